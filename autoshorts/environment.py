@@ -1,0 +1,51 @@
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+from django.core.exceptions import ImproperlyConfigured
+
+T = TypeVar("T")
+
+
+class Environment:
+    """Reads settings from environment variables and reports every bad one at once.
+
+    Readers return a placeholder for a bad variable; `check()` then raises, so that a person
+    who sets the application up is told the whole list and not one name a run.
+    """
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def text(self, name: str, default: str | None = None, *, hint: str = "") -> str:
+        value = os.environ.get(name, "").strip()
+        if value:
+            return value
+        if default is None:
+            self.problems.append(f"{name} is not set. Set it to {hint}.")
+        return default or ""
+
+    def flag(self, name: str, default: bool) -> bool:
+        words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+        value = self.text(name, "true" if default else "false").lower()
+        if value not in words:
+            self.problems.append(f"{name} is {value!r}. Set it to true or false.")
+        return words.get(value, default)
+
+    def number(self, name: str, default: T, kind: Callable[[str], T], *, hint: str) -> T:
+        value = self.text(name, str(default))
+        try:
+            return kind(value)
+        except ValueError:
+            self.problems.append(f"{name} is {value!r}. Set it to {hint}.")
+            return default
+
+    def items(self, name: str, default: str | None = None, *, hint: str = "") -> list[str]:
+        return [part.strip() for part in self.text(name, default, hint=hint).split(",") if part]
+
+    def check(self) -> None:
+        """Raise ImproperlyConfigured naming each missing or malformed variable."""
+        if self.problems:
+            raise ImproperlyConfigured(
+                "These environment variables need your attention:\n  " + "\n  ".join(self.problems)
+            )

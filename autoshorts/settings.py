@@ -1,0 +1,164 @@
+"""Settings of the AutoShorts project. Everything that differs between machines comes from the
+environment; README.md lists the variables. A missing or malformed one stops the start."""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import dj_database_url
+
+from autoshorts.environment import Environment
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+env = Environment()
+
+SECRET_KEY = env.text("SECRET_KEY", hint="a long random text that you keep to yourself")
+DEBUG = env.flag("DEBUG", False)
+ALLOWED_HOSTS = env.items("ALLOWED_HOSTS", hint="the host names of this site, such as a.example")
+CSRF_TRUSTED_ORIGINS = env.items("CSRF_TRUSTED_ORIGINS", "")
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django_q",
+    "storage_audit",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "storage_audit.origin.OriginMiddleware",
+]
+ROOT_URLCONF = "autoshorts.urls"
+WSGI_APPLICATION = "autoshorts.wsgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+
+def database(url: str) -> dict[str, object]:
+    try:
+        settings = dict(dj_database_url.parse(url, conn_health_checks=True))
+    except (dj_database_url.ParseError, dj_database_url.UnknownSchemeError, ValueError):
+        env.problems.append(
+            "DATABASE_URL is malformed. Set it to postgres://USER:PASSWORD@HOST:PORT/NAME"
+            " or sqlite:////absolute/path.sqlite3."
+        )
+        return {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+    if str(settings["ENGINE"]).endswith("sqlite3"):
+        # The write lock is taken when a transaction starts: taken later, a transaction that has
+        # read fails at once with "database is locked" instead of waiting for its turn.
+        settings["OPTIONS"] = {
+            "timeout": 30,
+            "transaction_mode": "IMMEDIATE",
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+        }
+    return settings
+
+
+DATABASES = {"default": database(env.text("DATABASE_URL", f"sqlite:///{BASE_DIR}/db.sqlite3"))}
+ON_SQLITE = str(DATABASES["default"]["ENGINE"]).endswith("sqlite3")
+
+# Why these figures: docs/architecture.md, "The queue".
+WORKERS = 1 if ON_SQLITE else env.number("QUEUE_WORKERS", 2, int, hint="a whole number")
+Q_CLUSTER = {
+    "name": "autoshorts",
+    "orm": "default",
+    "workers": WORKERS,
+    "queue_limit": WORKERS,
+    "bulk": 1,
+    "timeout": 180,
+    "retry": 600,
+    "max_attempts": 1,
+    "ack_failures": True,
+    "save_limit": 100,
+    "catch_up": False,
+    "poll": 1,
+}
+
+
+def endpoint_url() -> str:
+    """The S3 address: R2_ENDPOINT_URL, or Cloudflare's address of the account.
+    https://developers.cloudflare.com/r2/api/s3/api/"""
+    url = env.text("R2_ENDPOINT_URL", "")
+    account = env.text("R2_ACCOUNT_ID", "")
+    jurisdiction = env.text("R2_JURISDICTION", "")
+    if url:
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            env.problems.append(f"R2_ENDPOINT_URL is {url!r}. Set it to an http(s) address.")
+        return url
+    if len(account) != 32 or not account.isalnum():
+        env.problems.append(
+            "Neither R2_ENDPOINT_URL nor a valid R2_ACCOUNT_ID is set. Set R2_ACCOUNT_ID to the"
+            " 32 letters and digits of your Cloudflare account, or R2_ENDPOINT_URL to the address"
+            " of any S3 store."
+        )
+    if jurisdiction not in ("", "eu", "fedramp", "us"):
+        env.problems.append(
+            f"R2_JURISDICTION is {jurisdiction!r}. Set it to eu, fedramp or us, or leave it unset."
+        )
+    host = ".".join(filter(None, [account, jurisdiction, "r2.cloudflarestorage.com"]))
+    return f"https://{host}"
+
+
+STORAGE_AUDIT = {
+    "ENDPOINT_URL": endpoint_url(),
+    "ACCESS_KEY_ID": env.text("R2_ACCESS_KEY_ID", hint="the access key id of your R2 API token"),
+    "SECRET_ACCESS_KEY": env.text(
+        "R2_SECRET_ACCESS_KEY", hint="the secret access key of your R2 API token"
+    ),
+    "BUCKET": env.text("R2_BUCKET_NAME", hint="the bucket that holds the projects' files"),
+    "SYNC": env.flag("CLEANUP_SYNC", False),
+    "LIMIT_OBJECTS": env.number("CLEANUP_LIMIT_OBJECTS", 1000, int, hint="a whole number"),
+    "LIMIT_SHARE": env.number("CLEANUP_LIMIT_SHARE", 0.05, float, hint="a share such as 0.05"),
+}
+STORAGES = {
+    "default": {"BACKEND": "storage_audit.storage.TrackedStorage"},
+    "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
+}
+
+LANGUAGE_CODE = "en"
+TIME_ZONE = "UTC"
+USE_TZ = True
+STATIC_URL = "static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+
+HTTPS = env.flag("HTTPS", True)
+SECURE_SSL_REDIRECT = HTTPS
+SESSION_COOKIE_SECURE = HTTPS
+CSRF_COOKIE_SECURE = HTTPS
+SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = HTTPS
+SECURE_HSTS_PRELOAD = HTTPS
+if env.flag("BEHIND_PROXY", False):
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["console"], "level": "INFO"},
+}
+
+env.check()

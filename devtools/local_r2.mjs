@@ -1,0 +1,26 @@
+// Reads and writes objects through the R2 binding, which takes every key that R2 takes.
+export default {
+  async fetch(request, env) {
+    if (request.headers.get("x-token") !== env.TOKEN) {
+      return new Response("wrong token\n", { status: 403 });
+    }
+    const query = new URL(request.url).searchParams;
+    const bucket = env[query.get("bucket")];
+    const key = query.get("key");
+    if (request.method === "PUT") {
+      await bucket.put(key, await request.arrayBuffer());
+      return new Response();
+    }
+    if (request.method === "DELETE") {
+      await bucket.delete(key);
+      return new Response();
+    }
+    if (key !== null) {
+      const object = await bucket.get(key);
+      return new Response(object?.body, { status: object ? 200 : 404 });
+    }
+    const page = await bucket.list({ cursor: query.get("cursor") ?? undefined });
+    const objects = page.objects.map(({ key, size, etag }) => [key, size, etag]);
+    return Response.json({ objects, cursor: page.truncated ? page.cursor : null });
+  },
+};

@@ -1,0 +1,3 @@
+"""Just enough for `manage.py local_r2`."""
+
+INSTALLED_APPS = ["devtools"]

@@ -1,0 +1,227 @@
+"""A cleanup from its plan to its proof: plan, limit, delete, verify, close.
+
+Each step records what it did before it goes on, so that any worker can take over at any moment.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from uuid import UUID
+
+from django.db import transaction
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from storage_audit.audit import deletion, verification
+from storage_audit.audit.discovery import discover
+from storage_audit.audit.installation import Mismatch
+from storage_audit.audit.work import OutOfTime, Reborn, Work
+from storage_audit.bucket.r2 import StoreError
+from storage_audit.conf import conf
+from storage_audit.models import (
+    CleanupItem,
+    CleanupOperation,
+    LeaseLost,
+    R2Object,
+)
+
+logger = logging.getLogger(__name__)
+Kind, Status, Step = CleanupOperation.Kind, CleanupOperation.Status, CleanupOperation.Step
+
+
+def run(operation_id: UUID) -> CleanupOperation:
+    """Work on the operation, turn after turn, until it is not running any more."""
+    while (operation := run_slice(operation_id)) and operation.status == Status.RUNNING:
+        pass
+    return operation or CleanupOperation.objects.get(pk=operation_id)
+
+
+def run_slice(operation_id: UUID) -> CleanupOperation | None:
+    """Work on the operation for one turn; None if it is not due or another worker has it.
+
+    The store's errors end in the operation as a message and a next attempt. Any other exception
+    does too, and is raised again.
+    """
+    with transaction.atomic():
+        operation = CleanupOperation.objects.get(pk=operation_id)
+        before = operation.status
+        if not operation.claim():
+            return None
+    logger.info("%s claimed, attempt %s", operation.pk, operation.attempts)
+    try:
+        if before in (Status.INCOMPLETE, Status.FAILED):
+            start_again(operation)
+        advance(Work.begin(operation))
+    except OutOfTime:
+        operation.hand_over()
+    except LeaseLost as error:
+        logger.warning("%s: %s", operation.pk, error)
+    except Reborn:
+        supersede(operation)
+    except Mismatch as mismatch:
+        operation.record("blocked", mismatch)
+        operation.block(str(mismatch))
+    except StoreError as error:
+        postpone(operation, str(error))
+    except Exception as error:
+        postpone(operation, f"{type(error).__name__}: {error}")
+        raise
+    return operation
+
+
+def advance(work: Work) -> None:
+    steps: dict[str, Callable[[Work], None]] = {
+        Step.PLAN: plan,
+        Step.DELETE: deletion.delete,
+        Step.VERIFY: verification.verify,
+    }
+    operation = work.operation
+    refuse_reborn(work)
+    while operation.status == Status.RUNNING:
+        if operation.step == Step.VERIFY and operation.cursor.get("settled"):
+            close(work)
+        else:
+            steps[operation.step](work)
+
+
+def refuse_reborn(work: Work) -> None:
+    operation = work.operation
+    if operation.kind == Kind.PROJECT and not operation.dry_run:
+        deletion.refuse_reborn(operation)
+
+
+def start_again(operation: CleanupOperation) -> None:
+    """Put what failed back into the plan. What nobody can delete fails again, and costs nothing."""
+    if operation.planned_at:
+        with transaction.atomic():
+            operation.renew(step=Step.DELETE, cursor={})
+            operation.items.filter(outcome="failed", escaped=False).mark(
+                CleanupItem.Outcome.PLANNED, tries=0, answer=""
+            )
+    operation.record("retry", _("Trying again."))
+
+
+def plan(work: Work) -> None:
+    """Find what there is, freeze it, and hold it against the limits."""
+    operation = work.operation
+    if operation.planned_at is None:
+        discover(work)
+        look_for_uploads(work)
+        work.look_again()
+        operation.renew(planned_at=timezone.now(), plan_digest=digest(operation), cursor={})
+        record_plan(operation)
+    if operation.kind == Kind.VERIFY:
+        verification.compare(work)
+    elif operation.dry_run:
+        operation.freeze(**operation.items.books(), error=excess(operation))
+    elif not operation.released_by and (reason := excess(operation)):
+        operation.record("blocked", reason)
+        operation.block(reason)
+    else:
+        operation.renew(step=Step.DELETE)
+
+
+def look_for_uploads(work: Work) -> None:
+    uploads = deletion.unfinished_uploads(work)
+    if uploads is None:
+        text = _("Unfinished multipart uploads: not checked, as the store cannot list them.")
+        work.operation.record("plan", text)
+    elif uploads:
+        text = _("Unfinished multipart uploads: %s. They will be aborted.") % len(uploads)
+        work.operation.record("plan", text, keys=[upload.key for upload in uploads[:100]])
+
+
+def digest(operation: CleanupOperation) -> str:
+    """SHA-256 of the plan: its ranges, and each key with what was seen of it and what is to be."""
+    sums = hashlib.sha256(json.dumps(operation.ranges).encode())
+    facts = ("key", "escaped", "size", "etag", "last_modified", "outcome")
+    for row in operation.items.order_by("key", "pk").values_list(*facts).iterator():
+        sums.update(json.dumps(row, default=str).encode() + b"\n")
+    return sums.hexdigest()
+
+
+def record_plan(operation: CleanupOperation) -> None:
+    books = operation.items.books()
+    to_delete = operation.items.planned().count()
+    operation.record(
+        "plan",
+        _("Found %(found)s objects, %(to_delete)s of them to be deleted.")
+        % {"found": books["found"], "to_delete": to_delete},
+        digest=operation.plan_digest,
+        ranges=operation.ranges,
+        protected=books["protected"],
+    )
+
+
+def excess(operation: CleanupOperation) -> str:
+    """Why the plan is too large to be run unasked, or nothing."""
+    tracked = R2Object.objects.in_bucket(operation.bucket).count()
+    limit = max(conf().limit_objects, int(conf().limit_share * tracked))
+    wanted = operation.items.planned().exclude(found_in="tracked").count()
+    if wanted <= limit:
+        return ""
+    return _(
+        "%(wanted)s objects would be deleted; the limit is %(limit)s (the larger of"
+        " %(objects)s and %(share)s %% of the %(tracked)s tracked in the bucket). If that many"
+        " are to go, force-delete this operation."
+    ) % {
+        "wanted": wanted,
+        "limit": limit,
+        "objects": conf().limit_objects,
+        "share": f"{conf().limit_share * 100:g}",
+        "tracked": tracked,
+    }
+
+
+def close(work: Work) -> None:
+    """Close the books. Whatever remains is said, and tried again or shown to a person."""
+    operation = work.operation
+    books = operation.items.books()
+    if books["failed"]:
+        text = _("%s objects remain; each item says why.") % books["failed"]
+        postpone(operation, text)
+        return
+    status = Status.CLEAN_WITH_PROTECTED if books["protected"] else Status.CLEAN
+    with transaction.atomic():
+        operation.close(status, books, error="")
+        schedule_late_checks(operation)
+        operation.record("closed", operation.get_status_display(), **books)
+
+
+def schedule_late_checks(operation: CleanupOperation) -> None:
+    """Look again later: uploads in flight, presigned URLs and multipart uploads may still land."""
+    if operation.kind == Kind.PROJECT and operation.parent is None:
+        for delay in conf().late_checks:
+            late_check(operation, delay)
+
+
+def late_check(operation: CleanupOperation, delay: timedelta) -> None:
+    CleanupOperation.objects.request(
+        kind=Kind.PROJECT,
+        project_id=operation.project_id,
+        project_deleted_at=operation.project_deleted_at,
+        bucket=operation.bucket,
+        parent=operation,
+        trigger=CleanupOperation.Trigger.LATE_CHECK,
+        next_attempt_at=timezone.now() + delay,
+    )
+
+
+def postpone(operation: CleanupOperation, reason: str) -> None:
+    try:
+        with transaction.atomic():
+            operation.postpone(reason, operation.items.books())
+            operation.record(operation.status, reason, next_attempt=str(operation.next_attempt_at))
+    except LeaseLost as error:
+        logger.warning("%s: %s; %s", operation.pk, error, reason)
+
+
+def supersede(operation: CleanupOperation) -> None:
+    reason = _("Project %s lives again: its objects are the new project's.") % operation.project_id
+    with transaction.atomic():
+        operation.renew()
+        deletion.let_go(operation, operation.items.open(), reason)
+        operation.close(Status.SUPERSEDED, operation.items.books(), error=reason)
+        operation.record("superseded", reason)

@@ -1,0 +1,196 @@
+"""The delete step: batch by batch, each proved just before it is sent, and sent once."""
+
+from collections.abc import Iterable
+from itertools import groupby
+from time import monotonic
+from typing import NamedTuple
+
+from django.db import transaction
+from django.db.models import F, Q
+from django.utils.translation import gettext as _
+
+from storage_audit.audit.discovery import rows_by_identity
+from storage_audit.audit.ownership import Claim, alive_among, judge, layouts
+from storage_audit.audit.work import Reborn, Work
+from storage_audit.bucket import deleters, r2
+from storage_audit.bucket.listing import find
+from storage_audit.bucket.r2 import Answer, Listed, Upload
+from storage_audit.conf import conf
+from storage_audit.models import CleanupItem, CleanupOperation, Project, R2Object
+from storage_audit.querysets import CleanupItemQuerySet, R2ObjectQuerySet
+
+Outcome = CleanupItem.Outcome
+NOT_LISTED = "not in the listing before the deletion"
+PROOF_LASTS = 10.0  # seconds
+
+
+class Proof(NamedTuple):
+    """What may be sent, what is absent already, and what must stay, with the reason."""
+
+    may_go: list[CleanupItem]
+    gone: list[CleanupItem]
+    stay: list[tuple[CleanupItem, str]]
+
+
+def delete(work: Work) -> None:
+    """Send every planned item once. Raises OutOfTime, StoreError, Mismatch and LeaseLost."""
+    operation = work.operation
+    abort_uploads(work)
+    while batch := next_batch(operation):
+        work.look_again()
+        delete_batch(work, batch)
+        work.breathe()
+    operation.progress(step=CleanupOperation.Step.VERIFY, cursor={})
+
+
+def next_batch(operation: CleanupOperation) -> list[CleanupItem]:
+    """Neighbours of one listed prefix that are planned, or were left without an answer."""
+    todo = operation.items.filter(
+        Q(outcome=Outcome.PLANNED) | Q(outcome=Outcome.DELETING, answer="")
+    ).order_by("span", "key")
+    first = todo.first()
+    return list(todo.filter(span=first.span)[: conf().batch_size]) if first else []
+
+
+def delete_batch(work: Work, batch: list[CleanupItem]) -> None:
+    operation = work.operation
+    with transaction.atomic():
+        operation.renew()
+        among(operation, batch).mark(Outcome.DELETING)
+        own_rows(operation).lock_for_deletion([item.key for item in batch])
+    started = monotonic()
+    proof = prove(work, batch)
+    with transaction.atomic():
+        operation.renew()
+        record_proof(operation, proof)
+    if monotonic() - started > PROOF_LASTS:
+        return  # Too old to act on: without an answer, the batch is taken up and proved again.
+    answers = send(operation, proof.may_go)
+    with transaction.atomic():
+        operation.progress()
+        record_answers(operation, proof.may_go, answers)
+        operation.record(
+            "delete",
+            _("Batch of %s objects sent.") % len(proof.may_go),
+            absent=len(proof.gone),
+            protected=len(proof.stay),
+            refused=sum(answer != r2.DELETED for answer in answers.values()),
+        )
+
+
+def among(operation: CleanupOperation, items: Iterable[CleanupItem]) -> CleanupItemQuerySet:
+    return operation.items.filter(pk__in=[item.pk for item in items])
+
+
+def own_rows(operation: CleanupOperation) -> R2ObjectQuerySet:
+    """The tracking rows that this cleanup may bar and forget: another project's upload is not."""
+    rows = R2Object.objects.in_bucket(operation.bucket)
+    if operation.kind == CleanupOperation.Kind.OBJECTS:
+        return rows.none()
+    return rows.filter(Q(project_id=operation.project_id) | Q(source=R2Object.Source.BACKFILL))
+
+
+def prove(work: Work, batch: list[CleanupItem]) -> Proof:
+    """Look at the objects and at their owners once more: only what is as planned may go."""
+    operation = work.operation
+    found = find(operation.bucket, [item.key for item in batch], work.identity)
+    readings = {item.key: layouts().readings(item.key) for item in batch}
+    if operation.kind == CleanupOperation.Kind.PROJECT:
+        refuse_reborn(operation)
+    alive = alive_among(readings.values())
+    rows = rows_by_identity(work, [item.key for item in batch])
+    proof = Proof([], [], [])
+    for item in batch:
+        identity = work.identity(item.key)
+        listed, row = found.get(identity), rows.get(identity)
+        if listed is None:
+            proof.gone.append(item)
+        elif reason := objection(operation, item, listed, row):
+            proof.stay.append((item, reason))
+        elif operation.kind == CleanupOperation.Kind.OBJECTS:
+            proof.may_go.append(item)
+        else:
+            verdict = judge(work.project, readings[item.key], row, listed.last_modified, alive)
+            if verdict.claim is Claim.OWNED:
+                proof.may_go.append(item)
+            else:
+                proof.stay.append((item, verdict.reason or verdict.evidence))
+    return proof
+
+
+def objection(
+    operation: CleanupOperation, item: CleanupItem, listed: Listed, row: R2Object | None
+) -> str:
+    """Why the object is not the one of the plan any more, or nothing."""
+    if row and row.state == R2Object.State.UPLOADING:
+        return _("An upload to this key is under way.")
+    if row and operation.kind == CleanupOperation.Kind.OBJECTS:
+        return _("A tracking row names this key again.")
+    seen = (listed.size, listed.etag, listed.last_modified)
+    if item.found_in == CleanupItem.FoundIn.TRACKED:
+        return _("The object appeared after the plan; a late check decides on it.")
+    if seen != (item.size, item.etag, item.last_modified):
+        return _("The object was overwritten after the plan; a late check decides on it.")
+    return ""
+
+
+def refuse_reborn(operation: CleanupOperation) -> None:
+    if Project.objects.filter(pk=operation.project_id).exists():
+        raise Reborn
+
+
+def record_proof(operation: CleanupOperation, proof: Proof) -> None:
+    among(operation, proof.gone).update(answer=NOT_LISTED)
+    for reason, group in groupby(sorted(proof.stay, key=by_reason), key=by_reason):
+        let_go(operation, among(operation, [item for item, _reason in group]), reason)
+    among(operation, proof.may_go).update(tries=F("tries") + 1)
+
+
+def by_reason(stay: tuple[CleanupItem, str]) -> str:
+    return stay[1]
+
+
+def let_go(operation: CleanupOperation, items: CleanupItemQuerySet, reason: str) -> None:
+    """Protect the items, and open their keys to uploads again."""
+    keys = list(items.values_list("key", flat=True))
+    items.mark(Outcome.PROTECTED, reason)
+    R2Object.objects.in_bucket(operation.bucket).unlock(keys)
+
+
+def send(operation: CleanupOperation, items: list[CleanupItem]) -> dict[str, Answer]:
+    return deleters.delete(operation.bucket, [item.key for item in items])
+
+
+def record_answers(
+    operation: CleanupOperation, items: list[CleanupItem], answers: dict[str, Answer]
+) -> None:
+    def answer_of(item: CleanupItem) -> str:
+        return str(answers[item.key])
+
+    for answer, group in groupby(sorted(items, key=answer_of), key=answer_of):
+        among(operation, group).update(answer=answer)
+
+
+def unfinished_uploads(work: Work) -> list[Upload] | None:
+    """The project's multipart uploads; None where the store cannot tell."""
+    operation, found = work.operation, list[Upload]()
+    for prefix in operation.ranges:
+        uploads = r2.unfinished_uploads(operation.bucket, prefix)
+        if uploads is None:
+            return None
+        found += uploads
+    readings = {upload.key: layouts().readings(upload.key) for upload in found}
+    alive, rows = alive_among(readings.values()), rows_by_identity(work, readings)
+
+    def is_owned(upload: Upload) -> bool:
+        row = rows.get(work.identity(upload.key))
+        verdict = judge(work.project, readings[upload.key], row, upload.initiated, alive)
+        return verdict.claim is Claim.OWNED
+
+    return [upload for upload in found if is_owned(upload)]
+
+
+def abort_uploads(work: Work) -> None:
+    for upload in unfinished_uploads(work) or []:
+        r2.abort_upload(work.operation.bucket, upload)
+        work.operation.record("delete", _("Unfinished upload aborted."), key=upload.key)

@@ -1,0 +1,204 @@
+"""What a project has in the bucket: tracked and listed keys, each with its owner and the reason.
+
+Written page by page into the operation's items, so that a worker that stops is followed by one
+that goes on, and memory does not grow with the project.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from django.db import transaction
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from storage_audit.audit.ownership import Claim, Verdict, alive_among, judge, layouts
+from storage_audit.audit.work import Work
+from storage_audit.bucket.listing import escape, find, pages, storable
+from storage_audit.bucket.r2 import Listed
+from storage_audit.models import CleanupItem, CleanupOperation, R2Object
+from storage_audit.querysets import R2ObjectQuerySet
+
+FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
+CHUNK = 1000
+
+
+def discover(work: Work) -> None:
+    """Make the operation's items, going on where the last turn stopped. Raises OutOfTime,
+    StoreError and LeaseLost."""
+    operation = work.operation
+    if operation.names_its_objects:
+        look_up_items(work)
+        return
+    assert operation.project_id is not None
+    if not operation.ranges:
+        operation.renew(ranges=layouts().prefixes(operation.project_id))
+    for span in range(operation.cursor.get("span", 0), len(operation.ranges)):
+        discover_listed(work, span)
+        discover_tracked(work, span)
+    discover_outside(work)
+
+
+def discover_listed(work: Work, span: int) -> None:
+    operation = work.operation
+    after = operation.cursor.get("after", "")
+    for page in pages(operation.bucket, operation.ranges[span], after):
+        with transaction.atomic():
+            operation.progress(cursor=position(span, page, after))
+            save(judged(work, page, span))
+        work.breathe()
+
+
+def position(span: int, page: Sequence[Listed], after: str) -> dict[str, object]:
+    """Where to go on. A key that cannot be stored is cut where it stops being so, and what then
+    is listed twice is already an item."""
+    last = page[-1].key if page else after
+    clean = next((i for i in range(len(last)) if not storable(last[i])), len(last))
+    return {"span": span, "after": last[:clean]}
+
+
+def discover_tracked(work: Work, span: int) -> None:
+    """Rows of the project under the prefix whose object the complete listing did not show."""
+    operation = work.operation
+    after = ""
+    while (
+        rows := tracked_rows(operation).under(operation.ranges[span]).between(after, None)[:CHUNK]
+    ):
+        save_absent(work, rows, span)
+        after = rows[len(rows) - 1].key
+    operation.progress(cursor={"span": span + 1})
+
+
+def tracked_rows(operation: CleanupOperation) -> R2ObjectQuerySet:
+    rows = R2Object.objects.in_bucket(operation.bucket)
+    return rows.filter(project_id=operation.project_id).order_by("key")
+
+
+def save_absent(work: Work, rows: Iterable[R2Object], span: int | None) -> None:
+    operation = work.operation
+    by_identity = {work.identity(row.key): row for row in rows}
+    items = operation.items.filter(identity__in=by_identity, escaped=False)
+    for identity in items.values_list("identity", flat=True):
+        del by_identity[identity]
+    with transaction.atomic():
+        operation.renew()
+        save([absent(operation, row, identity, span) for identity, row in by_identity.items()])
+
+
+def absent(
+    operation: CleanupOperation, row: R2Object, identity: str, span: int | None
+) -> CleanupItem:
+    return CleanupItem(
+        operation=operation,
+        key=row.key,
+        identity=identity,
+        span=span,
+        project_id=row.project_id,
+        size=row.size,
+        etag=row.etag,
+        last_modified=row.last_modified,
+        found_in=FoundIn.TRACKED,
+        evidence=_("tracked, and not in the listing"),
+    )
+
+
+def discover_outside(work: Work) -> None:
+    """Rows of the project that no prefix covers: each key's own place is listed."""
+    operation = work.operation
+    outside = tracked_rows(operation).outside(operation.ranges)
+    after = operation.cursor.get("outside", "")
+    while rows := list(outside.between(after, None)[:CHUNK]):
+        found = find(operation.bucket, [row.key for row in rows], work.identity)
+        here = [found[work.identity(r.key)] for r in rows if work.identity(r.key) in found]
+        after = rows[-1].key
+        with transaction.atomic():
+            operation.progress(cursor={"span": len(operation.ranges), "outside": after})
+            save(judged(work, here, None))
+        save_absent(work, rows, None)
+        work.breathe()
+
+
+def judged(work: Work, page: Sequence[Listed], span: int | None) -> list[CleanupItem]:
+    """The listed objects that are the project's, or may be, as items; three queries in all."""
+    readings = {listed.key: layouts().readings(listed.key) for listed in page}
+    alive = alive_among(readings.values())
+    rows = rows_by_identity(work, [listed.key for listed in page])
+    items = []
+    for listed in page:
+        row = rows.get(work.identity(listed.key))
+        verdict = judge(work.project, readings[listed.key], row, listed.last_modified, alive)
+        if verdict.claim is not Claim.ELSEWHERE:
+            items.append(present(work, listed, row, verdict, span))
+    return items
+
+
+def rows_by_identity(work: Work, keys: Iterable[str]) -> dict[str, R2Object]:
+    """The tracking rows of these keys, by what the store takes for the same key."""
+    spellings = {s for key in keys if storable(key) for s in (key, work.identity(key))}
+    rows = R2Object.objects.in_bucket(work.operation.bucket).filter(key__in=spellings)
+    return {work.identity(row.key): row for row in rows}
+
+
+def present(
+    work: Work, listed: Listed, row: R2Object | None, verdict: Verdict, span: int | None
+) -> CleanupItem:
+    item = CleanupItem(
+        operation=work.operation,
+        key=escape(listed.key),
+        escaped=not storable(listed.key),
+        identity=work.identity(escape(listed.key)),
+        span=span,
+        project_id=row.project_id if row else work.operation.project_id,
+        size=listed.size,
+        etag=listed.etag,
+        last_modified=listed.last_modified,
+        present_at=timezone.now(),
+        found_in=FoundIn.BOTH if row else FoundIn.LISTED,
+        evidence=verdict.evidence,
+        reason=verdict.reason,
+    )
+    if verdict.claim is Claim.PROTECTED:
+        item.outcome = Outcome.PROTECTED
+    elif item.escaped:
+        item.outcome = Outcome.FAILED
+        item.reason = _("No request can name this key. Delete it in the Cloudflare dashboard.")
+    return item
+
+
+def save(items: list[CleanupItem]) -> None:
+    CleanupItem.objects.bulk_create(items, ignore_conflicts=True, batch_size=CHUNK)
+
+
+def look_up_items(work: Work) -> None:
+    """Compare the objects behind deleted rows with what the rows said of them."""
+    operation = work.operation
+    after = operation.cursor.get("after", "")
+    while items := list(operation.items.filter(key__gt=after).order_by("key")[:CHUNK]):
+        found = find(operation.bucket, [item.key for item in items], work.identity)
+        after = items[-1].key
+        for item in items:
+            if listed := found.get(work.identity(item.key)):
+                compare(item, listed)
+        with transaction.atomic():
+            operation.progress(cursor={"after": after})
+            CleanupItem.objects.bulk_update(items, COMPARED, batch_size=200)
+        work.breathe()
+
+
+COMPARED = [
+    "key",
+    "size",
+    "etag",
+    "last_modified",
+    "found_in",
+    "outcome",
+    "reason",
+    "present_at",
+]
+
+
+def compare(item: CleanupItem, listed: Listed) -> None:
+    if item.etag and (item.etag, item.size) != (listed.etag, listed.size):
+        item.outcome = Outcome.PROTECTED
+        item.reason = _("The object is not the one that the row described: it was overwritten.")
+    item.key, item.size, item.etag = listed.key, listed.size, listed.etag
+    item.last_modified, item.present_at = listed.last_modified, timezone.now()
+    item.found_in = FoundIn.BOTH

@@ -1,0 +1,163 @@
+"""Is this the bucket that this database belongs to? A marker object in the bucket says so.
+
+Asked before each plan, batch and verification: in a wrong, empty or cloned bucket everything
+would seem absent, and a copy of the database would delete what the original still uses.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from django.conf import settings
+from django.db import connection
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from storage_audit.bucket import r2
+from storage_audit.bucket.listing import Identity, exact, nfc, pages
+from storage_audit.conf import conf
+from storage_audit.models import Installation
+
+OWN_PREFIX = ".storage_audit/"
+MARKER = f"{OWN_PREFIX}installation.json"
+MACHINE_ID = Path("/etc/machine-id")
+
+
+class Mismatch(Exception):
+    """This database and this bucket do not belong together; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What the store takes for the same key."""
+
+    folds_unicode: bool
+
+    @property
+    def identity(self) -> Identity:
+        return nfc if self.folds_unicode else exact
+
+
+def fingerprint() -> str:
+    """What tells this database from its copies: the server's identity and address, or the file."""
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT system_identifier, (SELECT oid FROM pg_database"
+                " WHERE datname = current_database()), current_database()"
+                " FROM pg_control_system()"
+            )
+            facts = [*cursor.fetchone(), *address_of_server()]
+    else:
+        facts = file_of_database()
+    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
+
+
+def address_of_server() -> list[object]:
+    """A snapshot restored elsewhere keeps the server's identity, but not its address."""
+    given = settings.DATABASES["default"]
+    return [given.get("HOST"), given.get("PORT")]
+
+
+def file_of_database() -> list[object]:
+    name = str(connection.settings_dict["NAME"])
+    machine = MACHINE_ID.read_text().strip() if MACHINE_ID.exists() else ""
+    path = Path(name).resolve()
+    return [machine, str(path), path.stat().st_ino if path.exists() else None]
+
+
+def marker(bucket: str, installation: Installation) -> dict[str, object]:
+    return {
+        "installation": str(installation.pk),
+        "fingerprint": installation.fingerprint,
+        "bucket": bucket,
+        "store": urlsplit(conf().endpoint_url).hostname,
+    }
+
+
+def check(bucket: str) -> Traits:
+    """The bucket's traits, once it and the database are seen to belong together.
+
+    Raises Mismatch when they do not, StoreError when the bucket cannot be asked.
+    """
+    installation = Installation.objects.first()
+    if installation is None:
+        raise Mismatch(_("This database has claimed no bucket yet. Run: manage.py claim_bucket"))
+    if installation.fingerprint != fingerprint():
+        raise Mismatch(
+            _(
+                "This database is a copy of the one that claimed the bucket, or it has moved. If"
+                " the other is gone for good, run: manage.py claim_bucket --take-over"
+            )
+        )
+    content = read_marker(bucket)
+    if content is None:
+        raise Mismatch(
+            _(
+                "Bucket %s holds no marker of this installation: it is empty, new, or not the"
+                " one that was claimed. If it is the right one, run: manage.py claim_bucket"
+            )
+            % bucket
+        )
+    expected = marker(bucket, installation)
+    if any(content.get(name) != value for name, value in expected.items()):
+        raise Mismatch(
+            _(
+                "Bucket %s belongs to another installation, or was copied from another bucket."
+                " If it is the right one, run: manage.py claim_bucket --take-over"
+            )
+            % bucket
+        )
+    return Traits(folds_unicode=content.get("folds_unicode") is not False)
+
+
+def read_marker(bucket: str) -> dict[str, object] | None:
+    body = r2.read(bucket, MARKER)
+    if body is None:
+        return None
+    try:
+        content = json.loads(body)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def claim(bucket: str, *, take_over: bool = False) -> Traits:
+    """Make the bucket this database's own: write the marker, learn the store's traits.
+
+    Raises Mismatch when another installation has it, or this database was copied, unless
+    `take_over`; StoreError when the bucket cannot be read and written.
+    """
+    content, mine = read_marker(bucket), fingerprint()
+    installation = Installation.objects.first() or Installation(fingerprint=mine)
+    if not take_over:
+        if installation.fingerprint != mine:
+            raise Mismatch(_("This database is a copy, or it has moved: use --take-over."))
+        if content is not None and content.get("installation") != str(installation.pk):
+            raise Mismatch(_("Bucket %s belongs to another installation.") % bucket)
+    if installation.fingerprint != mine:
+        # The original keeps its id; with a new one here its own marker check stops it.
+        Installation.objects.all().delete()
+        installation = Installation(fingerprint=mine)
+    installation.claimed_at = timezone.now()
+    installation.save()
+    traits = probe(bucket)
+    written = {**marker(bucket, installation), "folds_unicode": traits.folds_unicode}
+    r2.write(bucket, MARKER, json.dumps(written, indent=1).encode())
+    return traits
+
+
+def probe(bucket: str) -> Traits:
+    """Write one name in two spellings and see whether the store keeps one object or two."""
+    name = f"{OWN_PREFIX}probe-{uuid4()}-"
+    spellings = [f"{name}\u00e9", f"{name}e\u0301"]
+    try:
+        for spelling in spellings:
+            r2.write(bucket, spelling, b"")
+        return Traits(folds_unicode=sum(map(len, pages(bucket, name))) == 1)
+    finally:
+        for spelling in spellings:
+            r2.delete_single(bucket, spelling)

@@ -1,0 +1,92 @@
+"""Who owns a key, and why we think so. When in doubt nobody does, and the object is protected."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from functools import cache
+
+from django.utils.translation import gettext as _
+
+from storage_audit.audit.layouts import DEFAULT_KINDS, DEFAULT_TEMPLATES, Layouts, Reading
+from storage_audit.conf import Conf, conf
+from storage_audit.models import KnownProject, Project, R2Object
+
+
+@cache
+def _layouts(settings: Conf) -> Layouts:
+    return Layouts(
+        {**DEFAULT_TEMPLATES, **settings.layouts},
+        project_id=settings.project_id,
+        kinds=[*DEFAULT_KINDS, *settings.kinds],
+        current=settings.current_layout,
+    )
+
+
+def layouts() -> Layouts:
+    """The configured key grammar. Raises LayoutError when the settings make none."""
+    return _layouts(conf())
+
+
+class Claim(Enum):
+    OWNED = "owned"
+    ELSEWHERE = "elsewhere"
+    PROTECTED = "protected"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`claim` is about one project: the key is its own, plainly another's, or in doubt."""
+
+    claim: Claim
+    evidence: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """The project whose objects are in question, and since when it is no more."""
+
+    project_id: str
+    at: datetime
+
+
+def alive_among(readings: Iterable[Iterable[Reading]]) -> set[str]:
+    """Which of the projects that these keys could name live now: one query for all of them."""
+    return Project.objects.alive({reading.project for of_key in readings for reading in of_key})
+
+
+def known_among(ids: Iterable[str]) -> set[str]:
+    return set(KnownProject.objects.filter(pk__in=set(ids)).values_list("pk", flat=True))
+
+
+def judge(
+    project: Deleted,
+    readings: Sequence[Reading],
+    row: R2Object | None,
+    last_modified: datetime | None,
+    alive: set[str],
+) -> Verdict:
+    """Does the key belong to the deleted project?
+
+    `row` is the key's tracking row, `last_modified` the object's time or None when there is no
+    object, `alive` the projects among the readings that live.
+    """
+    if row and row.source == R2Object.Source.UPLOAD and row.project_id:
+        evidence = _("uploaded for %s by this application") % row.project_id
+        mine = row.project_id == project.project_id
+        return Verdict(Claim.OWNED if mine else Claim.ELSEWHERE, evidence)
+    names = {reading.project for reading in readings}
+    evidence = "; ".join(f"{reading.layout}: {reading.project}" for reading in readings)
+    if not names:
+        reason = _("No layout knows this key. Add its layout, or delete the object itself.")
+        return Verdict(Claim.PROTECTED, _("no layout matches"), reason)
+    if project.project_id not in names:
+        return Verdict(Claim.ELSEWHERE, evidence)
+    if rivals := sorted(names & alive - {project.project_id}):
+        reason = _("It could also belong to the live project %s.") % ", ".join(rivals)
+        return Verdict(Claim.PROTECTED, evidence, reason)
+    if len(names) > 1 and last_modified and last_modified >= project.at:
+        reason = _("It could name several projects, and is younger than the deletion.")
+        return Verdict(Claim.PROTECTED, evidence, reason)
+    return Verdict(Claim.OWNED, evidence)

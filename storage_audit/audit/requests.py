@@ -1,0 +1,117 @@
+"""What a person may ask for. Each returns operations that the caller enqueues on commit."""
+
+from django.db import transaction
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from storage_audit.models import (
+    CleanupOperation,
+    KnownProject,
+    Project,
+    validate_project_id,
+)
+from storage_audit.origin import Origin, acting_as, current_origin
+
+Kind, Status, Trigger = (
+    CleanupOperation.Kind,
+    CleanupOperation.Status,
+    CleanupOperation.Trigger,
+)
+
+
+class StillAlive(Exception):
+    """The project exists, so its files are not left-behind ones; the message says what to do."""
+
+
+@transaction.atomic
+def dry_run(project_id: str) -> list[CleanupOperation]:
+    """Plan the cleanup of a project as if it were deleted now, and delete nothing."""
+    return CleanupOperation.objects.request_for_project(
+        project_id,
+        trigger=Trigger.DRY_RUN,
+        dry_run=True,
+        deleted_at=KnownProject.objects.time_of_deletion(project_id) or timezone.now(),
+    )
+
+
+@transaction.atomic
+def verify_project(project_id: str) -> list[CleanupOperation]:
+    """See whether bucket and table agree on a live project, or what is left of a deleted one."""
+    return CleanupOperation.objects.request_for_project(
+        project_id,
+        kind=Kind.VERIFY,
+        trigger=Trigger.VERIFY,
+        deleted_at=KnownProject.objects.time_of_deletion(project_id) or timezone.now(),
+    )
+
+
+@transaction.atomic
+def verify_operation(operation: CleanupOperation) -> CleanupOperation:
+    """Look again whether what an operation deleted is gone."""
+    check = CleanupOperation.objects.request(
+        kind=Kind.VERIFY,
+        trigger=Trigger.VERIFY,
+        project_id=operation.project_id,
+        project_deleted_at=operation.project_deleted_at,
+        bucket=operation.bucket,
+        parent=operation,
+    )
+    if operation.names_its_objects:
+        check.copy_items(operation)
+    return check
+
+
+@transaction.atomic
+def force_delete_project(project: Project, origin: Origin) -> list[CleanupOperation]:
+    """Delete the project's row, and clean up without limits, in one transaction.
+
+    `origin` must be `forced`, so that the receiver makes the operation a released one.
+    """
+    project_id, began = project.pk, timezone.now()
+    with acting_as(origin):
+        project.delete()
+    made = CleanupOperation.objects.filter(
+        project_id=project_id, trigger=Trigger.FORCED, created_at__gte=began
+    )
+    return list(made)
+
+
+def force_delete_operation(operation: CleanupOperation) -> None:
+    """Release a blocked operation, run a dry run's plan, or try a failed one again.
+
+    Lifts the limits, never the ownership rule. Raises IllegalTransition for any other status,
+    and StillAlive for the plan of a live project.
+    """
+    user = current_origin().user or "command"
+    if operation.status == Status.BLOCKED:
+        operation.release(user)
+    elif operation.status == Status.PLANNED:
+        refuse_alive(operation.project_id or "")
+        operation.execute(user)
+    else:
+        operation.retry()
+    operation.record("force", _("Limits lifted, or tried again, by %s.") % user)
+
+
+@transaction.atomic
+def declare_deleted(project_id: str) -> list[CleanupOperation]:
+    """Clean up after an id that is not alive, such as one deleted before this was installed.
+
+    Raises ValidationError for what is no project id, and StillAlive.
+    """
+    validate_project_id(project_id)
+    refuse_alive(project_id)
+    deleted_at = KnownProject.objects.time_of_deletion(project_id)
+    if deleted_at is None:
+        deleted_at = timezone.now()
+        KnownProject.objects.saw_deleted(project_id, deleted_at, KnownProject.Evidence.DECLARED)
+    return CleanupOperation.objects.request_for_project(
+        project_id, trigger=Trigger.DECLARED, deleted_at=deleted_at
+    )
+
+
+def refuse_alive(project_id: str) -> None:
+    if Project.objects.filter(pk=project_id).exists():
+        raise StillAlive(
+            _("Project %s exists. Delete it in the admin; that cleans up after it.") % project_id
+        )

@@ -1,0 +1,58 @@
+from collections.abc import Sequence
+from typing import Any
+
+from django.apps.config import AppConfig
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags, Warning, register
+from django.core.exceptions import ImproperlyConfigured
+from django.db import OperationalError, ProgrammingError
+
+from storage_audit import tasks
+from storage_audit.audit.layouts import LayoutError
+from storage_audit.audit.ownership import layouts
+
+
+def register_checks() -> None:
+    register(check_settings, Tags.compatibility)
+    register(check_queue, Tags.compatibility)
+    register(check_schedule, Tags.database)
+
+
+def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    try:
+        layouts()
+    except (ImproperlyConfigured, LayoutError) as error:
+        hint = "Mend the entry of STORAGE_AUDIT in the settings."
+        return [Error(str(error), hint=hint, id="storage_audit.E001")]
+    return []
+
+
+def check_queue(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """https://django-q2.readthedocs.io/en/stable/configure.html#retry"""
+    queue: dict[str, Any] = settings.Q_CLUSTER
+    waiting = queue.get("queue_limit", queue.get("workers", 1) ** 2) / queue.get("workers", 1)
+    found: list[CheckMessage] = []
+    if not queue.get("timeout") or queue.get("retry", 60) <= queue["timeout"] * (waiting + 1):
+        hint = "Set retry above timeout * (queue_limit / workers + 1): a task is run twice else."
+        found.append(Error("Q_CLUSTER's retry is too short.", hint=hint, id="storage_audit.E002"))
+    if queue.get("bulk", 1) != 1:
+        hint = "Set bulk to 1: one task that cannot be read stops those fetched with it."
+        found.append(Error("Q_CLUSTER's bulk is not 1.", hint=hint, id="storage_audit.E003"))
+    return found
+
+
+def check_schedule(
+    app_configs: Sequence[AppConfig] | None,
+    databases: Sequence[str] | None = None,
+    **kwargs: Any,
+) -> list[CheckMessage]:
+    if not databases:
+        return []
+    try:
+        scheduled = tasks.is_scheduled()
+    except (OperationalError, ProgrammingError):
+        return []  # Not migrated yet; migrate makes the schedule.
+    if scheduled:
+        return []
+    hint = "Run manage.py migrate, which makes it, or run sweep_cleanups from cron every minute."
+    return [Warning("No sweep is scheduled.", hint=hint, id="storage_audit.W001")]

@@ -1,0 +1,80 @@
+"""The settings of `storage_audit` as one typed, validated object."""
+
+import re
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Conf:
+    """`settings.STORAGE_AUDIT`, with lower-case names.
+
+    Layout templates and kinds given there are added to the built-in ones (audit/layouts.py).
+    """
+
+    endpoint_url: str
+    access_key_id: str
+    secret_access_key: str = field(repr=False)
+    bucket: str
+    region: str = "auto"
+
+    project_id: str = r"proj_(?!proj)[A-Za-z0-9_-]+"
+    layouts: dict[str, str] = field(default_factory=dict)
+    kinds: tuple[str, ...] = ()
+    current_layout: str = "hierarchical"
+
+    sync: bool = False
+    limit_objects: int = 1000
+    limit_share: float = 0.05
+    batch_size: int = 1000
+    tries: int = 3
+    slice: timedelta = timedelta(seconds=60)
+    lease: timedelta = timedelta(seconds=90)
+    first_retry: timedelta = timedelta(minutes=1)
+    longest_retry: timedelta = timedelta(hours=1)
+    retry_horizon: timedelta = timedelta(hours=6)
+    failed_retry: timedelta = timedelta(days=1)
+    upload_timeout: timedelta = timedelta(days=1)
+    late_checks: tuple[timedelta, ...] = (timedelta(hours=1), timedelta(days=1), timedelta(days=8))
+
+    def __post_init__(self) -> None:
+        for name in ("endpoint_url", "access_key_id", "secret_access_key", "bucket"):
+            if not getattr(self, name):
+                raise ImproperlyConfigured(f"STORAGE_AUDIT[{name.upper()!r}] must not be empty.")
+        if not 1 <= self.batch_size <= 1000:
+            raise ImproperlyConfigured("STORAGE_AUDIT['BATCH_SIZE'] must be between 1 and 1000.")
+        if not 0 < self.limit_share <= 1:
+            raise ImproperlyConfigured("STORAGE_AUDIT['LIMIT_SHARE'] must be between 0 and 1.")
+        try:
+            re.compile(self.project_id)
+        except re.error as error:
+            raise ImproperlyConfigured(
+                f"STORAGE_AUDIT['PROJECT_ID'] is no regular expression: {error}"
+            ) from error
+
+
+@cache
+def conf() -> Conf:
+    """The validated settings. Raises ImproperlyConfigured, naming the entry to mend."""
+    given: dict[str, Any] = getattr(settings, "STORAGE_AUDIT", {})
+    known = {f.name.upper(): f.name for f in fields(Conf)}
+    if unknown := sorted(set(given) - set(known)):
+        raise ImproperlyConfigured(f"STORAGE_AUDIT has unknown entries: {', '.join(unknown)}.")
+    try:
+        return Conf(**{known[name]: value for name, value in given.items()})
+    except TypeError as error:
+        raise ImproperlyConfigured(f"STORAGE_AUDIT is incomplete: {error}") from error
+
+
+def forget(*, setting: str, **kwargs: Any) -> None:
+    if setting == "STORAGE_AUDIT":
+        conf.cache_clear()
+
+
+setting_changed.connect(forget, dispatch_uid="storage_audit.conf")

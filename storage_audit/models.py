@@ -1,0 +1,157 @@
+"""The tables. No I/O but the database's; the questions to ask of them are in querysets.py."""
+
+import re
+import uuid
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from storage_audit.conf import conf
+from storage_audit.fields import BytewiseTextField
+from storage_audit.operations import CleanupItem, CleanupOperation, OperationEvent, Row
+from storage_audit.querysets import KnownProjectQuerySet, ProjectQuerySet, R2ObjectQuerySet
+from storage_audit.scans import BucketScan, Finding, ScanShard
+from storage_audit.transitions import IllegalTransition, LeaseLost
+
+__all__ = [
+    "BucketScan",
+    "CleanupItem",
+    "CleanupOperation",
+    "Finding",
+    "IllegalTransition",
+    "Installation",
+    "KnownProject",
+    "LeaseLost",
+    "OperationEvent",
+    "Project",
+    "R2Object",
+    "Row",
+    "ScanShard",
+]
+
+
+def validate_project_id(value: str) -> None:
+    if not re.fullmatch(conf().project_id, value):
+        raise ValidationError(
+            _("“%(value)s” is not a project id. Ids look like proj_a1: they match %(pattern)s."),
+            code="project_id",
+            params={"value": value, "pattern": conf().project_id},
+        )
+
+
+class Project(models.Model):
+    id = BytewiseTextField(_("id"), primary_key=True, validators=[validate_project_id])
+    title = models.CharField(_("title"), max_length=200, blank=True)
+    created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
+
+    objects = ProjectQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("project")
+        verbose_name_plural = _("projects")
+
+    def __str__(self) -> str:
+        return f"{self.title} ({self.pk})" if self.title else self.pk
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        # A key is built from the id, so an id outside the grammar must not come into being.
+        validate_project_id(self.pk)
+        super().save(*args, **kwargs)
+
+
+class KnownProject(models.Model):
+    """An id that was seen alive at some time. Never pruned: it decides who owns a key."""
+
+    class Evidence(models.TextChoices):
+        SAVED = "saved", _("saved by the application")
+        SEEN = "seen", _("seen alive by the sweep")
+        DELETED = "deleted", _("deleted by the application")
+        VANISHED = "vanished", _("gone without a signal")
+        DECLARED = "declared", _("declared deleted by a person")
+
+    id = BytewiseTextField(_("id"), primary_key=True)
+    first_seen_at = models.DateTimeField(_("first seen"), default=timezone.now)
+    deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True)
+    evidence = models.CharField(_("evidence"), max_length=10, choices=Evidence)
+
+    objects = KnownProjectQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("known project id")
+        verbose_name_plural = _("known project ids")
+
+    def __str__(self) -> str:
+        return self.pk
+
+
+class R2Object(models.Model):
+    """One object that we know of. The row outlives its project until the object is seen gone."""
+
+    class Source(models.TextChoices):
+        UPLOAD = "upload", _("upload")
+        BACKFILL = "backfill", _("backfill")
+
+    class State(models.TextChoices):
+        UPLOADING = "uploading", _("uploading")
+        STORED = "stored", _("stored")
+        UPLOAD_FAILED = "upload_failed", _("upload failed")
+        DELETING = "deleting", _("being deleted")
+
+    bucket = BytewiseTextField(_("bucket"))
+    key = BytewiseTextField(_("key"))
+    project = models.ForeignKey(
+        Project,
+        verbose_name=_("project"),
+        null=True,
+        blank=True,
+        on_delete=models.DO_NOTHING,
+        db_constraint=False,
+        related_name="objects_in_r2",
+    )
+    scene_id = models.TextField(_("scene"), blank=True)
+    file_type = models.CharField(_("file type"), max_length=40, blank=True)
+    layout = models.CharField(_("layout"), max_length=60, blank=True)
+    size = models.PositiveBigIntegerField(_("size in bytes"), null=True, blank=True)
+    etag = models.CharField(_("ETag"), max_length=200, blank=True)
+    last_modified = models.DateTimeField(_("last modified"), null=True, blank=True)
+    source = models.CharField(_("source"), max_length=10, choices=Source)
+    state = models.CharField(_("state"), max_length=15, choices=State)
+    upload_id = models.UUIDField(_("last upload"), null=True, editable=False)
+    created_at = models.DateTimeField(_("created"), default=timezone.now)
+    updated_at = models.DateTimeField(_("changed"), default=timezone.now)
+
+    objects = R2ObjectQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("R2 object")
+        verbose_name_plural = _("R2 objects")
+        constraints = [
+            models.UniqueConstraint(fields=["bucket", "key"], name="one_row_per_object"),
+            models.CheckConstraint(
+                condition=Q(state__in=["uploading", "stored", "upload_failed", "deleting"]),
+                name="object_state_is_known",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.key
+
+
+class Installation(models.Model):
+    """This database's identity, which the marker object in each claimed bucket repeats."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    fingerprint = models.CharField(_("database fingerprint"), max_length=64)
+    claimed_at = models.DateTimeField(_("claimed"), default=timezone.now)
+    only = models.BooleanField(default=True, unique=True, editable=False)
+
+    class Meta:
+        verbose_name = _("installation")
+        verbose_name_plural = _("installations")
+
+    def __str__(self) -> str:
+        return str(self.pk)

@@ -1,0 +1,265 @@
+"""The tables of cleanups: the operation, its items, its timeline."""
+
+import uuid
+from datetime import datetime
+from itertools import islice
+from typing import Any, NamedTuple
+
+from django.db import models
+from django.db.models import F, Q
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from storage_audit.fields import BytewiseTextField
+from storage_audit.querysets import CleanupItemQuerySet
+from storage_audit.redaction import redact
+from storage_audit.transitions import Transitions
+
+
+class Row(NamedTuple):
+    """What is kept of a tracking row that is being deleted."""
+
+    bucket: str
+    key: str
+    project_id: str | None
+    size: int | None
+    etag: str
+    last_modified: datetime | None
+
+    @classmethod
+    def of(cls, tracked: models.Model) -> "Row":
+        return cls(*(getattr(tracked, name) for name in cls._fields))
+
+
+class CleanupOperation(Transitions):
+    """One deletion, from the request to its proof; the id is the deletion id."""
+
+    class Kind(models.TextChoices):
+        PROJECT = "project", _("project cleanup")
+        OBJECTS = "objects", _("deletion of objects")
+        VERIFY = "verify", _("verification")
+
+    class Trigger(models.TextChoices):
+        DELETED = "deleted", _("deleted by the application or staff")
+        FORCED = "forced", _("force-deleted")
+        DECLARED = "declared", _("declared deleted by a person")
+        VANISHED = "vanished", _("row gone without a signal")
+        DRY_RUN = "dry_run", _("dry run")
+        VERIFY = "verify", _("verification")
+        LATE_CHECK = "late_check", _("late check")
+
+    class Step(models.TextChoices):
+        PLAN = "plan", _("looking for objects")
+        DELETE = "delete", _("deleting")
+        VERIFY = "verify", _("verifying")
+
+    id = models.UUIDField(_("deletion id"), primary_key=True, default=uuid.uuid4, editable=False)
+    kind = models.CharField(_("kind"), max_length=10, choices=Kind)
+    project_id = BytewiseTextField(_("project"), null=True, blank=True, db_index=True)
+    project_deleted_at = models.DateTimeField(_("project deleted"), null=True, blank=True)
+    bucket = BytewiseTextField(_("bucket"))
+    parent = models.ForeignKey(
+        "self", models.PROTECT, verbose_name=_("follows"), null=True, related_name="children"
+    )
+    trigger = models.CharField(_("trigger"), max_length=12, choices=Trigger)
+    requested_by = models.TextField(_("requested by"), blank=True)
+    origin = models.TextField(_("requested from"), blank=True)
+    discovery = models.CharField(_("discovery"), max_length=10, default="both")
+    strategy = models.CharField(_("strategy"), max_length=12, default="batch")
+
+    step = models.CharField(_("step"), max_length=10, choices=Step, default=Step.PLAN)
+    cursor = models.JSONField(_("position"), default=dict, editable=False)
+
+    found = models.PositiveBigIntegerField(_("found"), default=0)
+    found_bytes = models.PositiveBigIntegerField(_("bytes found"), default=0)
+    deleted = models.PositiveBigIntegerField(_("deleted"), default=0)
+    deleted_bytes = models.PositiveBigIntegerField(_("bytes deleted"), default=0)
+    already_absent = models.PositiveBigIntegerField(_("already absent"), default=0)
+    already_absent_bytes = models.PositiveBigIntegerField(_("bytes already absent"), default=0)
+    protected = models.PositiveBigIntegerField(_("protected"), default=0)
+    protected_bytes = models.PositiveBigIntegerField(_("bytes protected"), default=0)
+    failed = models.PositiveBigIntegerField(_("failed"), default=0)
+    failed_bytes = models.PositiveBigIntegerField(_("bytes failed"), default=0)
+
+    plan_digest = models.CharField(_("plan digest"), max_length=64, blank=True)
+    ranges = models.JSONField(_("listed prefixes"), default=list, editable=False)
+    planned_at = models.DateTimeField(_("planned"), null=True, blank=True)
+
+    created_at = models.DateTimeField(_("requested"), default=timezone.now)
+
+    class Meta:
+        verbose_name = _("cleanup operation")
+        verbose_name_plural = _("cleanup operations")
+        indexes = [models.Index(fields=["next_attempt_at"], name="operation_due")]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(status__in=Transitions.Status.values),
+                name="operation_status_is_known",
+            ),
+            models.CheckConstraint(
+                condition=~Q(status__in=Transitions.CLOSED)
+                | Q(found=F("deleted") + F("already_absent") + F("protected") + F("failed"))
+                & Q(
+                    found_bytes=F("deleted_bytes")
+                    + F("already_absent_bytes")
+                    + F("protected_bytes")
+                    + F("failed_bytes")
+                ),
+                name="operation_books_close",
+            ),
+            models.CheckConstraint(
+                condition=~Q(status="clean") | Q(failed=0, protected=0),
+                name="operation_clean_is_clean",
+            ),
+        ]
+        permissions = [
+            ("dry_run_cleanup", _("Can dry-run a cleanup")),
+            ("verify_cleanup", _("Can verify a cleanup")),
+            ("force_cleanup", _("Can force-delete, and release blocked cleanups")),
+        ]
+
+    def __str__(self) -> str:
+        return str(self.pk)
+
+    @property
+    def subject(self) -> str:
+        return self.project_id or str(_("objects of several projects"))
+
+    @property
+    def names_its_objects(self) -> bool:
+        """Its items were given with the request; otherwise they are looked for by project."""
+        named = self.Kind.OBJECTS
+        return self.kind == named or (self.parent is not None and self.parent.kind == named)
+
+    def record(self, step: str, message: object, **data: Any) -> None:
+        """Add a line to the timeline; secrets are taken out of it."""
+        OperationEvent.objects.create(
+            operation=self, step=step, message=redact(str(message)), data=redact(data)
+        )
+
+    def add_rows(self, rows: list[Row]) -> None:
+        """Make these deleted rows items of the operation: delete these very objects."""
+        if any(row.project_id != self.project_id for row in rows):
+            self.change(Q(), project_id=None)
+        self.items.bulk_create(
+            [
+                CleanupItem(
+                    operation=self,
+                    key=row.key,
+                    identity=row.key,
+                    project_id=row.project_id,
+                    size=row.size,
+                    etag=row.etag,
+                    last_modified=row.last_modified,
+                    found_in=CleanupItem.FoundIn.TRACKED,
+                    evidence=str(_("its tracking row was deleted")),
+                )
+                for row in rows
+            ],
+            batch_size=1000,
+            ignore_conflicts=True,
+        )
+
+    def copy_items(self, other: "CleanupOperation") -> None:
+        """Take over the keys of another operation's items, to be looked up again."""
+        gone = other.items.filter(outcome__in=["deleted", "already_absent"])
+        facts = ("key", "identity", "escaped", "project_id", "size", "etag", "last_modified")
+        found = CleanupItem.FoundIn.TRACKED
+        copies = (
+            CleanupItem(operation=self, found_in=found, **row)
+            for row in gone.values(*facts).iterator()
+        )
+        while batch := list(islice(copies, 1000)):
+            CleanupItem.objects.bulk_create(batch)
+
+
+class CleanupItem(models.Model):
+    """One key of one operation, and what became of it."""
+
+    class FoundIn(models.TextChoices):
+        TRACKED = "tracked", _("tracked only")
+        LISTED = "listed", _("listed only")
+        BOTH = "both", _("tracked and listed")
+
+    class Outcome(models.TextChoices):
+        PLANNED = "planned", _("to be deleted")
+        DELETING = "deleting", _("being deleted")
+        DELETED = "deleted", _("deleted")
+        ALREADY_ABSENT = "already_absent", _("already absent")
+        PROTECTED = "protected", _("protected")
+        FAILED = "failed", _("failed")
+
+    OPEN = ("planned", "deleting")
+
+    operation = models.ForeignKey(CleanupOperation, models.CASCADE, related_name="items")
+    key = BytewiseTextField(_("key"))
+    # What the store takes for the same object: R2 folds keys to NFC, other stores do not.
+    identity = BytewiseTextField(editable=False)
+    # The key cannot be stored or sent as it is (NUL, invalid UTF-8): `key` shows it escaped.
+    escaped = models.BooleanField(_("shown escaped"), default=False)
+    span = models.PositiveIntegerField(null=True, editable=False)
+    project_id = BytewiseTextField(_("project"), null=True)
+    size = models.PositiveBigIntegerField(_("size in bytes"), null=True)
+    etag = models.CharField(_("ETag"), max_length=200, blank=True)
+    last_modified = models.DateTimeField(_("last modified"), null=True)
+    found_in = models.CharField(_("found"), max_length=10, choices=FoundIn)
+    evidence = models.TextField(_("owner evidence"), blank=True)
+    outcome = models.CharField(
+        _("outcome"), max_length=15, choices=Outcome, default=Outcome.PLANNED
+    )
+    reason = models.TextField(_("reason"), blank=True)
+    answer = models.TextField(_("the store's answer"), blank=True)
+    tries = models.PositiveSmallIntegerField(_("tries"), default=0)
+    present_at = models.DateTimeField(_("last seen in the bucket"), null=True)
+    changed_at = models.DateTimeField(_("changed"), default=timezone.now)
+
+    objects = CleanupItemQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("item")
+        verbose_name_plural = _("items")
+        constraints = [
+            models.UniqueConstraint(
+                fields=["operation", "identity", "escaped"], name="one_item_per_object"
+            ),
+            models.CheckConstraint(
+                condition=Q(
+                    outcome__in=[
+                        "planned",
+                        "deleting",
+                        "deleted",
+                        "already_absent",
+                        "protected",
+                        "failed",
+                    ]
+                ),
+                name="item_outcome_is_known",
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["operation", "outcome", "span", "key"], name="item_work"),
+            models.Index(
+                fields=["key"], condition=Q(outcome="deleting"), name="item_being_deleted"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.key
+
+
+class OperationEvent(models.Model):
+    """One line of an operation's timeline; `data` holds calls, answers and figures, redacted."""
+
+    operation = models.ForeignKey(CleanupOperation, models.CASCADE, related_name="events")
+    at = models.DateTimeField(_("time"), default=timezone.now)
+    step = models.CharField(_("step"), max_length=20)
+    message = models.TextField(_("message"))
+    data = models.JSONField(_("data"), default=dict)
+
+    class Meta:
+        verbose_name = _("event")
+        verbose_name_plural = _("events")
+        ordering = ["at", "pk"]
+
+    def __str__(self) -> str:
+        return self.message

@@ -1,0 +1,50 @@
+"""Who asked for what is being done, and from where, without passing it through every call."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from django.http import HttpRequest, HttpResponse
+
+
+@dataclass(frozen=True)
+class Origin:
+    """`user` is a login name or empty; `place` says from where, such as "admin, 203.0.113.7"."""
+
+    user: str = ""
+    place: str = "application code"
+    forced: bool = False
+
+
+_origin: ContextVar[Origin] = ContextVar("storage_audit_origin")
+NOBODY = Origin()
+
+
+def current_origin() -> Origin:
+    return _origin.get(NOBODY)
+
+
+@contextmanager
+def acting_as(origin: Origin) -> Iterator[None]:
+    token = _origin.set(origin)
+    try:
+        yield
+    finally:
+        _origin.reset(token)
+
+
+def of_request(request: HttpRequest, *, forced: bool = False) -> Origin:
+    user = request.user.get_username() if request.user.is_authenticated else ""
+    return Origin(user, f"web, {request.META.get('REMOTE_ADDR', 'unknown address')}", forced)
+
+
+class OriginMiddleware:
+    """Makes the signed-in person and address known to the signal receivers."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        with acting_as(of_request(request)):
+            return self.get_response(request)

@@ -1,0 +1,248 @@
+"""The questions that the code asks of the tables, in the words of docs/architecture.md."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Self
+from uuid import UUID
+
+from django.apps import apps
+from django.db import models
+from django.db.models import Count, Exists, OuterRef, Q, Sum
+from django.db.models.functions import Coalesce
+from django.utils import timezone
+
+from storage_audit.conf import conf
+from storage_audit.fields import after_prefix
+from storage_audit.origin import current_origin
+
+if TYPE_CHECKING:
+    # Ruff does not see names in the strings of a class's bases.
+    from storage_audit.models import (  # noqa: F401
+        CleanupItem,
+        CleanupOperation,
+        Finding,
+        KnownProject,
+        Project,
+        R2Object,
+    )
+    from storage_audit.transitions import Transitions
+
+
+class ProjectQuerySet(models.QuerySet["Project"]):
+    def alive(self, ids: Collection[str]) -> set[str]:
+        return set(self.filter(pk__in=ids).values_list("pk", flat=True))
+
+    def with_storage(self) -> Self:
+        """Each project with its tracked objects and bytes, and its last cleanup's status."""
+        objects = (
+            apps.get_model("storage_audit", "R2Object")
+            .objects.filter(project_id=OuterRef("pk"))
+            .order_by()
+            .values("project_id")
+        )
+        operations = (
+            apps.get_model("storage_audit", "CleanupOperation")
+            .objects.filter(project_id=OuterRef("pk"))
+            .order_by("-created_at")
+        )
+        count, size = objects.annotate(n=Count("pk")), objects.annotate(n=Sum("size"))
+        return self.annotate(
+            object_count=Coalesce(models.Subquery(count.values("n")), 0),
+            object_bytes=Coalesce(
+                models.Subquery(size.values("n"), output_field=models.BigIntegerField()), 0
+            ),
+            last_operation_id=models.Subquery(operations.values("pk")[:1]),
+            last_operation_status=models.Subquery(operations.values("status")[:1]),
+        )
+
+
+class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
+    def saw_alive(self, project_id: str, evidence: str) -> None:
+        """Note that an id lives: for the first time, again, or still (then nothing changes)."""
+        born_again = {"deleted_at": None, "evidence": evidence}
+        if not self.filter(pk=project_id, deleted_at=None).exists():
+            self.update_or_create(pk=project_id, defaults=born_again)
+
+    def saw_deleted(self, project_id: str, at: datetime, evidence: str) -> None:
+        self.update_or_create(pk=project_id, defaults={"deleted_at": at, "evidence": evidence})
+
+    def time_of_deletion(self, project_id: str) -> datetime | None:
+        return self.filter(pk=project_id).values_list("deleted_at", flat=True).first()
+
+    def vanished(self) -> Self:
+        """Ids that were seen alive and have no project any more, though no signal told of it."""
+        return self.filter(~self._project_exists(), deleted_at=None)
+
+    def reappeared(self) -> Self:
+        return self.filter(self._project_exists(), deleted_at__isnull=False)
+
+    @staticmethod
+    def _project_exists() -> Exists:
+        project = apps.get_model("storage_audit", "Project")
+        return Exists(project.objects.filter(pk=OuterRef("pk")))
+
+
+class R2ObjectQuerySet(models.QuerySet["R2Object"]):
+    def in_bucket(self, bucket: str) -> Self:
+        return self.filter(bucket=bucket)
+
+    def under(self, prefix: str) -> Self:
+        """Keys that start with `prefix`, compared byte by byte."""
+        end = after_prefix(prefix)
+        found = self.filter(key__gte=prefix) if prefix else self.all()
+        return found.filter(key__lt=end) if end else found
+
+    def outside(self, prefixes: Iterable[str]) -> Self:
+        found = self.all()
+        for prefix in prefixes:
+            found = found.exclude(key__gte=prefix, key__lt=after_prefix(prefix))
+        return found
+
+    def between(self, after: str, last: str | None) -> Self:
+        """Keys later than `after`, up to and with `last`; without an end when it is None."""
+        found = self.filter(key__gt=after) if after else self.all()
+        return found if last is None else found.filter(key__lte=last)
+
+    def uploads_of(self, project_id: str) -> Self:
+        return self.filter(project_id=project_id, source="upload")
+
+    def buckets_of(self, project_id: str) -> set[str]:
+        return set(self.filter(project_id=project_id).values_list("bucket", flat=True).distinct())
+
+    def lock_for_deletion(self, keys: Collection[str]) -> int:
+        """Bar uploads to these keys until they are seen gone; an upload under way wins."""
+        idle = Q(state__in=["stored", "upload_failed", "deleting"]) | Q(
+            state="uploading", updated_at__lt=timezone.now() - conf().upload_timeout
+        )
+        return self.filter(idle, key__in=keys).update(state="deleting", updated_at=timezone.now())
+
+    def unlock(self, keys: Collection[str]) -> int:
+        return self.filter(state="deleting", key__in=keys).update(
+            state="stored", updated_at=timezone.now()
+        )
+
+    def forget(self) -> int:
+        """Delete the rows without signals: their objects are gone, so nothing is to follow."""
+        return self._raw_delete(self.db)
+
+    def totals(self) -> tuple[int, int]:
+        """The number of objects and of bytes that the rows stand for."""
+        figures = self.aggregate(n=Count("pk"), size=Coalesce(Sum("size"), 0))
+        return figures["n"], figures["size"]
+
+
+class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
+    def request(self, **values: Any) -> CleanupOperation:
+        """Create an operation, with who asked and from where; in the transaction that deletes."""
+        origin = current_origin()
+        operation = self.create(**{"requested_by": origin.user, "origin": origin.place, **values})
+        operation.record("request", operation.get_trigger_display())
+        return operation
+
+    def request_for_project(
+        self, project_id: str, *, trigger: str, deleted_at: datetime, **values: Any
+    ) -> list[CleanupOperation]:
+        """One operation for each bucket in which the project may have objects."""
+        tracked = apps.get_model("storage_audit", "R2Object").objects.buckets_of(project_id)
+        return [
+            self.request(
+                project_id=project_id,
+                project_deleted_at=deleted_at,
+                bucket=bucket,
+                trigger=trigger,
+                **{"kind": "project", **values},
+            )
+            for bucket in sorted(tracked | {conf().bucket})
+        ]
+
+    def still_untouched(self, pk: UUID) -> CleanupOperation | None:
+        """The operation if it exists and no worker had it, kept from workers until the commit."""
+        untouched = self.filter(pk=pk, status="pending", attempts=0)
+        return untouched.get() if untouched.update(attempts=0) else None
+
+    def rivals(self, operation: Transitions) -> Self:
+        """The operations that must not run beside this one."""
+        return self.filter(bucket=operation.bucket).filter(
+            Q(pk=operation.pk) | Q(project_id__isnull=False, project_id=operation.project_id),
+            status__in=operation.WORKABLE,
+        )
+
+    def lock(self) -> Self:
+        """Wait for whoever claims one of these rows, then keep others from it (PostgreSQL)."""
+        list(self.select_for_update().order_by("pk").values_list("pk"))
+        return self.all()
+
+    def held(self, now: datetime) -> Self:
+        return self.filter(lease_until__gt=now)
+
+    def due(self, now: datetime) -> Self:
+        """Operations that a worker may take: their time has come and nobody has them."""
+        return self.filter(
+            Q(lease_until=None) | Q(lease_until__lte=now),
+            status__in=self.model.WORKABLE,
+            next_attempt_at__lte=now,
+        )
+
+    def not_enqueued_since(self, moment: datetime) -> Self:
+        return self.filter(Q(enqueued_at=None) | Q(enqueued_at__lt=moment))
+
+    def open(self) -> Self:
+        return self.exclude(status__in=[*self.model.ENDED, "planned"])
+
+    def cleanups(self) -> Self:
+        return self.exclude(kind="verify").filter(parent=None)
+
+
+class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
+    def planned(self) -> Self:
+        return self.filter(outcome="planned")
+
+    def open(self) -> Self:
+        return self.filter(outcome__in=self.model.OPEN)
+
+    def mark(self, outcome: str, reason: str = "", **values: Any) -> int:
+        return self.update(outcome=outcome, reason=reason, changed_at=timezone.now(), **values)
+
+    def being_deleted(self, bucket: str, key: str) -> bool:
+        return self.filter(operation__bucket=bucket, key=key, outcome="deleting").exists()
+
+    def books(self) -> dict[str, int]:
+        """Counts and bytes of all outcomes, from one aggregate; what is open counts as failed."""
+        outcomes = {
+            "deleted": Q(outcome="deleted"),
+            "already_absent": Q(outcome="already_absent"),
+            "protected": Q(outcome="protected"),
+            "failed": Q(outcome__in=["failed", *self.model.OPEN]),
+        }
+        sums: dict[str, Any] = {"found": Count("pk"), "found_bytes": Coalesce(Sum("size"), 0)}
+        for name, matches in outcomes.items():
+            sums[name] = Count("pk", filter=matches)
+            sums[f"{name}_bytes"] = Coalesce(Sum("size", filter=matches), 0)
+        return self.aggregate(**sums)
+
+
+class FindingQuerySet(models.QuerySet["Finding"]):
+    def see(self, findings: Iterable[Finding]) -> None:
+        """Record differences: new ones open, known ones seen again (and open if resolved)."""
+        self.bulk_create(
+            findings,
+            update_conflicts=True,
+            unique_fields=["bucket", "key", "escaped", "kind"],
+            update_fields=[
+                "project_id",
+                "size",
+                "last_modified",
+                "evidence",
+                "last_seen_at",
+                "last_scan",
+            ],
+        )
+
+    def resolve(self, bucket: str, keys: Collection[str], note: str) -> int:
+        return (
+            self.filter(bucket=bucket, key__in=keys)
+            .exclude(state="resolved")
+            .update(state="resolved", note=note)
+        )

@@ -1,0 +1,83 @@
+"""The queue's entry points, and the only module that knows django-q2. A task carries an id."""
+
+from collections.abc import Iterable
+from datetime import timedelta
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from django.db import transaction
+from django.utils import timezone
+from django_q.models import OrmQ, Schedule
+from django_q.tasks import async_task
+
+from storage_audit.audit import cleanup, vanished
+from storage_audit.conf import conf
+from storage_audit.models import CleanupOperation
+
+SWEEP = "storage_audit.tasks.sweep"
+# The sweep enqueues an operation again when nothing came of the last time, as queues lose tasks;
+# a queue with this many tasks ready is stuck, and more of them would not help.
+ENQUEUE_AGAIN_AFTER = timedelta(seconds=60)
+QUEUE_IS_LONG = 100
+
+
+def enqueue(operation_id: UUID) -> None:
+    """Have a worker run the operation; with the setting SYNC, run it here and now."""
+    if conf().sync:
+        cleanup.run(operation_id)
+        return
+    CleanupOperation.objects.filter(pk=operation_id).update(enqueued_at=timezone.now())
+    async_task("storage_audit.tasks.run_operation", str(operation_id), group="storage_audit")
+
+
+def enqueue_on_commit(operations: Iterable[CleanupOperation]) -> None:
+    """Enqueue once the transaction is committed; if that fails, the sweep finds the operations."""
+    for operation in operations:
+        transaction.on_commit(partial(enqueue, operation.pk), robust=True)
+
+
+def run_operation(operation_id: str) -> str:
+    """Work on an operation for one slice; returns its status for the queue's own records."""
+    operation = cleanup.run_slice(UUID(operation_id))
+    if operation is None:
+        return "not due, or held by another worker"
+    if operation.status == CleanupOperation.Status.RUNNING:
+        enqueue(operation.pk)
+    return operation.status
+
+
+def sweep() -> dict[str, int]:
+    """Notice what no signal told of, and enqueue whatever is due and was forgotten.
+
+    Returns how many operations were made for vanished projects and how many were enqueued.
+    """
+    noticed = vanished.notice()
+    now = timezone.now()
+    ready = OrmQ.objects.filter(lock__lte=now).count()
+    forgotten = (
+        CleanupOperation.objects.due(now)
+        .not_enqueued_since(now - ENQUEUE_AGAIN_AFTER)
+        .order_by("next_attempt_at")
+        .values_list("pk", flat=True)[: max(0, QUEUE_IS_LONG - ready)]
+    )
+    for operation_id in (ids := list(forgotten)):
+        enqueue(operation_id)
+    return {"vanished": noticed, "enqueued": len(ids)}
+
+
+def create_schedule(**kwargs: Any) -> None:
+    """Have the cluster sweep every minute. Called after each migrate."""
+    Schedule.objects.get_or_create(
+        func=SWEEP,
+        defaults={
+            "name": "storage_audit sweep",
+            "schedule_type": Schedule.MINUTES,
+            "minutes": 1,
+            "repeats": -1,
+        },
+    )
+
+
+def is_scheduled() -> bool:
+    return bool(Schedule.objects.filter(func=SWEEP).exists())

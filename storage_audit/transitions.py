@@ -1,0 +1,182 @@
+"""The states of a cleanup operation, and who may change them when."""
+
+import uuid
+from datetime import timedelta
+from typing import Any
+
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from storage_audit.conf import conf
+from storage_audit.querysets import CleanupOperationQuerySet
+
+
+class IllegalTransition(Exception):
+    """The operation is not in a state that allows this; the message says which it is in."""
+
+
+class LeaseLost(Exception):
+    """Another worker may have the operation now: the caller must stop and write nothing."""
+
+
+class Transitions(models.Model):
+    """The states of an operation and the ways between them.
+
+    pending -> running -> planned | clean | clean_with_protected | incomplete | failed | blocked
+    | superseded;  planned, blocked -> pending (by a person);  incomplete, failed -> running.
+
+    Each transition is one compare-and-set in the database, so that of two who try, one succeeds;
+    those of a worker also demand that its lease is the current one and still runs.
+    """
+
+    class Status(models.TextChoices):
+        PLANNED = "planned", _("planned")
+        PENDING = "pending", _("pending")
+        RUNNING = "running", _("running")
+        CLEAN = "clean", _("clean")
+        CLEAN_WITH_PROTECTED = "clean_with_protected", _("clean, some protected")
+        INCOMPLETE = "incomplete", _("incomplete")
+        FAILED = "failed", _("failed")
+        BLOCKED = "blocked", _("blocked")
+        SUPERSEDED = "superseded", _("superseded")
+
+    ENDED = ("clean", "clean_with_protected", "superseded")
+    CLOSED = (*ENDED, "incomplete", "failed")
+    WORKABLE = ("pending", "running", "incomplete", "failed")
+
+    status = models.CharField(
+        _("status"), max_length=20, choices=Status, default=Status.PENDING, db_index=True
+    )
+    released_by = models.TextField(_("limits lifted by"), blank=True)
+    dry_run = models.BooleanField(_("dry run"), default=False)
+    error = models.TextField(_("message"), blank=True)
+    attempts = models.PositiveIntegerField(_("attempts"), default=0)
+    lease_token = models.UUIDField(null=True, editable=False)
+    lease_until = models.DateTimeField(null=True, editable=False)
+    next_attempt_at = models.DateTimeField(_("next attempt"), null=True, default=timezone.now)
+    enqueued_at = models.DateTimeField(null=True, editable=False)
+    troubled_since = models.DateTimeField(_("in trouble since"), null=True, blank=True)
+    started_at = models.DateTimeField(_("started"), null=True, blank=True)
+    finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
+
+    objects = CleanupOperationQuerySet.as_manager()
+
+    class Meta:
+        abstract = True
+
+    # Of the table that has these states.
+    bucket: str
+    project_id: str | None
+
+    def change(self, allowed: Q, **values: Any) -> bool:
+        changed = type(self).objects.filter(allowed, pk=self.pk).update(**values) == 1
+        if changed:
+            for name, value in values.items():
+                setattr(self, name, value)
+        return changed
+
+    def change_as_holder(self, **values: Any) -> None:
+        """Write as the worker that holds the lease, or raise LeaseLost and write nothing."""
+        held = Q(
+            status=self.Status.RUNNING,
+            lease_token=self.lease_token,
+            lease_until__gt=timezone.now(),
+        )
+        if self.lease_token is None or not self.change(held, **values):
+            raise LeaseLost(f"Operation {self.pk} is no longer held by this worker.")
+
+    def claim(self) -> bool:
+        """Take the operation for this worker, or return False: not due, or somebody has it.
+
+        Of the operations of one project in one bucket only one is ever held. The next attempt
+        is set before the work begins, so that work that kills its worker is not tried at once.
+        Must be called inside a transaction.
+        """
+        now = timezone.now()
+        rivals = type(self).objects.rivals(self)
+        free = Q(status__in=self.WORKABLE, next_attempt_at__lte=now) & (
+            Q(lease_until=None) | Q(lease_until__lte=now)
+        )
+        if rivals.lock().held(now).exists():
+            return False
+        return self.change(
+            free,
+            status=self.Status.RUNNING,
+            lease_token=uuid.uuid4(),
+            lease_until=now + conf().lease,
+            attempts=self.attempts + 1,
+            next_attempt_at=now + self.pause_after(self.attempts + 1),
+            started_at=self.started_at or now,
+            finished_at=None,
+        )
+
+    @staticmethod
+    def pause_after(attempts: int) -> timedelta:
+        doublings = min(attempts - 1, 20)
+        return min(conf().first_retry * (1 << doublings), conf().longest_retry)
+
+    def renew(self, **values: Any) -> None:
+        """Lengthen the lease, and write `values` with it. Raises LeaseLost."""
+        self.change_as_holder(lease_until=timezone.now() + conf().lease, **values)
+
+    def progress(self, **values: Any) -> None:
+        """Renew after work was done: the attempts before it no longer count."""
+        self.renew(attempts=1, troubled_since=None, **values)
+
+    def hand_over(self) -> None:
+        """Give the lease back with work left, for any worker to go on at once."""
+        self.change_as_holder(lease_token=None, lease_until=None, next_attempt_at=timezone.now())
+
+    def freeze(self, **values: Any) -> None:
+        """End the planning of a dry run: what was found stays as it is until a person runs it."""
+        self._leave(self.Status.PLANNED, **values)
+
+    def block(self, reason: str, **values: Any) -> None:
+        self._leave(self.Status.BLOCKED, error=reason, **values)
+
+    def close(self, status: str, books: dict[str, int], **values: Any) -> None:
+        self._leave(status, **books, **{"finished_at": timezone.now(), **values})
+
+    def postpone(self, reason: str, books: dict[str, int]) -> None:
+        """Something remains: try again with growing pauses, and daily once the hours are over."""
+        now = timezone.now()
+        since = self.troubled_since or now
+        given_up = now - since >= conf().retry_horizon
+        self._leave(
+            self.Status.FAILED if given_up else self.Status.INCOMPLETE,
+            **books,
+            error=reason,
+            troubled_since=since,
+            finished_at=now,
+            next_attempt_at=now
+            + (conf().failed_retry if given_up else self.pause_after(self.attempts)),
+        )
+
+    def _leave(self, status: str, **values: Any) -> None:
+        release = {"lease_token": None, "lease_until": None, "next_attempt_at": None}
+        self.change_as_holder(status=status, **{**release, **values})
+
+    def release(self, user: str) -> None:
+        """Lift the limits of a blocked operation and let it run. Raises IllegalTransition."""
+        self._start_again(Q(status=self.Status.BLOCKED), _("release"), released_by=user)
+
+    def retry(self) -> None:
+        """Try an incomplete or failed operation now. Raises IllegalTransition."""
+        self._start_again(
+            Q(status__in=[self.Status.INCOMPLETE, self.Status.FAILED]), _("try again")
+        )
+
+    def execute(self, user: str) -> None:
+        """Run the plan that a dry run froze. Raises IllegalTransition."""
+        self._start_again(Q(status=self.Status.PLANNED), _("run"), dry_run=False, released_by=user)
+
+    def _start_again(self, allowed: Q, verb: Any, **values: Any) -> None:
+        values |= {"next_attempt_at": timezone.now(), "attempts": 0, "troubled_since": None}
+        if not self.change(allowed, status=self.Status.PENDING, enqueued_at=None, **values):
+            self.refresh_from_db(fields=["status"])
+            raise IllegalTransition(
+                _("Cannot %(verb)s operation %(id)s: it is %(status)s.")
+                % {"verb": verb, "id": self.pk, "status": self.get_status_display()}
+            )

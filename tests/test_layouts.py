@@ -1,0 +1,533 @@
+"""The key grammar: what is built reads back, and a key is read for no project it does not name."""
+
+import re
+import time
+from collections.abc import Callable
+from itertools import permutations
+from unicodedata import is_normalized, normalize
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from storage_audit.audit.layouts import (
+    CURRENT,
+    DEFAULT_KINDS,
+    DEFAULT_PROJECT_ID,
+    DEFAULT_TEMPLATES,
+    MAX_KEY_BYTES,
+    Layout,
+    LayoutError,
+    Layouts,
+    Reading,
+)
+
+Case = tuple[str, str, dict[str, str]]
+
+LAYOUTS = Layouts(
+    DEFAULT_TEMPLATES, project_id=DEFAULT_PROJECT_ID, kinds=DEFAULT_KINDS, current=CURRENT
+)
+BY_NAME = {
+    name: Layout(name, template, re.compile(DEFAULT_PROJECT_ID), DEFAULT_KINDS)
+    for name, template in DEFAULT_TEMPLATES.items()
+}
+WITH_SLASHES = ["hierarchical", "hierarchical_double", "content", "content_double"]
+
+# Separators, prefixes and both Unicode forms meet in these far more often than in random text.
+PIECES = ["proj_", "projects/", "/scenes/", "/media/", "audio/", "_media.", "mp4", "a", "b", "1"]
+STRANGE = ["_", "-", ".", "/", "../", "\n", "\0", "é", "e\u0301", "\u0338", "\u212a"]
+
+
+def joined(pieces: list[str], size: int) -> st.SearchStrategy[str]:
+    return st.lists(st.sampled_from(pieces), min_size=1, max_size=size).map("".join)
+
+
+names = joined(PIECES + STRANGE, 8) | st.text(min_size=1, max_size=20)
+projects = joined(["a", "b", "_", "-", "1", "0", "media"], 4).map("proj_".__add__)
+values = {
+    "kind": st.sampled_from(DEFAULT_KINDS),
+    "scene": names.map(lambda text: text.replace("/", "")).filter(bool),
+    "filename": names,
+    "ext": st.from_regex(r"[A-Za-z0-9]{1,5}", fullmatch=True),
+}
+keys = (
+    joined([*PIECES, *STRANGE, "\udc80"], 30)
+    | joined(["proj_", "proj_a_", "a", "_", "_media", ".mp4"], 30)
+    | st.tuples(st.sampled_from(["audio/proj_a/", "projects/proj_a/scenes/"]), names).map("".join)
+    | st.text(st.characters(), max_size=60)
+)
+
+
+@st.composite
+def cases(draw: st.DrawFn, layouts: list[str]) -> Case:
+    """The name of a layout, a project, and the fields that the layout takes."""
+    name = draw(st.sampled_from(layouts))
+    taken = [field for field in values if f"{{{field}}}" in DEFAULT_TEMPLATES[name]]
+    return name, draw(projects), {field: draw(values[field]) for field in taken}
+
+
+def layouts(
+    custom: str,
+    project_id: str = DEFAULT_PROJECT_ID,
+    kinds: tuple[str, ...] = DEFAULT_KINDS,
+    current: str = "custom",
+) -> Layouts:
+    templates = {**DEFAULT_TEMPLATES, "custom": custom}
+    return Layouts(templates, project_id=project_id, kinds=kinds, current=current)
+
+
+def ways(key: str) -> list[tuple[str, str | None]]:
+    return [(reading.project, reading.scene) for reading in LAYOUTS.readings(key)]
+
+
+def is_a_composed_key(text: str) -> bool:
+    try:
+        return is_normalized("NFC", text) and len(text.encode()) <= MAX_KEY_BYTES
+    except UnicodeEncodeError:
+        return False
+
+
+# Properties
+
+
+@given(cases(list(DEFAULT_TEMPLATES)))
+def test_a_built_key_is_composed_and_reads_back_as_what_it_was_built_from(case: Case) -> None:
+    layout, project, fields = case
+    key = BY_NAME[layout].build(project, **fields)
+    composed = {name: normalize("NFC", value) for name, value in fields.items()}
+    assert is_normalized("NFC", key)
+    assert Reading(layout, project, composed) in LAYOUTS.readings(key)
+
+
+@given(keys)
+@example("")
+@example("proj_" + "a_" * 505 + "_media.mp4")
+@example("audio/proj_1/s/\udc80")
+@example("projects/proj_1/scenes/../media/..//\0\n")
+@example("proj_1_e\u0301_media.mp4")
+def test_any_text_can_be_read_and_every_reading_accounts_for_all_of_it(key: str) -> None:
+    for reading in LAYOUTS.readings(key):
+        template = DEFAULT_TEMPLATES[reading.layout]
+        assert template.format(project=reading.project, **reading.fields) == key
+        if is_a_composed_key(key):
+            assert BY_NAME[reading.layout].build(reading.project, **reading.fields) == key
+
+
+@given(keys)
+def test_a_key_is_read_once_for_a_layout_and_project_in_a_fixed_order(key: str) -> None:
+    readings = LAYOUTS.readings(key)
+    places = [(list(DEFAULT_TEMPLATES).index(r.layout), len(r.project)) for r in readings]
+    assert places == sorted(set(places))
+    assert all(LAYOUTS.is_project_id(r.project) for r in readings)
+
+
+@given(cases(list(DEFAULT_TEMPLATES)))
+def test_every_key_of_a_project_is_under_one_of_its_prefixes(case: Case) -> None:
+    layout, project, fields = case
+    key = BY_NAME[layout].build(project, **fields)
+    assert key.startswith(tuple(BY_NAME[layout].prefixes(project)))
+    assert key.startswith(tuple(LAYOUTS.prefixes(project)))
+
+
+@given(cases(WITH_SLASHES), projects)
+@example(("hierarchical", "proj_10", {"scene": "s", "filename": "f"}), "proj_1")
+@example(("content", "proj_a_b", {"kind": "audio", "scene": "s", "filename": "f"}), "proj_a")
+def test_prefixes_never_show_a_key_with_slashes_of_another_project(case: Case, other: str) -> None:
+    layout, project, fields = case
+    key = BY_NAME[layout].build(project, **fields)
+    assert other == project or not key.startswith(tuple(LAYOUTS.prefixes(other)))
+
+
+@given(cases(["flat"]))
+@example(("flat", "proj_a_b", {"scene": "s", "ext": "mp4"}))
+@example(("flat", "proj_a", {"scene": "b_", "ext": "mp4"}))
+def test_a_flat_key_under_a_foreign_prefix_names_both_projects_or_only_its_own(case: Case) -> None:
+    _, project, fields = case
+    key = BY_NAME["flat"].build(project, **fields)
+    named = {reading.project for reading in LAYOUTS.readings(key)}
+    assert project in named
+    for end in (place.start() for place in re.finditer("_", key)):
+        other, rest = key[:end], key[end + 1 :]
+        if LAYOUTS.is_project_id(other):
+            assert key.startswith(tuple(LAYOUTS.prefixes(other)))
+            no_scene_left = rest.removeprefix("_") == f"media.{fields['ext']}"
+            assert (other in named) is not no_scene_left
+
+
+@given(projects)
+def test_prefixes_are_in_listing_order_and_none_covers_another(project: str) -> None:
+    prefixes = layouts("projects/{project}/{filename}").prefixes(project)
+    assert prefixes == sorted(prefixes, key=str.encode)
+    assert not any(longer.startswith(prefix) for prefix, longer in permutations(prefixes, 2))
+
+
+# Reading
+
+
+@pytest.mark.parametrize(
+    ("key", "layout", "fields", "file_type"),
+    [
+        (
+            "projects/proj_7/scenes/s1/media/clip.mp4",
+            "hierarchical",
+            {"scene": "s1", "filename": "clip.mp4"},
+            "mp4",
+        ),
+        (
+            "projects/proj_proj_7/scenes/s1/media/clip.mp4",
+            "hierarchical_double",
+            {"scene": "s1", "filename": "clip.mp4"},
+            "mp4",
+        ),
+        (
+            "audio/proj_7/s1/voice.mp3",
+            "content",
+            {"kind": "audio", "scene": "s1", "filename": "voice.mp3"},
+            "mp3",
+        ),
+        (
+            "audio/proj_proj_7/s1/voice.mp3",
+            "content_double",
+            {"kind": "audio", "scene": "s1", "filename": "voice.mp3"},
+            "mp3",
+        ),
+        ("proj_7_s1_media.mp4", "flat", {"scene": "s1", "ext": "mp4"}, "mp4"),
+        ("proj_proj_7_s1_media.MP4", "flat_double", {"scene": "s1", "ext": "MP4"}, "mp4"),
+    ],
+)
+def test_every_historical_format_names_its_project(
+    key: str, layout: str, fields: dict[str, str], file_type: str
+) -> None:
+    (reading,) = LAYOUTS.readings(key)
+    assert reading == Reading(layout, "proj_7", fields)
+    assert (reading.scene, reading.file_type) == ("s1", file_type)
+
+
+def test_flat_key_is_read_in_every_way_its_underscores_allow() -> None:
+    assert ways("proj_a_b_c_media.mp4") == [("proj_a", "b_c"), ("proj_a_b", "c")]
+    assert ways("proj_a__media.mp4_media.mp4") == [
+        ("proj_a", "_media.mp4"),
+        ("proj_a_", "media.mp4"),
+    ]
+
+
+def test_separators_that_overlap_are_all_tried() -> None:
+    readings = layouts("{project}__{filename}").readings("proj_a___b")
+    assert [reading.project for reading in readings] == ["proj_a", "proj_a_"]
+
+
+def test_layouts_that_read_the_same_key_answer_in_the_order_of_the_settings() -> None:
+    readings = layouts("audio/{project}/{filename}").readings("audio/proj_1/s/voice.mp3")
+    assert [reading.layout for reading in readings] == ["content", "custom"]
+
+
+def test_a_double_prefix_is_never_part_of_an_id() -> None:
+    assert ways("proj_proj_a_b_c_media.mp4") == [("proj_a", "b_c"), ("proj_a_b", "c")]
+    assert ways("audio/proj_proj_proj_1/s/voice.mp3") == []
+
+
+def test_an_id_is_read_to_its_end() -> None:
+    assert ways("proj_10_s_media.mp4") == [("proj_10", "s")]
+    assert ways("audio/proj_10/s/voice.mp3") == [("proj_10", "s")]
+    assert ways("projects/proj_a_b/scenes/s/media/clip.mp4") == [("proj_a_b", "s")]
+
+
+@pytest.mark.parametrize("name", ["e\u0301", "é"])
+@pytest.mark.parametrize("key", ["audio/proj_1/{}/f", "proj_1_{}_media.mp4"])
+def test_reading_keeps_the_unicode_form_of_the_key(key: str, name: str) -> None:
+    assert ways(key.format(name)) == [("proj_1", name)]
+
+
+@pytest.mark.parametrize("name", ["a/b", "../../x", "//", "a\0b", "a\nb", "\n", " ", "\udc80"])
+def test_a_file_may_have_any_name(name: str) -> None:
+    (reading,) = LAYOUTS.readings(f"projects/proj_1/scenes/s/media/{name}")
+    assert reading.fields["filename"] == name
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "proj_1",
+        "proj_1_media.mp4",
+        "proj_1__media.mp4",
+        "proj_1_s_media.",
+        "proj_1_s_media.mp4\n",
+        "proj_1_s/t_media.mp4",
+        "PROJ_1_s_media.mp4",
+        "proj_1_s_MEDIA.mp4",
+        "proj_1_s_media-mp4",
+        "xproj_1_s_media.mp4",
+        "Audio/proj_1/s/voice.mp3",
+        "music/proj_1/s/voice.mp3",
+        "/audio/proj_1/s/voice.mp3",
+        "audio//proj_1/s/voice.mp3",
+        "audio/proj_/s/voice.mp3",
+        "audio/proj_1\n/s/voice.mp3",
+        "audio/proj_1//voice.mp3",
+        "audio/proj_1/s/",
+        "projects/proj_1/scenes/s/media/",
+        "projects/proj_1/scenes/s/t/media/clip.mp4",
+        "projects/proj_é/scenes/s/media/clip.mp4",
+    ],
+)
+def test_a_key_that_only_resembles_a_layout_has_no_reading(key: str) -> None:
+    assert LAYOUTS.readings(key) == ()
+
+
+@pytest.mark.parametrize(
+    ("filename", "file_type"),
+    [
+        ("clip.final.MP4", "mp4"),
+        ("v1.2/clip", "audio"),
+        ("a/.hidden", "audio"),
+        ("clip.", "audio"),
+        ("v1.2 final cut", "audio"),
+        ("clip.m\0", "audio"),
+        ("clip.é", "audio"),
+    ],
+)
+def test_file_type_is_a_plain_extension_or_else_the_kind(filename: str, file_type: str) -> None:
+    (reading,) = LAYOUTS.readings(f"audio/proj_1/s/{filename}")
+    assert reading.file_type == file_type
+
+
+def test_file_type_is_empty_where_the_key_tells_none() -> None:
+    (reading,) = LAYOUTS.readings("projects/proj_1/scenes/s/media/clip")
+    assert reading.file_type == ""
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "proj_" + "a_" * 505 + "_media.mp4",
+        "proj_" + "a_" * 509,
+        "proj_" + "_" * 1019,
+        "proj_" + "-x" * 509,
+        "proj_" + "_media." * 145,
+        "proj_a_" + "_media" * 169,
+    ],
+)
+def test_a_hostile_key_is_read_in_milliseconds(key: str) -> None:
+    slow = layouts("{project}_{scene}_{filename}.{ext}")
+    durations = []
+    for _ in range(5):
+        start = time.perf_counter()
+        slow.readings(key)
+        durations.append(time.perf_counter() - start)
+    assert min(durations) < 0.05
+
+
+# Building
+
+
+def test_new_keys_use_the_current_layout() -> None:
+    key = LAYOUTS.build("proj_1", scene="s", filename="clip.mp4")
+    assert key == "projects/proj_1/scenes/s/media/clip.mp4"
+
+
+@pytest.mark.parametrize(
+    "project",
+    [
+        "",
+        "1",
+        "proj",
+        "proj_",
+        "proj_proj",
+        "proj_proj_1",
+        "Proj_1",
+        "proj_é",
+        "proj_1/",
+        "proj_1\n",
+    ],
+)
+def test_what_is_no_project_id_gives_no_key_and_no_prefix(project: str) -> None:
+    assert not LAYOUTS.is_project_id(project)
+    with pytest.raises(ValueError, match="is not a project id"):
+        LAYOUTS.build(project, scene="s", filename="f")
+    with pytest.raises(ValueError, match="is not a project id"):
+        LAYOUTS.prefixes(project)
+
+
+@pytest.mark.parametrize(
+    ("layout", "fields", "message"),
+    [
+        ("flat", {"scene": "s"}, "layout 'flat' takes ext, scene, not scene"),
+        ("flat", {"scene": "s", "ext": "a", "kind": "b"}, "takes ext, scene, not ext, kind, scene"),
+        ("flat", {"scene": "", "ext": "mp4"}, "scene '' must be text without a slash, not empty"),
+        ("flat", {"scene": "a/b", "ext": "mp4"}, "scene 'a/b' must be text without a slash"),
+        ("flat", {"scene": "s", "ext": "mp4\n"}, "ext .* must be ASCII letters and digits"),
+        ("flat", {"scene": "s", "ext": "tar.gz"}, "ext 'tar.gz' must be ASCII letters and digits"),
+        ("flat", {"scene": "s", "ext": "é"}, "ext 'é' must be ASCII letters and digits"),
+        ("hierarchical", {"scene": "s", "filename": ""}, "filename '' must be text, not empty"),
+        (
+            "content",
+            {"kind": "music", "scene": "s", "filename": "f"},
+            "kind 'music' must be one of the configured kinds",
+        ),
+    ],
+)
+def test_a_bad_field_is_refused_by_name(layout: str, fields: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BY_NAME[layout].build("proj_1", **fields)
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "e\u0301", "語", "\U0001f3ac", "\0"])
+def test_a_key_may_have_1024_bytes_in_composed_form_and_no_more(letter: str) -> None:
+    room = MAX_KEY_BYTES - len("audio/proj_1/s/")
+    count, padding = divmod(room, len(normalize("NFC", letter).encode()))
+    fitting = letter * count + "x" * padding
+    key = BY_NAME["content"].build("proj_1", kind="audio", scene="s", filename=fitting)
+    assert len(key.encode()) == MAX_KEY_BYTES
+    assert ways(key) == [("proj_1", "s")]
+    with pytest.raises(ValueError, match="has 1025 bytes; a key may have 1024"):
+        BY_NAME["content"].build("proj_1", kind="audio", scene="s", filename=fitting + "x")
+
+
+def test_a_lone_surrogate_is_refused() -> None:
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        LAYOUTS.build("proj_1", scene="s", filename="\udc80")
+
+
+@pytest.mark.parametrize(
+    ("template", "fields"),
+    [
+        ("{project}_{scene}_{filename}", {"scene": "a_b", "filename": "c"}),
+        ("{project}/e{filename}", {"filename": "\u0301"}),
+        ("{project}/{scene}.{ext}.{filename}", {"scene": "a.b.c", "ext": "d", "filename": "e"}),
+    ],
+)
+def test_a_key_that_would_read_back_differently_is_refused(
+    template: str, fields: dict[str, str]
+) -> None:
+    with pytest.raises(ValueError, match="would not read back as project 'proj_1'"):
+        layouts(template).build("proj_1", **fields)
+
+
+def test_an_id_that_would_be_spelled_differently_in_the_key_is_refused() -> None:
+    any_word = layouts("{project}/{filename}", project_id=r"[^/]+")
+    assert any_word.build("é", filename="f") == "é/f"
+    with pytest.raises(ValueError, match="would not read back"):
+        any_word.build("e\u0301", filename="f")
+
+
+# Prefixes
+
+
+def test_prefixes_of_a_project_cover_every_layout() -> None:
+    kinds = [f"{kind}/{prefix}proj_1/" for kind in DEFAULT_KINDS for prefix in ("", "proj_")]
+    rest = [
+        "proj_1_",
+        "proj_proj_1_",
+        "projects/proj_1/scenes/",
+        "projects/proj_proj_1/scenes/",
+    ]
+    assert LAYOUTS.prefixes("proj_1") == sorted(kinds + rest)
+
+
+def test_a_prefix_covered_by_a_shorter_one_is_left_out() -> None:
+    shorter = layouts("projects/{project}/{filename}").prefixes("proj_1")
+    assert "projects/proj_1/" in shorter
+    assert "projects/proj_1/scenes/" not in shorter
+    assert "projects/proj_proj_1/scenes/" in shorter
+
+
+def test_listing_one_id_never_shows_a_longer_number() -> None:
+    assert not any(
+        longer.startswith(prefix)
+        for prefix in LAYOUTS.prefixes("proj_1")
+        for longer in LAYOUTS.prefixes("proj_10")
+    )
+
+
+# Configuration
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("media/{filename}", r"there is no \{project\}; put it where the project id stands"),
+        ("{project}", r"\{project\} stands at the end; put a literal such as / behind it"),
+        ("a/{project}", r"\{project\} stands at the end"),
+        ("{project}/{project}/", r"\{project\} stands there more than once; use each field once"),
+        ("{project}/{scene}/{scene}", r"\{scene\} stands there more than once"),
+        ("{project}/{name}", r"unknown field \{name\}; the fields are ext, filename, kind"),
+        ("{project}/{Scene}", r"unknown field \{Scene\}"),
+        ("{project}/{scene!r}", r"unknown field \{scene!r\}"),
+        ("{project}/{}", r"unknown field \{\}"),
+        ("{project}{scene}", "two fields touch; put a literal such as / between them"),
+        ("{project}/{scene}{ext}", "two fields touch"),
+        ("{kind}{project}/", "two fields touch"),
+        ("{scene}/{project}/", r"only \{kind\} may stand before \{project\}"),
+        ("{project}/{kind}/{filename}", r"\{kind\} stands after \{project\}; move it in front"),
+        ("{{project}}/", r"a brace stands alone; write each field as \{name\}"),
+        ("{project}/{scene", "a brace stands alone"),
+        ("cafe\u0301/{project}/", "not in NFC; write it in composed letters"),
+    ],
+)
+def test_a_bad_template_is_refused_by_name_and_with_advice(template: str, message: str) -> None:
+    with pytest.raises(LayoutError, match=message) as refusal:
+        layouts(template)
+    assert str(refusal.value).startswith(f"layout 'custom' ({template}): ")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        ((), r"\{kind\} needs kinds; configure some or drop the field"),
+        (("a", "b", "a_b"), "the kinds that give a_ and a_b_ cannot be told apart; rename one"),
+        (("cafe\u0301",), "a kind is not in NFC"),
+    ],
+)
+def test_kinds_that_make_a_key_ambiguous_are_refused(kinds: tuple[str, ...], message: str) -> None:
+    with pytest.raises(LayoutError, match=message):
+        Layout("custom", "{kind}_{project}/{filename}", re.compile("[a-z_]+"), kinds)
+
+
+@pytest.mark.parametrize("current", ["hierarchical_double", "content_double", "flat_double"])
+def test_new_keys_never_double_the_prefix(current: str) -> None:
+    with pytest.raises(LayoutError, match="would double the prefix proj_ of ids"):
+        layouts("x/{project}/{filename}", current=current)
+
+
+def test_a_kind_cannot_double_the_prefix_either() -> None:
+    with pytest.raises(LayoutError, match="would double the prefix"):
+        layouts("{kind}_{project}/{filename}", kinds=("audio", "proj"))
+
+
+@pytest.mark.parametrize(
+    ("refused", "message"),
+    [
+        (lambda: layouts("x/{project}/", current="y"), "no layout 'y' to be current; have content"),
+        (lambda: layouts("x/{project}/", project_id="("), r"project id pattern '\(' is not valid"),
+        (lambda: layouts("x/{project}/", project_id="[a-z]*"), "matches the empty text"),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_refused(
+    refused: Callable[[], Layouts], message: str
+) -> None:
+    with pytest.raises(LayoutError, match=message):
+        refused()
+
+
+@pytest.mark.parametrize(
+    ("template", "fields"),
+    [
+        ("exports/{project}.zip", []),
+        ("exports/{project}.{ext}", ["ext"]),
+        ("{kind}-{project}/{filename}.{ext}", ["kind", "filename", "ext"]),
+        ("(a|b)/{project}++{filename}", ["filename"]),
+        ("t/{project}/{scene}/{ext}/{filename}.bak", ["scene", "ext", "filename"]),
+    ],
+)
+@given(data=st.data(), project=st.from_regex(r"[a-z]{1,3}-[0-9]{1,3}", fullmatch=True))
+def test_a_layout_and_id_pattern_from_the_settings_work_like_the_built_in_ones(
+    template: str, fields: list[str], data: st.DataObject, project: str
+) -> None:
+    chosen = {field: data.draw(values[field]) for field in fields}
+    own = layouts(template, project_id="[a-z]+-[0-9]+")
+    key = own.build(project, **chosen)
+    composed = {name: normalize("NFC", value) for name, value in chosen.items()}
+    assert own.readings(key) == (Reading("custom", project, composed),)
+    assert key.startswith(tuple(own.prefixes(project)))
+    assert not key.startswith(tuple(own.prefixes(project + "0") + own.prefixes("x" + project)))

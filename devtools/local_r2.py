@@ -40,7 +40,7 @@ PORT_TAKEN = "Address already in use"
 class LocalR2:
     """Runs one local R2 with these buckets; objects and credentials stay in `folder` for next time.
 
-    Entering it takes about two seconds, leaving it too. Takes `port` if it is free, else any.
+    Entering it takes about two seconds. It listens on `port` if that is free, else on any.
     Raises StartError, also when another one runs in the same folder.
     """
 
@@ -78,7 +78,7 @@ class LocalR2:
         }
 
     def client(self) -> "S3Client":
-        """An S3 client that sends each request once and reads nothing from the environment."""
+        """An S3 client that sends each request once."""
         client = boto3.session.Session().client(
             "s3",
             endpoint_url=self.environment["R2_ENDPOINT_URL"],

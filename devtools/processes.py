@@ -45,6 +45,10 @@ class StartError(Exception):
     """A child ended or was not ready in time; the message ends with the last lines of its log."""
 
 
+class Stopped(SystemExit, KeyboardInterrupt):
+    """Ends pytest as Ctrl-C does, and anything else with an exit code and without a traceback."""
+
+
 class Child:
     """One process in a session of its own, so that Ctrl-C reaches only us.
 
@@ -111,7 +115,10 @@ class Child:
 
     def wait(self) -> int:
         """Block until the process ends by itself; return its exit code."""
-        return self._popen.wait()
+        # A signal that comes just before waitpid() blocks would be noticed only after it.
+        while self.running:
+            time.sleep(0.05)
+        return int(self._popen.returncode)
 
     def stop(self) -> None:
         if self._stopped:
@@ -124,7 +131,7 @@ class Child:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
-            self._popen.wait()
+            # Not by Popen.wait(): a signal may have come while Popen held its lock.
             reap(self.pid)
             self._stopped = True
 
@@ -138,12 +145,12 @@ class Child:
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Turn the first signal that asks us to stop into SystemExit; later ones change nothing."""
+    """Raise Stopped at the first signal that asks us to stop; later ones change nothing."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in previous:
             signal.signal(each, _ignore)
-        raise SystemExit(128 + number)
+        raise Stopped(128 + number)
 
     # SIGHUP stays ignored under nohup. SIGINT does not: a shell script that starts us with `&`
     # ignores it for us, and would then have no way to stop us as Ctrl-C does.

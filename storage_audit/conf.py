@@ -35,7 +35,7 @@ class Conf:
     batch_size: int = 1000
     tries: int = 3
     slice: timedelta = timedelta(seconds=60)
-    lease: timedelta = timedelta(seconds=90)
+    lease: timedelta = timedelta(seconds=60)
     first_retry: timedelta = timedelta(minutes=1)
     longest_retry: timedelta = timedelta(hours=1)
     retry_horizon: timedelta = timedelta(hours=6)

@@ -11,9 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from storage_audit.audit.layouts import (
-    CURRENT,
     DEFAULT_KINDS,
-    DEFAULT_PROJECT_ID,
     DEFAULT_TEMPLATES,
     MAX_KEY_BYTES,
     Layout,
@@ -21,14 +19,15 @@ from storage_audit.audit.layouts import (
     Layouts,
     Reading,
 )
+from storage_audit.conf import Conf
 
 Case = tuple[str, str, dict[str, str]]
 
 LAYOUTS = Layouts(
-    DEFAULT_TEMPLATES, project_id=DEFAULT_PROJECT_ID, kinds=DEFAULT_KINDS, current=CURRENT
+    DEFAULT_TEMPLATES, project_id=Conf.project_id, kinds=DEFAULT_KINDS, current=Conf.current_layout
 )
 BY_NAME = {
-    name: Layout(name, template, re.compile(DEFAULT_PROJECT_ID), DEFAULT_KINDS)
+    name: Layout(name, template, re.compile(Conf.project_id), DEFAULT_KINDS)
     for name, template in DEFAULT_TEMPLATES.items()
 }
 WITH_SLASHES = ["hierarchical", "hierarchical_double", "content", "content_double"]
@@ -68,7 +67,7 @@ def cases(draw: st.DrawFn, layouts: list[str]) -> Case:
 
 def layouts(
     custom: str,
-    project_id: str = DEFAULT_PROJECT_ID,
+    project_id: str = Conf.project_id,
     kinds: tuple[str, ...] = DEFAULT_KINDS,
     current: str = "custom",
 ) -> Layouts:

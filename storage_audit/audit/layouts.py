@@ -8,10 +8,8 @@ from itertools import pairwise
 from unicodedata import is_normalized, normalize
 
 MAX_KEY_BYTES = 1024
-CURRENT = "hierarchical"
 DEFAULT_KINDS = ("audio", "captions", "images", "thumbnails", "video")
 ID_PREFIX = "proj_"
-DEFAULT_PROJECT_ID = r"proj_(?!proj)[A-Za-z0-9_-]+"
 DEFAULT_TEMPLATES = {
     "hierarchical": "projects/{project}/scenes/{scene}/media/{filename}",
     "hierarchical_double": "projects/proj_{project}/scenes/{scene}/media/{filename}",

@@ -1,0 +1,86 @@
+"""Delete one project of six, prove what went and what stayed, then serve the admin.
+
+python -m devtools.demo [--once]
+"""
+
+import shlex
+import shutil
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fcntl import LOCK_EX, LOCK_NB, flock
+from pathlib import Path
+
+from devtools.demo.browser import Refused
+from devtools.demo.site import ROOT, USER, running_site
+from devtools.processes import StartError, stop_on_signals
+
+FOLDER = ROOT / ".local" / "demo"
+LOCK = "demo.lock"
+
+INVITATION = """
+The admin is at   {site.address}/admin/
+User name         {user}
+Password          {site.password}
+
+What to try next:
+  * Delete proj_10 in the admin, and watch its cleanup at
+    {site.address}/admin/storage_audit/cleanupoperation/
+  * Select proj_1_x and the action "Dry-run cleanup": see what would go and what would stay.
+  * In another terminal, see whether bucket and table agree on proj_launch:
+    (. {exports} && .venv/bin/python manage.py verify_cleanup proj_launch)
+
+To stop: Ctrl-C. The next demo starts afresh. Logs: {site.folder}
+"""
+
+
+def main() -> None:
+    parser = ArgumentParser(prog="make demo", description="Runs the demo on 127.0.0.1 only.")
+    parser.add_argument("--once", action="store_true", help="end after the story")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="its files; emptied first")
+    options = parser.parse_args()
+    try:
+        with stop_on_signals(), fresh(options.folder.resolve()) as folder:
+            demo(folder, once=options.once)
+    except (StartError, Refused, OSError) as error:
+        sys.exit(f"The demo failed; whatever it started is stopped.\n{error}")
+
+
+@contextmanager
+def fresh(folder: Path) -> Iterator[Path]:
+    """Hold the folder for us alone, emptied of an earlier demo; StartError when that cannot be."""
+    lock_file = folder / LOCK
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if any(folder.iterdir()) and not lock_file.exists():
+        raise StartError(f"{folder} holds files that are no demo's: choose another --folder")
+    with lock_file.open("w") as lock:
+        try:
+            flock(lock, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            raise StartError(f"another demo runs in {folder}: stop it first") from None
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path != lock_file:
+                path.unlink()
+        yield folder
+
+
+def demo(folder: Path, *, once: bool) -> None:
+    """Exit 1 when the story does not end as it should; serve the admin unless `once`."""
+    print("Starting a local R2, a queue worker and the admin ...", flush=True)
+    with running_site(folder) as site:
+        # Its models can be imported only now that Django is set up.
+        from devtools.demo.story import tell
+
+        if not tell(site):
+            sys.exit(1)
+        if not once:
+            exports = shlex.quote(str(site.exports))
+            print(INVITATION.format(site=site, user=USER, exports=exports), flush=True)
+            site.serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,8 +30,9 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 
 def check_queue(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """https://django-q2.readthedocs.io/en/stable/configure.html#retry"""
-    queue: dict[str, Any] = settings.Q_CLUSTER
-    waiting = queue.get("queue_limit", queue.get("workers", 1) ** 2) / queue.get("workers", 1)
+    queue: dict[str, Any] = getattr(settings, "Q_CLUSTER", {})
+    workers = queue.get("workers") or os.cpu_count() or 1
+    waiting = queue.get("queue_limit", workers**2) / workers
     found: list[CheckMessage] = []
     if not queue.get("timeout") or queue.get("retry", 60) <= queue["timeout"] * (waiting + 1):
         hint = "Set retry above timeout * (queue_limit / workers + 1): a task is run twice else."

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -44,11 +44,16 @@ class Conf:
     late_checks: tuple[timedelta, ...] = (timedelta(hours=1), timedelta(days=1), timedelta(days=8))
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name in ("endpoint_url", "access_key_id", "secret_access_key", "bucket"):
             if not getattr(self, name):
                 raise ImproperlyConfigured(f"STORAGE_AUDIT[{name.upper()!r}] must not be empty.")
         if not 1 <= self.batch_size <= 1000:
             raise ImproperlyConfigured("STORAGE_AUDIT['BATCH_SIZE'] must be between 1 and 1000.")
+        if self.tries < 1 or self.limit_objects < 0:
+            raise ImproperlyConfigured(
+                "STORAGE_AUDIT['TRIES'] must be at least 1, and ['LIMIT_OBJECTS'] at least 0."
+            )
         if not 0 < self.limit_share <= 1:
             raise ImproperlyConfigured("STORAGE_AUDIT['LIMIT_SHARE'] must be between 0 and 1.")
         try:
@@ -57,6 +62,22 @@ class Conf:
             raise ImproperlyConfigured(
                 f"STORAGE_AUDIT['PROJECT_ID'] is no regular expression: {error}"
             ) from error
+
+    def _check_types(self) -> None:
+        for name, wanted in get_type_hints(type(self)).items():
+            value, kind = getattr(self, name), get_origin(wanted) or wanted
+            also = {float: int, tuple: list}.get(kind, kind)
+            if not isinstance(value, (kind, also)):
+                raise ImproperlyConfigured(
+                    f"STORAGE_AUDIT[{name.upper()!r}] must be of type {kind.__name__},"
+                    f" and is of type {type(value).__name__}."
+                )
+            if of := get_args(wanted):
+                for item in value.values() if isinstance(value, dict) else value:
+                    if not isinstance(item, of[0]):
+                        raise ImproperlyConfigured(
+                            f"STORAGE_AUDIT[{name.upper()!r}] must hold {of[0].__name__} only."
+                        )
 
 
 @cache

@@ -126,6 +126,10 @@ class CleanupOperation(Transitions):
         return self.project_id or str(_("objects of several projects"))
 
     @property
+    def deletes(self) -> bool:
+        return self.kind != self.Kind.VERIFY and not self.dry_run
+
+    @property
     def names_its_objects(self) -> bool:
         """Its items were given with the request; otherwise they are looked for by project."""
         named = self.Kind.OBJECTS

@@ -20,6 +20,7 @@ from storage_audit.origin import current_origin
 if TYPE_CHECKING:
     # Ruff does not see names in the strings of a class's bases.
     from storage_audit.models import (  # noqa: F401
+        BucketScan,
         CleanupItem,
         CleanupOperation,
         Finding,
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
         R2Object,
     )
     from storage_audit.transitions import Transitions
+
+
+def starts_with(field: str, prefix: str) -> Q:
+    """The values of a bytewise field that start with `prefix`."""
+    end = after_prefix(prefix)
+    first = Q(**{f"{field}__gte": prefix}) if prefix else Q()
+    return first & Q(**{f"{field}__lt": end}) if end else first
 
 
 class ProjectQuerySet(models.QuerySet["Project"]):
@@ -90,9 +98,7 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
 
     def under(self, prefix: str) -> Self:
         """Keys that start with `prefix`, compared byte by byte."""
-        end = after_prefix(prefix)
-        found = self.filter(key__gte=prefix) if prefix else self.all()
-        return found.filter(key__lt=end) if end else found
+        return self.filter(starts_with("key", prefix))
 
     def outside(self, prefixes: Iterable[str]) -> Self:
         found = self.all()
@@ -125,12 +131,22 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
 
     def forget(self) -> int:
         """Delete the rows without signals: their objects are gone, so nothing is to follow."""
-        return self._raw_delete(self.db)
+        return self._raw_delete(self.db) or 0
 
     def totals(self) -> tuple[int, int]:
         """The number of objects and of bytes that the rows stand for."""
         figures = self.aggregate(n=Count("pk"), size=Coalesce(Sum("size"), 0))
         return figures["n"], figures["size"]
+
+    def by_bucket(self) -> list[tuple[str, int, int]]:
+        """Each bucket with the number of objects and of bytes in it."""
+        groups = self.order_by("bucket").values("bucket")
+        sums = groups.annotate(n=Count("pk"), total=Coalesce(Sum("size"), 0))
+        return list(sums.values_list("bucket", "n", "total"))
+
+    def at_rest(self) -> Self:
+        """Rows with neither an upload nor a deletion under way."""
+        return self.filter(state__in=["stored", "upload_failed"])
 
 
 class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
@@ -222,10 +238,26 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
             sums[f"{name}_bytes"] = Coalesce(Sum("size", filter=matches), 0)
         return self.aggregate(**sums)
 
+    def by_outcome(self) -> dict[str, tuple[int, int]]:
+        """The number of items and of bytes of each outcome there is."""
+        groups = self.order_by().values("outcome")
+        sums = groups.annotate(n=Count("pk"), total=Coalesce(Sum("size"), 0))
+        return {
+            outcome: (n, size) for outcome, n, size in sums.values_list("outcome", "n", "total")
+        }
+
+    def by_reason(self) -> models.QuerySet[Any, tuple[str, str, int, int]]:
+        """Why objects stay or stayed, the commonest reason first."""
+        groups = self.exclude(reason="").order_by().values("outcome", "reason")
+        sums = groups.annotate(n=Count("pk"), total=Coalesce(Sum("size"), 0)).order_by("-n")
+        return sums.values_list("outcome", "reason", "n", "total")
+
 
 class FindingQuerySet(models.QuerySet["Finding"]):
-    def see(self, findings: Iterable[Finding]) -> None:
-        """Record differences: new ones open, known ones seen again (and open if resolved)."""
+    def see(self, scan: BucketScan, findings: Collection[Finding]) -> None:
+        """Record differences: new ones open, known ones seen again, resolved ones open again."""
+        if not findings:
+            return
         self.bulk_create(
             findings,
             update_conflicts=True,
@@ -239,10 +271,14 @@ class FindingQuerySet(models.QuerySet["Finding"]):
                 "last_scan",
             ],
         )
+        keys = [finding.key for finding in findings]
+        again = self.filter(bucket=scan.bucket, key__in=keys, last_scan=scan, state="resolved")
+        again.update(state="open", note="")
 
-    def resolve(self, bucket: str, keys: Collection[str], note: str) -> int:
-        return (
-            self.filter(bucket=bucket, key__in=keys)
-            .exclude(state="resolved")
-            .update(state="resolved", note=note)
+    def resolve_unseen(self, scan: BucketScan, note: str) -> int:
+        """Resolve what nobody has seen since this scan began: for a complete one that means that
+        the object is gone, or that it is no difference any more."""
+        unseen = self.filter(
+            starts_with("key", scan.prefix), bucket=scan.bucket, last_seen_at__lt=scan.started_at
         )
+        return unseen.exclude(state="resolved").update(state="resolved", note=note)

@@ -2,24 +2,40 @@
 
 import re
 from typing import Any
+from urllib.parse import quote
 
 from django.conf import settings
+from django.utils.encoding import force_str
+from django.utils.functional import Promise
 
 from storage_audit.conf import conf
 
 HIDDEN = "[redacted]"
-CREDENTIALS = re.compile(r"(?i)((?:signature|credential|security-token|authorization)=)[^&,\s]+")
+CREDENTIALS = [
+    re.compile(r"(?i)([\w-]*(?:signature|credential|token|password)=)[^&,\s]+"),
+    re.compile(r"""(?i)(authorization["']?\s*[:=]\s*["']?)[^\n"']+"""),
+    re.compile(r"(://)[^/\s:@]*:[^/\s@]*(?=@)"),
+]
 
 
 def redact(value: Any) -> Any:
-    """The same text, list or dict without the store's credentials and without SECRET_KEY."""
+    """The same text, list or dict without the store's credentials, SECRET_KEY, and what
+    looks like a credential."""
     if isinstance(value, dict):
-        return {key: redact(item) for key, item in value.items()}
+        return {redact(key): redact(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [redact(item) for item in value]
-    if not isinstance(value, str):
+    if not isinstance(value, str | Promise):
         return value
-    for secret in (conf().secret_access_key, conf().access_key_id, settings.SECRET_KEY):
-        value = value.replace(secret, HIDDEN)
-    # PostgreSQL stores no NUL, and an answer from outside may hold one.
-    return CREDENTIALS.sub(rf"\1{HIDDEN}", value).replace("\0", "\\x00")
+    text = str(value)
+    for secret in secrets():
+        text = text.replace(secret, HIDDEN).replace(quote(secret, safe=""), HIDDEN)
+    for credential in CREDENTIALS:
+        text = credential.sub(rf"\1{HIDDEN}", text)
+    # An answer from outside may hold what cannot be stored: NUL, and bytes that are not UTF-8.
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
+def secrets() -> list[str]:
+    keys = map(force_str, [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS])
+    return [key for key in (conf().secret_access_key, conf().access_key_id, *keys) if key]

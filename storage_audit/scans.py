@@ -8,6 +8,7 @@ from django.utils.translation import gettext_lazy as _
 
 from storage_audit.fields import BytewiseTextField
 from storage_audit.querysets import FindingQuerySet
+from storage_audit.redaction import redact
 
 
 class BucketScan(models.Model):
@@ -43,6 +44,21 @@ class BucketScan(models.Model):
 
     def __str__(self) -> str:
         return str(self.pk)
+
+    def count(self, **figures: int) -> None:
+        for name, more in figures.items():
+            setattr(self, name, getattr(self, name) + more)
+        self.save(update_fields=list(figures))
+
+    def complete(self) -> None:
+        self._end(self.Status.COMPLETE)
+
+    def fail(self, reason: str) -> None:
+        self._end(self.Status.FAILED, error=redact(reason))
+
+    def _end(self, status: str, error: str = "") -> None:
+        self.status, self.error, self.finished_at = status, error, timezone.now()
+        self.save(update_fields=["status", "error", "finished_at"])
 
 
 class ScanShard(models.Model):

@@ -2,13 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
-from weakref import WeakKeyDictionary
 
 from django.apps import apps
-from django.db import connections, models, transaction
+from django.db import connection, models, transaction
 from django.db.models.signals import post_delete, post_migrate, post_save, pre_delete
 from django.utils import timezone
 
@@ -56,67 +54,72 @@ def project_deleted(instance: Project, **kwargs: Any) -> None:
     tasks.enqueue_on_commit(operations)
 
 
-class Gathering:
-    """What the delete() calls of one connection are about to delete, and for which operations.
-
-    Django sends pre_delete for every row of a delete() call before it deletes the first, and
-    post_delete for each once all are gone. So the rows are gathered before, and the first
-    post_delete writes the items of all of them in bulk; were anything to fail later in the call,
-    the items would be rolled back with the rows.
-    """
-
-    def __init__(self) -> None:
-        # By the QuerySet or instance whose delete() was called, so that what a failed call left
-        # behind goes away with it.
-        self.rows: WeakKeyDictionary[Any, dict[int, Row]] = WeakKeyDictionary()
-        # The operation of the transaction under way, by bucket. Not to be trusted without
-        # asking the database: a savepoint that was rolled back may have taken it away.
-        self.operations: dict[str, UUID] = {}
+def object_to_be_deleted(instance: R2Object, **kwargs: Any) -> None:
+    if missing := instance.get_deferred_fields() & set(Row._fields):
+        instance.refresh_from_db(fields=missing)
+    rows_of_call()[instance.pk] = Row.of(instance)
 
 
-def gathering() -> Gathering:
-    # On the connection since it is, like the transaction, one per thread.
-    state: Gathering = vars(connections["default"]).setdefault(
-        "storage_audit_gathering", Gathering()
-    )
-    return state
-
-
-def object_to_be_deleted(instance: R2Object, origin: Any = None, **kwargs: Any) -> None:
-    call = instance if origin is None else origin
-    gathering().rows.setdefault(call, {})[instance.pk] = Row.of(instance)
-
-
-def object_deleted(instance: R2Object, origin: Any = None, **kwargs: Any) -> None:
-    state = gathering()
-    rows = state.rows.get(instance if origin is None else origin, {})
+def object_deleted(instance: R2Object, **kwargs: Any) -> None:
+    rows = rows_of_call()
     if instance.pk in rows:
         by_bucket = defaultdict(list)
         for row in rows.values():
             by_bucket[row.bucket].append(row)
         rows.clear()
         for bucket, gone in by_bucket.items():
-            request_deletion(state, bucket, gone)
+            request_deletion(bucket, gone)
 
 
-def request_deletion(state: Gathering, bucket: str, rows: list[Row]) -> None:
+def rows_of_call() -> dict[int, Row]:
+    """What the delete() call under way is about to delete.
+
+    Django sends pre_delete for every row of a delete() call before it deletes the first, and
+    post_delete for each once all are gone. So the rows are gathered before, and the first
+    post_delete writes the items of all of them in bulk; were anything to fail later in the call,
+    the items would be rolled back with the rows. Each call opens an atomic block of its own; the
+    rows are kept on it, so that a call that fails leaves none behind.
+    """
+    rows: dict[int, Row] = vars(connection.atomic_blocks[-1]).setdefault("storage_audit_rows", {})
+    return rows
+
+
+@dataclass(frozen=True)
+class Request:
+    """An operation that the transaction under way has made, to be enqueued on commit."""
+
+    operation: CleanupOperation
+
+    def enqueue(self) -> None:
+        tasks.enqueue(self.operation.pk)
+
+
+def request_deletion(bucket: str, rows: list[Row]) -> None:
     """Put the rows into this transaction's operation for the bucket, made when there is none."""
-    operations, origin = CleanupOperation.objects, current_origin()
-    known = state.operations.get(bucket)
-    operation = operations.still_untouched(known) if known else None
+    origin = current_origin()
+    operation = operation_under_way(bucket)
     if operation is None:
-        operation = operations.request(
+        operation = CleanupOperation.objects.request(
             kind=CleanupOperation.Kind.OBJECTS,
             bucket=bucket,
             project_id=rows[0].project_id,
             trigger=Trigger.FORCED if origin.forced else Trigger.DELETED,
             released_by=origin.user if origin.forced else "",
         )
-        state.operations[bucket] = operation.pk
-        transaction.on_commit(partial(committed, state, operation), robust=True)
+        transaction.on_commit(Request(operation).enqueue, robust=True)
     operation.add_rows(rows)
 
 
-def committed(state: Gathering, operation: CleanupOperation) -> None:
-    state.operations.pop(operation.bucket, None)
-    tasks.enqueue(operation.pk)
+def operation_under_way(bucket: str) -> CleanupOperation | None:
+    """This transaction's operation for the bucket.
+
+    Its hook is the mark: Django drops it with the transaction, and with the savepoint that the
+    operation was made in. It does not for a savepoint made by hand, so the database is asked too.
+    """
+    for registered in connection.run_on_commit:
+        request = getattr(registered[1], "__self__", None)
+        if isinstance(request, Request) and request.operation.bucket == bucket:
+            known = CleanupOperation.objects.still_untouched(request.operation.pk)
+            if known is not None:
+                return known
+    return None

@@ -1,8 +1,10 @@
 """The STORAGES backend: django-storages' S3 backend that records what it writes."""
 
-from collections.abc import Callable, Iterator
+import logging
+import posixpath
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -10,23 +12,30 @@ from uuid import UUID, uuid4
 from django.core.files.base import File
 from django.core.files.storage import Storage
 from django.db import connection
+from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from storages.backends.s3 import S3File, S3Storage
 from storages.utils import clean_name
 
+from storage_audit.audit import installation
 from storage_audit.audit.ownership import layouts
 from storage_audit.bucket import listing, r2
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, R2Object
 from storage_audit.querysets import R2ObjectQuerySet
 
+logger = logging.getLogger(__name__)
 State = R2Object.State
 T = TypeVar("T")
 
 
 class KeyBeingDeleted(OSError):
     """A cleanup is deleting the object of this key. Save under another name, or later."""
+
+
+class NameTaken(Exception):
+    """Somebody else was faster with a file of this name."""
 
 
 def key_for(project_id: str, **fields: str) -> str:
@@ -56,8 +65,12 @@ class TrackedFile(S3File):
     def abandon(self) -> None:
         """Upload nothing: S3File.close() would complete a file that its writer gave up."""
         self.upload.fail()
-        if self._multipart is not None:
-            self._multipart.abort()
+        try:
+            if self._multipart is not None:
+                self._multipart.abort()
+        except Exception:
+            # The writer's own error is the one to be told.
+            logger.exception("The unfinished upload of %s could not be aborted.", self.upload.key)
         if self._file is not None:
             self._file.close()
         self._closed = True
@@ -75,7 +88,7 @@ class TrackedStorage(S3Storage):
             "bucket_name": settings.bucket,
             "endpoint_url": settings.endpoint_url,
             "region_name": settings.region,
-            "client_config": r2.client_config(attempts=4),
+            "client_config": r2.client_config(attempts=3),
             "default_acl": None,
             "file_overwrite": False,
         }
@@ -102,19 +115,43 @@ class TrackedStorage(S3Storage):
     def get_available_name(self, name: str, max_length: int | None = None) -> str:
         """New names are NFC, which is what R2 makes of them; a key being deleted is not free."""
         name = listing.nfc(name)
-        if CleanupItem.objects.being_deleted(self.bucket_name, self.key(name)):
+        if is_barred(self.bucket_name, self.key(name)):
             return Storage.get_available_name(self, name, max_length)
         available: str = super().get_available_name(name, max_length)
         return available
 
     def exists(self, name: str) -> bool:
-        being_deleted = CleanupItem.objects.being_deleted(self.bucket_name, self.key(name))
-        return being_deleted or bool(super().exists(name))
+        return is_barred(self.bucket_name, self.key(name)) or bool(super().exists(name))
 
     def _save(self, name: str, content: "File[Any]") -> str:
-        with Upload(self.bucket_name, self.key(name)).begin().settled():
+        name, upload = self.reserve(name)
+        with upload.settled():
             saved: str = super()._save(name, content)
             return saved
+
+    def reserve(self, name: str) -> tuple[str, "Upload"]:
+        """Begin an upload that overwrites nobody's, under another name when this one is taken."""
+        while True:
+            upload = Upload(self.bucket_name, self.key(name))
+            if self.file_overwrite:
+                return name, upload.begin()
+            with suppress(NameTaken):
+                if self.is_free(name, upload.begin(alone=True)):
+                    return name, upload
+            folder, file = posixpath.split(name)
+            root, extension = posixpath.splitext(file)
+            name = posixpath.join(folder, self.get_alternative_name(root, extension))
+
+    def is_free(self, name: str, upload: "Upload") -> bool:
+        """Somebody else's file may have come to its end after the name was chosen."""
+        try:
+            if upload.is_first or not super().exists(name):
+                return True
+            upload.confirm()
+        except BaseException:
+            upload.fail()
+            raise
+        return False
 
     def _open(self, name: str, mode: str = "rb") -> S3File:
         if "w" not in mode:
@@ -132,16 +169,52 @@ class TrackedStorage(S3Storage):
         Raises StoreError when that cannot be seen; the row then stays.
         """
         bucket, key = self.bucket_name, self.key(name)
-        rows = R2Object.objects.in_bucket(bucket).filter(key=key)
-        rows.update(state=State.DELETING, updated_at=timezone.now())
+        identity = identity_in(bucket, key)
+        keys = {key, identity(key)}
+        before = durably(partial(bar, bucket, keys))
         try:
-            super().delete(name)
-            if listing.find(bucket, [key], listing.nfc):
+            with r2.own_errors():
+                super().delete(name)
+            if listing.find(bucket, [key], identity):
                 raise r2.Unavailable(_("%s is still in the bucket.") % key)
         except BaseException:
-            rows.filter(state=State.DELETING).update(state=State.STORED)
+            durably(partial(unbar, bucket, before))
             raise
-        rows.filter(state=State.DELETING).forget()
+        barred = R2Object.objects.in_bucket(bucket).filter(key__in=keys, state=State.DELETING)
+        durably(barred.forget)
+
+
+def identity_in(bucket: str, key: str) -> listing.Identity:
+    """What the bucket takes for the same key; asked only for keys where stores differ."""
+    if key.isascii():
+        return listing.exact
+    marker = installation.read_marker(bucket) or {}
+    return listing.exact if marker.get("folds_unicode") is False else listing.nfc
+
+
+def bar(bucket: str, keys: Collection[str]) -> dict[str, str]:
+    """Mark the rows of these keys as being deleted; returns the states that they had."""
+    rows = R2Object.objects.in_bucket(bucket).filter(key__in=keys)
+    before = dict(rows.values_list("key", "state"))
+    rows.update(state=State.DELETING, updated_at=timezone.now())
+    return before
+
+
+def unbar(bucket: str, before: dict[str, str]) -> None:
+    for key, state in before.items():
+        rows = R2Object.objects.in_bucket(bucket).filter(key=key, state=State.DELETING)
+        rows.update(state=state, updated_at=timezone.now())
+
+
+def is_barred(bucket: str, key: str) -> bool:
+    rows = R2Object.objects.in_bucket(bucket).filter(barred(), key=key)
+    return CleanupItem.objects.being_deleted(bucket, key) or rows.exists()
+
+
+def barred() -> Q:
+    """Rows of keys that nobody may write to now. One that is barred for long was left behind by a
+    process that died, or waits for its cleanup, which spares what was written since its plan."""
+    return Q(state=State.DELETING, updated_at__gte=timezone.now() - conf().upload_timeout)
 
 
 class Upload:
@@ -149,6 +222,7 @@ class Upload:
 
     def __init__(self, bucket: str, key: str) -> None:
         self.bucket, self.key, self.id = bucket, key, uuid4()
+        self.is_first = False
 
     @contextmanager
     def settled(self) -> Iterator[None]:
@@ -160,10 +234,15 @@ class Upload:
             self.fail()
             raise
 
-    def begin(self) -> "Upload":
-        """Raises KeyBeingDeleted. The row is written first and the cleanup's mark read after, as a
-        cleanup marks first and reads the rows after: so at least one of the two sees the other."""
-        durably(partial(intend, self.bucket, self.key, self.id))
+    def begin(self, *, alone: bool = False) -> "Upload":
+        """Raises KeyBeingDeleted, and with `alone` NameTaken when another upload is under way.
+
+        The row is written first and the cleanup's mark read after, as a cleanup marks first and
+        reads the rows after: so at least one of the two sees the other.
+        """
+        if not listing.storable(self.key):
+            raise ValueError(_("%r cannot be a key.") % self.key)
+        self._intend(alone=alone)
         if CleanupItem.objects.being_deleted(self.bucket, self.key):
             self.fail()
             raise KeyBeingDeleted(_("%s is being deleted. Use another name.") % self.key)
@@ -174,7 +253,7 @@ class Upload:
         facts = {"size": seen.size, "etag": seen.etag, "last_modified": seen.last_modified}
         if not self._settle(State.STORED, **facts) and not self.rows.exists():
             # A cleanup saw no object, and took the row away, before this upload ended.
-            durably(partial(intend, self.bucket, self.key, self.id))
+            self._intend()
             self._settle(State.STORED, **facts)
 
     def fail(self) -> None:
@@ -184,12 +263,18 @@ class Upload:
     def rows(self) -> R2ObjectQuerySet:
         return R2Object.objects.in_bucket(self.bucket).filter(key=self.key)
 
+    def _intend(self, *, alone: bool = False) -> None:
+        self.is_first = durably(partial(intend, self.bucket, self.key, self.id, alone=alone))
+
     def _settle(self, state: str, **facts: Any) -> int:
         return durably(partial(settle, self.bucket, self.key, self.id, state, facts))
 
 
-def intend(bucket: str, key: str, upload_id: UUID) -> None:
-    """Record an upload that is about to start. Raises KeyBeingDeleted."""
+def intend(bucket: str, key: str, upload_id: UUID, *, alone: bool = False) -> bool:
+    """Record an upload that is about to start; returns whether the key had no row yet.
+
+    Raises KeyBeingDeleted, and with `alone` NameTaken when another upload is under way.
+    """
     now = timezone.now()
     values = {
         "state": State.UPLOADING,
@@ -199,13 +284,20 @@ def intend(bucket: str, key: str, upload_id: UUID) -> None:
         **says(key),
     }
     rows = R2Object.objects.in_bucket(bucket).filter(key=key)
-    if rows.exclude(state=State.DELETING).update(**values):
-        return
-    if rows.exists():
-        raise KeyBeingDeleted(_("%s is being deleted. Use another name.") % key)
-    R2Object.objects.bulk_create(
-        [R2Object(bucket=bucket, key=key, **values)], ignore_conflicts=True
-    )
+    under_way = Q(state=State.UPLOADING, updated_at__gte=now - conf().upload_timeout)
+    while True:
+        free = rows.exclude(barred())
+        if (free.exclude(under_way) if alone else free).update(**values):
+            return False
+        if rows.filter(barred()).exists():
+            raise KeyBeingDeleted(_("%s is being deleted. Use another name.") % key)
+        if alone and rows.filter(under_way).exists():
+            raise NameTaken(key)
+        R2Object.objects.bulk_create(
+            [R2Object(bucket=bucket, key=key, **values)], ignore_conflicts=True
+        )
+        if rows.filter(upload_id=upload_id).exists():
+            return True
 
 
 def says(key: str) -> dict[str, Any]:
@@ -223,19 +315,27 @@ def says(key: str) -> dict[str, Any]:
 
 
 def settle(bucket: str, key: str, upload_id: UUID, state: str, facts: dict[str, Any]) -> int:
-    mine = R2Object.objects.in_bucket(bucket).filter(key=key, upload_id=upload_id)
-    return mine.update(state=state, updated_at=timezone.now(), **facts)
+    settled = Q(upload_id=upload_id)
+    if facts:
+        # They are the object's as it was just seen, whichever upload it is from.
+        settled |= Q(state__in=[State.STORED, State.UPLOAD_FAILED])
+    rows = R2Object.objects.in_bucket(bucket).filter(settled, key=key)
+    return rows.update(state=state, updated_at=timezone.now(), **facts)
 
 
 def durably(write: Callable[[], T]) -> T:
     """Write so that a rollback of the caller's transaction leaves the row: an object without a row
     is a stray. SQLite allows no second writer beside an open transaction; there the scan finds it.
+
+    Raises OperationalError when the caller's transaction holds the row, and would wait for itself.
     """
     if connection.vendor == "sqlite" or not connection.in_atomic_block:
         return write()
 
     def on_own_connection() -> T:
         try:
+            with connection.cursor() as cursor:
+                cursor.execute("SET lock_timeout = '5s'")
             return write()
         finally:
             connection.close()

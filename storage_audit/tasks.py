@@ -1,12 +1,11 @@
 """The queue's entry points, and the only module that knows django-q2. A task carries an id."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
-from functools import partial
 from typing import Any
 from uuid import UUID
 
-from django.db import transaction
+from django.db import connection, transaction
 from django.utils import timezone
 from django_q.models import OrmQ, Schedule
 from django_q.tasks import async_task
@@ -24,17 +23,27 @@ QUEUE_IS_LONG = 100
 
 def enqueue(operation_id: UUID) -> None:
     """Have a worker run the operation; with the setting SYNC, run it here and now."""
+    operation = CleanupOperation.objects.filter(pk=operation_id)
+    if not operation.update(enqueued_at=timezone.now()):
+        return  # Rolled back with a savepoint made by hand, for which Django keeps the hooks.
     if conf().sync:
         cleanup.run(operation_id)
         return
-    CleanupOperation.objects.filter(pk=operation_id).update(enqueued_at=timezone.now())
     async_task("storage_audit.tasks.run_operation", str(operation_id), group="storage_audit")
 
 
 def enqueue_on_commit(operations: Iterable[CleanupOperation]) -> None:
     """Enqueue once the transaction is committed; if that fails, the sweep finds the operations."""
     for operation in operations:
-        transaction.on_commit(partial(enqueue, operation.pk), robust=True)
+        transaction.on_commit(enqueueing(operation.pk), robust=True)
+
+
+def enqueueing(operation_id: UUID) -> Callable[[], None]:
+    # A function, as Django asks a hook that failed for its __qualname__, which a partial lacks.
+    def enqueue_operation() -> None:
+        enqueue(operation_id)
+
+    return enqueue_operation
 
 
 def run_operation(operation_id: str) -> str:
@@ -48,11 +57,10 @@ def run_operation(operation_id: str) -> str:
 
 
 def sweep() -> dict[str, int]:
-    """Notice what no signal told of, and enqueue whatever is due and was forgotten.
+    """Enqueue whatever is due and was forgotten, and notice what no signal told of.
 
     Returns how many operations were made for vanished projects and how many were enqueued.
     """
-    noticed = vanished.notice()
     now = timezone.now()
     ready = OrmQ.objects.filter(lock__lte=now).count()
     forgotten = (
@@ -63,21 +71,22 @@ def sweep() -> dict[str, int]:
     )
     for operation_id in (ids := list(forgotten)):
         enqueue(operation_id)
-    return {"vanished": noticed, "enqueued": len(ids)}
+    return {"vanished": vanished.notice(), "enqueued": len(ids)}
 
 
 def create_schedule(**kwargs: Any) -> None:
     """Have the cluster sweep every minute. Called after each migrate."""
-    Schedule.objects.get_or_create(
-        func=SWEEP,
-        defaults={
-            "name": "storage_audit sweep",
-            "schedule_type": Schedule.MINUTES,
-            "minutes": 1,
-            "repeats": -1,
-        },
-    )
+    if Schedule._meta.db_table not in connection.introspection.table_names():
+        return  # The queue's own migrations were not run yet, or were undone.
+    if not Schedule.objects.filter(func=SWEEP).exists():
+        Schedule.objects.create(
+            func=SWEEP,
+            name="storage_audit sweep",
+            schedule_type=Schedule.MINUTES,
+            minutes=1,
+            repeats=-1,
+        )
 
 
 def is_scheduled() -> bool:
-    return bool(Schedule.objects.filter(func=SWEEP).exists())
+    return bool(Schedule.objects.filter(func=SWEEP).exclude(repeats=0).exists())

@@ -114,7 +114,7 @@ class Transitions(models.Model):
 
     @staticmethod
     def pause_after(attempts: int) -> timedelta:
-        doublings = min(attempts - 1, 20)
+        doublings = max(0, min(attempts - 1, 20))
         return min(conf().first_retry * (1 << doublings), conf().longest_retry)
 
     def renew(self, **values: Any) -> None:
@@ -122,12 +122,18 @@ class Transitions(models.Model):
         self.change_as_holder(lease_until=timezone.now() + conf().lease, **values)
 
     def progress(self, **values: Any) -> None:
-        """Renew after work was done: the attempts before it no longer count."""
-        self.renew(attempts=1, troubled_since=None, **values)
+        """Renew after something was done for good: the attempts before it no longer count."""
+        self.renew(attempts=0, troubled_since=None, **values)
 
     def hand_over(self) -> None:
         """Give the lease back with work left, for any worker to go on at once."""
-        self.change_as_holder(lease_token=None, lease_until=None, next_attempt_at=timezone.now())
+        self.change_as_holder(
+            lease_token=None,
+            lease_until=None,
+            next_attempt_at=timezone.now(),
+            # A turn that ended by itself killed no worker.
+            attempts=self.attempts if self.troubled_since else 0,
+        )
 
     def freeze(self, **values: Any) -> None:
         """End the planning of a dry run: what was found stays as it is until a person runs it."""

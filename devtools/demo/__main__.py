@@ -3,6 +3,7 @@
 python -m devtools.demo [--once]
 """
 
+import os
 import shlex
 import shutil
 import sys
@@ -40,6 +41,8 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="end after the story")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="its files; emptied first")
     options = parser.parse_args()
+    # Passwords, keys and the database are nobody else's to read.
+    os.umask(0o077)
     try:
         with stop_on_signals(), fresh(options.folder.resolve()) as folder:
             demo(folder, once=options.once)
@@ -51,7 +54,7 @@ def main() -> None:
 def fresh(folder: Path) -> Iterator[Path]:
     """Hold the folder for us alone, emptied of an earlier demo; StartError when that cannot be."""
     lock_file = folder / LOCK
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()) and not lock_file.exists():
         raise StartError(f"{folder} holds files that are no demo's: choose another --folder")
     with lock_file.open("w") as lock:

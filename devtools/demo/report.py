@@ -55,27 +55,29 @@ def wrapped(start: str, text: str) -> None:
     print(textwrap.fill(text, WIDTH, initial_indent=start, subsequent_indent=indent))
 
 
-def proof(project_id: str, doomed: set[str], before: Listing, after: Listing) -> bool:
+def proof(deleted: str, owners: Mapping[str, str], before: Listing, after: Listing) -> bool:
     """Print what follows from the two listings, and say whether it is as it should be."""
-    problems = differences(doomed, before, after)
+    problems = differences(deleted, owners, before, after)
     print("\nProof, from R2's own listings before and after, which the application has no part in:")
     if problems:
         print("  NOT as it should be:")
         for problem in problems:
             print(f"  {problem}")
     else:
-        print(f"  All {len(doomed)} objects of {project_id} are gone.")
+        print(f"  All {len(before) - len(after)} objects of {deleted} are gone.")
         print(f"  All {len(after)} others are there, each with the same size and etag.")
     return not problems
 
 
-def differences(doomed: set[str], before: Listing, after: Listing) -> list[str]:
-    """Where the bucket is not what it was without the doomed keys, in the order of the keys."""
+def differences(
+    deleted: str, owners: Mapping[str, str], before: Listing, after: Listing
+) -> list[str]:
+    """Where the bucket is not what it was but for the deleted project's keys, in their order."""
     found = []
-    for key in sorted({*doomed, *before, *after}):
+    for key in sorted({*owners, *before, *after}):
         if key not in before:
             found.append(f"was not there before: {shown(key)}")
-        elif key in doomed:
+        elif owners.get(key) == deleted:
             if key in after:
                 found.append(f"still there: {shown(key)}")
         elif key not in after:

@@ -51,7 +51,7 @@ class Site:
 
 @contextmanager
 def running_site(folder: Path) -> Iterator[Site]:
-    """Sets Django up in this process too, and replaces the process's environment for that."""
+    """Set Django up in this process too, and replace the environment of the process for that."""
     with ExitStack() as stack:
         r2 = stack.enter_context(LocalR2(folder / "r2", [BUCKET]))
         variables = environment(folder, r2)
@@ -76,7 +76,6 @@ def environment(folder: Path, r2: LocalR2) -> dict[str, str]:
 
 def write_exports(path: Path, variables: dict[str, str]) -> Path:
     """For a person's shell, to run manage.py beside the demo."""
-    path.touch(mode=0o600)
     path.write_text("".join(f"export {k}={shlex.quote(v)}\n" for k, v in variables.items()))
     return path
 

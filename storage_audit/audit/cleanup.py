@@ -18,6 +18,7 @@ from storage_audit.audit import deletion, verification
 from storage_audit.audit.discovery import discover
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.work import OutOfTime, Reborn, Work
+from storage_audit.bucket.listing import escape
 from storage_audit.bucket.r2 import StoreError
 from storage_audit.conf import conf
 from storage_audit.models import (
@@ -26,6 +27,7 @@ from storage_audit.models import (
     LeaseLost,
     R2Object,
 )
+from storage_audit.redaction import redact
 
 logger = logging.getLogger(__name__)
 Kind, Status, Step = CleanupOperation.Kind, CleanupOperation.Status, CleanupOperation.Step
@@ -46,29 +48,39 @@ def run_slice(operation_id: UUID) -> CleanupOperation | None:
     """
     with transaction.atomic():
         operation = CleanupOperation.objects.get(pk=operation_id)
-        before = operation.status
+        ended = operation.finished_at is not None
         if not operation.claim():
             return None
+        if ended:
+            start_again(operation)
     logger.info("%s claimed, attempt %s", operation.pk, operation.attempts)
     try:
-        if before in (Status.INCOMPLETE, Status.FAILED):
-            start_again(operation)
+        take_turn(operation)
+    except LeaseLost as error:
+        logger.warning("%s", error, exc_info=True)
+    return operation
+
+
+def take_turn(operation: CleanupOperation) -> None:
+    """Advance as far as the turn allows, and leave the operation in the state that follows."""
+    try:
         advance(Work.begin(operation))
     except OutOfTime:
         operation.hand_over()
-    except LeaseLost as error:
-        logger.warning("%s: %s", operation.pk, error)
     except Reborn:
         supersede(operation)
     except Mismatch as mismatch:
-        operation.record("blocked", mismatch)
-        operation.block(str(mismatch))
+        with transaction.atomic():
+            distrust(operation)
+            block(operation, str(mismatch))
     except StoreError as error:
         postpone(operation, str(error))
-    except Exception as error:
-        postpone(operation, f"{type(error).__name__}: {error}")
+    except LeaseLost:
         raise
-    return operation
+    except Exception as error:
+        error.add_note(f"in operation {operation.pk}")
+        postpone(operation, redact(f"{type(error).__name__}: {error}"))
+        raise
 
 
 def advance(work: Work) -> None:
@@ -94,13 +106,19 @@ def refuse_reborn(work: Work) -> None:
 
 def start_again(operation: CleanupOperation) -> None:
     """Put what failed back into the plan. What nobody can delete fails again, and costs nothing."""
-    if operation.planned_at:
-        with transaction.atomic():
-            operation.renew(step=Step.DELETE, cursor={})
-            operation.items.filter(outcome="failed", escaped=False).mark(
-                CleanupItem.Outcome.PLANNED, tries=0, answer=""
-            )
+    if operation.planned_at and operation.deletes:
+        operation.renew(step=Step.DELETE, cursor={})
+        operation.items.filter(outcome="failed", escaped=False).mark(
+            CleanupItem.Outcome.PLANNED, tries=0, answer=""
+        )
     operation.record("retry", _("Trying again."))
+
+
+def distrust(operation: CleanupOperation) -> None:
+    """Forget a look that has not ended: it may have been at another bucket."""
+    operation.renew(cursor={})
+    if operation.planned_at is None and not operation.names_its_objects:
+        operation.items.all().delete()
 
 
 def plan(work: Work) -> None:
@@ -117,8 +135,7 @@ def plan(work: Work) -> None:
     elif operation.dry_run:
         operation.freeze(**operation.items.books(), error=excess(operation))
     elif not operation.released_by and (reason := excess(operation)):
-        operation.record("blocked", reason)
-        operation.block(reason)
+        block(operation, reason)
     else:
         operation.renew(step=Step.DELETE)
 
@@ -130,7 +147,7 @@ def look_for_uploads(work: Work) -> None:
         work.operation.record("plan", text)
     elif uploads:
         text = _("Unfinished multipart uploads: %s. They will be aborted.") % len(uploads)
-        work.operation.record("plan", text, keys=[upload.key for upload in uploads[:100]])
+        work.operation.record("plan", text, keys=[escape(upload.key) for upload in uploads[:100]])
 
 
 def digest(operation: CleanupOperation) -> str:
@@ -209,13 +226,16 @@ def late_check(operation: CleanupOperation, delay: timedelta) -> None:
     )
 
 
+def block(operation: CleanupOperation, reason: str) -> None:
+    with transaction.atomic():
+        operation.block(reason)
+        operation.record("blocked", reason)
+
+
 def postpone(operation: CleanupOperation, reason: str) -> None:
-    try:
-        with transaction.atomic():
-            operation.postpone(reason, operation.items.books())
-            operation.record(operation.status, reason, next_attempt=str(operation.next_attempt_at))
-    except LeaseLost as error:
-        logger.warning("%s: %s; %s", operation.pk, error, reason)
+    with transaction.atomic():
+        operation.postpone(reason, operation.items.books())
+        operation.record(operation.status, reason, next_attempt=str(operation.next_attempt_at))
 
 
 def supersede(operation: CleanupOperation) -> None:

@@ -9,11 +9,11 @@ from django.db import transaction
 from django.db.models import F, Q
 from django.utils.translation import gettext as _
 
-from storage_audit.audit.discovery import rows_by_identity
+from storage_audit.audit.discovery import LONE_KEYS, rows_by_identity
 from storage_audit.audit.ownership import Claim, alive_among, judge, layouts
 from storage_audit.audit.work import Reborn, Work
 from storage_audit.bucket import deleters, r2
-from storage_audit.bucket.listing import find
+from storage_audit.bucket.listing import escape, find
 from storage_audit.bucket.r2 import Answer, Listed, Upload
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, Project, R2Object
@@ -21,7 +21,7 @@ from storage_audit.querysets import CleanupItemQuerySet, R2ObjectQuerySet
 
 Outcome = CleanupItem.Outcome
 NOT_LISTED = "not in the listing before the deletion"
-PROOF_LASTS = 10.0  # seconds
+PROOF_LASTS = 30.0  # seconds
 
 
 class Proof(NamedTuple):
@@ -35,12 +35,13 @@ class Proof(NamedTuple):
 def delete(work: Work) -> None:
     """Send every planned item once. Raises OutOfTime, StoreError, Mismatch and LeaseLost."""
     operation = work.operation
+    work.look_again()
     abort_uploads(work)
     while batch := next_batch(operation):
         work.look_again()
         delete_batch(work, batch)
         work.breathe()
-    operation.progress(step=CleanupOperation.Step.VERIFY, cursor={})
+    operation.renew(step=CleanupOperation.Step.VERIFY, cursor={})
 
 
 def next_batch(operation: CleanupOperation) -> list[CleanupItem]:
@@ -49,25 +50,31 @@ def next_batch(operation: CleanupOperation) -> list[CleanupItem]:
         Q(outcome=Outcome.PLANNED) | Q(outcome=Outcome.DELETING, answer="")
     ).order_by("span", "key")
     first = todo.first()
-    return list(todo.filter(span=first.span)[: conf().batch_size]) if first else []
+    if first is None:
+        return []
+    size = conf().batch_size if first.span is not None else min(LONE_KEYS, conf().batch_size)
+    return list(todo.filter(span=first.span)[: min(size, operation.cursor.get("batch", size))])
 
 
 def delete_batch(work: Work, batch: list[CleanupItem]) -> None:
-    operation = work.operation
+    operation, keys = work.operation, [item.key for item in batch]
     with transaction.atomic():
         operation.renew()
         among(operation, batch).mark(Outcome.DELETING)
-        own_rows(operation).lock_for_deletion([item.key for item in batch])
+        own_rows(operation).lock_for_deletion(keys)
     started = monotonic()
     proof = prove(work, batch)
     with transaction.atomic():
         operation.renew()
+        # A backfill that did not see our mark may have written rows since.
+        own_rows(operation).lock_for_deletion(keys)
         record_proof(operation, proof)
     if monotonic() - started > PROOF_LASTS:
-        return  # Too old to act on: without an answer, the batch is taken up and proved again.
-    answers = send(operation, proof.may_go)
+        take_less(operation, len(batch))
+        return
+    answers = send(operation, proof.may_go, until=started + PROOF_LASTS)
     with transaction.atomic():
-        operation.progress()
+        operation.renew()
         record_answers(operation, proof.may_go, answers)
         operation.record(
             "delete",
@@ -76,6 +83,14 @@ def delete_batch(work: Work, batch: list[CleanupItem]) -> None:
             protected=len(proof.stay),
             refused=sum(answer != r2.DELETED for answer in answers.values()),
         )
+
+
+def take_less(operation: CleanupOperation, size: int) -> None:
+    """The proof took too long to act on it. Its items, without an answer, are taken up again, in
+    smaller batches; raises Unavailable when a single one takes too long."""
+    if size == 1:
+        raise r2.Unavailable(_("Looking at one object took longer than its proof would last."))
+    operation.renew(cursor={"batch": max(1, size // 4)})
 
 
 def among(operation: CleanupOperation, items: Iterable[CleanupItem]) -> CleanupItemQuerySet:
@@ -87,7 +102,9 @@ def own_rows(operation: CleanupOperation) -> R2ObjectQuerySet:
     rows = R2Object.objects.in_bucket(operation.bucket)
     if operation.kind == CleanupOperation.Kind.OBJECTS:
         return rows.none()
-    return rows.filter(Q(project_id=operation.project_id) | Q(source=R2Object.Source.BACKFILL))
+    return rows.filter(
+        Q(project_id=operation.project_id) | Q(project_id=None) | Q(source=R2Object.Source.BACKFILL)
+    )
 
 
 def prove(work: Work, batch: list[CleanupItem]) -> Proof:
@@ -157,8 +174,10 @@ def let_go(operation: CleanupOperation, items: CleanupItemQuerySet, reason: str)
     R2Object.objects.in_bucket(operation.bucket).unlock(keys)
 
 
-def send(operation: CleanupOperation, items: list[CleanupItem]) -> dict[str, Answer]:
-    return deleters.delete(operation.bucket, [item.key for item in items])
+def send(
+    operation: CleanupOperation, items: list[CleanupItem], *, until: float
+) -> dict[str, Answer]:
+    return deleters.delete(operation.bucket, [item.key for item in items], until=until)
 
 
 def record_answers(
@@ -167,7 +186,8 @@ def record_answers(
     def answer_of(item: CleanupItem) -> str:
         return str(answers[item.key])
 
-    for answer, group in groupby(sorted(items, key=answer_of), key=answer_of):
+    sent = [item for item in items if item.key in answers]
+    for answer, group in groupby(sorted(sent, key=answer_of), key=answer_of):
         among(operation, group).update(answer=answer)
 
 
@@ -192,5 +212,7 @@ def unfinished_uploads(work: Work) -> list[Upload] | None:
 
 def abort_uploads(work: Work) -> None:
     for upload in unfinished_uploads(work) or []:
+        if work.operation.kind == CleanupOperation.Kind.PROJECT:
+            refuse_reborn(work.operation)
         r2.abort_upload(work.operation.bucket, upload)
-        work.operation.record("delete", _("Unfinished upload aborted."), key=upload.key)
+        work.operation.record("delete", _("Unfinished upload aborted."), key=escape(upload.key))

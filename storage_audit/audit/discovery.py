@@ -12,13 +12,16 @@ from django.utils.translation import gettext as _
 
 from storage_audit.audit.ownership import Claim, Verdict, alive_among, judge, layouts
 from storage_audit.audit.work import Work
-from storage_audit.bucket.listing import escape, find, pages, storable
+from storage_audit.bucket.listing import escape, find, pages, spellings, storable
 from storage_audit.bucket.r2 import Listed
 from storage_audit.models import CleanupItem, CleanupOperation, R2Object
 from storage_audit.querysets import R2ObjectQuerySet
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
 CHUNK = 1000
+# Keys that are looked up each at its own place, a request for each at worst: so few that the
+# lease outlasts them.
+LONE_KEYS = 100
 
 
 def discover(work: Work) -> None:
@@ -29,7 +32,8 @@ def discover(work: Work) -> None:
         look_up_items(work)
         return
     assert operation.project_id is not None
-    if not operation.ranges:
+    # An id outside the grammar, saved past the model, can only have tracked objects.
+    if not operation.ranges and layouts().is_project_id(operation.project_id):
         operation.renew(ranges=layouts().prefixes(operation.project_id))
     for span in range(operation.cursor.get("span", 0), len(operation.ranges)):
         discover_listed(work, span)
@@ -39,12 +43,17 @@ def discover(work: Work) -> None:
 
 def discover_listed(work: Work, span: int) -> None:
     operation = work.operation
+    if "tracked" in operation.cursor:
+        return
     after = operation.cursor.get("after", "")
     for page in pages(operation.bucket, operation.ranges[span], after):
+        before = operation.cursor
         with transaction.atomic():
             operation.progress(cursor=position(span, page, after))
             save(judged(work, page, span))
-        work.breathe()
+        if operation.cursor != before:
+            work.breathe()
+    operation.progress(cursor={"span": span, "tracked": ""})
 
 
 def position(span: int, page: Sequence[Listed], after: str) -> dict[str, object]:
@@ -58,12 +67,12 @@ def position(span: int, page: Sequence[Listed], after: str) -> dict[str, object]
 def discover_tracked(work: Work, span: int) -> None:
     """Rows of the project under the prefix whose object the complete listing did not show."""
     operation = work.operation
-    after = ""
-    while (
-        rows := tracked_rows(operation).under(operation.ranges[span]).between(after, None)[:CHUNK]
-    ):
-        save_absent(work, rows, span)
-        after = rows[len(rows) - 1].key
+    rows = tracked_rows(operation).under(operation.ranges[span])
+    after = operation.cursor["tracked"]
+    while chunk := list(rows.between(after, None)[:CHUNK]):
+        after = chunk[-1].key
+        save_absent(work, chunk, span, {**operation.cursor, "tracked": after})
+        work.breathe()
     operation.progress(cursor={"span": span + 1})
 
 
@@ -72,14 +81,16 @@ def tracked_rows(operation: CleanupOperation) -> R2ObjectQuerySet:
     return rows.filter(project_id=operation.project_id).order_by("key")
 
 
-def save_absent(work: Work, rows: Iterable[R2Object], span: int | None) -> None:
+def save_absent(
+    work: Work, rows: Iterable[R2Object], span: int | None, cursor: dict[str, object]
+) -> None:
     operation = work.operation
     by_identity = {work.identity(row.key): row for row in rows}
     items = operation.items.filter(identity__in=by_identity, escaped=False)
     for identity in items.values_list("identity", flat=True):
         del by_identity[identity]
     with transaction.atomic():
-        operation.renew()
+        operation.progress(cursor=cursor)
         save([absent(operation, row, identity, span) for identity, row in by_identity.items()])
 
 
@@ -105,14 +116,15 @@ def discover_outside(work: Work) -> None:
     operation = work.operation
     outside = tracked_rows(operation).outside(operation.ranges)
     after = operation.cursor.get("outside", "")
-    while rows := list(outside.between(after, None)[:CHUNK]):
+    while rows := list(outside.between(after, None)[:LONE_KEYS]):
         found = find(operation.bucket, [row.key for row in rows], work.identity)
         here = [found[work.identity(r.key)] for r in rows if work.identity(r.key) in found]
         after = rows[-1].key
         with transaction.atomic():
-            operation.progress(cursor={"span": len(operation.ranges), "outside": after})
+            operation.renew()
             save(judged(work, here, None))
-        save_absent(work, rows, None)
+        rows = [row for row in rows if work.identity(row.key) not in found]
+        save_absent(work, rows, None, {"span": len(operation.ranges), "outside": after})
         work.breathe()
 
 
@@ -132,8 +144,8 @@ def judged(work: Work, page: Sequence[Listed], span: int | None) -> list[Cleanup
 
 def rows_by_identity(work: Work, keys: Iterable[str]) -> dict[str, R2Object]:
     """The tracking rows of these keys, by what the store takes for the same key."""
-    spellings = {s for key in keys if storable(key) for s in (key, work.identity(key))}
-    rows = R2Object.objects.in_bucket(work.operation.bucket).filter(key__in=spellings)
+    spelled = {s for key in keys if storable(key) for s in spellings(key, work.identity)}
+    rows = R2Object.objects.in_bucket(work.operation.bucket).filter(key__in=spelled)
     return {work.identity(row.key): row for row in rows}
 
 
@@ -171,7 +183,7 @@ def look_up_items(work: Work) -> None:
     """Compare the objects behind deleted rows with what the rows said of them."""
     operation = work.operation
     after = operation.cursor.get("after", "")
-    while items := list(operation.items.filter(key__gt=after).order_by("key")[:CHUNK]):
+    while items := list(operation.items.filter(key__gt=after).order_by("key")[:LONE_KEYS]):
         found = find(operation.bucket, [item.key for item in items], work.identity)
         after = items[-1].key
         for item in items:

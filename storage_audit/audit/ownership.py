@@ -82,6 +82,9 @@ def judge(
         reason = _("No layout knows this key. Add its layout, or delete the object itself.")
         return Verdict(Claim.PROTECTED, _("no layout matches"), reason)
     if project.project_id not in names:
+        if row and row.project_id == project.project_id:
+            reason = _("Its tracking row names this project, its key another one.")
+            return Verdict(Claim.PROTECTED, evidence, reason)
         return Verdict(Claim.ELSEWHERE, evidence)
     if rivals := sorted(names & alive - {project.project_id}):
         reason = _("It could also belong to the live project %s.") % ", ".join(rivals)

@@ -6,6 +6,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit.models import (
     CleanupOperation,
+    IllegalTransition,
     KnownProject,
     Project,
     validate_project_id,
@@ -48,6 +49,8 @@ def verify_project(project_id: str) -> list[CleanupOperation]:
 @transaction.atomic
 def verify_operation(operation: CleanupOperation) -> CleanupOperation:
     """Look again whether what an operation deleted is gone."""
+    if operation.kind == Kind.VERIFY and operation.parent:
+        operation = operation.parent
     check = CleanupOperation.objects.request(
         kind=Kind.VERIFY,
         trigger=Trigger.VERIFY,
@@ -83,6 +86,9 @@ def force_delete_operation(operation: CleanupOperation) -> None:
     and StillAlive for the plan of a live project.
     """
     user = current_origin().user or "command"
+    if operation.kind == Kind.VERIFY:
+        text = _("Operation %s is a verification, which deletes nothing. Verify again instead.")
+        raise IllegalTransition(text % operation.pk)
     if operation.status == Status.BLOCKED:
         operation.release(user)
     elif operation.status == Status.PLANNED:

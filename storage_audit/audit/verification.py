@@ -3,22 +3,21 @@
 from collections.abc import Sequence
 
 from django.db import transaction
-from django.db.models import F, Q
+from django.db.models import Exists, F, OuterRef, Value
+from django.db.models.functions import Concat
 from django.utils import timezone
-from django.utils.dateparse import parse_datetime
 from django.utils.translation import gettext as _
 
-from storage_audit.audit.deletion import own_rows
-from storage_audit.audit.discovery import judged, position, save
+from storage_audit.audit.deletion import NOT_LISTED, own_rows
+from storage_audit.audit.discovery import LONE_KEYS, judged, position, save
 from storage_audit.audit.work import Work
-from storage_audit.bucket.listing import find, pages
+from storage_audit.bucket.listing import escape, find, pages
 from storage_audit.bucket.r2 import Listed
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, Project, R2Object
 from storage_audit.querysets import CleanupItemQuerySet
 
 Outcome, FoundIn = CleanupItem.Outcome, CleanupItem.FoundIn
-CHUNK = 1000
 
 
 def verify(work: Work) -> None:
@@ -28,9 +27,11 @@ def verify(work: Work) -> None:
     StoreError, Mismatch and LeaseLost.
     """
     operation = work.operation
-    if "since" not in operation.cursor:
-        operation.renew(cursor={"since": timezone.now().isoformat()})
-    for span in range(operation.cursor.get("span", 0), len(operation.ranges)):
+    if "span" not in operation.cursor:
+        with transaction.atomic():
+            operation.renew(cursor={"span": 0})
+            operation.items.update(present_at=None)
+    for span in range(operation.cursor["span"], len(operation.ranges)):
         look_under_prefix(work, span)
     look_at_keys(work)
     work.look_again()
@@ -41,19 +42,21 @@ def look_under_prefix(work: Work, span: int) -> None:
     operation = work.operation
     after = operation.cursor.get("after", "")
     for page in pages(operation.bucket, operation.ranges[span], after):
+        before = operation.cursor
         with transaction.atomic():
-            operation.progress(cursor={**operation.cursor, **position(span, page, after)})
+            operation.renew(cursor={**before, **position(span, page, after)})
             mark_present(work, page, span)
-        work.breathe()
-    operation.progress(cursor={**operation.cursor, "span": span + 1, "after": ""})
+        if operation.cursor != before:
+            work.breathe()
+    operation.renew(cursor={**operation.cursor, "span": span + 1, "after": ""})
 
 
 def mark_present(work: Work, page: Sequence[Listed], span: int) -> None:
     """Items seen are marked; objects that are the project's and no item become items that stay."""
-    items = work.operation.items
-    late = {(item.identity, item.escaped): item for item in judged(work, page, span)}
-    known = items.filter(identity__in=[identity for identity, _escaped in late])
+    seen = [work.identity(escape(listed.key)) for listed in page]
+    known = work.operation.items.filter(identity__in=seen)
     known.update(present_at=timezone.now())
+    late = {(item.identity, item.escaped): item for item in judged(work, page, span)}
     for facts in known.values_list("identity", "escaped"):
         late.pop(facts, None)
     for item in late.values():
@@ -67,12 +70,12 @@ def look_at_keys(work: Work) -> None:
     operation = work.operation
     after = operation.cursor.get("alone", "")
     alone = operation.items.filter(span=None, outcome=Outcome.DELETING).order_by("key")
-    while items := list(alone.filter(key__gt=after)[:CHUNK]):
+    while items := list(alone.filter(key__gt=after)[:LONE_KEYS]):
         found = find(operation.bucket, [item.key for item in items], work.identity)
         here = [item.pk for item in items if work.identity(item.key) in found]
         after = items[-1].key
         with transaction.atomic():
-            operation.progress(cursor={**operation.cursor, "alone": after})
+            operation.renew(cursor={**operation.cursor, "alone": after})
             operation.items.filter(pk__in=here).update(present_at=timezone.now())
         work.breathe()
 
@@ -80,26 +83,31 @@ def look_at_keys(work: Work) -> None:
 def settle(work: Work) -> None:
     """Say of each item what the listing showed, and forget the rows of what is gone."""
     operation = work.operation
-    since = parse_datetime(operation.cursor["since"])
     sent = operation.items.filter(outcome=Outcome.DELETING)
-    still_there = Q(present_at__gte=since)
-    gone = sent.exclude(still_there & Q(present_at__isnull=False))
+    gone, there = sent.filter(present_at=None), sent.filter(present_at__isnull=False)
     with transaction.atomic():
         operation.renew()
         forget_rows(operation, gone)
-        gone.filter(tries=0).mark(Outcome.ALREADY_ABSENT)
-        gone.filter(tries__gt=0).mark(Outcome.DELETED)
-        again = sent.filter(still_there, tries__lt=conf().tries).mark(Outcome.PLANNED, answer="")
-        give_up(operation, sent.filter(still_there))
+        settled = gone.filter(tries=0).mark(Outcome.ALREADY_ABSENT)
+        settled += gone.filter(tries__gt=0).mark(Outcome.DELETED)
+        # What nobody can name in a request can still be deleted by other means.
+        nameless = operation.items.filter(outcome=Outcome.FAILED, escaped=True, present_at=None)
+        settled += nameless.mark(Outcome.ALREADY_ABSENT)
+        # Looks that contradict each other count as tries, or they might do so for ever.
+        there.filter(answer=NOT_LISTED).update(tries=F("tries") + 1)
+        again = there.filter(tries__lt=conf().tries).mark(Outcome.PLANNED, answer="")
+        give_up(operation, there)
         operation.record(
             "verify",
             _("Every range was listed to its end: %(gone)s gone, %(again)s to be tried again.")
             % {"gone": operation.items.filter(outcome=Outcome.DELETED).count(), "again": again},
         )
+        if settled:
+            operation.progress()
         if again:
-            operation.progress(step=CleanupOperation.Step.DELETE, cursor={})
+            operation.renew(step=CleanupOperation.Step.DELETE, cursor={})
         else:
-            operation.progress(cursor={"settled": True})
+            operation.renew(cursor={"settled": True})
 
 
 def forget_rows(operation: CleanupOperation, gone: CleanupItemQuerySet) -> None:
@@ -109,7 +117,8 @@ def forget_rows(operation: CleanupOperation, gone: CleanupItemQuerySet) -> None:
 
 def give_up(operation: CleanupOperation, stayed: CleanupItemQuerySet) -> None:
     keys = list(stayed.values_list("key", flat=True))
-    stayed.update(outcome=Outcome.FAILED, reason=F("answer"), changed_at=timezone.now())
+    said = Concat(Value(_("Still in the bucket; the store's answer: ")), F("answer"))
+    stayed.update(outcome=Outcome.FAILED, reason=said, changed_at=timezone.now())
     R2Object.objects.in_bucket(operation.bucket).unlock(keys)
 
 
@@ -122,9 +131,16 @@ def compare(work: Work) -> None:
         in_step = items.planned().filter(found_in=FoundIn.BOTH)
         missing = items.planned().filter(found_in=FoundIn.TRACKED)
         untracked = items.planned().filter(found_in=FoundIn.LISTED)
+        at_rest = (
+            R2Object.objects.in_bucket(operation.bucket)
+            .at_rest()
+            .filter(key=OuterRef("key"), updated_at__lt=operation.started_at)
+        )
         with transaction.atomic():
             operation.renew()
             agreed, _by_model = in_step.delete()
+            # The row changed while the bucket was listed: the listing says nothing of it.
+            missing.exclude(Exists(at_rest)).delete()
             gone = missing.mark(Outcome.FAILED, _("Tracked, but not in the bucket."))
             extra = untracked.mark(
                 Outcome.PROTECTED, _("In the bucket, but not tracked: run backfill_r2.")

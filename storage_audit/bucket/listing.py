@@ -1,5 +1,6 @@
 """Complete, ordered, checked listings: the only evidence that an object is there or gone."""
 
+import os.path
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 
@@ -48,36 +49,50 @@ def find(bucket: str, keys: Sequence[str], identity: Identity) -> dict[str, List
     """The objects of these keys that are there, by identity; complete for every key asked.
 
     Each key's place is looked at in a listing, so that absence is seen and not inferred from an
-    error. Costs a page for each 1,000 keys that are neighbours and for each that is alone.
+    error. Costs a page for each 1,000 keys that are neighbours and for each that is alone; where
+    spellings are one object, an absent key that is not ASCII costs a look at all that start alike.
     """
-    found: dict[str, Listed] = {}
-    todo = sorted(set(keys))
-    while todo:
-        first = todo[0]
-        if identity(first) != first or (identity is nfc and not first.isascii()):
-            found |= find_spellings(bucket, first, identity)
-            todo = todo[1:]
-            continue
-        reached = None
-        for page in pages(bucket, "", after=before(first)):
-            found |= {identity(listed.key): listed for listed in page}
-            if page and page[-1].key >= first:
-                reached = page[-1].key
-                break
-        todo = [key for key in todo[1:] if reached is not None and key > reached]
     wanted = {identity(key) for key in keys}
-    return {key: listed for key, listed in found.items() if key in wanted}
+    found: dict[str, Listed] = {}
+    todo = sorted(set(keys), key=as_bytes)
+    while todo:
+        reached = None
+        for page in pages(bucket, "", after=before(todo[0])):
+            found |= {identity(listed.key): listed for listed in page}
+            if page and as_bytes(page[-1].key) >= as_bytes(todo[0]):
+                reached = as_bytes(page[-1].key)
+                break
+        todo = [key for key in todo[1:] if reached is not None and as_bytes(key) > reached]
+        found = {name: listed for name, listed in found.items() if name in wanted}
+    if identity is nfc:
+        absent = [key for key in keys if identity(key) not in found and not key.isascii()]
+        found |= find_spellings(bucket, absent)
+    return found
 
 
-def find_spellings(bucket: str, key: str, identity: Identity) -> dict[str, Listed]:
+def find_spellings(bucket: str, keys: Sequence[str]) -> dict[str, Listed]:
     """Where spellings are one object any of them may be listed: look at all that start alike."""
-    plain = key[: next(i for i, char in enumerate(key) if not char.isascii())]
-    return {
-        identity(listed.key): listed
-        for page in pages(bucket, plain)
-        for listed in page
-        if identity(listed.key) == identity(key)
-    }
+    wanted = {nfc(key) for key in keys}
+    found: dict[str, Listed] = {}
+    listed_under: str | None = None
+    for start in sorted({start_of_all_spellings(key) for key in keys}):
+        if listed_under is not None and start.startswith(listed_under):
+            continue
+        listed_under = start
+        for page in pages(bucket, start):
+            found |= {nfc(o.key): o for o in page if nfc(o.key) in wanted}
+    return found
+
+
+def start_of_all_spellings(key: str) -> str:
+    """Up to the first letter that is not ASCII, or that becomes so: "e" may be half of an "é"."""
+    length = next((i for i, char in enumerate(key) if not char.isascii()), len(key))
+    return os.path.commonprefix([key[:length], nfc(key)])
+
+
+def spellings(key: str, identity: Identity) -> set[str]:
+    """What a tracking row may call the same object."""
+    return {key} if identity is exact else {key, nfc(key), unicodedata.normalize("NFD", key)}
 
 
 def before(key: str) -> str:
@@ -97,4 +112,6 @@ def escape(key: str) -> str:
     """The key as text that can be stored, shown and searched, whatever its bytes."""
     if storable(key):
         return key
-    return as_bytes(key).decode("utf-8", "backslashreplace").replace("\0", "\\x00")
+    # Backslashes too, so that two such keys never look the same.
+    text = as_bytes(key.replace("\\", "\\\\")).decode("utf-8", "backslashreplace")
+    return text.replace("\0", "\\x00")

@@ -13,9 +13,12 @@ from urllib.parse import unquote_to_bytes
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as NoConnection
 from botocore.handlers import add_expect_header
+from botocore.parsers import ResponseParserError
 
 from storage_audit.conf import Conf, conf
+from storage_audit.redaction import redact
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -32,7 +35,7 @@ class StoreError(Exception):
     """
 
     def __init__(self, message: str, code: str = "") -> None:
-        super().__init__(message)
+        super().__init__(redact(message))
         self.code = code
 
 
@@ -88,8 +91,9 @@ def client_config(attempts: int) -> Config:
         signature_version="s3v4",
         s3={"addressing_style": "path"},
         retries={"mode": "standard", "total_max_attempts": attempts},
+        # Three tries end before the lease of the operation they are for.
         connect_timeout=5,
-        read_timeout=30,
+        read_timeout=12,
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
@@ -116,7 +120,7 @@ def _client(settings: Conf, attempts: int, process: int) -> "S3Client":
 _creating = threading.Lock()
 
 
-def client(attempts: int = 4) -> "S3Client":
+def client(attempts: int = 3) -> "S3Client":
     """The shared client: safe between threads, not between processes."""
     with _creating:
         return _client(conf(), attempts, os.getpid())
@@ -152,9 +156,9 @@ def own_errors() -> Iterator[None]:
         yield
     except ClientError as error:
         raise translate(error) from error
-    except HTTPClientError as error:
+    except (NoConnection, HTTPClientError) as error:
         raise Unavailable(f"The store cannot be reached: {error}", type(error).__name__) from error
-    except BotoCoreError as error:
+    except (BotoCoreError, ResponseParserError, KeyError, ValueError) as error:
         raise Broken(f"The store's answer is unreadable: {error}", type(error).__name__) from error
 
 
@@ -172,16 +176,16 @@ def list_page(bucket: str, prefix: str, start_after: str = "", token: str | None
             EncodingType="url",
             **where,  # type: ignore[arg-type]
         )
-    encoded = answer.get("EncodingType") == "url"
-    objects = [
-        Listed(
-            key=decode(entry["Key"]) if encoded else entry["Key"],
-            size=entry["Size"],
-            etag=entry["ETag"].strip('"'),
-            last_modified=entry["LastModified"],
-        )
-        for entry in answer.get("Contents", [])
-    ]
+        encoded = answer.get("EncodingType") == "url"
+        objects = [
+            Listed(
+                key=decode(entry["Key"]) if encoded else entry["Key"],
+                size=entry["Size"],
+                etag=entry["ETag"].strip('"'),
+                last_modified=entry["LastModified"],
+            )
+            for entry in answer.get("Contents", [])
+        ]
     return Page(objects, next_token(answer, len(objects)))
 
 
@@ -241,7 +245,7 @@ def delete_batch(bucket: str, keys: list[str]) -> dict[str, Answer]:
     for failure in answer.get("Errors", []):
         if failure.get("Key") in answers:
             answers[failure["Key"]] = Answer(
-                failure.get("Code", "Error"), failure.get("Message", "")
+                failure.get("Code", "Error"), redact(failure.get("Message", ""))
             )
     return answers
 

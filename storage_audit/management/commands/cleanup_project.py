@@ -1,0 +1,198 @@
+import json
+from argparse import ArgumentParser, ArgumentTypeError
+from uuid import UUID
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError
+from django.db import transaction
+
+from storage_audit import tasks
+from storage_audit.audit import cleanup, requests
+from storage_audit.audit.requests import StillAlive
+from storage_audit.conf import conf
+from storage_audit.management.console import (
+    FAILED,
+    WRONG_USE,
+    asked_from_shell,
+    facts_of,
+    lines_of,
+    printable,
+    staying,
+)
+from storage_audit.models import (
+    CleanupOperation,
+    IllegalTransition,
+    KnownProject,
+    Project,
+    validate_project_id,
+)
+
+Status = CleanupOperation.Status
+
+
+def project_id(text: str) -> str:
+    try:
+        validate_project_id(text)
+    except ValidationError as error:
+        raise ArgumentTypeError(printable(error.messages[0])) from error
+    return text
+
+
+class Command(BaseCommand):
+    help = (
+        "Cleans up after a project that is deleted: what is its own leaves the bucket, what is in"
+        " doubt stays and is shown. Exits with 0 when all that may go is gone or the cleanup is"
+        " enqueued, 1 when something remains, 2 when the project exists or is not known."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("project", metavar="ID", type=project_id)
+        how = parser.add_mutually_exclusive_group()
+        how.add_argument(
+            "--declare-deleted",
+            action="store_true",
+            help="the id belonged to a project that was deleted before this was installed",
+        )
+        how.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="plan, show what would go and what would stay, and delete nothing",
+        )
+        how.add_argument(
+            "--plan",
+            metavar="DELETION_ID",
+            type=UUID,
+            help="run exactly the plan of this dry run, whatever its size",
+        )
+        parser.add_argument(
+            "--sync", action="store_true", help="do the work here and now, without a worker"
+        )
+        parser.add_argument("--json", action="store_true", dest="as_json")
+
+    def handle(
+        self,
+        *,
+        project: str,
+        declare_deleted: bool,
+        dry_run: bool,
+        plan: UUID | None,
+        sync: bool,
+        as_json: bool,
+        **options: object,
+    ) -> None:
+        here = dry_run or sync or conf().sync
+        with asked_from_shell():
+            operations = self.request(project, declare_deleted, dry_run, plan, enqueue=not here)
+            if here:
+                operations = [cleanup.run(operation.pk) for operation in operations]
+        if as_json:
+            self.stdout.write(json.dumps({"operations": [facts_of(o) for o in operations]}))
+        else:
+            for operation in operations:
+                self.report(operation, enqueued=not here)
+        if here:
+            self.judge(operations)
+
+    def request(
+        self, project: str, declare_deleted: bool, dry_run: bool, plan: UUID | None, enqueue: bool
+    ) -> list[CleanupOperation]:
+        try:
+            with transaction.atomic():
+                if dry_run:
+                    operations = requests.dry_run(project)
+                elif plan:
+                    operations = [execute(project, plan)]
+                else:
+                    refuse(project, declare_deleted)
+                    operations = requests.declare_deleted(project)
+                if enqueue:
+                    tasks.enqueue_on_commit(operations)
+        except (StillAlive, IllegalTransition) as error:
+            raise CommandError(str(error), returncode=WRONG_USE) from error
+        return operations
+
+    def report(self, operation: CleanupOperation, *, enqueued: bool) -> None:
+        where = f"{operation.pk}, project {operation.subject}, bucket {operation.bucket}"
+        if enqueued:
+            self.stdout.write(f"Cleanup {where}: enqueued.")
+            self.stdout.write(f"Follow it with: manage.py verify_cleanup {operation.pk}")
+        elif operation.dry_run:
+            self.stdout.write(f"Plan {where}: {operation.get_status_display()}.")
+            self.report_plan(operation)
+        else:
+            self.stdout.write(f"Cleanup {where}: {operation.get_status_display()}.")
+            self.report_result(operation)
+
+    def report_plan(self, operation: CleanupOperation) -> None:
+        parts = (
+            ("delete", operation.items.planned().order_by("key")),
+            ("keep", staying(operation)),
+        )
+        for verb, items in parts:
+            self.stdout.write(f"Would {verb} {items.count()} objects.")
+            for line in lines_of(items):
+                self.stdout.write(line)
+        self.say_error(operation)
+        if operation.status != Status.PLANNED:
+            return
+        if Project.objects.filter(pk=operation.project_id).exists():
+            self.stdout.write("The project exists. Delete it in the admin to let them go.")
+        else:
+            again = f"manage.py cleanup_project {operation.project_id} --plan {operation.pk}"
+            self.stdout.write(f"To run exactly this plan: {again}")
+
+    def report_result(self, operation: CleanupOperation) -> None:
+        books = operation.items.books()
+        self.stdout.write(
+            f"Found {books['found']}: {books['deleted']} deleted, {books['already_absent']}"
+            f" already absent, {books['protected']} protected, {books['failed']} failed."
+        )
+        self.say_error(operation)
+        if operation.status == Status.PENDING:
+            self.stdout.write("Another operation of this project is being worked on; this follows.")
+        for line in lines_of(staying(operation)):
+            self.stdout.write(line)
+
+    def say_error(self, operation: CleanupOperation) -> None:
+        if operation.error:
+            self.stdout.write(printable(operation.error))
+
+    def judge(self, operations: list[CleanupOperation]) -> None:
+        fine = (Status.CLEAN, Status.CLEAN_WITH_PROTECTED, Status.PLANNED)
+        unfinished = [str(o.pk) for o in operations if o.status not in fine]
+        if unfinished:
+            text = f"Not finished: operation {', '.join(unfinished)}."
+            raise CommandError(text, returncode=FAILED)
+        for operation in operations:
+            if operation.status == Status.CLEAN_WITH_PROTECTED:
+                self.stderr.write(
+                    f"Operation {operation.pk} kept {operation.protected} protected objects:"
+                    " a person must decide on them."
+                )
+
+
+def refuse(project: str, declare_deleted: bool) -> None:
+    """Stop unless the project is known to be deleted, or somebody says that it is."""
+    if Project.objects.filter(pk=project).exists():
+        raise CommandError(
+            f"Project {project} exists; delete it in the admin (or use --dry-run to see what"
+            " would go).",
+            returncode=WRONG_USE,
+        )
+    if not declare_deleted and KnownProject.objects.time_of_deletion(project) is None:
+        raise CommandError(
+            f"No deletion of a project {project} is on record. If it was deleted before this was"
+            " installed, or past Django, add --declare-deleted.",
+            returncode=WRONG_USE,
+        )
+
+
+def execute(project: str, plan: UUID) -> CleanupOperation:
+    planned = CleanupOperation.objects.filter(pk=plan, project_id=project, status=Status.PLANNED)
+    operation = planned.first()
+    if operation is None:
+        raise CommandError(
+            f"{plan} is no plan of project {project} that waits to be run.", returncode=WRONG_USE
+        )
+    requests.force_delete_operation(operation)
+    return operation

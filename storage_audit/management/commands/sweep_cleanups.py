@@ -1,0 +1,63 @@
+import logging
+from argparse import ArgumentParser
+from uuid import UUID
+
+from django.core.management.base import BaseCommand, CommandError
+from django.utils import timezone
+
+from storage_audit import tasks
+from storage_audit.audit import cleanup, vanished
+from storage_audit.management.console import FAILED, asked_from_shell, printable
+from storage_audit.models import CleanupOperation
+
+logger = logging.getLogger(__name__)
+
+
+class Command(BaseCommand):
+    help = (
+        "Notices projects that are gone without a signal, and enqueues each cleanup that is due and"
+        " was forgotten. The worker does so every minute; cron can do it as well. Safe to repeat."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--sync", action="store_true", help="run what is due here and now, without a worker"
+        )
+
+    def handle(self, *, sync: bool, **options: object) -> None:
+        with asked_from_shell():
+            if sync:
+                self.report_vanished(vanished.notice())
+                self.run_due()
+            else:
+                figures = tasks.sweep()
+                self.report_vanished(figures["vanished"])
+                self.stdout.write(f"Operations enqueued: {figures['enqueued']}.")
+
+    def report_vanished(self, count: int) -> None:
+        self.stdout.write(f"Projects found gone without a signal: {count}.")
+        if count:
+            self.stdout.write("Their cleanups are blocked until a person releases them.")
+
+    def run_due(self) -> None:
+        due = CleanupOperation.objects.due(timezone.now()).order_by("next_attempt_at")
+        ids = list(due.values_list("pk", flat=True))
+        broken = [operation_id for operation_id in ids if not self.run(operation_id)]
+        self.stdout.write(f"Operations run: {len(ids)}.")
+        if broken:
+            raise CommandError(
+                f"{len(broken)} of them stopped with an error that is in the log and will be"
+                f" tried again: {', '.join(map(str, broken))}",
+                returncode=FAILED,
+            )
+
+    def run(self, operation_id: UUID) -> bool:
+        """One operation that fails must not keep the others from being run."""
+        try:
+            operation = cleanup.run(operation_id)
+        except Exception:
+            logger.exception("%s failed", operation_id)
+            return False
+        status = f"{operation.get_status_display()}. {printable(operation.error)}"
+        self.stdout.write(f"{operation_id}: {status.rstrip()}")
+        return True

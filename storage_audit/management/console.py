@@ -1,0 +1,80 @@
+"""What the commands have in common: who asks, how they end, and how an operation is shown."""
+
+import getpass
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from storage_audit.audit.installation import Mismatch
+from storage_audit.bucket.listing import escape
+from storage_audit.bucket.r2 import StoreError
+from storage_audit.models import CleanupItem, CleanupOperation
+from storage_audit.origin import Origin, acting_as
+from storage_audit.querysets import CleanupItemQuerySet
+from storage_audit.redaction import redact
+
+FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+SHOWN = 50
+Outcome = CleanupItem.Outcome
+
+
+@contextmanager
+def asked_from_shell() -> Iterator[None]:
+    """Says who asks, and makes what the store or its marker objects to one line and exit 1."""
+    with acting_as(Origin(login_name(), f"command on {socket.gethostname()}")):
+        try:
+            yield
+        except (Mismatch, StoreError) as error:
+            raise CommandError(printable(redact(str(error))), returncode=FAILED) from error
+
+
+def login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"uid {os.getuid()}"
+
+
+def printable(text: str) -> str:
+    """The text with nothing in it that a terminal would obey."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode()
+        for char in escape(text)
+    )
+
+
+def staying(operation: CleanupOperation) -> CleanupItemQuerySet:
+    """What is still there, or would be if the dry run were run."""
+    gone = [Outcome.DELETED, Outcome.ALREADY_ABSENT]
+    if operation.dry_run:
+        gone.append(Outcome.PLANNED)
+    return operation.items.exclude(outcome__in=gone).order_by("outcome", "key")
+
+
+def lines_of(items: CleanupItemQuerySet) -> Iterator[str]:
+    """The first items, one a line, and how many more there are."""
+    for item in items[:SHOWN]:
+        reason = item.reason or item.answer or item.evidence
+        yield f"  {item.get_outcome_display()}: {printable(item.key)}: {printable(reason)}"
+    more = items.count() - SHOWN
+    if more > 0:
+        yield f"  and {more} more; all are on the operation's page in the admin."
+
+
+def facts_of(operation: CleanupOperation) -> dict[str, Any]:
+    """What `--json` tells of an operation; of the keys only the first."""
+    counts = {outcome: n for outcome, (n, _size) in operation.items.by_outcome().items()}
+    would_delete = operation.items.planned().filter(operation__dry_run=True).order_by("key")
+    shown = ("kind", "project_id", "bucket", "status", "plan_digest")
+    return {
+        "deletion_id": str(operation.pk),
+        **{name: getattr(operation, name) for name in shown},
+        "message": operation.error,
+        "objects": {outcome: counts.get(outcome, 0) for outcome in Outcome.values},
+        "would_delete": [item.key for item in would_delete[:SHOWN]],
+        "staying": list(staying(operation).values("key", "outcome", "reason")[:SHOWN]),
+    }

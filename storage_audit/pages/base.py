@@ -1,0 +1,216 @@
+"""What the admin's pages have in common."""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from urllib.parse import urlencode
+
+from django.contrib import admin, messages
+from django.contrib.admin.actions import delete_selected
+from django.contrib.admin.options import ShowFacets
+from django.db import models, transaction
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.defaultfilters import filesizeformat
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
+
+from storage_audit.models import CleanupOperation
+from storage_audit.querysets import starts_with
+
+M = TypeVar("M", bound=models.Model)
+
+if TYPE_CHECKING:
+
+    class ModelAdmin(admin.ModelAdmin[M]): ...
+else:
+    # Django's ModelAdmin cannot be subscripted when the code runs.
+    class ModelAdmin(Generic[M], admin.ModelAdmin): ...
+
+
+def visible(text: str) -> str:
+    """The text with what cannot be seen, or turns the direction of writing, written out: \\x01."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown_key(key: str) -> SafeString:
+    return format_html('<code class="audit-key">{}</code>', visible(key))
+
+
+def amount(count: int, size: int) -> str:
+    """Such as “2 objects, 1.5 MB”."""
+    return ngettext("%(count)d object, %(size)s", "%(count)d objects, %(size)s", count) % {
+        "count": count,
+        "size": filesizeformat(size),
+    }
+
+
+def will_go(bucket: str, count: int, size: int) -> str:
+    text = _("%(amount)s in bucket %(bucket)s will be deleted from R2")
+    return text % {"amount": amount(count, size), "bucket": visible(bucket)}
+
+
+def badge(status: str) -> SafeString:
+    label = CleanupOperation.Status(status).label
+    return format_html('<span class="audit-status audit-{}">{}</span>', status, label)
+
+
+def label_of(name: str) -> Any:
+    field: Any = CleanupOperation._meta.get_field(name)
+    return field.verbose_name
+
+
+def page_of(operation_id: object) -> str:
+    return reverse("admin:storage_audit_cleanupoperation_change", args=[operation_id])
+
+
+def list_of(model: str, **filters: object) -> str:
+    return f"{reverse(f'admin:storage_audit_{model}_changelist')}?{urlencode(filters)}"
+
+
+class AuditAdmin(ModelAdmin[M]):
+    """Lists that stay quick with a million rows, and the permissions of the actions."""
+
+    list_per_page = 50
+    show_full_result_count = False
+    show_facets = ShowFacets.NEVER
+    prefix_field = ""
+
+    class Media:
+        css = {"all": ["storage_audit/admin.css"]}
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: models.QuerySet[M], search_term: str
+    ) -> tuple[models.QuerySet[M], bool]:
+        if not self.prefix_field:
+            return super().get_search_results(request, queryset, search_term)
+        return queryset.filter(starts_with(self.prefix_field, search_term)), False
+
+    def has_dry_run_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("storage_audit.dry_run_cleanup")
+
+    def has_verify_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("storage_audit.verify_cleanup")
+
+    def has_force_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("storage_audit.force_cleanup")
+
+    def announce(
+        self, request: HttpRequest, text: str, operations: Sequence[CleanupOperation]
+    ) -> HttpResponse | None:
+        """Say what happens next, with a link to it. A single operation's page is shown next."""
+        if not operations:
+            return None
+        if len(operations) == 1:
+            url, label = page_of(operations[0].pk), _("Follow it here")
+        else:
+            first = min(operation.created_at for operation in operations)
+            url = list_of("cleanupoperation", created_at__gte=first.isoformat())
+            label = _("Follow the %d operations here") % len(operations)
+        message = format_html('{} <a href="{}">{}</a>.', text, url, label)
+        self.message_user(request, message, messages.SUCCESS)
+        return HttpResponseRedirect(url) if len(operations) == 1 else None
+
+
+class ReadOnlyAdmin(AuditAdmin[M]):
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: M | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: M | None = None) -> bool:
+        return False
+
+
+class ConfirmingAdmin(AuditAdmin[M]):
+    """Actions that destroy: a page to confirm first, as Django's own deletion has."""
+
+    def confirm(
+        self, request: HttpRequest, queryset: models.QuerySet[M], **context: Any
+    ) -> HttpResponse:
+        """A page that posts the same action again. `rows` is a table, its first row the heads."""
+        request.current_app = self.admin_site.name
+        return TemplateResponse(
+            request,
+            "admin/storage_audit/confirm_action.html",
+            {
+                **self.admin_site.each_context(request),
+                **selection(request, queryset),
+                "opts": self.opts,
+                "media": self.media,
+                **context,
+            },
+        )
+
+    def is_confirmed(self, request: HttpRequest, queryset: models.QuerySet[M]) -> bool | None:
+        """None when what was confirmed is not what is selected now.
+
+        “All” is read again with the second request, and may then be more than the page showed.
+        """
+        if "post" not in request.POST:
+            return False
+        chosen = selection(request, queryset)
+        if not chosen["select_across"] or chosen["digest"] == request.POST.get("digest"):
+            return True
+        text = _("Nothing was done: the selection changed while you looked at it. Select again.")
+        self.message_user(request, text, messages.WARNING)
+        return None
+
+
+class DeletingAdmin(ConfirmingAdmin[M]):
+    """The stock deletion, which here is followed by a cleanup."""
+
+    @admin.action(
+        permissions=["delete"],
+        description=gettext_lazy("Delete selected %(verbose_name_plural)s"),
+    )
+    def delete_selected(
+        self, request: HttpRequest, queryset: models.QuerySet[M]
+    ) -> HttpResponse | None:
+        if self.is_confirmed(request, queryset) is None:
+            return None
+        with transaction.atomic():
+            response = delete_selected(self, request, queryset)
+        if isinstance(response, TemplateResponse) and response.context_data is not None:
+            response.context_data |= selection(request, queryset)
+        return response
+
+    def delete_model(self, request: HttpRequest, obj: M) -> None:
+        began = timezone.now()
+        super().delete_model(request, obj)
+        self.announce_deletion(request, began)
+
+    def delete_queryset(self, request: HttpRequest, queryset: models.QuerySet[M]) -> None:
+        began = timezone.now()
+        super().delete_queryset(request, queryset)
+        self.announce_deletion(request, began)
+
+    def announce_deletion(self, request: HttpRequest, began: datetime) -> None:
+        made = CleanupOperation.objects.filter(
+            requested_by=request.user.get_username(),
+            trigger=CleanupOperation.Trigger.DELETED,
+            created_at__gte=began,
+        )
+        text = _("A cleanup now deletes the files from R2, and says when they are seen gone.")
+        self.announce(request, text, list(made))
+
+
+def selection(request: HttpRequest, queryset: models.QuerySet[Any]) -> dict[str, Any]:
+    """What the hidden fields of a confirmation page repeat."""
+    across = request.POST.get("select_across") == "1"
+    return {
+        "queryset": queryset,
+        "select_across": across,
+        "digest": digest(queryset) if across else "",
+    }
+
+
+def digest(queryset: models.QuerySet[Any]) -> str:
+    keys = queryset.order_by("pk").values_list("pk", flat=True)
+    return hashlib.sha256("\n".join(map(str, keys)).encode()).hexdigest()

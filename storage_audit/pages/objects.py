@@ -1,0 +1,128 @@
+"""The tracking rows. Deleting one means to delete its object; untracking forgets the row only."""
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.contrib.admin.models import DELETION, LogEntry
+from django.db import transaction
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.template.defaultfilters import filesizeformat
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
+
+from storage_audit.models import R2Object
+from storage_audit.pages.base import DeletingAdmin, amount, shown_key, visible, will_go
+from storage_audit.querysets import R2ObjectQuerySet
+
+KEYS_SHOWN = 50
+
+
+@admin.register(R2Object)
+class R2ObjectAdmin(DeletingAdmin[R2Object]):
+    list_display = ("shown", "owner", "shown_size", "state", "source", "last_modified", "bucket")
+    list_filter = ("state", "source")
+    search_fields = ("key",)
+    search_help_text = gettext_lazy(
+        "The beginning of a key, such as projects/proj_1/. Case counts."
+    )
+    prefix_field = "key"
+    ordering = ("bucket", "key")
+    fields = (
+        "bucket",
+        "shown",
+        "owner",
+        "scene_id",
+        "file_type",
+        "layout",
+        "shown_size",
+        "etag",
+        "last_modified",
+        "source",
+        "state",
+        "created_at",
+        "updated_at",
+    )
+    actions = ("delete_selected", "untrack")
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: R2Object | None = None) -> bool:
+        return False
+
+    @admin.display(description=gettext_lazy("key"), ordering="key")
+    def shown(self, row: R2Object) -> SafeString:
+        return shown_key(row.key)
+
+    # The id itself: a join would hide the rows whose project is gone.
+    @admin.display(description=gettext_lazy("project"), ordering="project_id")
+    def owner(self, row: R2Object) -> str | None:
+        return row.project_id and visible(row.project_id)
+
+    @admin.display(description=gettext_lazy("size"), ordering="size")
+    def shown_size(self, row: R2Object) -> str | None:
+        return None if row.size is None else filesizeformat(row.size)
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        rows = objs
+        if not isinstance(objs, QuerySet):
+            rows = R2Object.objects.filter(pk__in=[row.pk for row in objs])
+        return (
+            keys_of(rows) + [will_go(*figures) for figures in rows.by_bucket()],
+            {self.opts.verbose_name_plural: amount(*rows.totals())},
+            set() if self.has_delete_permission(request) else {self.opts.verbose_name},
+            [],
+        )
+
+    @admin.action(permissions=["delete"], description=gettext_lazy("Untrack, and keep the objects"))
+    def untrack(self, request: HttpRequest, queryset: R2ObjectQuerySet) -> HttpResponse | None:
+        confirmed = self.is_confirmed(request, queryset)
+        if confirmed is False:
+            return self.confirm_untracking(request, queryset)
+        if confirmed is None:
+            return None
+        note = _("Untracked: the object was kept.")
+        with transaction.atomic():
+            rows = queryset.at_rest()
+            LogEntry.objects.log_actions(str(request.user.pk), rows, DELETION, note)
+            count = rows.forget()
+        text = ngettext(
+            "%d row is forgotten; its object is still in R2. backfill_r2 would track it again.",
+            "%d rows are forgotten; their objects are still in R2. backfill_r2 would track them"
+            " again.",
+            count,
+        )
+        self.message_user(request, text % count, messages.SUCCESS)
+        return None
+
+    def confirm_untracking(self, request: HttpRequest, rows: R2ObjectQuerySet) -> HttpResponse:
+        return self.confirm(
+            request,
+            rows,
+            action="untrack",
+            title=_("Untrack objects?"),
+            sentences=(
+                _(
+                    "%s: the rows are forgotten, the objects stay in R2. Only backfill_r2 can"
+                    " track them again, and it cannot bring back what an upload recorded."
+                )
+                % amount(*rows.totals()),
+                _(
+                    "A later cleanup judges these keys by their names alone. Rows with an upload"
+                    " or a deletion under way are kept."
+                ),
+            ),
+            heads=(_("Key"),),
+            rows=[(key,) for key in keys_of(rows)],
+            button=_("Yes, untrack"),
+        )
+
+
+def keys_of(rows: R2ObjectQuerySet) -> list[str]:
+    """The first keys; where there are more, the last line says how many."""
+    keys = [visible(key) for key in rows.order_by("key").values_list("key", flat=True)[:KEYS_SHOWN]]
+    if more := rows.count() - len(keys):
+        keys.append(_("… and %d more") % more)
+    return keys

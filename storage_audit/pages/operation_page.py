@@ -1,0 +1,227 @@
+"""What the page of one cleanup operation shows."""
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from django.core.paginator import Paginator
+from django.http import QueryDict
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from storage_audit.models import CleanupItem, CleanupOperation, OperationEvent
+from storage_audit.pages.base import label_of, visible
+
+Kind, Outcome, Status = CleanupOperation.Kind, CleanupItem.Outcome, CleanupOperation.Status
+ITEMS_A_PAGE = 50
+EVENTS_SHOWN = 200
+CHILDREN_SHOWN = 20
+REASONS_SHOWN = 20
+FACTS = (
+    "id",
+    "project_id",
+    "kind",
+    "trigger",
+    "bucket",
+    "requested_by",
+    "origin",
+    "released_by",
+    "created_at",
+    "project_deleted_at",
+    "started_at",
+    "planned_at",
+    "finished_at",
+    "next_attempt_at",
+    "attempts",
+    "discovery",
+    "strategy",
+    "plan_digest",
+)
+
+MEANING = {
+    Status.PLANNED: gettext_lazy(
+        "This was a dry run: nothing was deleted. The plan stays as it is until a person runs it,"
+        " and running it never deletes more than it says."
+    ),
+    Status.PENDING: gettext_lazy(
+        "It waits for a worker, which takes it when its time has come. Should the queue lose it,"
+        " the sweep finds it."
+    ),
+    Status.RUNNING: gettext_lazy(
+        "A worker has it. Reload this page to see how far it is. Should the worker die, another"
+        " goes on from here."
+    ),
+    Status.CLEAN: gettext_lazy(
+        "Done: complete listings of the bucket show none of its objects any more."
+    ),
+    Status.CLEAN_WITH_PROTECTED: gettext_lazy(
+        "All that may go is gone. The protected objects are still in the bucket and wait for a"
+        " person; each says below why it was kept."
+    ),
+    Status.INCOMPLETE: gettext_lazy(
+        "Something remains, or the bucket could not be asked. It is tried again by itself, with"
+        " growing pauses."
+    ),
+    Status.FAILED: gettext_lazy(
+        "Something remains after hours of trying. It is tried again once a day, but a person must"
+        " look: the message and the items say what stands in the way."
+    ),
+    Status.BLOCKED: gettext_lazy(
+        "Nothing is deleted until a person decides. The message says what stopped it; once that"
+        " is settled, force-delete it to let it run."
+    ),
+    Status.SUPERSEDED: gettext_lazy(
+        "A project with this id lives again, and its objects are the new project's. Nothing more"
+        " is done."
+    ),
+}
+VERIFIED = {
+    Status.CLEAN: gettext_lazy("The look is over, and all is as it should be."),
+    Status.INCOMPLETE: gettext_lazy(
+        "The look is over and found differences; it changed nothing. The items say which they are."
+    ),
+    Status.BLOCKED: gettext_lazy(
+        "The look was stopped; the message says by what. Once that is settled, verify again."
+    ),
+}
+FORCE = {
+    Status.BLOCKED: (
+        gettext_lazy("Release"),
+        gettext_lazy("Its limits are lifted, and it runs."),
+    ),
+    Status.PLANNED: (
+        gettext_lazy("Run this plan"),
+        gettext_lazy("Its plan is run without limits. That is refused while the project exists."),
+    ),
+    Status.INCOMPLETE: (
+        gettext_lazy("Try again now"),
+        gettext_lazy("It is tried again now."),
+    ),
+    Status.FAILED: (
+        gettext_lazy("Try again now"),
+        gettext_lazy("It is tried again now."),
+    ),
+}
+
+
+class Line(NamedTuple):
+    """A line of a table of objects and bytes."""
+
+    label: Any
+    objects: int
+    size: int
+
+
+def meaning(operation: CleanupOperation) -> list[str]:
+    """What the status means and what happens next, in plain sentences."""
+    status, error = Status(operation.status), operation.error
+    is_look = operation.kind == Kind.VERIFY and operation.next_attempt_at is None
+    sentences = [str(VERIFIED[status] if is_look and status in VERIFIED else MEANING[status])]
+    if operation.dry_run and status != Status.PLANNED:
+        sentences.append(_("It is a dry run and deletes nothing."))
+    if status == Status.PLANNED:
+        limit = _("A safety limit would block it: %s") % error
+        sentences.append(limit if error else _("No safety limit would block it."))
+    elif error:
+        sentences.append(_("Message: %s") % error)
+    return sentences
+
+
+def force_choice(operation: CleanupOperation) -> tuple[Any, Any] | None:
+    """The label and the effect of Force-delete, or None where there is nothing to force."""
+    return None if operation.kind == Kind.VERIFY else FORCE.get(Status(operation.status))
+
+
+def effect_of_force(operation: CleanupOperation) -> Any:
+    choice = force_choice(operation)
+    return choice[1] if choice else _("Nothing: there is nothing to release or to try again.")
+
+
+def context(operation: CleanupOperation, query: QueryDict) -> dict[str, Any]:
+    outcomes = operation.items.by_outcome()
+    children = operation.children.order_by("next_attempt_at", "created_at")
+    return {
+        "operation": operation,
+        "meaning": [visible(sentence) for sentence in meaning(operation)],
+        "force": force_choice(operation),
+        "facts": list(facts(operation)),
+        "ranges": [visible(prefix) for prefix in operation.ranges],
+        "children": children[:CHILDREN_SHOWN],
+        "books": books(operation, outcomes),
+        "reasons": [
+            (Outcome(outcome).label, visible(reason), count, size)
+            for outcome, reason, count, size in operation.items.by_reason()[:REASONS_SHOWN]
+        ],
+        **items(operation, outcomes, query),
+        **timeline(operation),
+    }
+
+
+def facts(operation: CleanupOperation) -> Iterator[tuple[Any, Any]]:
+    for name in FACTS:
+        display = getattr(operation, f"get_{name}_display", None)
+        value = display() if display else getattr(operation, name)
+        if value not in (None, ""):
+            yield label_of(name), visible(value) if isinstance(value, str) else value
+
+
+def books(operation: CleanupOperation, outcomes: dict[str, tuple[int, int]]) -> list[Line]:
+    """The closed books; until they are closed, what the items say now."""
+    if operation.status in CleanupOperation.CLOSED:
+        names = ("found", "deleted", "already_absent", "protected", "failed")
+        return [column(operation, name) for name in names]
+    found = [sum(figures) for figures in zip(*outcomes.values(), strict=True)] or [0, 0]
+    lines = [Line(Outcome(o).label, *outcomes[o]) for o in Outcome.values if o in outcomes]
+    return [Line(_("found"), *found), *lines]
+
+
+def column(operation: CleanupOperation, name: str) -> Line:
+    return Line(label_of(name), getattr(operation, name), getattr(operation, f"{name}_bytes"))
+
+
+def items(
+    operation: CleanupOperation, outcomes: dict[str, tuple[int, int]], query: QueryDict
+) -> dict[str, Any]:
+    chosen = query.get("outcome", "")
+    # The order of an index, so that a page of a million items is found quickly.
+    rows = operation.items.order_by("outcome", "span", "key", "pk")
+    if chosen in Outcome.values:
+        rows = rows.filter(outcome=chosen)
+    page = Paginator(rows, ITEMS_A_PAGE).get_page(query.get("p"))
+    return {
+        "outcome": chosen,
+        "filters": [(o, Outcome(o).label, outcomes[o][0]) for o in Outcome.values if o in outcomes],
+        "page": page,
+        "pages": page.paginator.get_elided_page_range(page.number),
+        "items": [shown_item(item) for item in page],
+    }
+
+
+def shown_item(item: CleanupItem) -> dict[str, Any]:
+    return {
+        "key": visible(item.key),
+        "size": item.size,
+        "outcome": item.get_outcome_display(),
+        "found": item.get_found_in_display(),
+        "reason": visible(item.reason),
+        "evidence": visible(item.evidence),
+        "answer": visible(item.answer),
+    }
+
+
+def timeline(operation: CleanupOperation) -> dict[str, Any]:
+    latest = list(operation.events.order_by("-at", "-pk")[: EVENTS_SHOWN + 1])
+    return {
+        "events": [shown_event(event) for event in reversed(latest[:EVENTS_SHOWN])],
+        "earlier_events": len(latest) > EVENTS_SHOWN,
+    }
+
+
+def shown_event(event: OperationEvent) -> dict[str, Any]:
+    data = json.dumps(event.data, ensure_ascii=False) if event.data else ""
+    return {
+        "at": event.at,
+        "step": event.step,
+        "message": visible(event.message),
+        "data": visible(data),
+    }

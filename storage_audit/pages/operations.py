@@ -1,0 +1,198 @@
+"""Cleanup operations: the list, one page for each, and what a person may do to them."""
+
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from storage_audit import tasks
+from storage_audit.audit import requests
+from storage_audit.forms import DeclareDeletedForm
+from storage_audit.models import CleanupOperation, IllegalTransition
+from storage_audit.pages import operation_page
+from storage_audit.pages.base import (
+    ConfirmingAdmin,
+    ReadOnlyAdmin,
+    amount,
+    badge,
+    label_of,
+    visible,
+)
+from storage_audit.querysets import starts_with
+
+OUTCOMES = ("deleted", "already_absent", "protected", "failed")
+
+
+@admin.register(CleanupOperation)
+class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[CleanupOperation]):
+    list_display = (
+        "subject_shown",
+        "state",
+        "found_shown",
+        "outcomes",
+        "trigger",
+        "created_at",
+        "next_attempt_at",
+        "requested_by",
+    )
+    list_filter = ("status", "kind", "trigger", "dry_run")
+    search_fields = ("project_id", "id")
+    search_help_text = gettext_lazy(
+        "The beginning of a project id, such as proj_1, or a whole deletion id."
+    )
+    ordering = ("-created_at", "pk")
+    fields = ()
+    actions = ("verify_cleanup", "force_delete")
+
+    def get_urls(self) -> list[URLPattern]:
+        declare = self.admin_site.admin_view(self.declare_deleted)
+        name = "storage_audit_declare_deleted"
+        return [path("declare-deleted/", declare, name=name), *super().get_urls()]
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[CleanupOperation], search_term: str
+    ) -> tuple[QuerySet[CleanupOperation], bool]:
+        found = starts_with("project_id", search_term)
+        with suppress(ValueError):
+            found |= Q(pk=UUID(search_term))
+        return queryset.filter(found), False
+
+    @admin.display(description=gettext_lazy("project"), ordering="project_id")
+    def subject_shown(self, operation: CleanupOperation) -> str:
+        return visible(operation.subject)
+
+    @admin.display(description=gettext_lazy("status"), ordering="status")
+    def state(self, operation: CleanupOperation) -> SafeString:
+        return badge(operation.status)
+
+    # Empty while the books are open: their figures are written when they are closed.
+    @admin.display(description=gettext_lazy("found"), ordering="found")
+    def found_shown(self, operation: CleanupOperation) -> str | None:
+        if operation.status not in CleanupOperation.CLOSED:
+            return None
+        return amount(operation.found, operation.found_bytes)
+
+    @admin.display(description=gettext_lazy("outcomes"))
+    def outcomes(self, operation: CleanupOperation) -> str | None:
+        if operation.status not in CleanupOperation.CLOSED:
+            return None
+        counts = [(getattr(operation, name), label_of(name)) for name in OUTCOMES]
+        return ", ".join(f"{count} {label}" for count, label in counts if count)
+
+    def render_change_form(
+        self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        operation = context["original"]
+        context |= {
+            "title": _("Cleanup operation: %s") % visible(operation.subject),
+            "may_verify": self.has_verify_permission(request),
+            "may_force": self.has_force_permission(request),
+            **operation_page.context(operation, request.GET),
+        }
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    @admin.action(permissions=["verify"], description=gettext_lazy("Verify cleanup"))
+    def verify_cleanup(
+        self, request: HttpRequest, queryset: QuerySet[CleanupOperation]
+    ) -> HttpResponse | None:
+        with transaction.atomic():
+            checks = []
+            for operation in queryset:
+                checks.append(check := requests.verify_operation(operation))
+                log = _("Verification requested: operation %s.") % check.pk
+                self.log_change(request, operation, log)
+            tasks.enqueue_on_commit(checks)
+        text = _("A verification is queued. It looks into the bucket again and changes nothing.")
+        return self.announce(request, text, checks)
+
+    @admin.action(permissions=["force"], description=gettext_lazy("Force-delete"))
+    def force_delete(
+        self, request: HttpRequest, queryset: QuerySet[CleanupOperation]
+    ) -> HttpResponse | None:
+        confirmed = self.is_confirmed(request, queryset)
+        if confirmed is False:
+            return self.confirm_force(request, queryset)
+        if confirmed is None:
+            return None
+        released = [operation for operation in queryset if self.force(request, operation)]
+        text = _("Queued: a worker takes it next. Its page says what became of it.")
+        return self.announce(request, text, released)
+
+    def force(self, request: HttpRequest, operation: CleanupOperation) -> bool:
+        try:
+            with transaction.atomic():
+                requests.force_delete_operation(operation)
+                self.log_change(request, operation, _("Force-deleted."))
+                tasks.enqueue_on_commit([operation])
+        except (IllegalTransition, requests.StillAlive) as refusal:
+            self.message_user(request, visible(str(refusal)), messages.ERROR)
+            return False
+        return True
+
+    def confirm_force(
+        self, request: HttpRequest, operations: QuerySet[CleanupOperation]
+    ) -> HttpResponse:
+        return self.confirm(
+            request,
+            operations,
+            action="force_delete",
+            title=_("Force-delete?"),
+            sentences=(
+                _(
+                    "It lifts limits, never the ownership rule: what belongs to another project, or"
+                    " to nobody we can name, stays. What is deleted cannot be brought back."
+                ),
+            ),
+            heads=(_("Operation"), _("Project"), _("Status"), _("What happens")),
+            rows=[
+                (
+                    operation.pk,
+                    visible(operation.subject),
+                    badge(operation.status),
+                    operation_page.effect_of_force(operation),
+                )
+                for operation in operations
+            ],
+            button=_("Yes, go on without limits"),
+        )
+
+    def declare_deleted(self, request: HttpRequest) -> HttpResponse:
+        if not self.has_force_permission(request):
+            raise PermissionDenied
+        form = DeclareDeletedForm(request.POST or None)
+        if form.is_valid() and (answer := self.declare(request, form)):
+            return answer
+        request.current_app = self.admin_site.name
+        context = {
+            **self.admin_site.each_context(request),
+            "title": _("Clean up a deleted project"),
+            "opts": self.opts,
+            "media": self.media,
+            "form": form,
+        }
+        return TemplateResponse(request, "admin/storage_audit/declare_deleted.html", context)
+
+    def declare(self, request: HttpRequest, form: DeclareDeletedForm) -> HttpResponse | None:
+        try:
+            with transaction.atomic():
+                operations = requests.declare_deleted(form.cleaned_data["project_id"])
+                for operation in operations:
+                    self.log_addition(request, operation, _("Project declared deleted."))
+                tasks.enqueue_on_commit(operations)
+        except requests.StillAlive as refusal:
+            form.add_error("project_id", str(refusal))
+            return None
+        text = _("A cleanup is queued. It looks for what the project left behind and deletes it.")
+        answer = self.announce(request, text, operations)
+        return answer or redirect("admin:storage_audit_cleanupoperation_changelist")

@@ -1,0 +1,172 @@
+"""Projects, and the ids that ever were one."""
+
+from collections.abc import Callable
+from typing import Any
+
+from django.contrib import admin
+from django.contrib.admin.widgets import AdminTextInputWidget
+from django.db import transaction
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.template.defaultfilters import filesizeformat
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from storage_audit import tasks
+from storage_audit.audit import requests
+from storage_audit.fields import BytewiseTextField
+from storage_audit.models import CleanupOperation, KnownProject, Project, R2Object
+from storage_audit.origin import of_request
+from storage_audit.pages.base import (
+    DeletingAdmin,
+    ReadOnlyAdmin,
+    amount,
+    badge,
+    list_of,
+    page_of,
+    will_go,
+)
+from storage_audit.querysets import ProjectQuerySet
+
+
+@admin.register(Project)
+class ProjectAdmin(DeletingAdmin[Project]):
+    list_display = ("id", "title", "tracked_objects", "tracked_bytes", "last_cleanup", "created_at")
+    search_fields = ("id", "title")
+    search_help_text = gettext_lazy("A part of the id or of the title.")
+    show_full_result_count = True
+    ordering = ("-created_at", "pk")
+    formfield_overrides = {BytewiseTextField: {"widget": AdminTextInputWidget}}
+    actions = ("delete_selected", "dry_run_cleanup", "verify_cleanup", "force_delete")
+
+    def get_queryset(self, request: HttpRequest) -> ProjectQuerySet:
+        return Project.objects.with_storage()
+
+    def get_fields(self, request: HttpRequest, obj: Project | None = None) -> tuple[str, ...]:
+        facts = ("storage", "last_cleanup", "created_at") if obj else ()
+        return ("id", "title", *facts)
+
+    def get_readonly_fields(
+        self, request: HttpRequest, obj: Project | None = None
+    ) -> tuple[str, ...]:
+        # An id that changed would leave its objects behind: Django saves a second row.
+        return ("id", "storage", "last_cleanup", "created_at") if obj else ()
+
+    @admin.display(description=gettext_lazy("objects"), ordering="object_count")
+    def tracked_objects(self, project: Any) -> int:
+        count: int = project.object_count
+        return count
+
+    @admin.display(description=gettext_lazy("bytes"), ordering="object_bytes")
+    def tracked_bytes(self, project: Any) -> str:
+        return filesizeformat(project.object_bytes)
+
+    @admin.display(description=gettext_lazy("last cleanup"), ordering="last_operation_status")
+    def last_cleanup(self, project: Any) -> SafeString | None:
+        if project.last_operation_id is None:
+            return None
+        url, status = page_of(project.last_operation_id), badge(project.last_operation_status)
+        return format_html('<a href="{}">{}</a>', url, status)
+
+    @admin.display(description=gettext_lazy("tracked in R2"))
+    def storage(self, project: Any) -> SafeString:
+        return format_html(
+            '{} · <a href="{}">{}</a> · <a href="{}">{}</a>',
+            amount(project.object_count, project.object_bytes),
+            list_of("r2object", project_id=project.pk),
+            _("Show the objects"),
+            list_of("cleanupoperation", project_id=project.pk),
+            _("Show the cleanups"),
+        )
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        listed, counts, *rest = super().get_deleted_objects(objs, request)
+        tracked = R2Object.objects.filter(project_id__in=[project.pk for project in objs])
+        listed += [will_go(*figures) for figures in tracked.by_bucket()]
+        total = amount(*tracked.totals())
+        return listed, counts | {R2Object._meta.verbose_name_plural: total}, *rest
+
+    @admin.action(permissions=["dry_run"], description=gettext_lazy("Dry-run cleanup"))
+    def dry_run_cleanup(
+        self, request: HttpRequest, queryset: QuerySet[Project]
+    ) -> HttpResponse | None:
+        log = _("Dry run requested: operation %s.")
+        text = _("A dry run is queued. It deletes nothing, and shows what a deletion would do.")
+        return self.announce(request, text, self.ask(request, queryset, requests.dry_run, log))
+
+    @admin.action(permissions=["verify"], description=gettext_lazy("Verify cleanup"))
+    def verify_cleanup(
+        self, request: HttpRequest, queryset: QuerySet[Project]
+    ) -> HttpResponse | None:
+        log = _("Verification requested: operation %s.")
+        text = _("A verification is queued. It compares the bucket with the table.")
+        made = self.ask(request, queryset, requests.verify_project, log)
+        return self.announce(request, text, made)
+
+    @transaction.atomic
+    def ask(
+        self,
+        request: HttpRequest,
+        projects: QuerySet[Project],
+        make: Callable[[str], list[CleanupOperation]],
+        log: str,
+    ) -> list[CleanupOperation]:
+        operations = []
+        for project in projects:
+            for operation in make(project.pk):
+                self.log_change(request, project, log % operation.pk)
+                operations.append(operation)
+        tasks.enqueue_on_commit(operations)
+        return operations
+
+    @admin.action(permissions=["force"], description=gettext_lazy("Force-delete"))
+    def force_delete(
+        self, request: HttpRequest, queryset: QuerySet[Project]
+    ) -> HttpResponse | None:
+        confirmed = self.is_confirmed(request, queryset)
+        if confirmed is False:
+            return self.confirm_force(request, queryset)
+        if confirmed is None:
+            return None
+        origin = of_request(request, forced=True)
+        with transaction.atomic():
+            self.log_deletions(request, queryset)
+            made = [requests.force_delete_project(project, origin) for project in queryset]
+        text = _("Deleted. A cleanup without limits now deletes the files from R2.")
+        return self.announce(request, text, sum(made, []))
+
+    def confirm_force(self, request: HttpRequest, projects: QuerySet[Project]) -> HttpResponse:
+        return self.confirm(
+            request,
+            projects,
+            action="force_delete",
+            title=_("Force-delete projects?"),
+            sentences=(
+                _(
+                    "The projects are deleted now, and every object of theirs in R2, tracked or"
+                    " not, by a cleanup that no safety limit stops. This cannot be undone."
+                ),
+                _(
+                    "It lifts limits, never the ownership rule: what belongs to another project,"
+                    " or to nobody we can name, stays."
+                ),
+            ),
+            heads=(_("Project"), _("Tracked objects"), _("Bytes")),
+            rows=[
+                (str(project), self.tracked_objects(project), self.tracked_bytes(project))
+                for project in projects
+            ],
+            button=_("Yes, delete without limits"),
+        )
+
+
+@admin.register(KnownProject)
+class KnownProjectAdmin(ReadOnlyAdmin[KnownProject]):
+    list_display = ("id", "evidence", "first_seen_at", "deleted_at")
+    list_filter = ("evidence",)
+    search_fields = ("id",)
+    search_help_text = gettext_lazy("The beginning of an id, such as proj_1. Case counts.")
+    prefix_field = "id"
+    ordering = ("pk",)

@@ -1,0 +1,65 @@
+"""People at the admin, with the permissions that a test names."""
+
+import re
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.models import Permission, User
+from django.core.signals import setting_changed
+from django.http import HttpResponse
+from django.test import Client
+from django.urls import reverse
+
+LOOK = ("view_project", "view_r2object", "view_cleanupoperation")
+
+
+def superuser() -> Client:
+    known = User.objects.filter(username="anna").first()
+    return signed_in(known or User.objects.create_superuser("anna"))
+
+
+def person(*permissions: str) -> Client:
+    """Staff who may look at everything, and do what is named."""
+    user = User.objects.create_user("ben", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=[*LOOK, *permissions]))
+    return signed_in(user)
+
+
+def signed_in(user: User) -> Client:
+    use_plain_static_files()
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+def use_plain_static_files() -> None:
+    # Django keeps the storages it made before the fixture plain_http changed the setting.
+    setting_changed.send(sender=None, setting="STORAGES", value=settings.STORAGES, enter=True)
+
+
+def page(model: str, name: str = "changelist", *args: object) -> str:
+    return reverse(f"admin:storage_audit_{model}_{name}", args=args)
+
+
+def act(client: Client, model: str, action: str, *pks: object, **data: Any) -> str:
+    """Run an action on these rows as the list's form does; returns the page that follows."""
+    answer = client.post(
+        page(model),
+        {"action": action, "_selected_action": [str(pk) for pk in pks], **data},
+        follow=True,
+    )
+    return text_of(answer)
+
+
+def confirm(client: Client, model: str, action: str, *pks: object, **data: Any) -> str:
+    return act(client, model, action, *pks, post="yes", **data)
+
+
+def text_of(answer: Any) -> str:
+    assert answer.status_code == 200, answer.status_code
+    return words(answer)
+
+
+def words(answer: HttpResponse | Any) -> str:
+    """The page as it is sent, with every run of white space as one space."""
+    return re.sub(r"\s+", " ", answer.content.decode().replace("\xa0", " "))

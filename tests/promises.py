@@ -1,0 +1,123 @@
+"""What the tests of cleanups do and demand again and again."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from storage_audit.audit import cleanup, deletion, verification
+from storage_audit.audit.deletion import Proof
+from storage_audit.audit.work import Work
+from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, Project, R2Object
+from tests.conftest import Bucket
+
+Status = CleanupOperation.Status
+FLAT, HIERARCHICAL = "proj_1_s1_media.mp4", "projects/proj_1/scenes/s1/media/old.mp4"
+
+
+def alive(*ids: str) -> None:
+    for project_id in ids:
+        Project.objects.create(pk=project_id)
+
+
+def deleted(*ids: str) -> None:
+    """Projects that were deleted, and whose own cleanups are no part of the test."""
+    for project_id in ids:
+        KnownProject.objects.create(pk=project_id, evidence="deleted", deleted_at=timezone.now())
+
+
+def requested(project_id: str) -> CleanupOperation:
+    """Delete the project; the cleanup that this makes, not yet run."""
+    Project.objects.get(pk=project_id).delete()
+    return CleanupOperation.objects.filter(project_id=project_id).latest("created_at")
+
+
+def run(operation: CleanupOperation) -> CleanupOperation:
+    """Do what workers would do until nothing is to be done now."""
+    return cleanup.run(operation.pk)
+
+
+def delete(project_id: str) -> CleanupOperation:
+    return run(requested(project_id))
+
+
+def make_due(operation: CleanupOperation) -> CleanupOperation:
+    """Let the time of the next attempt come."""
+    assert operation.next_attempt_at is not None
+    CleanupOperation.objects.filter(pk=operation.pk).update(next_attempt_at=timezone.now())
+    return operation
+
+
+def again(operation: CleanupOperation) -> CleanupOperation:
+    return run(make_due(operation))
+
+
+def late_check(operation: CleanupOperation) -> CleanupOperation:
+    """Run the first of the late checks that follow the operation."""
+    return again(operation.children.order_by("next_attempt_at")[0])
+
+
+def outcomes(operation: CleanupOperation) -> dict[str, str]:
+    return dict(operation.items.values_list("key", "outcome"))
+
+
+def reason(operation: CleanupOperation, key: str) -> str:
+    return operation.items.get(key=key).reason
+
+
+def track(
+    bucket: Bucket, key: str, project_id: str | None, source: str = "upload", **values: Any
+) -> R2Object:
+    """A tracking row, whether or not there is such an object."""
+    facts = {"bucket": bucket.name, "state": "stored", "source": source, **values}
+    return R2Object.objects.create(key=key, project_id=project_id, **facts)
+
+
+def check(bucket: Bucket) -> None:
+    """What must hold at any moment: nothing is called gone that is there, and books close."""
+    there = bucket.keys()
+    for item in CleanupItem.objects.filter(outcome__in=["deleted", "already_absent"]):
+        assert item.key not in there, f"{item.key} is called {item.outcome}, and is there"
+    for operation in CleanupOperation.objects.filter(status__in=CleanupOperation.CLOSED):
+        check_books(operation)
+
+
+def check_books(operation: CleanupOperation) -> None:
+    operation.refresh_from_db()
+    found, size = counted(operation, ("deleted", "already_absent", "protected", "failed"))
+    assert (operation.found, operation.found_bytes) == (found, size)
+    assert operation.found == operation.items.count()
+    assert operation.deleted == operation.items.filter(outcome="deleted").count()
+    assert operation.protected == operation.items.filter(outcome="protected").count()
+
+
+def counted(operation: CleanupOperation, names: Iterable[str]) -> tuple[int, int]:
+    figures = [(getattr(operation, n), getattr(operation, f"{n}_bytes")) for n in names]
+    return sum(n for n, _size in figures), sum(size for _n, size in figures)
+
+
+def between_plan_and_batch(patch: pytest.MonkeyPatch, *effects: Callable[[], object]) -> None:
+    """Let these happen once, after the plan is frozen and before its first batch is proved."""
+    original, todo = deletion.prove, list(effects)
+
+    def prove(work: Work, batch: list[CleanupItem]) -> Proof:
+        while todo:
+            todo.pop(0)()
+        return original(work, batch)
+
+    patch.setattr(deletion, "prove", prove)
+
+
+def between_batch_and_verification(
+    patch: pytest.MonkeyPatch, *effects: Callable[[], object]
+) -> None:
+    """Let these happen once, after the first look at what was deleted has begun."""
+    original, todo = verification.look_at_keys, list(effects)
+
+    def look_at_keys(work: Work) -> None:
+        while todo:
+            todo.pop(0)()
+        original(work)
+
+    patch.setattr(verification, "look_at_keys", look_at_keys)

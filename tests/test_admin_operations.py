@@ -1,0 +1,323 @@
+"""Cleanup operations in the admin: one page that tells all, and what a person may ask for."""
+
+import re
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.http import HttpResponse
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.html import escape
+from django_q.models import OrmQ
+
+from storage_audit.audit import cleanup, requests
+from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, Project
+from storage_audit.pages.operation_page import MEANING
+from tests.admin_client import act, confirm, page, person, superuser, text_of
+from tests.conftest import Bucket
+from tests.test_admin_objects import ESCAPED, HOSTILE
+from tests.test_admin_projects import queries
+
+Status = CleanupOperation.Status
+DECLARE = reverse("admin:storage_audit_declare_deleted")
+FORCEABLE = {
+    "blocked": ["Force-delete: Release…"],
+    "planned": ["Force-delete: Run this plan…"],
+    "incomplete": ["Force-delete: Try again now…"],
+    "failed": ["Force-delete: Try again now…"],
+}
+
+
+def make(status: str = "pending", **values: Any) -> CleanupOperation:
+    given = {"kind": "project", "project_id": "proj_gone", "bucket": "tests", **values}
+    return CleanupOperation.objects.request(trigger="deleted", status=status, **given)
+
+
+def add_items(operation: CleanupOperation, count: int, **facts: Any) -> None:
+    start = operation.items.count()
+    CleanupItem.objects.bulk_create(
+        CleanupItem(
+            operation=operation,
+            **{"key": f"k{n:04}", "identity": f"k{n:04}", "size": 10, "found_in": "both", **facts},
+        )
+        for n in range(start, start + count)
+    )
+
+
+def url_of(operation: CleanupOperation) -> str:
+    return page("cleanupoperation", "change", operation.pk)
+
+
+@pytest.mark.parametrize("status", Status.values)
+def test_page_says_what_each_status_means_and_offers_what_fits(db: None, status: str) -> None:
+    shown = text_of(superuser().get(url_of(make(status))))
+    assert escape(str(MEANING[Status(status)])) in shown
+    assert "Verify cleanup" in shown
+    assert re.findall('value="(Force-delete[^"]*)"', shown) == FORCEABLE.get(status, [])
+
+
+@pytest.mark.parametrize(
+    ("permission", "offered"), [("verify_cleanup", "Verify"), ("force_cleanup", "Force-delete:")]
+)
+def test_page_offers_only_what_is_permitted(db: None, permission: str, offered: str) -> None:
+    shown = text_of(person(permission).get(url_of(make("failed"))))
+    assert [word for word in ("Verify", "Force-delete:") if f'value="{word}' in shown] == [offered]
+
+
+def test_page_tells_a_real_deletion_from_the_request_to_the_proof(bucket: Bucket) -> None:
+    bucket.upload("proj_1")
+    bucket.put("proj_1_x_s1_media.mp4")
+    Project.objects.create(pk="proj_1_x")
+    client = superuser()
+    client.post(page("project", "delete", "proj_1"), {"post": "yes"})
+    operation = cleanup.run(CleanupOperation.objects.get().pk)
+    shown = text_of(client.get(url_of(operation)))
+    for label, figures in (
+        ("Found", "<td>2</td><td>11 bytes</td>"),
+        ("Deleted", "<td>1</td><td>4 bytes</td>"),
+        ("Protected", "<td>1</td><td>7 bytes</td>"),
+    ):
+        assert f'<th scope="row">{label}</th>{figures}' in shown
+    assert "1 protected (7 bytes): It could also belong to the live project proj_1_x." in shown
+    assert operation.plan_digest in shown
+    assert "web, 127.0.0.1" in shown
+    assert shown.count("Late check</a>") == 3
+    assert "Every range was listed to its end" in shown
+
+
+def test_page_of_a_dry_run_says_what_would_go_and_whether_a_limit_would_stop_it(
+    bucket: Bucket,
+) -> None:
+    bucket.upload("proj_1")
+    bucket.put("proj_1_s1_media.mp4")
+    operation = cleanup.run(requests.dry_run("proj_1")[0].pk)
+    shown = text_of(superuser().get(url_of(operation)))
+    assert "nothing was deleted" in shown
+    assert '<th scope="row">To be deleted</th><td>2</td>' in shown
+    assert "No safety limit would block it." in shown
+    CleanupOperation.objects.filter(pk=operation.pk).update(error="2 are more than 1.")
+    shown = text_of(superuser().get(url_of(operation)))
+    assert "A safety limit would block it: 2 are more than 1." in shown
+
+
+def test_page_of_a_verification_tells_what_it_found_and_forces_nothing(bucket: Bucket) -> None:
+    bucket.upload("proj_1")
+    bucket.put("proj_1_s1_media.mp4")
+    check = cleanup.run(requests.verify_project("proj_1")[0].pk)
+    shown = text_of(superuser().get(url_of(check)))
+    assert "found differences; it changed nothing" in shown
+    assert "1 in step, 0 missing, 1 untracked" in shown
+    assert "Force-delete" not in shown
+
+
+def test_running_operation_shows_the_counts_of_its_items(db: None) -> None:
+    operation = make("running")
+    add_items(operation, 3)
+    add_items(operation, 2, outcome="deleted")
+    shown = text_of(superuser().get(url_of(operation)))
+    assert '<th scope="row">Found</th><td>5</td><td>50 bytes</td>' in shown
+    assert '<th scope="row">To be deleted</th><td>3</td><td>30 bytes</td>' in shown
+
+
+def test_250_items_come_in_pages_and_by_outcome(db: None) -> None:
+    operation = make("running")
+    add_items(operation, 240)
+    add_items(operation, 10, outcome="protected", reason="in doubt")
+    client, url = superuser(), url_of(operation)
+    seen = [key for n in range(1, 6) for key in keys_on(client.get(f"{url}?p={n}"))]
+    assert sorted(seen) == [f"k{n:04}" for n in range(250)]
+    assert keys_on(client.get(f"{url}?outcome=protected")) == [f"k{n:04}" for n in range(240, 250)]
+    assert len(keys_on(client.get(f"{url}?p=999"))) == 50
+    assert len(keys_on(client.get(f"{url}?p=x&outcome=x"))) == 50
+
+
+def keys_on(answer: HttpResponse | Any) -> list[str]:
+    parts = text_of(answer).split('<th scope="row"><code class="audit-key">')[1:]
+    return [part.split("<")[0] for part in parts]
+
+
+def test_page_shows_hostile_keys_answers_and_data_escaped(db: None) -> None:
+    operation = make("running", project_id=HOSTILE)
+    add_items(operation, 1, key=HOSTILE, reason=HOSTILE, answer=HOSTILE)
+    operation.record("plan", HOSTILE, keys=[HOSTILE])
+    client = superuser()
+    for url in (url_of(operation), page("cleanupoperation")):
+        shown = text_of(client.get(url))
+        assert ESCAPED in shown
+        assert "<script>alert" not in shown
+
+
+def test_page_has_no_script_and_no_style_of_its_own(db: None) -> None:
+    content = text_of(superuser().get(url_of(make("failed")))).split('id="content-main"')[1]
+    assert " style=" not in content
+    assert "<style" not in content
+    assert not re.search("<script>|<script(?![^>]*src=)", content)
+
+
+def test_page_and_list_cost_the_same_for_few_and_many(db: None) -> None:
+    client, operation = superuser(), make("clean")
+    add_items(operation, 1)
+    pages = (url_of(operation), page("cleanupoperation"))
+    few = [queries(client, url) for url in pages]
+    add_items(operation, 150)
+    for n in range(50):
+        make(project_id=f"proj_{n}", parent=operation)
+        operation.record("plan", "again")
+    assert [queries(client, url) for url in pages] == few
+
+
+def test_timeline_ends_with_the_latest_events(db: None) -> None:
+    operation = make("running")
+    for n in range(210):
+        operation.record("plan", f"event {n}.")
+    shown = text_of(superuser().get(url_of(operation)))
+    assert "event 9." not in shown
+    assert "event 10." in shown and "event 209." in shown
+    assert "Only the latest events are shown." in shown
+
+
+def test_operations_are_read_only(db: None) -> None:
+    operation, client = make("failed"), superuser()
+    assert client.post(url_of(operation), {"status": "clean"}).status_code == 403
+    assert client.post(page("cleanupoperation", "add"), {}).status_code == 403
+    delete = page("cleanupoperation", "delete", operation.pk)
+    assert client.post(delete, {"post": "yes"}).status_code == 403
+    confirm(client, "cleanupoperation", "delete_selected", operation.pk)
+    assert CleanupOperation.objects.get().status == "failed"
+
+
+def test_search_finds_by_project_and_by_deletion_id(db: None) -> None:
+    operation, client = make(), superuser()
+    make(project_id="proj_other")
+    for term in ("proj_go", str(operation.pk)):
+        shown = text_of(client.get(page("cleanupoperation"), {"q": term}))
+        assert "proj_gone" in shown and "proj_other" not in shown
+
+
+def test_verification_is_queued_linked_and_logged(transactional_db: None) -> None:
+    operation = make("clean")
+    shown = act(superuser(), "cleanupoperation", "verify_cleanup", operation.pk)
+    check = operation.children.get()
+    assert url_of(check) in shown
+    assert "A verification is queued." in shown
+    assert (check.kind, check.requested_by) == ("verify", "anna")
+    assert str(check.pk) in LogEntry.objects.get().change_message
+    assert OrmQ.objects.count() == 1
+
+
+@pytest.mark.parametrize("status", FORCEABLE)
+def test_force_delete_asks_first(db: None, status: str) -> None:
+    operation = make(status)
+    shown = act(superuser(), "cleanupoperation", "force_delete", operation.pk)
+    assert "never the ownership rule" in shown
+    assert CleanupOperation.objects.get().status == status
+
+
+@pytest.mark.parametrize("status", FORCEABLE)
+def test_force_delete_starts_it_again(transactional_db: None, status: str) -> None:
+    operation = make(status)
+    shown = confirm(superuser(), "cleanupoperation", "force_delete", operation.pk)
+    operation.refresh_from_db()
+    assert operation.status == "pending"
+    assert url_of(operation) in shown
+    assert "Queued: a worker takes it next." in shown
+    assert OrmQ.objects.count() == 1
+    assert LogEntry.objects.get().is_change()
+
+
+def test_force_delete_refuses_what_is_over_and_does_the_rest(transactional_db: None) -> None:
+    over, blocked = make("clean"), make("blocked", project_id="proj_2")
+    asked = act(superuser(), "cleanupoperation", "force_delete", over.pk, blocked.pk)
+    assert "Nothing: there is nothing to release or to try again." in asked
+    shown = confirm(superuser(), "cleanupoperation", "force_delete", over.pk, blocked.pk)
+    assert f"operation {over.pk}: it is clean." in shown
+    over.refresh_from_db()
+    blocked.refresh_from_db()
+    assert (over.status, blocked.status) == ("clean", "pending")
+
+
+def test_plan_of_a_live_project_is_not_run(db: None) -> None:
+    Project.objects.create(pk="proj_1")
+    operation = make("planned", project_id="proj_1", dry_run=True)
+    shown = confirm(superuser(), "cleanupoperation", "force_delete", operation.pk)
+    assert "Project proj_1 exists." in shown
+    operation.refresh_from_db()
+    assert operation.status == "planned"
+
+
+@pytest.mark.parametrize(
+    ("action", "permission"),
+    [("verify_cleanup", "verify_cleanup"), ("force_delete", "force_cleanup")],
+)
+def test_each_action_needs_its_own_permission(db: None, action: str, permission: str) -> None:
+    operation = make("blocked")
+    others = {"dry_run_cleanup", "verify_cleanup", "force_cleanup"} - {permission}
+    confirm(person(*others, "delete_project"), "cleanupoperation", action, operation.pk)
+    assert CleanupOperation.objects.get().status == "blocked"
+
+
+@pytest.mark.parametrize(
+    ("action", "permission"),
+    [("verify_cleanup", "verify_cleanup"), ("force_delete", "force_cleanup")],
+)
+def test_each_permission_alone_suffices(db: None, action: str, permission: str) -> None:
+    operation = make("blocked")
+    confirm(person(permission), "cleanupoperation", action, operation.pk)
+    assert CleanupOperation.objects.filter(status="pending").exists()
+
+
+def test_getting_any_url_changes_nothing(db: None) -> None:
+    operation, client = make("blocked"), superuser()
+    data = {"action": "force_delete", "_selected_action": str(operation.pk), "post": "yes"}
+    for url in (page("cleanupoperation"), url_of(operation)):
+        client.get(url, data)
+    client.get(DECLARE, {"project_id": "proj_old", "repeated": "proj_old"})
+    assert CleanupOperation.objects.get().status == "blocked"
+
+
+def test_files_left_behind_before_installation_are_cleaned_up(bucket: Bucket) -> None:
+    bucket.put("projects/proj_old/scenes/s1/media/a.mp4")
+    client = superuser()
+    assert DECLARE in text_of(client.get(page("cleanupoperation")))
+    typed = {"project_id": "proj_old", "repeated": "proj_old"}
+    shown = text_of(client.post(DECLARE, typed, follow=True))
+    operation = CleanupOperation.objects.get()
+    assert url_of(operation) in shown
+    assert LogEntry.objects.get().is_addition()
+    assert KnownProject.objects.get().evidence == "declared"
+    assert OrmQ.objects.count() == 1
+    assert cleanup.run(operation.pk).status == "clean"
+    assert bucket.keys() == set()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "complaint"),
+    [
+        ("proj_old", "proj_odl", "This is not the id that you typed above."),
+        ("nonsense!", "nonsense!", "is not a project id"),
+        ("proj_alive", "proj_alive", "Project proj_alive exists."),
+        ("", "", "This field is required."),
+    ],
+)
+def test_declaration_is_refused(db: None, first: str, second: str, complaint: str) -> None:
+    Project.objects.create(pk="proj_alive")
+    shown = text_of(superuser().post(DECLARE, {"project_id": first, "repeated": second}))
+    assert complaint in shown
+    assert not CleanupOperation.objects.exists()
+
+
+def test_declaration_needs_the_permission_to_force(db: None) -> None:
+    client = person("dry_run_cleanup", "verify_cleanup", "delete_project")
+    typed = {"project_id": "proj_old", "repeated": "proj_old"}
+    assert client.post(DECLARE, typed).status_code == 403
+    assert DECLARE not in text_of(client.get(page("cleanupoperation")))
+    assert not CleanupOperation.objects.exists()
+
+
+def test_late_check_shows_when_it_is_due_and_what_it_follows(db: None) -> None:
+    parent = make("clean")
+    child = make(parent=parent, next_attempt_at=timezone.now())
+    client = superuser()
+    assert url_of(child) in text_of(client.get(url_of(parent)))
+    assert url_of(parent) in text_of(client.get(url_of(child)))

@@ -1,0 +1,131 @@
+"""What `manage.py check` says of the queue and its schedule."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from django.core.checks import CheckMessage, run_checks
+from django.db import connection
+from django_q.models import Schedule
+from pytest_django import Settings
+
+from devtools.environment import made_up_environment
+from storage_audit import tasks
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def found(databases: list[str] | None = None) -> dict[str, CheckMessage]:
+    told = {str(each.id): each for each in run_checks(databases=databases)}
+    return {name: each for name, each in told.items() if name.startswith("storage_audit.")}
+
+
+@pytest.mark.django_db
+def test_a_migrated_database_passes() -> None:
+    assert found(databases=["default"]) == {}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("way", ["deleted", "paused"])
+def test_a_missing_schedule_is_a_warning_that_says_what_to_do(way: str) -> None:
+    if way == "deleted":
+        Schedule.objects.all().delete()
+    else:
+        Schedule.objects.update(repeats=0)
+    warning = found(databases=["default"])["storage_audit.W001"]
+    assert warning.hint is not None
+    assert "migrate" in warning.hint and "sweep_cleanups" in warning.hint
+    tasks.create_schedule()
+    assert Schedule.objects.count() == 1
+
+
+@pytest.mark.django_db
+def test_a_schedule_of_something_else_is_no_sweep() -> None:
+    Schedule.objects.update(func="somebody.elses.sweep")
+    assert "storage_audit.W001" in found(databases=["default"])
+
+
+def test_without_a_database_nothing_is_asked_of_it() -> None:
+    # pytest-django forbids every query here.
+    assert found() == {}
+
+
+@pytest.mark.usefixtures("transactional_db")
+def test_a_database_that_was_not_migrated_is_not_complained_of() -> None:
+    with connection.schema_editor() as editor:
+        editor.alter_db_table(Schedule, "django_q_schedule", "elsewhere")
+    try:
+        assert found(databases=["default"]) == {}
+    finally:
+        with connection.schema_editor() as editor:
+            editor.alter_db_table(Schedule, "elsewhere", "django_q_schedule")
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({}, []),
+        ({"retry": 360}, ["storage_audit.E002"]),
+        ({"retry": 361}, []),
+        ({"timeout": None}, ["storage_audit.E002"]),
+        ({"retry": None}, ["storage_audit.E002"]),
+        ({"queue_limit": 4}, ["storage_audit.E002"]),
+        ({"queue_limit": 4, "retry": 901}, []),
+        ({"bulk": 8}, ["storage_audit.E003"]),
+        ({"workers": None}, []),
+        ({"workers": 0}, []),
+        ({"workers": 2, "queue_limit": None}, []),
+        ({"workers": 3, "queue_limit": None}, ["storage_audit.E002"]),
+        ({"bulk": None}, []),
+    ],
+)
+def test_a_queue_that_would_run_tasks_twice_or_lose_them_is_an_error(
+    changes: dict[str, object], expected: list[str], settings: Settings
+) -> None:
+    """None means that the entry is not there."""
+    base = {"workers": 1, "queue_limit": 1, "timeout": 180, "retry": 600, "bulk": 1}
+    settings.Q_CLUSTER = {k: v for k, v in (base | changes).items() if v is not None}
+    assert sorted(found()) == expected
+
+
+def test_no_queue_settings_at_all_are_an_error_and_no_crash(settings: Settings) -> None:
+    del settings.Q_CLUSTER
+    assert "storage_audit.E002" in found()
+
+
+def test_the_command_passes_on_the_projects_own_settings(tmp_path: Path) -> None:
+    environment = {
+        "PATH": os.environ["PATH"],
+        "DATABASE_URL": f"sqlite:///{tmp_path}/empty.sqlite3",
+        **made_up_environment(),
+    }
+    command = [sys.executable, "manage.py", "check", "--deploy", "--fail-level", "WARNING"]
+    for more in ([], ["--database", "default"]):
+        done = subprocess.run(
+            command + more, cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_command_names_a_bad_entry_and_fails(tmp_path: Path) -> None:
+    (tmp_path / "bad_settings.py").write_text(
+        "from autoshorts.settings import *\nSTORAGE_AUDIT['LAYOUTS'] = {'mine': '{project}'}\n"
+    )
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": f"{tmp_path}:{ROOT}",
+        "DJANGO_SETTINGS_MODULE": "bad_settings",
+        "DATABASE_URL": f"sqlite:///{tmp_path}/empty.sqlite3",
+        **made_up_environment(),
+    }
+    done = subprocess.run(
+        [sys.executable, "manage.py", "check"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "storage_audit.E001" in done.stderr and "mine" in done.stderr

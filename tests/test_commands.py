@@ -1,0 +1,471 @@
+"""The commands as a shell runs them: what they print, and how they exit."""
+
+import json
+import re
+from collections.abc import Iterator
+from io import StringIO
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.core.management import load_command_class
+from django.db import transaction
+from django_q.models import OrmQ
+from pytest_django import Settings
+
+from storage_audit.audit import cleanup, discovery, installation, scan
+from storage_audit.bucket.listing import pages
+from storage_audit.bucket.r2 import Listed
+from storage_audit.management.commands import backfill_r2
+from storage_audit.management.console import printable
+from storage_audit.models import (
+    BucketScan,
+    CleanupOperation,
+    Installation,
+    KnownProject,
+    Project,
+    R2Object,
+)
+from tests.conftest import Bucket
+
+OLD = ["projects/proj_1/scenes/s1/media/old.mp4", "proj_1_s1_media.mp4"]
+NO_ANSWER = "Could not connect to the endpoint URL"
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def run(name: str, *arguments: str, stderr: StringIO | None = None) -> tuple[str, str, int]:
+    """Standard output, standard error and exit status; each id of ours shown as ID."""
+    out, err, code = StringIO(), stderr or StringIO(), 0
+    command: Any = load_command_class("storage_audit", name)
+    command.__init__(stdout=out, stderr=err, no_color=True)
+    try:
+        command.run_from_argv(["manage.py", name, *arguments])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    return UUID.sub("ID", out.getvalue()), UUID.sub("ID", err.getvalue()), code
+
+
+def run_json(name: str, *arguments: str) -> tuple[Any, int]:
+    out, _err, code = run(name, *arguments, "--json")
+    return json.loads(out), code
+
+
+def delete(project_id: str) -> CleanupOperation:
+    Project.objects.get(pk=project_id).delete()
+    return CleanupOperation.objects.latest("created_at")
+
+
+@pytest.fixture
+def unreachable(bucket: Bucket, settings: Settings) -> None:
+    """Nothing listens on the address of the store."""
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "ENDPOINT_URL": "http://127.0.0.1:9"}
+
+
+def test_backfill_reports_what_it_found(bucket: Bucket) -> None:
+    Project.objects.create(pk="proj_1")
+    bucket.put(*OLD, "README.txt", "evil\x1b[2J", body=b"12345")
+    assert run("backfill_r2") == (
+        "4 objects (20 bytes) in bucket tests: 4 added, 0 updated, 0 unchanged.\n"
+        "2 unrecognised:\n"
+        "  README.txt (no layout matches)\n"
+        "  evil\\x1b[2J (no layout matches)\n"
+        "All of these are findings in the admin, where you can decide.\n",
+        "",
+        0,
+    )
+    assert BucketScan.objects.get().requested_by
+
+
+def test_backfill_as_a_dry_run_exits_with_0_and_writes_nothing(bucket: Bucket) -> None:
+    bucket.put("README.txt", body=b"12345")
+    assert run("backfill_r2", "--dry-run", "--prefix", "READ") == (
+        "1 objects (5 bytes) in bucket tests: 1 would be added, 0 would be updated, 0 unchanged.\n"
+        "1 unrecognised:\n"
+        "  README.txt (no layout matches)\n",
+        "",
+        0,
+    )
+    assert not R2Object.objects.exists()
+
+
+def test_backfill_shows_the_first_of_many_and_prints_json(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backfill_r2, "SAMPLES", 1)
+    bucket.put("README.txt", "b", "\u202e")
+    out, _err, _code = run("backfill_r2")
+    assert "  README.txt (no layout matches)\n  and 2 more\n" in out
+    facts, code = run_json("backfill_r2")
+    assert code == 0
+    assert facts.pop("scan_id") == "ID"
+    assert facts == {
+        "bucket": "tests",
+        "prefix": "",
+        "dry_run": False,
+        "status": "complete",
+        "message": "",
+        "listed": 3,
+        "listed_bytes": 21,
+        "added": 0,
+        "updated": 0,
+        "unchanged": 3,
+        "orphaned": 0,
+        "ambiguous": 0,
+        "unrecognised": 3,
+        "unstorable": 0,
+        "samples": [
+            {
+                "kind": "unrecognised",
+                "key": "README.txt",
+                "project_id": None,
+                "evidence": "no layout matches",
+            }
+        ],
+    }
+
+
+def test_backfill_shows_progress_on_a_terminal_only(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = iter(range(1000))
+    monkeypatch.setattr(backfill_r2, "monotonic", lambda: float(next(ticks)))
+    bucket.put("README.txt")
+    terminal = Terminal()
+    run("backfill_r2", stderr=terminal)
+    assert terminal.getvalue() == "\r1 objects, 1/s\x1b[K\r\x1b[K"
+    assert run("backfill_r2")[1] == ""
+    ticks = iter(range(0, 1000, 11))
+    assert run("backfill_r2")[1] == "1 objects, 0/s\n"
+
+
+def test_backfill_that_cannot_reach_the_bucket_exits_with_1(unreachable: None) -> None:
+    out, err, code = run("backfill_r2")
+    assert code == 1
+    assert out == "0 objects (0 bytes) in bucket tests: 0 added, 0 updated, 0 unchanged.\n"
+    assert re.fullmatch(
+        rf"CommandError: Scan ID failed: .*{NO_ANSWER}.* It is safe to run it again\.\n",
+        err,
+    )
+    assert BucketScan.objects.get().status == "failed"
+
+
+def test_backfill_that_is_interrupted_says_that_it_may_be_repeated(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put("README.txt")
+
+    def listed(bucket: str, prefix: str) -> Iterator[list[Listed]]:
+        yield from pages(bucket, prefix)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scan, "pages", listed)
+    assert run("backfill_r2") == (
+        "",
+        "CommandError: Interrupted after 1 objects. What was written stays; it is safe to run it"
+        " again.\n",
+        130,
+    )
+    assert BucketScan.objects.get().status == "failed"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["backfill_r2", "--prefix", "\0"],
+        ["backfill_r2", "--bucket", "x"],
+        ["cleanup_project"],
+        ["cleanup_project", "1"],
+        ["cleanup_project", "proj_proj_1", "--declare-deleted"],
+        ["cleanup_project", "proj_1", "--plan", "1"],
+        ["cleanup_project", "proj_1", "--dry-run", "--declare-deleted"],
+        ["cleanup_project", "proj_1", "--plan", str(uuid4())],
+        ["verify_cleanup"],
+        ["verify_cleanup", "proj_1"],
+        ["verify_cleanup", str(uuid4())],
+    ],
+)
+def test_wrong_use_exits_with_2_and_asks_for_nothing(
+    bucket: Bucket, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, err, code = run(*arguments)
+    assert (out, code) == ("", 2)
+    assert err or "error: " in capsys.readouterr().err
+    assert not CleanupOperation.objects.exists()
+    assert not KnownProject.objects.exists()
+
+
+def test_cleanup_of_a_live_project_is_refused(bucket: Bucket) -> None:
+    key = bucket.upload("proj_1")
+    for option in ("--sync", "--declare-deleted"):
+        assert run("cleanup_project", "proj_1", option) == (
+            "",
+            "CommandError: Project proj_1 exists; delete it in the admin (or use --dry-run to see"
+            " what would go).\n",
+            2,
+        )
+    assert bucket.keys() == {key}
+
+
+def test_cleanup_of_an_id_that_nobody_knows_asks_for_a_declaration(bucket: Bucket) -> None:
+    bucket.put(*OLD)
+    _out, err, code = run("cleanup_project", "proj_1", "--sync")
+    assert code == 2
+    assert "--declare-deleted" in err
+    assert run("cleanup_project", "proj_1", "--sync", "--declare-deleted") == (
+        "Cleanup ID, project proj_1, bucket tests: clean.\n"
+        "Found 2: 2 deleted, 0 already absent, 0 protected, 0 failed.\n",
+        "",
+        0,
+    )
+    assert bucket.keys() == set()
+    operation = CleanupOperation.objects.get(parent=None)
+    assert operation.trigger == "declared"
+    assert operation.requested_by
+    assert operation.origin.startswith("command on ")
+
+
+def test_cleanup_leaves_the_work_to_the_queue_unless_told_otherwise(
+    bucket: Bucket, settings: Settings
+) -> None:
+    Project.objects.create(pk="proj_1")
+    delete("proj_1")
+    OrmQ.objects.all().delete()
+    bucket.put(*OLD)
+    assert run("cleanup_project", "proj_1") == (
+        "Cleanup ID, project proj_1, bucket tests: enqueued.\n"
+        "Follow it with: manage.py verify_cleanup ID\n",
+        "",
+        0,
+    )
+    assert OrmQ.objects.count() == 1
+    assert bucket.keys() == set(OLD)
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "SYNC": True}
+    out, _err, code = run("cleanup_project", "proj_1")
+    assert code == 0
+    assert "2 deleted" in out
+    assert bucket.keys() == set()
+
+
+def test_cleanup_that_keeps_protected_objects_exits_with_0_and_warns(bucket: Bucket) -> None:
+    for project_id in ("proj_1", "proj_1_x"):
+        Project.objects.create(pk=project_id)
+    bucket.put("proj_1_x_s1_media.mp4", OLD[0])
+    delete("proj_1")
+    assert run("cleanup_project", "proj_1", "--sync") == (
+        "Cleanup ID, project proj_1, bucket tests: clean, some protected.\n"
+        "Found 2: 1 deleted, 0 already absent, 1 protected, 0 failed.\n"
+        "  protected: proj_1_x_s1_media.mp4: It could also belong to the live project proj_1_x.\n",
+        "Operation ID kept 1 protected objects: a person must decide on them.\n",
+        0,
+    )
+
+
+def test_cleanup_that_leaves_something_exits_with_1_and_names_its_deletion_id(
+    bucket: Bucket,
+) -> None:
+    key = "projects/proj_1/scenes/s1/media/a\n/../b.mp4"
+    bucket.put(key)
+    out, err, code = run("cleanup_project", "proj_1", "--sync", "--declare-deleted")
+    assert (err, code) == ("CommandError: Not finished: operation ID.\n", 1)
+    assert "  failed: projects/proj_1/scenes/s1/media/a\\n/../b.mp4: " in out
+    assert "Undeletable" in out
+    facts, code = run_json("cleanup_project", "proj_1", "--sync")
+    assert code == 1
+    [operation] = facts["operations"]
+    assert (operation["status"], operation["objects"]["failed"]) == ("incomplete", 1)
+    assert operation["staying"][0]["key"] == key
+
+
+def test_cleanup_that_cannot_reach_the_bucket_exits_with_1(unreachable: None) -> None:
+    out, err, code = run("cleanup_project", "proj_1", "--sync", "--declare-deleted")
+    assert (err, code) == ("CommandError: Not finished: operation ID.\n", 1)
+    assert NO_ANSWER in out
+
+
+def test_cleanup_waits_while_another_one_of_the_project_is_worked_on(bucket: Bucket) -> None:
+    Project.objects.create(pk="proj_1")
+    bucket.put(*OLD)
+    with transaction.atomic():
+        delete("proj_1").claim()
+    out, err, code = run("cleanup_project", "proj_1", "--sync")
+    assert "Another operation of this project is being worked on; this follows." in out
+    assert (err, code) == ("CommandError: Not finished: operation ID.\n", 1)
+    assert bucket.keys() == set(OLD)
+
+
+def test_a_dry_run_shows_what_would_go_and_its_plan_can_be_run(bucket: Bucket) -> None:
+    Project.objects.create(pk="proj_1_x")
+    bucket.put(*OLD, "proj_1_x_s1_media.mp4")
+    assert run("cleanup_project", "proj_1", "--dry-run") == (
+        "Plan ID, project proj_1, bucket tests: planned.\n"
+        "Would delete 2 objects.\n"
+        "  to be deleted: proj_1_s1_media.mp4: flat: proj_1\n"
+        "  to be deleted: projects/proj_1/scenes/s1/media/old.mp4: hierarchical: proj_1\n"
+        "Would keep 1 objects.\n"
+        "  protected: proj_1_x_s1_media.mp4: It could also belong to the live project proj_1_x.\n"
+        "To run exactly this plan: manage.py cleanup_project proj_1 --plan ID\n",
+        "",
+        0,
+    )
+    assert len(bucket.keys()) == 3
+    bucket.put("audio/proj_1/s1/later.mp3")
+    plan = str(CleanupOperation.objects.get().pk)
+    assert run("cleanup_project", "proj_2", "--plan", plan)[2] == 2
+    out, _err, code = run("cleanup_project", "proj_1", "--plan", plan, "--sync")
+    assert code == 0
+    assert "2 deleted" in out
+    assert bucket.keys() == {"proj_1_x_s1_media.mp4", "audio/proj_1/s1/later.mp3"}
+    assert run("cleanup_project", "proj_1", "--plan", plan)[2] == 2
+
+
+def test_a_dry_run_of_a_live_project_says_how_to_go_on(bucket: Bucket) -> None:
+    key = bucket.upload("proj_1")
+    out, _err, code = run("cleanup_project", "proj_1", "--dry-run")
+    assert code == 0
+    assert out.endswith("The project exists. Delete it in the admin to let them go.\n")
+    facts, code = run_json("cleanup_project", "proj_1", "--dry-run")
+    assert code == 0
+    assert facts["operations"][0]["would_delete"] == [key]
+    assert facts["operations"][0]["objects"]["planned"] == 1
+    assert bucket.keys() == {key}
+
+
+def test_verify_of_a_live_project_in_step_exits_with_0(bucket: Bucket) -> None:
+    bucket.upload("proj_1")
+    assert run("verify_cleanup", "proj_1") == (
+        "proj_1 in bucket tests: 1 in step, 0 missing, 0 untracked.\n",
+        "",
+        0,
+    )
+
+
+def test_verify_shows_what_is_missing_and_untracked_and_exits_with_1(bucket: Bucket) -> None:
+    missing = bucket.upload("proj_1")
+    bucket.upload("proj_1", "kept.mp4")
+    bucket.r2.remove(missing, bucket.name)
+    bucket.put(OLD[1])
+    assert run("verify_cleanup", "proj_1") == (
+        "proj_1 in bucket tests: 1 in step, 1 missing, 1 untracked.\n"
+        f"  failed: {missing}: Tracked, but not in the bucket.\n"
+        "  protected: proj_1_s1_media.mp4: In the bucket, but not tracked: run backfill_r2.\n",
+        "CommandError: Not in step; details in operation ID.\n",
+        1,
+    )
+    facts, code = run_json("verify_cleanup", "proj_1")
+    assert code == 1
+    assert facts["checks"][0]["message"] == "1 in step, 1 missing, 1 untracked."
+
+
+def test_verify_of_a_deletion_id_shows_what_came_back(bucket: Bucket) -> None:
+    Project.objects.create(pk="proj_1")
+    bucket.put(*OLD)
+    deletion_id = str(cleanup.run(delete("proj_1").pk).pk)
+    assert run("verify_cleanup", deletion_id) == (
+        "proj_1 in bucket tests: 0 left behind, 0 seen absent.\n",
+        "",
+        0,
+    )
+    bucket.put(OLD[1])
+    assert run("verify_cleanup", deletion_id) == (
+        "proj_1 in bucket tests: 1 left behind, 0 seen absent.\n"
+        "  failed: proj_1_s1_media.mp4: Still in the bucket.\n",
+        "CommandError: Not in step; details in operation ID.\n",
+        1,
+    )
+
+
+def test_verify_that_cannot_reach_the_bucket_exits_with_1(unreachable: None) -> None:
+    Project.objects.create(pk="proj_1")
+    out, err, code = run("verify_cleanup", "proj_1")
+    assert (err, code) == ("CommandError: Not in step; details in operation ID.\n", 1)
+    assert NO_ANSWER in out
+
+
+def test_sweep_enqueues_what_was_forgotten_and_notices_what_vanished(bucket: Bucket) -> None:
+    bucket.upload("proj_1")
+    bucket.upload("proj_2")
+    delete("proj_1")
+    OrmQ.objects.all().delete()
+    CleanupOperation.objects.update(enqueued_at=None)
+    Project.objects.filter(pk="proj_2")._raw_delete("default")
+    assert run("sweep_cleanups") == (
+        "Projects found gone without a signal: 1.\n"
+        "Their cleanups are blocked until a person releases them.\n"
+        "Operations enqueued: 1.\n",
+        "",
+        0,
+    )
+    assert OrmQ.objects.count() == 1
+
+
+def test_sweep_without_a_worker_runs_what_is_due(bucket: Bucket) -> None:
+    bucket.upload("proj_1")
+    delete("proj_1")
+    assert run("sweep_cleanups", "--sync") == (
+        "Projects found gone without a signal: 0.\nID: clean.\nOperations run: 1.\n",
+        "",
+        0,
+    )
+    assert bucket.keys() == set()
+
+
+def test_sweep_goes_on_after_an_operation_that_breaks(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for project_id in ("proj_1", "proj_2"):
+        bucket.upload(project_id)
+        delete(project_id)
+    really = discovery.discover
+
+    def breaks_on_the_first(work: Any) -> None:
+        if work.operation.project_id == "proj_1":
+            raise RuntimeError
+        really(work)
+
+    monkeypatch.setattr(cleanup, "discover", breaks_on_the_first)
+    out, err, code = run("sweep_cleanups", "--sync")
+    assert code == 1
+    assert out.endswith("ID: clean.\nOperations run: 2.\n")
+    assert err == (
+        "CommandError: 1 of them stopped with an error that is in the log and will be tried again:"
+        " ID\n"
+    )
+
+
+def test_claim_says_whose_the_bucket_is_now(bucket: Bucket) -> None:
+    bucket.wipe()
+    assert run("claim_bucket") == (
+        "Bucket tests belongs to installation ID.\n"
+        "The store takes Unicode spellings of a key for different objects.\n"
+        "Next: manage.py backfill_r2 writes down what is in the bucket.\n",
+        "",
+        0,
+    )
+
+
+def test_claim_takes_a_bucket_from_another_installation_only_when_told_to(bucket: Bucket) -> None:
+    Installation.objects.all().delete()
+    assert run("claim_bucket") == (
+        "",
+        "CommandError: Bucket tests belongs to another installation.\n",
+        1,
+    )
+    assert run("claim_bucket", "--take-over")[2] == 0
+    installation.check(bucket.name)
+
+
+def test_claim_that_cannot_reach_the_bucket_is_one_line_and_exits_with_1(unreachable: None) -> None:
+    out, err, code = run("claim_bucket")
+    assert (out, code) == ("", 1)
+    assert re.fullmatch(rf"CommandError: .*{NO_ANSWER}.*\n", err)
+
+
+def test_keys_are_printed_so_that_a_terminal_obeys_nothing() -> None:
+    assert printable("é 🦊") == "é 🦊"
+    assert printable("\x1b[2J\r\n\0") == "\\x1b[2J\\r\\n\\x00"
+    assert printable("\u202e\u2028\udcff") == "\\u202e\\u2028\\xff"

@@ -1,0 +1,662 @@
+"""The store on a bad day: nothing is called deleted that a listing still shows."""
+
+import re
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import Literal
+from unicodedata import normalize
+
+import pytest
+from django.conf import settings
+from django.test import override_settings
+
+from devtools.local_r2 import LocalR2
+from storage_audit.audit import cleanup, deletion, installation, requests
+from storage_audit.audit.installation import Traits
+from storage_audit.bucket import deleters, r2
+from storage_audit.conf import conf
+from storage_audit.models import CleanupOperation, Project, R2Object
+from tests.conftest import Bucket
+from tests.faulty_store import (
+    HTML,
+    RESET,
+    FaultyStore,
+    Forward,
+    Matches,
+    Reply,
+    Request,
+    Rule,
+    changed,
+    contents,
+    does_it_and_breaks,
+    each_key_fails,
+    error,
+    faulty_store,
+    is_anything,
+    is_delete_batch,
+    is_delete_single,
+    is_listing,
+    is_listing_under,
+    is_marker,
+    keys_sent,
+    lies,
+    on,
+    then,
+    with_contents,
+)
+from tests.promises import (
+    Status,
+    again,
+    alive,
+    check,
+    delete,
+    deleted,
+    late_check,
+    outcomes,
+    reason,
+    requested,
+    run,
+    track,
+)
+
+Form = Literal["NFC", "NFD"]
+PREFIX = "projects/proj_1/scenes/"
+
+
+@pytest.fixture(scope="module")
+def proxy(local_r2: LocalR2) -> Iterator[FaultyStore]:
+    """The application reaches the bucket through the proxy; the test reaches it directly."""
+    with faulty_store(local_r2.environment["R2_ENDPOINT_URL"]) as running:
+        through_it = {**settings.STORAGE_AUDIT, "ENDPOINT_URL": running.url}
+        with override_settings(STORAGE_AUDIT=through_it):
+            yield running
+
+
+@pytest.fixture
+def store(proxy: FaultyStore, bucket: Bucket) -> Iterator[FaultyStore]:
+    proxy.seen.clear()
+    yield proxy
+    proxy.rules.clear()
+
+
+def fill(bucket: Bucket, count: int = 3, project_id: str = "proj_1") -> list[str]:
+    keys = [f"projects/{project_id}/scenes/s1/media/{n}.mp4" for n in range(count)]
+    bucket.put(*keys)
+    return keys
+
+
+def survives(operation: CleanupOperation, bucket: Bucket, store: FaultyStore) -> CleanupOperation:
+    """The fault left an honest operation, which ends clean once the fault is gone."""
+    assert operation.status == Status.INCOMPLETE
+    assert operation.error
+    check(bucket)
+    store.rules.clear()
+    healed = again(operation)
+    assert healed.status == Status.CLEAN
+    assert not bucket.keys()
+    assert set(outcomes(healed).values()) == {"deleted"}
+    check(bucket)
+    return healed
+
+
+DELETE_FAULTS: dict[str, Reply | Rule] = {
+    "an error for each key": each_key_fails,
+    "an empty body": Reply(200),
+    "HTML": HTML,
+    "truncated XML": Reply(200, b"<DeleteResult><Deleted><Key>projects/pr"),
+    "an empty result": Reply(200, b"<DeleteResult></DeleteResult>"),
+    "`Deleted` for what it keeps": lies,
+    "an error inside a 200": Reply(200, error("InternalError")),
+    "503": Reply(503, error("ServiceUnavailable")),
+    "500": Reply(500, error("InternalError")),
+    "524 with HTML": Reply(524, b"<html>"),
+    "403": Reply(403, error("AccessDenied")),
+    "401": Reply(401, error("Unauthorized")),
+    "404 NoSuchBucket": Reply(404, error("NoSuchBucket")),
+    "404 with nothing": Reply(404),
+    "400 MalformedXML": Reply(400, error("MalformedXML")),
+    "204": Reply(204),
+    "a broken connection": RESET,
+}
+
+
+@pytest.mark.parametrize("fault", DELETE_FAULTS.values(), ids=DELETE_FAULTS.keys())
+def test_delete_call_that_deletes_nothing_is_never_called_a_deletion(
+    bucket: Bucket, store: FaultyStore, fault: Reply | Rule
+) -> None:
+    alive("proj_1")
+    keys = fill(bucket)
+    store.rules.append(on(is_delete_batch, fault))
+    operation = delete("proj_1")
+    assert bucket.keys() == set(keys)
+    assert operation.failed == len(keys)
+    assert operation.deleted == operation.already_absent == 0
+    survives(operation, bucket, store)
+
+
+def test_connection_that_breaks_after_the_store_obeyed_counts_as_deleted(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    alive("proj_1")
+    fill(bucket)
+    store.rules.append(on(is_delete_batch, does_it_and_breaks))
+    operation = delete("proj_1")
+    assert not bucket.keys()
+    assert operation.deleted == 0
+    survives(operation, bucket, store)
+    assert len(store.asked(is_delete_batch)) == 1
+
+
+def test_batch_is_sent_once_for_each_proof(bucket: Bucket, store: FaultyStore) -> None:
+    alive("proj_1")
+    fill(bucket)
+    store.rules.append(on(is_delete_batch, Reply(503, error("SlowDown"))))
+    delete("proj_1")
+    assert len(store.asked(is_delete_batch)) == 1
+
+
+def test_answer_for_another_key_is_no_answer(bucket: Bucket, store: FaultyStore) -> None:
+    alive("proj_1")
+    keys = fill(bucket)
+
+    def names_others(request: Request, forward: Forward) -> Reply:
+        return Reply(
+            200, b"<DeleteResult><Deleted><Key>projects/proj_1/other</Key></Deleted></DeleteResult>"
+        )
+
+    store.rules.append(on(is_delete_batch, names_others))
+    operation = delete("proj_1")
+    assert all("does not mention" in reason(operation, key) for key in keys)
+    survives(operation, bucket, store)
+
+
+def test_one_refused_key_stops_no_other(bucket: Bucket, store: FaultyStore) -> None:
+    alive("proj_1")
+    locked, *others = fill(bucket, 5)
+
+    def refuse_one(request: Request, forward: Forward) -> Reply:
+        for key in set(keys_sent(request)) - {locked}:
+            bucket.r2.remove(key)
+        failure = (
+            f"<Error><Key>{locked}</Key><Code>ObjectLockedByBucketPolicy</Code>"
+            "<Message>The object is locked.</Message></Error>"
+        )
+        return Reply(200, f"<DeleteResult>{failure}</DeleteResult>".encode())
+
+    store.rules.append(on(is_delete_batch, refuse_one))
+    operation = delete("proj_1")
+    assert outcomes(operation) == {locked: "failed"} | dict.fromkeys(others, "deleted")
+    assert "The object is locked." in reason(operation, locked)
+    survives(operation, bucket, store)
+
+
+def test_lying_store_is_named_in_the_reason(bucket: Bucket, store: FaultyStore) -> None:
+    alive("proj_1")
+    (key,) = fill(bucket, 1)
+    store.rules.append(on(is_delete_batch, lies))
+    operation = delete("proj_1")
+    assert "still" in reason(operation, key).lower()
+    assert "Deleted" in reason(operation, key)
+
+
+def first_page_again(xml: str) -> str:
+    return with_contents(xml, contents(xml) * 2)
+
+
+def backwards(xml: str) -> str:
+    return with_contents(xml, contents(xml)[::-1])
+
+
+def truncated(xml: str) -> str:
+    return xml.replace("<IsTruncated>false", "<IsTruncated>true")
+
+
+def says_nothing_of_the_end(xml: str) -> str:
+    return re.sub("<IsTruncated>.*?</IsTruncated>", "", xml)
+
+
+def truncated_for_ever(xml: str) -> str:
+    token = "<NextContinuationToken>more</NextContinuationToken></ListBucketResult>"
+    return truncated(xml).replace("</ListBucketResult>", token)
+
+
+def one_too_few(xml: str) -> str:
+    return re.sub("<KeyCount>(.*?)</KeyCount>", "<KeyCount>7</KeyCount>", xml)
+
+
+def of_another_prefix(xml: str) -> str:
+    return xml.replace("projects%2Fproj_1%2F", "projects%2Fproj_2%2F")
+
+
+def without_sizes(xml: str) -> str:
+    return re.sub("<Size>.*?</Size>", "", xml)
+
+
+def with_odd_times(xml: str) -> str:
+    return re.sub("<LastModified>.*?</LastModified>", "<LastModified>soon</LastModified>", xml)
+
+
+LISTING_FAULTS: dict[str, Reply | Rule] = {
+    "500": Reply(500, error("InternalError")),
+    "403": Reply(403, error("AccessDenied")),
+    "404 NoSuchBucket": Reply(404, error("NoSuchBucket")),
+    "HTML": HTML,
+    "well-formed HTML": Reply(200, b"<html><body>Sign in</body></html>"),
+    "an empty body": Reply(200),
+    "an empty result": Reply(200, b"<ListBucketResult></ListBucketResult>"),
+    "truncated XML": changed(lambda xml: xml[: len(xml) // 2]),
+    "a broken connection": RESET,
+    "keys out of order": changed(backwards),
+    "keys repeated": changed(first_page_again),
+    "truncated without a token": changed(truncated),
+    "truncated for ever": changed(truncated_for_ever),
+    "no word on the end": changed(says_nothing_of_the_end),
+    "fewer keys than announced": changed(one_too_few),
+    "keys of another prefix": changed(of_another_prefix),
+    "keys without sizes": changed(without_sizes),
+    "times that are none": changed(with_odd_times),
+}
+
+
+def under_each_listing_fault(
+    store: FaultyStore, matches: Matches, operation: CleanupOperation, but: Iterable[str] = ()
+) -> Iterator[CleanupOperation]:
+    """The operation after an attempt under each fault in turn."""
+    for name in [name for name in LISTING_FAULTS if name not in but]:
+        store.rules.append(on(matches, LISTING_FAULTS[name]))
+        yield again(operation)
+        store.rules.pop()
+        operation.refresh_from_db()
+        assert operation.status == Status.INCOMPLETE, name
+        assert operation.error, name
+
+
+def test_broken_listing_while_planning_authorises_nothing(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    alive("proj_1")
+    keys = fill(bucket)
+    operation = requested("proj_1")
+    for attempt in under_each_listing_fault(store, is_listing_under(PREFIX), operation):
+        assert attempt.planned_at is None
+        check(bucket)
+    assert bucket.keys() == set(keys)
+    assert not store.asked(is_delete_batch)
+    survives(operation, bucket, store)
+
+
+def test_broken_listing_before_a_batch_sends_nothing(bucket: Bucket, store: FaultyStore) -> None:
+    alive("proj_1")
+    keys = fill(bucket)
+    operation = requested("proj_1")
+    # These two are no fault here: what follows the keys is not read, and there is no prefix.
+    harmless = ["truncated for ever", "keys of another prefix"]
+    for _attempt in under_each_listing_fault(store, is_listing_under(""), operation, harmless):
+        assert set(outcomes(operation).values()) == {"deleting"}
+        check(bucket)
+    assert bucket.keys() == set(keys)
+    assert not store.asked(is_delete_batch)
+    survives(operation, bucket, store)
+
+
+def test_broken_listing_while_verifying_says_nothing_of_any_object(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    alive("proj_1")
+    keys = fill(bucket)
+    operation = requested("proj_1")
+    store.rules.append(on(is_delete_batch, lies))
+
+    def is_verification(request: Request) -> bool:
+        return is_listing_under(PREFIX)(request) and bool(store.asked(is_delete_batch))
+
+    for _attempt in under_each_listing_fault(store, is_verification, operation):
+        assert set(outcomes(operation).values()) == {"deleting"}
+        check(bucket)
+    assert bucket.keys() == set(keys)
+    assert len(store.asked(is_delete_batch)) == 1
+    survives(operation, bucket, store)
+
+
+def test_listing_that_fails_at_a_later_page_says_nothing(
+    bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    keys = fill(bucket, 5)
+    monkeypatch.setattr(r2, "PAGE", 2)
+    failing = on(
+        lambda r: is_listing(r) and "continuation-token" in r.query, Reply(500, error("no"))
+    )
+    store.rules.append(failing)
+    operation = delete("proj_1")
+    assert operation.status == Status.INCOMPLETE
+    assert bucket.keys() == set(keys)
+    assert operation.items.count() == 2
+    store.rules.clear()
+    assert again(operation).status == Status.CLEAN
+    assert not bucket.keys()
+    check(bucket)
+
+
+def test_store_without_its_marker_answer_is_not_taken_for_another_bucket(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    alive("proj_1")
+    fill(bucket)
+    store.rules.append(on(is_marker, Reply(503, error("ServiceUnavailable"))))
+    assert "ServiceUnavailable" in delete("proj_1").error
+    survives(CleanupOperation.objects.get(trigger="deleted"), bucket, store)
+
+
+def test_retries_come_at_growing_pauses_then_daily_and_recover(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    alive("proj_1")
+    fill(bucket)
+    store.rules.append(on(is_anything, RESET))
+    assert_growing_pauses(bucket, store, delete("proj_1"))
+
+
+def test_object_that_never_goes_is_retried_at_growing_pauses_then_daily(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    alive("proj_1")
+    fill(bucket)
+    store.rules.append(on(is_delete_batch, each_key_fails))
+    assert_growing_pauses(bucket, store, delete("proj_1"))
+
+
+def assert_growing_pauses(bucket: Bucket, store: FaultyStore, operation: CleanupOperation) -> None:
+    pauses = [pause(operation)]
+    for _attempt in range(3):
+        pauses.append(pause(again(operation)))
+    minutes = [timedelta(minutes=n) for n in (1, 2, 4)]
+    assert pauses[1:] == minutes or pauses[:3] == minutes
+    operation.refresh_from_db()
+    assert operation.troubled_since is not None
+    began = operation.troubled_since - timedelta(hours=6)
+    CleanupOperation.objects.filter(pk=operation.pk).update(troubled_since=began)
+    failed = again(operation)
+    assert failed.status == Status.FAILED
+    assert pause(failed) == timedelta(days=1)
+    check(bucket)
+    store.rules.clear()
+    assert again(failed).status == Status.CLEAN
+    check(bucket)
+
+
+def pause(operation: CleanupOperation) -> timedelta:
+    """How long after the attempt the next one is, to the second."""
+    assert operation.next_attempt_at and operation.finished_at
+    return operation.next_attempt_at - operation.finished_at
+
+
+def test_person_can_have_a_failed_operation_tried_again(bucket: Bucket, store: FaultyStore) -> None:
+    alive("proj_1")
+    fill(bucket)
+    store.rules.append(on(is_delete_batch, each_key_fails))
+    operation = delete("proj_1")
+    store.rules.clear()
+    operation.retry()
+    assert run(operation).status == Status.CLEAN
+    assert not bucket.keys()
+    check(bucket)
+
+
+def test_deleting_some_starts_the_pauses_and_the_hours_anew(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    alive("proj_1")
+    stays, *others = fill(bucket, 3)
+    store.rules.append(on(is_delete_batch, each_key_fails))
+    operation = again(again(delete("proj_1")))
+    assert operation.troubled_since is not None
+    store.rules[:] = [on(is_delete_batch, keeps(stays, bucket))]
+    half = again(operation)
+    assert half.deleted == len(others)
+    assert pause(half) == timedelta(minutes=1)
+
+
+def keeps(stays: str, bucket: Bucket) -> Rule:
+    """Deletes the others of a batch."""
+
+    def rule(request: Request, forward: Forward) -> Reply:
+        for key in set(keys_sent(request)) - {stays}:
+            bucket.r2.remove(key)
+        return each_key_fails(request, forward)
+
+    return rule
+
+
+def test_unforeseen_error_is_recorded_raised_and_tried_again(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    fill(bucket)
+    operation = requested("proj_1")
+    secret = conf().secret_access_key
+
+    def breaks(*args: object) -> None:
+        raise RuntimeError(f"disk \0 full, {secret}")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(deletion, "prove", breaks)
+        run(operation)
+    operation.refresh_from_db()
+    assert operation.status == Status.INCOMPLETE
+    assert "RuntimeError: disk" in operation.error
+    assert secret not in operation.error
+    assert pause(operation) == timedelta(minutes=1)
+    check(bucket)
+    assert again(operation).status == Status.CLEAN
+
+
+@pytest.mark.parametrize("trigger", ["dry run", "verification"])
+def test_look_that_was_interrupted_when_it_was_complete_deletes_nothing_later(
+    bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch, trigger: str
+) -> None:
+    deleted("proj_1")
+    keys = fill(bucket)
+    make = requests.dry_run if trigger == "dry run" else requests.verify_project
+    (operation,) = make("proj_1")
+
+    def breaks(*args: object) -> None:
+        raise RuntimeError
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(cleanup, "record_plan", breaks)
+        run(operation)
+    ended = again(operation)
+    assert ended.status in (Status.PLANNED, Status.INCOMPLETE)
+    assert not store.asked(is_delete_batch)
+    assert bucket.keys() == set(keys)
+
+
+def test_proof_that_takes_too_long_is_not_acted_on(
+    bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    keys = fill(bucket)
+    monkeypatch.setattr(deletion, "PROOF_LASTS", -1.0)
+    operation = delete("proj_1")
+    assert bucket.keys() == set(keys)
+    assert not store.asked(is_delete_batch)
+    monkeypatch.undo()
+    survives(operation, bucket, store)
+
+
+def test_slow_proofs_make_smaller_batches(
+    bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    lonely = [f"odd/{n}" for n in range(8)]
+    for key in lonely:
+        bucket.put(key)
+        track(bucket, key, "proj_1")
+    monkeypatch.setattr(deletion, "monotonic", lambda: store_clock(store))
+    monkeypatch.setattr(deletion, "PROOF_LASTS", 3.0)
+    monkeypatch.setattr(r2, "PAGE", 1)
+    operation = delete("proj_1")
+    assert operation.status == Status.CLEAN
+    assert set(outcomes(operation)) == set(lonely)
+    assert max(len(keys_sent(sent)) for sent in store.asked(is_delete_batch)) < len(lonely)
+    check(bucket)
+
+
+def store_clock(store: FaultyStore) -> float:
+    """A clock on which each listing takes a second."""
+    return float(len(store.asked(is_listing)))
+
+
+def test_keys_that_go_one_by_one_wait_for_a_new_proof_when_theirs_is_old(
+    bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    bucket.put(*(f"projects/proj_1/scenes/s1/media/\x01{n}" for n in range(3)))
+    monkeypatch.setattr(deleters, "monotonic", lambda: clock(store))
+    monkeypatch.setattr(deletion, "monotonic", lambda: clock(store))
+    monkeypatch.setattr(deletion, "PROOF_LASTS", 0.5)
+    operation = delete("proj_1")
+    assert operation.status == Status.CLEAN
+    order = [
+        "delete" if is_delete_single(r) else "look"
+        for r in store.seen
+        if is_delete_single(r) or is_listing_under("")(r)
+    ]
+    assert order == ["look", "delete"] * 3
+    check(bucket)
+
+
+def clock(store: FaultyStore) -> float:
+    """A clock on which each deletion takes a second."""
+    return float(len(store.asked(is_delete_single)))
+
+
+def test_looks_that_contradict_each_other_end_as_a_failure(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    """Such as a store that honours StartAfter in an order of its own."""
+    alive("proj_1")
+    (key,) = fill(bucket, 1)
+    store.rules.append(on(is_listing_under(""), changed(lambda xml: with_contents(xml, []))))
+    operation = delete("proj_1")
+    assert outcomes(operation) == {key: "failed"}
+    survives(operation, bucket, store)
+
+
+def test_upload_row_that_turns_up_while_verifying_hides_no_object(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    alive("proj_1", "proj_2")
+    (key,) = fill(bucket, 1)
+
+    def adopts(request: Request, forward: Forward) -> Reply:
+        R2Object.objects.update_or_create(
+            bucket=bucket.name,
+            key=key,
+            defaults={"project_id": "proj_2", "source": "upload", "state": "stored"},
+        )
+        return lies(request, forward)
+
+    store.rules.append(on(is_delete_batch, adopts))
+    operation = delete("proj_1")
+    assert outcomes(operation) == {key: "protected"}
+    check(bucket)
+
+
+UPLOADS = """<ListMultipartUploadsResult><IsTruncated>false</IsTruncated>{}
+</ListMultipartUploadsResult>"""
+UPLOAD = """<Upload><Key>{}</Key><UploadId>u1</UploadId>
+<Initiated>2026-01-01T00:00:00.000Z</Initiated></Upload>"""
+
+
+def is_uploads_listing(request: Request) -> bool:
+    return "uploads" in request.query
+
+
+def is_abort(request: Request) -> bool:
+    return request.method == "DELETE" and "uploadId" in request.query
+
+
+def lists_uploads(*keys: str) -> Rule:
+    def rule(request: Request, forward: Forward) -> Reply:
+        under = [key for key in keys if key.startswith(request.query["prefix"])]
+        return Reply(200, UPLOADS.format("".join(map(UPLOAD.format, under))).encode())
+
+    return on(is_uploads_listing, rule)
+
+
+def test_unfinished_uploads_of_the_project_are_aborted_and_no_others(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    alive("proj_1", "proj_1_x")
+    own, ambiguous = "projects/proj_1/scenes/s1/media/big.mp4", "proj_1_x_s1_media.mp4"
+    store.rules.append(lists_uploads(own, ambiguous, "projects/proj_1_x/scenes/s1/media/big.mp4"))
+    store.rules.append(on(is_abort, Reply(204)))
+    operation = delete("proj_1")
+    assert operation.status == Status.CLEAN
+    assert {r.path.partition("/tests/")[2] for r in store.asked(is_abort)} == {own}
+
+
+def test_uploads_of_a_project_that_lives_again_are_not_aborted(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    alive("proj_1")
+    own = "projects/proj_1/scenes/s1/media/big.mp4"
+    born_again = on(is_uploads_listing, then(lambda: Project.objects.get_or_create(pk="proj_1")))
+    store.rules += [born_again, lists_uploads(own), on(is_abort, Reply(204))]
+    assert delete("proj_1").status == Status.SUPERSEDED
+    assert not store.asked(is_abort)
+
+
+def test_secrets_of_an_answer_are_not_kept(bucket: Bucket, store: FaultyStore) -> None:
+    alive("proj_1")
+    fill(bucket)
+    secret = conf().secret_access_key
+    store.rules.append(on(is_delete_batch, Reply(403, error("AccessDenied", secret))))
+    operation = delete("proj_1")
+    told = [operation.error, *operation.events.values_list("message", "data")]
+    assert secret not in str(told)
+
+
+@pytest.mark.parametrize("tracked, listed", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_key_listed_in_another_spelling_than_tracked_is_not_called_absent(
+    bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch, tracked: Form, listed: Form
+) -> None:
+    """R2 folds spellings; its local version does not, so the proxy makes it do so."""
+    folding(monkeypatch)
+    alive("proj_1")
+    keys = [
+        f"{place}caf\u00e9.mp4" for place in ("projects/proj_1/scenes/s1/media/", "odd/", "odd/a")
+    ]
+    for key in keys:
+        bucket.put(normalize(listed, key))
+        track(bucket, normalize(tracked, key), "proj_1")
+    refused = on(is_delete_batch, each_key_fails)
+    store.rules.append(refused)
+    operation = delete("proj_1")
+    assert outcomes(operation) == {normalize(listed, key): "failed" for key in keys}
+    assert operation.found == len(keys)
+    store.rules.clear()
+    assert again(operation).status == Status.CLEAN
+    assert not bucket.keys()
+    check(bucket)
+    late_check(operation)
+    assert not R2Object.objects.exists()
+
+
+def folding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installation, "probe", lambda bucket: Traits(folds_unicode=True))
+    installation.claim(conf().bucket)
+
+
+def test_row_in_another_spelling_still_says_whose_the_object_is(
+    bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folding(monkeypatch)
+    alive("proj_1", "proj_2")
+    key = "projects/proj_1/scenes/s1/media/caf\u00e9.mp4"
+    bucket.put(key)
+    track(bucket, normalize("NFD", key), "proj_2")
+    assert delete("proj_1").found == 0
+    assert bucket.keys() == {key}

@@ -1,0 +1,309 @@
+"""A wrong, empty or cloned bucket, or a copy of the database, deletes and believes nothing."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from devtools.local_r2 import LocalR2
+from storage_audit.audit import deletion, installation, requests
+from storage_audit.audit.installation import MARKER, Mismatch, Traits
+from storage_audit.audit.work import Work
+from storage_audit.models import CleanupItem, CleanupOperation, Installation, R2Object
+from tests.conftest import BUCKETS, Bucket
+from tests.promises import (
+    HIERARCHICAL,
+    Status,
+    alive,
+    between_batch_and_verification,
+    check,
+    delete,
+    late_check,
+    outcomes,
+    requested,
+    run,
+    track,
+)
+
+
+@pytest.fixture
+def tracked(bucket: Bucket) -> Bucket:
+    """One project with a tracked object and one without a row."""
+    alive("proj_1")
+    bucket.put(HIERARCHICAL, "proj_1_s1_media.mp4")
+    track(bucket, HIERARCHICAL, "proj_1")
+    return bucket
+
+
+def blocked(bucket: Bucket, operation: CleanupOperation) -> CleanupOperation:
+    """Stopped with nothing deleted, called gone or forgotten."""
+    assert operation.status == Status.BLOCKED
+    assert operation.error
+    assert not {"deleted", "already_absent"} & set(outcomes(operation).values())
+    assert R2Object.objects.count() == 1
+    check(bucket)
+    return operation
+
+
+def healed(bucket: Bucket, operation: CleanupOperation) -> None:
+    """Once a person has released it, it ends as if nothing had been."""
+    operation.release("me")
+    assert run(operation).status == Status.CLEAN
+    assert outcomes(operation) == {HIERARCHICAL: "deleted", "proj_1_s1_media.mp4": "deleted"}
+    assert not bucket.keys()
+    assert not R2Object.objects.exists()
+    check(bucket)
+
+
+def marker(bucket: Bucket) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(bucket.r2.read(MARKER, bucket.name))
+    return content
+
+
+def write_marker(of: Bucket, /, **changes: object) -> None:
+    content = {**marker(of), **changes}
+    of.r2.plant(MARKER, json.dumps(content).encode(), of.name)
+
+
+def test_database_that_claimed_no_bucket_deletes_nothing(tracked: Bucket) -> None:
+    Installation.objects.all().delete()
+    operation = blocked(tracked, delete("proj_1"))
+    assert "claim_bucket" in operation.error
+    assert len(tracked.keys()) == 2
+    installation.claim(tracked.name, take_over=True)
+    healed(tracked, operation)
+
+
+def test_empty_bucket_of_the_same_name_is_not_called_clean(tracked: Bucket) -> None:
+    tracked.wipe()
+    operation = blocked(tracked, delete("proj_1"))
+    assert not operation.items.exists()
+
+
+def test_bucket_that_was_never_claimed_is_not_touched(tracked: Bucket, local_r2: LocalR2) -> None:
+    other = Bucket(local_r2, BUCKETS[1])
+    other.wipe()
+    other.put(HIERARCHICAL)
+    track(other, HIERARCHICAL, "proj_1")
+    requested("proj_1")
+    operation = run(CleanupOperation.objects.get(bucket=other.name))
+    assert operation.status == Status.BLOCKED
+    assert other.keys() == {HIERARCHICAL}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"installation": "0f0e0d0c-0000-4000-8000-000000000000"},
+        {"fingerprint": "another"},
+        {"bucket": "copied-from-here"},
+        {"store": "another.example"},
+    ],
+    ids=lambda changes: "another " + next(iter(changes)),
+)
+def test_marker_that_differs_blocks(tracked: Bucket, changes: dict[str, str]) -> None:
+    right = marker(tracked)
+    write_marker(tracked, **changes)
+    operation = blocked(tracked, delete("proj_1"))
+    assert "--take-over" in operation.error
+    assert len(tracked.keys()) == 2
+    if "installation" in changes:
+        with pytest.raises(Mismatch):
+            installation.claim(tracked.name)
+    write_marker(tracked, **right)
+    healed(tracked, operation)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
+def test_marker_that_is_garbled_blocks(tracked: Bucket, content: bytes) -> None:
+    tracked.r2.plant(MARKER, content, tracked.name)
+    blocked(tracked, delete("proj_1"))
+    with pytest.raises(Mismatch):
+        installation.claim(tracked.name)
+
+
+def remove_marker(bucket: Bucket) -> Callable[[], None]:
+    return lambda: bucket.r2.remove(MARKER, bucket.name)
+
+
+def test_marker_removed_between_plan_and_batch_blocks(
+    tracked: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, original = marker(tracked), deletion.next_batch
+
+    def next_batch(operation: CleanupOperation) -> list[CleanupItem]:
+        remove_marker(tracked)()
+        return original(operation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deletion, "next_batch", next_batch)
+        operation = blocked(tracked, delete("proj_1"))
+    assert len(tracked.keys()) == 2
+    tracked.r2.plant(MARKER, json.dumps(right).encode(), tracked.name)
+    healed(tracked, operation)
+
+
+def test_marker_removed_between_batch_and_verification_blocks(
+    tracked: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = marker(tracked)
+    between_batch_and_verification(monkeypatch, remove_marker(tracked))
+    operation = blocked(tracked, delete("proj_1"))
+    assert set(outcomes(operation).values()) == {"deleting"}
+    tracked.r2.plant(MARKER, json.dumps(right).encode(), tracked.name)
+    healed(tracked, operation)
+
+
+def test_what_was_seen_in_the_wrong_bucket_is_not_believed_in_the_right_one(
+    tracked: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wrong bucket, which is empty, takes the place of the right one during the listing."""
+    right = marker(tracked)
+    keys = tracked.keys()
+
+    def send_nothing(*args: object, **kwargs: object) -> dict[str, object]:
+        tracked.wipe()
+        return {}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deletion, "send", send_nothing)
+        patch.setattr(deletion, "next_batch", once(deletion.next_batch))
+        operation = blocked(tracked, delete("proj_1"))
+    tracked.put(*keys)
+    tracked.r2.plant(MARKER, json.dumps(right).encode(), tracked.name)
+    operation.release("me")
+    run(operation)
+    assert not {"deleted", "already_absent"} & set(outcomes(operation).values())
+    check(tracked)
+
+
+def once(
+    original: Callable[[CleanupOperation], list[CleanupItem]],
+) -> Callable[[CleanupOperation], list[CleanupItem]]:
+    """One batch, and no more."""
+    count = 0
+
+    def next_batch(operation: CleanupOperation) -> list[CleanupItem]:
+        nonlocal count
+        count += 1
+        return original(operation) if count == 1 else []
+
+    return next_batch
+
+
+def test_plan_made_in_the_wrong_bucket_is_made_again(
+    tracked: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, keys = marker(tracked), tracked.keys()
+    checked = installation.check
+    with monkeypatch.context() as patch:
+
+        def wrong_after_this(bucket: str) -> Traits:
+            traits = checked(bucket)
+            tracked.wipe()
+            return traits
+
+        patch.setattr(installation, "check", wrong_after_this)
+        operation = blocked(tracked, delete("proj_1"))
+    tracked.put(*keys)
+    tracked.r2.plant(MARKER, json.dumps(right).encode(), tracked.name)
+    healed(tracked, operation)
+
+
+def test_copy_of_the_database_is_blocked_and_after_a_take_over_the_original_is(
+    tracked: Bucket, tmp_path: Path
+) -> None:
+    original = installation.fingerprint()
+    with copied_database(tmp_path):
+        assert installation.fingerprint() != original
+        operation = blocked(tracked, delete("proj_1"))
+        assert "copy" in operation.error
+        assert len(tracked.keys()) == 2
+        with pytest.raises(Mismatch):
+            installation.claim(tracked.name)
+        before = Installation.objects.get().pk
+        installation.claim(tracked.name, take_over=True)
+        assert Installation.objects.get().pk != before
+        healed(tracked, operation)
+    blocked(tracked, delete("proj_1"))
+
+
+@contextmanager
+def copied_database(tmp_path: Path) -> Iterator[None]:
+    """Work on a copy of the database, as a process does whose DATABASE_URL points at one."""
+    name = str(connection.settings_dict["NAME"])
+    copy = str(tmp_path / "copy.sqlite3")
+    if connection.vendor == "sqlite":
+        with connection.cursor() as cursor:
+            cursor.execute("VACUUM INTO %s", [copy])
+    else:
+        copy = f"{name}_copy"
+        connection.close()
+        with connection._nodb_cursor() as cursor:
+            cursor.execute(f'CREATE DATABASE "{copy}" TEMPLATE "{name}"')
+    connection.close()
+    connection.settings_dict["NAME"] = copy
+    try:
+        yield
+    finally:
+        connection.close()
+        connection.settings_dict["NAME"] = name
+        if connection.vendor == "postgresql":
+            with connection._nodb_cursor() as cursor:
+                cursor.execute(f'DROP DATABASE "{copy}"')
+
+
+def test_late_check_in_a_lost_bucket_is_blocked(tracked: Bucket) -> None:
+    operation = delete("proj_1")
+    tracked.wipe()
+    assert late_check(operation).status == Status.BLOCKED
+
+
+def test_verification_that_could_not_see_the_bucket_says_nothing(tracked: Bucket) -> None:
+    (operation,) = requests.verify_project("proj_1")
+    tracked.r2.remove(MARKER, tracked.name)
+    blocked(tracked, run(operation))
+
+
+def test_claim_learns_the_stores_traits_and_leaves_nothing_behind(bucket: Bucket) -> None:
+    assert installation.claim(bucket.name) == Traits(folds_unicode=False)
+    assert installation.check(bucket.name) == Traits(folds_unicode=False)
+    assert bucket.keys() == set()
+    write_marker(bucket, folds_unicode=True)
+    assert installation.check(bucket.name) == Traits(folds_unicode=True)
+
+
+def test_bucket_of_unknown_traits_is_taken_to_fold(bucket: Bucket) -> None:
+    content = marker(bucket)
+    del content["folds_unicode"]
+    bucket.r2.plant(MARKER, json.dumps(content).encode(), bucket.name)
+    assert installation.check(bucket.name) == Traits(folds_unicode=True)
+
+
+def test_claiming_again_changes_nothing(bucket: Bucket) -> None:
+    before = marker(bucket)
+    installation.claim(bucket.name)
+    assert marker(bucket) == before
+    assert Installation.objects.count() == 1
+
+
+def test_each_batch_is_preceded_by_a_look_at_the_marker(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    bucket.put(*(f"projects/proj_1/scenes/s1/media/{n}" for n in range(3)))
+    monkeypatch.setattr(deletion, "LONE_KEYS", 1)
+    looks: list[str] = []
+    original = Work.look_again
+
+    def look_again(work: Work) -> None:
+        looks.append(work.operation.step)
+        original(work)
+
+    monkeypatch.setattr(Work, "look_again", look_again)
+    delete("proj_1")
+    assert [looks.count(step) for step in ("plan", "delete", "verify")] == [1, 2, 1]

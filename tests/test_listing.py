@@ -1,0 +1,220 @@
+"""The look at the bucket that everything rests on, in pages of seven keys."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import combinations
+from unicodedata import normalize
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from storage_audit.bucket import r2
+from storage_audit.bucket.listing import (
+    Identity,
+    as_bytes,
+    before,
+    escape,
+    exact,
+    find,
+    nfc,
+    pages,
+    start_of_all_spellings,
+    storable,
+)
+from storage_audit.bucket.r2 import Broken, Listed, Page
+from tests.conftest import Bucket
+
+LONGEST = "long/" + "é" * 509 + "x"
+KEYS = [
+    "\x01first",
+    " space",
+    "a",
+    "a/",
+    "a//b",
+    "a/\x02",
+    "a/\x1f\x7f",
+    "a/b",
+    "a/b/c",
+    "a-b",
+    "aa",
+    *(f"m/{n:02}" for n in range(16)),
+    "z\ud7ff",
+    "z\ue000",
+    "z\uffff",
+    "z\U00010000",
+    LONGEST,
+    "\U0010ffff",
+]
+ABSENT = ["\x01", "a/b/", "a/a", "m/", "m/001", "m/5", "m/99", "z", "z\ud7fe", "\U0010fffe", "é"]
+
+
+@pytest.fixture
+def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(r2, "PAGE", 7)
+
+
+@pytest.fixture
+def filled(bucket: Bucket, small_pages: None) -> Iterator[Bucket]:
+    assert len(as_bytes(LONGEST)) == r2.MAX_KEY_BYTES
+    bucket.put(*KEYS)
+    yield bucket
+
+
+def found(bucket: Bucket, keys: list[str], identity: Identity = exact) -> set[str]:
+    return {listed.key for listed in find(bucket.name, keys, identity).values()}
+
+
+def test_pages_give_every_key_once_in_the_order_of_its_bytes(filled: Bucket) -> None:
+    listed = [o.key for page in pages(filled.name, "a/") for o in page]
+    assert listed == sorted((k for k in KEYS if k.startswith("a/")), key=as_bytes)
+    everything = [o.key for page in pages(filled.name, "m/") for o in page]
+    assert everything == sorted(k for k in KEYS if k.startswith("m/"))
+
+
+def test_pages_go_on_after_a_key(filled: Bucket) -> None:
+    listed = [o.key for page in pages(filled.name, "m/", "m/08") for o in page]
+    assert listed == [f"m/{n:02}" for n in range(9, 16)]
+
+
+def test_each_key_is_found_alone_and_brings_no_other(filled: Bucket) -> None:
+    for key in KEYS:
+        assert found(filled, [key]) == {key}
+    for key in ABSENT:
+        assert found(filled, [key]) == set()
+
+
+def test_all_keys_are_found_among_absent_ones(filled: Bucket) -> None:
+    for identity in (exact, nfc):
+        assert found(filled, [*KEYS, *ABSENT], identity) == set(KEYS)
+        assert found(filled, ABSENT, identity) == set()
+        assert find(filled.name, [], identity) == {}
+
+
+def test_pairs_from_both_sides_of_a_page_boundary_are_found(filled: Bucket) -> None:
+    chosen = ["\x01first", "m/05", "m/06", "m/13", "m/99", "\U0010ffff"]
+    for pair in combinations(chosen, 2):
+        assert found(filled, list(pair)) == set(pair) & set(KEYS)
+
+
+def test_neighbours_cost_one_page_and_lonely_keys_one_each(
+    filled: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = counting(monkeypatch)
+    find(filled.name, [f"m/{n:02}" for n in range(6)], exact)
+    assert len(asked) == 1
+    find(filled.name, ["\x01first", "m/00", "\U0010ffff"], exact)
+    assert len(asked) == 1 + 3
+
+
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The prefixes of the pages that are asked for from now on."""
+    asked: list[str] = []
+    original = r2.list_page
+
+    def counted(bucket: str, prefix: str, start_after: str = "", token: str | None = None) -> Page:
+        asked.append(prefix)
+        return original(bucket, prefix, start_after, token)
+
+    monkeypatch.setattr("storage_audit.bucket.listing.list_page", counted)
+    return asked
+
+
+def test_nothing_is_found_in_an_empty_bucket(bucket: Bucket) -> None:
+    assert found(bucket, KEYS) == set()
+    assert list(pages(bucket.name, "a")) == [[]]
+
+
+@pytest.mark.parametrize(
+    "asked, listed",
+    [
+        ("x/caf\u00e9", "x/cafe\u0301"),
+        ("x/cafe\u0301", "x/caf\u00e9"),
+        ("\u00e9", "e\u0301"),
+        ("e\u0301", "\u00e9"),
+        ("x/\u212b", "x/A\u030a"),
+        ("x/A\u030a", "x/\u212b"),
+        ("\u212a", "K"),
+        ("x/q\u0323\u0307", "x/q\u0307\u0323"),
+        ("x/\ud55c", normalize("NFD", "x/\ud55c")),
+    ],
+)
+def test_any_spelling_finds_the_object_where_spellings_are_one(
+    bucket: Bucket, asked: str, listed: str
+) -> None:
+    bucket.put("x/cafd", "x/cafz", listed)
+    assert found(bucket, [asked], nfc) == {listed}
+    assert found(bucket, [asked], exact) == set()
+
+
+def test_present_keys_in_foreign_letters_cost_no_look_of_their_own(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"x/фильм{n}" for n in range(9)]
+    bucket.put(*names)
+    asked = counting(monkeypatch)
+    assert found(bucket, names, nfc) == set(names)
+    assert len(asked) == 1
+
+
+def test_keys_that_are_no_text_hide_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some stores take any bytes for a key; Cloudflare's does not."""
+    stored = sorted((raw.decode("utf-8", "surrogateescape") for raw in RAW), key=as_bytes)
+
+    def list_page(
+        bucket: str, prefix: str, start_after: str = "", token: str | None = None
+    ) -> Page:
+        last = as_bytes(token or start_after)
+        rest = [key for key in stored if as_bytes(key) > last][:2]
+        more = bool(rest) and rest[-1] != stored[-1]
+        return Page([listed(key) for key in rest], rest[-1] if more else None)
+
+    monkeypatch.setattr("storage_audit.bucket.listing.list_page", list_page)
+    for key in ("a", "é", "\ue000", "\U0010ffff"):
+        assert set(find("tests", [key], exact)) == {key}
+    assert set(find("tests", ["a", "b", "é", "\ue000"], exact)) == {"a", "é", "\ue000"}
+
+
+RAW = [b"a", b"\x80", b"\x80\x81", b"\x80\x82", b"\xc3\xa9", b"\xee\x80\x80", b"\xf4\x8f\xbf\xbf"]
+
+
+def listed(key: str) -> Listed:
+    return Listed(key, 1, "etag", datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def test_key_out_of_order_breaks_the_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [["b", "a"], ["a", "a"], ["p/a", "q"]]
+    for keys, prefix in zip(given, ["", "", "p/"], strict=True):
+        page = Page([listed(key) for key in keys], None)
+        monkeypatch.setattr("storage_audit.bucket.listing.list_page", lambda *a, page=page: page)
+        with pytest.raises(Broken):
+            list(pages("tests", prefix))
+
+
+KEY = st.text(min_size=1, max_size=30).filter(storable)
+
+
+@given(KEY)
+def test_listing_that_starts_before_a_key_reaches_it(key: str) -> None:
+    assert as_bytes(before(key)) < as_bytes(key)
+
+
+@given(KEY)
+def test_all_spellings_start_alike(key: str) -> None:
+    start = start_of_all_spellings(key)
+    spellings = {normalize(form, key) for form in ("NFC", "NFD")} | {key}
+    assert all(spelling.startswith(start) for spelling in spellings)
+
+
+RAW_KEY = st.binary(max_size=12).map(lambda raw: raw.decode("utf-8", "surrogateescape"))
+
+
+@given(RAW_KEY, RAW_KEY)
+def test_different_keys_that_cannot_be_stored_never_look_alike(one: str, other: str) -> None:
+    if one != other and storable(one) == storable(other):
+        assert escape(one) != escape(other)
+    assert storable(escape(one))
+
+
+def test_backslashes_tell_escaped_keys_apart() -> None:
+    assert escape("\\x00\0") != escape("\0\\x00")

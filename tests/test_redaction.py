@@ -1,0 +1,187 @@
+"""Secrets are planted where they could get out, and looked for where they must not be."""
+
+import json
+import logging
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from django.conf import settings as django_settings
+from django.core.files.base import ContentFile
+from django.core.files.storage import default_storage
+from django.utils.translation import gettext_lazy
+from django_q.models import OrmQ
+from django_q.signing import SignedPackage
+from pytest_django import Settings
+
+from storage_audit.audit import cleanup
+from storage_audit.bucket import r2
+from storage_audit.conf import conf
+from storage_audit.models import CleanupItem, CleanupOperation, OperationEvent, Project
+from storage_audit.redaction import HIDDEN, redact
+from storage_audit.storage import TrackedStorage
+from tests.conftest import Bucket
+
+KEY_ID, SECRET, SIGNING = "AKIAPLANTEDKEYID", "planted/Secret+Key==", "planted-django-secret-key"
+FORMER = "planted-former-secret-key"
+PLANTED = (KEY_ID, SECRET, SIGNING, FORMER)
+
+
+@pytest.fixture
+def planted(settings: Settings) -> None:
+    settings.SECRET_KEY = SIGNING
+    settings.SECRET_KEY_FALLBACKS = [FORMER]
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {
+        "ACCESS_KEY_ID": KEY_ID,
+        "SECRET_ACCESS_KEY": SECRET,
+    }
+    settings.STORAGES = dict(settings.STORAGES)
+
+
+def operation() -> CleanupOperation:
+    return CleanupOperation.objects.request(kind="objects", bucket="tests", trigger="deleted")
+
+
+def assert_no_secret(text: str) -> None:
+    for secret in PLANTED:
+        assert secret not in text
+        assert json.dumps(secret)[1:-1] not in text
+
+
+@pytest.mark.parametrize("secret", PLANTED)
+@pytest.mark.parametrize("shape", ["{}", "a {} b {}", "x={}&y", "'{}'", "\n{}\n"])
+def test_a_secret_is_hidden_wherever_it_stands(shape: str, secret: str, planted: None) -> None:
+    hidden = redact(shape.replace("{}", secret))
+    assert hidden == shape.replace("{}", HIDDEN)
+
+
+def test_secrets_are_hidden_at_any_depth(planted: None) -> None:
+    value = {"a": [{"b": (SECRET, 1, None, True, 2.5)}], KEY_ID: {SIGNING: [SECRET]}}
+    hidden = redact(value)
+    assert_no_secret(repr(hidden))
+    assert hidden["a"][0]["b"] == [HIDDEN, 1, None, True, 2.5]
+
+
+def test_texts_that_are_translated_later_are_hidden_too(planted: None) -> None:
+    assert_no_secret(str(redact(gettext_lazy(f"the secret is {SECRET}"))))
+    assert_no_secret(str(redact([gettext_lazy(SECRET)])))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://h/b/k?X-Amz-Credential=AKIDOTHER%2F2026%2Fauto&X-Amz-Signature=abc123&x=1",
+        "https://h/b/k?x-amz-security-token=abc123",
+        "Authorization: AWS4-HMAC-SHA256 Credential=AKIDOTHER/2026, Signature=abc123",
+        "Authorization: Bearer abc123",
+        "{'Authorization': 'Bearer abc123'}",
+        "CLOUDFLARE_API_TOKEN=abc123",
+        "postgres://user:abc123@host/name",
+    ],
+)
+def test_credentials_that_are_nobodys_settings_are_hidden_by_their_form(
+    text: str, planted: None
+) -> None:
+    hidden = redact(text)
+    assert "abc123" not in hidden and "AKIDOTHER" not in hidden
+    assert HIDDEN in hidden
+    assert "x=1" in hidden or "x=1" not in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "projects/proj_1/scenes/s1/media/take.mp4",
+        "GetObject failed: NoSuchKey The specified key does not exist.",
+        "https://r2.example.com/bucket/key",
+        "http://127.0.0.1:8787/cdn-cgi/local/r2/s3",
+        "a:b@c",
+        "",
+    ],
+)
+def test_what_is_no_secret_stays_as_it_is(text: str, planted: None) -> None:
+    assert redact(text) == text
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("text", ["nul\0", "surrogate\udcff", "é😀\U0010ffff", "\ufffe\x01"])
+def test_any_text_can_be_recorded(text: str) -> None:
+    made = operation()
+    made.record("plan", f"key {text}", keys=[text], **{"by": {text: text}})
+    event = made.events.latest("pk")
+    assert event.message.startswith("key ")
+    assert event.data["keys"]
+
+
+@pytest.mark.django_db
+def test_no_secret_is_recorded(planted: None) -> None:
+    made = operation()
+    made.record("plan", f"{SECRET} {KEY_ID}", answer=f"{SIGNING}", headers={"x": [SECRET]})
+    event = made.events.latest("pk")
+    assert_no_secret(event.message + json.dumps(event.data))
+
+
+def everything_stored() -> str:
+    """All that the tables of operations and the queue hold, as text."""
+    kept: list[Any] = [SignedPackage.loads(task.payload) for task in OrmQ.objects.all()]
+    for model in (CleanupOperation, CleanupItem, OperationEvent):
+        kept += model._default_manager.values()
+    return repr(kept)
+
+
+def refused_with_secrets(*args: object, **kwargs: object) -> object:
+    raise r2.Refused(
+        f"SignatureDoesNotMatch {KEY_ID} {SECRET} https://h/?X-Amz-Credential={KEY_ID}%2F2026"
+        "&X-Amz-Signature=abc123",
+        "SignatureDoesNotMatch",
+    )
+
+
+@pytest.mark.parametrize("call", ["read", "list_page", "delete_batch"])
+def test_a_store_call_that_fails_with_secrets_leaves_none(
+    call: str,
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Settings,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The answer holds what was sent, as S3 stores' answers to a bad signature do."""
+    bucket.upload("proj_1")
+    with pytest.MonkeyPatch.context() as patch:
+        given = conf()
+        for name, value in (("access_key_id", KEY_ID), ("secret_access_key", SECRET)):
+            patch.setitem(given.__dict__, name, value)
+        patch.setattr(django_settings, "SECRET_KEY_FALLBACKS", [FORMER])
+        Project.objects.get().delete()
+        patch.setattr(r2, call, refused_with_secrets)
+        patch.setattr("storage_audit.bucket.listing.list_page", r2.list_page)
+        with suppress(r2.StoreError), caplog.at_level(logging.DEBUG):
+            made = cleanup.run(CleanupOperation.objects.latest("created_at").pk)
+            assert made.status == CleanupOperation.Status.INCOMPLETE
+            assert "SignatureDoesNotMatch" in made.error
+        stored = everything_stored()
+    assert "SignatureDoesNotMatch" in stored
+    for text in (stored, caplog.text):
+        assert_no_secret(text)
+        assert "abc123" not in text
+
+
+def test_wrong_credentials_are_in_no_table_and_no_log(
+    bucket: Bucket, planted: None, caplog: pytest.LogCaptureFixture, capfd: Any
+) -> None:
+    """A real store that refuses a real signature."""
+    project = Project.objects.create(pk="proj_1")
+    with caplog.at_level(logging.INFO):
+        project.delete()
+        made = cleanup.run(CleanupOperation.objects.latest("created_at").pk)
+        with pytest.raises(Exception) as raised:  # noqa: B017
+            TrackedStorage(file_overwrite=True).save("a.txt", ContentFile(b"content"))
+        with pytest.raises(r2.StoreError) as refused:
+            default_storage.delete("a.txt")
+    assert made.status == CleanupOperation.Status.INCOMPLETE
+    assert made.error
+    out, err = capfd.readouterr()
+    for text in (everything_stored(), caplog.text, out, err):
+        assert_no_secret(text)
+    for error in (raised.value, refused.value):
+        assert_no_secret(f"{error} {error!r}")

@@ -1,0 +1,309 @@
+"""A start with a bad environment says everything that is wrong with it, and no secret."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.checks import run_checks
+from django.core.exceptions import ImproperlyConfigured
+from pytest_django import Settings
+
+from devtools.environment import made_up_environment
+from storage_audit.bucket import r2
+from storage_audit.conf import conf
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIRED = {
+    "SECRET_KEY",
+    "ALLOWED_HOSTS",
+    "R2_ACCOUNT_ID",
+    "R2_ACCESS_KEY_ID",
+    "R2_SECRET_ACCESS_KEY",
+    "R2_BUCKET_NAME",
+}
+SHOW = """
+import json, sys
+from autoshorts import settings
+print(json.dumps([getattr(settings, name) for name in sys.argv[1:]], default=str))
+"""
+ACCOUNT = "0123456789abcdef0123456789ABCDEF"
+good = made_up_environment()
+lax = pytest.mark.xfail(strict=True, reason="autoshorts/settings.py does not check this yet")
+
+
+def start(environment: dict[str, str], *names: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", SHOW, *names],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def settings_of(environment: dict[str, str], *names: str) -> list[Any]:
+    done = start(environment, *names)
+    assert done.returncode == 0, done.stderr
+    values: list[Any] = json.loads(done.stdout)
+    return values
+
+
+def problems(environment: dict[str, str]) -> list[str]:
+    """The lines of the error, one a variable."""
+    done = start(environment)
+    assert done.returncode != 0, "it started"
+    assert "ImproperlyConfigured" in done.stderr
+    told = done.stderr.partition("need your attention:\n")[2].splitlines()
+    assert told, done.stderr
+    return [line.strip() for line in told]
+
+
+def without(*names: str, **more: str) -> dict[str, str]:
+    return {k: v for k, v in good.items() if k not in names} | more
+
+
+def test_an_empty_environment_is_told_every_variable_and_what_to_set() -> None:
+    told = problems({})
+    assert len(told) == len(REQUIRED)
+    for name in REQUIRED:
+        assert [line for line in told if name in line and "Set" in line], name
+
+
+@pytest.mark.parametrize("name", sorted(REQUIRED - {"R2_ACCOUNT_ID"}))
+@pytest.mark.parametrize("value", [None, "", "  "])
+def test_a_variable_that_is_missing_or_blank_is_named_alone(name: str, value: str | None) -> None:
+    environment = without(name, **({name: value} if value is not None else {}))
+    (told,) = problems(environment)
+    assert told.startswith(f"{name} is not set. Set it to ")
+
+
+@pytest.mark.parametrize(
+    "variables, named",
+    [
+        ({"DATABASE_URL": "nonsense"}, "DATABASE_URL"),
+        ({"DATABASE_URL": "oracle-of-delphi://u:hunter2@h/n"}, "DATABASE_URL"),
+        ({"DATABASE_URL": "postgres://u:hunter2@h:port/n"}, "DATABASE_URL"),
+        ({"DATABASE_URL": "postgres://u:hunter2@[h/n"}, "DATABASE_URL"),
+        pytest.param({"DATABASE_URL": "mysql://u:hunter2@h/n"}, "DATABASE_URL", marks=lax),
+        pytest.param({"DATABASE_URL": "postgres://u:hunter2@h"}, "DATABASE_URL", marks=lax),
+        ({"R2_ENDPOINT_URL": "r2.example.com"}, "R2_ENDPOINT_URL"),
+        ({"R2_ENDPOINT_URL": "ftp://r2.example.com"}, "R2_ENDPOINT_URL"),
+        ({"R2_ENDPOINT_URL": "https://"}, "R2_ENDPOINT_URL"),
+        pytest.param({"R2_ENDPOINT_URL": "https://[r2"}, "R2_ENDPOINT_URL", marks=lax),
+        pytest.param(
+            {"R2_ENDPOINT_URL": "https://r2.example.com:port"}, "R2_ENDPOINT_URL", marks=lax
+        ),
+        ({"R2_ENDPOINT_URL": "", "R2_ACCOUNT_ID": "short"}, "R2_ACCOUNT_ID"),
+        ({"R2_ENDPOINT_URL": "", "R2_ACCOUNT_ID": "https://" + "a" * 24}, "R2_ACCOUNT_ID"),
+        pytest.param(
+            {"R2_ENDPOINT_URL": "", "R2_ACCOUNT_ID": "é" * 32}, "R2_ACCOUNT_ID", marks=lax
+        ),
+        (
+            {"R2_ENDPOINT_URL": "", "R2_ACCOUNT_ID": ACCOUNT, "R2_JURISDICTION": "mars"},
+            "R2_JURISDICTION",
+        ),
+        ({"CLEANUP_LIMIT_OBJECTS": "many"}, "CLEANUP_LIMIT_OBJECTS"),
+        ({"CLEANUP_LIMIT_OBJECTS": "1.5"}, "CLEANUP_LIMIT_OBJECTS"),
+        pytest.param({"CLEANUP_LIMIT_OBJECTS": "-1"}, "CLEANUP_LIMIT_OBJECTS", marks=lax),
+        ({"CLEANUP_LIMIT_SHARE": "half"}, "CLEANUP_LIMIT_SHARE"),
+        pytest.param({"CLEANUP_LIMIT_SHARE": "0"}, "CLEANUP_LIMIT_SHARE", marks=lax),
+        pytest.param({"CLEANUP_LIMIT_SHARE": "5"}, "CLEANUP_LIMIT_SHARE", marks=lax),
+        pytest.param({"CLEANUP_LIMIT_SHARE": "nan"}, "CLEANUP_LIMIT_SHARE", marks=lax),
+        pytest.param(
+            {"DATABASE_URL": "postgres://u@h/n", "QUEUE_WORKERS": "0"}, "QUEUE_WORKERS", marks=lax
+        ),
+        pytest.param(
+            {"DATABASE_URL": "postgres://u@h/n", "QUEUE_WORKERS": "-2"}, "QUEUE_WORKERS", marks=lax
+        ),
+        ({"DATABASE_URL": "postgres://u@h/n", "QUEUE_WORKERS": "two"}, "QUEUE_WORKERS"),
+        ({"HTTPS": "maybe"}, "HTTPS"),
+        ({"DEBUG": "2"}, "DEBUG"),
+        ({"CLEANUP_SYNC": "on"}, "CLEANUP_SYNC"),
+        ({"BEHIND_PROXY": "nginx"}, "BEHIND_PROXY"),
+        pytest.param({"ALLOWED_HOSTS": ","}, "ALLOWED_HOSTS", marks=lax),
+    ],
+)
+def test_a_malformed_variable_is_named_alone(variables: dict[str, str], named: str) -> None:
+    (told,) = problems(good | variables)
+    assert named in told
+    assert "Set" in told
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    bad = {"HTTPS": "maybe", "DATABASE_URL": "nonsense", "CLEANUP_LIMIT_OBJECTS": "many"}
+    told = "\n".join(problems(without("R2_BUCKET_NAME", **bad)))
+    for name in (*bad, "R2_BUCKET_NAME"):
+        assert name in told
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres://u:hunter2@h:port/n",
+        "oracle-of-delphi://u:hunter2@h/n",
+        "postgres://u:hunter2@[h/n",
+        "hunter2",
+    ],
+)
+def test_no_secret_is_told(url: str) -> None:
+    secret = {name: f"hunter2-{name}" for name in ("SECRET_KEY", "R2_SECRET_ACCESS_KEY")}
+    secret["R2_ACCESS_KEY_ID"] = "hunter2"
+    done = start(good | secret | {"DATABASE_URL": url, "HTTPS": "maybe"})
+    assert done.returncode != 0
+    assert "HTTPS" in done.stderr
+    assert "hunter2" not in done.stderr + done.stdout
+
+
+@lax
+def test_a_password_in_the_address_of_the_store_is_not_told() -> None:
+    done = start(good | {"R2_ENDPOINT_URL": "ftp://u:hunter2@r2.example.com"})
+    assert "R2_ENDPOINT_URL" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_the_least_that_starts_and_its_defaults() -> None:
+    names = ["DEBUG", "ALLOWED_HOSTS", "SECURE_SSL_REDIRECT", "SESSION_COOKIE_SECURE"]
+    assert settings_of(good, *names) == [False, ["example.com"], True, True]
+    databases, queue, storage = settings_of(good, "DATABASES", "Q_CLUSTER", "STORAGE_AUDIT")
+    assert databases["default"]["ENGINE"] == "django.db.backends.sqlite3"
+    assert databases["default"]["NAME"] == str(ROOT / "db.sqlite3")
+    assert databases["default"]["OPTIONS"]["transaction_mode"] == "IMMEDIATE"
+    assert queue["workers"] == 1
+    assert storage["LIMIT_OBJECTS"] == 1000
+    assert storage["LIMIT_SHARE"] == 0.05
+    assert storage["SYNC"] is False
+
+
+def test_what_is_set_is_used() -> None:
+    environment = good | {
+        "DATABASE_URL": "postgres://u:p%40ss@%2Fvar%2Frun/name",
+        "QUEUE_WORKERS": "3",
+        "ALLOWED_HOSTS": "a.example, b.example,",
+        "HTTPS": "No",
+        "DEBUG": "1",
+        "CLEANUP_LIMIT_OBJECTS": "7",
+        "CLEANUP_LIMIT_SHARE": "1",
+        "CLEANUP_SYNC": "yes",
+    }
+    names = ["ALLOWED_HOSTS", "SECURE_SSL_REDIRECT", "SECURE_HSTS_SECONDS", "DEBUG"]
+    assert settings_of(environment, *names) == [["a.example", "b.example"], False, 0, True]
+    databases, queue, storage = settings_of(environment, "DATABASES", "Q_CLUSTER", "STORAGE_AUDIT")
+    database = databases["default"]
+    assert database["ENGINE"] == "django.db.backends.postgresql"
+    assert (database["HOST"], database["NAME"]) == ("/var/run", "name")
+    assert (database["USER"], database["PASSWORD"]) == ("u", "p@ss")
+    assert (queue["workers"], queue["queue_limit"]) == (3, 3)
+    assert (storage["LIMIT_OBJECTS"], storage["LIMIT_SHARE"], storage["SYNC"]) == (7, 1.0, True)
+
+
+def test_a_proxy_is_trusted_only_when_there_is_one() -> None:
+    (header,) = settings_of(good | {"BEHIND_PROXY": "true"}, "SECURE_PROXY_SSL_HEADER")
+    assert header == ["HTTP_X_FORWARDED_PROTO", "https"]
+    assert start(good, "SECURE_PROXY_SSL_HEADER").returncode != 0
+
+
+@pytest.mark.parametrize(
+    "jurisdiction, expected",
+    [
+        ("", f"https://{ACCOUNT}.r2.cloudflarestorage.com"),
+        ("eu", f"https://{ACCOUNT}.eu.r2.cloudflarestorage.com"),
+        ("fedramp", f"https://{ACCOUNT}.fedramp.r2.cloudflarestorage.com"),
+    ],
+)
+def test_the_address_of_an_account(jurisdiction: str, expected: str) -> None:
+    environment = without("R2_ENDPOINT_URL", R2_ACCOUNT_ID=ACCOUNT, R2_JURISDICTION=jurisdiction)
+    (storage,) = settings_of(environment, "STORAGE_AUDIT")
+    assert storage["ENDPOINT_URL"] == expected
+
+
+def test_sqlite_has_one_worker_whatever_is_asked() -> None:
+    (queue,) = settings_of(good | {"QUEUE_WORKERS": "4"}, "Q_CLUSTER")
+    assert (queue["workers"], queue["queue_limit"], queue["bulk"]) == (1, 1, 1)
+
+
+# The app's own settings
+
+
+def errors() -> list[str]:
+    return [str(each.msg) for each in run_checks() if each.id == "storage_audit.E001"]
+
+
+@pytest.mark.parametrize(
+    "entry, value, told",
+    [
+        ("BUKET", "b", "BUKET"),
+        ("BUCKET", "", "BUCKET"),
+        ("ENDPOINT_URL", None, "ENDPOINT_URL"),
+        ("SECRET_ACCESS_KEY", "", "SECRET_ACCESS_KEY"),
+        ("PROJECT_ID", "proj_(", "PROJECT_ID"),
+        ("PROJECT_ID", ".*", "empty"),
+        ("PROJECT_ID", 5, "PROJECT_ID"),
+        ("LAYOUTS", {"mine": "{project}"}, "mine"),
+        ("LAYOUTS", {"mine": "a/{projekt}/b"}, "projekt"),
+        ("LAYOUTS", {"mine": "a/{project}/{project}/"}, "more than once"),
+        ("LAYOUTS", {"mine": "a/{project}/{kind}"}, "kind"),
+        ("LAYOUTS", {"mine": 5}, "LAYOUTS"),
+        ("LAYOUTS", "a/{project}/b", "LAYOUTS"),
+        ("KINDS", ("a", "a/b"), "kinds"),
+        ("KINDS", "music", "KINDS"),
+        ("CURRENT_LAYOUT", "none", "none"),
+        ("CURRENT_LAYOUT", "flat_double", "double"),
+        ("BATCH_SIZE", 0, "BATCH_SIZE"),
+        ("BATCH_SIZE", 1001, "BATCH_SIZE"),
+        ("BATCH_SIZE", "10", "BATCH_SIZE"),
+        ("LIMIT_SHARE", 0, "LIMIT_SHARE"),
+        ("LIMIT_SHARE", 1.1, "LIMIT_SHARE"),
+        ("LIMIT_SHARE", float("nan"), "LIMIT_SHARE"),
+        ("LIMIT_OBJECTS", -1, "LIMIT_OBJECTS"),
+        ("LIMIT_OBJECTS", "5", "LIMIT_OBJECTS"),
+        ("LEASE", 60, "LEASE"),
+        ("TRIES", 0, "TRIES"),
+        ("LATE_CHECKS", 3600, "LATE_CHECKS"),
+    ],
+)
+def test_a_bad_entry_is_an_error_of_the_system_check(
+    entry: str, value: object, told: str, settings: Settings
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {entry: value}
+    (error,) = errors()
+    assert told in error
+
+
+def test_a_missing_entry_is_an_error_of_the_system_check(settings: Settings) -> None:
+    settings.STORAGE_AUDIT = {k: v for k, v in settings.STORAGE_AUDIT.items() if k != "BUCKET"}
+    (error,) = errors()
+    assert "BUCKET" in error or "bucket" in error
+
+
+def test_no_settings_at_all_is_an_error_of_the_system_check(settings: Settings) -> None:
+    del settings.STORAGE_AUDIT
+    conf.cache_clear()
+    assert len(errors()) == 1
+
+
+def test_the_error_of_a_bad_entry_tells_no_secret(settings: Settings) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {
+        "SECRET_ACCESS_KEY": "hunter2",
+        "BUKET": "x",
+    }
+    with pytest.raises(ImproperlyConfigured) as raised:
+        conf()
+    assert "hunter2" not in str(raised.value)
+
+
+def test_good_settings_are_no_error_and_show_no_secret(settings: Settings) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SECRET_ACCESS_KEY": "hunter2"}
+    assert errors() == []
+    assert "hunter2" not in repr(conf())
+
+
+def test_changed_settings_take_effect(settings: Settings) -> None:
+    before = r2.client()
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"BUCKET": "another"}
+    assert conf().bucket == "another"
+    assert r2.client() is not before
+    assert r2.client() is r2.client()

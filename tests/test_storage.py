@@ -1,0 +1,727 @@
+"""Nothing is written to the bucket without a row that says so."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import timedelta
+from functools import cache
+from http.client import HTTPConnection
+from typing import Any
+from unicodedata import normalize
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from botocore.exceptions import BotoCoreError
+from django.core.exceptions import SuspiciousOperation
+from django.core.files.base import ContentFile
+from django.core.files.storage import default_storage, storages
+from django.db import OperationalError, connection, transaction
+from django.utils import timezone
+from pytest_django import Settings
+from storages.backends.s3 import S3Storage
+
+from devtools.local_r2 import LocalR2
+from devtools.processes import free_port
+from storage_audit.audit import cleanup
+from storage_audit.bucket import r2
+from storage_audit.models import CleanupItem, CleanupOperation, Project, R2Object
+from storage_audit.storage import KeyBeingDeleted, TrackedStorage, key_for
+from tests.conftest import Bucket
+from tests.test_signals import Rollback
+
+State = R2Object.State
+ON_POSTGRESQL = connection.vendor == "postgresql"
+PART = 5 * 1024 * 1024
+NAME = "projects/proj_1/scenes/s1/media/take.mp4"
+
+
+class Spy(ContentFile):  # type: ignore[type-arg]
+    """Content that looks at the tracking row when it is read for the first time."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(b"content")
+        self.key, self.seen = key, list[tuple[str, str]]()
+
+    def read(self, *args: Any) -> bytes:
+        if not self.seen:
+            # Read from another connection: on PostgreSQL only what is committed is seen.
+            with ThreadPoolExecutor(1) as other:
+                self.seen = other.submit(self.look).result()
+        content: bytes = super().read(*args)
+        return content
+
+    def look(self) -> list[tuple[str, str]]:
+        try:
+            return list(R2Object.objects.filter(key=self.key).values_list("key", "state"))
+        finally:
+            connection.close()
+
+
+class Breaking(ContentFile):  # type: ignore[type-arg]
+    """Content that cannot be read to its end."""
+
+    def read(self, *args: Any) -> bytes:
+        raise Rollback
+
+
+def put(name: str = NAME, content: bytes = b"content") -> str:
+    return default_storage.save(name, ContentFile(content))
+
+
+def row(key: str = NAME) -> R2Object:
+    return R2Object.objects.get(key=key)
+
+
+def overwriting() -> TrackedStorage:
+    return TrackedStorage(file_overwrite=True)
+
+
+client = cache(LocalR2.client)
+
+
+def last_modified(bucket: Bucket, key: str = NAME) -> Any:
+    return client(bucket.r2).head_object(Bucket=bucket.name, Key=key)["LastModified"]
+
+
+def assert_told_as_it_is(bucket: Bucket, key: str) -> None:
+    found = row(key)
+    assert found.state == State.STORED
+    assert (found.size, found.etag) == bucket.facts()[key]
+    assert found.last_modified == last_modified(bucket, key)
+
+
+@contextmanager
+def being_deleted(key: str = NAME, bucket: str = "tests") -> Iterator[None]:
+    """A worker is between its mark and its proof."""
+    operation = CleanupOperation.objects.request(kind="objects", bucket=bucket, trigger="deleted")
+    CleanupItem.objects.create(
+        operation=operation, key=key, identity=key, found_in="both", outcome="deleting"
+    )
+    yield
+    operation.items.update(outcome="deleted")
+
+
+@pytest.fixture
+def no_store(bucket: Bucket, settings: Settings) -> None:
+    """Nobody listens at the store's address."""
+    point_at(settings, ENDPOINT_URL=f"http://127.0.0.1:{free_port(0)}")
+
+
+def point_at(settings: Settings, **values: object) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | values
+    # Has `default_storage` made anew.
+    settings.STORAGES = dict(settings.STORAGES)
+
+
+# Saving
+
+
+def test_the_row_is_there_before_the_first_byte_is_read(bucket: Bucket) -> None:
+    spy = Spy(NAME)
+    default_storage.save(NAME, spy)
+    assert spy.seen == [(NAME, "uploading")]
+
+
+def test_the_row_says_what_the_bucket_says(bucket: Bucket) -> None:
+    Project.objects.create(pk="proj_1")
+    assert put(content=b"some content") == NAME
+    assert_told_as_it_is(bucket, NAME)
+    found = row()
+    assert (found.bucket, found.size, found.source) == ("tests", 12, R2Object.Source.UPLOAD)
+    assert (found.project_id, found.scene_id, found.layout) == ("proj_1", "s1", "hierarchical")
+    assert found.file_type == "mp4"
+
+
+def test_an_empty_file_can_be_saved(bucket: Bucket) -> None:
+    put(content=b"")
+    assert row().size == 0
+    assert_told_as_it_is(bucket, NAME)
+
+
+def test_a_large_file_goes_in_parts_and_comes_back(bucket: Bucket) -> None:
+    content = b"0123456789" * 2_000_000
+    put(content=content)
+    assert row().size == len(content)
+    assert_told_as_it_is(bucket, NAME)
+    with default_storage.open(NAME) as stored:
+        assert stored.read() == content
+
+
+def test_a_second_file_of_the_name_gets_another_name_and_row(bucket: Bucket) -> None:
+    first, second = put(content=b"1"), put(content=b"2")
+    assert first != second
+    assert bucket.keys() == {first, second}
+    assert {each.key for each in R2Object.objects.all()} == {first, second}
+    assert bucket.r2.read(first) == b"1"
+
+
+def test_overwriting_brings_the_row_up_to_date(bucket: Bucket) -> None:
+    put(content=b"old")
+    before = row()
+    assert overwriting().save(NAME, ContentFile(b"newer")) == NAME
+    assert row().pk == before.pk
+    assert row().etag != before.etag
+    assert_told_as_it_is(bucket, NAME)
+
+
+def test_a_file_that_says_nothing_of_a_project_is_tracked_all_the_same(bucket: Bucket) -> None:
+    put("misc/readme.txt")
+    found = row("misc/readme.txt")
+    assert (found.project_id, found.layout) == (None, "")
+
+
+def test_an_ambiguous_name_names_no_project(bucket: Bucket) -> None:
+    put("proj_1_x_y_media.mp4")
+    assert row("proj_1_x_y_media.mp4").project_id is None
+
+
+def test_content_that_cannot_be_read_leaves_a_failed_row_and_no_object(bucket: Bucket) -> None:
+    with pytest.raises(Rollback):
+        default_storage.save(NAME, Breaking(b"content"))
+    assert row().state == State.UPLOAD_FAILED
+    assert bucket.keys() == set()
+
+
+def test_a_failed_upload_can_be_repeated_under_its_name(bucket: Bucket) -> None:
+    with suppress(Rollback):
+        default_storage.save(NAME, Breaking(b"content"))
+    assert put() == NAME
+    assert_told_as_it_is(bucket, NAME)
+
+
+def test_a_store_that_cannot_be_reached_leaves_a_failed_row_and_raises(
+    no_store: None, bucket: Bucket
+) -> None:
+    storage = TrackedStorage(file_overwrite=True)  # Which asks nothing before it writes.
+    with pytest.raises(BotoCoreError):
+        storage.save(NAME, ContentFile(b"content"))
+    assert row().state == State.UPLOAD_FAILED
+    with pytest.raises(BotoCoreError), storage.open("other", "w") as file:
+        file.write("text")
+    assert row("other").state == State.UPLOAD_FAILED
+
+
+def test_a_store_that_takes_no_more_after_the_upload_leaves_an_unconfirmed_row(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_head(bucket: str, key: str) -> None:
+        raise r2.Unavailable("no")
+
+    monkeypatch.setattr(r2, "head", no_head)
+    with pytest.raises(r2.Unavailable):
+        put()
+    assert row().state == State.UPLOAD_FAILED
+    assert bucket.keys() == {NAME}
+
+
+# Transactions
+
+
+def test_a_rolled_back_transaction_leaves_no_stray_without_a_row(bucket: Bucket) -> None:
+    """SQLite has one writer: there the row goes too, and a scan finds the stray."""
+    with suppress(Rollback), transaction.atomic():
+        put()
+        raise Rollback
+    assert bucket.keys() == {NAME}
+    if ON_POSTGRESQL:
+        assert_told_as_it_is(bucket, NAME)
+    else:
+        assert not R2Object.objects.exists()
+
+
+def test_a_row_is_seen_by_others_during_the_upload_in_a_transaction(bucket: Bucket) -> None:
+    spy = Spy(NAME)
+    with transaction.atomic():
+        default_storage.save(NAME, spy)
+    assert spy.seen == ([(NAME, "uploading")] if ON_POSTGRESQL else [])
+    assert_told_as_it_is(bucket, NAME)
+
+
+def test_a_project_made_in_the_same_transaction_may_have_uploads(bucket: Bucket) -> None:
+    with transaction.atomic():
+        bucket.upload("proj_1")
+    assert row().project == Project.objects.get()
+
+
+def test_a_file_is_replaced_within_one_transaction(bucket: Bucket) -> None:
+    put(content=b"old")
+    with transaction.atomic():
+        default_storage.delete(NAME)
+        assert put(content=b"new") == NAME
+    assert_told_as_it_is(bucket, NAME)
+    assert bucket.r2.read(NAME) == b"new"
+
+
+def test_a_file_deleted_in_a_transaction_that_is_rolled_back_has_no_row(bucket: Bucket) -> None:
+    put()
+    with suppress(Rollback), transaction.atomic():
+        default_storage.delete(NAME)
+        raise Rollback
+    assert bucket.keys() == set()
+    # The object is gone for good. SQLite has one writer: there the row comes back, as missing.
+    assert R2Object.objects.exists() is not ON_POSTGRESQL
+
+
+def test_an_upload_to_a_key_whose_row_the_same_transaction_holds_does_not_hang(
+    bucket: Bucket,
+) -> None:
+    put()
+    refused = pytest.raises(OperationalError) if ON_POSTGRESQL else nullcontext()
+    with refused, transaction.atomic():
+        R2Object.objects.update(scene_id="s2")
+        overwriting().save(NAME, ContentFile(b"new"))
+    assert_told_as_it_is(bucket, NAME)
+
+
+# Files that are written bit by bit
+
+
+@pytest.mark.parametrize("mode, content", [("w", "text"), ("wb", b"bytes")])
+def test_a_file_opened_for_writing_is_tracked(
+    mode: str, content: str | bytes, bucket: Bucket
+) -> None:
+    with default_storage.open(NAME, mode) as file:
+        assert row().state == State.UPLOADING
+        file.write(content)
+        assert row().state == State.UPLOADING
+    assert_told_as_it_is(bucket, NAME)
+    assert row().size == len(content)
+
+
+def test_a_file_of_several_parts_is_tracked(bucket: Bucket) -> None:
+    with default_storage.open(NAME, "wb") as file:
+        for _ in range(3):
+            file.write(b"x" * PART)
+        file.write(b"y")
+    assert row().size == 3 * PART + 1
+    assert_told_as_it_is(bucket, NAME)
+
+
+def test_a_file_closed_without_a_word_is_an_empty_object(bucket: Bucket) -> None:
+    default_storage.open(NAME, "w").close()
+    assert row().size == 0
+    assert_told_as_it_is(bucket, NAME)
+
+
+def test_closing_twice_is_harmless(bucket: Bucket) -> None:
+    file = default_storage.open(NAME, "w")
+    file.write("text")
+    file.close()
+    file.close()
+    assert_told_as_it_is(bucket, NAME)
+
+
+@pytest.mark.parametrize("size", [0, 4, PART + 1])
+def test_a_block_that_raises_leaves_no_object_and_a_failed_row(size: int, bucket: Bucket) -> None:
+    with pytest.raises(Rollback), default_storage.open(NAME, "wb") as file:
+        for _ in range(2):
+            file.write(b"x" * size)
+        raise Rollback
+    assert file.closed
+    assert bucket.keys() == set()
+    assert row().state == State.UPLOAD_FAILED
+
+
+def test_a_block_that_raises_leaves_the_former_object_and_says_so(bucket: Bucket) -> None:
+    put(content=b"former")
+    with pytest.raises(Rollback), default_storage.open(NAME, "wb") as file:
+        file.write(b"new")
+        raise Rollback
+    assert bucket.r2.read(NAME) == b"former"
+    assert (row().size, row().etag) == bucket.facts()[NAME]
+
+
+def test_a_block_that_raises_tells_its_own_error_when_the_store_is_gone_too(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Rollback), default_storage.open(NAME, "wb") as file:
+        file.write(b"x")
+        monkeypatch.setattr(file._multipart, "abort", lambda: 1 / 0)  # type: ignore[attr-defined]
+        raise Rollback
+    assert file.closed
+    assert row().state == State.UPLOAD_FAILED
+
+
+def test_a_file_that_cannot_be_closed_leaves_a_failed_row(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = default_storage.open(NAME, "wb")
+    file.write(b"x")
+    monkeypatch.setattr(file._multipart, "complete", lambda **kwargs: 1 / 0)  # type: ignore[attr-defined]
+    with pytest.raises(ZeroDivisionError):
+        file.close()
+    assert row().state == State.UPLOAD_FAILED
+
+
+def test_reading_works_and_tracks_nothing(bucket: Bucket) -> None:
+    bucket.put("a.txt", body=b"one\ntwo\n")
+    with default_storage.open("a.txt") as file:
+        assert file.read() == b"one\ntwo\n"
+    with default_storage.open("a.txt", "r") as file:
+        assert list(file) == ["one\n", "two\n"]
+    with pytest.raises(FileNotFoundError):
+        default_storage.open("absent.txt")
+    assert not R2Object.objects.exists()
+
+
+# Keys that are being deleted
+
+
+def test_a_new_file_of_a_name_being_deleted_gets_another(bucket: Bucket) -> None:
+    with being_deleted():
+        assert default_storage.exists(NAME)
+        other = put()
+    assert other != NAME
+    assert bucket.keys() == {other}
+    assert not R2Object.objects.filter(key=NAME).exists()
+    assert put() == NAME
+
+
+def test_an_overwriting_storage_does_not_overwrite_what_is_being_deleted(bucket: Bucket) -> None:
+    with being_deleted():
+        assert overwriting().save(NAME, ContentFile(b"content")) != NAME
+
+
+def test_a_file_of_a_name_being_deleted_is_not_opened_for_writing(bucket: Bucket) -> None:
+    with being_deleted(), pytest.raises(KeyBeingDeleted, match="take.mp4"):
+        default_storage.open(NAME, "w")
+    assert bucket.keys() == set()
+    assert not R2Object.objects.filter(state=State.UPLOADING).exists()
+
+
+def test_a_name_being_deleted_in_another_bucket_is_free(bucket: Bucket) -> None:
+    with being_deleted(bucket="other"):
+        assert put() == NAME
+
+
+@pytest.mark.parametrize("object_is_there", [True, False])
+@pytest.mark.parametrize("storage", [TrackedStorage, overwriting])
+def test_a_row_being_deleted_bars_its_key(
+    storage: Any, object_is_there: bool, bucket: Bucket
+) -> None:
+    put()
+    R2Object.objects.update(state=State.DELETING, updated_at=timezone.now())
+    if not object_is_there:
+        bucket.wipe()
+    assert storage().save(NAME, ContentFile(b"other")) != NAME
+    with pytest.raises(KeyBeingDeleted):
+        default_storage.open(NAME, "w")
+    assert row().state == State.DELETING
+
+
+def test_a_row_left_behind_by_a_dead_process_does_not_bar_its_key_for_ever(bucket: Bucket) -> None:
+    put()
+    bucket.wipe()
+    R2Object.objects.update(
+        state=State.DELETING, updated_at=timezone.now() - timedelta(days=1, seconds=1)
+    )
+    assert put() == NAME
+    assert_told_as_it_is(bucket, NAME)
+
+
+def test_a_mark_set_after_the_name_was_chosen_is_seen(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker marks between the look at the name and the row: at the last moment."""
+    monkeypatch.setattr(TrackedStorage, "get_available_name", lambda self, name, max_length: name)
+    with being_deleted():
+        with pytest.raises(KeyBeingDeleted):
+            put()
+        assert row().state == State.UPLOAD_FAILED
+    assert bucket.keys() == set()
+
+
+def test_a_row_taken_away_during_the_upload_is_made_again(bucket: Bucket) -> None:
+    with default_storage.open(NAME, "w") as file:
+        file.write("text")
+        R2Object.objects.all().forget()
+    assert_told_as_it_is(bucket, NAME)
+    assert row().project_id == "proj_1"
+
+
+def test_an_upload_under_way_is_not_barred_by_a_cleanup(bucket: Bucket) -> None:
+    with default_storage.open(NAME, "w") as file:
+        file.write("text")
+        assert R2Object.objects.all().lock_for_deletion([NAME]) == 0
+        R2Object.objects.update(updated_at=timezone.now() - timedelta(days=2))
+        assert R2Object.objects.all().lock_for_deletion([NAME]) == 1
+
+
+def test_an_upload_that_a_later_one_overtook_does_not_speak_for_it(bucket: Bucket) -> None:
+    first = default_storage.open(NAME, "w")
+    first.write("first")
+    second = default_storage.open(NAME, "w")
+    second.write("the second")
+    second.close()
+    with suppress(ZeroDivisionError), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(first._multipart, "complete", lambda **kwargs: 1 / 0)  # type: ignore[attr-defined]
+        first.close()
+    assert_told_as_it_is(bucket, NAME)
+
+
+def test_of_two_uploads_the_row_tells_the_one_that_ended_last(bucket: Bucket) -> None:
+    first = default_storage.open(NAME, "w")
+    first.write("first")
+    second = default_storage.open(NAME, "w")
+    second.write("the second")
+    second.close()
+    first.close()
+    assert bucket.r2.read(NAME) == b"first"
+    assert_told_as_it_is(bucket, NAME)
+
+
+def test_a_cleanup_beside_an_upload_leaves_no_object_without_a_row(bucket: Bucket) -> None:
+    project = Project.objects.create(pk="proj_1")
+    put()
+    with default_storage.open("projects/proj_1/scenes/s1/media/late.mp4", "w") as file:
+        file.write("text")
+        project.delete()
+        cleanup.run(CleanupOperation.objects.latest("created_at").pk)
+    assert bucket.keys() <= {each.key for each in R2Object.objects.all()}
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["cafe\u0301.mp4", "Å.txt", "\u1112\u1161\u11ab.mp4"])
+def test_names_become_nfc(name: str, bucket: Bucket) -> None:
+    composed = normalize("NFC", name)
+    assert put(normalize("NFD", name)) == composed
+    assert bucket.keys() == {composed}
+    assert_told_as_it_is(bucket, composed)
+
+
+def test_one_name_in_two_spellings_makes_two_files(bucket: Bucket) -> None:
+    assert put("cafe\u0301.mp4", b"1") != put("caf\u00e9.mp4", b"2")
+    assert len(bucket.keys()) == 2
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "..", ".", ""])
+def test_names_that_lead_outside_are_refused(name: str, bucket: Bucket) -> None:
+    with pytest.raises(SuspiciousOperation):
+        put(name)
+    assert bucket.keys() == set()
+    assert not R2Object.objects.exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../x", "/x", "./x", "\\x"])
+def test_a_crooked_name_opened_for_writing_has_the_row_of_its_object(
+    name: str, bucket: Bucket
+) -> None:
+    with default_storage.open(name, "w") as file:
+        file.write("text")
+    assert bucket.keys() == {"x"}
+    assert_told_as_it_is(bucket, "x")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a\x01b", "tab\t", "a b+c%20&=?#;'\"<>", "😀", "-", "a.b/.c", "x" * 1000, "%00"],
+)
+def test_a_hostile_name_is_tracked_as_it_is_stored(name: str, bucket: Bucket) -> None:
+    saved = put(name)
+    assert bucket.keys() == {saved}
+    assert_told_as_it_is(bucket, saved)
+    with default_storage.open(saved) as file:
+        assert file.read() == b"content"
+
+
+@pytest.mark.parametrize("name", ["nul\0", "surrogate\udcff", "new\nline", "x" * 1025])
+def test_a_name_that_the_store_cannot_keep_is_refused(name: str, bucket: Bucket) -> None:
+    with pytest.raises(Exception):  # noqa: B017
+        put(name)
+    with pytest.raises(Exception):  # noqa: B017
+        default_storage.open(name, "wb").close()
+    assert bucket.keys() == set()
+    assert not R2Object.objects.filter(state__in=[State.STORED, State.UPLOADING]).exists()
+
+
+def test_a_key_is_built_by_the_one_current_layout() -> None:
+    assert key_for("proj_1", scene="s1", filename="take.mp4") == NAME
+
+
+@pytest.mark.parametrize(
+    "project_id", ["1", "proj_", "proj", "proj_proj_1", "proj_1/x", "", "p/../"]
+)
+def test_a_key_of_no_project_is_not_built(project_id: str) -> None:
+    with pytest.raises(ValueError):
+        key_for(project_id, scene="s1", filename="take.mp4")
+
+
+@pytest.mark.parametrize("scene, filename", [("", "a"), ("a/b", "a"), ("s1", "")])
+def test_a_key_with_a_bad_field_is_not_built(scene: str, filename: str) -> None:
+    with pytest.raises(ValueError):
+        key_for("proj_1", scene=scene, filename=filename)
+
+
+@pytest.mark.parametrize("project_id", ["proj_1", "proj_a-b_c", "proj__", "proj_0_proj_1"])
+def test_a_key_never_doubles_the_prefix(project_id: str) -> None:
+    assert "proj_proj" not in key_for(project_id, scene="proj_s", filename="proj_1.mp4")
+
+
+# Deleting, looking, linking
+
+
+def test_deleting_takes_object_and_row_and_is_no_cleanup(bucket: Bucket) -> None:
+    put()
+    default_storage.delete(NAME)
+    assert bucket.keys() == set()
+    assert not R2Object.objects.exists()
+    assert not CleanupOperation.objects.exists()
+    assert not default_storage.exists(NAME)
+
+
+def test_deleting_what_is_not_there_is_no_error(bucket: Bucket) -> None:
+    default_storage.delete("absent.txt")
+
+
+def test_deleting_spares_neighbours(bucket: Bucket) -> None:
+    for name in ("a", "a-", "a/b", "a0", "aa", "A"):
+        put(name)
+    default_storage.delete("a")
+    assert bucket.keys() == {"a-", "a/b", "a0", "aa", "A"}
+    assert {each.key for each in R2Object.objects.all()} == bucket.keys()
+
+
+def test_a_row_stays_with_its_object_when_that_does_not_go(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put()
+    monkeypatch.setattr(S3Storage, "delete", lambda self, name: None)
+    with pytest.raises(r2.StoreError, match="still in the bucket"):
+        default_storage.delete(NAME)
+    assert_told_as_it_is(bucket, NAME)
+
+
+def test_a_row_stays_when_the_store_cannot_be_reached(bucket: Bucket, settings: Settings) -> None:
+    put()
+    point_at(settings, ENDPOINT_URL=f"http://127.0.0.1:{free_port(0)}")
+    with pytest.raises(r2.StoreError):
+        default_storage.delete(NAME)
+    assert row().state == State.STORED
+
+
+def test_a_failed_row_stays_a_failed_one_when_it_cannot_be_deleted(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put(NAME)
+    R2Object.objects.create(
+        bucket="tests", key=NAME, source=R2Object.Source.UPLOAD, state=State.UPLOAD_FAILED
+    )
+    monkeypatch.setattr(S3Storage, "delete", lambda self, name: None)
+    with pytest.raises(r2.StoreError):
+        default_storage.delete(NAME)
+    assert row().state == State.UPLOAD_FAILED
+
+
+def test_a_row_barred_by_a_cleanup_stays_barred_when_it_cannot_be_deleted(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put()
+    R2Object.objects.update(state=State.DELETING)
+    monkeypatch.setattr(S3Storage, "delete", lambda self, name: None)
+    with pytest.raises(r2.StoreError):
+        default_storage.delete(NAME)
+    assert row().state == State.DELETING
+
+
+def test_of_two_spellings_that_the_store_keeps_apart_one_is_deleted(bucket: Bucket) -> None:
+    """Local R2 keeps them apart, as other S3 stores do; Cloudflare's R2 does not."""
+    put("caf\u00e9.mp4")
+    bucket.put("cafe\u0301.mp4")
+    default_storage.delete("caf\u00e9.mp4")
+    assert bucket.keys() == {"cafe\u0301.mp4"}
+    assert not R2Object.objects.exists()
+
+
+def test_existing(bucket: Bucket) -> None:
+    put()
+    assert default_storage.exists(NAME)
+    assert not default_storage.exists(NAME[:-1])
+    bucket.wipe()
+    assert not default_storage.exists(NAME)
+
+
+def test_links_are_signed_with_version_4_and_work(bucket: Bucket) -> None:
+    name = put("projects/proj_1/scenes/s1/media/a b+é&.mp4")
+    url = default_storage.url(name)
+    query = parse_qs(urlsplit(url).query)
+    assert query["X-Amz-Algorithm"] == ["AWS4-HMAC-SHA256"]
+    assert "/auto/s3/aws4_request" in query["X-Amz-Credential"][0]
+    assert "AWSAccessKeyId" not in query
+    assert bucket.r2.environment["R2_SECRET_ACCESS_KEY"] not in url
+    parts = urlsplit(url)
+    assert parts.hostname and parts.port
+    connection = HTTPConnection(parts.hostname, parts.port, timeout=10)
+    connection.request("GET", f"{parts.path}?{parts.query}")
+    response = connection.getresponse()
+    assert (response.status, response.read()) == (200, b"content")
+    connection.close()
+
+
+# Threads
+
+
+def save_in_threads(names: list[str], storage: TrackedStorage) -> list[str]:
+    start = threading.Barrier(len(names), timeout=20)
+
+    def save(number: int) -> str:
+        try:
+            start.wait()
+            saved: str = storage.save(names[number], ContentFile(f"{number}".encode()))
+            return saved
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(len(names)) as threads:
+        return list(threads.map(save, range(len(names))))
+
+
+def test_threads_share_a_storage(bucket: Bucket) -> None:
+    names = [f"projects/proj_{n}/scenes/s1/media/take.mp4" for n in range(8)]
+    assert save_in_threads(names, TrackedStorage()) == names
+    for number, name in enumerate(names):
+        assert bucket.r2.read(name) == f"{number}".encode()
+        assert_told_as_it_is(bucket, name)
+
+
+def test_files_saved_under_one_name_at_once_are_all_kept(bucket: Bucket) -> None:
+    saved = save_in_threads([NAME] * 6, TrackedStorage())
+    assert {bucket.r2.read(name) for name in saved} == {f"{n}".encode() for n in range(6)}
+    assert bucket.keys() == set(saved)
+    for name in saved:
+        assert_told_as_it_is(bucket, name)
+
+
+def test_a_file_that_came_to_its_end_after_the_name_was_chosen_is_kept(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(content=b"first")
+    monkeypatch.setattr(TrackedStorage, "get_available_name", lambda self, name, max_length: name)
+    other = put(content=b"second")
+    assert other != NAME
+    assert (bucket.r2.read(NAME), bucket.r2.read(other)) == (b"first", b"second")
+    for name in (NAME, other):
+        assert_told_as_it_is(bucket, name)
+
+
+def test_a_file_is_saved_again_when_its_object_is_missing(bucket: Bucket) -> None:
+    put()
+    bucket.wipe()
+    assert put() == NAME
+    assert_told_as_it_is(bucket, NAME)
+
+
+# Put together
+
+
+def test_the_storage_is_the_default_one_and_follows_the_settings(
+    bucket: Bucket, settings: Settings
+) -> None:
+    assert isinstance(storages["default"], TrackedStorage)
+    point_at(settings, BUCKET="other")
+    put()
+    assert row().bucket == "other"
+    assert NAME in bucket.r2.keys("other")
+    bucket.r2.remove(NAME, "other")

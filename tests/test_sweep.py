@@ -1,0 +1,271 @@
+"""The sweep finds what no signal told of, and what the queue has lost."""
+
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.db import connection, transaction
+from django.utils import timezone
+from django_q.models import OrmQ, Schedule
+
+from storage_audit import tasks
+from storage_audit.audit import vanished
+from storage_audit.models import CleanupOperation, KnownProject, Project, R2Object
+from tests.test_signals import Rollback, enqueued_ids, track
+
+pytestmark = pytest.mark.usefixtures("transactional_db")
+Status, Trigger = CleanupOperation.Status, CleanupOperation.Trigger
+NOTHING = {"vanished": 0, "enqueued": 0}
+
+
+def delete_with_sql(project_id: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM storage_audit_project WHERE id = %s", [project_id])
+
+
+def forgotten(**values: Any) -> CleanupOperation:
+    """An operation that is due, as if its task was lost long ago."""
+    long_ago = timezone.now() - timedelta(hours=1)
+    return CleanupOperation.objects.request(
+        **{
+            "kind": CleanupOperation.Kind.OBJECTS,
+            "bucket": "tests",
+            "trigger": Trigger.DELETED,
+            "next_attempt_at": long_ago,
+            "enqueued_at": long_ago,
+            **values,
+        }
+    )
+
+
+# Projects that vanish
+
+
+@pytest.mark.parametrize("way", ["_raw_delete", "SQL"])
+def test_a_project_deleted_past_django_is_noticed_once(way: str) -> None:
+    Project.objects.create(pk="proj_1")
+    Project.objects.create(pk="proj_2")
+    if way == "SQL":
+        delete_with_sql("proj_1")
+    else:
+        Project.objects.filter(pk="proj_1")._raw_delete("default")
+    assert tasks.sweep() == {"vanished": 1, "enqueued": 0}
+    operation = CleanupOperation.objects.get()
+    assert (operation.status, operation.trigger) == (Status.BLOCKED, Trigger.VANISHED)
+    assert operation.project_id == "proj_1"
+    assert "proj_1" in operation.error and "Release" in operation.error
+    known = KnownProject.objects.get(pk="proj_1")
+    assert known.evidence == "vanished"
+    assert known.deleted_at == operation.project_deleted_at
+    assert tasks.sweep() == NOTHING
+    assert CleanupOperation.objects.count() == 1
+    assert not OrmQ.objects.exists()
+
+
+def test_a_vanished_project_with_objects_in_two_buckets_is_one_project() -> None:
+    Project.objects.create(pk="proj_1")
+    track("a", bucket="other")
+    delete_with_sql("proj_1")
+    assert tasks.sweep()["vanished"] == 1
+    assert {each.status for each in CleanupOperation.objects.all()} == {Status.BLOCKED}
+    assert CleanupOperation.objects.count() == 2
+
+
+def test_a_released_operation_of_a_vanished_project_is_enqueued() -> None:
+    Project.objects.create(pk="proj_1")
+    delete_with_sql("proj_1")
+    tasks.sweep()
+    operation = CleanupOperation.objects.get()
+    operation.release("ada")
+    assert tasks.sweep() == {"vanished": 0, "enqueued": 1}
+    assert enqueued_ids() == [str(operation.pk)]
+
+
+def test_a_project_made_without_a_signal_is_remembered_and_its_vanishing_noticed() -> None:
+    Project.objects.bulk_create([Project(pk="proj_1"), Project(pk="proj_2")])
+    assert tasks.sweep() == NOTHING
+    assert KnownProject.objects.get(pk="proj_1").evidence == "seen"
+    delete_with_sql("proj_1")
+    assert tasks.sweep()["vanished"] == 1
+    assert CleanupOperation.objects.get().project_id == "proj_1"
+
+
+def test_an_id_that_comes_back_without_a_signal_is_alive_again() -> None:
+    Project.objects.create(pk="proj_1")
+    delete_with_sql("proj_1")
+    tasks.sweep()
+    Project.objects.bulk_create([Project(pk="proj_1")])
+    assert tasks.sweep() == NOTHING
+    assert KnownProject.objects.get().deleted_at is None
+    delete_with_sql("proj_1")
+    assert tasks.sweep()["vanished"] == 1
+    assert CleanupOperation.objects.count() == 2
+
+
+def test_a_deletion_by_the_application_is_not_noticed_as_vanished() -> None:
+    for project_id in ("proj_1", "proj_2"):
+        Project.objects.create(pk=project_id)
+    tasks.sweep()
+    Project.objects.get(pk="proj_1").delete()
+    assert tasks.sweep()["vanished"] == 0
+    assert CleanupOperation.objects.count() == 1
+
+
+def test_a_deletion_that_comes_between_is_not_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list of vanished ids is read; before the first is recorded, somebody else has it."""
+    Project.objects.create(pk="proj_1")
+    delete_with_sql("proj_1")
+    remember = vanished.remember_alive
+
+    def while_another_sweeps() -> None:
+        remember()
+        monkeypatch.undo()
+        gone = KnownProject.objects.vanished()
+        assert [each.pk for each in gone] == ["proj_1"]
+
+    monkeypatch.setattr(vanished, "remember_alive", while_another_sweeps)
+    assert tasks.sweep()["vanished"] == 1
+    assert not vanished.record("proj_1")
+    assert CleanupOperation.objects.count() == 1
+
+
+def test_a_project_restored_before_it_is_recorded_is_left_alone() -> None:
+    Project.objects.create(pk="proj_1")
+    assert not vanished.record("proj_1")
+    assert not CleanupOperation.objects.exists()
+    assert KnownProject.objects.get().deleted_at is None
+
+
+def test_trouble_with_vanished_projects_does_not_keep_lost_tasks_from_the_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    operation = forgotten()
+    monkeypatch.setattr(vanished, "notice", lambda: 1 / 0)
+    with suppress(ZeroDivisionError):
+        tasks.sweep()
+    assert enqueued_ids() == [str(operation.pk)]
+
+
+def test_a_rolled_back_project_does_not_vanish() -> None:
+    with suppress(Rollback), transaction.atomic():
+        Project.objects.create(pk="proj_1")
+        tasks.sweep()
+        raise Rollback
+    assert tasks.sweep() == NOTHING
+
+
+def test_many_unknown_projects_are_remembered_in_few_queries() -> None:
+    Project.objects.bulk_create([Project(pk=f"proj_{n}") for n in range(3000)])
+    assert tasks.sweep() == NOTHING
+    assert KnownProject.objects.filter(deleted_at=None).count() == 3000
+
+
+# Tasks that got lost
+
+
+def test_a_deletion_whose_task_was_lost_is_enqueued_again() -> None:
+    Project.objects.create(pk="proj_1").delete()
+    OrmQ.objects.all().delete()
+    operation = CleanupOperation.objects.get()
+    assert tasks.sweep() == NOTHING  # Its task was there a moment ago.
+    CleanupOperation.objects.update(enqueued_at=timezone.now() - timedelta(seconds=61))
+    assert tasks.sweep() == {"vanished": 0, "enqueued": 1}
+    assert enqueued_ids() == [str(operation.pk)]
+    assert tasks.sweep() == NOTHING
+
+
+def test_a_deletion_that_was_never_enqueued_is_enqueued() -> None:
+    operation = forgotten(enqueued_at=None, next_attempt_at=timezone.now())
+    tasks.sweep()
+    assert enqueued_ids() == [str(operation.pk)]
+
+
+@pytest.mark.parametrize("status", ["pending", "running", "incomplete", "failed"])
+def test_what_is_due_is_enqueued(status: str) -> None:
+    operation = forgotten(status=status)
+    tasks.sweep()
+    assert enqueued_ids() == [str(operation.pk)]
+
+
+@pytest.mark.parametrize("status", ["planned", "clean", "blocked", "superseded"])
+def test_what_waits_for_a_person_or_has_ended_is_not_enqueued(status: str) -> None:
+    forgotten(status=status)
+    assert tasks.sweep() == NOTHING
+
+
+@pytest.mark.parametrize("seconds, expected", [(30, 0), (-1, 1)])
+def test_what_a_worker_holds_is_enqueued_only_when_its_lease_is_over(
+    seconds: int, expected: int
+) -> None:
+    forgotten(status="running", lease_until=timezone.now() + timedelta(seconds=seconds))
+    assert tasks.sweep() == {"vanished": 0, "enqueued": expected}
+
+
+def test_what_is_not_due_yet_is_not_enqueued() -> None:
+    forgotten(status="incomplete", next_attempt_at=timezone.now() + timedelta(seconds=30))
+    assert tasks.sweep() == NOTHING
+
+
+def test_a_queue_that_is_stuck_is_not_filled_up() -> None:
+    for _ in range(103):
+        forgotten()
+    assert tasks.sweep() == {"vanished": 0, "enqueued": 100}
+    CleanupOperation.objects.update(enqueued_at=None)
+    assert tasks.sweep() == NOTHING
+    assert OrmQ.objects.count() == 100
+    # Tasks that a cluster has taken do not wait in the queue.
+    taken = OrmQ.objects.order_by("pk").values_list("pk", flat=True)[:2]
+    OrmQ.objects.filter(pk__in=list(taken)).update(lock=timezone.now() + timedelta(minutes=5))
+    assert tasks.sweep() == {"vanished": 0, "enqueued": 2}
+
+
+def test_the_longest_due_are_enqueued_first() -> None:
+    now = timezone.now()
+    later = forgotten(next_attempt_at=now - timedelta(minutes=2))
+    sooner = forgotten(next_attempt_at=now - timedelta(minutes=3))
+    tasks.sweep()
+    assert enqueued_ids() == [str(sooner.pk), str(later.pk)]
+
+
+def test_a_task_of_an_operation_that_does_not_exist_is_not_made() -> None:
+    operation = forgotten()
+    pk = operation.pk
+    CleanupOperation.objects.all().delete()
+    tasks.enqueue(pk)
+    assert not OrmQ.objects.exists()
+
+
+# The schedule
+
+
+def test_the_sweep_is_scheduled_once_however_often_migrate_runs() -> None:
+    Schedule.objects.all().delete()
+    for _ in range(2):
+        call_command("migrate", verbosity=0)
+    assert list(Schedule.objects.values_list("func", "minutes", "repeats")) == [
+        ("storage_audit.tasks.sweep", 1, -1)
+    ]
+
+
+def test_a_second_schedule_that_a_person_made_does_not_stop_migrate() -> None:
+    schedule = Schedule.objects.get()
+    schedule.pk = None
+    schedule.save()
+    call_command("migrate", verbosity=0)
+    assert Schedule.objects.count() == 2
+
+
+def test_what_a_person_changed_in_the_schedule_stays() -> None:
+    Schedule.objects.update(minutes=5)
+    tasks.create_schedule()
+    assert Schedule.objects.get().minutes == 5
+
+
+def test_the_sweep_touches_no_row_of_an_object() -> None:
+    rows = track("a")
+    Project.objects.create(pk="proj_1")
+    delete_with_sql("proj_1")
+    tasks.sweep()
+    assert list(R2Object.objects.all()) == rows

@@ -1,0 +1,276 @@
+"""Verifications and dry runs: they look, say what they saw, and delete nothing."""
+
+import pytest
+from django.core.exceptions import ValidationError
+from pytest_django.fixtures import Settings
+
+from storage_audit.audit import discovery, requests
+from storage_audit.audit.requests import StillAlive
+from storage_audit.audit.work import Work
+from storage_audit.models import (
+    CleanupOperation,
+    IllegalTransition,
+    KnownProject,
+    Project,
+    R2Object,
+)
+from tests.conftest import Bucket
+from tests.promises import (
+    FLAT,
+    HIERARCHICAL,
+    Status,
+    alive,
+    between_plan_and_batch,
+    check,
+    delete,
+    deleted,
+    make_due,
+    outcomes,
+    reason,
+    run,
+    track,
+)
+
+
+def verify(project_id: str) -> CleanupOperation:
+    (operation,) = requests.verify_project(project_id)
+    return run(operation)
+
+
+def dry_run(project_id: str) -> CleanupOperation:
+    (operation,) = requests.dry_run(project_id)
+    return run(operation)
+
+
+def test_live_project_whose_bucket_and_table_agree_is_in_step(bucket: Bucket) -> None:
+    bucket.upload("proj_1")
+    bucket.upload("proj_10")
+    operation = verify("proj_1")
+    assert operation.status == Status.CLEAN
+    assert operation.error == "1 in step, 0 missing, 0 untracked."
+    check(bucket)
+
+
+def test_live_project_with_missing_and_untracked_objects(bucket: Bucket) -> None:
+    kept = bucket.upload("proj_1")
+    track(bucket, HIERARCHICAL, "proj_1")
+    track(bucket, "odd/key", "proj_1")
+    bucket.put(FLAT)
+    operation = verify("proj_1")
+    assert operation.status == Status.INCOMPLETE
+    assert operation.next_attempt_at is None
+    assert operation.error == "1 in step, 2 missing, 1 untracked."
+    assert outcomes(operation) == {HIERARCHICAL: "failed", "odd/key": "failed", FLAT: "protected"}
+    assert bucket.keys() == {kept, FLAT}
+    assert set(R2Object.objects.values_list("state", flat=True)) == {"stored"}
+    check(bucket)
+
+
+@pytest.mark.parametrize("state", ["uploading", "deleting"])
+def test_object_that_is_changing_is_not_called_missing(bucket: Bucket, state: str) -> None:
+    alive("proj_1")
+    track(bucket, HIERARCHICAL, "proj_1", state=state)
+    assert verify("proj_1").error == "0 in step, 0 missing, 0 untracked."
+
+
+def test_upload_that_ends_while_the_bucket_is_listed_is_not_called_missing(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = discovery.discover_tracked
+
+    def discover_tracked(work: Work, span: int) -> None:
+        if work.operation.ranges[span].startswith("projects/proj_1/"):
+            bucket.upload("proj_1")
+        original(work, span)
+
+    alive("proj_1")
+    monkeypatch.setattr(discovery, "discover_tracked", discover_tracked)
+    assert verify("proj_1").error == "0 in step, 0 missing, 0 untracked."
+
+
+def test_tracked_object_whose_key_names_another_project_is_not_called_missing(
+    bucket: Bucket,
+) -> None:
+    alive("proj_1", "proj_2")
+    key = "projects/proj_2/scenes/s1/media/a.mp4"
+    bucket.put(key)
+    track(bucket, key, "proj_1", "backfill")
+    operation = verify("proj_1")
+    assert outcomes(operation) == {key: "protected"}
+    check(bucket)
+
+
+def test_deleted_project_with_leftovers(bucket: Bucket) -> None:
+    deleted("proj_1")
+    bucket.put(HIERARCHICAL, FLAT)
+    track(bucket, "projects/proj_1/scenes/s1/media/gone.mp4", "proj_1")
+    operation = verify("proj_1")
+    assert operation.status == Status.INCOMPLETE
+    assert operation.error == "2 left behind, 1 seen absent."
+    assert bucket.keys() == {HIERARCHICAL, FLAT}
+    assert R2Object.objects.count() == 1
+    check(bucket)
+
+
+def test_deleted_project_with_nothing_left_is_clean(bucket: Bucket) -> None:
+    deleted("proj_1")
+    bucket.put("proj_10_s1_media.mp4")
+    assert verify("proj_1").status == Status.CLEAN
+
+
+def test_verification_of_a_cleanup(bucket: Bucket) -> None:
+    alive("proj_1")
+    bucket.put(HIERARCHICAL, FLAT)
+    cleanup = delete("proj_1")
+    assert run(requests.verify_operation(cleanup)).status == Status.CLEAN
+    bucket.put(FLAT)
+    found = run(requests.verify_operation(cleanup))
+    assert found.parent == cleanup
+    assert found.error == "1 left behind, 0 seen absent."
+    assert outcomes(found) == {FLAT: "failed"}
+    assert bucket.keys() == {FLAT}
+
+
+def test_verification_of_deleted_objects_of_several_projects(bucket: Bucket) -> None:
+    keys = [bucket.upload("proj_1"), bucket.upload("proj_2")]
+    kept = bucket.upload("proj_2", "kept.mp4")
+    R2Object.objects.filter(key__in=keys).delete()
+    operation = run(CleanupOperation.objects.get())
+    assert operation.project_id is None
+    check_again = run(requests.verify_operation(operation))
+    assert check_again.status == Status.CLEAN
+    assert check_again.error == "0 left behind, 2 seen absent."
+    again = run(requests.verify_operation(check_again))
+    assert again.error == "0 left behind, 2 seen absent."
+    bucket.put(keys[0], body=b"another object")
+    other = run(requests.verify_operation(operation))
+    assert outcomes(other) == {keys[0]: "protected", keys[1]: "already_absent"}
+    bucket.put(keys[0], body=b"take")
+    assert run(requests.verify_operation(operation)).error == "1 left behind, 1 seen absent."
+    assert bucket.keys() == {keys[0], kept}
+
+
+def test_verification_is_never_turned_into_a_deletion(bucket: Bucket) -> None:
+    deleted("proj_1")
+    bucket.put(HIERARCHICAL)
+    operation = verify("proj_1")
+    with pytest.raises(IllegalTransition):
+        requests.force_delete_operation(operation)
+    operation.retry()
+    run(make_due(operation))
+    assert bucket.keys() == {HIERARCHICAL}
+    check(bucket)
+
+
+# Dry runs
+
+KEYS = [f"projects/proj_1/scenes/s1/media/{n}.mp4" for n in range(4)]
+
+
+def test_dry_run_freezes_a_plan_and_deletes_nothing(bucket: Bucket) -> None:
+    alive("proj_1", "proj_1_x")
+    bucket.put(*KEYS, "proj_1_x_s1_media.mp4")
+    track(bucket, KEYS[0], "proj_1")
+    plan = dry_run("proj_1")
+    assert plan.status == Status.PLANNED
+    assert len(plan.plan_digest) == 64
+    assert plan.ranges
+    assert plan.next_attempt_at is None
+    assert plan.items.planned().count() == len(KEYS)
+    assert reason(plan, "proj_1_x_s1_media.mp4")
+    assert len(bucket.keys()) == 5
+    assert R2Object.objects.get().state == "stored"
+    assert not plan.children.exists()
+
+
+def test_digest_tells_plans_apart(bucket: Bucket) -> None:
+    alive("proj_1")
+    bucket.put(*KEYS)
+    one, same = dry_run("proj_1"), dry_run("proj_1")
+    assert one.plan_digest == same.plan_digest
+    bucket.put(KEYS[0])
+    assert dry_run("proj_1").plan_digest != one.plan_digest
+
+
+def test_running_a_plan_deletes_a_subset_and_says_why_the_rest_stays(bucket: Bucket) -> None:
+    deleted("proj_1")
+    bucket.put(*KEYS)
+    plan = dry_run("proj_1")
+    digest, planned = plan.plan_digest, set(outcomes(plan))
+    late = "projects/proj_1/scenes/s1/media/late.mp4"
+    bucket.put(late, KEYS[0])
+    bucket.put(KEYS[1], body=b"other content")
+    bucket.r2.remove(KEYS[2])
+    requests.force_delete_operation(plan)
+    operation = run(plan)
+    assert operation.status == Status.CLEAN_WITH_PROTECTED
+    assert outcomes(operation) == {
+        KEYS[0]: "protected",
+        KEYS[1]: "protected",
+        KEYS[2]: "already_absent",
+        KEYS[3]: "deleted",
+        late: "protected",
+    }
+    assert "overwritten" in reason(operation, KEYS[0])
+    assert "overwritten" in reason(operation, KEYS[1])
+    assert "appeared" in reason(operation, late)
+    assert bucket.keys() == {late, KEYS[0], KEYS[1]}
+    assert operation.plan_digest == digest
+    assert {k for k, o in outcomes(operation).items() if o == "deleted"} <= planned
+    check(bucket)
+
+
+def test_plan_of_a_live_project_is_refused(bucket: Bucket) -> None:
+    alive("proj_1")
+    bucket.put(*KEYS)
+    plan = dry_run("proj_1")
+    with pytest.raises(StillAlive):
+        requests.force_delete_operation(plan)
+    plan.execute("me")
+    assert run(plan).status == Status.SUPERSEDED
+    assert bucket.keys() == set(KEYS)
+    check(bucket)
+
+
+def test_plan_whose_project_is_born_while_it_runs_deletes_nothing(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted("proj_1")
+    bucket.put(*KEYS)
+    plan = dry_run("proj_1")
+    plan.execute("me")
+    between_plan_and_batch(monkeypatch, lambda: alive("proj_1"))
+    assert run(plan).status == Status.SUPERSEDED
+    assert bucket.keys() == set(KEYS)
+
+
+def test_dry_run_larger_than_the_limit_says_so(bucket: Bucket, settings: Settings) -> None:
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "LIMIT_OBJECTS": 3}
+    alive("proj_1")
+    bucket.put(*KEYS)
+    plan = dry_run("proj_1")
+    assert plan.status == Status.PLANNED
+    assert "4 objects" in plan.error
+
+
+# Files left behind before this was installed
+
+
+def test_declared_project_is_cleaned_up(bucket: Bucket) -> None:
+    bucket.put(*KEYS, "proj_10_s1_media.mp4")
+    (operation,) = requests.declare_deleted("proj_1")
+    assert run(operation).status == Status.CLEAN
+    assert bucket.keys() == {"proj_10_s1_media.mp4"}
+    assert KnownProject.objects.get(pk="proj_1").evidence == "declared"
+    check(bucket)
+
+
+def test_only_project_ids_that_are_not_alive_can_be_declared_deleted(bucket: Bucket) -> None:
+    alive("proj_1")
+    with pytest.raises(StillAlive):
+        requests.declare_deleted("proj_1")
+    for wrong in ("proj", "proj_", "proj_proj_1", "", "projects", "proj_1/"):
+        with pytest.raises(ValidationError):
+            requests.declare_deleted(wrong)
+    assert not CleanupOperation.objects.exists()
+    assert Project.objects.count() == 1

@@ -1,6 +1,9 @@
 from django.contrib import admin
 from django.urls import path
+from django.utils.translation import gettext_lazy as _
 from django.views.generic import RedirectView
+
+admin.site.site_header = admin.site.site_title = _("AutoShorts administration")
 
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index")),

@@ -40,10 +40,10 @@ class CleanupOperation(Transitions):
         VERIFY = "verify", _("verification")
 
     class Trigger(models.TextChoices):
-        DELETED = "deleted", _("deleted by the application or staff")
-        FORCED = "forced", _("force-deleted")
-        DECLARED = "declared", _("declared deleted by a person")
-        VANISHED = "vanished", _("row gone without a signal")
+        DELETED = "deleted", _("deletion")
+        FORCED = "forced", _("force-deletion")
+        DECLARED = "declared", _("declared deleted")
+        VANISHED = "vanished", _("gone without a signal")
         DRY_RUN = "dry_run", _("dry run")
         VERIFY = "verify", _("verification")
         LATE_CHECK = "late_check", _("late check")
@@ -165,16 +165,16 @@ class CleanupOperation(Transitions):
         )
 
     def copy_items(self, other: "CleanupOperation") -> None:
-        """Take over the keys of another operation's items, to be looked up again."""
+        """Take over what another operation saw gone, unless it is an item here already."""
         gone = other.items.filter(outcome__in=["deleted", "already_absent"])
-        facts = ("key", "identity", "escaped", "project_id", "size", "etag", "last_modified")
+        facts = ("key", "identity", "escaped", "span", "project_id", "size", "etag")
         found = CleanupItem.FoundIn.TRACKED
         copies = (
             CleanupItem(operation=self, found_in=found, **row)
             for row in gone.values(*facts).iterator()
         )
         while batch := list(islice(copies, 1000)):
-            CleanupItem.objects.bulk_create(batch)
+            CleanupItem.objects.bulk_create(batch, ignore_conflicts=True)
 
 
 class CleanupItem(models.Model):

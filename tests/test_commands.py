@@ -351,8 +351,8 @@ def test_verify_shows_what_is_missing_and_untracked_and_exits_with_1(bucket: Buc
     bucket.put(OLD[1])
     assert run("verify_cleanup", "proj_1") == (
         "proj_1 in bucket tests: 1 in step, 1 missing, 1 untracked.\n"
-        f"  failed: {missing}: Tracked, but not in the bucket.\n"
-        "  protected: proj_1_s1_media.mp4: In the bucket, but not tracked: run backfill_r2.\n",
+        "  failed: proj_1_s1_media.mp4: In the bucket, but not tracked: run backfill_r2.\n"
+        f"  failed: {missing}: Tracked, but not in the bucket.\n",
         "CommandError: Not in step; details in operation ID.\n",
         1,
     )
@@ -366,13 +366,13 @@ def test_verify_of_a_deletion_id_shows_what_came_back(bucket: Bucket) -> None:
     bucket.put(*OLD)
     deletion_id = str(cleanup.run(delete("proj_1").pk).pk)
     assert run("verify_cleanup", deletion_id) == (
-        "proj_1 in bucket tests: 0 left behind, 0 seen absent.\n",
+        "proj_1 in bucket tests: 0 left behind, 2 seen absent.\n",
         "",
         0,
     )
     bucket.put(OLD[1])
     assert run("verify_cleanup", deletion_id) == (
-        "proj_1 in bucket tests: 1 left behind, 0 seen absent.\n"
+        "proj_1 in bucket tests: 1 left behind, 1 seen absent.\n"
         "  failed: proj_1_s1_media.mp4: Still in the bucket.\n",
         "CommandError: Not in step; details in operation ID.\n",
         1,

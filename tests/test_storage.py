@@ -694,6 +694,16 @@ def test_files_saved_under_one_name_at_once_are_all_kept(bucket: Bucket) -> None
         assert_told_as_it_is(bucket, name)
 
 
+def test_a_file_of_a_name_that_is_being_written_gets_another(bucket: Bucket) -> None:
+    with default_storage.open(NAME, "w") as file:
+        file.write("written bit by bit")
+        other = put(content=b"saved at once")
+    assert bucket.r2.read(NAME) == b"written bit by bit"
+    assert bucket.r2.read(other) == b"saved at once"
+    for name in (NAME, other):
+        assert_told_as_it_is(bucket, name)
+
+
 def test_a_file_that_came_to_its_end_after_the_name_was_chosen_is_kept(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,7 +60,7 @@ def test_live_project_with_missing_and_untracked_objects(bucket: Bucket) -> None
     assert operation.status == Status.INCOMPLETE
     assert operation.next_attempt_at is None
     assert operation.error == "1 in step, 2 missing, 1 untracked."
-    assert outcomes(operation) == {HIERARCHICAL: "failed", "odd/key": "failed", FLAT: "protected"}
+    assert outcomes(operation) == {HIERARCHICAL: "failed", "odd/key": "failed", FLAT: "failed"}
     assert bucket.keys() == {kept, FLAT}
     assert set(R2Object.objects.values_list("state", flat=True)) == {"stored"}
     check(bucket)
@@ -126,9 +126,34 @@ def test_verification_of_a_cleanup(bucket: Bucket) -> None:
     bucket.put(FLAT)
     found = run(requests.verify_operation(cleanup))
     assert found.parent == cleanup
-    assert found.error == "1 left behind, 0 seen absent."
-    assert outcomes(found) == {FLAT: "failed"}
+    assert found.error == "1 left behind, 1 seen absent."
+    assert outcomes(found) == {FLAT: "failed", HIERARCHICAL: "already_absent"}
     assert bucket.keys() == {FLAT}
+
+
+def test_verification_of_a_cleanup_that_protected_something_says_what_waits(
+    bucket: Bucket,
+) -> None:
+    alive("proj_1", "proj_1_x")
+    bucket.put(HIERARCHICAL, "proj_1_x_s1_media.mp4")
+    found = run(requests.verify_operation(delete("proj_1")))
+    assert found.status == Status.CLEAN_WITH_PROTECTED
+    assert found.error == "0 left behind, 1 seen absent."
+    assert outcomes(found) == {
+        HIERARCHICAL: "already_absent",
+        "proj_1_x_s1_media.mp4": "protected",
+    }
+
+
+def test_verification_sees_a_key_outside_every_prefix_at_its_own_place(bucket: Bucket) -> None:
+    alive("proj_1")
+    bucket.put("odd/key")
+    track(bucket, "odd/key", "proj_1")
+    cleanup = delete("proj_1")
+    assert run(requests.verify_operation(cleanup)).error == "0 left behind, 1 seen absent."
+    bucket.put("odd/key")
+    found = run(requests.verify_operation(cleanup))
+    assert outcomes(found) == {"odd/key": "failed"}
 
 
 def test_verification_of_deleted_objects_of_several_projects(bucket: Bucket) -> None:

@@ -45,15 +45,18 @@ def delete(work: Work) -> None:
 
 
 def next_batch(operation: CleanupOperation) -> list[CleanupItem]:
-    """Neighbours of one listed prefix that are planned, or were left without an answer."""
+    """Items that are planned, or were left without an answer; those that no listed prefix covers
+    come last, and few at a time."""
     todo = operation.items.filter(
         Q(outcome=Outcome.PLANNED) | Q(outcome=Outcome.DELETING, answer="")
-    ).order_by("span", "key")
+    ).order_by(F("span").asc(nulls_last=True), "key")
     first = todo.first()
     if first is None:
         return []
-    size = conf().batch_size if first.span is not None else min(LONE_KEYS, conf().batch_size)
-    return list(todo.filter(span=first.span)[: min(size, operation.cursor.get("batch", size))])
+    alone = first.span is None
+    size = min(LONE_KEYS, conf().batch_size) if alone else conf().batch_size
+    size = min(size, operation.cursor.get("batch", size))
+    return list(todo.filter(span__isnull=alone)[:size])
 
 
 def delete_batch(work: Work, batch: list[CleanupItem]) -> None:

@@ -57,6 +57,7 @@ def verify_operation(operation: CleanupOperation) -> CleanupOperation:
         project_id=operation.project_id,
         project_deleted_at=operation.project_deleted_at,
         bucket=operation.bucket,
+        ranges=operation.ranges,
         parent=operation,
     )
     if operation.names_its_objects:

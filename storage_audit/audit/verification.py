@@ -69,7 +69,7 @@ def look_at_keys(work: Work) -> None:
     """Each key that no listed range contains, at its own place."""
     operation = work.operation
     after = operation.cursor.get("alone", "")
-    alone = operation.items.filter(span=None, outcome=Outcome.DELETING).order_by("key")
+    alone = operation.items.open().filter(span=None).order_by("key")
     while items := list(alone.filter(key__gt=after)[:LONE_KEYS]):
         found = find(operation.bucket, [item.key for item in items], work.identity)
         here = [item.pk for item in items if work.identity(item.key) in found]
@@ -143,23 +143,31 @@ def compare(work: Work) -> None:
             missing.exclude(Exists(at_rest)).delete()
             gone = missing.mark(Outcome.FAILED, _("Tracked, but not in the bucket."))
             extra = untracked.mark(
-                Outcome.PROTECTED, _("In the bucket, but not tracked: run backfill_r2.")
+                Outcome.FAILED, _("In the bucket, but not tracked: run backfill_r2.")
             )
             text = _("%(agreed)s in step, %(gone)s missing, %(extra)s untracked.")
             conclude(operation, text % {"agreed": agreed, "gone": gone, "extra": extra})
         return
+    recall(work)
     with transaction.atomic():
         operation.renew()
-        items.planned().filter(found_in=FoundIn.TRACKED).mark(Outcome.ALREADY_ABSENT)
+        absent = items.planned().filter(found_in=FoundIn.TRACKED, present_at=None)
+        gone = absent.mark(Outcome.ALREADY_ABSENT)
         left = items.planned().mark(Outcome.FAILED, _("Still in the bucket."))
         text = _("%(left)s left behind, %(gone)s seen absent.")
-        gone = items.filter(outcome=Outcome.ALREADY_ABSENT).count()
         conclude(operation, text % {"left": left, "gone": gone})
 
 
+def recall(work: Work) -> None:
+    """Bring in what the verified operation saw gone and the listing just now did not show."""
+    operation = work.operation
+    if operation.parent and not operation.names_its_objects:
+        operation.copy_items(operation.parent)
+        look_at_keys(work)
+
+
 def conclude(operation: CleanupOperation, result: str) -> None:
-    books = operation.items.books()
-    agrees = not books["failed"] and not books["protected"]
-    status = operation.Status.CLEAN if agrees else operation.Status.INCOMPLETE
-    operation.close(status, books, error=result)
+    status, books = CleanupOperation.Status, operation.items.books()
+    agreed = status.CLEAN_WITH_PROTECTED if books["protected"] else status.CLEAN
+    operation.close(status.INCOMPLETE if books["failed"] else agreed, books, error=result)
     operation.record("verify", result)

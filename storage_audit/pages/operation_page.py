@@ -77,6 +77,10 @@ MEANING = {
 }
 VERIFIED = {
     Status.CLEAN: gettext_lazy("The look is over, and all is as it should be."),
+    Status.CLEAN_WITH_PROTECTED: gettext_lazy(
+        "The look is over: nothing is left that may go. The protected objects wait for a person;"
+        " each says below why it was kept."
+    ),
     Status.INCOMPLETE: gettext_lazy(
         "The look is over and found differences; it changed nothing. The items say which they are."
     ),
@@ -159,6 +163,8 @@ def context(operation: CleanupOperation, query: QueryDict) -> dict[str, Any]:
 
 def facts(operation: CleanupOperation) -> Iterator[tuple[Any, Any]]:
     for name in FACTS:
+        if name == "project_deleted_at" and not operation.deletes:
+            continue  # What a look or a dry run takes for granted, and not a fact.
         display = getattr(operation, f"get_{name}_display", None)
         value = display() if display else getattr(operation, name)
         if value not in (None, ""):

@@ -43,10 +43,8 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         "outcomes",
         "trigger",
         "created_at",
-        "next_attempt_at",
-        "requested_by",
     )
-    list_filter = ("status", "kind", "trigger", "dry_run")
+    list_filter = ("status", "kind", "trigger")
     search_fields = ("project_id", "id")
     search_help_text = gettext_lazy(
         "The beginning of a project id, such as proj_1, or a whole deletion id."

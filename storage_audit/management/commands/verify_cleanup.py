@@ -19,6 +19,7 @@ from storage_audit.management.console import (
 from storage_audit.models import CleanupOperation, KnownProject, Project, R2Object
 
 Status = CleanupOperation.Status
+FINE = (Status.CLEAN, Status.CLEAN_WITH_PROTECTED)
 
 
 class Command(BaseCommand):
@@ -40,7 +41,7 @@ class Command(BaseCommand):
         else:
             for check in checks:
                 self.report(check)
-        drifted = [check for check in checks if check.status != Status.CLEAN]
+        drifted = [check for check in checks if check.status not in FINE]
         if drifted:
             ids = ", ".join(str(check.pk) for check in drifted)
             raise CommandError(f"Not in step; details in operation {ids}.", returncode=FAILED)

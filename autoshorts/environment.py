@@ -1,5 +1,6 @@
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
@@ -32,16 +33,28 @@ class Environment:
             self.problems.append(f"{name} is {value!r}. Set it to true or false.")
         return words.get(value, default)
 
-    def number(self, name: str, default: T, kind: Callable[[str], T], *, hint: str) -> T:
-        value = self.text(name, str(default))
-        try:
-            return kind(value)
-        except ValueError:
-            self.problems.append(f"{name} is {value!r}. Set it to {hint}.")
-            return default
+    def number(
+        self,
+        name: str,
+        default: T,
+        kind: Callable[[str], T],
+        *,
+        hint: str,
+        accept: Callable[[T], bool],
+    ) -> T:
+        text = self.text(name, str(default))
+        with suppress(ValueError):
+            if accept(value := kind(text)):
+                return value
+        self.problems.append(f"{name} is {text!r}. Set it to {hint}.")
+        return default
 
     def items(self, name: str, default: str | None = None, *, hint: str = "") -> list[str]:
-        return [part.strip() for part in self.text(name, default, hint=hint).split(",") if part]
+        text = self.text(name, default, hint=hint)
+        found = [part.strip() for part in text.split(",") if part.strip()]
+        if text and not found:
+            self.problems.append(f"{name} is {text!r}. Set it to {hint}.")
+        return found
 
     def check(self) -> None:
         """Raise ImproperlyConfigured naming each missing or malformed variable."""

@@ -1,6 +1,7 @@
 """Settings of the AutoShorts project. Everything that differs between machines comes from the
 environment; README.md lists the variables. A missing or malformed one stops the start."""
 
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -57,15 +58,17 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 
 def database(url: str) -> dict[str, object]:
-    try:
+    settings: dict[str, object] = {}
+    with suppress(dj_database_url.ParseError, dj_database_url.UnknownSchemeError, ValueError):
         settings = dict(dj_database_url.parse(url, conn_health_checks=True))
-    except (dj_database_url.ParseError, dj_database_url.UnknownSchemeError, ValueError):
+    engine = str(settings.get("ENGINE", "")).rpartition(".")[2]
+    if engine not in ("sqlite3", "postgresql") or not settings["NAME"]:
         env.problems.append(
             "DATABASE_URL is malformed. Set it to postgres://USER:PASSWORD@HOST:PORT/NAME"
             " or sqlite:////absolute/path.sqlite3."
         )
         return {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
-    if str(settings["ENGINE"]).endswith("sqlite3"):
+    if engine == "sqlite3":
         # The write lock is taken when a transaction starts: taken later, a transaction that has
         # read fails at once with "database is locked" instead of waiting for its turn.
         settings["OPTIONS"] = {
@@ -80,7 +83,11 @@ DATABASES = {"default": database(env.text("DATABASE_URL", f"sqlite:///{BASE_DIR}
 ON_SQLITE = str(DATABASES["default"]["ENGINE"]).endswith("sqlite3")
 
 # Why these figures: docs/architecture.md, "The queue".
-WORKERS = 1 if ON_SQLITE else env.number("QUEUE_WORKERS", 2, int, hint="a whole number")
+WORKERS = (
+    1
+    if ON_SQLITE
+    else env.number("QUEUE_WORKERS", 2, int, hint="a whole number from 1", accept=lambda n: n >= 1)
+)
 Q_CLUSTER = {
     "name": "autoshorts",
     "orm": "default",
@@ -97,6 +104,14 @@ Q_CLUSTER = {
 }
 
 
+def is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def endpoint_url() -> str:
     """The S3 address: R2_ENDPOINT_URL, or Cloudflare's address of the account.
     https://developers.cloudflare.com/r2/api/s3/api/"""
@@ -104,10 +119,11 @@ def endpoint_url() -> str:
     account = env.text("R2_ACCOUNT_ID", "")
     jurisdiction = env.text("R2_JURISDICTION", "")
     if url:
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-            env.problems.append(f"R2_ENDPOINT_URL is {url!r}. Set it to an http(s) address.")
+        if not is_address(url):
+            # Not shown, as it may hold a password.
+            env.problems.append("R2_ENDPOINT_URL is malformed. Set it to an http(s) address.")
         return url
-    if len(account) != 32 or not account.isalnum():
+    if len(account) != 32 or not (account.isascii() and account.isalnum()):
         env.problems.append(
             "Neither R2_ENDPOINT_URL nor a valid R2_ACCOUNT_ID is set. Set R2_ACCOUNT_ID to the"
             " 32 letters and digits of your Cloudflare account, or R2_ENDPOINT_URL to the address"
@@ -129,8 +145,16 @@ STORAGE_AUDIT = {
     ),
     "BUCKET": env.text("R2_BUCKET_NAME", hint="the bucket that holds the projects' files"),
     "SYNC": env.flag("CLEANUP_SYNC", False),
-    "LIMIT_OBJECTS": env.number("CLEANUP_LIMIT_OBJECTS", 1000, int, hint="a whole number"),
-    "LIMIT_SHARE": env.number("CLEANUP_LIMIT_SHARE", 0.05, float, hint="a share such as 0.05"),
+    "LIMIT_OBJECTS": env.number(
+        "CLEANUP_LIMIT_OBJECTS", 1000, int, hint="a whole number from 0", accept=lambda n: n >= 0
+    ),
+    "LIMIT_SHARE": env.number(
+        "CLEANUP_LIMIT_SHARE",
+        0.05,
+        float,
+        hint="a share above 0 and up to 1, such as 0.05",
+        accept=lambda share: 0 < share <= 1,
+    ),
 }
 STORAGES = {
     "default": {"BACKEND": "storage_audit.storage.TrackedStorage"},

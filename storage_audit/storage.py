@@ -180,8 +180,10 @@ class TrackedStorage(S3Storage):
         except BaseException:
             durably(partial(unbar, bucket, before))
             raise
-        barred = R2Object.objects.in_bucket(bucket).filter(key__in=keys, state=State.DELETING)
-        durably(barred.forget)
+        rows = R2Object.objects.in_bucket(bucket).filter(key__in=keys)
+        # A backfill may have listed the object before it went and written its row after our mark.
+        backfilled = Q(state=State.STORED, source=R2Object.Source.BACKFILL)
+        durably(rows.filter(backfilled | Q(state=State.DELETING)).forget)
 
 
 def identity_in(bucket: str, key: str) -> listing.Identity:

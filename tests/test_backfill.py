@@ -14,6 +14,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
+from storages.backends.s3 import S3Storage
 
 from storage_audit.audit import cleanup, installation, scan
 from storage_audit.bucket import r2
@@ -466,3 +467,20 @@ def test_queries_do_not_grow_with_a_page(bucket: Bucket, monkeypatch: pytest.Mon
     again = record(100, "audio"), record(900, "images")
     assert len(again[0]) == len(again[1]) < 15
     assert figures(found) == (2000, 1000, 0, 1000)
+
+
+def test_row_backfilled_while_the_application_deletes_the_object_goes_with_it(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Project.objects.create(pk="proj_1")
+    bucket.put(KEY)
+    real = S3Storage.delete
+
+    def backfill_first(self: S3Storage, name: str) -> None:
+        backfill()
+        real(self, name)
+
+    monkeypatch.setattr(S3Storage, "delete", backfill_first)
+    default_storage.delete(KEY)
+    assert bucket.keys() == set()
+    assert not R2Object.objects.exists()

@@ -156,6 +156,16 @@ def test_verification_sees_a_key_outside_every_prefix_at_its_own_place(bucket: B
     assert outcomes(found) == {"odd/key": "failed"}
 
 
+def test_key_that_another_project_took_since_is_not_called_absent(bucket: Bucket) -> None:
+    alive("proj_1", "proj_2")
+    bucket.put(HIERARCHICAL, FLAT)
+    cleanup = delete("proj_1")
+    bucket.put(FLAT)
+    track(bucket, FLAT, "proj_2")
+    found = run(requests.verify_operation(cleanup))
+    assert outcomes(found) == {HIERARCHICAL: "already_absent"}
+
+
 def test_verification_of_deleted_objects_of_several_projects(bucket: Bucket) -> None:
     keys = [bucket.upload("proj_1"), bucket.upload("proj_2")]
     kept = bucket.upload("proj_2", "kept.mp4")

@@ -163,6 +163,10 @@ def recall(work: Work) -> None:
     operation = work.operation
     if operation.parent and not operation.names_its_objects:
         operation.copy_items(operation.parent)
+        # Keys that another project's upload took since were listed, but as that project's.
+        others = R2Object.objects.in_bucket(operation.bucket).filter(key=OuterRef("key"))
+        taken = Exists(others.exclude(project_id=operation.project_id))
+        operation.items.planned().filter(taken, found_in=FoundIn.TRACKED).delete()
         look_at_keys(work)
 
 

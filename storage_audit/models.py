@@ -14,6 +14,7 @@ from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
 from storage_audit.operations import CleanupItem, CleanupOperation, OperationEvent, Row
 from storage_audit.querysets import KnownProjectQuerySet, ProjectQuerySet, R2ObjectQuerySet
+from storage_audit.redaction import visible
 from storage_audit.scans import BucketScan, Finding, ScanShard
 from storage_audit.transitions import IllegalTransition, LeaseLost
 
@@ -138,7 +139,7 @@ class R2Object(models.Model):
         ]
 
     def __str__(self) -> str:
-        return self.key
+        return visible(self.key)
 
 
 class Installation(models.Model):

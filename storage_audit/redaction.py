@@ -39,3 +39,8 @@ def redact(value: Any) -> Any:
 def secrets() -> list[str]:
     keys = map(force_str, [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS])
     return [key for key in (conf().secret_access_key, conf().access_key_id, *keys) if key]
+
+
+def visible(text: str) -> str:
+    """The text with what cannot be seen, or what a terminal would obey, written out: \\x01."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -8,7 +8,7 @@ from django.utils.translation import gettext_lazy as _
 
 from storage_audit.fields import BytewiseTextField
 from storage_audit.querysets import FindingQuerySet
-from storage_audit.redaction import redact
+from storage_audit.redaction import redact, visible
 
 
 class BucketScan(models.Model):
@@ -118,4 +118,4 @@ class Finding(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.get_kind_display()}: {self.key}"
+        return f"{self.get_kind_display()}: {visible(self.key)}"

@@ -3,9 +3,7 @@
 import re
 from typing import Any
 
-from django.conf import settings
 from django.contrib.auth.models import Permission, User
-from django.core.signals import setting_changed
 from django.http import HttpResponse
 from django.test import Client
 from django.urls import reverse
@@ -26,15 +24,9 @@ def person(*permissions: str) -> Client:
 
 
 def signed_in(user: User) -> Client:
-    use_plain_static_files()
     client = Client()
     client.force_login(user)
     return client
-
-
-def use_plain_static_files() -> None:
-    # Django keeps the storages it made before the fixture plain_http changed the setting.
-    setting_changed.send(sender=None, setting="STORAGES", value=settings.STORAGES, enter=True)
 
 
 def page(model: str, name: str = "changelist", *args: object) -> str:

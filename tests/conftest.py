@@ -26,6 +26,7 @@ def plain_http() -> None:
     django_settings.STORAGES["staticfiles"] = {
         "BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"
     }
+    announce("STORAGES")
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +54,12 @@ def point_at(r2: LocalR2) -> None:
         SECRET_ACCESS_KEY=r2.environment["R2_SECRET_ACCESS_KEY"],
         BUCKET=r2.environment["R2_BUCKET_NAME"],
     )
-    for name in ("STORAGE_AUDIT", "STORAGES"):
+    announce("STORAGE_AUDIT", "STORAGES")
+
+
+def announce(*changed: str) -> None:
+    """Have what Django and the app made of these settings made anew."""
+    for name in changed:
         value = getattr(django_settings, name)
         setting_changed.send(sender=None, setting=name, value=value, enter=True)
 

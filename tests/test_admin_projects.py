@@ -17,7 +17,6 @@ from tests.admin_client import (
     person,
     superuser,
     text_of,
-    use_plain_static_files,
 )
 from tests.conftest import Bucket
 
@@ -62,7 +61,6 @@ def test_login_leads_to_the_projects_with_objects_bytes_and_last_cleanup(db: Non
     operation = CleanupOperation.objects.request(
         kind="project", project_id="proj_1", bucket="tests", trigger="dry_run", status="planned"
     )
-    use_plain_static_files()
     client = Client()
     login = {"username": "carla", "password": "not-a-secret", "next": page("project")}
     shown = text_of(client.post("/admin/login/", login, follow=True))

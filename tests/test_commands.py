@@ -17,7 +17,6 @@ from storage_audit.audit import cleanup, discovery, installation, scan
 from storage_audit.bucket.listing import pages
 from storage_audit.bucket.r2 import Listed
 from storage_audit.management.commands import backfill_r2
-from storage_audit.management.console import printable
 from storage_audit.models import (
     BucketScan,
     CleanupOperation,
@@ -26,6 +25,7 @@ from storage_audit.models import (
     Project,
     R2Object,
 )
+from storage_audit.redaction import visible
 from tests.conftest import Bucket
 
 OLD = ["projects/proj_1/scenes/s1/media/old.mp4", "proj_1_s1_media.mp4"]
@@ -466,6 +466,6 @@ def test_claim_that_cannot_reach_the_bucket_is_one_line_and_exits_with_1(unreach
 
 
 def test_keys_are_printed_so_that_a_terminal_obeys_nothing() -> None:
-    assert printable("é 🦊") == "é 🦊"
-    assert printable("\x1b[2J\r\n\0") == "\\x1b[2J\\r\\n\\x00"
-    assert printable("\u202e\u2028\udcff") == "\\u202e\\u2028\\xff"
+    assert visible("é 🦊") == "é 🦊"
+    assert visible("\x1b[2J\r\n\0") == "\\x1b[2J\\r\\n\\x00"
+    assert visible("\u202e\u2028\udcff") == "\\u202e\\u2028\\udcff"

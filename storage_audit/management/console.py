@@ -10,12 +10,11 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from storage_audit.audit.installation import Mismatch
-from storage_audit.bucket.listing import escape
 from storage_audit.bucket.r2 import StoreError
 from storage_audit.models import CleanupItem, CleanupOperation
 from storage_audit.origin import Origin, acting_as
 from storage_audit.querysets import CleanupItemQuerySet
-from storage_audit.redaction import redact
+from storage_audit.redaction import redact, visible
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 SHOWN = 50
@@ -29,7 +28,7 @@ def asked_from_shell() -> Iterator[None]:
         try:
             yield
         except (Mismatch, StoreError) as error:
-            raise CommandError(printable(redact(str(error))), returncode=FAILED) from error
+            raise CommandError(visible(redact(str(error))), returncode=FAILED) from error
 
 
 def login_name() -> str:
@@ -37,14 +36,6 @@ def login_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name
         return f"uid {os.getuid()}"
-
-
-def printable(text: str) -> str:
-    """The text with nothing in it that a terminal would obey."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode()
-        for char in escape(text)
-    )
 
 
 def staying(operation: CleanupOperation) -> CleanupItemQuerySet:
@@ -59,7 +50,7 @@ def lines_of(items: CleanupItemQuerySet) -> Iterator[str]:
     """The first items, one a line, and how many more there are."""
     for item in items[:SHOWN]:
         reason = item.reason or item.answer or item.evidence
-        yield f"  {item.get_outcome_display()}: {printable(item.key)}: {printable(reason)}"
+        yield f"  {item.get_outcome_display()}: {visible(item.key)}: {visible(reason)}"
     more = items.count() - SHOWN
     if more > 0:
         yield f"  and {more} more; all are on the operation's page in the admin."

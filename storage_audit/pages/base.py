@@ -22,6 +22,7 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.models import CleanupOperation
 from storage_audit.querysets import starts_with
+from storage_audit.redaction import visible
 
 M = TypeVar("M", bound=models.Model)
 
@@ -31,11 +32,6 @@ if TYPE_CHECKING:
 else:
     # Django's ModelAdmin cannot be subscripted when the code runs.
     class ModelAdmin(Generic[M], admin.ModelAdmin): ...
-
-
-def visible(text: str) -> str:
-    """The text with what cannot be seen, or turns the direction of writing, written out: \\x01."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown_key(key: str) -> SafeString:

@@ -13,8 +13,9 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.models import R2Object
-from storage_audit.pages.base import DeletingAdmin, amount, shown_key, visible, will_go
+from storage_audit.pages.base import DeletingAdmin, amount, shown_key, will_go
 from storage_audit.querysets import R2ObjectQuerySet
+from storage_audit.redaction import visible
 
 KEYS_SHOWN = 50
 

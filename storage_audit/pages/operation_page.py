@@ -10,7 +10,8 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit.models import CleanupItem, CleanupOperation, OperationEvent
-from storage_audit.pages.base import label_of, visible
+from storage_audit.pages.base import label_of
+from storage_audit.redaction import visible
 
 Kind, Outcome, Status = CleanupOperation.Kind, CleanupItem.Outcome, CleanupOperation.Status
 ITEMS_A_PAGE = 50

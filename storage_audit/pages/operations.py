@@ -27,9 +27,9 @@ from storage_audit.pages.base import (
     amount,
     badge,
     label_of,
-    visible,
 )
 from storage_audit.querysets import starts_with
+from storage_audit.redaction import visible
 
 OUTCOMES = ("deleted", "already_absent", "protected", "failed")
 

@@ -6,7 +6,8 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy
 
 from storage_audit.models import BucketScan, Finding
-from storage_audit.pages.base import ReadOnlyAdmin, shown_key, visible
+from storage_audit.pages.base import ReadOnlyAdmin, shown_key
+from storage_audit.redaction import visible
 
 
 @admin.register(BucketScan)

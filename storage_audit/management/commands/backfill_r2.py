@@ -8,8 +8,9 @@ from django.template.defaultfilters import filesizeformat
 
 from storage_audit.audit import scan as scans
 from storage_audit.bucket.listing import storable
-from storage_audit.management.console import FAILED, INTERRUPTED, asked_from_shell, printable
+from storage_audit.management.console import FAILED, INTERRUPTED, asked_from_shell
 from storage_audit.models import BucketScan, Finding
+from storage_audit.redaction import visible
 
 SAMPLES = 20
 FIGURES = (
@@ -55,7 +56,7 @@ class Command(BaseCommand):
             self.report(scan, samples)
         if scan.status != BucketScan.Status.COMPLETE:
             raise CommandError(
-                f"Scan {scan.pk} failed: {printable(scan.error)} It is safe to run it again.",
+                f"Scan {scan.pk} failed: {visible(scan.error)} It is safe to run it again.",
                 returncode=FAILED,
             )
 
@@ -96,7 +97,7 @@ class Command(BaseCommand):
     def report_kind(self, kind: Finding.Kind, count: int, samples: list[Finding]) -> None:
         self.stdout.write(f"{count} {kind.label}:")
         for finding in samples:
-            self.stdout.write(f"  {printable(finding.key)} ({printable(finding.evidence)})")
+            self.stdout.write(f"  {visible(finding.key)} ({visible(finding.evidence)})")
         if count > len(samples):
             self.stdout.write(f"  and {count - len(samples)} more")
 

@@ -16,7 +16,6 @@ from storage_audit.management.console import (
     asked_from_shell,
     facts_of,
     lines_of,
-    printable,
     staying,
 )
 from storage_audit.models import (
@@ -26,6 +25,7 @@ from storage_audit.models import (
     Project,
     validate_project_id,
 )
+from storage_audit.redaction import visible
 
 Status = CleanupOperation.Status
 
@@ -34,7 +34,7 @@ def project_id(text: str) -> str:
     try:
         validate_project_id(text)
     except ValidationError as error:
-        raise ArgumentTypeError(printable(error.messages[0])) from error
+        raise ArgumentTypeError(visible(error.messages[0])) from error
     return text
 
 
@@ -155,7 +155,7 @@ class Command(BaseCommand):
 
     def say_error(self, operation: CleanupOperation) -> None:
         if operation.error:
-            self.stdout.write(printable(operation.error))
+            self.stdout.write(visible(operation.error))
 
     def judge(self, operations: list[CleanupOperation]) -> None:
         fine = (Status.CLEAN, Status.CLEAN_WITH_PROTECTED, Status.PLANNED)

@@ -7,8 +7,9 @@ from django.utils import timezone
 
 from storage_audit import tasks
 from storage_audit.audit import cleanup, vanished
-from storage_audit.management.console import FAILED, asked_from_shell, printable
+from storage_audit.management.console import FAILED, asked_from_shell
 from storage_audit.models import CleanupOperation
+from storage_audit.redaction import visible
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,6 @@ class Command(BaseCommand):
         except Exception:
             logger.exception("%s failed", operation_id)
             return False
-        status = f"{operation.get_status_display()}. {printable(operation.error)}"
+        status = f"{operation.get_status_display()}. {visible(operation.error)}"
         self.stdout.write(f"{operation_id}: {status.rstrip()}")
         return True

@@ -13,10 +13,10 @@ from storage_audit.management.console import (
     asked_from_shell,
     facts_of,
     lines_of,
-    printable,
     staying,
 )
 from storage_audit.models import CleanupOperation, KnownProject, Project, R2Object
+from storage_audit.redaction import visible
 
 Status = CleanupOperation.Status
 FINE = (Status.CLEAN, Status.CLEAN_WITH_PROTECTED)
@@ -52,19 +52,19 @@ class Command(BaseCommand):
             return [requests.verify_operation(operation)]
         if not is_known(subject):
             raise CommandError(
-                f"Neither a project nor a deletion has the id {printable(subject)}.",
+                f"Neither a project nor a deletion has the id {visible(subject)}.",
                 returncode=WRONG_USE,
             )
         return requests.verify_project(subject)
 
     def report(self, check: CleanupOperation) -> None:
-        result = printable(check.error)
+        result = visible(check.error)
         if check.status == Status.PENDING:
             result = (
                 "not verified yet: another operation of this project is being worked on. This one"
                 " follows by itself."
             )
-        self.stdout.write(f"{printable(check.subject)} in bucket {check.bucket}: {result}")
+        self.stdout.write(f"{visible(check.subject)} in bucket {check.bucket}: {result}")
         for line in lines_of(staying(check)):
             self.stdout.write(line)
 

@@ -118,7 +118,7 @@ def prove(work: Work, batch: list[CleanupItem]) -> Proof:
     if operation.kind == CleanupOperation.Kind.PROJECT:
         refuse_reborn(operation)
     alive = alive_among(readings.values())
-    rows = rows_by_identity(work, [item.key for item in batch])
+    rows = rows_by_identity(operation.bucket, [item.key for item in batch], work.identity)
     proof = Proof([], [], [])
     for item in batch:
         identity = work.identity(item.key)
@@ -203,7 +203,8 @@ def unfinished_uploads(work: Work) -> list[Upload] | None:
             return None
         found += uploads
     readings = {upload.key: layouts().readings(upload.key) for upload in found}
-    alive, rows = alive_among(readings.values()), rows_by_identity(work, readings)
+    alive = alive_among(readings.values())
+    rows = rows_by_identity(operation.bucket, readings, work.identity)
 
     def is_owned(upload: Upload) -> bool:
         row = rows.get(work.identity(upload.key))

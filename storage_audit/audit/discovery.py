@@ -12,7 +12,15 @@ from django.utils.translation import gettext as _
 
 from storage_audit.audit.ownership import Claim, Verdict, alive_among, judge, layouts
 from storage_audit.audit.work import Work
-from storage_audit.bucket.listing import escape, find, pages, spellings, storable
+from storage_audit.bucket.listing import (
+    Identity,
+    escape,
+    find,
+    pages,
+    spellings,
+    storable,
+    storable_part,
+)
 from storage_audit.bucket.r2 import Listed
 from storage_audit.models import CleanupItem, CleanupOperation, R2Object
 from storage_audit.querysets import R2ObjectQuerySet
@@ -57,11 +65,8 @@ def discover_listed(work: Work, span: int) -> None:
 
 
 def position(span: int, page: Sequence[Listed], after: str) -> dict[str, object]:
-    """Where to go on. A key that cannot be stored is cut where it stops being so, and what then
-    is listed twice is already an item."""
-    last = page[-1].key if page else after
-    clean = next((i for i in range(len(last)) if not storable(last[i])), len(last))
-    return {"span": span, "after": last[:clean]}
+    """Where to go on. What is listed twice is an item already."""
+    return {"span": span, "after": storable_part(page[-1].key) if page else after}
 
 
 def discover_tracked(work: Work, span: int) -> None:
@@ -132,7 +137,7 @@ def judged(work: Work, page: Sequence[Listed], span: int | None) -> list[Cleanup
     """The listed objects that are the project's, or may be, as items; three queries in all."""
     readings = {listed.key: layouts().readings(listed.key) for listed in page}
     alive = alive_among(readings.values())
-    rows = rows_by_identity(work, [listed.key for listed in page])
+    rows = rows_by_identity(work.operation.bucket, [o.key for o in page], work.identity)
     items = []
     for listed in page:
         row = rows.get(work.identity(listed.key))
@@ -142,11 +147,11 @@ def judged(work: Work, page: Sequence[Listed], span: int | None) -> list[Cleanup
     return items
 
 
-def rows_by_identity(work: Work, keys: Iterable[str]) -> dict[str, R2Object]:
+def rows_by_identity(bucket: str, keys: Iterable[str], identity: Identity) -> dict[str, R2Object]:
     """The tracking rows of these keys, by what the store takes for the same key."""
-    spelled = {s for key in keys if storable(key) for s in spellings(key, work.identity)}
-    rows = R2Object.objects.in_bucket(work.operation.bucket).filter(key__in=spelled)
-    return {work.identity(row.key): row for row in rows}
+    spelled = {s for key in keys if storable(key) for s in spellings(key, identity)}
+    rows = R2Object.objects.in_bucket(bucket).filter(key__in=spelled)
+    return {identity(row.key): row for row in rows}
 
 
 def present(

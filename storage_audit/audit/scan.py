@@ -15,6 +15,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.audit import installation
+from storage_audit.audit.discovery import rows_by_identity
 from storage_audit.audit.installation import OWN_PREFIX, Mismatch
 from storage_audit.audit.layouts import Reading
 from storage_audit.audit.ownership import known_among, layouts
@@ -23,8 +24,8 @@ from storage_audit.bucket.listing import (
     escape,
     find,
     pages,
-    spellings,
     storable,
+    storable_part,
 )
 from storage_audit.bucket.r2 import Listed, StoreError
 from storage_audit.conf import conf
@@ -158,10 +159,6 @@ def save(
             scan.shards.update(cursor=storable_part(page[-1].key), listed=scan.listed)
 
 
-def storable_part(key: str) -> str:
-    return key[: next((i for i, char in enumerate(key) if not storable(char)), len(key))]
-
-
 def recognise(
     bucket: str, objects: Iterable[Listed], identity: Identity, asked: datetime
 ) -> list[Seen]:
@@ -184,12 +181,6 @@ def recognise(
             in_hand = identity(listed.key) in to_be_deleted
         seen.append(Seen(listed, row, attribute(ways, row, known, alive), in_hand))
     return seen
-
-
-def rows_by_identity(bucket: str, keys: Iterable[str], identity: Identity) -> dict[str, R2Object]:
-    spelled = {spelling for key in keys for spelling in spellings(key, identity)}
-    rows = R2Object.objects.in_bucket(bucket).filter(key__in=spelled)
-    return {identity(row.key): row for row in rows}
 
 
 def named_by_deletions(bucket: str, untracked: Collection[str]) -> set[str]:

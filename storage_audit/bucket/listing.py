@@ -108,6 +108,11 @@ def storable(key: str) -> bool:
     return "\0" not in key and not any("\ud800" <= char <= "\udfff" for char in key)
 
 
+def storable_part(key: str) -> str:
+    """The key up to where it stops being storable: a place to go on from, at or before it."""
+    return key[: next((i for i, char in enumerate(key) if not storable(char)), len(key))]
+
+
 def escape(key: str) -> str:
     """The key as text that can be stored, shown and searched, whatever its bytes."""
     if storable(key):

@@ -165,8 +165,11 @@ class CleanupOperation(Transitions):
         )
 
     def copy_items(self, other: "CleanupOperation") -> None:
-        """Take over what another operation saw gone, unless it is an item here already."""
+        """Take over what another operation saw gone, unless it is an item here already; where
+        its items were given, all that it was to delete, as nothing else tells of them."""
         gone = other.items.filter(outcome__in=["deleted", "already_absent"])
+        if other.names_its_objects:
+            gone = other.items.exclude(outcome="protected")
         facts = ("key", "identity", "escaped", "span", "project_id", "size", "etag")
         found = CleanupItem.FoundIn.TRACKED
         copies = (
@@ -243,7 +246,7 @@ class CleanupItem(models.Model):
         indexes = [
             models.Index(fields=["operation", "outcome", "span", "key"], name="item_work"),
             models.Index(
-                fields=["key"], condition=Q(outcome="deleting"), name="item_being_deleted"
+                fields=["identity"], condition=Q(outcome="deleting"), name="item_being_deleted"
             ),
         ]
 

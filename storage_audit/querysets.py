@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
+from unicodedata import normalize
 from uuid import UUID
 
 from django.apps import apps
 from django.db import models
-from django.db.models import Count, Exists, OuterRef, Q, Sum
+from django.db.models import Case, Count, Exists, OuterRef, Q, Sum, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -52,7 +53,8 @@ class ProjectQuerySet(models.QuerySet["Project"]):
         )
         operations = (
             apps.get_model("storage_audit", "CleanupOperation")
-            .objects.filter(project_id=OuterRef("pk"))
+            .objects.cleanups()
+            .filter(project_id=OuterRef("pk"))
             .order_by("-created_at")
         )
         count, size = objects.annotate(n=Count("pk")), objects.annotate(n=Sum("size"))
@@ -78,6 +80,11 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
 
     def time_of_deletion(self, project_id: str) -> datetime | None:
         return self.filter(pk=project_id).values_list("deleted_at", flat=True).first()
+
+    def maybe_alive(self, ids: Collection[str]) -> set[str]:
+        """Ids that were seen alive and that nobody said are deleted, though the row may be gone."""
+        unsaid = Q(deleted_at=None) | Q(evidence="vanished")
+        return set(self.filter(unsaid, pk__in=ids).values_list("pk", flat=True))
 
     def vanished(self) -> Self:
         """Ids that were seen alive and have no project any more, though no signal told of it."""
@@ -124,10 +131,15 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
         )
         return self.filter(idle, key__in=keys).update(state="deleting", updated_at=timezone.now())
 
-    def unlock(self, keys: Collection[str]) -> int:
-        return self.filter(state="deleting", key__in=keys).update(
-            state="stored", updated_at=timezone.now()
+    def unlock(self, items: CleanupItemQuerySet) -> int:
+        """Let uploads write again to the keys of these items."""
+        before = Case(
+            # An upload that never ended, and so never told what it had stored.
+            When(etag="", upload_id__isnull=False, then=Value("upload_failed")),
+            default=Value("stored"),
         )
+        rows = self.filter(state="deleting", key__in=items.names())
+        return rows.update(state=before, updated_at=timezone.now())
 
     def forget(self) -> int:
         """Delete the rows without signals: their objects are gone, so nothing is to follow."""
@@ -208,7 +220,8 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         return self.exclude(status__in=[*self.model.ENDED, "planned"])
 
     def cleanups(self) -> Self:
-        return self.exclude(kind="verify").filter(parent=None)
+        """Deletions: no look, no dry run, and no late check of another."""
+        return self.filter(parent=None, dry_run=False).exclude(kind="verify")
 
 
 class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
@@ -222,7 +235,14 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
         return self.update(outcome=outcome, reason=reason, changed_at=timezone.now(), **values)
 
     def being_deleted(self, bucket: str, key: str) -> bool:
-        return self.filter(operation__bucket=bucket, key=key, outcome="deleting").exists()
+        """Whether a cleanup is deleting this key, or a spelling of it that may be the same."""
+        names = {key, normalize("NFC", key)}
+        marked = self.filter(operation__bucket=bucket, identity__in=names, outcome="deleting")
+        return marked.exists()
+
+    def names(self) -> models.QuerySet[Any, Any]:
+        """What tracking rows may call the items' objects."""
+        return self.values("key").union(self.values("identity"))
 
     def books(self) -> dict[str, int]:
         """Counts and bytes of all outcomes, from one aggregate; what is open counts as failed."""

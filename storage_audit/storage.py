@@ -246,7 +246,7 @@ class Upload:
             raise ValueError(_("%r cannot be a key.") % self.key)
         self._intend(alone=alone)
         if CleanupItem.objects.being_deleted(self.bucket, self.key):
-            self.fail()
+            self.withdraw()
             raise KeyBeingDeleted(_("%s is being deleted. Use another name.") % self.key)
         return self
 
@@ -260,6 +260,13 @@ class Upload:
 
     def fail(self) -> None:
         self._settle(State.UPLOAD_FAILED)
+
+    def withdraw(self) -> None:
+        """Leave no row of an upload that did not start: it would claim the object for a project."""
+        if self.is_first:
+            durably(self.rows.filter(upload_id=self.id).forget)
+        else:
+            self.fail()
 
     @property
     def rows(self) -> R2ObjectQuerySet:
@@ -303,10 +310,11 @@ def intend(bucket: str, key: str, upload_id: UUID, *, alone: bool = False) -> bo
 
 
 def says(key: str) -> dict[str, Any]:
-    """What a key says of its object, as row values; nothing when it may mean several projects."""
+    """What a key says of its object, as row values; no project when it may mean several, also
+    where a backfill had written one down: from now on the row is an upload's, and evidence."""
     readings = layouts().readings(key)
     if len({reading.project for reading in readings}) != 1:
-        return {}
+        return {"project_id": None, "scene_id": "", "file_type": "", "layout": ""}
     reading = readings[0]
     return {
         "project_id": reading.project,

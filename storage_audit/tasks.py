@@ -1,6 +1,7 @@
 """The queue's entry points, and the only module that knows django-q2. A task carries an id."""
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -69,9 +70,14 @@ def sweep() -> dict[str, int]:
         .order_by("next_attempt_at")
         .values_list("pk", flat=True)[: max(0, QUEUE_IS_LONG - ready)]
     )
-    for operation_id in (ids := list(forgotten)):
-        enqueue(operation_id)
-    return {"vanished": vanished.notice(), "enqueued": len(ids)}
+    # With SYNC the work is done here: a failure must stop neither the others nor the notice.
+    try:
+        with ExitStack() as every:
+            for operation_id in reversed(ids := list(forgotten)):
+                every.callback(enqueue, operation_id)
+    finally:
+        noticed = vanished.notice()
+    return {"vanished": noticed, "enqueued": len(ids)}
 
 
 def create_schedule(**kwargs: Any) -> None:

@@ -110,6 +110,8 @@ class Transitions(models.Model):
             next_attempt_at=now + self.pause_after(self.attempts + 1),
             started_at=self.started_at or now,
             finished_at=None,
+            # A lease that nobody gave back: its worker died, or was too slow for it.
+            troubled_since=self.troubled_since or (now if self.lease_until else None),
         )
 
     @staticmethod
@@ -148,8 +150,7 @@ class Transitions(models.Model):
     def postpone(self, reason: str, books: dict[str, int]) -> None:
         """Something remains: try again with growing pauses, and daily once the hours are over."""
         now = timezone.now()
-        since = self.troubled_since or now
-        given_up = now - since >= conf().retry_horizon
+        since, given_up = self.troubled_since or now, self.is_given_up()
         self._leave(
             self.Status.FAILED if given_up else self.Status.INCOMPLETE,
             **books,
@@ -159,6 +160,11 @@ class Transitions(models.Model):
             next_attempt_at=now
             + (conf().failed_retry if given_up else self.pause_after(self.attempts)),
         )
+
+    def is_given_up(self) -> bool:
+        """Whether the hours of trying are over."""
+        since = self.troubled_since
+        return since is not None and timezone.now() - since >= conf().retry_horizon
 
     def _leave(self, status: str, **values: Any) -> None:
         release = {"lease_token": None, "lease_until": None, "next_attempt_at": None}

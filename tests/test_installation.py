@@ -153,7 +153,7 @@ def test_marker_removed_between_batch_and_verification_blocks(
     right = marker(tracked)
     between_batch_and_verification(monkeypatch, remove_marker(tracked))
     operation = blocked(tracked, delete("proj_1"))
-    assert set(outcomes(operation).values()) == {"deleting"}
+    assert set(outcomes(operation).values()) == {"planned"}
     tracked.r2.plant(MARKER, json.dumps(right).encode(), tracked.name)
     healed(tracked, operation)
 

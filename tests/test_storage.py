@@ -428,7 +428,7 @@ def test_a_mark_set_after_the_name_was_chosen_is_seen(
     with being_deleted():
         with pytest.raises(KeyBeingDeleted):
             put()
-        assert row().state == State.UPLOAD_FAILED
+        assert not R2Object.objects.exists()
     assert bucket.keys() == set()
 
 

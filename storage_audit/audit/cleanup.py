@@ -48,11 +48,17 @@ def run_slice(operation_id: UUID) -> CleanupOperation | None:
     """
     with transaction.atomic():
         operation = CleanupOperation.objects.get(pk=operation_id)
-        ended = operation.finished_at is not None
+        ended, died = operation.finished_at is not None, operation.lease_until is not None
         if not operation.claim():
             return None
         if ended:
             start_again(operation)
+        if died:
+            text = _("The worker before did not report back; this one goes on from there.")
+            operation.record("takeover", text)
+            if operation.is_given_up():
+                postpone(operation, _("No worker gets on with it; their logs say why."))
+                return operation
     logger.info("%s claimed, attempt %s", operation.pk, operation.attempts)
     try:
         take_turn(operation)
@@ -198,7 +204,9 @@ def close(work: Work) -> None:
     books = operation.items.books()
     if books["failed"]:
         text = _("%s objects remain; each item says why.") % books["failed"]
-        postpone(operation, text)
+        with transaction.atomic():
+            postpone(operation, text)
+            schedule_late_checks(operation)
         return
     status = Status.CLEAN_WITH_PROTECTED if books["protected"] else Status.CLEAN
     with transaction.atomic():
@@ -209,7 +217,8 @@ def close(work: Work) -> None:
 
 def schedule_late_checks(operation: CleanupOperation) -> None:
     """Look again later: uploads in flight, presigned URLs and multipart uploads may still land."""
-    if operation.kind == Kind.PROJECT and operation.parent is None:
+    scheduled = operation.children.filter(trigger=CleanupOperation.Trigger.LATE_CHECK).exists()
+    if operation.kind == Kind.PROJECT and operation.parent is None and not scheduled:
         for delay in conf().late_checks:
             late_check(operation, delay)
 
@@ -228,13 +237,16 @@ def late_check(operation: CleanupOperation, delay: timedelta) -> None:
 
 def block(operation: CleanupOperation, reason: str) -> None:
     with transaction.atomic():
-        operation.block(reason)
+        begun = operation.deletes and operation.step != Step.PLAN
+        operation.block(reason, **({"step": Step.DELETE, "cursor": {}} if begun else {}))
+        deletion.rest(operation)
         operation.record("blocked", reason)
 
 
 def postpone(operation: CleanupOperation, reason: str) -> None:
     with transaction.atomic():
         operation.postpone(reason, operation.items.books())
+        deletion.rest(operation)
         operation.record(operation.status, reason, next_attempt=str(operation.next_attempt_at))
 
 
@@ -242,6 +254,10 @@ def supersede(operation: CleanupOperation) -> None:
     reason = _("Project %s lives again: its objects are the new project's.") % operation.project_id
     with transaction.atomic():
         operation.renew()
-        deletion.let_go(operation, operation.items.open(), reason)
+        deletion.let_go(operation, operation.items.open().filter(tries=0), reason)
+        # These were asked to go before the id lived again, and nobody looked since.
+        deletion.rest(operation)
+        text = _("Sent for deletion before the id lived again; verify the project to see.")
+        operation.items.open().mark(CleanupItem.Outcome.FAILED, text)
         operation.close(Status.SUPERSEDED, operation.items.books(), error=reason)
         operation.record("superseded", reason)

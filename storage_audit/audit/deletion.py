@@ -14,7 +14,7 @@ from storage_audit.audit.ownership import Claim, alive_among, judge, layouts
 from storage_audit.audit.work import Reborn, Work
 from storage_audit.bucket import deleters, r2
 from storage_audit.bucket.listing import escape, find
-from storage_audit.bucket.r2 import Answer, Listed, Upload
+from storage_audit.bucket.r2 import Answer, Listed, StoreError, Upload
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, Project, R2Object
 from storage_audit.querysets import CleanupItemQuerySet, R2ObjectQuerySet
@@ -60,7 +60,8 @@ def next_batch(operation: CleanupOperation) -> list[CleanupItem]:
 
 
 def delete_batch(work: Work, batch: list[CleanupItem]) -> None:
-    operation, keys = work.operation, [item.key for item in batch]
+    operation = work.operation
+    keys = {name for item in batch for name in (item.key, item.identity)}
     with transaction.atomic():
         operation.renew()
         among(operation, batch).mark(Outcome.DELETING)
@@ -113,7 +114,7 @@ def own_rows(operation: CleanupOperation) -> R2ObjectQuerySet:
 def prove(work: Work, batch: list[CleanupItem]) -> Proof:
     """Look at the objects and at their owners once more: only what is as planned may go."""
     operation = work.operation
-    found = find(operation.bucket, [item.key for item in batch], work.identity)
+    found = find(operation.bucket, [item.key for item in batch], work.identity, operation.renew)
     readings = {item.key: layouts().readings(item.key) for item in batch}
     if operation.kind == CleanupOperation.Kind.PROJECT:
         refuse_reborn(operation)
@@ -148,10 +149,16 @@ def objection(
         return _("A tracking row names this key again.")
     seen = (listed.size, listed.etag, listed.last_modified)
     if item.found_in == CleanupItem.FoundIn.TRACKED:
-        return _("The object appeared after the plan; a late check decides on it.")
+        return _("The object appeared after the plan.") + " " + what_decides(operation)
     if seen != (item.size, item.etag, item.last_modified):
-        return _("The object was overwritten after the plan; a late check decides on it.")
+        return _("The object was overwritten after the plan.") + " " + what_decides(operation)
     return ""
+
+
+def what_decides(operation: CleanupOperation) -> str:
+    if operation.kind == CleanupOperation.Kind.PROJECT and operation.parent_id is None:
+        return _("A late check decides on it.")
+    return _("Ask for another cleanup to decide on it.")
 
 
 def refuse_reborn(operation: CleanupOperation) -> None:
@@ -172,9 +179,15 @@ def by_reason(stay: tuple[CleanupItem, str]) -> str:
 
 def let_go(operation: CleanupOperation, items: CleanupItemQuerySet, reason: str) -> None:
     """Protect the items, and open their keys to uploads again."""
-    keys = list(items.values_list("key", flat=True))
+    R2Object.objects.in_bucket(operation.bucket).unlock(items)
     items.mark(Outcome.PROTECTED, reason)
-    R2Object.objects.in_bucket(operation.bucket).unlock(keys)
+
+
+def rest(operation: CleanupOperation) -> None:
+    """Nothing is being sent for now: open the keys to uploads; a new proof precedes a new try."""
+    sent = operation.items.filter(outcome=Outcome.DELETING)
+    R2Object.objects.in_bucket(operation.bucket).unlock(sent)
+    sent.mark(Outcome.PLANNED, answer="")
 
 
 def send(
@@ -218,5 +231,10 @@ def abort_uploads(work: Work) -> None:
     for upload in unfinished_uploads(work) or []:
         if work.operation.kind == CleanupOperation.Kind.PROJECT:
             refuse_reborn(work.operation)
-        r2.abort_upload(work.operation.bucket, upload)
-        work.operation.record("delete", _("Unfinished upload aborted."), key=escape(upload.key))
+        try:
+            r2.abort_upload(work.operation.bucket, upload)
+            said = _("Unfinished upload aborted.")
+        except StoreError as error:
+            # It must not stop the deletions; R2 ends such uploads by itself after seven days.
+            said = _("Unfinished upload not aborted: %s") % error
+        work.operation.record("delete", said, key=escape(upload.key))

@@ -122,7 +122,7 @@ def discover_outside(work: Work) -> None:
     outside = tracked_rows(operation).outside(operation.ranges)
     after = operation.cursor.get("outside", "")
     while rows := list(outside.between(after, None)[:LONE_KEYS]):
-        found = find(operation.bucket, [row.key for row in rows], work.identity)
+        found = find(operation.bucket, [row.key for row in rows], work.identity, operation.renew)
         here = [found[work.identity(r.key)] for r in rows if work.identity(r.key) in found]
         after = rows[-1].key
         with transaction.atomic():
@@ -189,7 +189,7 @@ def look_up_items(work: Work) -> None:
     operation = work.operation
     after = operation.cursor.get("after", "")
     while items := list(operation.items.filter(key__gt=after).order_by("key")[:LONE_KEYS]):
-        found = find(operation.bucket, [item.key for item in items], work.identity)
+        found = find(operation.bucket, [item.key for item in items], work.identity, operation.renew)
         after = items[-1].key
         for item in items:
             if listed := found.get(work.identity(item.key)):

@@ -52,8 +52,9 @@ class Deleted:
 
 
 def alive_among(readings: Iterable[Iterable[Reading]]) -> set[str]:
-    """Which of the projects that these keys could name live now: one query for all of them."""
-    return Project.objects.alive({reading.project for of_key in readings for reading in of_key})
+    """Which of the projects that these keys could name live, or vanished without a word."""
+    ids = {reading.project for of_key in readings for reading in of_key}
+    return Project.objects.alive(ids) | KnownProject.objects.maybe_alive(ids)
 
 
 def known_among(ids: Iterable[str]) -> set[str]:

@@ -1,5 +1,7 @@
 """What a person may ask for. Each returns operations that the caller enqueues on commit."""
 
+from datetime import datetime
+
 from django.db import transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -18,6 +20,8 @@ Kind, Status, Trigger = (
     CleanupOperation.Status,
     CleanupOperation.Trigger,
 )
+
+Evidence = KnownProject.Evidence
 
 
 class StillAlive(Exception):
@@ -92,8 +96,12 @@ def force_delete_operation(operation: CleanupOperation) -> None:
         raise IllegalTransition(text % operation.pk)
     if operation.status == Status.BLOCKED:
         operation.release(user)
+        # The person who releases it says that the project is to be gone.
+        KnownProject.objects.filter(pk=operation.project_id, evidence=Evidence.VANISHED).update(
+            evidence=Evidence.DECLARED
+        )
     elif operation.status == Status.PLANNED:
-        refuse_alive(operation.project_id or "")
+        declare(operation.project_id or "")
         operation.execute(user)
     else:
         operation.retry()
@@ -106,15 +114,20 @@ def declare_deleted(project_id: str) -> list[CleanupOperation]:
 
     Raises ValidationError for what is no project id, and StillAlive.
     """
+    return CleanupOperation.objects.request_for_project(
+        project_id, trigger=Trigger.DECLARED, deleted_at=declare(project_id)
+    )
+
+
+def declare(project_id: str) -> datetime:
+    """Know the id for a deleted one, and since when. Raises ValidationError and StillAlive."""
     validate_project_id(project_id)
     refuse_alive(project_id)
     deleted_at = KnownProject.objects.time_of_deletion(project_id)
     if deleted_at is None:
         deleted_at = timezone.now()
-        KnownProject.objects.saw_deleted(project_id, deleted_at, KnownProject.Evidence.DECLARED)
-    return CleanupOperation.objects.request_for_project(
-        project_id, trigger=Trigger.DECLARED, deleted_at=deleted_at
-    )
+        KnownProject.objects.saw_deleted(project_id, deleted_at, Evidence.DECLARED)
+    return deleted_at
 
 
 def refuse_alive(project_id: str) -> None:

@@ -8,7 +8,7 @@ from django.db.models.functions import Concat
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from storage_audit.audit.deletion import NOT_LISTED, own_rows
+from storage_audit.audit.deletion import NOT_LISTED, own_rows, what_decides
 from storage_audit.audit.discovery import LONE_KEYS, judged, position, save
 from storage_audit.audit.work import Work
 from storage_audit.bucket.listing import escape, find, pages
@@ -61,7 +61,9 @@ def mark_present(work: Work, page: Sequence[Listed], span: int) -> None:
         late.pop(facts, None)
     for item in late.values():
         item.outcome = Outcome.PROTECTED
-        item.reason = item.reason or _("It appeared after the plan; a late check decides on it.")
+        item.reason = item.reason or (
+            _("The object appeared after the plan.") + " " + what_decides(work.operation)
+        )
     save(list(late.values()))
 
 
@@ -71,7 +73,7 @@ def look_at_keys(work: Work) -> None:
     after = operation.cursor.get("alone", "")
     alone = operation.items.open().filter(span=None).order_by("key")
     while items := list(alone.filter(key__gt=after)[:LONE_KEYS]):
-        found = find(operation.bucket, [item.key for item in items], work.identity)
+        found = find(operation.bucket, [item.key for item in items], work.identity, operation.renew)
         here = [item.pk for item in items if work.identity(item.key) in found]
         after = items[-1].key
         with transaction.atomic():
@@ -111,15 +113,13 @@ def settle(work: Work) -> None:
 
 
 def forget_rows(operation: CleanupOperation, gone: CleanupItemQuerySet) -> None:
-    keys = gone.values("key").union(gone.values("identity"))
-    own_rows(operation).filter(state=R2Object.State.DELETING, key__in=keys).forget()
+    own_rows(operation).filter(state=R2Object.State.DELETING, key__in=gone.names()).forget()
 
 
 def give_up(operation: CleanupOperation, stayed: CleanupItemQuerySet) -> None:
-    keys = list(stayed.values_list("key", flat=True))
+    R2Object.objects.in_bucket(operation.bucket).unlock(stayed)
     said = Concat(Value(_("Still in the bucket; the store's answer: ")), F("answer"))
     stayed.update(outcome=Outcome.FAILED, reason=said, changed_at=timezone.now())
-    R2Object.objects.in_bucket(operation.bucket).unlock(keys)
 
 
 def compare(work: Work) -> None:

@@ -45,12 +45,18 @@ def pages(bucket: str, prefix: str, after: str = "") -> Iterator[list[Listed]]:
         token = page.next_token
 
 
-def find(bucket: str, keys: Sequence[str], identity: Identity) -> dict[str, Listed]:
+def find(
+    bucket: str,
+    keys: Sequence[str],
+    identity: Identity,
+    after_page: Callable[[], None] = lambda: None,
+) -> dict[str, Listed]:
     """The objects of these keys that are there, by identity; complete for every key asked.
 
     Each key's place is looked at in a listing, so that absence is seen and not inferred from an
     error. Costs a page for each 1,000 keys that are neighbours and for each that is alone; where
     spellings are one object, an absent key that is not ASCII costs a look at all that start alike.
+    `after_page` is called after each.
     """
     wanted = {identity(key) for key in keys}
     found: dict[str, Listed] = {}
@@ -58,6 +64,7 @@ def find(bucket: str, keys: Sequence[str], identity: Identity) -> dict[str, List
     while todo:
         reached = None
         for page in pages(bucket, "", after=before(todo[0])):
+            after_page()
             found |= {identity(listed.key): listed for listed in page}
             if page and as_bytes(page[-1].key) >= as_bytes(todo[0]):
                 reached = as_bytes(page[-1].key)
@@ -66,11 +73,13 @@ def find(bucket: str, keys: Sequence[str], identity: Identity) -> dict[str, List
         found = {name: listed for name, listed in found.items() if name in wanted}
     if identity is nfc:
         absent = [key for key in keys if identity(key) not in found and not key.isascii()]
-        found |= find_spellings(bucket, absent)
+        found |= find_spellings(bucket, absent, after_page)
     return found
 
 
-def find_spellings(bucket: str, keys: Sequence[str]) -> dict[str, Listed]:
+def find_spellings(
+    bucket: str, keys: Sequence[str], after_page: Callable[[], None]
+) -> dict[str, Listed]:
     """Where spellings are one object any of them may be listed: look at all that start alike."""
     wanted = {nfc(key) for key in keys}
     found: dict[str, Listed] = {}
@@ -80,6 +89,7 @@ def find_spellings(bucket: str, keys: Sequence[str]) -> dict[str, Listed]:
             continue
         listed_under = start
         for page in pages(bucket, start):
+            after_page()
             found |= {nfc(o.key): o for o in page if nfc(o.key) in wanted}
     return found
 

@@ -1,0 +1,178 @@
+"""Ways in which the wrong object could be deleted, or the right one forgotten, each once open."""
+
+import json
+import time
+from datetime import timedelta
+from unicodedata import normalize
+
+import pytest
+from django.conf import settings
+from django.core.files.storage import default_storage
+from django.core.management import call_command
+from django.test import override_settings
+from django.utils import timezone
+
+from storage_audit.audit import deletion, installation, requests, vanished, verification
+from storage_audit.audit.installation import Mismatch
+from storage_audit.bucket import r2
+from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, Project, R2Object
+from storage_audit.storage import KeyBeingDeleted
+from tests.conftest import Bucket
+from tests.promises import again, alive, delete, outcomes, requested, run
+
+Status = CleanupOperation.Status
+AMBIGUOUS = "proj_a_b_s1_media.mp4"
+NFD = "projects/proj_1/scenes/s/media/e\u0301.mp4"
+NFC = normalize("NFC", NFD)
+
+
+def fails(monkeypatch: pytest.MonkeyPatch, module: object, name: str, error: Exception) -> None:
+    def raising(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, name, raising)
+
+
+def fold_unicode(bucket: Bucket) -> None:
+    """Have the marker say that the store takes all spellings for one object, as R2 does."""
+    marker = json.loads(r2.read(bucket.name, installation.MARKER) or b"")
+    folding = json.dumps({**marker, "folds_unicode": True})
+    r2.write(bucket.name, installation.MARKER, folding.encode())
+
+
+def test_backfilled_row_is_no_evidence_after_an_upload_to_an_ambiguous_key(bucket: Bucket) -> None:
+    alive("proj_a")
+    bucket.put(AMBIGUOUS)
+    call_command("backfill_r2")
+    alive("proj_a_b")
+    with default_storage.open(AMBIGUOUS, "w") as file:
+        file.write(b"the live project's own")
+    operation = delete("proj_a")
+    assert outcomes(operation) == {AMBIGUOUS: "protected"}
+    assert bucket.keys() == {AMBIGUOUS}
+
+
+def test_project_that_vanished_unnoticed_still_counts_as_a_possible_owner(bucket: Bucket) -> None:
+    alive("proj_a", "proj_a_b")
+    bucket.put(AMBIGUOUS)
+    Project.objects.filter(pk="proj_a_b")._raw_delete("default")
+    assert outcomes(delete("proj_a")) == {AMBIGUOUS: "protected"}
+    vanished.notice()
+    blocked = CleanupOperation.objects.get(project_id="proj_a_b")
+    assert blocked.status == Status.BLOCKED
+    requests.force_delete_operation(blocked)
+    assert outcomes(run(blocked)) == {AMBIGUOUS: "deleted"}
+
+
+def test_verification_of_deleted_rows_sees_what_was_never_deleted(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = bucket.upload("proj_1")
+    R2Object.objects.get(key=key).delete()
+    with monkeypatch.context() as patch:
+        fails(patch, deletion, "send", r2.Unavailable("no answer"))
+        operation = run(CleanupOperation.objects.get())
+    check = run(requests.verify_operation(operation))
+    assert (check.status, outcomes(check)) == (Status.INCOMPLETE, {key: "failed"})
+
+
+def test_running_the_plan_of_an_unknown_id_declares_it_deleted(bucket: Bucket) -> None:
+    bucket.put("projects/proj_never/scenes/s/media/x.mp4")
+    plan = run(requests.dry_run("proj_never")[0])
+    requests.force_delete_operation(plan)
+    assert KnownProject.objects.get().evidence == KnownProject.Evidence.DECLARED
+    assert run(plan).status == Status.CLEAN
+
+
+def test_late_checks_follow_also_when_something_failed(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    bucket.put("projects/proj_1/scenes/s1/media/a\x01/../b")
+    operation = delete("proj_1")
+    assert operation.status == Status.INCOMPLETE
+    assert operation.children.count() == 3
+    assert again(operation).children.count() == 3
+
+
+def test_workers_that_never_report_back_are_noticed_and_end_in_failed(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.upload("proj_1")
+    operation = requested("proj_1")
+    # A single request that outlasts the lease, whatever is done to renew it.
+    monkeypatch.setattr(deletion, "prove", lambda work, batch: time.sleep(1.2))
+    short = {**settings.STORAGE_AUDIT, "LEASE": timedelta(seconds=1)}
+    with override_settings(STORAGE_AUDIT=short):
+        run(operation)
+        operation = again(operation)
+        assert operation.troubled_since is not None
+        assert operation.events.filter(step="takeover").count() == 1
+        long_ago = timezone.now() - timedelta(hours=7)
+        CleanupOperation.objects.filter(pk=operation.pk).update(troubled_since=long_ago)
+        time.sleep(1)
+        operation = again(operation)
+    operation.refresh_from_db()
+    assert operation.status == Status.FAILED
+    assert operation.error == "No worker gets on with it; their logs say why."
+
+
+def test_where_spellings_are_one_object_uploads_to_the_other_are_barred(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fold_unicode(bucket)
+    alive("proj_1")
+    bucket.put(NFD)
+    call_command("backfill_r2")
+    real = deletion.send
+
+    def upload_first(*args: object, **kwargs: object) -> object:
+        with pytest.raises(KeyBeingDeleted):
+            default_storage.open(NFC, "w")
+        assert R2Object.objects.get().state == R2Object.State.DELETING
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(deletion, "send", upload_first)
+    assert outcomes(delete("proj_1")) == {NFD: "deleted"}
+    assert not R2Object.objects.exists()
+
+
+def test_upload_that_was_refused_does_not_keep_the_object(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = bucket.upload("proj_1")
+    R2Object.objects.get(key=key).delete()
+
+    def refuse_upload(*args: object, **kwargs: object) -> None:
+        with pytest.raises(KeyBeingDeleted):
+            default_storage.open(key, "w")
+        raise r2.Unavailable("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deletion, "send", refuse_upload)
+        operation = run(CleanupOperation.objects.get())
+    assert outcomes(again(operation)) == {key: "deleted"}
+
+
+def test_blocked_operation_bars_no_uploads(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = bucket.upload("proj_1")
+    fails(monkeypatch, deletion, "send", Mismatch("another bucket"))
+    assert delete("proj_1").status == Status.BLOCKED
+    alive("proj_1")
+    with default_storage.open(key, "w") as file:
+        file.write(b"the new project's")
+    assert R2Object.objects.get().state == R2Object.State.STORED
+    assert not CleanupItem.objects.filter(outcome="deleting").exists()
+
+
+def test_objects_sent_before_the_id_lived_again_are_not_called_protected(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = bucket.upload("proj_1")
+    with monkeypatch.context() as patch:
+        fails(patch, verification, "verify", r2.Unavailable("no answer"))
+        operation = delete("proj_1")
+    assert bucket.keys() == set()
+    alive("proj_1")
+    operation = again(operation)
+    assert (operation.status, outcomes(operation)) == (Status.SUPERSEDED, {key: "failed"})

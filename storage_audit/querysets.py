@@ -118,9 +118,6 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
         found = self.filter(key__gt=after) if after else self.all()
         return found if last is None else found.filter(key__lte=last)
 
-    def uploads_of(self, project_id: str) -> Self:
-        return self.filter(project_id=project_id, source="upload")
-
     def buckets_of(self, project_id: str) -> set[str]:
         return set(self.filter(project_id=project_id).values_list("bucket", flat=True).distinct())
 

@@ -3,12 +3,14 @@
 import re
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 from unicodedata import normalize
 
 import pytest
 from django.conf import settings
+from django.db import Error, connection
 from django.test import override_settings
+from django.utils import timezone
 
 from devtools.local_r2 import LocalR2
 from storage_audit.audit import cleanup, deletion, installation, requests
@@ -661,3 +663,32 @@ def test_row_in_another_spelling_still_says_whose_the_object_is(
     track(bucket, normalize("NFD", key), "proj_2")
     assert delete("proj_1").found == 0
     assert bucket.keys() == {key}
+
+
+def test_database_connection_that_breaks_after_the_send_loses_nothing(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    fill(bucket)
+    operation = requested("proj_1")
+    real = deletion.send
+
+    def send(*args: Any, **kwargs: Any) -> Any:
+        answers = real(*args, **kwargs)
+        assert connection.connection is not None
+        connection.connection.close()
+        return answers
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deletion, "send", send)
+        with pytest.raises(Error):
+            run(operation)
+    connection.close()
+    operation.refresh_from_db()
+    assert operation.status == Status.RUNNING
+    long_ago = timezone.now() - timedelta(minutes=5)
+    CleanupOperation.objects.update(lease_until=long_ago, next_attempt_at=long_ago)
+    operation = run(operation)
+    assert operation.status == Status.CLEAN
+    assert operation.events.filter(step="takeover").exists()
+    check(bucket)

@@ -41,6 +41,8 @@ class Conf:
     retry_horizon: timedelta = timedelta(hours=6)
     failed_retry: timedelta = timedelta(days=1)
     upload_timeout: timedelta = timedelta(days=1)
+    # So long after a delete call was sent, the store cannot be at it any more.
+    deletion_timeout: timedelta = timedelta(minutes=15)
     late_checks: tuple[timedelta, ...] = (timedelta(hours=1), timedelta(days=1), timedelta(days=8))
 
     def __post_init__(self) -> None:

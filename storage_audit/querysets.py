@@ -233,9 +233,10 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
 
     def being_deleted(self, bucket: str, key: str) -> bool:
         """Whether a cleanup is deleting this key, or a spelling of it that may be the same."""
-        names = {key, normalize("NFC", key)}
+        names = {key, normalize("NFC", key), normalize("NFD", key)}
         marked = self.filter(operation__bucket=bucket, identity__in=names, outcome="deleting")
-        return marked.exists()
+        # Nothing is sent that was not marked anew just before.
+        return marked.filter(changed_at__gte=timezone.now() - conf().deletion_timeout).exists()
 
     def names(self) -> models.QuerySet[Any, Any]:
         """What tracking rows may call the items' objects."""

@@ -216,7 +216,7 @@ def is_barred(bucket: str, key: str) -> bool:
 def barred() -> Q:
     """Rows of keys that nobody may write to now. One that is barred for long was left behind by a
     process that died, or waits for its cleanup, which spares what was written since its plan."""
-    return Q(state=State.DELETING, updated_at__gte=timezone.now() - conf().upload_timeout)
+    return Q(state=State.DELETING, updated_at__gte=timezone.now() - conf().deletion_timeout)
 
 
 class Upload:

@@ -53,6 +53,7 @@ class Transitions(models.Model):
     dry_run = models.BooleanField(_("dry run"), default=False)
     error = models.TextField(_("message"), blank=True)
     attempts = models.PositiveIntegerField(_("attempts"), default=0)
+    takeovers = models.PositiveIntegerField(default=0, editable=False)
     lease_token = models.UUIDField(null=True, editable=False)
     lease_until = models.DateTimeField(null=True, editable=False)
     next_attempt_at = models.DateTimeField(_("next attempt"), null=True, default=timezone.now)
@@ -111,7 +112,7 @@ class Transitions(models.Model):
             started_at=self.started_at or now,
             finished_at=None,
             # A lease that nobody gave back: its worker died, or was too slow for it.
-            troubled_since=self.troubled_since or (now if self.lease_until else None),
+            takeovers=self.takeovers + 1 if self.lease_until else 0,
         )
 
     @staticmethod
@@ -125,7 +126,7 @@ class Transitions(models.Model):
 
     def progress(self, **values: Any) -> None:
         """Renew after something was done for good: the attempts before it no longer count."""
-        self.renew(attempts=0, troubled_since=None, **values)
+        self.renew(attempts=0, takeovers=0, troubled_since=None, **values)
 
     def hand_over(self) -> None:
         """Give the lease back with work left, for any worker to go on at once."""
@@ -150,7 +151,8 @@ class Transitions(models.Model):
     def postpone(self, reason: str, books: dict[str, int]) -> None:
         """Something remains: try again with growing pauses, and daily once the hours are over."""
         now = timezone.now()
-        since, given_up = self.troubled_since or now, self.is_given_up()
+        since = self.troubled_since or now
+        given_up = now - since >= conf().retry_horizon
         self._leave(
             self.Status.FAILED if given_up else self.Status.INCOMPLETE,
             **books,
@@ -160,11 +162,6 @@ class Transitions(models.Model):
             next_attempt_at=now
             + (conf().failed_retry if given_up else self.pause_after(self.attempts)),
         )
-
-    def is_given_up(self) -> bool:
-        """Whether the hours of trying are over."""
-        since = self.troubled_since
-        return since is not None and timezone.now() - since >= conf().retry_horizon
 
     def _leave(self, status: str, **values: Any) -> None:
         release = {"lease_token": None, "lease_until": None, "next_attempt_at": None}

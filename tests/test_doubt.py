@@ -106,15 +106,17 @@ def test_workers_that_never_report_back_are_noticed_and_end_in_failed(
     with override_settings(STORAGE_AUDIT=short):
         run(operation)
         operation = again(operation)
-        assert operation.troubled_since is not None
+        assert (operation.status, operation.takeovers) == (Status.RUNNING, 1)
         assert operation.events.filter(step="takeover").count() == 1
+        CleanupOperation.objects.filter(pk=operation.pk).update(takeovers=4)
+        operation = again(operation)
+        assert operation.status == Status.INCOMPLETE
+        assert operation.error == "No worker gets on with it; their logs say why."
         long_ago = timezone.now() - timedelta(hours=7)
         CleanupOperation.objects.filter(pk=operation.pk).update(troubled_since=long_ago)
-        time.sleep(1)
-        operation = again(operation)
-    operation.refresh_from_db()
+        for _turn in range(6):
+            operation = again(operation)
     assert operation.status == Status.FAILED
-    assert operation.error == "No worker gets on with it; their logs say why."
 
 
 def test_where_spellings_are_one_object_uploads_to_the_other_are_barred(
@@ -154,9 +156,41 @@ def test_upload_that_was_refused_does_not_keep_the_object(
     assert outcomes(again(operation)) == {key: "deleted"}
 
 
+def test_key_whose_deletion_was_not_answered_stays_barred_for_a_while(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store may still be at it, and would delete what is uploaded now."""
+    key = bucket.upload("proj_1")
+    with monkeypatch.context() as patch:
+        fails(patch, deletion, "send", r2.Unavailable("no answer"))
+        operation = delete("proj_1")
+    assert operation.status == Status.INCOMPLETE
+    with pytest.raises(KeyBeingDeleted):
+        default_storage.open(key, "w")
+    long_ago = timezone.now() - timedelta(minutes=16)
+    CleanupItem.objects.update(changed_at=long_ago)
+    R2Object.objects.update(updated_at=long_ago)
+    with default_storage.open(key, "w") as file:
+        file.write(b"another")
+    assert outcomes(again(operation)) == {key: "protected"}
+
+
+def test_late_checks_follow_a_clean_end_also_when_they_followed_a_failure(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    stuck = "projects/proj_1/scenes/s1/media/a\x01/../b"
+    bucket.put(stuck)
+    operation = delete("proj_1")
+    operation.children.update(status=Status.CLEAN, finished_at=timezone.now())
+    bucket.r2.remove(stuck)
+    assert again(operation).status == Status.CLEAN
+    assert operation.children.filter(finished_at=None).count() == 3
+
+
 def test_blocked_operation_bars_no_uploads(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     key = bucket.upload("proj_1")
-    fails(monkeypatch, deletion, "send", Mismatch("another bucket"))
+    fails(monkeypatch, verification, "verify", Mismatch("another bucket"))
     assert delete("proj_1").status == Status.BLOCKED
     alive("proj_1")
     with default_storage.open(key, "w") as file:

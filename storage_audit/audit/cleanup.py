@@ -32,6 +32,9 @@ from storage_audit.redaction import redact
 logger = logging.getLogger(__name__)
 Kind, Status, Step = CleanupOperation.Kind, CleanupOperation.Status, CleanupOperation.Step
 
+# So many workers in a row that took it and did not report back: a person should know.
+TAKEOVERS = 5
+
 
 def run(operation_id: UUID) -> CleanupOperation:
     """Work on the operation, turn after turn, until it is not running any more."""
@@ -56,7 +59,7 @@ def run_slice(operation_id: UUID) -> CleanupOperation | None:
         if died:
             text = _("The worker before did not report back; this one goes on from there.")
             operation.record("takeover", text)
-            if operation.is_given_up():
+            if operation.takeovers >= TAKEOVERS:
                 postpone(operation, _("No worker gets on with it; their logs say why."))
                 return operation
     logger.info("%s claimed, attempt %s", operation.pk, operation.attempts)
@@ -217,8 +220,11 @@ def close(work: Work) -> None:
 
 def schedule_late_checks(operation: CleanupOperation) -> None:
     """Look again later: uploads in flight, presigned URLs and multipart uploads may still land."""
-    scheduled = operation.children.filter(trigger=CleanupOperation.Trigger.LATE_CHECK).exists()
-    if operation.kind == Kind.PROJECT and operation.parent is None and not scheduled:
+    scheduled = operation.children.filter(trigger=CleanupOperation.Trigger.LATE_CHECK)
+    if operation.status not in (Status.INCOMPLETE, Status.FAILED):
+        # Those that followed a failure have looked before this end, and say nothing of it.
+        scheduled = scheduled.filter(finished_at=None)
+    if operation.kind == Kind.PROJECT and operation.parent is None and not scheduled.exists():
         for delay in conf().late_checks:
             late_check(operation, delay)
 
@@ -257,6 +263,7 @@ def supersede(operation: CleanupOperation) -> None:
         deletion.let_go(operation, operation.items.open().filter(tries=0), reason)
         # These were asked to go before the id lived again, and nobody looked since.
         deletion.rest(operation)
+        R2Object.objects.in_bucket(operation.bucket).unlock(operation.items.open())
         text = _("Sent for deletion before the id lived again; verify the project to see.")
         operation.items.open().mark(CleanupItem.Outcome.FAILED, text)
         operation.close(Status.SUPERSEDED, operation.items.books(), error=reason)

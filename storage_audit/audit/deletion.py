@@ -68,14 +68,14 @@ def delete_batch(work: Work, batch: list[CleanupItem]) -> None:
         own_rows(operation).lock_for_deletion(keys)
     started = monotonic()
     proof = prove(work, batch)
+    if monotonic() - started > PROOF_LASTS:
+        take_less(operation, len(batch))
+        return
     with transaction.atomic():
         operation.renew()
         # A backfill that did not see our mark may have written rows since.
         own_rows(operation).lock_for_deletion(keys)
         record_proof(operation, proof)
-    if monotonic() - started > PROOF_LASTS:
-        take_less(operation, len(batch))
-        return
     answers = send(operation, proof.may_go, until=started + PROOF_LASTS)
     with transaction.atomic():
         operation.renew()
@@ -184,10 +184,14 @@ def let_go(operation: CleanupOperation, items: CleanupItemQuerySet, reason: str)
 
 
 def rest(operation: CleanupOperation) -> None:
-    """Nothing is being sent for now: open the keys to uploads; a new proof precedes a new try."""
-    sent = operation.items.filter(outcome=Outcome.DELETING)
-    R2Object.objects.in_bucket(operation.bucket).unlock(sent)
-    sent.mark(Outcome.PLANNED, answer="")
+    """Nothing is being sent for now: open the keys to uploads; a new proof precedes a new try.
+
+    What was sent and not answered stays marked: the store may still be at it, and would take the
+    upload for the object that it was to delete.
+    """
+    marked = operation.items.filter(outcome=Outcome.DELETING)
+    marked.exclude(tries__gt=0, answer="").mark(Outcome.PLANNED, answer="")
+    R2Object.objects.in_bucket(operation.bucket).unlock(operation.items.planned())
 
 
 def send(

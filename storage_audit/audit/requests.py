@@ -97,9 +97,7 @@ def force_delete_operation(operation: CleanupOperation) -> None:
     if operation.status == Status.BLOCKED:
         operation.release(user)
         # The person who releases it says that the project is to be gone.
-        KnownProject.objects.filter(pk=operation.project_id, evidence=Evidence.VANISHED).update(
-            evidence=Evidence.DECLARED
-        )
+        say_deleted(operation.project_id)
     elif operation.status == Status.PLANNED:
         declare(operation.project_id or "")
         operation.execute(user)
@@ -123,11 +121,17 @@ def declare(project_id: str) -> datetime:
     """Know the id for a deleted one, and since when. Raises ValidationError and StillAlive."""
     validate_project_id(project_id)
     refuse_alive(project_id)
+    say_deleted(project_id)
     deleted_at = KnownProject.objects.time_of_deletion(project_id)
     if deleted_at is None:
         deleted_at = timezone.now()
         KnownProject.objects.saw_deleted(project_id, deleted_at, Evidence.DECLARED)
     return deleted_at
+
+
+def say_deleted(project_id: str | None) -> None:
+    vanished = KnownProject.objects.filter(pk=project_id, evidence=Evidence.VANISHED)
+    vanished.update(evidence=Evidence.DECLARED)
 
 
 def refuse_alive(project_id: str) -> None:

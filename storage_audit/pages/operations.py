@@ -12,6 +12,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -40,7 +41,6 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         "subject_shown",
         "state",
         "found_shown",
-        "outcomes",
         "trigger",
         "created_at",
     )
@@ -76,17 +76,13 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
 
     # Empty while the books are open: their figures are written when they are closed.
     @admin.display(description=gettext_lazy("found"), ordering="found")
-    def found_shown(self, operation: CleanupOperation) -> str | None:
-        if operation.status not in CleanupOperation.CLOSED:
+    def found_shown(self, operation: CleanupOperation) -> SafeString | None:
+        if operation.status not in (*CleanupOperation.CLOSED, CleanupOperation.Status.PLANNED):
             return None
-        return amount(operation.found, operation.found_bytes)
-
-    @admin.display(description=gettext_lazy("outcomes"))
-    def outcomes(self, operation: CleanupOperation) -> str | None:
-        if operation.status not in CleanupOperation.CLOSED:
-            return None
-        counts = [(getattr(operation, name), label_of(name)) for name in OUTCOMES]
-        return ", ".join(f"{count} {label}" for count, label in counts if count)
+        closed = operation.status in CleanupOperation.CLOSED
+        counts = [(getattr(operation, name), label_of(name)) for name in OUTCOMES if closed]
+        became = ", ".join(f"{count} {label}" for count, label in counts if count)
+        return format_html("{}<br>{}", amount(operation.found, operation.found_bytes), became)
 
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any

@@ -12,7 +12,7 @@ from django.core.management import call_command
 from django.test import override_settings
 from django.utils import timezone
 
-from storage_audit.audit import deletion, installation, requests, vanished, verification
+from storage_audit.audit import cleanup, deletion, installation, requests, vanished, verification
 from storage_audit.audit.installation import Mismatch
 from storage_audit.bucket import r2
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, Project, R2Object
@@ -210,3 +210,14 @@ def test_objects_sent_before_the_id_lived_again_are_not_called_protected(
     alive("proj_1")
     operation = again(operation)
     assert (operation.status, outcomes(operation)) == (Status.SUPERSEDED, {key: "failed"})
+
+
+def test_dry_run_that_fails_opens_no_key_that_something_else_is_deleting(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.upload("proj_1")
+    plan = requests.dry_run("proj_1")[0]
+    R2Object.objects.update(state=R2Object.State.DELETING)
+    fails(monkeypatch, cleanup, "look_for_uploads", r2.Unavailable("no answer"))
+    assert run(plan).status == Status.INCOMPLETE
+    assert R2Object.objects.get().state == R2Object.State.DELETING

@@ -263,7 +263,7 @@ def supersede(operation: CleanupOperation) -> None:
         deletion.let_go(operation, operation.items.open().filter(tries=0), reason)
         # These were asked to go before the id lived again, and nobody looked since.
         deletion.rest(operation)
-        R2Object.objects.in_bucket(operation.bucket).unlock(operation.items.open())
+        deletion.own_rows(operation).unlock(operation.items.open())
         text = _("Sent for deletion before the id lived again; verify the project to see.")
         operation.items.open().mark(CleanupItem.Outcome.FAILED, text)
         operation.close(Status.SUPERSEDED, operation.items.books(), error=reason)

@@ -102,9 +102,10 @@ def among(operation: CleanupOperation, items: Iterable[CleanupItem]) -> CleanupI
 
 
 def own_rows(operation: CleanupOperation) -> R2ObjectQuerySet:
-    """The tracking rows that this cleanup may bar and forget: another project's upload is not."""
+    """The tracking rows that this operation may bar, open and forget: no other project's upload,
+    and none at all for a look, a dry run, and objects whose rows were deleted."""
     rows = R2Object.objects.in_bucket(operation.bucket)
-    if operation.kind == CleanupOperation.Kind.OBJECTS:
+    if operation.kind == CleanupOperation.Kind.OBJECTS or not operation.deletes:
         return rows.none()
     return rows.filter(
         Q(project_id=operation.project_id) | Q(project_id=None) | Q(source=R2Object.Source.BACKFILL)
@@ -179,7 +180,7 @@ def by_reason(stay: tuple[CleanupItem, str]) -> str:
 
 def let_go(operation: CleanupOperation, items: CleanupItemQuerySet, reason: str) -> None:
     """Protect the items, and open their keys to uploads again."""
-    R2Object.objects.in_bucket(operation.bucket).unlock(items)
+    own_rows(operation).unlock(items)
     items.mark(Outcome.PROTECTED, reason)
 
 
@@ -191,7 +192,7 @@ def rest(operation: CleanupOperation) -> None:
     """
     marked = operation.items.filter(outcome=Outcome.DELETING)
     marked.exclude(tries__gt=0, answer="").mark(Outcome.PLANNED, answer="")
-    R2Object.objects.in_bucket(operation.bucket).unlock(operation.items.planned())
+    own_rows(operation).unlock(operation.items.planned())
 
 
 def send(

@@ -117,7 +117,7 @@ def forget_rows(operation: CleanupOperation, gone: CleanupItemQuerySet) -> None:
 
 
 def give_up(operation: CleanupOperation, stayed: CleanupItemQuerySet) -> None:
-    R2Object.objects.in_bucket(operation.bucket).unlock(stayed)
+    own_rows(operation).unlock(stayed)
     said = Concat(Value(_("Still in the bucket; the store's answer: ")), F("answer"))
     stayed.update(outcome=Outcome.FAILED, reason=said, changed_at=timezone.now())
 

@@ -5,12 +5,13 @@ from typing import Any
 from django.apps.config import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
 from django.db import OperationalError, ProgrammingError
 
-from storage_audit import tasks
+from storage_audit import projects, tasks
 from storage_audit.audit.layouts import LayoutError
 from storage_audit.audit.ownership import layouts
+from storage_audit.conf import conf
 
 
 def register_checks() -> None:
@@ -25,7 +26,20 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
     except (ImproperlyConfigured, LayoutError) as error:
         hint = "Mend the entry of STORAGE_AUDIT in the settings."
         return [Error(str(error), hint=hint, id="storage_audit.E001")]
-    return []
+    return check_projects()
+
+
+def check_projects() -> list[CheckMessage]:
+    name, owner = conf().project_field, projects.model()._meta.label
+    try:
+        unique = projects.field().unique
+    except FieldDoesNotExist:
+        unique = False
+    if unique:
+        return []
+    hint = "Name a field that no two rows share and that never changes, or leave the entry out."
+    text = f"STORAGE_AUDIT['PROJECT_FIELD'] is {name!r}, which is no unique field of {owner}."
+    return [Error(text, hint=hint, id="storage_audit.E004")]
 
 
 def check_queue(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:

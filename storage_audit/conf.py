@@ -15,7 +15,8 @@ from django.core.signals import setting_changed
 class Conf:
     """`settings.STORAGE_AUDIT`, with lower-case names.
 
-    Layout templates and kinds given there are added to the built-in ones (audit/layouts.py).
+    Without `layouts` and `kinds` those of AutoShorts are meant (audit/layouts.py); without
+    `current_layout`, which names the one that uploads use, the first.
     """
 
     endpoint_url: str
@@ -24,10 +25,11 @@ class Conf:
     bucket: str
     region: str = "auto"
 
+    project_field: str = "pk"
     project_id: str = r"proj_(?!proj)[A-Za-z0-9_-]+"
     layouts: dict[str, str] = field(default_factory=dict)
     kinds: tuple[str, ...] = ()
-    current_layout: str = "hierarchical"
+    current_layout: str = ""
 
     sync: bool = False
     limit_objects: int = 1000

@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy as _
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
 from storage_audit.operations import CleanupItem, CleanupOperation, OperationEvent, Row
-from storage_audit.querysets import KnownProjectQuerySet, ProjectQuerySet, R2ObjectQuerySet
+from storage_audit.querysets import KnownProjectQuerySet, R2ObjectQuerySet
 from storage_audit.redaction import visible
 from storage_audit.scans import BucketScan, Finding, ScanShard
 from storage_audit.transitions import IllegalTransition, LeaseLost
@@ -49,9 +49,8 @@ class Project(models.Model):
     title = models.CharField(_("title"), max_length=200, blank=True)
     created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
 
-    objects = ProjectQuerySet.as_manager()
-
     class Meta:
+        swappable = "STORAGE_AUDIT_PROJECT_MODEL"
         verbose_name = _("project")
         verbose_name_plural = _("projects")
 
@@ -104,15 +103,8 @@ class R2Object(models.Model):
 
     bucket = BytewiseTextField(_("bucket"))
     key = BytewiseTextField(_("key"))
-    project = models.ForeignKey(
-        Project,
-        verbose_name=_("project"),
-        null=True,
-        blank=True,
-        on_delete=models.DO_NOTHING,
-        db_constraint=False,
-        related_name="objects_in_r2",
-    )
+    # No foreign key: the row outlives its project, and the project may be of any model.
+    project_id = BytewiseTextField(_("project"), null=True, blank=True, db_index=True)
     scene_id = models.TextField(_("scene"), blank=True)
     file_type = models.CharField(_("file type"), max_length=40, blank=True)
     layout = models.CharField(_("layout"), max_length=60, blank=True)

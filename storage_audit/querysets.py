@@ -14,6 +14,7 @@ from django.db.models import Case, Count, Exists, OuterRef, Q, Sum, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
+from storage_audit import projects
 from storage_audit.conf import conf
 from storage_audit.fields import after_prefix
 from storage_audit.origin import current_origin
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
         CleanupOperation,
         Finding,
         KnownProject,
-        Project,
         R2Object,
     )
     from storage_audit.transitions import Transitions
@@ -39,33 +39,24 @@ def starts_with(field: str, prefix: str) -> Q:
     return first & Q(**{f"{field}__lt": end}) if end else first
 
 
-class ProjectQuerySet(models.QuerySet["Project"]):
-    def alive(self, ids: Collection[str]) -> set[str]:
-        return set(self.filter(pk__in=ids).values_list("pk", flat=True))
-
-    def with_storage(self) -> Self:
-        """Each project with its tracked objects and bytes, and its last cleanup's status."""
-        objects = (
-            apps.get_model("storage_audit", "R2Object")
-            .objects.filter(project_id=OuterRef("pk"))
-            .order_by()
-            .values("project_id")
-        )
-        operations = (
-            apps.get_model("storage_audit", "CleanupOperation")
-            .objects.cleanups()
-            .filter(project_id=OuterRef("pk"))
-            .order_by("-created_at")
-        )
-        count, size = objects.annotate(n=Count("pk")), objects.annotate(n=Sum("size"))
-        return self.annotate(
-            object_count=Coalesce(models.Subquery(count.values("n")), 0),
-            object_bytes=Coalesce(
-                models.Subquery(size.values("n"), output_field=models.BigIntegerField()), 0
-            ),
-            last_operation_id=models.Subquery(operations.values("pk")[:1]),
-            last_operation_status=models.Subquery(operations.values("status")[:1]),
-        )
+def with_storage(owners: models.QuerySet[Any]) -> models.QuerySet[Any]:
+    """Each project with its tracked objects and bytes, and its last cleanup's status."""
+    mine = {"project_id": OuterRef("storage_audit_id")}
+    objects = apps.get_model("storage_audit", "R2Object").objects.filter(**mine)
+    grouped = objects.order_by().values("project_id")
+    cleanups = apps.get_model("storage_audit", "CleanupOperation").objects.cleanups()
+    operations = cleanups.filter(**mine).order_by("-created_at")
+    count, size = grouped.annotate(n=Count("pk")), grouped.annotate(n=Sum("size"))
+    annotated: models.QuerySet[Any] = owners.annotate(
+        storage_audit_id=projects.id_expression(),
+        object_count=Coalesce(models.Subquery(count.values("n")), 0),
+        object_bytes=Coalesce(
+            models.Subquery(size.values("n"), output_field=models.BigIntegerField()), 0
+        ),
+        last_operation_id=models.Subquery(operations.values("pk")[:1]),
+        last_operation_status=models.Subquery(operations.values("status")[:1]),
+    )
+    return annotated
 
 
 class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
@@ -95,8 +86,7 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
 
     @staticmethod
     def _project_exists() -> Exists:
-        project = apps.get_model("storage_audit", "Project")
-        return Exists(project.objects.filter(pk=OuterRef("pk")))
+        return Exists(projects.rows().filter(storage_audit_id=OuterRef("pk")))
 
 
 class R2ObjectQuerySet(models.QuerySet["R2Object"]):

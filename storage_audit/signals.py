@@ -10,8 +10,8 @@ from django.db import connection, models, transaction
 from django.db.models.signals import post_delete, post_migrate, post_save, pre_delete
 from django.utils import timezone
 
-from storage_audit import tasks
-from storage_audit.models import CleanupOperation, KnownProject, Project, R2Object, Row
+from storage_audit import projects, tasks
+from storage_audit.models import CleanupOperation, KnownProject, R2Object, Row
 from storage_audit.origin import current_origin
 
 Trigger = CleanupOperation.Trigger
@@ -21,8 +21,9 @@ def connect() -> None:
     """Connect the receivers, for proxy models too: a signal's sender is the proxy, not its base.
     https://code.djangoproject.com/ticket/9318
     """
-    for model in same_table(Project):
+    for model in same_table(projects.model()):
         post_save.connect(project_saved, model, dispatch_uid="storage_audit.saved")
+        pre_delete.connect(project_to_be_deleted, model, dispatch_uid="storage_audit.load")
         post_delete.connect(project_deleted, model, dispatch_uid="storage_audit.deleted")
     for model in same_table(R2Object):
         pre_delete.connect(object_to_be_deleted, model, dispatch_uid="storage_audit.gather")
@@ -38,15 +39,19 @@ def same_table(concrete: type[models.Model]) -> Iterable[type[models.Model]]:
     return [m for m in apps.get_models() if m._meta.concrete_model is concrete]
 
 
-def project_saved(instance: Project, **kwargs: Any) -> None:
-    KnownProject.objects.saw_alive(instance.pk, KnownProject.Evidence.SAVED)
+def project_saved(instance: models.Model, **kwargs: Any) -> None:
+    KnownProject.objects.saw_alive(projects.id_of(instance), KnownProject.Evidence.SAVED)
 
 
-def project_deleted(instance: Project, **kwargs: Any) -> None:
-    now, origin = timezone.now(), current_origin()
-    KnownProject.objects.saw_deleted(instance.pk, now, KnownProject.Evidence.DELETED)
+def project_to_be_deleted(instance: models.Model, **kwargs: Any) -> None:
+    projects.id_of(instance)  # Loaded now if it was deferred: once the row is gone it cannot be.
+
+
+def project_deleted(instance: models.Model, **kwargs: Any) -> None:
+    project_id, now, origin = projects.id_of(instance), timezone.now(), current_origin()
+    KnownProject.objects.saw_deleted(project_id, now, KnownProject.Evidence.DELETED)
     operations = CleanupOperation.objects.request_for_project(
-        instance.pk,
+        project_id,
         trigger=Trigger.FORCED if origin.forced else Trigger.DELETED,
         deleted_at=now,
         released_by=origin.user if origin.forced else "",

@@ -237,9 +237,14 @@ def test_force_delete_refuses_what_is_over_and_does_the_rest(transactional_db: N
     assert (over.status, blocked.status) == ("clean", "pending")
 
 
-def test_plan_of_a_live_project_is_not_run(db: None) -> None:
+def test_plan_of_a_live_project_is_neither_offered_nor_run(db: None) -> None:
     Project.objects.create(pk="proj_1")
     operation = make("planned", project_id="proj_1", dry_run=True)
+    shown = text_of(superuser().get(page("cleanupoperation", "change", operation.pk)))
+    assert "Force-delete" not in shown
+    assert "this plan cannot be run. Deleting the project starts" in shown
+    shown = act(superuser(), "cleanupoperation", "force_delete", operation.pk)
+    assert "this plan cannot be run. Deleting the project starts" in shown
     shown = confirm(superuser(), "cleanupoperation", "force_delete", operation.pk)
     assert "Project proj_1 exists." in shown
     operation.refresh_from_db()

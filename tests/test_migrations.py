@@ -12,7 +12,7 @@ from django.db import connection
 from django.utils import timezone
 from django_q.models import Schedule
 
-from storage_audit import tasks
+from storage_audit import projects, tasks
 from storage_audit.fields import BytewiseTextField, after_prefix
 from storage_audit.models import (
     CleanupItem,
@@ -112,7 +112,7 @@ def test_ids_are_compared_by_their_bytes() -> None:
     expected = ["proj_-", "proj_A", "proj_B", "proj_a"]
     assert list(Project.objects.order_by("pk").values_list("pk", flat=True)) == expected
     assert list(KnownProject.objects.order_by("pk").values_list("pk", flat=True)) == expected
-    assert Project.objects.alive(["proj_a", "PROJ_A"]) == {"proj_a"}
+    assert projects.alive(["proj_a", "PROJ_A"]) == {"proj_a"}
 
 
 @pytest.mark.parametrize("prefix", ["", "a", "A", "a-", "é", "😀", "\U0010ffff", "a\ud7ff", "e"])

@@ -255,6 +255,7 @@ def errors() -> list[str]:
         ("LATE_CHECKS", 3600, "LATE_CHECKS"),
     ],
 )
+@pytest.mark.django_db
 def test_a_bad_entry_is_an_error_of_the_system_check(
     entry: str, value: object, told: str, settings: Settings
 ) -> None:

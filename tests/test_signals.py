@@ -427,7 +427,8 @@ def test_savepoints_within_savepoints() -> None:
 def test_a_savepoint_rolled_back_by_hand() -> None:
     track("a", "b")
     with transaction.atomic():
-        point = transaction.savepoint()
+        # Its name from Django 6.1 on.
+        point = getattr(transaction, "savepoint_create", transaction.savepoint)()
         R2Object.objects.filter(key="a").delete()
         transaction.savepoint_rollback(point)
         R2Object.objects.filter(key="b").delete()

@@ -241,7 +241,7 @@ def test_a_row_is_seen_by_others_during_the_upload_in_a_transaction(bucket: Buck
 def test_a_project_made_in_the_same_transaction_may_have_uploads(bucket: Bucket) -> None:
     with transaction.atomic():
         bucket.upload("proj_1")
-    assert row().project == Project.objects.get()
+    assert row().project_id == Project.objects.get().pk
 
 
 def test_a_file_is_replaced_within_one_transaction(bucket: Bucket) -> None:

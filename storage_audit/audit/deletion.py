@@ -9,6 +9,7 @@ from django.db import transaction
 from django.db.models import F, Q
 from django.utils.translation import gettext as _
 
+from storage_audit import projects
 from storage_audit.audit.discovery import LONE_KEYS, rows_by_identity
 from storage_audit.audit.ownership import Claim, alive_among, judge, layouts
 from storage_audit.audit.work import Reborn, Work
@@ -16,7 +17,7 @@ from storage_audit.bucket import deleters, r2
 from storage_audit.bucket.listing import escape, find
 from storage_audit.bucket.r2 import Answer, Listed, StoreError, Upload
 from storage_audit.conf import conf
-from storage_audit.models import CleanupItem, CleanupOperation, Project, R2Object
+from storage_audit.models import CleanupItem, CleanupOperation, R2Object
 from storage_audit.querysets import CleanupItemQuerySet, R2ObjectQuerySet
 
 Outcome = CleanupItem.Outcome
@@ -163,7 +164,7 @@ def what_decides(operation: CleanupOperation) -> str:
 
 
 def refuse_reborn(operation: CleanupOperation) -> None:
-    if Project.objects.filter(pk=operation.project_id).exists():
+    if projects.is_alive(operation.project_id):
         raise Reborn
 
 

@@ -9,7 +9,6 @@ from unicodedata import is_normalized, normalize
 
 MAX_KEY_BYTES = 1024
 DEFAULT_KINDS = ("audio", "captions", "images", "thumbnails", "video")
-ID_PREFIX = "proj_"
 DEFAULT_TEMPLATES = {
     "hierarchical": "projects/{project}/scenes/{scene}/media/{filename}",
     "hierarchical_double": "projects/proj_{project}/scenes/{scene}/media/{filename}",
@@ -139,7 +138,8 @@ class Layout:
 
 
 class Layouts:
-    """The configured layouts: all of them are read and listed, only `current` is written.
+    """The configured layouts: all of them are read and listed, only `current` is written, which
+    is the first when it is empty.
 
     Raises LayoutError for a bad template or id pattern, and for a `current` that is unknown or
     would put a second prefix before ids.
@@ -153,12 +153,14 @@ class Layouts:
             name: Layout(name, template, self._project_id, kinds)
             for name, template in templates.items()
         }
+        current = current or next(iter(templates))
         if current not in self._layouts:
             raise LayoutError(f"no layout {current!r} to be current; have {_listed(templates)}")
         self._current = self._layouts[current]
-        if any(head.endswith(ID_PREFIX) for head in self._current.heads):
+        prefix = _literal_start(project_id)
+        if prefix and any(head.endswith(prefix) for head in self._current.heads):
             raise LayoutError(
-                f"layout {current!r} ({templates[current]}) would double the prefix {ID_PREFIX} "
+                f"layout {current!r} ({templates[current]}) would double the prefix {prefix} "
                 "of ids; such a layout can be read but not be the current one"
             )
 
@@ -197,6 +199,12 @@ def _compile_id(pattern: str) -> re.Pattern[str]:
     if compiled.fullmatch(""):
         raise LayoutError(f"project id pattern {pattern!r} matches the empty text; ask for more")
     return compiled
+
+
+def _literal_start(pattern: str) -> str:
+    """What every id begins with, such as proj_, as far as the pattern plainly says so."""
+    found = re.match(r"(?:[\w/-](?![?*+{]))*", pattern)
+    return found.group() if found and "|" not in pattern else ""
 
 
 def _split(template: str) -> tuple[list[str], list[str]]:

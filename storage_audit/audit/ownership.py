@@ -8,17 +8,18 @@ from functools import cache
 
 from django.utils.translation import gettext as _
 
+from storage_audit import projects
 from storage_audit.audit.layouts import DEFAULT_KINDS, DEFAULT_TEMPLATES, Layouts, Reading
 from storage_audit.conf import Conf, conf
-from storage_audit.models import KnownProject, Project, R2Object
+from storage_audit.models import KnownProject, R2Object
 
 
 @cache
 def _layouts(settings: Conf) -> Layouts:
     return Layouts(
-        {**DEFAULT_TEMPLATES, **settings.layouts},
+        settings.layouts or DEFAULT_TEMPLATES,
         project_id=settings.project_id,
-        kinds=[*DEFAULT_KINDS, *settings.kinds],
+        kinds=settings.kinds or DEFAULT_KINDS,
         current=settings.current_layout,
     )
 
@@ -54,7 +55,7 @@ class Deleted:
 def alive_among(readings: Iterable[Iterable[Reading]]) -> set[str]:
     """Which of the projects that these keys could name live, or vanished without a word."""
     ids = {reading.project for of_key in readings for reading in of_key}
-    return Project.objects.alive(ids) | KnownProject.objects.maybe_alive(ids)
+    return projects.alive(ids) | KnownProject.objects.maybe_alive(ids)
 
 
 def known_among(ids: Iterable[str]) -> set[str]:

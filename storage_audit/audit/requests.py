@@ -3,14 +3,15 @@
 from datetime import datetime
 
 from django.db import transaction
+from django.db.models import Model
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from storage_audit import projects
 from storage_audit.models import (
     CleanupOperation,
     IllegalTransition,
     KnownProject,
-    Project,
     validate_project_id,
 )
 from storage_audit.origin import Origin, acting_as, current_origin
@@ -70,12 +71,12 @@ def verify_operation(operation: CleanupOperation) -> CleanupOperation:
 
 
 @transaction.atomic
-def force_delete_project(project: Project, origin: Origin) -> list[CleanupOperation]:
+def force_delete_project(project: Model, origin: Origin) -> list[CleanupOperation]:
     """Delete the project's row, and clean up without limits, in one transaction.
 
     `origin` must be `forced`, so that the receiver makes the operation a released one.
     """
-    project_id, began = project.pk, timezone.now()
+    project_id, began = projects.id_of(project), timezone.now()
     with acting_as(origin):
         project.delete()
     made = CleanupOperation.objects.filter(
@@ -135,7 +136,7 @@ def say_deleted(project_id: str | None) -> None:
 
 
 def refuse_alive(project_id: str) -> None:
-    if Project.objects.filter(pk=project_id).exists():
+    if projects.is_alive(project_id):
         raise StillAlive(
             _("Project %s exists. Delete it in the admin; that cleans up after it.") % project_id
         )

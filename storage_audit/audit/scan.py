@@ -14,6 +14,7 @@ from django.db import transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from storage_audit import projects
 from storage_audit.audit import installation
 from storage_audit.audit.discovery import rows_by_identity
 from storage_audit.audit.installation import OWN_PREFIX, Mismatch
@@ -34,7 +35,6 @@ from storage_audit.models import (
     CleanupItem,
     CleanupOperation,
     Finding,
-    Project,
     R2Object,
 )
 from storage_audit.origin import current_origin
@@ -43,7 +43,7 @@ Kind, Source, State = Finding.Kind, R2Object.Source, R2Object.State
 # A row that an upload confirmed has its time from a HEAD, which counts in whole seconds.
 SAME_TIME = timedelta(seconds=1)
 CHANGEABLE = [
-    "project",
+    "project_id",
     "scene_id",
     "file_type",
     "layout",
@@ -169,7 +169,7 @@ def recognise(
     to_be_deleted = named_by_deletions(bucket, untracked)
     names = {reading.project for reading in chain.from_iterable(readings.values())}
     names |= {row.project_id for row in rows.values() if row.project_id}
-    alive = Project.objects.alive(names)
+    alive = projects.alive(names)
     known = known_among(names) | alive
     seen = []
     for listed, ways in readings.items():

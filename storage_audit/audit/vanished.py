@@ -4,7 +4,8 @@ from django.db import transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from storage_audit.models import CleanupOperation, KnownProject, Project
+from storage_audit import projects
+from storage_audit.models import CleanupOperation, KnownProject
 
 Evidence = KnownProject.Evidence
 
@@ -21,11 +22,11 @@ def notice() -> int:
 
 
 def remember_alive() -> None:
-    unknown = Project.objects.exclude(pk__in=KnownProject.objects.values("pk"))
+    unknown = projects.rows().exclude(storage_audit_id__in=KnownProject.objects.values("pk"))
     KnownProject.objects.bulk_create(
         [
-            KnownProject(pk=pk, evidence=Evidence.SEEN)
-            for pk in unknown.values_list("pk", flat=True)
+            KnownProject(pk=project_id, evidence=Evidence.SEEN)
+            for project_id in unknown.values_list("storage_audit_id", flat=True)
         ],
         ignore_conflicts=True,
         batch_size=1000,

@@ -8,13 +8,14 @@ from django.db.models.functions import Concat
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from storage_audit import projects
 from storage_audit.audit.deletion import NOT_LISTED, own_rows, what_decides
 from storage_audit.audit.discovery import LONE_KEYS, judged, position, save
 from storage_audit.audit.work import Work
 from storage_audit.bucket.listing import escape, find, pages
 from storage_audit.bucket.r2 import Listed
 from storage_audit.conf import conf
-from storage_audit.models import CleanupItem, CleanupOperation, Project, R2Object
+from storage_audit.models import CleanupItem, CleanupOperation, R2Object
 from storage_audit.querysets import CleanupItemQuerySet
 
 Outcome, FoundIn = CleanupItem.Outcome, CleanupItem.FoundIn
@@ -126,7 +127,7 @@ def compare(work: Work) -> None:
     """End a verification: of a live project whether bucket and table agree, of a deleted one
     whether anything is left. Nothing is changed but the operation's own items."""
     operation, items = work.operation, work.operation.items
-    alive = Project.objects.filter(pk=operation.project_id).exists()
+    alive = projects.is_alive(operation.project_id)
     if alive and not operation.names_its_objects:
         in_step = items.planned().filter(found_in=FoundIn.BOTH)
         missing = items.planned().filter(found_in=FoundIn.TRACKED)

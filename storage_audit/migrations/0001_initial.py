@@ -167,6 +167,7 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
+                "swappable": "STORAGE_AUDIT_PROJECT_MODEL",
                 "verbose_name": "project",
                 "verbose_name_plural": "projects",
             },
@@ -593,15 +594,9 @@ class Migration(migrations.Migration):
                     models.DateTimeField(default=django.utils.timezone.now, verbose_name="changed"),
                 ),
                 (
-                    "project",
-                    models.ForeignKey(
-                        blank=True,
-                        db_constraint=False,
-                        null=True,
-                        on_delete=django.db.models.deletion.DO_NOTHING,
-                        related_name="objects_in_r2",
-                        to="storage_audit.project",
-                        verbose_name="project",
+                    "project_id",
+                    storage_audit.fields.BytewiseTextField(
+                        blank=True, db_index=True, null=True, verbose_name="project"
                     ),
                 ),
             ],

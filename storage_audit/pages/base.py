@@ -1,9 +1,9 @@
 """What the admin's pages have in common."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from urllib.parse import urlencode
 
 from django.contrib import admin, messages
@@ -13,7 +13,7 @@ from django.db import models, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.defaultfilters import filesizeformat
 from django.template.response import TemplateResponse
-from django.urls import reverse
+from django.urls import ResolverMatch, reverse
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -25,6 +25,9 @@ from storage_audit.querysets import starts_with
 from storage_audit.redaction import visible
 
 M = TypeVar("M", bound=models.Model)
+F = TypeVar("F", bound=Callable[..., Any])
+
+ACTIONS_ON_PAGES = hasattr(admin, "ActionLocation")
 
 if TYPE_CHECKING:
 
@@ -32,6 +35,15 @@ if TYPE_CHECKING:
 else:
     # Django's ModelAdmin cannot be subscripted when the code runs.
     class ModelAdmin(Generic[M], admin.ModelAdmin): ...
+
+
+def action(permission: str, description: Any) -> Callable[[F], F]:
+    """An action of the list and, from Django 6.1 on, of the page of one object."""
+    places: Any = {"location": list(admin.ActionLocation)} if ACTIONS_ON_PAGES else {}
+    decorate: Callable[[F], F] = admin.action(
+        permissions=[permission], description=description, **places
+    )
+    return decorate
 
 
 def shown_key(key: str) -> SafeString:
@@ -87,6 +99,15 @@ class AuditAdmin(ModelAdmin[M]):
             return super().get_search_results(request, queryset, search_term)
         return queryset.filter(starts_with(self.prefix_field, search_term)), False
 
+    def render_change_form(
+        self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        if context["original"] and not ACTIONS_ON_PAGES:
+            # Django itself offers them from 6.1 on; of the stock ones, deletion has its button.
+            choices = self.get_action_choices(request, [])
+            context["object_actions"] = [c for c in choices if c[0] != "delete_selected"]
+        return super().render_change_form(request, context, *args, **kwargs)
+
     def has_dry_run_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("storage_audit.dry_run_cleanup")
 
@@ -140,9 +161,16 @@ class ConfirmingAdmin(AuditAdmin[M]):
                 **selection(request, queryset),
                 "opts": self.opts,
                 "media": self.media,
+                "post_to": self.list_url(request),
                 **context,
             },
         )
+
+    def list_url(self, request: HttpRequest) -> str:
+        """Where an action can be posted: the list, filtered as it is when we come from there."""
+        if "object_id" not in cast(ResolverMatch, request.resolver_match).kwargs:
+            return request.get_full_path()
+        return reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist")
 
     def is_confirmed(self, request: HttpRequest, queryset: models.QuerySet[M]) -> bool | None:
         """None when what was confirmed is not what is selected now.

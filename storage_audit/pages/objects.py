@@ -13,7 +13,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.models import R2Object
-from storage_audit.pages.base import DeletingAdmin, amount, shown_key, will_go
+from storage_audit.pages.base import DeletingAdmin, action, amount, shown_key, will_go
 from storage_audit.querysets import R2ObjectQuerySet
 from storage_audit.redaction import visible
 
@@ -77,7 +77,7 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
             [],
         )
 
-    @admin.action(permissions=["delete"], description=gettext_lazy("Untrack, and keep the objects"))
+    @action("delete", gettext_lazy("Untrack, and keep the objects"))
     def untrack(self, request: HttpRequest, queryset: R2ObjectQuerySet) -> HttpResponse | None:
         confirmed = self.is_confirmed(request, queryset)
         if confirmed is False:

@@ -9,6 +9,7 @@ from django.http import QueryDict
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from storage_audit import projects
 from storage_audit.models import CleanupItem, CleanupOperation, OperationEvent
 from storage_audit.pages.base import label_of
 from storage_audit.redaction import visible
@@ -96,7 +97,7 @@ FORCE = {
     ),
     Status.PLANNED: (
         gettext_lazy("Run this plan"),
-        gettext_lazy("Its plan is run without limits. That is refused while the project exists."),
+        gettext_lazy("Its plan is run without limits."),
     ),
     Status.INCOMPLETE: (
         gettext_lazy("Try again now"),
@@ -107,6 +108,10 @@ FORCE = {
         gettext_lazy("It is tried again now."),
     ),
 }
+NOT_WHILE_ALIVE = gettext_lazy(
+    "The project exists, so this plan cannot be run. Deleting the project starts a cleanup of its"
+    " own."
+)
 
 
 class Line(NamedTuple):
@@ -127,6 +132,8 @@ def meaning(operation: CleanupOperation) -> list[str]:
     if status == Status.PLANNED:
         limit = _("A safety limit would block it: %s") % error
         sentences.append(limit if error else _("No safety limit would block it."))
+        if is_of_live_project(operation):
+            sentences.append(str(NOT_WHILE_ALIVE))
     elif error:
         sentences.append(_("Message: %s") % error)
     return sentences
@@ -134,12 +141,23 @@ def meaning(operation: CleanupOperation) -> list[str]:
 
 def force_choice(operation: CleanupOperation) -> tuple[Any, Any] | None:
     """The label and the effect of Force-delete, or None where there is nothing to force."""
-    return None if operation.kind == Kind.VERIFY else FORCE.get(Status(operation.status))
+    if operation.kind == Kind.VERIFY or is_of_live_project(operation):
+        return None
+    return FORCE.get(Status(operation.status))
+
+
+def is_of_live_project(operation: CleanupOperation) -> bool:
+    """Whether this is a plan that cannot be run as its project exists."""
+    return operation.status == Status.PLANNED and projects.is_alive(operation.project_id)
 
 
 def effect_of_force(operation: CleanupOperation) -> Any:
     choice = force_choice(operation)
-    return choice[1] if choice else _("Nothing: there is nothing to release or to try again.")
+    if choice:
+        return choice[1]
+    if is_of_live_project(operation):
+        return NOT_WHILE_ALIVE
+    return _("Nothing: there is nothing to release or to try again.")
 
 
 def context(operation: CleanupOperation, query: QueryDict) -> dict[str, Any]:

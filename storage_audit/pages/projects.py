@@ -1,6 +1,6 @@
 """Projects, and the ids that ever were one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from django.contrib import admin
@@ -14,45 +14,40 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit import tasks
+from storage_audit import projects, tasks
 from storage_audit.audit import requests
 from storage_audit.fields import BytewiseTextField
 from storage_audit.models import CleanupOperation, KnownProject, Project, R2Object
 from storage_audit.origin import of_request
 from storage_audit.pages.base import (
     DeletingAdmin,
+    M,
     ReadOnlyAdmin,
+    action,
     amount,
     badge,
     list_of,
     page_of,
     will_go,
 )
-from storage_audit.querysets import ProjectQuerySet
+from storage_audit.querysets import with_storage
 
 
-@admin.register(Project)
-class ProjectAdmin(DeletingAdmin[Project]):
-    list_display = ("id", "title", "tracked_objects", "tracked_bytes", "last_cleanup", "created_at")
-    search_fields = ("id", "title")
-    search_help_text = gettext_lazy("A part of the id or of the title.")
-    show_full_result_count = True
-    ordering = ("-created_at", "pk")
-    formfield_overrides = {BytewiseTextField: {"widget": AdminTextInputWidget}}
-    actions = ("delete_selected", "dry_run_cleanup", "verify_cleanup", "force_delete")
+class OwnerAdmin(DeletingAdmin[M]):
+    """What the admin of a model whose rows own objects needs; see docs/adopting.md."""
 
-    def get_queryset(self, request: HttpRequest) -> ProjectQuerySet:
-        return Project.objects.with_storage()
+    actions: Sequence[Any] = (
+        "delete_selected",
+        "dry_run_cleanup",
+        "verify_cleanup",
+        "force_delete",
+    )
+    change_form_template = "admin/storage_audit/change_form.html"
+    delete_confirmation_template = "admin/storage_audit/delete_confirmation.html"
+    delete_selected_confirmation_template = "admin/storage_audit/delete_selected_confirmation.html"
 
-    def get_fields(self, request: HttpRequest, obj: Project | None = None) -> tuple[str, ...]:
-        facts = ("storage", "last_cleanup", "created_at") if obj else ()
-        return ("id", "title", *facts)
-
-    def get_readonly_fields(
-        self, request: HttpRequest, obj: Project | None = None
-    ) -> tuple[str, ...]:
-        # An id that changed would leave its objects behind: Django saves a second row.
-        return ("id", "storage", "last_cleanup", "created_at") if obj else ()
+    def get_queryset(self, request: HttpRequest) -> QuerySet[M]:
+        return with_storage(super().get_queryset(request))
 
     @admin.display(description=gettext_lazy("objects"), ordering="object_count")
     def tracked_objects(self, project: Any) -> int:
@@ -75,31 +70,27 @@ class ProjectAdmin(DeletingAdmin[Project]):
         return format_html(
             '{} · <a href="{}">{}</a> · <a href="{}">{}</a>',
             amount(project.object_count, project.object_bytes),
-            list_of("r2object", project_id=project.pk),
+            list_of("r2object", project_id=project.storage_audit_id),
             _("Show the objects"),
-            list_of("cleanupoperation", project_id=project.pk),
+            list_of("cleanupoperation", project_id=project.storage_audit_id),
             _("Show the cleanups"),
         )
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         listed, counts, *rest = super().get_deleted_objects(objs, request)
-        tracked = R2Object.objects.filter(project_id__in=[project.pk for project in objs])
+        tracked = R2Object.objects.filter(project_id__in=map(projects.id_of, objs))
         listed += [will_go(*figures) for figures in tracked.by_bucket()]
         total = amount(*tracked.totals())
         return listed, counts | {R2Object._meta.verbose_name_plural: total}, *rest
 
-    @admin.action(permissions=["dry_run"], description=gettext_lazy("Dry-run cleanup"))
-    def dry_run_cleanup(
-        self, request: HttpRequest, queryset: QuerySet[Project]
-    ) -> HttpResponse | None:
+    @action("dry_run", gettext_lazy("Dry-run cleanup"))
+    def dry_run_cleanup(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse | None:
         log = _("Dry run requested: operation %s.")
         text = _("A dry run is queued. It deletes nothing, and shows what a deletion would do.")
         return self.announce(request, text, self.ask(request, queryset, requests.dry_run, log))
 
-    @admin.action(permissions=["verify"], description=gettext_lazy("Verify cleanup"))
-    def verify_cleanup(
-        self, request: HttpRequest, queryset: QuerySet[Project]
-    ) -> HttpResponse | None:
+    @action("verify", gettext_lazy("Verify cleanup"))
+    def verify_cleanup(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse | None:
         log = _("Verification requested: operation %s.")
         text = _("A verification is queued. It compares the bucket with the table.")
         made = self.ask(request, queryset, requests.verify_project, log)
@@ -109,22 +100,20 @@ class ProjectAdmin(DeletingAdmin[Project]):
     def ask(
         self,
         request: HttpRequest,
-        projects: QuerySet[Project],
+        owners: QuerySet[M],
         make: Callable[[str], list[CleanupOperation]],
         log: str,
     ) -> list[CleanupOperation]:
         operations = []
-        for project in projects:
-            for operation in make(project.pk):
+        for project in owners:
+            for operation in make(projects.id_of(project)):
                 self.log_change(request, project, log % operation.pk)
                 operations.append(operation)
         tasks.enqueue_on_commit(operations)
         return operations
 
-    @admin.action(permissions=["force"], description=gettext_lazy("Force-delete"))
-    def force_delete(
-        self, request: HttpRequest, queryset: QuerySet[Project]
-    ) -> HttpResponse | None:
+    @action("force", gettext_lazy("Force-delete"))
+    def force_delete(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse | None:
         confirmed = self.is_confirmed(request, queryset)
         if confirmed is False:
             return self.confirm_force(request, queryset)
@@ -137,10 +126,10 @@ class ProjectAdmin(DeletingAdmin[Project]):
         text = _("Deleted. A cleanup without limits now deletes the files from R2.")
         return self.announce(request, text, sum(made, []))
 
-    def confirm_force(self, request: HttpRequest, projects: QuerySet[Project]) -> HttpResponse:
+    def confirm_force(self, request: HttpRequest, owners: QuerySet[M]) -> HttpResponse:
         return self.confirm(
             request,
-            projects,
+            owners,
             action="force_delete",
             title=_("Force-delete projects?"),
             sentences=(
@@ -156,10 +145,30 @@ class ProjectAdmin(DeletingAdmin[Project]):
             heads=(_("Project"), _("Tracked objects"), _("Bytes")),
             rows=[
                 (str(project), self.tracked_objects(project), self.tracked_bytes(project))
-                for project in projects
+                for project in owners
             ],
             button=_("Yes, delete without limits"),
         )
+
+
+@admin.register(Project)
+class ProjectAdmin(OwnerAdmin[Project]):
+    list_display = ("id", "title", "tracked_objects", "tracked_bytes", "last_cleanup", "created_at")
+    search_fields = ("id", "title")
+    search_help_text = gettext_lazy("A part of the id or of the title.")
+    show_full_result_count = True
+    ordering = ("-created_at", "pk")
+    formfield_overrides = {BytewiseTextField: {"widget": AdminTextInputWidget}}
+
+    def get_fields(self, request: HttpRequest, obj: Project | None = None) -> tuple[str, ...]:
+        facts = ("storage", "last_cleanup", "created_at") if obj else ()
+        return ("id", "title", *facts)
+
+    def get_readonly_fields(
+        self, request: HttpRequest, obj: Project | None = None
+    ) -> tuple[str, ...]:
+        # An id that changed would leave its objects behind: Django saves a second row.
+        return ("id", "storage", "last_cleanup", "created_at") if obj else ()
 
 
 @admin.register(KnownProject)

@@ -1,0 +1,84 @@
+"""The rows that own objects: Project's, or those of the model STORAGE_AUDIT_PROJECT_MODEL.
+
+A project's id is the text that stands in keys: the value of STORAGE_AUDIT["PROJECT_FIELD"], which
+is the primary key unless that says otherwise.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from django.apps import apps
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured, ValidationError
+from django.db import connection, models
+from django.db.models import F, Value
+from django.db.models.functions import Cast, Concat, Substr
+
+from storage_audit.conf import conf
+
+# Where the hyphens of a UUID divide its 32 digits: start and length of each part.
+UUID_PARTS = ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))
+
+
+def model() -> type[models.Model]:
+    """Raises ImproperlyConfigured when the setting names no model."""
+    label = getattr(settings, "STORAGE_AUDIT_PROJECT_MODEL", "storage_audit.Project")
+    try:
+        return apps.get_model(label)
+    except (LookupError, ValueError) as error:
+        raise ImproperlyConfigured(
+            f"STORAGE_AUDIT_PROJECT_MODEL is {label!r}. Set it to app_label.ModelName of an"
+            " installed app."
+        ) from error
+
+
+def field() -> Any:
+    """The field that holds the id itself, also where the primary key points at a parent's."""
+    meta, name = model()._meta, conf().project_field
+    found: Any = meta.pk if name == "pk" else meta.get_field(name)
+    while found.is_relation:
+        found = found.target_field
+    return found
+
+
+def id_of(project: models.Model) -> str:
+    # An instance that was not read from the database may hold another spelling of the value.
+    return str(field().to_python(getattr(project, conf().project_field)))
+
+
+def rows() -> models.QuerySet[Any]:
+    """Every project, also what its own manager hides; the id is annotated."""
+    return model()._base_manager.annotate(storage_audit_id=id_expression())
+
+
+def alive(ids: Iterable[str]) -> set[str]:
+    """Which of these ids have a row."""
+    asked, name = set(ids), conf().project_field
+    values = [value for text in asked for value in values_of(text)]
+    found = model()._base_manager.filter(**{f"{name}__in": values})
+    return asked & {str(value) for value in found.values_list(name, flat=True)}
+
+
+def is_alive(project_id: str | None) -> bool:
+    return project_id is not None and project_id in alive([project_id])
+
+
+def values_of(text: str) -> list[Any]:
+    """The value that the field writes so; none when it never does, as "007" for a number."""
+    try:
+        value = field().clean(text, None)
+    except ValidationError:
+        return []
+    return [value] if str(value) == text else []
+
+
+def id_expression() -> Any:
+    """The id in the database's own words; the same text as `id_of`."""
+    name = conf().project_field
+    if isinstance(field(), (models.CharField, models.TextField)):
+        return F(name)
+    text = Cast(name, models.TextField())
+    if not isinstance(field(), models.UUIDField) or connection.features.has_native_uuid_field:
+        return text
+    first, *others = (Substr(text, start, length) for start, length in UUID_PARTS)
+    return Concat(first, *(part for other in others for part in (Value("-"), other)))

@@ -1,0 +1,124 @@
+"""Whose rows own objects: an adopter's model may have numbers, UUIDs or any text for ids."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+from uuid import UUID
+
+import pytest
+from django.contrib.auth.models import Group
+from django.core.checks import run_checks
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection, models
+from pytest_django import Settings
+
+from storage_audit import projects
+from storage_audit.audit import vanished
+from storage_audit.models import CleanupOperation, KnownProject, Project
+from storage_audit.querysets import with_storage
+from tests.test_signals import track
+
+pytestmark = pytest.mark.usefixtures("transactional_db")
+DIGITS = "0123456789abcdef0123456789abcdef"
+CANONICAL = str(UUID(DIGITS))
+
+
+def project() -> models.Model:
+    return Project.objects.create(pk="proj_1")
+
+
+def number() -> models.Model:
+    return Group.objects.create(pk=7, name="Seven")
+
+
+def uuid() -> models.Model:
+    return CleanupOperation.objects.create(pk=UUID(DIGITS), bucket="b", status="clean")
+
+
+class Case(NamedTuple):
+    make: Callable[[], models.Model]
+    model: str
+    field: str
+    project_id: str
+    no_ids: list[str]
+
+
+CASES = [
+    Case(project, "storage_audit.Project", "pk", "proj_1", ["proj_10", "PROJ_1", "", "proj_1\0"]),
+    Case(number, "auth.Group", "pk", "7", ["07", "7.0", " 7", "seven", "9" * 30, "-7", "٧"]),
+    Case(number, "auth.Group", "name", "Seven", ["seven", "7", "Seven ", "S" * 999]),
+    Case(
+        uuid,
+        "storage_audit.CleanupOperation",
+        "pk",
+        CANONICAL,
+        [DIGITS, CANONICAL.upper(), "{" + CANONICAL + "}", "x"],
+    ),
+]
+
+
+@pytest.fixture(params=CASES, ids=["project", "number", "text", "uuid"])
+def case(request: pytest.FixtureRequest, settings: Settings) -> Case:
+    chosen: Case = request.param
+    settings.STORAGE_AUDIT_PROJECT_MODEL = chosen.model
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "PROJECT_FIELD": chosen.field}
+    return chosen
+
+
+def test_an_id_is_the_text_that_stands_in_keys(case: Case) -> None:
+    owner, project_id, others = case.make(), case.project_id, case.no_ids
+    assert projects.id_of(owner) == project_id
+    assert projects.alive([project_id, *others]) == {project_id}
+    assert projects.is_alive(project_id)
+    assert not any(map(projects.is_alive, others))
+    assert not projects.is_alive(None)
+    found = projects.rows().values_list("storage_audit_id", flat=True)
+    assert list(found) == [project_id]
+
+
+def test_the_sweep_remembers_and_misses_it(case: Case) -> None:
+    owner, project_id = case.make(), case.project_id
+    KnownProject.objects.all().delete()
+    assert vanished.notice() == 0
+    assert [known.pk for known in KnownProject.objects.all()] == [project_id]
+    type(owner)._base_manager.all()._raw_delete(connection.alias)
+    assert vanished.notice() == 1
+    operation = CleanupOperation.objects.exclude(status="clean").get()
+    assert (operation.project_id, operation.status) == (project_id, "blocked")
+
+
+def test_its_storage_is_summed_up(case: Case) -> None:
+    owner, project_id = case.make(), case.project_id
+    track("a", "b", project=project_id)
+    track("c", project=case.no_ids[0])
+    shown = with_storage(type(owner)._base_manager.all()).get()
+    assert (shown.object_count, shown.storage_audit_id) == (2, project_id)
+
+
+def test_an_instance_may_hold_another_spelling_of_its_id(settings: Settings) -> None:
+    settings.STORAGE_AUDIT_PROJECT_MODEL = "storage_audit.CleanupOperation"
+    assert projects.id_of(CleanupOperation(pk=DIGITS)) == CANONICAL
+    settings.STORAGE_AUDIT_PROJECT_MODEL = "auth.Group"
+    assert projects.id_of(Group(pk="007")) == "7"
+
+
+def problems(settings: Settings, model: str, field: str) -> list[str]:
+    settings.STORAGE_AUDIT_PROJECT_MODEL = model
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "PROJECT_FIELD": field}
+    return [str(each.msg) for each in run_checks() if each.id == "storage_audit.E004"]
+
+
+def test_a_field_that_does_not_tell_projects_apart_is_an_error(settings: Settings) -> None:
+    assert problems(settings, "storage_audit.Project", "pk") == []
+    assert problems(settings, "auth.Group", "name") == []
+    assert (
+        "no unique field of storage_audit.Project"
+        in problems(settings, "storage_audit.Project", "title")[0]
+    )
+    assert "'slug'" in problems(settings, "storage_audit.Project", "slug")[0]
+
+
+@pytest.mark.parametrize("label", ["nowhere.Model", "auth.Clip", "Project", ""])
+def test_a_model_that_is_not_there_stops_the_start(label: str, settings: Settings) -> None:
+    settings.STORAGE_AUDIT_PROJECT_MODEL = label
+    with pytest.raises(ImproperlyConfigured, match="STORAGE_AUDIT_PROJECT_MODEL"):
+        projects.model()

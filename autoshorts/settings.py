@@ -3,9 +3,11 @@ environment; README.md lists the variables. A missing or malformed one stops the
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import dj_database_url
+import django
 
 from autoshorts.environment import Environment
 
@@ -38,6 +40,22 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "storage_audit.origin.OriginMiddleware",
 ]
+if django.VERSION >= (6, 0):
+    from django.utils.csp import CSP
+
+    MIDDLEWARE.insert(1, "django.middleware.csp.ContentSecurityPolicyMiddleware")
+    # Nothing inline and nothing of others; the admin's icons are files of ours too.
+    SECURE_CSP = {
+        "default-src": [CSP.NONE],
+        "script-src": [CSP.SELF],
+        "style-src": [CSP.SELF],
+        "img-src": [CSP.SELF],
+        "font-src": [CSP.SELF],
+        "connect-src": [CSP.SELF],
+        "form-action": [CSP.SELF],
+        "frame-ancestors": [CSP.NONE],
+        "base-uri": [CSP.NONE],
+    }
 ROOT_URLCONF = "autoshorts.urls"
 WSGI_APPLICATION = "autoshorts.wsgi.application"
 TEMPLATES = [
@@ -57,8 +75,8 @@ TEMPLATES = [
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 
-def database(url: str) -> dict[str, object]:
-    settings: dict[str, object] = {}
+def database(url: str) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
     with suppress(dj_database_url.ParseError, dj_database_url.UnknownSchemeError, ValueError):
         settings = dict(dj_database_url.parse(url, conn_health_checks=True))
     engine = str(settings.get("ENGINE", "")).rpartition(".")[2]
@@ -76,6 +94,9 @@ def database(url: str) -> dict[str, object]:
             "transaction_mode": "IMMEDIATE",
             "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
         }
+    else:
+        # A server that cannot be reached would hold a request, or a health check, for minutes.
+        settings["OPTIONS"] = {"connect_timeout": 5} | settings.get("OPTIONS", {})
     return settings
 
 
@@ -169,6 +190,8 @@ STATIC_ROOT = BASE_DIR / "staticfiles"
 
 HTTPS = env.flag("HTTPS", True)
 SECURE_SSL_REDIRECT = HTTPS
+# Load balancers ask over plain HTTP, and take a redirect for an answer.
+SECURE_REDIRECT_EXEMPT = [r"^health/"]
 SESSION_COOKIE_SECURE = HTTPS
 CSRF_COOKIE_SECURE = HTTPS
 SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0

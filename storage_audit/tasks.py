@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from django.db import connection, transaction
+from django.db.models import Min
 from django.utils import timezone
 from django_q.models import OrmQ, Schedule
 from django_q.tasks import async_task
@@ -95,4 +96,17 @@ def create_schedule(**kwargs: Any) -> None:
 
 
 def is_scheduled() -> bool:
-    return bool(Schedule.objects.filter(func=SWEEP).exclude(repeats=0).exists())
+    return sweep_due_at() is not None
+
+
+def sweep_due_at() -> datetime | None:
+    """When the next sweep is due, or was: no cluster runs then. None when none is scheduled."""
+    sweeps = Schedule.objects.filter(func=SWEEP).exclude(repeats=0)
+    due: datetime | None = sweeps.aggregate(at=Min("next_run"))["at"]
+    return due
+
+
+def oldest_task_at() -> datetime | None:
+    """Since when a task waits for a cluster; None when none does."""
+    ready: datetime | None = OrmQ.objects.aggregate(at=Min("lock"))["at"]
+    return ready

@@ -1,0 +1,238 @@
+"""What the load balancer and the monitoring are told, from real databases and real servers."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, Request, build_opener
+
+import pytest
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+from django_q.models import OrmQ, Schedule
+from pytest_django import Settings
+
+from autoshorts.health import LATE
+from devtools.environment import made_up_environment
+from devtools.postgres import postgres
+from devtools.processes import Child, free_port
+from storage_audit import tasks
+from storage_audit.models import CleanupOperation
+from tests.test_sweep import forgotten
+
+ROOT = Path(__file__).resolve().parent.parent
+WEB, WORKER = "/health/", "/health/worker/"
+HOST = {"host": "example.com"}
+LONG = LATE + timedelta(minutes=4, seconds=5)
+Status = CleanupOperation.Status
+
+both = pytest.mark.parametrize("path", [WEB, WORKER])
+
+
+def ask(path: str) -> list[str]:
+    """The problems that it tells of."""
+    response = Client().get(path, headers=HOST)
+    content = response.json()
+    assert content == {"healthy": response.status_code == 200, "problems": content["problems"]}
+    assert response.status_code == (503 if content["problems"] else 200)
+    problems: list[str] = content["problems"]
+    return problems
+
+
+def overdue(**values: Any) -> CleanupOperation:
+    return forgotten(**{"next_attempt_at": timezone.now() - LONG, **values})
+
+
+# Both
+
+
+@both
+@pytest.mark.django_db
+def test_all_is_well(path: str) -> None:
+    assert ask(path) == []
+
+
+@both
+@pytest.mark.django_db
+def test_it_answers_over_plain_http_and_nobody_may_keep_it(path: str, settings: Settings) -> None:
+    settings.SECURE_SSL_REDIRECT = True
+    assert Client().get("/admin/", headers=HOST).status_code == 301
+    response = Client().get(path, headers=HOST)
+    assert response.status_code == 200
+    assert "no-store" in response["Cache-Control"]
+    assert not response.cookies
+
+
+@both
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+def test_it_can_only_be_read(path: str, method: str) -> None:
+    assert Client().generic(method, path, headers=HOST).status_code == 405
+
+
+@both
+@pytest.mark.django_db
+def test_it_writes_nothing(path: str) -> None:
+    overdue()
+    with CaptureQueriesContext(connection) as queries:
+        ask(path)
+    assert queries.captured_queries
+    for query in queries.captured_queries:
+        assert query["sql"].split()[0] == "SELECT", query["sql"]
+
+
+@both
+@pytest.mark.django_db
+def test_a_migration_that_was_not_applied_is_told(path: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM django_migrations WHERE app = 'storage_audit'")
+    (told,) = ask(path)
+    assert "manage.py migrate" in told
+
+
+# The worker
+
+
+@pytest.mark.django_db
+def test_operations_that_nobody_takes_are_named_with_their_delay() -> None:
+    first = overdue(next_attempt_at=timezone.now() - LONG - LATE)
+    second = overdue()
+    (told,) = ask(WORKER)
+    assert f"not worked on: 2, the first for 24 minutes ({first.pk}, {second.pk})." in told
+    assert ask(WEB) == []
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"status": Status.BLOCKED, "next_attempt_at": None},
+        {"status": Status.RUNNING, "lease_until": timezone.now() + timedelta(days=1)},
+        {"status": Status.CLEAN},
+    ],
+)
+def test_an_operation_that_waits_for_a_person_or_is_worked_on_or_ended_is_well(
+    values: dict[str, Any],
+) -> None:
+    overdue(**values)
+    assert ask(WORKER) == []
+
+
+@pytest.mark.django_db
+def test_an_operation_that_has_just_become_due_is_well() -> None:
+    overdue(next_attempt_at=timezone.now() - LATE / 2)
+    assert ask(WORKER) == []
+
+
+@pytest.mark.django_db
+def test_an_operation_may_wait_for_another_of_its_project() -> None:
+    overdue(project_id="proj_1")
+    held = {"status": Status.RUNNING, "lease_until": timezone.now() + timedelta(seconds=50)}
+    forgotten(project_id="proj_1", bucket="elsewhere", **held)
+    assert len(ask(WORKER)) == 1
+    forgotten(project_id="proj_1", **held)
+    assert ask(WORKER) == []
+
+
+@pytest.mark.django_db
+def test_a_sweep_that_does_not_come_is_told() -> None:
+    Schedule.objects.filter(func=tasks.SWEEP).update(next_run=timezone.now() - LATE / 2)
+    assert ask(WORKER) == []
+    Schedule.objects.filter(func=tasks.SWEEP).update(next_run=timezone.now() - LONG)
+    (told,) = ask(WORKER)
+    assert "the sweep is 14 minutes late" in told
+    assert ask(WEB) == []
+
+
+@pytest.mark.django_db
+def test_a_sweep_that_nobody_scheduled_is_told() -> None:
+    Schedule.objects.all().delete()
+    (told,) = ask(WORKER)
+    assert "No sweep is scheduled" in told
+
+
+@pytest.mark.django_db
+def test_a_queue_that_does_not_move_is_told() -> None:
+    """As when a killed worker took the cluster's lock with it: the schedule still goes on."""
+    OrmQ.objects.create(key="autoshorts", payload="", lock=timezone.now() + LONG)
+    assert ask(WORKER) == []
+    OrmQ.objects.update(lock=timezone.now() - LONG)
+    (told,) = ask(WORKER)
+    assert "waited in the queue for 14 minutes" in told
+
+
+@pytest.mark.django_db
+def test_without_a_queue_only_the_operations_count(settings: Settings) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True}
+    Schedule.objects.update(next_run=timezone.now() - LONG)
+    OrmQ.objects.create(key="autoshorts", payload="", lock=timezone.now() - LONG)
+    assert ask(WORKER) == []
+    overdue()
+    (told,) = ask(WORKER)
+    assert "manage.py sweep_cleanups" in told
+
+
+# A real server, before a real database that goes away
+
+
+@contextmanager
+def site(database_url: str, log: Path) -> Iterator[str]:
+    """The address of the web server on this database, as in production but for its port."""
+    port = free_port(0)
+    argv = [sys.executable, "-m", "gunicorn", "--config", "deploy/gunicorn.conf.py"]
+    argv += ["--bind", f"127.0.0.1:{port}", "autoshorts.wsgi"]
+    environment = os.environ | made_up_environment() | {"DATABASE_URL": database_url}
+    with Child("gunicorn", argv, env=environment, log=log, cwd=ROOT) as web:
+        web.wait_until(lambda: "Booting worker" in web.tail())
+        yield f"http://127.0.0.1:{port}"
+
+
+def fetch(address: str) -> tuple[int, str]:
+    opener = build_opener(ProxyHandler({}))
+    try:
+        with opener.open(Request(address, headers=HOST), timeout=20) as response:
+            return response.status, response.read().decode()
+    except HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def migrate(database_url: str) -> None:
+    environment = os.environ | made_up_environment() | {"DATABASE_URL": database_url}
+    argv = [sys.executable, "manage.py", "migrate", "--verbosity", "0"]
+    subprocess.run(argv, cwd=ROOT, env=environment, check=True)
+
+
+def test_a_database_that_is_new_then_migrated_then_stopped(tmp_path: Path) -> None:
+    with ExitStack() as database:
+        url = database.enter_context(postgres())
+        with site(url, tmp_path / "web.log") as address:
+            for path in (WEB, WORKER):
+                code, told = fetch(address + path)
+                assert (code, "manage.py migrate" in told) == (503, True)
+            migrate(url)
+            assert fetch(address + WEB) == (200, '{"healthy": true, "problems": []}')
+            assert fetch(address + WORKER)[0] == 200
+            database.close()
+            for path in (WEB, WORKER):
+                code, told = fetch(address + path)
+                assert (code, "The database does not answer" in told) == (503, True)
+                assert "postgres" not in told
+
+
+def test_a_database_that_is_silent_is_not_waited_for(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgres://u:hunter2@127.0.0.1:{silent.getsockname()[1]}/n"
+        with site(url, tmp_path / "web.log") as address:
+            started = time.monotonic()
+            code, told = fetch(address + WEB)
+    assert (code, "The database does not answer" in told) == (503, True)
+    assert time.monotonic() - started < 10
+    assert "hunter2" not in told + (tmp_path / "web.log").read_text()

@@ -1,0 +1,190 @@
+"""A stop as the service manager does it, read from the unit files, ends soon and loses nothing."""
+
+import os
+import runpy
+import shlex
+import signal
+import sys
+import time
+from configparser import ConfigParser
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.utils import timezone
+
+from devtools.environment import made_up_environment
+from devtools.processes import Child, free_port
+from storage_audit import tasks
+from storage_audit.conf import conf
+from storage_audit.models import CleanupItem, CleanupOperation, Project
+from tests.conftest import Bucket
+from tests.test_health import fetch
+from tests.test_queue import OTHER, Cluster, stopping
+
+ROOT = Path(__file__).resolve().parent.parent
+UNITS = ROOT / "deploy" / "systemd"
+GUNICORN = ROOT / "deploy" / "gunicorn.conf.py"
+BIN = "/opt/autoshorts/.venv/bin/"
+# Whatever a stop takes here, where turns are short, is far less than a unit allows.
+SOON = 15
+Status = CleanupOperation.Status
+SETTINGS = """
+from autoshorts.settings import *
+ROOT_URLCONF = "slow_urls"
+"""
+URLS = """
+import time
+from django.http import HttpResponse
+from django.urls import path
+
+def slow(request):
+    print("began", flush=True)
+    time.sleep(2)
+    return HttpResponse("done")
+
+urlpatterns = [path("slow/", slow)]
+"""
+
+
+def service(name: str) -> dict[str, str]:
+    """The [Service] section of a unit, over what systemd does when nothing is said."""
+    unit = ConfigParser(interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read(UNITS / f"autoshorts-{name}.service")
+    return {"KillMode": "control-group", "KillSignal": "SIGTERM", **unit["Service"]}
+
+
+def seconds_to_stop(name: str) -> int:
+    return int(service(name)["TimeoutStopSec"])
+
+
+def stop(child: Child, name: str, *, patience: float = SOON) -> float:
+    """Stop it as systemd stops the unit, but kill it sooner. Gives the seconds until it ended."""
+    unit = service(name)
+    send = {"mixed": os.kill, "control-group": os.killpg}[unit["KillMode"]]
+    started = time.monotonic()
+    send(child.pid, signal.Signals[unit["KillSignal"]])
+    while child.running and time.monotonic() - started < patience:
+        time.sleep(0.05)
+    took = time.monotonic() - started
+    if child.running:
+        os.killpg(child.pid, signal.SIGKILL)
+    return took
+
+
+@pytest.fixture
+def deleted(bucket: Bucket) -> None:
+    """Projects that take a worker some turns each."""
+    bucket.put(OTHER)
+    for project_id in ("proj_1", "proj_2", "proj_3"):
+        bucket.upload(project_id)
+        bucket.put(*(f"projects/{project_id}/scenes/s2/media/{n:03}.mp4" for n in range(20)))
+    Project.objects.all().delete()
+
+
+def sent() -> int:
+    """How many objects the store was asked to delete so far."""
+    return CleanupItem.objects.filter(tries__gt=0).count()
+
+
+def cleanups() -> list[CleanupOperation]:
+    return list(CleanupOperation.objects.filter(parent=None))
+
+
+def assert_finishes(cluster: Cluster, bucket: Bucket) -> None:
+    with stopping(cluster):
+        cluster.wait_until(lambda: {each.status for each in cleanups()} == {Status.CLEAN})
+    assert bucket.keys() == {OTHER}
+    for each in cleanups():
+        assert each.found == 21 == each.deleted + each.already_absent
+
+
+def test_a_worker_stopped_in_the_middle_of_its_work_ends_soon_and_loses_nothing(
+    deleted: None, bucket: Bucket, tmp_path: Path
+) -> None:
+    with Cluster(tmp_path, slice_seconds=0.2) as cluster:
+        cluster.wait_until(lambda: sent() >= 3)
+        took = stop(cluster, "worker")
+        assert cluster.wait() == 0, cluster.tail()
+    assert took < SOON < seconds_to_stop("worker") / 2
+    assert {each.status for each in cleanups()} & {Status.RUNNING, Status.PENDING}
+    assert not CleanupOperation.objects.held(timezone.now()).exists()
+    with Cluster(tmp_path) as another:
+        assert_finishes(another, bucket)
+
+
+def test_a_worker_that_had_to_be_killed_loses_nothing(
+    deleted: None, bucket: Bucket, tmp_path: Path
+) -> None:
+    with Cluster(tmp_path, slice_seconds=60) as cluster:
+        cluster.wait_until(lambda: sent() >= 3)
+        stop(cluster, "worker", patience=0)
+        assert cluster.wait() == -signal.SIGKILL
+    assert CleanupOperation.objects.held(timezone.now()).exists()
+    # As when the lease has run out, and the queue's own lock has not.
+    past = timezone.now() - 2 * conf().lease
+    unfinished = CleanupOperation.objects.open().filter(parent=None)
+    count = unfinished.update(next_attempt_at=past, enqueued_at=past)
+    unfinished.exclude(lease_until=None).update(lease_until=past)
+    assert tasks.sweep()["enqueued"] == count
+    with Cluster(tmp_path) as another:
+        assert_finishes(another, bucket)
+
+
+def test_a_worker_is_given_the_time_that_it_may_take() -> None:
+    queue: dict[str, Any] = settings.Q_CLUSTER
+    # The one in its hands, those that wait inside the cluster, and one that waits to get there.
+    turns = 1 + queue["queue_limit"] / queue["workers"] + 1
+    assert seconds_to_stop("worker") > turns * conf().slice.total_seconds() + 30
+
+
+# The web server
+
+
+class Web(Child):
+    """The unit's own command, with a page that takes two seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "slow_settings.py").write_text(SETTINGS)
+        (folder / "slow_urls.py").write_text(URLS)
+        self.port = free_port(0)
+        program, *words = shlex.split(service("web")["ExecStart"].removeprefix(BIN))
+        argv = [str(Path(sys.executable).parent / program), *words]
+        environment = os.environ | made_up_environment() | {"HTTPS": "false"}
+        environment |= {"DJANGO_SETTINGS_MODULE": "slow_settings", "PYTHONPATH": str(folder)}
+        environment |= {"GUNICORN_CMD_ARGS": f"--bind 127.0.0.1:{self.port}"}
+        super().__init__("gunicorn", argv, env=environment, log=folder / "web.log", cwd=ROOT)
+
+
+def test_a_web_server_stopped_during_a_request_answers_it_and_ends(tmp_path: Path) -> None:
+    answers: list[tuple[int, str]] = []
+    with Web(tmp_path) as web:
+        web.wait_until(lambda: "Booting worker" in web.tail())
+        address = f"http://127.0.0.1:{web.port}/slow/"
+        browser = Thread(target=lambda: answers.append(fetch(address)))
+        browser.start()
+        web.wait_until(lambda: "began" in web.tail())
+        took = stop(web, "web")
+        assert web.wait() == 0, web.tail()
+        browser.join()
+    assert answers == [(200, "done")]
+    assert 1 < took < SOON < seconds_to_stop("web")
+
+
+def test_the_web_server_is_given_the_time_that_it_gives_to_requests() -> None:
+    assert seconds_to_stop("web") > runpy.run_path(str(GUNICORN))["graceful_timeout"]
+
+
+# Whoever starts us
+
+
+def test_units_and_procfile_start_the_same_programs() -> None:
+    lines = (ROOT / "Procfile").read_text().splitlines()
+    procfile = dict(line.split(": ", 1) for line in lines)
+    for name in ("web", "worker"):
+        # Without exec the signal reaches a shell, which ends and leaves the program running.
+        assert procfile[name] == f"exec {service(name)['ExecStart'].removeprefix(BIN)}"
+    assert procfile["worker"] == "exec python manage.py qcluster"

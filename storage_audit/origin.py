@@ -1,10 +1,12 @@
 """Who asked for what is being done, and from where, without passing it through every call."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from ipaddress import ip_address
 
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 
 
@@ -36,7 +38,16 @@ def acting_as(origin: Origin) -> Iterator[None]:
 
 def of_request(request: HttpRequest, *, forced: bool = False) -> Origin:
     user = request.user.get_username() if request.user.is_authenticated else ""
-    return Origin(user, f"web, {request.META.get('REMOTE_ADDR', 'unknown address')}", forced)
+    return Origin(user, f"web, {address_of(request)}", forced)
+
+
+def address_of(request: HttpRequest) -> str:
+    if settings.SECURE_PROXY_SSL_HEADER:
+        # A proxy is trusted, and the last address is the one that it has seen itself.
+        last = request.META.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
+        with suppress(ValueError):
+            return str(ip_address(last))
+    return str(request.META.get("REMOTE_ADDR", "unknown address"))
 
 
 class OriginMiddleware:

@@ -13,6 +13,7 @@ from uuid import UUID
 from django.db import transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from storage_audit.audit import deletion, verification
 from storage_audit.audit.discovery import discover
@@ -205,10 +206,14 @@ def close(work: Work) -> None:
     """Close the books. Whatever remains is said, and tried again or shown to a person."""
     operation = work.operation
     books = operation.items.books()
-    if books["failed"]:
-        text = _("%s objects remain; each item says why.") % books["failed"]
+    if failed := books["failed"]:
+        text = ngettext(
+            "%d object remains; its item says why.",
+            "%d objects remain; each item says why.",
+            failed,
+        )
         with transaction.atomic():
-            postpone(operation, text)
+            postpone(operation, text % failed)
             schedule_late_checks(operation)
         return
     status = Status.CLEAN_WITH_PROTECTED if books["protected"] else Status.CLEAN

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from urllib.parse import urlencode
 
+import django
 from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.options import ShowFacets
@@ -27,7 +28,7 @@ from storage_audit.redaction import visible
 M = TypeVar("M", bound=models.Model)
 F = TypeVar("F", bound=Callable[..., Any])
 
-ACTIONS_ON_PAGES = hasattr(admin, "ActionLocation")
+DJANGO_6_1 = django.VERSION >= (6, 1)
 
 if TYPE_CHECKING:
 
@@ -39,7 +40,7 @@ else:
 
 def action(permission: str, description: Any) -> Callable[[F], F]:
     """An action of the list and, from Django 6.1 on, of the page of one object."""
-    places: Any = {"location": list(admin.ActionLocation)} if ACTIONS_ON_PAGES else {}
+    places: Any = {"location": list(admin.ActionLocation)} if DJANGO_6_1 else {}
     decorate: Callable[[F], F] = admin.action(
         permissions=[permission], description=description, **places
     )
@@ -68,8 +69,8 @@ def badge(status: str) -> SafeString:
     return format_html('<span class="audit-status audit-{}">{}</span>', status, label)
 
 
-def label_of(name: str) -> Any:
-    field: Any = CleanupOperation._meta.get_field(name)
+def label_of(row: models.Model, name: str) -> Any:
+    field: Any = row._meta.get_field(name)
     return field.verbose_name
 
 
@@ -102,7 +103,7 @@ class AuditAdmin(ModelAdmin[M]):
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
     ) -> HttpResponse:
-        if context["original"] and not ACTIONS_ON_PAGES:
+        if context["original"] and not DJANGO_6_1:
             # Django itself offers them from 6.1 on; of the stock ones, deletion has its button.
             choices = self.get_action_choices(request, [])
             context["object_actions"] = [c for c in choices if c[0] != "delete_selected"]

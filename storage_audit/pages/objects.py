@@ -22,7 +22,7 @@ KEYS_SHOWN = 50
 
 @admin.register(R2Object)
 class R2ObjectAdmin(DeletingAdmin[R2Object]):
-    list_display = ("shown", "owner", "shown_size", "state", "source", "last_modified", "bucket")
+    list_display = ("shown", "owner", "shown_size", "state", "last_modified", "bucket")
     list_filter = ("state", "source")
     search_fields = ("key",)
     search_help_text = gettext_lazy(

@@ -187,7 +187,7 @@ def facts(operation: CleanupOperation) -> Iterator[tuple[Any, Any]]:
         display = getattr(operation, f"get_{name}_display", None)
         value = display() if display else getattr(operation, name)
         if value not in (None, ""):
-            yield label_of(name), visible(value) if isinstance(value, str) else value
+            yield label_of(operation, name), visible(value) if isinstance(value, str) else value
 
 
 def books(operation: CleanupOperation, outcomes: dict[str, tuple[int, int]]) -> list[Line]:
@@ -195,13 +195,17 @@ def books(operation: CleanupOperation, outcomes: dict[str, tuple[int, int]]) -> 
     if operation.status in CleanupOperation.CLOSED:
         names = ("found", "deleted", "already_absent", "protected", "failed")
         return [column(operation, name) for name in names]
-    found = [sum(figures) for figures in zip(*outcomes.values(), strict=True)] or [0, 0]
+    if not outcomes:
+        return []
+    found = [sum(figures) for figures in zip(*outcomes.values(), strict=True)]
     lines = [Line(Outcome(o).label, *outcomes[o]) for o in Outcome.values if o in outcomes]
     return [Line(_("found"), *found), *lines]
 
 
 def column(operation: CleanupOperation, name: str) -> Line:
-    return Line(label_of(name), getattr(operation, name), getattr(operation, f"{name}_bytes"))
+    return Line(
+        label_of(operation, name), getattr(operation, name), getattr(operation, f"{name}_bytes")
+    )
 
 
 def items(

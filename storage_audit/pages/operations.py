@@ -23,6 +23,7 @@ from storage_audit.forms import DeclareDeletedForm
 from storage_audit.models import CleanupOperation, IllegalTransition
 from storage_audit.pages import operation_page
 from storage_audit.pages.base import (
+    DJANGO_6_1,
     ConfirmingAdmin,
     ReadOnlyAdmin,
     amount,
@@ -80,7 +81,9 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         if operation.status not in (*CleanupOperation.CLOSED, CleanupOperation.Status.PLANNED):
             return None
         closed = operation.status in CleanupOperation.CLOSED
-        counts = [(getattr(operation, name), label_of(name)) for name in OUTCOMES if closed]
+        counts = [
+            (getattr(operation, name), label_of(operation, name)) for name in OUTCOMES if closed
+        ]
         became = ", ".join(f"{count} {label}" for count, label in counts if count)
         return format_html("{}<br>{}", amount(operation.found, operation.found_bytes), became)
 
@@ -90,6 +93,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         operation = context["original"]
         context |= {
             "title": _("Cleanup operation: %s") % visible(operation.subject),
+            "has_own_object_tools": not DJANGO_6_1,
             "may_verify": self.has_verify_permission(request),
             "may_force": self.has_force_permission(request),
             **operation_page.context(operation, request.GET),

@@ -3,34 +3,37 @@
 from django.contrib import admin
 from django.template.defaultfilters import filesizeformat
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit.models import BucketScan, Finding
-from storage_audit.pages.base import ReadOnlyAdmin, shown_key
+from storage_audit.pages.base import ReadOnlyAdmin, label_of, shown_key
 from storage_audit.redaction import visible
+
+FINDINGS = ("orphaned", "ambiguous", "unrecognised")
 
 
 @admin.register(BucketScan)
 class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
     list_display = (
-        "id",
-        "bucket",
-        "shown_prefix",
+        "started_at",
+        "place",
         "status",
         "listed",
         "shown_size",
-        "orphaned",
-        "ambiguous",
-        "unrecognised",
-        "started_at",
-        "finished_at",
+        "findings",
     )
     list_filter = ("status", "dry_run")
     ordering = ("-started_at", "pk")
 
-    @admin.display(description=gettext_lazy("prefix"))
-    def shown_prefix(self, scan: BucketScan) -> str:
-        return visible(scan.prefix)
+    @admin.display(description=gettext_lazy("bucket, and prefix"), ordering="bucket")
+    def place(self, scan: BucketScan) -> str:
+        return visible(f"{scan.bucket}/{scan.prefix}" if scan.prefix else scan.bucket)
+
+    @admin.display(description=gettext_lazy("findings"))
+    def findings(self, scan: BucketScan) -> str:
+        counts = [(getattr(scan, name), label_of(scan, name)) for name in FINDINGS]
+        return ", ".join(f"{count} {label}" for count, label in counts if count) or _("none")
 
     @admin.display(description=gettext_lazy("bytes listed"), ordering="listed_bytes")
     def shown_size(self, scan: BucketScan) -> str:
@@ -39,16 +42,7 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
 
 @admin.register(Finding)
 class FindingAdmin(ReadOnlyAdmin[Finding]):
-    list_display = (
-        "shown",
-        "kind",
-        "state",
-        "project_id",
-        "shown_size",
-        "evidence",
-        "last_modified",
-        "last_seen_at",
-    )
+    list_display = ("shown", "kind", "state", "shown_size", "evidence")
     list_filter = ("state", "kind")
     search_fields = ("key",)
     search_help_text = gettext_lazy(

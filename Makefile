@@ -1,13 +1,35 @@
 # Python 3.11 or newer, any name of it
 PYTHON ?= python3
+VENV ?= .venv
 
-.PHONY: help demo test
+.PHONY: help demo test screenshots
+
+define HELP
+make demo          try it: a local R2, a database, a worker and the admin, with example data
+make test          every check, and all tests on SQLite and on PostgreSQL
+make screenshots   a picture of each page of the admin; ARGS is the folder for them
+make help          this text, as bare `make` does
+
+Each installs first what it needs and does not find, into this folder.
+
+variables:
+  PYTHON    the Python to work with, 3.11 or newer (default: python3)
+  VENV      the folder of its packages, one for each Python (default: .venv)
+  ARGS      arguments of the target; ARGS=--help shows which there are
+
+examples:
+  make demo ARGS=--once
+  make test ARGS="-k lease"
+  make test PYTHON=python3.13 VENV=.venv-3.13
+
+Next: README.md, and CONTRIBUTING.md if you want to change something.
+endef
 
 help:
-	@echo 'make demo   try it: a local R2, a database, a worker and the admin, with example data'
-	@echo 'make test   every check; ARGS="-k name" goes to pytest'
+	$(info $(HELP))
+	@:
 
 # `exec`, so that a signal that make hands on reaches Python and not a shell.
-demo test:
-	@$(PYTHON) -m devtools.install
-	@exec .venv/bin/python -m devtools.$@ $(ARGS)
+demo test screenshots:
+	@$(PYTHON) -m devtools.install $(VENV)
+	@exec $(VENV)/bin/python -m devtools.$@ $(ARGS)

@@ -1,6 +1,4 @@
-"""Make .venv and devtools/node_modules, or do nothing when they are as the lock files want them.
-
-    python3 -m devtools.install
+"""Make a venv and devtools/node_modules, or do nothing when they are as the lock files want them.
 
 Needs only Python and its standard library.
 """
@@ -10,6 +8,7 @@ import importlib.util
 import os
 import re
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 if sys.version_info < (3, 11):  # noqa: UP036 - whoever reads this message has an older Python
@@ -20,11 +19,9 @@ import fcntl
 from devtools.processes import Child, stop_on_signals
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
-PYTHON = VENV / "bin" / "python"
 NODE_MODULES = ROOT / "devtools" / "node_modules"
 LOCKS = [ROOT / "requirements-dev.txt", ROOT / "devtools" / "package-lock.json"]
-STAMP = VENV / "installed"
+STAMP = "installed"
 WORK = ROOT / ".local"
 
 # What pip and npm write when they fail, and what that means.
@@ -37,27 +34,58 @@ REASONS = {
     r"(?:ENOSPC|No space left on device)": "the disk is full",
 }
 
+EPILOG = """\
+examples:
+  python3 -m devtools.install
+  python3.13 -m devtools.install .venv-3.13
+
+exit codes:
+  0  everything is installed
+  1  something is missing, and the last line says what
+  2  wrong use
+
+Next: `make demo` or `make test`. Both install first, by this very command.
+"""
+
 
 class InstallError(Exception):
     """Says what is missing."""
 
 
-def install() -> None:
+def command_line() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python3 -m devtools.install",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "venv",
+        nargs="?",
+        default=".venv",
+        metavar="VENV",
+        help="folder of the venv, made by the Python that runs this (default: %(default)s)",
+    )
+    return parser
+
+
+def install(venv: Path) -> None:
     """Raise InstallError or OSError when something is missing; cheap when nothing is."""
     stamp = _wanted_stamp()
-    if _installed() == stamp:
+    if _installed(venv) == stamp:
         return
     WORK.mkdir(exist_ok=True)
     with (WORK / "install.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if _installed() == stamp:
+        if _installed(venv) == stamp:
             return
-        STAMP.unlink(missing_ok=True)
-        if not _usable_venv():
-            _make_venv()
-        _install_python_packages()
-        _install_npm_packages()
-        STAMP.write_text(stamp)
+        _refuse_other_folder(venv)
+        (venv / STAMP).unlink(missing_ok=True)
+        if not _usable(venv):
+            _make(venv)
+        _install_python_packages(venv)
+        _install_npm_packages(venv)
+        (venv / STAMP).write_text(stamp)
 
 
 def _wanted_stamp() -> str:
@@ -67,40 +95,48 @@ def _wanted_stamp() -> str:
     return f"{sys.version}\n{ROOT}\n{digest.hexdigest()}\n"
 
 
-def _installed() -> str | None:
-    there = STAMP.exists() and os.access(PYTHON, os.X_OK) and NODE_MODULES.exists()
-    return STAMP.read_text() if there else None
+def _installed(venv: Path) -> str | None:
+    stamp, python = venv / STAMP, venv / "bin" / "python"
+    there = stamp.exists() and os.access(python, os.X_OK) and NODE_MODULES.exists()
+    return stamp.read_text() if there else None
 
 
-def _usable_venv() -> bool:
+def _refuse_other_folder(venv: Path) -> None:
+    """A mistyped name must not cost anybody a folder: making a venv empties its own."""
+    if venv.exists() and any(venv.iterdir()) and not (venv / "pyvenv.cfg").exists():
+        raise InstallError(f"{venv} holds files and is no venv: choose another VENV")
+
+
+def _usable(venv: Path) -> bool:
     """A venv that was copied from elsewhere or made by another Python is not usable."""
     try:
-        answer = _run("pip", VENV / "bin" / "pip", "--version")
+        answer = _run("pip", venv / "bin" / "pip", "--version")
     except InstallError:
         return False
     version = f"(python {sys.version_info.major}.{sys.version_info.minor})"
-    return f" {VENV}/" in answer and version in answer
+    return f" {venv}/" in answer and version in answer
 
 
-def _make_venv() -> None:
+def _make(venv: Path) -> None:
     if not all(importlib.util.find_spec(name) for name in ("venv", "ensurepip")):
         raise InstallError(
             "missing: Python's venv and ensurepip modules."
             " On Debian and Ubuntu: apt-get install python3-venv"
         )
-    print("Making .venv ...", flush=True)
-    _run("python3 -m venv", sys.executable, "-m", "venv", "--clear", VENV)
+    print(f"Making {venv.name} ...", flush=True)
+    _run("python3 -m venv", sys.executable, "-m", "venv", "--clear", venv)
 
 
-def _install_python_packages() -> None:
+def _install_python_packages(venv: Path) -> None:
     print("Installing requirements-dev.txt ...", flush=True)
-    _run("pip install", PYTHON, "-m", "pip", "install", "--no-input", "-r", LOCKS[0])
+    python = venv / "bin" / "python"
+    _run("pip install", python, "-m", "pip", "install", "--no-input", "-r", LOCKS[0])
 
 
-def _install_npm_packages() -> None:
+def _install_npm_packages(venv: Path) -> None:
     print("Installing devtools/package-lock.json ...", flush=True)
     quiet = ["--no-audit", "--no-fund", "--no-update-notifier"]
-    npm = VENV / "bin" / "npm"
+    npm = venv / "bin" / "npm"
     _run("npm ci", npm, "ci", "--ignore-scripts", *quiet, "--prefix", NODE_MODULES.parent)
 
 
@@ -124,8 +160,9 @@ def _reason(output: str) -> str:
 
 
 if __name__ == "__main__":
+    options = command_line().parse_args()
     try:
         with stop_on_signals():
-            install()
+            install(ROOT / options.venv)
     except (InstallError, OSError) as error:
         sys.exit(f"Nothing was started, because the installation failed.\n{error}")

@@ -465,6 +465,18 @@ def test_claim_that_cannot_reach_the_bucket_is_one_line_and_exits_with_1(unreach
     assert re.fullmatch(rf"CommandError: .*{NO_ANSWER}.*\n", err)
 
 
+def test_claim_of_a_bucket_that_the_store_does_not_have_exits_with_2(
+    bucket: Bucket, settings: Settings
+) -> None:
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "BUCKET": "nowhere"}
+    assert run("claim_bucket") == (
+        "",
+        "CommandError: The store has no bucket nowhere. Create it, or correct the bucket or the"
+        " address in the settings.\n",
+        2,
+    )
+
+
 def test_keys_are_printed_so_that_a_terminal_obeys_nothing() -> None:
     assert visible("é 🦊") == "é 🦊"
     assert visible("\x1b[2J\r\n\0") == "\\x1b[2J\\r\\n\\x00"

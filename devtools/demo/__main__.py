@@ -1,13 +1,10 @@
-"""Delete one project of six, prove what went and what stayed, then serve the admin.
-
-python -m devtools.demo [--once]
-"""
+"""Delete one project of six, prove what went and what stayed, then serve the admin."""
 
 import os
 import shlex
 import shutil
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fcntl import LOCK_EX, LOCK_NB, flock
@@ -20,6 +17,22 @@ from devtools.processes import StartError, stop_on_signals
 FOLDER = ROOT / ".local" / "demo"
 LOCK = "demo.lock"
 
+EPILOG = """\
+It runs on 127.0.0.1 only, with a local R2 and SQLite, and reaches no account of yours.
+
+examples:
+  make demo
+  make demo ARGS=--once
+  make demo ARGS="--folder /tmp/second-demo"
+
+exit codes:
+  0  with --once: all files of the deleted project are gone, and all others are there
+  1  they are not, or something did not start; the last lines say what
+  2  wrong use; and make says 2 for every code but 0
+  128 and the signal's number, such as 130 for Ctrl-C: it was stopped
+
+Next: the demo prints the admin's address, a password, and what to try there.
+"""
 INVITATION = """
 The admin is at   {site.address}/admin/
 User name         {user}
@@ -30,17 +43,35 @@ What to try next:
     {site.address}/admin/storage_audit/cleanupoperation/
   * Select proj_1_x and the action "Dry-run cleanup": see what would go and what would stay.
   * In another terminal, see whether bucket and table agree on proj_launch:
-    (. {exports} && .venv/bin/python manage.py verify_cleanup proj_launch)
+    (. {exports} && {python} manage.py verify_cleanup proj_launch)
 
 To stop: Ctrl-C. The next demo starts afresh. Logs: {site.folder}
 """
 
 
+def command_line() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="make demo",
+        usage='make demo [ARGS="[-h] [--once] [--folder FOLDER]"]',
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--once", action="store_true", help="end after the story, and serve no admin"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=FOLDER,
+        help="where its files go; an earlier demo's are removed first, and a folder with other"
+        f" files is refused (default: {FOLDER.relative_to(ROOT)})",
+    )
+    return parser
+
+
 def main() -> None:
-    parser = ArgumentParser(prog="make demo", description="Runs the demo on 127.0.0.1 only.")
-    parser.add_argument("--once", action="store_true", help="end after the story")
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="its files; emptied first")
-    options = parser.parse_args()
+    options = command_line().parse_args()
     # Passwords, keys and the database are nobody else's to read.
     os.umask(0o077)
     try:
@@ -81,7 +112,10 @@ def demo(folder: Path, *, once: bool) -> None:
             sys.exit(1)
         if not once:
             exports = shlex.quote(str(site.exports))
-            print(INVITATION.format(site=site, user=USER, exports=exports), flush=True)
+            python = shlex.quote(os.path.relpath(sys.executable, ROOT))
+            print(
+                INVITATION.format(site=site, user=USER, exports=exports, python=python), flush=True
+            )
             site.serve()
 
 

@@ -11,6 +11,7 @@ from django.core.management.base import CommandError
 
 from storage_audit.audit.installation import Mismatch
 from storage_audit.bucket.r2 import StoreError
+from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation
 from storage_audit.origin import Origin, acting_as
 from storage_audit.querysets import CleanupItemQuerySet
@@ -28,6 +29,12 @@ def asked_from_shell() -> Iterator[None]:
         try:
             yield
         except (Mismatch, StoreError) as error:
+            if getattr(error, "code", "") == "NoSuchBucket":
+                raise CommandError(
+                    f"The store has no bucket {visible(conf().bucket)}. Create it, or correct the"
+                    " bucket or the address in the settings.",
+                    returncode=WRONG_USE,
+                ) from error
             raise CommandError(visible(redact(str(error))), returncode=FAILED) from error
 
 

@@ -3,12 +3,13 @@ from argparse import ArgumentParser, ArgumentTypeError
 from contextlib import closing
 from time import monotonic
 
-from django.core.management.base import BaseCommand, CommandError, OutputWrapper
+from django.core.management.base import CommandError, OutputWrapper
 from django.template.defaultfilters import filesizeformat
 
 from storage_audit.audit import scan as scans
 from storage_audit.bucket.listing import storable
 from storage_audit.management.console import FAILED, INTERRUPTED, asked_from_shell
+from storage_audit.management.documented import DocumentedCommand
 from storage_audit.models import BucketScan, Finding
 from storage_audit.redaction import visible
 
@@ -32,19 +33,47 @@ def prefix(text: str) -> str:
     return text
 
 
-class Command(BaseCommand):
+class Command(DocumentedCommand):
     help = (
         "Lists the bucket and writes a tracking row for each object that has none, with the project"
         " that its key names. Reports keys that no layout knows, that could be several projects',"
-        " or whose project is gone. Safe to repeat, and beside uploads and cleanups."
+        " or whose project is gone. Deletes no object. Safe to repeat, and beside uploads and"
+        " cleanups."
     )
+    epilog = """
+    examples:
+      python manage.py backfill_r2 --dry-run
+      python manage.py backfill_r2
+      python manage.py backfill_r2 --prefix projects/proj_1/ --json
+
+    exit codes:
+      0    the listing reached its end, whatever it found
+      1    it did not: the store failed, or the bucket is not claimed; it is safe to run it again
+      2    wrong use
+      130  interrupted with Ctrl-C; what was written stays
+
+    Next: the findings in the admin show what nobody could attribute. Objects of a project that was
+    deleted before this was installed go with cleanup_project --declare-deleted.
+    """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--prefix", type=prefix, default="", help="only keys that start with this"
+            "--prefix",
+            type=prefix,
+            default="",
+            help="list only keys that start with it, such as projects/proj_1/ (default: all)",
         )
-        parser.add_argument("--dry-run", action="store_true", help="report, and write no row")
-        parser.add_argument("--json", action="store_true", dest="as_json")
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="report what would be written, and write no tracking row and no finding",
+        )
+        parser.add_argument(
+            "--json",
+            action="store_true",
+            dest="as_json",
+            help=f"print one JSON object: the figures, and the first {SAMPLES} findings of a kind",
+        )
 
     def handle(self, *, prefix: str, dry_run: bool, as_json: bool, **options: object) -> None:
         with asked_from_shell():

@@ -1,27 +1,39 @@
 from argparse import ArgumentParser
 
-from django.core.management.base import BaseCommand
-
 from storage_audit.audit import installation
 from storage_audit.conf import conf
 from storage_audit.management.console import asked_from_shell
+from storage_audit.management.documented import DocumentedCommand
 from storage_audit.models import Installation
 
 
-class Command(BaseCommand):
+class Command(DocumentedCommand):
     help = (
         "Writes a marker into the configured bucket that says that it belongs to this database."
         " Needed once before anything else works, and again after you changed the bucket or moved"
         " the database: until then every cleanup is blocked. Safe to repeat."
     )
+    epilog = """
+    examples:
+      python manage.py claim_bucket
+      python manage.py claim_bucket --take-over
+
+    exit codes:
+      0  the bucket belongs to this database now
+      1  another installation has it, or the store refused or did not answer
+      2  wrong use, also when the store has no such bucket
+
+    Next: backfill_r2 writes down what is in the bucket. Cleanups that were blocked for want of the
+    marker go on when you force-delete them in the admin.
+    """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
             "--take-over",
             action="store_true",
-            help="also if another installation has the bucket, or this database was copied from"
+            help="claim it also if another installation has it, or this database was copied from"
             " the one that has it. The other one is then blocked. Use it when that one is gone for"
-            " good, and never from a copy made for tests.",
+            " good, and never from a copy made for tests. Without it such a bucket is left alone.",
         )
 
     def handle(self, *, take_over: bool, **options: object) -> None:

@@ -3,26 +3,27 @@ from argparse import ArgumentParser, ArgumentTypeError
 from uuid import UUID
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import transaction
 
-from storage_audit import tasks
+from storage_audit import projects, tasks
 from storage_audit.audit import cleanup, requests
 from storage_audit.audit.requests import StillAlive
 from storage_audit.conf import conf
 from storage_audit.management.console import (
     FAILED,
+    SHOWN,
     WRONG_USE,
     asked_from_shell,
     facts_of,
     lines_of,
     staying,
 )
+from storage_audit.management.documented import DocumentedCommand
 from storage_audit.models import (
     CleanupOperation,
     IllegalTransition,
     KnownProject,
-    Project,
     validate_project_id,
 )
 from storage_audit.redaction import visible
@@ -38,20 +39,48 @@ def project_id(text: str) -> str:
     return text
 
 
-class Command(BaseCommand):
+def deletion_id(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError as error:
+        raise ArgumentTypeError(
+            f"“{visible(text)}” is not a deletion id. --dry-run prints the id of its plan."
+        ) from error
+
+
+class Command(DocumentedCommand):
     help = (
         "Cleans up after a project that is deleted: what is its own leaves the bucket, what is in"
-        " doubt stays and is shown. Exits with 0 when all that may go is gone or the cleanup is"
-        " enqueued, 1 when something remains, 2 when the project exists or is not known."
+        " doubt stays and is shown."
     )
+    epilog = """
+    examples:
+      python manage.py cleanup_project proj_1 --dry-run
+      python manage.py cleanup_project proj_1 --plan 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983
+      python manage.py cleanup_project proj_1 --declare-deleted --sync
+
+    exit codes:
+      0  all that may go is gone, the plan is made, or the cleanup is enqueued
+      1  something remains, or the cleanup is blocked: the message and the admin say why
+      2  wrong use, also when the project exists, or no deletion of it is on record
+
+    Next: verify_cleanup with the deletion id that this prints. What stays in doubt waits for a
+    person: the operation's page in the admin shows each key with its reason.
+    """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("project", metavar="ID", type=project_id)
+        parser.add_argument(
+            "project",
+            metavar="PROJECT_ID",
+            type=project_id,
+            help="the id of a project that is deleted; with --dry-run it may be a live one",
+        )
         how = parser.add_mutually_exclusive_group()
         how.add_argument(
             "--declare-deleted",
             action="store_true",
-            help="the id belonged to a project that was deleted before this was installed",
+            help="say that the id belonged to a project that was deleted before this was"
+            " installed, or past Django; without it, a deletion must be on record",
         )
         how.add_argument(
             "--dry-run",
@@ -61,13 +90,21 @@ class Command(BaseCommand):
         how.add_argument(
             "--plan",
             metavar="DELETION_ID",
-            type=UUID,
-            help="run exactly the plan of this dry run, whatever its size",
+            type=deletion_id,
+            help="run exactly the plan of this dry run, whatever its size; without it, a new plan"
+            " is made and held against the limits",
         )
         parser.add_argument(
-            "--sync", action="store_true", help="do the work here and now, without a worker"
+            "--sync",
+            action="store_true",
+            help="do the work here and now, and enqueue nothing: no worker is needed",
         )
-        parser.add_argument("--json", action="store_true", dest="as_json")
+        parser.add_argument(
+            "--json",
+            action="store_true",
+            dest="as_json",
+            help=f"print one JSON object: the operations, and the first {SHOWN} keys of each",
+        )
 
     def handle(
         self,
@@ -135,7 +172,7 @@ class Command(BaseCommand):
         self.say_error(operation)
         if operation.status != Status.PLANNED:
             return
-        if Project.objects.filter(pk=operation.project_id).exists():
+        if projects.is_alive(operation.project_id):
             self.stdout.write("The project exists. Delete it in the admin to let them go.")
         else:
             again = f"manage.py cleanup_project {operation.project_id} --plan {operation.pk}"
@@ -173,7 +210,7 @@ class Command(BaseCommand):
 
 def refuse(project: str, declare_deleted: bool) -> None:
     """Stop unless the project is known to be deleted, or somebody says that it is."""
-    if Project.objects.filter(pk=project).exists():
+    if projects.is_alive(project):
         raise CommandError(
             f"Project {project} exists; delete it in the admin (or use --dry-run to see what"
             " would go).",
@@ -192,7 +229,9 @@ def execute(project: str, plan: UUID) -> CleanupOperation:
     operation = planned.first()
     if operation is None:
         raise CommandError(
-            f"{plan} is no plan of project {project} that waits to be run.", returncode=WRONG_USE
+            f"{plan} is no plan of project {project} that waits to be run. Make one with"
+            " --dry-run.",
+            returncode=WRONG_USE,
         )
     requests.force_delete_operation(operation)
     return operation

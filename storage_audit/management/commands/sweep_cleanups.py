@@ -2,27 +2,43 @@ import logging
 from argparse import ArgumentParser
 from uuid import UUID
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.utils import timezone
 
 from storage_audit import tasks
 from storage_audit.audit import cleanup, vanished
 from storage_audit.management.console import FAILED, asked_from_shell
+from storage_audit.management.documented import DocumentedCommand
 from storage_audit.models import CleanupOperation
 from storage_audit.redaction import visible
 
 logger = logging.getLogger(__name__)
 
 
-class Command(BaseCommand):
+class Command(DocumentedCommand):
     help = (
         "Notices projects that are gone without a signal, and enqueues each cleanup that is due and"
         " was forgotten. The worker does so every minute; cron can do it as well. Safe to repeat."
     )
+    epilog = """
+    examples:
+      python manage.py sweep_cleanups
+      python manage.py sweep_cleanups --sync
+
+    exit codes:
+      0  what was due is enqueued; with --sync, it was run, and ended as is printed
+      1  with --sync: an operation stopped with an error, which is in the log; it is tried again
+      2  wrong use
+
+    Next: a project found gone has a blocked cleanup in the admin. Force-delete it if its files are
+    to go, or restore the project.
+    """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--sync", action="store_true", help="run what is due here and now, without a worker"
+            "--sync",
+            action="store_true",
+            help="run what is due here and now, and enqueue nothing: no worker is needed",
         )
 
     def handle(self, *, sync: bool, **options: object) -> None:

@@ -3,35 +3,61 @@ from argparse import ArgumentParser
 from uuid import UUID
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db.models import UUIDField
 
+from storage_audit import projects
 from storage_audit.audit import cleanup, requests
 from storage_audit.management.console import (
     FAILED,
+    SHOWN,
     WRONG_USE,
     asked_from_shell,
     facts_of,
     lines_of,
     staying,
 )
-from storage_audit.models import CleanupOperation, KnownProject, Project, R2Object
+from storage_audit.management.documented import DocumentedCommand
+from storage_audit.models import CleanupOperation, KnownProject, R2Object
 from storage_audit.redaction import visible
 
 Status = CleanupOperation.Status
 FINE = (Status.CLEAN, Status.CLEAN_WITH_PROTECTED)
 
 
-class Command(BaseCommand):
+class Command(DocumentedCommand):
     help = (
         "Lists the bucket and compares. For a live project: do its files and its tracking rows"
-        " agree? For a deleted one, or a deletion id: is anything left? Changes nothing."
-        " Exits with 1 when something is missing, untracked, left or could not be seen."
+        " agree? For a deleted one, or a deletion id: is anything left? Deletes nothing; the answer"
+        " is kept as an operation of its own."
     )
+    epilog = """
+    examples:
+      python manage.py verify_cleanup proj_1
+      python manage.py verify_cleanup 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983 --json
+
+    exit codes:
+      0  bucket and table agree, or nothing is left that may go
+      1  something is missing, untracked, left, or could not be seen
+      2  wrong use, also when neither a project nor a deletion has this id
+
+    Next: for what is untracked, backfill_r2. For what is left, force-delete the cleanup in the
+    admin, which tries it again. What is missing was deleted past this application.
+    """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("subject", metavar="ID", help="a project id or a deletion id")
-        parser.add_argument("--json", action="store_true", dest="as_json")
+        parser.add_argument(
+            "subject",
+            metavar="ID",
+            help="the id of a project, live or deleted; or a deletion id: cleanup_project prints"
+            " it, and the admin shows it with each cleanup operation",
+        )
+        parser.add_argument(
+            "--json",
+            action="store_true",
+            dest="as_json",
+            help=f"print one JSON object: the checks, and the first {SHOWN} keys of each",
+        )
 
     def handle(self, *, subject: str, as_json: bool, **options: object) -> None:
         with asked_from_shell():
@@ -52,7 +78,8 @@ class Command(BaseCommand):
             return [requests.verify_operation(operation)]
         if not is_known(subject):
             raise CommandError(
-                f"Neither a project nor a deletion has the id {visible(subject)}.",
+                f"Neither a project nor a deletion has the id {visible(subject)}. The admin shows"
+                " both with their ids.",
                 returncode=WRONG_USE,
             )
         return requests.verify_project(subject)
@@ -79,7 +106,7 @@ def find_operation(subject: str) -> CleanupOperation | None:
 
 def is_known(project_id: str) -> bool:
     return (
-        Project.objects.filter(pk=project_id).exists()
+        projects.is_alive(project_id)
         or KnownProject.objects.filter(pk=project_id).exists()
         or R2Object.objects.filter(project_id=project_id).exists()
     )

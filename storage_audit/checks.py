@@ -32,13 +32,16 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 def check_projects() -> list[CheckMessage]:
     name, owner = conf().project_field, projects.model()._meta.label
     try:
-        unique = projects.field().unique
+        field = projects.field()
     except FieldDoesNotExist:
-        unique = False
-    if unique:
+        field = None
+    if isinstance(field, projects.ID_FIELDS) and field.unique and not field.null:
         return []
-    hint = "Name a field that no two rows share and that never changes, or leave the entry out."
-    text = f"STORAGE_AUDIT['PROJECT_FIELD'] is {name!r}, which is no unique field of {owner}."
+    hint = (
+        "Name a field of whole numbers, text or UUIDs that no two rows share, that is never null"
+        " and never changes; or leave the entry out for the primary key."
+    )
+    text = f"STORAGE_AUDIT['PROJECT_FIELD'] is {name!r}, which is no such field of {owner}."
     return [Error(text, hint=hint, id="storage_audit.E004")]
 
 

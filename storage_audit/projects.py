@@ -16,6 +16,8 @@ from django.db.models.functions import Cast, Concat, Substr
 
 from storage_audit.conf import conf
 
+# What the database writes as Python does.
+ID_FIELDS = (models.CharField, models.TextField, models.IntegerField, models.UUIDField)
 # Where the hyphens of a UUID divide its 32 digits: start and length of each part.
 UUID_PARTS = ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))
 
@@ -64,12 +66,18 @@ def is_alive(project_id: str | None) -> bool:
 
 
 def values_of(text: str) -> list[Any]:
-    """The value that the field writes so; none when it never does, as "007" for a number."""
+    """The value that is written so; none when none is, as for "007" in a field of numbers.
+
+    The field's validators are not asked: save() does not ask them either, so there are rows that
+    they would refuse.
+    """
     try:
-        value = field().clean(text, None)
-    except ValidationError:
+        value = field().to_python(text)
+        text.encode()
+    except (ValidationError, UnicodeEncodeError):
         return []
-    return [value] if str(value) == text else []
+    fits = value.bit_length() < 64 if isinstance(value, int) else "\0" not in text
+    return [value] if fits and str(value) == text else []
 
 
 def id_expression() -> Any:

@@ -35,8 +35,9 @@ def connect() -> None:
     )
 
 
-def same_table(concrete: type[models.Model]) -> Iterable[type[models.Model]]:
-    return [m for m in apps.get_models() if m._meta.concrete_model is concrete]
+def same_table(model: type[models.Model]) -> Iterable[type[models.Model]]:
+    table = model._meta.concrete_model
+    return [m for m in apps.get_models() if m._meta.concrete_model is table]
 
 
 def project_saved(instance: models.Model, **kwargs: Any) -> None:

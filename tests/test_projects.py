@@ -5,16 +5,20 @@ from typing import NamedTuple
 from uuid import UUID
 
 import pytest
-from django.contrib.auth.models import Group
+from django.contrib.auth.models import Group, User
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, models
+from django.utils import timezone
+from django_q.models import Task
 from pytest_django import Settings
 
 from storage_audit import projects
-from storage_audit.audit import vanished
-from storage_audit.models import CleanupOperation, KnownProject, Project
+from storage_audit.audit import cleanup, requests, vanished
+from storage_audit.models import CleanupOperation, KnownProject, Project, R2Object
 from storage_audit.querysets import with_storage
+from storage_audit.signals import same_table
+from tests.conftest import Bucket
 from tests.test_signals import track
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
@@ -111,7 +115,7 @@ def test_a_field_that_does_not_tell_projects_apart_is_an_error(settings: Setting
     assert problems(settings, "storage_audit.Project", "pk") == []
     assert problems(settings, "auth.Group", "name") == []
     assert (
-        "no unique field of storage_audit.Project"
+        "no such field of storage_audit.Project"
         in problems(settings, "storage_audit.Project", "title")[0]
     )
     assert "'slug'" in problems(settings, "storage_audit.Project", "slug")[0]
@@ -122,3 +126,52 @@ def test_a_model_that_is_not_there_stops_the_start(label: str, settings: Setting
     settings.STORAGE_AUDIT_PROJECT_MODEL = label
     with pytest.raises(ImproperlyConfigured, match="STORAGE_AUDIT_PROJECT_MODEL"):
         projects.model()
+
+
+def test_a_row_that_its_own_field_would_refuse_is_alive(settings: Settings) -> None:
+    """save() asks no validator, so such rows exist; without this their files could be deleted."""
+    settings.STORAGE_AUDIT_PROJECT_MODEL = "auth.User"
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "PROJECT_FIELD": "username"}
+    User.objects.create(username="Ann & Ben")
+    assert projects.is_alive("Ann & Ben")
+
+
+def test_an_id_that_the_pattern_does_not_know_is_not_called_clean(bucket: Bucket) -> None:
+    """Nothing of it was listed, so nothing of it was seen gone."""
+    (operation,) = CleanupOperation.objects.request_for_project(
+        "7", trigger="deleted", deleted_at=timezone.now()
+    )
+    assert cleanup.run(operation.pk).status != "clean"
+
+
+def test_a_proxy_stands_for_the_table_behind_it(settings: Settings) -> None:
+    settings.STORAGE_AUDIT_PROJECT_MODEL = "django_q.Success"
+    assert Task in same_table(projects.model())
+
+
+def test_a_field_that_the_database_writes_otherwise_is_an_error(settings: Settings) -> None:
+    """Python says True, SQLite 1; and 1.50 is 1.5, and a date has other punctuation."""
+    assert problems(settings, "storage_audit.Installation", "only") != []
+
+
+def test_of_such_an_id_only_what_rows_track_goes_and_only_when_a_person_says_so(
+    bucket: Bucket,
+) -> None:
+    bucket.put("old/7.mp4", "old/8.mp4")
+    for project_id in ("7", "8"):
+        R2Object.objects.create(
+            bucket=bucket.name,
+            key=f"old/{project_id}.mp4",
+            project_id=project_id,
+            source="upload",
+            state="stored",
+        )
+    (operation,) = CleanupOperation.objects.request_for_project(
+        "7", trigger="deleted", deleted_at=timezone.now()
+    )
+    blocked = cleanup.run(operation.pk)
+    assert blocked.status == "blocked"
+    assert "7 is no project id" in blocked.error
+    requests.force_delete_operation(blocked)
+    assert cleanup.run(operation.pk).status == "clean"
+    assert bucket.keys() == {"old/8.mp4"}

@@ -10,6 +10,7 @@ from django.db import transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.ownership import Claim, Verdict, alive_among, judge, layouts
 from storage_audit.audit.work import Work
 from storage_audit.bucket.listing import (
@@ -40,13 +41,28 @@ def discover(work: Work) -> None:
         look_up_items(work)
         return
     assert operation.project_id is not None
-    # An id outside the grammar, saved past the model, can only have tracked objects.
-    if not operation.ranges and layouts().is_project_id(operation.project_id):
-        operation.renew(ranges=layouts().prefixes(operation.project_id))
+    if not operation.ranges:
+        operation.renew(ranges=ranges_of(operation, operation.project_id))
     for span in range(operation.cursor.get("span", 0), len(operation.ranges)):
         discover_listed(work, span)
         discover_tracked(work, span)
     discover_outside(work)
+
+
+def ranges_of(operation: CleanupOperation, project_id: str) -> list[str]:
+    """What to list. Raises Mismatch when no layout can have this id, and so nothing be listed,
+    unless a person has released the operation: then what rows track is all that there is."""
+    if layouts().is_project_id(project_id):
+        return layouts().prefixes(project_id)
+    if operation.released_by:
+        return []
+    raise Mismatch(
+        _(
+            "%s is no project id, so its files cannot be looked for. Mend the setting PROJECT_ID if"
+            " it should be one. Else force-delete this operation: it then deletes what rows track."
+        )
+        % project_id
+    )
 
 
 def discover_listed(work: Work, span: int) -> None:

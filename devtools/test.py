@@ -1,15 +1,15 @@
-"""Every check, in order, until one fails. Arguments go to pytest.
-
-python -m devtools.test -k name
-"""
+"""Every check, in order, until one fails: linters, types, imports, deployment, migrations, and
+then all tests on SQLite and again on PostgreSQL."""
 
 import os
 import signal
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from devtools.debian import require_packages
 from devtools.environment import made_up_environment
 from devtools.postgres import postgres
 from devtools.processes import Child, stop_on_signals
@@ -24,13 +24,46 @@ CHECKS = [
     "python manage.py makemigrations --check --dry-run",
 ]
 
+# Each process has a local R2 and a database of its own, and takes whole files: what a file sets
+# up once, such as a venv, is set up once.
+IN_PARALLEL = ["-n", "auto", "--dist", "loadfile"]
+
+EPILOG = """\
+Arguments go to pytest, whose own help is `pytest --help`.
+
+examples:
+  make test
+  make test ARGS="-k lease"
+  make test ARGS="tests/test_cleanup.py -x -n 0"
+  make test PYTHON=python3.13 VENV=.venv-3.13
+
+exit codes:
+  0  every check passed
+  1  one failed; the last line names it, and those after it did not run
+  2  the same, as make says it
+
+Next: run what failed alone, as "Test" in CONTRIBUTING.md shows.
+"""
+
+
+def command_line() -> ArgumentParser:
+    return ArgumentParser(
+        prog="make test",
+        usage='make test [ARGS="PYTEST_ARGUMENT ..."]',
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
 
 def main(pytest_arguments: list[str]) -> None:
     with stop_on_signals(), TemporaryDirectory() as folder:
+        require_packages()
         sqlite = {"DATABASE_URL": f"sqlite:///{folder}/db.sqlite3"}
         for check in CHECKS:
             _run(check, check.split(), made_up_environment() | sqlite)
-        pytest = ["pytest", *pytest_arguments]
+        pytest = ["pytest", *IN_PARALLEL, *pytest_arguments]
         _run("pytest on SQLite", pytest, sqlite)
         with postgres() as url:
             _run("pytest on PostgreSQL", pytest, {"DATABASE_URL": url})
@@ -55,4 +88,4 @@ def _run(name: str, argv: list[str], environment: Mapping[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(command_line().parse_known_args()[1])

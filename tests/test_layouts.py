@@ -311,9 +311,10 @@ def test_a_hostile_key_is_read_in_milliseconds(key: str) -> None:
     slow = layouts("{project}_{scene}_{filename}.{ext}")
     durations = []
     for _ in range(5):
-        start = time.perf_counter()
+        # Of this thread, as the machine may be busy with others.
+        start = time.thread_time()
         slow.readings(key)
-        durations.append(time.perf_counter() - start)
+        durations.append(time.thread_time() - start)
     assert min(durations) < 0.05
 
 

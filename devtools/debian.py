@@ -1,0 +1,54 @@
+"""The Debian packages of apt.txt: installed if we are root, else named."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from devtools import chromium
+from devtools.processes import Child
+
+PACKAGES = Path(__file__).resolve().parent.parent / "apt.txt"
+INSTALL = ["apt-get", "install", "--yes", "--no-install-recommends"]
+
+
+def require_packages() -> None:
+    """Exit, saying what to do, if something is missing and cannot be installed from here."""
+    if not shutil.which("dpkg-query"):
+        require_browser()
+    elif packages := missing():
+        install(packages)
+
+
+def require_browser() -> None:
+    if not chromium.program():
+        names = ", ".join(chromium.PROGRAMS)
+        sys.exit(f"missing: a browser. Install Chromium or Chrome, as one of {names} on the PATH.")
+
+
+def missing() -> list[str]:
+    packages = PACKAGES.read_text().split()
+    show = ["dpkg-query", "--show", "--showformat=${Package} ${db:Status-Status}\n", *packages]
+    # It complains about those that it has never heard of.
+    shown = subprocess.run(show, capture_output=True, text=True).stdout.splitlines()
+    there = {line.removesuffix(" installed") for line in shown}
+    if chromium.program():
+        # Ubuntu has no such package; its users have a browser from elsewhere.
+        there.add("chromium")
+    return [package for package in packages if package not in there]
+
+
+def install(packages: list[str]) -> None:
+    command = [*INSTALL, *packages]
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        sys.exit(f"missing: {', '.join(packages)}. Run: sudo {' '.join(command)}")
+    run(["apt-get", "update"])
+    run(command)
+
+
+def run(command: list[str]) -> None:
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    with Child(command[0], command, env=environment) as child:
+        if child.wait() != 0:
+            sys.exit(f"FAILED: {' '.join(command)}")

@@ -1,0 +1,77 @@
+"""What the story leaves out: operations in the states that ask for a person, a plan, a scan."""
+
+from io import StringIO
+from uuid import UUID
+
+from django.conf import settings
+from django.contrib.admin.utils import quote
+from django.core.management import call_command
+from django.test.utils import override_settings
+from django.urls import reverse
+
+from devtools.demo.site import USER
+from devtools.demo.story import DELETED
+from devtools.local_r2 import LocalR2
+from storage_audit.audit import cleanup, requests
+from storage_audit.models import BucketScan, CleanupOperation, Finding, Project, R2Object
+from storage_audit.origin import Origin, acting_as
+
+MODELS = ("project", "r2object", "cleanupoperation", "finding", "bucketscan", "knownproject")
+# Nobody can delete it over S3.
+NEWLINE = "projects/proj_intro/scenes/s1/media/first\nsecond.mp4"
+UNTRACKED = "projects/proj_autumn-sale/scenes/s9/media/unknown.mp4"
+
+
+def make_states(r2: LocalR2) -> dict[str, CleanupOperation]:
+    """By their names. No worker may run beside: it would take them before we do."""
+    r2.plant(NEWLINE, b"content")
+    call_command("backfill_r2", stdout=StringIO(), stderr=StringIO())
+    r2.plant(UNTRACKED, b"content")
+    with acting_as(Origin(USER, "web, 127.0.0.1")):
+        return {
+            "planned": cleanup.run(requests.dry_run("proj_10")[0].pk),
+            "differences": cleanup.run(requests.verify_project("proj_autumn-sale")[0].pk),
+            "incomplete": cleanup.run(delete("proj_intro").pk),
+            "blocked": block("proj_launch"),
+            "pending": delete("proj_1_x"),
+        }
+
+
+def block(project_id: str) -> CleanupOperation:
+    low = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 2, "LIMIT_SHARE": 0.01}
+    with override_settings(STORAGE_AUDIT=low):
+        return cleanup.run(delete(project_id).pk)
+
+
+def delete(project_id: str) -> CleanupOperation:
+    Project.objects.get(pk=project_id).delete()
+    return CleanupOperation.objects.get(project_id=project_id, trigger="deleted")
+
+
+def addresses(states: dict[str, CleanupOperation]) -> dict[str, str]:
+    """Of each page of the admin that a link leads to, by a name for it."""
+    told = CleanupOperation.objects.get(project_id=DELETED, trigger="deleted")
+    operations = {"clean": told, "verified": told.children.get(trigger="verify"), **states}
+    tracked = R2Object.objects.filter(project_id="proj_10").earliest("pk").pk
+    return {
+        "app": reverse("admin:app_list", args=["storage_audit"]),
+        **{f"{model}-list": url(model, "changelist") for model in MODELS},
+        "project-add": url("project", "add"),
+        "project": url("project", "change", "proj_10"),
+        "project-history": url("project", "history", "proj_10"),
+        "project-delete": url("project", "delete", "proj_10"),
+        "r2object": url("r2object", "change", tracked),
+        "r2object-delete": url("r2object", "delete", tracked),
+        "finding": url("finding", "change", Finding.objects.earliest("pk").pk),
+        "bucketscan": url("bucketscan", "change", BucketScan.objects.get().pk),
+        "knownproject": url("knownproject", "change", DELETED),
+        "declare-deleted": reverse("admin:storage_audit_declare_deleted"),
+        **{
+            f"operation-{name}": url("cleanupoperation", "change", operation.pk)
+            for name, operation in operations.items()
+        },
+    }
+
+
+def url(model: str, page: str, *pk: int | str | UUID) -> str:
+    return reverse(f"admin:storage_audit_{model}_{page}", args=[quote(each) for each in pk])

@@ -1,0 +1,114 @@
+"""Shoot every page of the demo's admin, wide and narrow, in light and dark colours."""
+
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+from playwright.sync_api import Browser, Page
+
+from devtools.chromium import chromium
+from devtools.demo.site import USER, Site, running_site
+from devtools.processes import stop_on_signals
+from devtools.staff import act_on_all, log_in
+
+SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+HEIGHTS = {1280: 800, 390: 844}
+ASKING = {
+    "project-delete-many": ("project-list", "Delete selected projects"),
+    "project-force": ("project-list", "Force-delete"),
+    "r2object-delete-many": ("r2object-list", "Delete selected R2 objects"),
+    "r2object-untrack": ("r2object-list", "Untrack, and keep the objects"),
+    "operation-force": ("cleanupoperation-list", "Force-delete"),
+}
+EPILOG = """\
+It needs Chromium or Chrome, as the tests do.
+
+examples:
+  make screenshots ARGS=/tmp/pictures
+  make screenshots ARGS=/tmp/pictures PYTHON=python3.13 VENV=.venv-3.13
+
+exit codes:
+  0  the folder holds every picture
+  1  the demo did not start, or a page could not be shot; the last lines say which
+  2  wrong use; and make says 2 for every code but 0
+
+Next: look at them. README.md shows operation.png: copy it to docs/images.
+"""
+
+
+def command_line() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="make screenshots",
+        usage="make screenshots ARGS=FOLDER",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="for the pictures; made if it is not there")
+    return parser
+
+
+def main(folder: Path) -> None:
+    with (
+        stop_on_signals(),
+        TemporaryDirectory() as temporary,
+        running_site(Path(temporary)) as site,
+    ):
+        pages = addresses(site)
+        with chromium() as browser:
+            shoot_all(browser, site, pages, folder)
+            shoot_for_readme(browser, site, pages["operation-clean"], folder / "operation.png")
+
+
+def addresses(site: Site) -> dict[str, str]:
+    # Their models can be imported only now that Django is set up.
+    from devtools.demo import states, story
+
+    if not story.tell(site):
+        sys.exit(1)
+    site.worker.stop()
+    return states.addresses(states.make_states(site.r2))
+
+
+def shoot_all(browser: Browser, site: Site, pages: dict[str, str], folder: Path) -> None:
+    for (width, height), scheme in product(HEIGHTS.items(), SCHEMES):
+        with browser.new_context(
+            base_url=site.address,
+            viewport={"width": width, "height": height},
+            color_scheme=scheme,
+        ) as context:
+            page = context.new_page()
+            for number, name in enumerate(visit(page, site.password, pages)):
+                path = folder / f"{number:02}-{name}-{width}-{scheme}.png"
+                page.screenshot(path=path, full_page=True)
+
+
+def shoot_for_readme(browser: Browser, site: Site, address: str, path: Path) -> None:
+    with browser.new_context(base_url=site.address) as context:
+        page = context.new_page()
+        log_in(page, USER, site.password)
+        page.goto(address)
+        page.screenshot(path=path)
+
+
+def visit(page: Page, password: str, pages: dict[str, str]) -> Iterator[str]:
+    """Go to one page after the other; gives the name of each."""
+    page.goto("/")
+    yield "login"
+    log_in(page, USER, password)
+    yield "index"
+    for name, address in pages.items():
+        page.goto(address)
+        yield name
+    for name, (start, action) in ASKING.items():
+        page.goto(pages[start])
+        act_on_all(page, action)
+        yield name
+
+
+if __name__ == "__main__":
+    main(command_line().parse_args().folder.absolute())

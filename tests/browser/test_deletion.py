@@ -1,0 +1,58 @@
+"""From a click to the proof: a project is deleted, an object is, a row is only forgotten."""
+
+from playwright.sync_api import Page, expect
+
+from storage_audit.models import CleanupOperation, Project, R2Object
+from tests.admin_client import page as path
+from tests.browser.staff import act, act_on, come_as_superuser, row, watch
+from tests.conftest import Bucket
+from tests.test_queue import Cluster
+
+OTHER = "projects/proj_10/scenes/s1/media/other.mp4"
+GONE = "Done: complete listings of the bucket show none of its objects any more."
+
+
+def test_deleted_project_is_followed_to_the_proof_that_its_objects_are_gone(
+    page: Page, bucket: Bucket, worker: Cluster
+) -> None:
+    bucket.upload("proj_1")
+    bucket.put("proj_1_s1_media.mp4", OTHER)
+    come_as_superuser(page)
+    page.goto(path("project"))
+    page.get_by_role("link", name="proj_1", exact=True).click()
+    page.get_by_text("Delete", exact=True).click()
+    expect(page.get_by_text("1 object, 4 bytes in bucket tests")).to_be_visible()
+    page.get_by_role("button", name="Yes, I’m sure").click()
+    page.get_by_role("link", name="Follow it here").click()
+    watch(page, GONE)
+    expect(page.get_by_role("row", name="Deleted 2 11 bytes")).to_be_visible()
+    assert bucket.keys() == {OTHER}
+    act(page, "Verify cleanup")
+    watch(page, "The look is over, and all is as it should be.")
+
+
+def test_deleted_row_takes_its_object_along(page: Page, bucket: Bucket, worker: Cluster) -> None:
+    gone, kept = bucket.upload("proj_1", "gone.mp4"), bucket.upload("proj_1", "kept.mp4")
+    come_as_superuser(page)
+    page.goto(path("r2object"))
+    act_on(page, "Delete selected R2 objects", gone)
+    expect(page.get_by_text("This deletes these very objects from R2")).to_be_visible()
+    page.get_by_role("button", name="Yes, I’m sure").click()
+    page.get_by_role("link", name="Follow it here").click()
+    watch(page, GONE)
+    assert bucket.keys() == {kept}
+    assert R2Object.objects.get().key == kept
+    assert Project.objects.exists()
+
+
+def test_untracked_row_leaves_its_object(page: Page, bucket: Bucket) -> None:
+    forgotten, kept = bucket.upload("proj_1", "a.mp4"), bucket.upload("proj_1", "b.mp4")
+    come_as_superuser(page)
+    page.goto(path("r2object"))
+    act_on(page, "Untrack, and keep the objects", forgotten)
+    page.get_by_role("button", name="Yes, untrack").click()
+    expect(page.get_by_text("1 row is forgotten; its object is still in R2.")).to_be_visible()
+    expect(row(page, forgotten)).to_have_count(0)
+    assert R2Object.objects.get().key == kept
+    assert bucket.keys() == {forgotten, kept}
+    assert not CleanupOperation.objects.exists()

@@ -1,0 +1,34 @@
+"""A cleanup that a limit stopped goes on when a person says so, and takes nobody else's objects."""
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from storage_audit.models import CleanupOperation, Project
+from tests.admin_client import page as path
+from tests.browser.staff import act, come_as_superuser, watch
+from tests.conftest import Bucket
+from tests.test_queue import Cluster
+
+
+def test_blocked_cleanup_runs_when_it_is_forced(
+    page: Page, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = {bucket.upload("proj_10"), bucket.upload("proj_1_x")}
+    keys = {bucket.upload("proj_1", f"{n}.mp4") for n in range(3)}
+    Project.objects.get(pk="proj_1").delete()
+    monkeypatch.setenv("CLEANUP_LIMIT_OBJECTS", "2")
+    come_as_superuser(page)
+    with Cluster(tmp_path):
+        page.goto(path("cleanupoperation", "change", CleanupOperation.objects.get().pk))
+        watch(page, "Nothing is deleted until a person decides.")
+        message = page.get_by_text("Message: 3 objects would be deleted; the limit is 2")
+        expect(message).to_be_visible()
+        assert bucket.keys() == keys | others
+        act(page, "Force-delete")
+        expect(page.get_by_text("It lifts limits, never the ownership rule")).to_be_visible()
+        assert bucket.keys() == keys | others
+        page.get_by_role("button", name="Yes, go on without limits").click()
+        watch(page, "Done: complete listings of the bucket show none of its objects any more.")
+    assert bucket.keys() == others

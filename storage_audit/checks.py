@@ -16,6 +16,7 @@ from storage_audit.conf import conf
 
 def register_checks() -> None:
     register(check_settings, Tags.compatibility)
+    register(check_times, Tags.compatibility)
     register(check_queue, Tags.compatibility)
     register(check_schedule, Tags.database)
 
@@ -43,6 +44,13 @@ def check_projects() -> list[CheckMessage]:
     )
     text = f"STORAGE_AUDIT['PROJECT_FIELD'] is {name!r}, which is no such field of {owner}."
     return [Error(text, hint=hint, id="storage_audit.E004")]
+
+
+def check_times(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    if settings.USE_TZ:
+        return []
+    hint = "Set it to True: the store's times have a zone, and are kept and compared as they are."
+    return [Error("USE_TZ is not True.", hint=hint, id="storage_audit.E005")]
 
 
 def check_queue(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:

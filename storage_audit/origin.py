@@ -4,10 +4,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
+from typing import cast
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
+from django.utils.functional import SimpleLazyObject
 
 
 @dataclass(frozen=True)
@@ -57,5 +60,7 @@ class OriginMiddleware:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        with acting_as(of_request(request)):
+        # Not before somebody asks: to look at the user is to read the session, and every answer
+        # would vary by its cookie.
+        with acting_as(cast(Origin, SimpleLazyObject(partial(of_request, request)))):
             return self.get_response(request)

@@ -12,9 +12,10 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.db import connection, models
 from django.db.models import F, Value
-from django.db.models.functions import Cast, Concat, Substr
+from django.db.models.functions import Cast, Collate, Concat, Substr
 
 from storage_audit.conf import conf
+from storage_audit.fields import BYTEWISE
 
 # What the database writes as Python does.
 ID_FIELDS = (models.CharField, models.TextField, models.IntegerField, models.UUIDField)
@@ -50,14 +51,20 @@ def id_of(project: models.Model) -> str:
 
 def rows() -> models.QuerySet[Any]:
     """Every project, also what its own manager hides; the id is annotated."""
-    return model()._base_manager.annotate(storage_audit_id=id_expression())
+    annotated: models.QuerySet[Any] = every().annotate(storage_audit_id=id_expression())
+    return annotated
+
+
+def every() -> models.QuerySet[Any]:
+    # No manager of the model's own: Meta.base_manager_name can name one that hides rows, too.
+    return models.QuerySet(model())
 
 
 def alive(ids: Iterable[str]) -> set[str]:
     """Which of these ids have a row."""
     asked, name = set(ids), conf().project_field
     values = [value for text in asked for value in values_of(text)]
-    found = model()._base_manager.filter(**{f"{name}__in": values})
+    found = every().filter(**{f"{name}__in": values})
     return asked & {str(value) for value in found.values_list(name, flat=True)}
 
 
@@ -84,7 +91,8 @@ def id_expression() -> Any:
     """The id in the database's own words; the same text as `id_of`."""
     name = conf().project_field
     if isinstance(field(), (models.CharField, models.TextField)):
-        return F(name)
+        # A column with a collation of its own cannot be compared with ours.
+        return Collate(F(name), BYTEWISE[connection.vendor])
     text = Cast(name, models.TextField())
     if not isinstance(field(), models.UUIDField) or connection.features.has_native_uuid_field:
         return text

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from django.core.files.base import File
 from django.core.files.storage import Storage
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -91,6 +91,8 @@ class TrackedStorage(S3Storage):
             "client_config": r2.client_config(attempts=3),
             "default_acl": None,
             "file_overwrite": False,
+            # A layout is a whole key; AWS_LOCATION is meant for another storage.
+            "location": "",
         }
 
     @property
@@ -344,9 +346,10 @@ def durably(write: Callable[[], T]) -> T:
 
     def on_own_connection() -> T:
         try:
-            with connection.cursor() as cursor:
-                cursor.execute("SET lock_timeout = '5s'")
-            return write()
+            with transaction.atomic(), connection.cursor() as cursor:
+                # For this transaction only: a pool gives the connection to others next.
+                cursor.execute("SET LOCAL lock_timeout = '5s'")
+                return write()
         finally:
             connection.close()
 

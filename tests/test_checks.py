@@ -47,6 +47,11 @@ def test_a_schedule_of_something_else_is_no_sweep() -> None:
     assert "storage_audit.W001" in found(databases=["default"])
 
 
+def test_times_without_a_zone_are_an_error(settings: Settings) -> None:
+    settings.USE_TZ = False
+    assert "storage_audit.E005" in found()
+
+
 def test_without_a_database_nothing_is_asked_of_it() -> None:
     # pytest-django forbids every query here.
     assert found() == {}

@@ -1,11 +1,15 @@
 """From where a request came, also behind a proxy, whose word counts only when it is trusted."""
 
+from collections.abc import Callable
+
 import pytest
-from django.contrib.auth.models import AnonymousUser
+from django.contrib.auth.models import AnonymousUser, User
+from django.http import HttpRequest, HttpResponse
 from django.test import RequestFactory
+from django.utils.functional import SimpleLazyObject
 from pytest_django import Settings
 
-from storage_audit.origin import of_request
+from storage_audit.origin import Origin, OriginMiddleware, current_origin, of_request
 
 
 def place(settings: Settings, trusted: bool, forwarded: str | None) -> str:
@@ -35,3 +39,34 @@ def test_a_trusted_proxy_says_from_where(
 
 def test_nobody_else_does(settings: Settings) -> None:
     assert place(settings, False, "203.0.113.7") == "web, 127.0.0.1"
+
+
+def through(view: Callable[[HttpRequest], HttpResponse]) -> list[str]:
+    """Who was asked for while the view ran."""
+    asked: list[str] = []
+
+    def look_up() -> User:
+        asked.append("ann")
+        return User(username="ann")
+
+    request = RequestFactory().get("/")
+    request.user = SimpleLazyObject(look_up)  # type: ignore[assignment]
+    OriginMiddleware(view)(request)
+    return asked
+
+
+def test_a_page_that_deletes_nothing_asks_for_nobody() -> None:
+    """Else each answer would vary by the session's cookie, and no cache could share it."""
+    assert through(lambda request: HttpResponse()) == []
+
+
+def test_a_page_that_asks_is_told() -> None:
+    told: list[Origin] = []
+
+    def view(request: HttpRequest) -> HttpResponse:
+        told.append(current_origin())
+        assert current_origin().user == "ann"
+        return HttpResponse()
+
+    assert through(view) == ["ann"]
+    assert told[0].place == "web, 127.0.0.1"

@@ -1,10 +1,11 @@
 """Whose rows own objects: an adopter's model may have numbers, UUIDs or any text for ids."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 from uuid import UUID
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Group, User
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
@@ -16,8 +17,10 @@ from pytest_django import Settings
 from storage_audit import projects
 from storage_audit.audit import cleanup, requests, vanished
 from storage_audit.models import CleanupOperation, KnownProject, Project, R2Object
+from storage_audit.origin import Origin
 from storage_audit.querysets import with_storage
 from storage_audit.signals import same_table
+from tests.admin_client import confirm, superuser
 from tests.conftest import Bucket
 from tests.test_signals import track
 
@@ -175,3 +178,65 @@ def test_of_such_an_id_only_what_rows_track_goes_and_only_when_a_person_says_so(
     requests.force_delete_operation(blocked)
     assert cleanup.run(operation.pk).status == "clean"
     assert bucket.keys() == {"old/8.mp4"}
+
+
+def test_a_row_that_every_manager_hides_is_alive(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with Meta.base_manager_name. Softly deleted rows would be found gone without a signal."""
+    settings.STORAGE_AUDIT_PROJECT_MODEL = "auth.Group"
+    number()
+    hiding = models.Manager.from_queryset(Nothing)()
+    hiding.model = Group
+    monkeypatch.setattr(Group._meta, "base_manager", hiding)
+    assert not Group._base_manager.exists()
+    assert projects.is_alive("7")
+    assert projects.rows().get().storage_audit_id == "7"
+
+
+class Nothing(models.QuerySet[Group]):
+    def exists(self) -> bool:
+        return False
+
+    def filter(self, *args: object, **kwargs: object) -> Self:
+        return self.none()
+
+
+def test_ids_may_have_a_collation_of_their_own(settings: Settings) -> None:
+    settings.STORAGE_AUDIT_PROJECT_MODEL = "auth.Group"
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "PROJECT_FIELD": "name"}
+    number()
+    collate("POSIX")
+    try:
+        assert vanished.notice() == 0
+        assert with_storage(Group.objects.all()).get().storage_audit_id == "Seven"
+    finally:
+        collate("default")
+
+
+def collate(collation: str) -> None:
+    """SQLite needs none: of two collations it takes the left one's."""
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            column = "ALTER TABLE auth_group ALTER name TYPE varchar(150)"
+            cursor.execute(f'{column} COLLATE "{collation}"')
+
+
+def test_forcing_a_deletion_does_not_skip_the_question(bucket: Bucket) -> None:
+    """Who forces a deletion lifts limits, and has not been told that nothing can be looked for."""
+    (operation,) = CleanupOperation.objects.request_for_project(
+        "7", trigger="forced", deleted_at=timezone.now(), released_by="anna"
+    )
+    assert cleanup.run(operation.pk).status == "blocked"
+
+
+def test_a_model_that_keeps_its_row_when_it_is_deleted_cannot_be_forced(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project.objects.create(pk="proj_1", title="Kept")
+    monkeypatch.setattr(Project, "delete", lambda self: self.save())
+    shown = confirm(superuser(), "project", "force_delete", "proj_1")
+    assert "proj_1 was not deleted" in shown
+    assert not LogEntry.objects.exists()
+    with pytest.raises(requests.StillAlive, match="proj_1 was not deleted"):
+        requests.force_delete_project(project, Origin("anna", forced=True))

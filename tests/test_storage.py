@@ -215,6 +215,14 @@ def test_a_store_that_takes_no_more_after_the_upload_leaves_an_unconfirmed_row(
     assert bucket.keys() == {NAME}
 
 
+def test_a_folder_that_other_storages_use_is_not_ours(bucket: Bucket, settings: Settings) -> None:
+    """Under another start no layout would read the key, and no cleanup look for it."""
+    settings.AWS_LOCATION = "static"
+    settings.STORAGES = dict(settings.STORAGES)
+    put()
+    assert bucket.keys() == {NAME}
+
+
 # Transactions
 
 

@@ -51,10 +51,11 @@ def discover(work: Work) -> None:
 
 def ranges_of(operation: CleanupOperation, project_id: str) -> list[str]:
     """What to list. Raises Mismatch when no layout can have this id, and so nothing be listed,
-    unless a person has released the operation: then what rows track is all that there is."""
+    unless a person has released the operation that was blocked for it: then what rows track is
+    all that there is."""
     if layouts().is_project_id(project_id):
         return layouts().prefixes(project_id)
-    if operation.released_by:
+    if operation.released_by and operation.events.filter(step="blocked").exists():
         return []
     raise Mismatch(
         _(

@@ -74,11 +74,14 @@ def verify_operation(operation: CleanupOperation) -> CleanupOperation:
 def force_delete_project(project: Model, origin: Origin) -> list[CleanupOperation]:
     """Delete the project's row, and clean up without limits, in one transaction.
 
-    `origin` must be `forced`, so that the receiver makes the operation a released one.
+    `origin` must be `forced`, so that the receiver makes the operation a released one. Raises
+    StillAlive when the model's own delete() keeps the row.
     """
     project_id, began = projects.id_of(project), timezone.now()
     with acting_as(origin):
         project.delete()
+    if projects.is_alive(project_id):
+        raise StillAlive(_("Project %s was not deleted: its model keeps such rows.") % project_id)
     made = CleanupOperation.objects.filter(
         project_id=project_id, trigger=Trigger.FORCED, created_at__gte=began
     )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin.widgets import AdminTextInputWidget
 from django.db import transaction
 from django.db.models import QuerySet
@@ -31,6 +31,7 @@ from storage_audit.pages.base import (
     will_go,
 )
 from storage_audit.querysets import with_storage
+from storage_audit.redaction import visible
 
 
 class OwnerAdmin(DeletingAdmin[M]):
@@ -120,9 +121,13 @@ class OwnerAdmin(DeletingAdmin[M]):
         if confirmed is None:
             return None
         origin = of_request(request, forced=True)
-        with transaction.atomic():
-            self.log_deletions(request, queryset)
-            made = [requests.force_delete_project(project, origin) for project in queryset]
+        try:
+            with transaction.atomic():
+                self.log_deletions(request, queryset)
+                made = [requests.force_delete_project(project, origin) for project in queryset]
+        except requests.StillAlive as refusal:
+            self.message_user(request, visible(str(refusal)), messages.ERROR)
+            return None
         text = _("Deleted. A cleanup without limits now deletes the files from R2.")
         return self.announce(request, text, sum(made, []))
 

@@ -55,7 +55,7 @@ class Project(models.Model):
         verbose_name_plural = _("projects")
 
     def __str__(self) -> str:
-        return f"{self.title} ({self.pk})" if self.title else self.pk
+        return f"{visible(self.title)} ({self.pk})" if self.title else self.pk
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         # A key is built from the id, so an id outside the grammar must not come into being.

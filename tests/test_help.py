@@ -13,6 +13,7 @@ from django.core.management.base import CommandError, DjangoHelpFormatter
 
 import devtools.demo.__main__
 import devtools.install
+import devtools.screenshots
 import devtools.test
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +32,7 @@ PARSERS: dict[str, ArgumentParser] = {
     "make demo": devtools.demo.__main__.command_line(),
     "make test": devtools.test.command_line(),
     "-m devtools.install": devtools.install.command_line(),
+    "make screenshots": devtools.screenshots.command_line(),
 }
 each_command = pytest.mark.parametrize("name", PARSERS)
 

@@ -8,10 +8,12 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.defaultfilters import filesizeformat
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
+from storage_audit.conf import conf
 from storage_audit.models import R2Object
 from storage_audit.pages.base import DeletingAdmin, action, amount, shown_key, will_go
 from storage_audit.querysets import R2ObjectQuerySet
@@ -22,7 +24,7 @@ KEYS_SHOWN = 50
 
 @admin.register(R2Object)
 class R2ObjectAdmin(DeletingAdmin[R2Object]):
-    list_display = ("shown", "owner", "shown_size", "state", "last_modified", "bucket")
+    list_display = ("shown", "owner", "shown_size", "state", "last_modified")
     list_filter = ("state", "source")
     search_fields = ("key",)
     search_help_text = gettext_lazy(
@@ -55,7 +57,10 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
 
     @admin.display(description=gettext_lazy("key"), ordering="key")
     def shown(self, row: R2Object) -> SafeString:
-        return shown_key(row.key)
+        key = shown_key(row.key)
+        return (
+            key if row.bucket == conf().bucket else format_html("{}: {}", visible(row.bucket), key)
+        )
 
     # The id itself: a join would hide the rows whose project is gone.
     @admin.display(description=gettext_lazy("project"), ordering="project_id")

@@ -12,8 +12,10 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
+from django.utils.formats import date_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -78,6 +80,9 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
     # Empty while the books are open: their figures are written when they are closed.
     @admin.display(description=gettext_lazy("found"), ordering="found")
     def found_shown(self, operation: CleanupOperation) -> SafeString | None:
+        if operation.status == CleanupOperation.Status.PENDING and operation.next_attempt_at:
+            due = date_format(localtime(operation.next_attempt_at), "DATETIME_FORMAT")
+            return format_html("{}", _("due %s") % due)
         if operation.status not in (*CleanupOperation.CLOSED, CleanupOperation.Status.PLANNED):
             return None
         closed = operation.status in CleanupOperation.CLOSED
@@ -152,13 +157,13 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
                     " to nobody we can name, stays. What is deleted cannot be brought back."
                 ),
             ),
-            heads=(_("Operation"), _("Project"), _("Status"), _("What happens")),
+            heads=(_("Project"), _("What happens"), _("Status"), _("Operation")),
             rows=[
                 (
-                    operation.pk,
                     visible(operation.subject),
-                    badge(operation.status),
                     operation_page.effect_of_force(operation),
+                    badge(operation.status),
+                    operation.pk,
                 )
                 for operation in operations
             ],

@@ -26,7 +26,7 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
     list_filter = ("status", "dry_run")
     ordering = ("-started_at", "pk")
 
-    @admin.display(description=gettext_lazy("bucket, and prefix"), ordering="bucket")
+    @admin.display(description=gettext_lazy("bucket"), ordering="bucket")
     def place(self, scan: BucketScan) -> str:
         return visible(f"{scan.bucket}/{scan.prefix}" if scan.prefix else scan.bucket)
 
@@ -35,7 +35,7 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
         counts = [(getattr(scan, name), label_of(scan, name)) for name in FINDINGS]
         return ", ".join(f"{count} {label}" for count, label in counts if count) or _("none")
 
-    @admin.display(description=gettext_lazy("bytes listed"), ordering="listed_bytes")
+    @admin.display(description=gettext_lazy("bytes"), ordering="listed_bytes")
     def shown_size(self, scan: BucketScan) -> str:
         return filesizeformat(scan.listed_bytes)
 

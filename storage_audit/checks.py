@@ -32,11 +32,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 
 def check_projects() -> list[CheckMessage]:
     name, owner = conf().project_field, projects.model()._meta.label
-    try:
-        field = projects.field()
-    except FieldDoesNotExist:
-        field = None
-    if isinstance(field, projects.ID_FIELDS) and field.unique and not field.null:
+    if tells_rows_apart(name) and isinstance(projects.field(), projects.ID_FIELDS):
         return []
     hint = (
         "Name a field of whole numbers, text or UUIDs that no two rows share, that is never null"
@@ -44,6 +40,16 @@ def check_projects() -> list[CheckMessage]:
     )
     text = f"STORAGE_AUDIT['PROJECT_FIELD'] is {name!r}, which is no such field of {owner}."
     return [Error(text, hint=hint, id="storage_audit.E004")]
+
+
+def tells_rows_apart(name: str) -> bool:
+    if name == "pk":
+        return True
+    try:
+        field: Any = projects.model()._meta.get_field(name)
+    except FieldDoesNotExist:
+        return False
+    return field.concrete and not field.is_relation and field.unique and not field.null
 
 
 def check_times(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:

@@ -1,4 +1,5 @@
 from typing import TYPE_CHECKING, Any, TypeVar
+from unicodedata import normalize
 
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -25,6 +26,11 @@ class BytewiseTextField(Text[_ST, _GT]):
 
     def db_parameters(self, connection: BaseDatabaseWrapper) -> Any:
         return {**super().db_parameters(connection), "collation": BYTEWISE[connection.vendor]}
+
+
+def spellings(text: str) -> set[str]:
+    """What a store that folds Unicode takes for the same text."""
+    return {text, normalize("NFC", text), normalize("NFD", text)}
 
 
 def after_prefix(prefix: str) -> str:

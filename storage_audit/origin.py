@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
-from typing import cast
+from typing import Any, cast
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
@@ -39,9 +39,11 @@ def acting_as(origin: Origin) -> Iterator[None]:
         _origin.reset(token)
 
 
-def of_request(request: HttpRequest, *, forced: bool = False) -> Origin:
-    user = request.user.get_username() if request.user.is_authenticated else ""
-    return Origin(user, f"web, {address_of(request)}", forced)
+def of_request(request: HttpRequest, *, forced: bool = False, at_entry: Any = None) -> Origin:
+    """`at_entry` is who came with the request, and may have been signed out since."""
+    people = (getattr(request, "user", None), at_entry)
+    names = [who.get_username() for who in people if who is not None and who.is_authenticated]
+    return Origin(next(iter(names), ""), f"web, {address_of(request)}", forced)
 
 
 def address_of(request: HttpRequest) -> str:
@@ -62,5 +64,6 @@ class OriginMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponse:
         # Not before somebody asks: to look at the user is to read the session, and every answer
         # would vary by its cookie.
-        with acting_as(cast(Origin, SimpleLazyObject(partial(of_request, request)))):
+        asked = partial(of_request, request, at_entry=getattr(request, "user", None))
+        with acting_as(cast(Origin, SimpleLazyObject(asked))):
             return self.get_response(request)

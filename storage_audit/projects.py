@@ -10,12 +10,12 @@ from typing import Any
 from django.apps import apps
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured, ValidationError
-from django.db import connection, models
+from django.db import DEFAULT_DB_ALIAS, connection, models
 from django.db.models import F, Value
 from django.db.models.functions import Cast, Collate, Concat, Substr
 
 from storage_audit.conf import conf
-from storage_audit.fields import BYTEWISE
+from storage_audit.fields import BYTEWISE, spellings
 
 # What the database writes as Python does.
 ID_FIELDS = (models.CharField, models.TextField, models.IntegerField, models.UUIDField)
@@ -49,6 +49,15 @@ def id_of(project: models.Model) -> str:
     return str(field().to_python(getattr(project, conf().project_field)))
 
 
+def stored_id(project: models.Model) -> str:
+    """The id in the row itself, of which the instance may hold another by now."""
+    name = conf().project_field
+    if name == "pk":
+        return id_of(project)
+    stored = every().filter(pk=project.pk).values_list(name, flat=True).first()
+    return id_of(project) if stored is None else str(stored)
+
+
 def rows() -> models.QuerySet[Any]:
     """Every project, also what its own manager hides; the id is annotated."""
     annotated: models.QuerySet[Any] = every().annotate(storage_audit_id=id_expression())
@@ -56,16 +65,19 @@ def rows() -> models.QuerySet[Any]:
 
 
 def every() -> models.QuerySet[Any]:
-    # No manager of the model's own: Meta.base_manager_name can name one that hides rows, too.
-    return models.QuerySet(model())
+    # No manager of the model's own: Meta.base_manager_name can name one that hides rows, too. And
+    # no replica, which may not know yet that an id lives again.
+    return models.QuerySet(model(), using=DEFAULT_DB_ALIAS)
 
 
 def alive(ids: Iterable[str]) -> set[str]:
-    """Which of these ids have a row."""
-    asked, name = set(ids), conf().project_field
-    values = [value for text in asked for value in values_of(text)]
-    found = every().filter(**{f"{name}__in": values})
-    return asked & {str(value) for value in found.values_list(name, flat=True)}
+    """Which of these ids have a row, also one that spells the id with other code points."""
+    asked = {text: spellings(text) for text in ids}
+    name = conf().project_field
+    values = [value for form in set().union(*asked.values()) for value in values_of(form)]
+    found = every().filter(**{f"{name}__in": values}).values_list(name, flat=True)
+    there = set(map(str, found))
+    return {text for text, forms in asked.items() if forms & there}
 
 
 def is_alive(project_id: str | None) -> bool:
@@ -83,7 +95,7 @@ def values_of(text: str) -> list[Any]:
         text.encode()
     except (ValidationError, UnicodeEncodeError):
         return []
-    fits = value.bit_length() < 64 if isinstance(value, int) else "\0" not in text
+    fits = -(2**63) <= value < 2**63 if isinstance(value, int) else "\0" not in text
     return [value] if fits and str(value) == text else []
 
 

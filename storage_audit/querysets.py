@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
-from unicodedata import normalize
 from uuid import UUID
 
 from django.apps import apps
@@ -16,7 +15,7 @@ from django.utils import timezone
 
 from storage_audit import projects
 from storage_audit.conf import conf
-from storage_audit.fields import after_prefix
+from storage_audit.fields import after_prefix, spellings
 from storage_audit.origin import current_origin
 
 if TYPE_CHECKING:
@@ -75,7 +74,10 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
     def maybe_alive(self, ids: Collection[str]) -> set[str]:
         """Ids that were seen alive and that nobody said are deleted, though the row may be gone."""
         unsaid = Q(deleted_at=None) | Q(evidence="vanished")
-        return set(self.filter(unsaid, pk__in=ids).values_list("pk", flat=True))
+        asked = {text: spellings(text) for text in ids}
+        found = self.filter(unsaid, pk__in=set().union(*asked.values()))
+        there = set(found.values_list("pk", flat=True))
+        return {text for text, forms in asked.items() if forms & there}
 
     def vanished(self) -> Self:
         """Ids that were seen alive and have no project any more, though no signal told of it."""
@@ -223,8 +225,8 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
 
     def being_deleted(self, bucket: str, key: str) -> bool:
         """Whether a cleanup is deleting this key, or a spelling of it that may be the same."""
-        names = {key, normalize("NFC", key), normalize("NFD", key)}
-        marked = self.filter(operation__bucket=bucket, identity__in=names, outcome="deleting")
+        same = spellings(key)
+        marked = self.filter(operation__bucket=bucket, identity__in=same, outcome="deleting")
         # Nothing is sent that was not marked anew just before.
         return marked.filter(changed_at__gte=timezone.now() - conf().deletion_timeout).exists()
 

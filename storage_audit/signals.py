@@ -45,11 +45,12 @@ def project_saved(instance: models.Model, **kwargs: Any) -> None:
 
 
 def project_to_be_deleted(instance: models.Model, **kwargs: Any) -> None:
-    projects.id_of(instance)  # Loaded now if it was deferred: once the row is gone it cannot be.
+    # Once the row is gone it cannot be asked, and the instance may hold another id by now.
+    vars(instance)["storage_audit_id"] = projects.stored_id(instance)
 
 
 def project_deleted(instance: models.Model, **kwargs: Any) -> None:
-    project_id, now, origin = projects.id_of(instance), timezone.now(), current_origin()
+    project_id, now, origin = vars(instance)["storage_audit_id"], timezone.now(), current_origin()
     KnownProject.objects.saw_deleted(project_id, now, KnownProject.Evidence.DELETED)
     operations = CleanupOperation.objects.request_for_project(
         project_id,

@@ -347,7 +347,9 @@ def durably(write: Callable[[], T]) -> T:
     def on_own_connection() -> T:
         try:
             with transaction.atomic(), connection.cursor() as cursor:
-                # For this transaction only: a pool gives the connection to others next.
+                # In other isolation another upload of this key would be an error. Both are for
+                # this transaction only: a pool gives the connection to others next.
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
                 cursor.execute("SET LOCAL lock_timeout = '5s'")
                 return write()
         finally:

@@ -70,3 +70,27 @@ def test_a_page_that_asks_is_told() -> None:
 
     assert through(view) == ["ann"]
     assert told[0].place == "web, 127.0.0.1"
+
+
+def test_who_signs_out_on_the_way_is_still_known(db: None) -> None:
+    told: list[str] = []
+
+    def view(request: HttpRequest) -> HttpResponse:
+        request.user.is_authenticated  # noqa: B018 - as logout() asks
+        request.user = AnonymousUser()
+        told.append(current_origin().user)
+        return HttpResponse()
+
+    through(view)
+    assert told == ["ann"]
+
+
+def test_a_project_without_users_deletes_too() -> None:
+    told: list[str] = []
+
+    def view(request: HttpRequest) -> HttpResponse:
+        told.append(current_origin().user)
+        return HttpResponse()
+
+    OriginMiddleware(view)(RequestFactory().get("/"))
+    assert told == [""]

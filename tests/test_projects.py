@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import NamedTuple, Self
+from unicodedata import normalize
 from uuid import UUID
 
 import pytest
@@ -15,11 +16,11 @@ from django_q.models import Task
 from pytest_django import Settings
 
 from storage_audit import projects
-from storage_audit.audit import cleanup, requests, vanished
+from storage_audit.audit import cleanup, installation, requests, vanished
 from storage_audit.models import CleanupOperation, KnownProject, Project, R2Object
 from storage_audit.origin import Origin
 from storage_audit.querysets import with_storage
-from storage_audit.signals import same_table
+from storage_audit.signals import project_deleted, project_to_be_deleted, same_table
 from tests.admin_client import confirm, superuser
 from tests.conftest import Bucket
 from tests.test_signals import track
@@ -157,8 +158,8 @@ def test_a_field_that_the_database_writes_otherwise_is_an_error(settings: Settin
     assert problems(settings, "storage_audit.Installation", "only") != []
 
 
-def test_of_such_an_id_only_what_rows_track_goes_and_only_when_a_person_says_so(
-    bucket: Bucket,
+def test_such_an_id_stays_blocked_until_the_setting_is_mended(
+    bucket: Bucket, settings: Settings
 ) -> None:
     bucket.put("old/7.mp4", "old/8.mp4")
     for project_id in ("7", "8"):
@@ -175,6 +176,14 @@ def test_of_such_an_id_only_what_rows_track_goes_and_only_when_a_person_says_so(
     blocked = cleanup.run(operation.pk)
     assert blocked.status == "blocked"
     assert "7 is no project id" in blocked.error
+    requests.force_delete_operation(blocked)
+    blocked = cleanup.run(operation.pk)
+    assert blocked.status == "blocked"
+    settings.STORAGE_AUDIT = {
+        **settings.STORAGE_AUDIT,
+        "PROJECT_ID": "[0-9]+",
+        "LAYOUTS": {"old": "old/{project}.{ext}"},
+    }
     requests.force_delete_operation(blocked)
     assert cleanup.run(operation.pk).status == "clean"
     assert bucket.keys() == {"old/8.mp4"}
@@ -222,8 +231,7 @@ def collate(collation: str) -> None:
             cursor.execute(f'{column} COLLATE "{collation}"')
 
 
-def test_forcing_a_deletion_does_not_skip_the_question(bucket: Bucket) -> None:
-    """Who forces a deletion lifts limits, and has not been told that nothing can be looked for."""
+def test_forcing_a_deletion_does_not_make_it_clean(bucket: Bucket) -> None:
     (operation,) = CleanupOperation.objects.request_for_project(
         "7", trigger="forced", deleted_at=timezone.now(), released_by="anna"
     )
@@ -240,3 +248,78 @@ def test_a_model_that_keeps_its_row_when_it_is_deleted_cannot_be_forced(
     assert not LogEntry.objects.exists()
     with pytest.raises(requests.StillAlive, match="proj_1 was not deleted"):
         requests.force_delete_project(project, Origin("anna", forced=True))
+
+
+def named(settings: Settings, **entries: object) -> None:
+    """Groups own objects by their names."""
+    settings.STORAGE_AUDIT_PROJECT_MODEL = "auth.Group"
+    settings.STORAGE_AUDIT = {
+        **settings.STORAGE_AUDIT,
+        "PROJECT_FIELD": "name",
+        "PROJECT_ID": "[^/]+",
+        **entries,
+    }
+
+
+def test_a_live_project_protects_its_keys_in_any_spelling(
+    bucket: Bucket, settings: Settings
+) -> None:
+    named(settings, LAYOUTS={"flat": "clips/{project}_{filename}"})
+    Group.objects.create(name=normalize("NFD", "a_é"))
+    bucket.put("clips/a_é_take.mp4")
+    (operation,) = requests.declare_deleted("a")
+    assert cleanup.run(operation.pk).status == "clean_with_protected"
+    assert bucket.keys() == {"clips/a_é_take.mp4"}
+
+
+def test_an_id_that_is_not_in_nfc_is_not_called_clean(bucket: Bucket, settings: Settings) -> None:
+    named(settings, LAYOUTS={"clips": "clips/{project}/{filename}"})
+    (operation,) = CleanupOperation.objects.request_for_project(
+        normalize("NFD", "é"), trigger="deleted", deleted_at=timezone.now()
+    )
+    assert cleanup.run(operation.pk).status == "blocked"
+
+
+def test_no_layout_reaches_the_marker(bucket: Bucket, settings: Settings) -> None:
+    named(settings, LAYOUTS={"all": "{project}/{filename}"})
+    (operation,) = requests.declare_deleted(".storage_audit")
+    cleanup.run(operation.pk)
+    assert installation.MARKER in bucket.r2.keys(bucket.name)
+
+
+def test_the_row_that_is_deleted_says_its_id_and_not_the_memory(settings: Settings) -> None:
+    named(settings)
+    mine, _other = Group.objects.create(name="mine"), Group.objects.create(name="other")
+    mine.name = "other"
+    project_to_be_deleted(mine)
+    Group.objects.filter(pk=mine.pk)._raw_delete(connection.alias)
+    project_deleted(mine)
+    assert [each.project_id for each in CleanupOperation.objects.all()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("model", "field"),
+    [
+        ("admin.LogEntry", "user"),
+        ("admin.LogEntry", "user_id"),
+        ("auth.User", "groups"),
+        ("auth.User", "logentry"),
+        ("storage_audit.CleanupOperation", "parent_id"),
+    ],
+)
+def test_a_relation_is_no_id(model: str, field: str, settings: Settings) -> None:
+    assert problems(settings, model, field) != []
+
+
+def test_forcing_what_other_rows_protect_says_so(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = Project.objects.create(pk="proj_1")
+
+    def protected(self: Project) -> None:
+        raise models.ProtectedError("Cannot delete it: others need it.", {project})
+
+    monkeypatch.setattr(Project, "delete", protected)
+    assert "others need it" in confirm(superuser(), "project", "force_delete", "proj_1")
+    assert Project.objects.exists()
+    assert not LogEntry.objects.exists()

@@ -42,25 +42,23 @@ def discover(work: Work) -> None:
         return
     assert operation.project_id is not None
     if not operation.ranges:
-        operation.renew(ranges=ranges_of(operation, operation.project_id))
+        operation.renew(ranges=ranges_of(operation.project_id))
     for span in range(operation.cursor.get("span", 0), len(operation.ranges)):
         discover_listed(work, span)
         discover_tracked(work, span)
     discover_outside(work)
 
 
-def ranges_of(operation: CleanupOperation, project_id: str) -> list[str]:
-    """What to list. Raises Mismatch when no layout can have this id, and so nothing be listed,
-    unless a person has released the operation that was blocked for it: then what rows track is
-    all that there is."""
+def ranges_of(project_id: str) -> list[str]:
+    """What to list. Raises Mismatch when no layout can have this id: nothing would be listed, and
+    so nothing be seen gone."""
     if layouts().is_project_id(project_id):
         return layouts().prefixes(project_id)
-    if operation.released_by and operation.events.filter(step="blocked").exists():
-        return []
     raise Mismatch(
         _(
-            "%s is no project id, so its files cannot be looked for. Mend the setting PROJECT_ID if"
-            " it should be one. Else force-delete this operation: it then deletes what rows track."
+            "%s is no project id, so its files cannot be looked for. If it should be one, mend the"
+            " setting PROJECT_ID and force-delete this operation. Else delete the rows of its"
+            " objects, which deletes the objects."
         )
         % project_id
     )

@@ -16,12 +16,12 @@ from django.db import connection
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from storage_audit.audit.layouts import OWN_PREFIX
 from storage_audit.bucket import r2
 from storage_audit.bucket.listing import Identity, exact, nfc, pages
 from storage_audit.conf import conf
 from storage_audit.models import Installation
 
-OWN_PREFIX = ".storage_audit/"
 MARKER = f"{OWN_PREFIX}installation.json"
 MACHINE_ID = Path("/etc/machine-id")
 

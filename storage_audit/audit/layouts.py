@@ -8,6 +8,7 @@ from itertools import pairwise
 from unicodedata import is_normalized, normalize
 
 MAX_KEY_BYTES = 1024
+OWN_PREFIX = ".storage_audit/"
 DEFAULT_KINDS = ("audio", "captions", "images", "thumbnails", "video")
 DEFAULT_TEMPLATES = {
     "hierarchical": "projects/{project}/scenes/{scene}/media/{filename}",
@@ -165,7 +166,10 @@ class Layouts:
             )
 
     def readings(self, key: str) -> tuple[Reading, ...]:
-        """Every reading in every layout, at most one for each layout and project; never raises."""
+        """Every reading in every layout, at most one for each layout and project; none of the
+        application's own objects, such as the marker. Never raises."""
+        if key.startswith(OWN_PREFIX):
+            return ()
         return tuple(
             reading for layout in self._layouts.values() for reading in layout.readings(key)
         )
@@ -188,7 +192,8 @@ class Layouts:
         return fewest
 
     def is_project_id(self, text: str) -> bool:
-        return self._project_id.fullmatch(text) is not None
+        # New keys are in NFC, so an id in other spelling is found in none of them.
+        return is_normalized("NFC", text) and self._project_id.fullmatch(text) is not None
 
 
 def _compile_id(pattern: str) -> re.Pattern[str]:

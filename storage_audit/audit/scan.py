@@ -17,8 +17,8 @@ from django.utils.translation import gettext as _
 from storage_audit import projects
 from storage_audit.audit import installation
 from storage_audit.audit.discovery import rows_by_identity
-from storage_audit.audit.installation import OWN_PREFIX, Mismatch
-from storage_audit.audit.layouts import Reading
+from storage_audit.audit.installation import Mismatch
+from storage_audit.audit.layouts import OWN_PREFIX, Reading
 from storage_audit.audit.ownership import known_among, layouts
 from storage_audit.bucket.listing import (
     Identity,

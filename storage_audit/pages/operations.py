@@ -5,7 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib import admin, messages
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -138,8 +138,9 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
                 requests.force_delete_operation(operation)
                 self.log_change(request, operation, _("Force-deleted."))
                 tasks.enqueue_on_commit([operation])
-        except (IllegalTransition, requests.StillAlive) as refusal:
-            self.message_user(request, visible(str(refusal)), messages.ERROR)
+        except (IllegalTransition, requests.StillAlive, ValidationError) as refusal:
+            text = refusal.messages[0] if isinstance(refusal, ValidationError) else str(refusal)
+            self.message_user(request, visible(text), messages.ERROR)
             return False
         return True
 

@@ -6,7 +6,7 @@ from typing import Any
 from django.contrib import admin, messages
 from django.contrib.admin.widgets import AdminTextInputWidget
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import ProtectedError, QuerySet, RestrictedError
 from django.http import HttpRequest, HttpResponse
 from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html
@@ -125,8 +125,8 @@ class OwnerAdmin(DeletingAdmin[M]):
             with transaction.atomic():
                 self.log_deletions(request, queryset)
                 made = [requests.force_delete_project(project, origin) for project in queryset]
-        except requests.StillAlive as refusal:
-            self.message_user(request, visible(str(refusal)), messages.ERROR)
+        except (requests.StillAlive, ProtectedError, RestrictedError) as refusal:
+            self.message_user(request, visible(str(refusal.args[0])), messages.ERROR)
             return None
         text = _("Deleted. A cleanup without limits now deletes the files from R2.")
         return self.announce(request, text, sum(made, []))

@@ -1,3 +1,4 @@
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 from unicodedata import normalize
 
@@ -31,6 +32,13 @@ class BytewiseTextField(Text[_ST, _GT]):
 def spellings(text: str) -> set[str]:
     """What a store that folds Unicode takes for the same text."""
     return {text, normalize("NFC", text), normalize("NFD", text)}
+
+
+def in_any_spelling(texts: Iterable[str], find: Callable[[set[str]], set[str]]) -> set[str]:
+    """The texts of which `find`, asked for all their spellings at once, knows one."""
+    asked = {text: spellings(text) for text in texts}
+    found = find(set().union(*asked.values()))
+    return {text for text, forms in asked.items() if forms & found}
 
 
 def after_prefix(prefix: str) -> str:

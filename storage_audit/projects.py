@@ -15,7 +15,7 @@ from django.db.models import F, Value
 from django.db.models.functions import Cast, Collate, Concat, Substr
 
 from storage_audit.conf import conf
-from storage_audit.fields import BYTEWISE, spellings
+from storage_audit.fields import BYTEWISE, in_any_spelling
 
 # What the database writes as Python does.
 ID_FIELDS = (models.CharField, models.TextField, models.IntegerField, models.UUIDField)
@@ -72,12 +72,14 @@ def every() -> models.QuerySet[Any]:
 
 def alive(ids: Iterable[str]) -> set[str]:
     """Which of these ids have a row, also one that spells the id with other code points."""
-    asked = {text: spellings(text) for text in ids}
+    return in_any_spelling(ids, have_rows)
+
+
+def have_rows(ids: Iterable[str]) -> set[str]:
     name = conf().project_field
-    values = [value for form in set().union(*asked.values()) for value in values_of(form)]
-    found = every().filter(**{f"{name}__in": values}).values_list(name, flat=True)
-    there = set(map(str, found))
-    return {text for text, forms in asked.items() if forms & there}
+    values = [value for text in ids for value in values_of(text)]
+    found = every().filter(**{f"{name}__in": values})
+    return set(map(str, found.values_list(name, flat=True)))
 
 
 def is_alive(project_id: str | None) -> bool:

@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from storage_audit import projects
 from storage_audit.conf import conf
-from storage_audit.fields import after_prefix, spellings
+from storage_audit.fields import after_prefix, in_any_spelling, spellings
 from storage_audit.origin import current_origin
 
 if TYPE_CHECKING:
@@ -73,11 +73,10 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
 
     def maybe_alive(self, ids: Collection[str]) -> set[str]:
         """Ids that were seen alive and that nobody said are deleted, though the row may be gone."""
-        unsaid = Q(deleted_at=None) | Q(evidence="vanished")
-        asked = {text: spellings(text) for text in ids}
-        found = self.filter(unsaid, pk__in=set().union(*asked.values()))
-        there = set(found.values_list("pk", flat=True))
-        return {text for text, forms in asked.items() if forms & there}
+        unsaid = self.filter(Q(deleted_at=None) | Q(evidence="vanished"))
+        return in_any_spelling(
+            ids, lambda forms: set(unsaid.filter(pk__in=forms).values_list("pk", flat=True))
+        )
 
     def vanished(self) -> Self:
         """Ids that were seen alive and have no project any more, though no signal told of it."""

@@ -10,6 +10,7 @@ from http.client import HTTPConnection
 from typing import Any
 from unicodedata import normalize
 from urllib.parse import parse_qs, urlsplit
+from uuid import UUID, uuid4
 
 import pytest
 from botocore.exceptions import BotoCoreError
@@ -18,6 +19,7 @@ from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage, storages
 from django.db import OperationalError, connection, transaction
 from django.utils import timezone
+from psycopg2.extensions import ISOLATION_LEVEL_REPEATABLE_READ
 from pytest_django import Settings
 from storages.backends.s3 import S3Storage
 
@@ -26,7 +28,8 @@ from devtools.processes import free_port
 from storage_audit.audit import cleanup
 from storage_audit.bucket import r2
 from storage_audit.models import CleanupItem, CleanupOperation, Project, R2Object
-from storage_audit.storage import KeyBeingDeleted, TrackedStorage, key_for
+from storage_audit.querysets import R2ObjectQuerySet
+from storage_audit.storage import KeyBeingDeleted, TrackedStorage, Upload, key_for
 from tests.conftest import Bucket
 from tests.test_signals import Rollback
 
@@ -224,6 +227,33 @@ def test_a_folder_that_other_storages_use_is_not_ours(bucket: Bucket, settings: 
 
 
 # Transactions
+
+
+def test_an_upload_that_comes_between_is_no_error_in_any_isolation(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL may be set so that a row which another has just made cannot be met again."""
+    plain, others = R2ObjectQuerySet.bulk_create, [uuid4()]
+
+    def too_late(rows: R2ObjectQuerySet, *args: Any, **kwargs: Any) -> Any:
+        if others:
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(come_between, others.pop()).result()
+        return plain(rows, *args, **kwargs)
+
+    def come_between(upload_id: UUID) -> None:
+        values = {"source": "upload", "state": "uploading", "upload_id": upload_id}
+        plain(R2Object.objects.all(), [R2Object(bucket=bucket.name, key=NAME, **values)])
+        connection.close()
+
+    monkeypatch.setattr(R2ObjectQuerySet, "bulk_create", too_late)
+    if ON_POSTGRESQL:
+        level = ISOLATION_LEVEL_REPEATABLE_READ
+        monkeypatch.setitem(connection.settings_dict["OPTIONS"], "isolation_level", level)
+    with transaction.atomic() if ON_POSTGRESQL else nullcontext():
+        upload = Upload(bucket.name, NAME).begin()
+    assert not others
+    assert R2Object.objects.get().upload_id == upload.id
 
 
 def test_a_rolled_back_transaction_leaves_no_stray_without_a_row(bucket: Bucket) -> None:

@@ -38,6 +38,7 @@ class CleanupOperation(Transitions):
         PROJECT = "project", _("project cleanup")
         OBJECTS = "objects", _("deletion of objects")
         VERIFY = "verify", _("verification")
+        VANISHED = "vanished", _("disappearance of many projects")
 
     class Trigger(models.TextChoices):
         DELETED = "deleted", _("deletion")
@@ -69,6 +70,8 @@ class CleanupOperation(Transitions):
 
     step = models.CharField(_("step"), max_length=10, choices=Step, default=Step.PLAN)
     cursor = models.JSONField(_("position"), default=dict, editable=False)
+    # How much is asked of the store at a time: see audit/pace.py.
+    pace = models.JSONField(_("pace"), default=dict, editable=False)
 
     found = models.PositiveBigIntegerField(_("found"), default=0)
     found_bytes = models.PositiveBigIntegerField(_("bytes found"), default=0)
@@ -86,6 +89,11 @@ class CleanupOperation(Transitions):
     planned_at = models.DateTimeField(_("planned"), null=True, blank=True)
 
     created_at = models.DateTimeField(_("requested"), default=timezone.now)
+
+    # Items and timeline were written to the archive of this name and digest, and deleted.
+    pruned_at = models.DateTimeField(_("pruned"), null=True, blank=True)
+    archive = models.TextField(_("archive"), blank=True)
+    archive_digest = models.CharField(_("archive digest"), max_length=64, blank=True)
 
     class Meta:
         verbose_name = _("cleanup operation")

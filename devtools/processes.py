@@ -129,11 +129,15 @@ class Child:
         except subprocess.TimeoutExpired:
             pass
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-            # Not by Popen.wait(): a signal may have come while Popen held its lock.
-            reap(self.pid)
-            self._stopped = True
+            self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL its whole group."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        # Not by Popen.wait(): a signal may have come while Popen held its lock.
+        reap(self.pid)
+        self._stopped = True
 
     def tail(self) -> str:
         """The last lines of the log."""

@@ -1,23 +1,49 @@
 """Every test talks to real parts: Cloudflare's local R2, and the database of DATABASE_URL."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from random import SystemRandom
 
 import pytest
 from django.conf import settings as django_settings
+from django.contrib.auth.models import Group, User
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.core.signals import setting_changed
 from django.db import connection
+from django.utils import timezone
+from django_q.models import OrmQ, Schedule, Task
+from hypothesis import settings
+from pytest_django import Settings
 
 from devtools.local_r2 import LocalR2
 from devtools.processes import stop_on_signals
-from storage_audit.audit import installation
-from storage_audit.models import Project
+from devtools.seaweedfs import SeaweedFS
+from devtools.store import Store
+from storage_audit.audit import cleanup, installation, pace, scan
+from storage_audit.models import CleanupOperation, Project
 from storage_audit.storage import key_for
 
 BUCKETS = ["tests", "other", "empty"]
+
+# On a busy machine everything takes its time. The profile `crash` looks for what is new, for hours.
+settings.register_profile("ordinary", deadline=None, derandomize=True)
+settings.register_profile("crash", deadline=None, max_examples=1000, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ordinary"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if settings.get_current_profile_name() == "crash" and not config.option.hypothesis_seed:
+        config.option.hypothesis_seed = str(SystemRandom().randrange(2**32))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"profile and seed of hypothesis: {settings.get_current_profile_name()}, " + str(
+        config.option.hypothesis_seed
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,6 +53,12 @@ def plain_http() -> None:
         "BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"
     }
     announce("STORAGES")
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After trouble with the store, where it does not ask for one; other processes have theirs."""
+    monkeypatch.setattr(pace, "PAUSE", 0.0)
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +77,13 @@ def local_r2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalR2]:
     with stop_on_signals(), LocalR2(folder, BUCKETS) as r2:
         point_at(r2)
         yield r2
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
+    """A store that is not R2; the application is not pointed at it."""
+    with stop_on_signals(), SeaweedFS(tmp_path_factory.mktemp("seaweedfs"), BUCKETS) as store:
+        yield store
 
 
 def point_at(r2: LocalR2) -> None:
@@ -69,7 +108,7 @@ def announce(*changed: str) -> None:
 class Bucket:
     """The bucket as something outside the application sees and fills it."""
 
-    def __init__(self, r2: LocalR2, name: str = BUCKETS[0]) -> None:
+    def __init__(self, r2: Store, name: str = BUCKETS[0]) -> None:
         self.r2, self.name = r2, name
 
     def put(self, *keys: str, body: bytes = b"content") -> None:
@@ -102,3 +141,24 @@ def bucket(local_r2: LocalR2, transactional_db: None) -> Bucket:
     found.wipe()
     installation.claim(found.name)
     return found
+
+
+@pytest.fixture
+def world(bucket: Bucket, settings: Settings, caplog: pytest.LogCaptureFixture) -> Bucket:
+    """Something of each kind that has a page, and something to lose."""
+    # Refused are thousands of requests here.
+    caplog.set_level(logging.CRITICAL, "django.request")
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 0}
+    bucket.upload("proj_1")
+    bucket.upload("proj_2")
+    bucket.put("stranger")
+    list(scan.backfill(scan.begin()))
+    Project.objects.get(pk="proj_2").delete()
+    assert cleanup.run(CleanupOperation.objects.get().pk).status == "blocked"
+    facts = {"name": "t", "func": "time.time", "started": timezone.now(), "stopped": timezone.now()}
+    for success in (True, False):
+        Task.objects.create(id=f"{success}", success=success, **facts)
+    assert Schedule.objects.exists() and OrmQ.objects.exists()
+    Group.objects.create(name="g")
+    User.objects.create_user("zoe")
+    return bucket

@@ -1,0 +1,90 @@
+"""A proxy in front of an S3 store, on this machine only, that answers some requests wrongly.
+
+Point a client at its address instead of the store's. With the same seed and the same requests it
+does the same again.
+"""
+
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from threading import Event
+
+from devtools.faults.kinds import KINDS
+from devtools.faults.proxy import faulty_store
+from devtools.faults.seeded import Seeded
+from devtools.processes import Stopped, stop_on_signals
+
+EPILOG = """\
+examples:
+  python -m devtools.faults --list
+  python -m devtools.faults --upstream http://127.0.0.1:8787/cdn-cgi/local/r2/s3 \\
+    --seed 7 --fault 'slow-down 0.1' --fault 'reset-after 0.02'
+
+exit codes:
+  1  the port is taken
+  2  wrong use
+  130  stopped by Ctrl-C, after the counts were printed
+
+Next: set R2_ENDPOINT_URL to the address that it prints.
+"""
+
+
+def command_line() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m devtools.faults",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--upstream", metavar="URL", help="the store's address, without TLS")
+    what.add_argument("--list", action="store_true", help="show the faults that there are, and end")
+    parser.add_argument("--port", type=int, default=0, metavar="N", help="default: any free one")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="another one strikes otherwise (default: 0)",
+    )
+    parser.add_argument(
+        "--fault",
+        type=rate,
+        action="append",
+        default=[],
+        metavar="'NAME RATE'",
+        help="a fault, and the share of the requests that it strikes, 0 to 1; may be repeated",
+    )
+    return parser
+
+
+def rate(text: str) -> tuple[str, float]:
+    name, _space, number = text.partition(" ")
+    return name, float(number)
+
+
+def serve(upstream: str, port: int, seeded: Seeded) -> None:
+    """Serve until a signal comes. Raises OSError when the port is taken."""
+    with stop_on_signals(), faulty_store(upstream, port, keep=0) as store:
+        store.rules.append(seeded)
+        print(f"{store.url}\nCtrl-C ends it.", flush=True)
+        try:
+            Event().wait()
+        except Stopped:
+            for name in seeded.rates:
+                print(f"{seeded.counts[name]:8} {name}")
+            raise
+
+
+if __name__ == "__main__":
+    parser = command_line()
+    options = parser.parse_args()
+    if options.list:
+        for name, fault in KINDS.items():
+            print(f"{name:20} {fault.says}")
+        sys.exit()
+    try:
+        serve(options.upstream, options.port, Seeded(options.seed, dict(options.fault)))
+    except ValueError as error:
+        parser.error(str(error))
+    except OSError as error:
+        sys.exit(f"Nothing was started: {error}")

@@ -1,0 +1,329 @@
+"""A proxy in front of an S3 store on this machine, which answers chosen requests itself.
+
+    with faulty_store("http://127.0.0.1:8787") as store:
+        store.rules.append(on(is_listing, Reply(503)))
+
+Without rules it hands everything on as it came. A store that is down looks through it as it is:
+the connection breaks.
+"""
+
+import re
+import socket
+import struct
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
+from itertools import chain
+from select import select
+from threading import Lock, Thread
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import unescape
+
+# More than a call that deletes 1,000 keys. What is larger goes through in pieces.
+KEPT_BODY = 8 << 20
+PIECE = 1 << 16
+PAGES_KEPT = 64
+STORE_TIMEOUT = 60.0  # seconds
+OF_ONE_CONNECTION = {"connection", "keep-alive", "proxy-connection"}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer of the store; `status` 0 stands for a connection that breaks without one, and
+    `announced` for a Content-Length that promises more than `body`, before it breaks."""
+
+    status: int
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = (("Content-Type", "application/xml"),)
+    announced: int | None = None
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+
+RESET = Reply(0)
+
+
+@dataclass(frozen=True)
+class Request:
+    """`body` is empty when it is larger than any call that is about keys. `follows` is the page
+    of the listing that this request goes on from."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+    follows: Reply | None = None
+
+    @property
+    def query(self) -> dict[str, str]:
+        pairs = parse_qs(urlsplit(self.target).query, keep_blank_values=True)
+        return {name: values[0] for name, values in pairs.items()}
+
+    @property
+    def path(self) -> str:
+        return unquote(urlsplit(self.target).path)
+
+
+class Forward:
+    """Hands the request to the store, once however often it is called, and gives its answer:
+    RESET when it broke off, and nobody can tell what became of the request."""
+
+    def __init__(self, send: Callable[[], Reply]) -> None:
+        self._send = send
+        self.reply: Reply | None = None
+
+    def __call__(self) -> Reply:
+        if self.reply is None:
+            self.reply = self._send()
+        return self.reply
+
+
+# What to answer, or None to leave the request to the next rule and at last to the store.
+Rule = Callable[[Request, Forward], Reply | None]
+# Told of each request when its answer is known: the store's (None when it was not asked), ours.
+Observer = Callable[[Request, Reply | None, Reply], object]
+
+
+@dataclass
+class FaultyStore:
+    """`rules` are asked in order; `seen` lists the latest requests, as they came."""
+
+    url: str
+    seen: deque[Request]
+    observers: list[Observer] = field(default_factory=list)
+    rules: list[Rule] = field(default_factory=list)
+
+    def asked(self, matches: Callable[[Request], bool]) -> list[Request]:
+        return [request for request in list(self.seen) if matches(request)]
+
+    def answer(self, request: Request, forward: Forward) -> Reply:
+        self.seen.append(request)
+        answers = (rule(request, forward) for rule in list(self.rules))
+        reply = next(filter(None, answers), None) or forward()
+        for observer in self.observers:
+            observer(request, forward.reply, reply)
+        return reply
+
+
+@contextmanager
+def faulty_store(
+    endpoint_url: str, port: int = 0, *, keep: int = 10_000, observers: Iterable[Observer] = ()
+) -> Iterator[FaultyStore]:
+    """Stand in front of this store, on a port of 127.0.0.1, for as long as the block lasts.
+
+    `keep` is the number of requests that `seen` remembers. Raises OSError when the port is taken.
+    """
+    parts = urlsplit(endpoint_url)
+    with _Server(("127.0.0.1", port), _Handler) as server:
+        url = f"http://127.0.0.1:{server.server_port}{parts.path}"
+        server.store = FaultyStore(url, deque(maxlen=keep), list(observers))
+        server.upstream = parts.netloc
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server.store
+        finally:
+            server.shutdown()
+            thread.join()
+            server.break_connections()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+    store: FaultyStore
+    upstream: str
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.pages = _Pages()
+        self._open: set[socket.socket] = set()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        # Without the polite farewell, which would make an end of a reset.
+        self._open.discard(request)
+        self.close_request(request)
+
+    def break_connections(self) -> None:
+        for connection in list(self._open):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A client that went away is none of our errors; a rule that fails is.
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    # Small answers go out at once and in one piece.
+    disable_nagle_algorithm = True
+    wbufsize = -1
+    server: _Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.upstream = _Upstream(self.server.upstream)
+
+    def finish(self) -> None:
+        self.upstream.close()
+        super().finish()
+
+    def handle_expect_100(self) -> bool:
+        super().handle_expect_100()
+        self.wfile.flush()
+        return True
+
+    def handle_any(self) -> None:
+        headers = dict(self.headers.items())
+        pieces = _pieces(headers, self.rfile)
+        start = _start(pieces)
+        # Not `self.path`, where slashes at the start are folded.
+        target = self.requestline.split()[1]
+        body = start if len(start) <= KEPT_BODY else b""
+        request = Request(self.command, target, headers, body, self.server.pages.before(target))
+        forward = Forward(lambda: self.upstream.send(request, chain([start], pieces)))
+        reply = self.server.store.answer(request, forward)
+        for _piece in pieces:
+            pass  # An answer that comes before the end of the body would be lost.
+        if forward.reply:
+            self.server.pages.remember(forward.reply)
+        self.give(reply)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any
+
+    def give(self, reply: Reply) -> None:
+        self.close_connection |= reply.status == 0 or reply.announced is not None
+        if reply.status == 0:
+            linger = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            return
+        self.send_response_only(reply.status)
+        for name, value in reply.headers:
+            self.send_header(name, value)
+        if self.command == "HEAD":
+            self.end_headers()
+            return
+        self.send_header("Content-Length", str(reply.announced or len(reply.body)))
+        self.end_headers()
+        self.wfile.write(reply.body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+class _Upstream:
+    """The connection to the store that goes with one of a client."""
+
+    def __init__(self, address: str) -> None:
+        self._connection = HTTPConnection(address, timeout=STORE_TIMEOUT)
+
+    def send(self, request: Request, body: Iterable[bytes]) -> Reply:
+        """Send it on as it came, with the Host that its signature covers."""
+        open_socket = self._connection.sock
+        if open_socket and select([open_socket], [], [], 0)[0]:
+            self.close()  # The store has closed it, or speaks unasked.
+        try:
+            return self._exchange(request, body)
+        except (OSError, HTTPException):
+            self.close()
+            return RESET
+
+    def _exchange(self, request: Request, body: Iterable[bytes]) -> Reply:
+        connection = self._connection
+        connection.putrequest(
+            request.method, request.target, skip_host=True, skip_accept_encoding=True
+        )
+        for name, value in request.headers.items():
+            if name.lower() not in OF_ONE_CONNECTION:
+                connection.putheader(name, value)
+        connection.endheaders(body, encode_chunked=_is_chunked(request.headers))
+        response = connection.getresponse()
+        dropped = OF_ONE_CONNECTION | {"transfer-encoding"}
+        if request.method != "HEAD":
+            dropped.add("content-length")
+        kept = ((n, v) for n, v in response.getheaders() if n.lower() not in dropped)
+        return Reply(response.status, response.read(), tuple(kept))
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class _Pages:
+    """The latest pages of listings that go on, by the token that asks for the next one."""
+
+    def __init__(self) -> None:
+        self._by_token: OrderedDict[str, Reply] = OrderedDict()
+        self._lock = Lock()
+
+    def before(self, target: str) -> Reply | None:
+        if "continuation-token=" not in target:
+            return None
+        token = parse_qs(urlsplit(target).query).get("continuation-token", [""])[0]
+        return self._by_token.get(token)
+
+    def remember(self, reply: Reply) -> None:
+        token = re.search(b"<NextContinuationToken>(.*?)</", reply.body)
+        if not token:
+            return
+        with self._lock:
+            self._by_token[unescape(token[1].decode())] = reply
+            if len(self._by_token) > PAGES_KEPT:
+                self._by_token.popitem(last=False)
+
+
+def _header(headers: Mapping[str, str], name: str) -> str:
+    return next((value for each, value in headers.items() if each.lower() == name), "")
+
+
+def _is_chunked(headers: Mapping[str, str]) -> bool:
+    return _header(headers, "transfer-encoding").lower() == "chunked"
+
+
+def _start(pieces: Iterator[bytes]) -> bytes:
+    """All of it, or more than KEPT_BODY."""
+    start = bytearray()
+    while len(start) <= KEPT_BODY and (piece := next(pieces, b"")):
+        start += piece
+    return bytes(start)
+
+
+def _pieces(headers: Mapping[str, str], source: BufferedIOBase) -> Iterator[bytes]:
+    """The body of a request. Raises ConnectionResetError when the client breaks off."""
+    if not _is_chunked(headers):
+        yield from _exactly(int(_header(headers, "content-length") or 0), source)
+        return
+    while size := int(_line(source).partition(b";")[0], 16):
+        yield from _exactly(size, source)
+        _line(source)
+    while _line(source).strip():
+        pass
+
+
+def _exactly(length: int, source: BufferedIOBase) -> Iterator[bytes]:
+    while length:
+        piece = source.read(min(length, PIECE))
+        if not piece:
+            raise ConnectionResetError
+        length -= len(piece)
+        yield piece
+
+
+def _line(source: BufferedIOBase) -> bytes:
+    line = source.readline(PIECE)
+    if not line.endswith(b"\n"):
+        raise ConnectionResetError
+    return line

@@ -1,0 +1,308 @@
+"""Every fault, at every step of a cleanup, on both stores: nothing wrong goes, nothing is called
+gone that is there, and afterwards the cleanup ends clean."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Event
+from time import monotonic, sleep
+from typing import TYPE_CHECKING
+
+import pytest
+from botocore.config import Config
+from botocore.retries.standard import ExponentialBackoff
+
+from devtools.faults import kinds
+from devtools.faults.kinds import KINDS, lies
+from devtools.faults.matching import (
+    Matches,
+    is_abort,
+    is_delete_batch,
+    is_listing_under,
+    is_marker,
+    is_uploads_listing,
+    keys_sent,
+    on,
+)
+from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
+from devtools.store import Store
+from storage_audit.audit import installation, pace
+from storage_audit.bucket import r2
+from storage_audit.conf import conf
+from storage_audit.models import CleanupOperation
+from tests.conftest import Bucket
+from tests.network import faulty_network
+from tests.promises import Status, again, alive, check, late_check, outcomes, requested, run
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+PREFIX = "projects/proj_1/scenes/"
+KEYS = {f"{PREFIX}s1/media/{n}.mp4" for n in range(5)}
+OTHERS = {"projects/proj_10/scenes/s1/media/0.mp4", "README.txt"}
+UPLOAD = f"{PREFIX}s1/media/large.mp4"
+READ_TIMEOUT = 0.5  # seconds
+
+
+@dataclass(frozen=True)
+class Step:
+    """`sample` is a request of the step that the most faults fit. Some steps come after a delete
+    call, and then one that left everything where it was."""
+
+    sample: str
+    matches: Matches
+    after_delete: bool = False
+
+    def fits(self, name: str) -> bool:
+        method, target = self.sample.split()
+        body = b"<Key>a</Key>" if method == "POST" else b""
+        return KINDS[name].fits(Request(method, target, {}, body))
+
+
+LATER_PAGE = "GET /b?list-type=2&continuation-token=t"
+LOOKS = {
+    "marker": Step("GET /b/installation.json", is_marker),
+    "plan": Step(LATER_PAGE, is_listing_under(PREFIX)),
+    "proof": Step("GET /b?list-type=2", is_listing_under("")),
+    "verify": Step(LATER_PAGE, is_listing_under(PREFIX), after_delete=True),
+    "last marker": Step("GET /b/installation.json", is_marker, after_delete=True),
+}
+UPLOADS = Step("GET /b?uploads", is_uploads_listing)
+DELETE = Step("POST /b?delete", is_delete_batch)
+ABORT = Step("DELETE /b/a?uploadId=u", is_abort)
+NO_END = "<NextKeyMarker>a</NextKeyMarker><NextUploadIdMarker>u</NextUploadIdMarker>"
+STORES = ["local_r2", "seaweedfs"]
+on_both_stores = pytest.mark.parametrize("network", STORES, indirect=True)
+# Local R2 does not list multipart uploads.
+on_seaweedfs = pytest.mark.parametrize("network", STORES[1:], indirect=True)
+
+
+def faults(step: Step) -> list[str]:
+    return [name for name in KINDS if step.fits(name)]
+
+
+@dataclass
+class Network:
+    """`finished` are the requests that were answered, with what the store said."""
+
+    origin: Store
+    proxy: FaultyStore
+    finished: list[tuple[Request, Reply | None]]
+    impatient: "S3Client"
+
+    def reached(self, matches: Matches) -> list[Request]:
+        return [request for request, of_store in self.finished if of_store and matches(request)]
+
+
+@pytest.fixture(scope="module")
+def network(request: pytest.FixtureRequest) -> Iterator[Network]:
+    origin: Store = request.getfixturevalue(request.param)
+    with faulty_network(origin) as proxy:
+        finished: list[tuple[Request, Reply | None]] = []
+        proxy.observers.append(lambda request, of_store, _: finished.append((request, of_store)))
+        yield Network(origin, proxy, finished, impatient_client())
+
+
+@pytest.fixture
+def bucket(network: Network, transactional_db: None) -> Iterator[Bucket]:
+    found = Bucket(network.origin)
+    found.wipe()
+    installation.claim(found.name)
+    found.put(*KEYS, *OTHERS)
+    network.proxy.seen.clear()
+    network.finished.clear()
+    yield found
+    network.proxy.rules.clear()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of two keys, and no pauses between tries."""
+    monkeypatch.setattr(r2, "PAGE", 2)
+    monkeypatch.setattr(pace, "LAST_TROUBLES", 2)
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0)
+
+
+@pytest.fixture
+def lateness(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
+    """What is late comes when this event is set."""
+    comes = Event()
+    monkeypatch.setattr(kinds, "sleep", lambda seconds: comes.wait(60))
+    yield comes
+    comes.set()
+
+
+class Struck:
+    """A rule for this fault at this step, which counts."""
+
+    def __init__(self, network: Network, step: Step, name: str) -> None:
+        self.count = 0
+        self._network, self._step, self._fault = network, step, KINDS[name]
+
+    def __call__(self, request: Request, forward: Forward) -> Reply | None:
+        if not (self._step.matches(request) and self._fault.fits(request) and self._is_time()):
+            return None
+        self.count += 1  # Before the answer, which may be late.
+        reply = self._fault.answer(request, forward)
+        self.count -= reply is None
+        return reply
+
+    def _is_time(self) -> bool:
+        return not self._step.after_delete or bool(self._network.proxy.asked(is_delete_batch))
+
+
+@on_both_stores
+@pytest.mark.parametrize("step", LOOKS.values(), ids=LOOKS)
+def test_look_under_each_fault_authorises_nothing(
+    network: Network, bucket: Bucket, lateness: Event, step: Step
+) -> None:
+    alive("proj_1", "proj_10")
+    operation = requested("proj_1")
+    if step.after_delete:
+        network.proxy.rules.append(on(is_delete_batch, lies))
+    fails_under_each(operation, step, network, bucket, lateness)
+    assert not network.reached(is_delete_batch)
+    heal(operation, network, bucket)
+
+
+@on_seaweedfs
+def test_listing_of_uploads_under_each_fault_authorises_nothing(
+    network: Network, bucket: Bucket, lateness: Event
+) -> None:
+    alive("proj_1", "proj_10")
+    begin_upload(network)
+    operation = requested("proj_1")
+    fails_under_each(operation, UPLOADS, network, bucket, lateness)
+    assert not network.reached(is_abort)
+    heal(operation, network, bucket)
+    assert uploads(network) == []
+
+
+@on_both_stores
+@pytest.mark.parametrize("name", faults(DELETE))
+def test_deletion_under_a_fault_is_believed_only_when_seen(
+    network: Network, bucket: Bucket, lateness: Event, name: str
+) -> None:
+    alive("proj_1", "proj_10")
+    operation = requested("proj_1")
+    with struck_by(name, DELETE, network, lateness) as struck:
+        operation = attempt(operation, struck)
+        nothing_wrong(network, bucket)
+        assert operation.status == Status.INCOMPLETE or not bucket.keys() & KEYS
+    nothing_wrong(network, bucket)
+    heal(operation, network, bucket)
+
+
+@on_seaweedfs
+@pytest.mark.parametrize("name", faults(ABORT))
+def test_upload_whose_abortion_met_a_fault_is_aborted_by_the_late_check(
+    network: Network, bucket: Bucket, lateness: Event, name: str
+) -> None:
+    alive("proj_1", "proj_10")
+    begin_upload(network)
+    operation = requested("proj_1")
+    with struck_by(name, ABORT, network, lateness) as struck:
+        operation = attempt(operation, struck)
+        nothing_wrong(network, bucket)
+    assert operation.events.filter(message__startswith="Unfinished upload not aborted").exists()
+    heal(operation, network, bucket)
+    late_check(operation)
+    assert uploads(network) == []
+
+
+@on_both_stores
+@pytest.mark.parametrize("markers", ["", NO_END], ids=["none", "the same"])
+def test_listing_of_uploads_that_does_not_get_on_is_no_listing(
+    network: Network, bucket: Bucket, markers: str
+) -> None:
+    alive("proj_1", "proj_10")
+
+    result = "ListMultipartUploadsResult"
+    page = f"<{result}><IsTruncated>true</IsTruncated>{markers}</{result}>".encode()
+    network.proxy.rules.append(on(is_uploads_listing, Reply(200, page)))
+    operation = run(requested("proj_1"))
+    assert operation.status == Status.INCOMPLETE and "listing of multipart" in operation.error
+    assert bucket.keys() == KEYS | OTHERS
+    heal(operation, network, bucket)
+
+
+def fails_under_each(
+    operation: CleanupOperation, step: Step, network: Network, bucket: Bucket, lateness: Event
+) -> None:
+    """One attempt under each fault: all fail, and say and do nothing."""
+    for name in faults(step):
+        with struck_by(name, step, network, lateness) as struck:
+            operation = attempt(operation, struck)
+            assert operation.status in (Status.INCOMPLETE, Status.FAILED), name
+            assert operation.error, name
+            assert set(outcomes(operation).values()) <= {"planned"}, name
+            assert bucket.keys() == KEYS | OTHERS
+            check(bucket)
+
+
+@contextmanager
+def struck_by(name: str, step: Step, network: Network, lateness: Event) -> Iterator[Struck]:
+    """Within, the fault strikes the step; after it, what was late has come."""
+    struck = Struck(network, step, name)
+    network.proxy.rules.insert(0, struck)
+    lateness.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        if name.startswith("late-"):
+            patch.setattr(r2, "client", lambda attempts=3: network.impatient)
+        yield struck
+    network.proxy.rules.remove(struck)
+    lateness.set()
+    eventually(lambda: len(network.finished) == len(network.proxy.seen))
+    assert struck.count, f"{name} struck nothing"
+
+
+def attempt(operation: CleanupOperation, struck: Struck) -> CleanupOperation:
+    """Under the fault; once more if an impatient client gave up before it."""
+    for _attempt in range(5):
+        operation = again(operation)
+        if struck.count or operation.status == Status.CLEAN:
+            break
+    return operation
+
+
+def impatient_client() -> "S3Client":
+    """The application's, which waits for an answer for half a second, and tries once."""
+    hasty = r2.client_config(1).merge(Config(read_timeout=READ_TIMEOUT))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(r2, "client_config", lambda attempts: hasty)
+        return r2._client.__wrapped__(conf(), 1, os.getpid())
+
+
+def nothing_wrong(network: Network, bucket: Bucket) -> None:
+    assert bucket.keys() >= OTHERS
+    assert all(set(keys_sent(call)) <= KEYS for call in network.reached(is_delete_batch))
+    check(bucket)
+
+
+def heal(operation: CleanupOperation, network: Network, bucket: Bucket) -> None:
+    network.proxy.rules.clear()
+    for _attempt in range(3):
+        if operation.status != Status.CLEAN:
+            operation = again(operation)
+    assert operation.status == Status.CLEAN
+    assert outcomes(operation) == dict.fromkeys(KEYS, "deleted")
+    assert bucket.keys() == OTHERS
+    nothing_wrong(network, bucket)
+
+
+def begin_upload(network: Network) -> None:
+    network.origin.own_client.create_multipart_upload(Bucket="tests", Key=UPLOAD)
+    assert uploads(network) == [UPLOAD]
+
+
+def uploads(network: Network) -> list[str]:
+    answer = network.origin.own_client.list_multipart_uploads(Bucket="tests")
+    return [upload["Key"] for upload in answer.get("Uploads", [])]
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = monotonic() + 60
+    while not condition():
+        assert monotonic() < deadline
+        sleep(0.01)

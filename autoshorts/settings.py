@@ -92,7 +92,8 @@ def database(url: str) -> dict[str, Any]:
         settings["OPTIONS"] = {
             "timeout": 30,
             "transaction_mode": "IMMEDIATE",
-            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+            # FULL, or a loss of power takes back a deletion whose files are gone already.
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;",
         }
     else:
         # A server that cannot be reached would hold a request, or a health check, for minutes.
@@ -176,6 +177,23 @@ STORAGE_AUDIT = {
         hint="a share above 0 and up to 1, such as 0.05",
         accept=lambda share: 0 < share <= 1,
     ),
+    "LIMIT_MULTIPLE": env.number(
+        "CLEANUP_LIMIT_MULTIPLE",
+        10.0,
+        float,
+        hint="a number from 0, such as 10",
+        accept=lambda n: 0 <= n < float("inf"),
+    ),
+    "LIMIT_MISSING": env.number(
+        "CLEANUP_LIMIT_MISSING",
+        0.5,
+        float,
+        hint="a share above 0 and up to 1, such as 0.5",
+        accept=lambda share: 0 < share <= 1,
+    ),
+    "LIMIT_VANISHED": env.number(
+        "CLEANUP_LIMIT_VANISHED", 10, int, hint="a whole number from 0", accept=lambda n: n >= 0
+    ),
 }
 STORAGES = {
     "default": {"BACKEND": "storage_audit.storage.TrackedStorage"},
@@ -203,7 +221,12 @@ if env.flag("BEHIND_PROXY", False):
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+    "formatters": {
+        "line": {
+            "class": "storage_audit.redaction.Formatter",
+            "format": "%(asctime)s %(levelname)s %(name)s %(message)s",
+        }
+    },
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["console"], "level": "INFO"},
 }

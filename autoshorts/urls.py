@@ -2,9 +2,12 @@ from django.contrib import admin
 from django.urls import path
 from django.utils.translation import gettext_lazy as _
 from django.views.generic import RedirectView
+from django_q.admin import resubmit_task
 
 from autoshorts import health
 
+# It has the worker run a function again; django-q2 offers it to whoever may look.
+admin.action(permissions=["change"])(resubmit_task)
 admin.site.site_header = admin.site.site_title = _("AutoShorts administration")
 
 urlpatterns = [

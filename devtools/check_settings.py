@@ -1,6 +1,7 @@
 """The project's settings for mypy and pytest, which shall run without any variable set."""
 
 import os
+from datetime import timedelta
 
 from devtools.environment import made_up_environment
 
@@ -8,3 +9,7 @@ for name, value in made_up_environment().items():
     os.environ.setdefault(name, value)
 
 from autoshorts.settings import *  # noqa: E402, F403
+from autoshorts.settings import STORAGE_AUDIT  # noqa: E402
+
+# The objects of tests are seconds old.
+STORAGE_AUDIT |= {"COMMIT_TIMEOUT": timedelta(0)}

@@ -6,7 +6,7 @@ from django.apps.config import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
-from django.db import OperationalError, ProgrammingError
+from django.db import OperationalError, ProgrammingError, connection
 
 from storage_audit import projects, tasks
 from storage_audit.audit.layouts import LayoutError
@@ -19,6 +19,7 @@ def register_checks() -> None:
     register(check_times, Tags.compatibility)
     register(check_queue, Tags.compatibility)
     register(check_schedule, Tags.database)
+    register(check_sqlite, Tags.database)
 
 
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
@@ -89,3 +90,36 @@ def check_schedule(
         return []
     hint = "Run manage.py migrate, which makes it, or run sweep_cleanups from cron every minute."
     return [Warning("No sweep is scheduled.", hint=hint, id="storage_audit.W001")]
+
+
+def check_sqlite(
+    app_configs: Sequence[AppConfig] | None,
+    databases: Sequence[str] | None = None,
+    **kwargs: Any,
+) -> list[CheckMessage]:
+    """https://docs.djangoproject.com/en/stable/ref/databases/#sqlite-notes"""
+    if not databases or connection.vendor != "sqlite":
+        return []
+    wrong = [what for what, right in sqlite_settings().items() if not right]
+    if not wrong:
+        return []
+    hint = "Set OPTIONS of the database and workers of Q_CLUSTER so, or use PostgreSQL."
+    text = f"SQLite is not safe for several processes. It needs {'; '.join(wrong)}."
+    return [Warning(text, hint=hint, id="storage_audit.W002")]
+
+
+def sqlite_settings() -> dict[str, bool]:
+    """What SQLite must be told, and whether it was."""
+    found = {}
+    with connection.cursor() as cursor:
+        for name in ("journal_mode", "busy_timeout", "synchronous"):
+            cursor.execute(f"PRAGMA {name}")
+            (found[name],) = cursor.fetchone()
+    return {
+        "transaction_mode IMMEDIATE": getattr(connection, "transaction_mode", "") == "IMMEDIATE",
+        # A database in memory has one process only.
+        "PRAGMA journal_mode=WAL": found["journal_mode"] in ("wal", "memory"),
+        "PRAGMA synchronous=FULL": found["synchronous"] >= 2,
+        "a timeout of 20 seconds": found["busy_timeout"] >= 20_000,
+        "1 worker": getattr(settings, "Q_CLUSTER", {}).get("workers") == 1,
+    }

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from functools import cache
+from math import inf
 from typing import Any, get_args, get_origin, get_type_hints
 
 from django.conf import settings
@@ -19,8 +20,8 @@ class Conf:
     `current_layout`, which names the one that uploads use, the first.
     """
 
-    endpoint_url: str
-    access_key_id: str
+    endpoint_url: str = field(repr=False)
+    access_key_id: str = field(repr=False)
     secret_access_key: str = field(repr=False)
     bucket: str
     region: str = "auto"
@@ -34,6 +35,9 @@ class Conf:
     sync: bool = False
     limit_objects: int = 1000
     limit_share: float = 0.05
+    limit_multiple: float = 10
+    limit_missing: float = 0.5
+    limit_vanished: int = 10
     batch_size: int = 1000
     tries: int = 3
     slice: timedelta = timedelta(seconds=60)
@@ -43,9 +47,13 @@ class Conf:
     retry_horizon: timedelta = timedelta(hours=6)
     failed_retry: timedelta = timedelta(days=1)
     upload_timeout: timedelta = timedelta(days=1)
+    # So long a transaction may be open that makes a project and uploads its files.
+    commit_timeout: timedelta = timedelta(hours=1)
     # So long after a delete call was sent, the store cannot be at it any more.
     deletion_timeout: timedelta = timedelta(minutes=15)
     late_checks: tuple[timedelta, ...] = (timedelta(hours=1), timedelta(days=1), timedelta(days=8))
+    # So long after its end, an operation's items and timeline may be exported and deleted.
+    retention: timedelta = timedelta(days=400)
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -54,18 +62,27 @@ class Conf:
                 raise ImproperlyConfigured(f"STORAGE_AUDIT[{name.upper()!r}] must not be empty.")
         if not 1 <= self.batch_size <= 1000:
             raise ImproperlyConfigured("STORAGE_AUDIT['BATCH_SIZE'] must be between 1 and 1000.")
-        if self.tries < 1 or self.limit_objects < 0:
-            raise ImproperlyConfigured(
-                "STORAGE_AUDIT['TRIES'] must be at least 1, and ['LIMIT_OBJECTS'] at least 0."
-            )
-        if not 0 < self.limit_share <= 1:
-            raise ImproperlyConfigured("STORAGE_AUDIT['LIMIT_SHARE'] must be between 0 and 1.")
+        if self.tries < 1:
+            raise ImproperlyConfigured("STORAGE_AUDIT['TRIES'] must be at least 1.")
+        self._check_limits()
+        if self.retention < timedelta(days=1):
+            raise ImproperlyConfigured("STORAGE_AUDIT['RETENTION'] must be at least one day.")
         try:
             re.compile(self.project_id)
         except re.error as error:
             raise ImproperlyConfigured(
                 f"STORAGE_AUDIT['PROJECT_ID'] is no regular expression: {error}"
             ) from error
+
+    def _check_limits(self) -> None:
+        for name in ("limit_objects", "limit_multiple", "limit_vanished"):
+            if not 0 <= getattr(self, name) < inf:
+                raise ImproperlyConfigured(f"STORAGE_AUDIT[{name.upper()!r}] must be at least 0.")
+        for name in ("limit_share", "limit_missing"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ImproperlyConfigured(
+                    f"STORAGE_AUDIT[{name.upper()!r}] must be between 0 and 1."
+                )
 
     def _check_types(self) -> None:
         for name, wanted in get_type_hints(type(self)).items():

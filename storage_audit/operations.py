@@ -1,5 +1,7 @@
 """The tables of cleanups: the operation, its items, its timeline."""
 
+import hashlib
+import json
 import uuid
 from datetime import datetime
 from itertools import islice
@@ -119,6 +121,23 @@ class CleanupOperation(Transitions):
                 condition=~Q(status="clean") | Q(failed=0, protected=0),
                 name="operation_clean_is_clean",
             ),
+            models.CheckConstraint(
+                condition=~Q(status="clean_with_protected") | Q(failed=0),
+                name="operation_protected_is_no_failure",
+            ),
+            models.CheckConstraint(
+                condition=Q(lease_until=None) | Q(status="running"),
+                name="operation_held_is_running",
+            ),
+            models.CheckConstraint(
+                condition=Q(deleted=0) | ~Q(kind="verify") & Q(dry_run=False),
+                name="operation_look_deletes_nothing",
+            ),
+            models.CheckConstraint(
+                condition=Q(pruned_at=None)
+                | Transitions.OVER & ~Q(archive="") & ~Q(archive_digest=""),
+                name="operation_open_is_not_pruned",
+            ),
         ]
         permissions = [
             ("dry_run_cleanup", _("Can dry-run a cleanup")),
@@ -131,7 +150,16 @@ class CleanupOperation(Transitions):
 
     @property
     def subject(self) -> str:
+        if self.kind == self.Kind.VANISHED:
+            return str(_("many projects"))
         return self.project_id or str(_("objects of several projects"))
+
+    @property
+    def figures(self) -> str:
+        """Stands for what a person is shown before a release: with another plan, message or list
+        of projects it is another."""
+        shown = json.dumps([self.status, self.plan_digest, self.error])
+        return hashlib.sha256(shown.encode()).hexdigest()[:12]
 
     @property
     def deletes(self) -> bool:
@@ -148,6 +176,11 @@ class CleanupOperation(Transitions):
         OperationEvent.objects.create(
             operation=self, step=step, message=redact(str(message)), data=redact(data)
         )
+
+    def mark_pruned(self, archive: str, digest: str) -> bool:
+        """Note which archive has the items and the timeline from now on; False if it is open."""
+        values = {"pruned_at": timezone.now(), "archive": archive, "archive_digest": digest}
+        return self.change(self.OVER, **values)
 
     def add_rows(self, rows: list[Row]) -> None:
         """Make these deleted rows items of the operation: delete these very objects."""

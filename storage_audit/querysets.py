@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 from django.apps import apps
-from django.db import models
+from django.db import OperationalError, connection, models, transaction
 from django.db.models import Case, Count, Exists, OuterRef, Q, Sum, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from storage_audit import projects
+from storage_audit.bucket.errors import LOCKED
 from storage_audit.conf import conf
 from storage_audit.fields import after_prefix, in_any_spelling, spellings
 from storage_audit.origin import current_origin
@@ -78,9 +79,26 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
             ids, lambda forms: set(unsaid.filter(pk__in=forms).values_list("pk", flat=True))
         )
 
+    def is_changing(self, project_id: str) -> bool:
+        """Whether a transaction that does not end in five seconds says something new of the id,
+        such as that it lives again. On SQLite none can be open beside one of ours that writes."""
+        if connection.vendor == "sqlite":
+            return False
+        try:
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute("SET LOCAL lock_timeout = '5s'")
+                list(self.filter(pk=project_id).select_for_update().values_list("pk"))
+        except OperationalError:
+            return True
+        return False
+
     def vanished(self) -> Self:
         """Ids that were seen alive and have no project any more, though no signal told of it."""
         return self.filter(~self._project_exists(), deleted_at=None)
+
+    def stranded(self) -> Self:
+        """Ids that nobody said are deleted, while the table of projects has not a single row."""
+        return self.filter(~Exists(projects.rows()), deleted_at=None)
 
     def reappeared(self) -> Self:
         return self.filter(self._project_exists(), deleted_at__isnull=False)
@@ -207,6 +225,21 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
     def open(self) -> Self:
         return self.exclude(status__in=[*self.model.ENDED, "planned"])
 
+    def prunable(self, moment: datetime) -> Self:
+        """Operations that were over before `moment`, as is now all that follows them, and whose
+        items and timeline are still here."""
+        following = self.model.objects.filter(~self.model.OVER, parent=OuterRef("pk"))
+        return self.filter(
+            self.model.OVER, ~Exists(following), finished_at__lt=moment, pruned_at=None
+        )
+
+    def pruned(self) -> Self:
+        return self.filter(pruned_at__isnull=False)
+
+    def disappearances(self) -> Self:
+        """Of many projects at once, and nobody decided on them yet."""
+        return self.filter(kind="vanished", status="blocked")
+
     def cleanups(self) -> Self:
         """Deletions: no look, no dry run, and no late check of another."""
         return self.filter(parent=None, dry_run=False).exclude(kind="verify")
@@ -218,6 +251,10 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
 
     def open(self) -> Self:
         return self.filter(outcome__in=self.model.OPEN)
+
+    def locked(self) -> Self:
+        """Items that a lock rule of the bucket kept when they were last sent."""
+        return self.filter(answer__startswith=LOCKED)
 
     def mark(self, outcome: str, reason: str = "", **values: Any) -> int:
         return self.update(outcome=outcome, reason=reason, changed_at=timezone.now(), **values)

@@ -1,5 +1,6 @@
 """Keeps secrets out of what is stored and shown."""
 
+import logging
 import re
 from typing import Any
 from urllib.parse import quote
@@ -39,6 +40,14 @@ def redact(value: Any) -> Any:
 def secrets() -> list[str]:
     keys = map(force_str, [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS])
     return [key for key in (conf().secret_access_key, conf().access_key_id, *keys) if key]
+
+
+class Formatter(logging.Formatter):
+    """For settings.LOGGING: lines without secrets, also in tracebacks, which hold what the store
+    said word for word."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return str(redact(super().format(record)))
 
 
 def visible(text: str) -> str:

@@ -3,6 +3,7 @@
 import uuid
 
 from django.db import models
+from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -41,9 +42,21 @@ class BucketScan(models.Model):
     class Meta:
         verbose_name = _("bucket scan")
         verbose_name_plural = _("bucket scans")
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(status__in=["running", "complete", "failed"]),
+                name="scan_status_is_known",
+            ),
+        ]
 
     def __str__(self) -> str:
         return str(self.pk)
+
+    def before(self) -> "BucketScan | None":
+        """The latest complete scan of the same keys that began earlier."""
+        same = {"bucket": self.bucket, "prefix": self.prefix, "status": self.Status.COMPLETE}
+        earlier = BucketScan.objects.filter(started_at__lt=self.started_at, **same)
+        return earlier.order_by("-started_at").first()
 
     def count(self, **figures: int) -> None:
         for name, more in figures.items():
@@ -114,7 +127,11 @@ class Finding(models.Model):
         constraints = [
             models.UniqueConstraint(
                 fields=["bucket", "key", "escaped", "kind"], name="one_finding_per_difference"
-            )
+            ),
+            models.CheckConstraint(
+                condition=Q(state__in=["open", "acknowledged", "resolved"]),
+                name="finding_state_is_known",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -21,6 +21,7 @@ from storages.utils import clean_name
 from storage_audit.audit import installation
 from storage_audit.audit.ownership import layouts
 from storage_audit.bucket import listing, r2
+from storage_audit.bucket.errors import Unavailable
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, R2Object
 from storage_audit.querysets import R2ObjectQuerySet
@@ -178,7 +179,7 @@ class TrackedStorage(S3Storage):
             with r2.own_errors():
                 super().delete(name)
             if listing.find(bucket, [key], identity):
-                raise r2.Unavailable(_("%s is still in the bucket.") % key)
+                raise Unavailable(_("%s is still in the bucket.") % key)
         except BaseException:
             durably(partial(unbar, bucket, before))
             raise

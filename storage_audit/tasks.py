@@ -23,9 +23,10 @@ SCHEDULES = {
     "storage_audit sweep": timedelta(0),
     "storage_audit sweep, half a minute later": timedelta(seconds=30),
 }
-# The sweep enqueues an operation again when nothing came of the last time, as queues lose tasks;
-# a queue with this many tasks ready is stuck, and more of them would not help.
-ENQUEUE_AGAIN_AFTER = timedelta(seconds=60)
+# The sweep enqueues an operation again when nothing came of the last time, as queues lose tasks:
+# the second sweep after it does. A queue with this many tasks ready is stuck, and more of them
+# would not help.
+ENQUEUE_AGAIN_AFTER = timedelta(seconds=45)
 QUEUE_IS_LONG = 100
 
 
@@ -61,7 +62,16 @@ def run_operation(operation_id: str) -> str:
         return "not due, or held by another worker"
     if operation.status == CleanupOperation.Status.RUNNING:
         enqueue(operation.pk)
+    else:
+        enqueue_next(operation)
     return operation.status
+
+
+def enqueue_next(operation: CleanupOperation) -> None:
+    """Only one operation of a project is worked on at a time: let the next one have its turn."""
+    waiting = CleanupOperation.objects.rivals(operation).due(timezone.now())
+    if next_one := waiting.order_by("next_attempt_at").first():
+        enqueue(next_one.pk)
 
 
 def sweep() -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import uuid
 from datetime import timedelta
+from random import uniform
 from typing import Any
 
 from django.db import models
@@ -11,6 +12,8 @@ from django.utils.translation import gettext_lazy as _
 
 from storage_audit.conf import conf
 from storage_audit.querysets import CleanupOperationQuerySet
+
+SPREAD = 1.25  # times the pause, at most
 
 
 class IllegalTransition(Exception):
@@ -25,7 +28,8 @@ class Transitions(models.Model):
     """The states of an operation and the ways between them.
 
     pending -> running -> planned | clean | clean_with_protected | incomplete | failed | blocked
-    | superseded;  planned, blocked -> pending (by a person);  incomplete, failed -> running.
+    | superseded;  planned, blocked -> pending (by a person);  incomplete, failed -> running;
+    blocked -> superseded.
 
     Each transition is one compare-and-set in the database, so that of two who try, one succeeds;
     those of a worker also demand that its lease is the current one and still runs.
@@ -44,6 +48,8 @@ class Transitions(models.Model):
 
     ENDED = ("clean", "clean_with_protected", "superseded")
     CLOSED = (*ENDED, "incomplete", "failed")
+    # Nothing more is done, by itself or for a person: a look is not tried again.
+    OVER = Q(status__in=ENDED) | Q(kind="verify", status="incomplete", next_attempt_at=None)
     WORKABLE = ("pending", "running", "incomplete", "failed")
 
     status = models.CharField(
@@ -70,6 +76,7 @@ class Transitions(models.Model):
     # Of the table that has these states.
     bucket: str
     project_id: str | None
+    plan_digest: str
 
     def change(self, allowed: Q, **values: Any) -> bool:
         changed = type(self).objects.filter(allowed, pk=self.pk).update(**values) == 1
@@ -148,19 +155,29 @@ class Transitions(models.Model):
     def close(self, status: str, books: dict[str, int], **values: Any) -> None:
         self._leave(status, **books, **{"finished_at": timezone.now(), **values})
 
-    def postpone(self, reason: str, books: dict[str, int]) -> None:
-        """Something remains: try again with growing pauses, and daily once the hours are over."""
+    def postpone(
+        self,
+        reason: str,
+        books: dict[str, int],
+        *,
+        after: timedelta = timedelta(0),
+        hopeless: bool = False,
+    ) -> None:
+        """Something remains: try again with growing pauses, and not before `after` is over; daily
+        once the hours are over, or at once when it is `hopeless`."""
         now = timezone.now()
         since = self.troubled_since or now
-        given_up = now - since >= conf().retry_horizon
+        given_up = hopeless or now - since >= conf().retry_horizon
+        pause = conf().failed_retry if given_up else self.pause_after(self.attempts)
+        # Or all that an outage stopped would come back at the same moment.
+        pause *= uniform(1, SPREAD)
         self._leave(
             self.Status.FAILED if given_up else self.Status.INCOMPLETE,
             **books,
             error=reason,
             troubled_since=since,
             finished_at=now,
-            next_attempt_at=now
-            + (conf().failed_retry if given_up else self.pause_after(self.attempts)),
+            next_attempt_at=now + max(pause, min(after, conf().longest_retry)),
         )
 
     def _leave(self, status: str, **values: Any) -> None:
@@ -168,8 +185,22 @@ class Transitions(models.Model):
         self.change_as_holder(status=status, **{**release, **values})
 
     def release(self, user: str) -> None:
-        """Lift the limits of a blocked operation and let it run. Raises IllegalTransition."""
-        self._start_again(Q(status=self.Status.BLOCKED), _("release"), released_by=user)
+        """Let a blocked operation run; the limits are lifted for its plan, if it has one yet.
+
+        Raises IllegalTransition, also when it tells other figures by now.
+        """
+        lifted = {"released_by": user} if self.plan_digest else {}
+        self._start_again(self._blocked_as_shown(), _("release"), **lifted)
+
+    def supersede(self, reason: str) -> None:
+        """End a blocked operation that other events made pointless. Raises IllegalTransition, also
+        when it tells other figures by now."""
+        values = {"error": reason, "finished_at": timezone.now()}
+        shown = self._blocked_as_shown()
+        self._decide(shown, _("end"), status=self.Status.SUPERSEDED, **values)
+
+    def _blocked_as_shown(self) -> Q:
+        return Q(status=self.Status.BLOCKED, plan_digest=self.plan_digest, error=self.error)
 
     def retry(self) -> None:
         """Try an incomplete or failed operation now. Raises IllegalTransition."""
@@ -183,7 +214,10 @@ class Transitions(models.Model):
 
     def _start_again(self, allowed: Q, verb: Any, **values: Any) -> None:
         values |= {"next_attempt_at": timezone.now(), "attempts": 0, "troubled_since": None}
-        if not self.change(allowed, status=self.Status.PENDING, enqueued_at=None, **values):
+        self._decide(allowed, verb, status=self.Status.PENDING, enqueued_at=None, **values)
+
+    def _decide(self, allowed: Q, verb: Any, **values: Any) -> None:
+        if not self.change(allowed, **values):
             self.refresh_from_db(fields=["status"])
             raise IllegalTransition(
                 _("Cannot %(verb)s operation %(id)s: it is %(status)s.")

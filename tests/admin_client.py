@@ -44,7 +44,12 @@ def act(client: Client, model: str, action: str, *pks: object, **data: Any) -> s
 
 
 def confirm(client: Client, model: str, action: str, *pks: object, **data: Any) -> str:
-    return act(client, model, action, *pks, post="yes", **data)
+    """Say yes to what the page before asks, with the figures that it shows."""
+    asked = act(client, model, action, *pks, **data)
+    if 'name="post" value="yes"' not in asked:
+        return asked
+    figures = re.findall('name="figures" value="(.*?)"', asked)
+    return act(client, model, action, *pks, **{"post": "yes", "figures": "".join(figures), **data})
 
 
 def text_of(answer: Any) -> str:

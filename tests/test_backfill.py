@@ -18,8 +18,9 @@ from storages.backends.s3 import S3Storage
 
 from storage_audit.audit import cleanup, installation, scan
 from storage_audit.bucket import r2
+from storage_audit.bucket.errors import Broken, Unavailable
 from storage_audit.bucket.listing import exact, pages
-from storage_audit.bucket.r2 import Listed, Unavailable
+from storage_audit.bucket.r2 import Listed
 from storage_audit.models import (
     BucketScan,
     CleanupItem,
@@ -299,7 +300,7 @@ def test_a_listing_that_breaks_off_fails_the_scan_and_resolves_nothing(
 
     def broken(bucket: str, prefix: str) -> Iterator[list[Listed]]:
         yield from pages(bucket, prefix)
-        raise r2.Broken("The listing does not get on.")
+        raise Broken("The listing does not get on.")
 
     monkeypatch.setattr(scan, "pages", broken)
     found = backfill()

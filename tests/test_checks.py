@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from django.core.checks import CheckMessage, run_checks
-from django.db import connection
+from django.db import connection, connections
 from django_q.models import Schedule
 from pytest_django import Settings
 
@@ -134,3 +134,52 @@ def test_the_command_names_a_bad_entry_and_fails(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "storage_audit.E001" in done.stderr and "mine" in done.stderr
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="PostgreSQL has none of these settings")
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ("PRAGMA journal_mode=DELETE", "journal_mode=WAL"),
+        ("PRAGMA synchronous=NORMAL", "synchronous=FULL"),
+        ("PRAGMA busy_timeout=5000", "a timeout"),
+    ],
+)
+def test_sqlite_that_is_not_set_up_for_several_processes_is_a_warning(
+    wrong: str, named: str
+) -> None:
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(wrong)
+        text = found(databases=["default"])["storage_audit.W002"].msg
+    finally:
+        connection.close()  # The next one is set up as it should be.
+    assert named in text
+    assert ";" not in text, "something else is wrong too"
+    assert "storage_audit.W002" not in found(databases=["default"])
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="PostgreSQL has none of these settings")
+@pytest.mark.parametrize("mode", [None, "DEFERRED"])
+def test_sqlite_transactions_that_take_no_lock_at_their_start_are_a_warning(
+    mode: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection.ensure_connection()  # It takes the mode from the settings.
+    monkeypatch.setattr(connections["default"], "transaction_mode", mode)
+    assert "IMMEDIATE" in found(databases=["default"])["storage_audit.W002"].msg
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("queue", [{"workers": 2}, {}])
+def test_more_workers_than_one_are_a_warning_on_sqlite_only(
+    settings: Settings, queue: dict[str, int]
+) -> None:
+    kept = {name: value for name, value in settings.Q_CLUSTER.items() if name != "workers"}
+    settings.Q_CLUSTER = kept | queue
+    told = found(databases=["default"])
+    if connection.vendor == "sqlite":
+        assert told["storage_audit.W002"].msg.endswith("It needs 1 worker.")
+    else:
+        assert "storage_audit.W002" not in told

@@ -14,9 +14,12 @@ import pytest
 from devtools.local_r2 import LocalR2
 from devtools.postgres import postgres
 from devtools.processes import Child, StartError, free_port, stop_on_signals
+from devtools.seaweedfs import SOCKETS, SeaweedFS
+from devtools.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 BUCKET = "autoshorts-media"
+LISTEN, LOOPBACK = "0A", "0100007F"  # https://docs.kernel.org/networking/proc_net_tcp.html
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def r2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalR2]:
 
 
 def processes_of(folder: Path) -> list[str]:
-    """The programs that have this folder's home, which every descendant of wrangler inherits."""
+    """The programs that have this folder's home, which every descendant of a store inherits."""
     home = f"HOME={folder.resolve()}/home\0".encode()
     found = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -145,6 +148,49 @@ def test_forty_buckets(tmp_path: Path) -> None:
     with LocalR2(tmp_path, buckets) as r2:
         r2.client().put_object(Bucket="bucket-39", Key="here", Body=b"")
         assert [bucket for bucket in buckets if r2.keys(bucket)] == ["bucket-39"]
+
+
+@pytest.mark.parametrize("kind", [LocalR2, SeaweedFS])
+def test_killed_store_leaves_no_process_and_starts_again_with_all_it_had(
+    tmp_path: Path, kind: type[Store]
+) -> None:
+    with kind(tmp_path, [BUCKET, "second-bucket"]) as store:
+        store.plant("kept", b"content", "second-bucket")
+        before = store.environment, store.keys("second-bucket")
+        for _n in range(2):
+            store.kill()
+            wait_until_gone(tmp_path)
+            assert not store.answers()
+            store.start_again()
+            assert (store.environment, store.keys("second-bucket")) == before
+    wait_until_gone(tmp_path)
+
+
+def test_seaweedfs_listens_on_the_loopback_interface_only(tmp_path: Path) -> None:
+    with SeaweedFS(tmp_path, [BUCKET]) as store:
+        addresses = listening(store.process.pid)
+        assert len(addresses) > 1
+        assert {host for host, _port in addresses} == {LOOPBACK}
+
+
+def listening(pid: int) -> set[tuple[str, str]]:
+    """Address and port, in hexadecimal, of the sockets on which this process listens."""
+    inodes = {os.readlink(link).strip("socket:[]") for link in Path(f"/proc/{pid}/fd").iterdir()}
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            _number, address, _peer, state, *_rest, inode = line.split()[:10]
+            if state == LISTEN and inode in inodes:
+                host, _colon, port = address.partition(":")
+                found.add((host, port))
+    return found
+
+
+def test_seaweedfs_leaves_no_socket_behind(tmp_path: Path) -> None:
+    with SeaweedFS(tmp_path, [BUCKET]) as store:
+        port = store.port
+        assert list(SOCKETS.glob(f"seaweedfs-*-{port}.sock"))
+    assert not list(SOCKETS.glob(f"seaweedfs-*-{port}.sock"))
 
 
 def test_stopping_leaves_no_process(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from storage_audit.audit import cleanup, deletion, installation, requests, vanis
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.work import Work
 from storage_audit.bucket import r2
+from storage_audit.bucket.errors import Unavailable
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, Project, R2Object
 from storage_audit.storage import KeyBeingDeleted
 from tests.conftest import Bucket
@@ -51,7 +52,7 @@ def test_backfilled_row_is_no_evidence_after_an_upload_to_an_ambiguous_key(bucke
 
 
 def test_project_that_vanished_unnoticed_still_counts_as_a_possible_owner(bucket: Bucket) -> None:
-    alive("proj_a", "proj_a_b")
+    alive("proj_a", "proj_a_b", "proj_c")
     bucket.put(AMBIGUOUS)
     Project.objects.filter(pk="proj_a_b")._raw_delete("default")
     assert outcomes(delete("proj_a")) == {AMBIGUOUS: "protected"}
@@ -68,7 +69,7 @@ def test_verification_of_deleted_rows_sees_what_was_never_deleted(
     key = bucket.upload("proj_1")
     R2Object.objects.get(key=key).delete()
     with monkeypatch.context() as patch:
-        fails(patch, deletion, "send", r2.Unavailable("no answer"))
+        fails(patch, deletion, "send", Unavailable("no answer"))
         operation = run(CleanupOperation.objects.get())
     check = run(requests.verify_operation(operation))
     assert (check.status, outcomes(check)) == (Status.INCOMPLETE, {key: "failed"})
@@ -149,7 +150,7 @@ def test_upload_that_was_refused_does_not_keep_the_object(
     def refuse_upload(*args: object, **kwargs: object) -> None:
         with pytest.raises(KeyBeingDeleted):
             default_storage.open(key, "w")
-        raise r2.Unavailable("no answer")
+        raise Unavailable("no answer")
 
     with monkeypatch.context() as patch:
         patch.setattr(deletion, "send", refuse_upload)
@@ -163,7 +164,7 @@ def test_key_whose_deletion_was_not_answered_stays_barred_for_a_while(
     """The store may still be at it, and would delete what is uploaded now."""
     key = bucket.upload("proj_1")
     with monkeypatch.context() as patch:
-        fails(patch, deletion, "send", r2.Unavailable("no answer"))
+        fails(patch, deletion, "send", Unavailable("no answer"))
         operation = delete("proj_1")
     assert operation.status == Status.INCOMPLETE
     with pytest.raises(KeyBeingDeleted):
@@ -205,7 +206,7 @@ def test_objects_sent_before_the_id_lived_again_are_not_called_protected(
 ) -> None:
     key = bucket.upload("proj_1")
     with monkeypatch.context() as patch:
-        fails(patch, verification, "verify", r2.Unavailable("no answer"))
+        fails(patch, verification, "verify", Unavailable("no answer"))
         operation = delete("proj_1")
     assert bucket.keys() == set()
     alive("proj_1")
@@ -219,6 +220,6 @@ def test_dry_run_that_fails_opens_no_key_that_something_else_is_deleting(
     bucket.upload("proj_1")
     plan = requests.dry_run("proj_1")[0]
     R2Object.objects.update(state=R2Object.State.DELETING)
-    fails(monkeypatch, cleanup, "look_for_uploads", r2.Unavailable("no answer"))
+    fails(monkeypatch, cleanup, "look_for_uploads", Unavailable("no answer"))
     assert run(plan).status == Status.INCOMPLETE
     assert R2Object.objects.get().state == R2Object.State.DELETING

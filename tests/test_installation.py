@@ -13,6 +13,7 @@ from devtools.local_r2 import LocalR2
 from storage_audit.audit import deletion, installation, requests
 from storage_audit.audit.installation import MARKER, Mismatch, Traits
 from storage_audit.audit.work import Work
+from storage_audit.bucket.deleters import Sent
 from storage_audit.models import CleanupItem, CleanupOperation, Installation, R2Object
 from tests.conftest import BUCKETS, Bucket
 from tests.promises import (
@@ -165,9 +166,9 @@ def test_what_was_seen_in_the_wrong_bucket_is_not_believed_in_the_right_one(
     right = marker(tracked)
     keys = tracked.keys()
 
-    def send_nothing(*args: object, **kwargs: object) -> dict[str, object]:
+    def send_nothing(*args: object, **kwargs: object) -> Sent:
         tracked.wipe()
-        return {}
+        return Sent({}, [])
 
     with monkeypatch.context() as patch:
         patch.setattr(deletion, "send", send_nothing)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage_audit.bucket import r2
+from storage_audit.bucket.errors import Broken
 from storage_audit.bucket.listing import (
     Identity,
     as_bytes,
@@ -22,7 +23,7 @@ from storage_audit.bucket.listing import (
     start_of_all_spellings,
     storable,
 )
-from storage_audit.bucket.r2 import Broken, Listed, Page
+from storage_audit.bucket.r2 import Listed, Page
 from tests.conftest import Bucket
 
 LONGEST = "long/" + "é" * 509 + "x"

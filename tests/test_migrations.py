@@ -4,19 +4,23 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.apps import apps
 from django.core.management import call_command
-from django.db import connection
+from django.db import IntegrityError, connection
+from django.db.migrations.loader import MigrationLoader
 from django.utils import timezone
 from django_q.models import Schedule
 
 from storage_audit import projects, tasks
 from storage_audit.fields import BytewiseTextField, after_prefix
 from storage_audit.models import (
+    BucketScan,
     CleanupItem,
     CleanupOperation,
+    Finding,
     Installation,
     KnownProject,
     Project,
@@ -26,6 +30,7 @@ from tests.test_signals import track
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
 ROOT = Path(__file__).resolve().parent.parent
+OURS = "storage_audit"
 # In the order of their UTF-8 bytes. A locale's order would be a, B, é, ~ or the like.
 IN_ORDER = ["A", "B", "a", "a-b", "a/b", "ab", "z", "~", "e\u0301", "é", "ｚ", "😀"]
 IN_ORDER.sort(key=str.encode)
@@ -58,6 +63,88 @@ def test_the_tables_go_and_come_back(migrated_again: None) -> None:
     Project.objects.create(pk="proj_1").delete()
     assert CleanupOperation.objects.get().project_id == "proj_1"
     assert tasks.is_scheduled()
+
+
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def content() -> Rows:
+    """Each row of each of our tables as the database has it."""
+    found: Rows = {}
+    with connection.cursor() as cursor:
+        for table in sorted(tables()):
+            cursor.execute(f"SELECT * FROM {table} ORDER BY 1")
+            names = [column[0] for column in cursor.description or ()]
+            found[table] = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    return found
+
+
+def restricted(rows: Rows, columns: Rows) -> Rows:
+    """Only what stands in columns that are in both."""
+    return {
+        table: [{n: row[n] for n in set(row) & set(columns[table][0])} for row in rows[table]]
+        for table in rows
+    }
+
+
+def fill() -> None:
+    """A row at least in each table, with strange values and with none."""
+    for project_id in ("proj_1", "proj_2", "proj_gone"):
+        Project.objects.create(pk=project_id, title="é 🦊 \n")
+    track(*IN_ORDER)
+    Project.objects.get(pk="proj_gone").delete()
+    R2Object.objects.filter(key="é").delete()
+    pruned = CleanupOperation.objects.request(kind="project", bucket="b", trigger="forced")
+    CleanupOperation.objects.filter(pk=pruned.pk).update(
+        status="clean", finished_at=timezone.now(), next_attempt_at=None, pace={"keys": 250}
+    )
+    pruned.mark_pruned("a.jsonl.gz", "0" * 64)
+    scan = BucketScan.objects.create(bucket="b", status="complete", listed=2**40)
+    scan.shards.create(prefix="a", cursor="a\u001fb")
+    Finding.objects.create(bucket="b", key="\u001f", kind="orphaned", last_scan=scan)
+    Installation.objects.create(fingerprint="a")
+
+
+def steps() -> list[str]:
+    """Our migrations, the last one first."""
+    names = [name for app, name in MigrationLoader(connection).graph.nodes if app == OURS]
+    return sorted(names, reverse=True)
+
+
+def test_each_migration_runs_back_and_forward_and_keeps_what_has_a_column(
+    migrated_again: None,
+) -> None:
+    fill()
+    before = content()
+    assert all(before.values())
+    for step in steps()[1:]:
+        call_command("migrate", OURS, step, verbosity=0)
+        now = content()
+        assert now == restricted(before, now)
+        before = now
+    assert "pruned_at" not in before["storage_audit_cleanupoperation"][0]
+    for step in reversed(steps()[:-1]):
+        call_command("migrate", OURS, step, verbosity=0)
+        now = content()
+        assert restricted(now, before) == before
+        before = now
+    added = before["storage_audit_cleanupoperation"]
+    assert {(row["archive"], row["pruned_at"]) for row in added} == {("", None)}
+    assert not CleanupOperation.objects.pruned().exists()
+
+
+def test_rows_that_a_new_constraint_refuses_stop_the_migration_and_stay(
+    migrated_again: None,
+) -> None:
+    fill()
+    call_command("migrate", OURS, "0002", verbosity=0)
+    wrong = CleanupOperation.objects.filter(kind="objects")
+    assert wrong.update(status="clean_with_protected", found=1, failed=1) == 1
+    before = content()
+    with pytest.raises(IntegrityError, match="operation_protected_is_no_failure"):
+        call_command("migrate", OURS, verbosity=0)
+    assert content() == before
+    wrong.update(status="incomplete")
 
 
 def test_migrate_works_before_the_queue_has_its_tables(migrated_again: None) -> None:

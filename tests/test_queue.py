@@ -52,8 +52,9 @@ def database_url() -> str:
 class Cluster(Child):
     """`manage.py qcluster` on the test database and the test bucket."""
 
-    def __init__(self, folder: Path, slice_seconds: float | None = None) -> None:
+    def __init__(self, folder: Path, slice_seconds: float | None = None, **variables: str) -> None:
         environment = os.environ | {"DATABASE_URL": database_url(), "QUEUE_WORKERS": "1"}
+        environment |= variables
         environment["DJANGO_SETTINGS_MODULE"] = "autoshorts.settings"
         if slice_seconds is not None:
             (folder / "slow_settings.py").write_text(SLOW % slice_seconds)

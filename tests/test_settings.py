@@ -108,6 +108,12 @@ def test_a_variable_that_is_missing_or_blank_is_named_alone(name: str, value: st
         ({"CLEANUP_LIMIT_SHARE": "0"}, "CLEANUP_LIMIT_SHARE"),
         ({"CLEANUP_LIMIT_SHARE": "5"}, "CLEANUP_LIMIT_SHARE"),
         ({"CLEANUP_LIMIT_SHARE": "nan"}, "CLEANUP_LIMIT_SHARE"),
+        ({"CLEANUP_LIMIT_MULTIPLE": "-1"}, "CLEANUP_LIMIT_MULTIPLE"),
+        ({"CLEANUP_LIMIT_MULTIPLE": "inf"}, "CLEANUP_LIMIT_MULTIPLE"),
+        ({"CLEANUP_LIMIT_MISSING": "0"}, "CLEANUP_LIMIT_MISSING"),
+        ({"CLEANUP_LIMIT_MISSING": "1.1"}, "CLEANUP_LIMIT_MISSING"),
+        ({"CLEANUP_LIMIT_VANISHED": "-1"}, "CLEANUP_LIMIT_VANISHED"),
+        ({"CLEANUP_LIMIT_VANISHED": "few"}, "CLEANUP_LIMIT_VANISHED"),
         ({"DATABASE_URL": "postgres://u@h/n", "QUEUE_WORKERS": "0"}, "QUEUE_WORKERS"),
         ({"DATABASE_URL": "postgres://u@h/n", "QUEUE_WORKERS": "-2"}, "QUEUE_WORKERS"),
         ({"DATABASE_URL": "postgres://u@h/n", "QUEUE_WORKERS": "two"}, "QUEUE_WORKERS"),
@@ -165,6 +171,8 @@ def test_the_least_that_starts_and_its_defaults() -> None:
     assert queue["workers"] == 1
     assert storage["LIMIT_OBJECTS"] == 1000
     assert storage["LIMIT_SHARE"] == 0.05
+    more = ("LIMIT_MULTIPLE", "LIMIT_MISSING", "LIMIT_VANISHED")
+    assert [storage[name] for name in more] == [10, 0.5, 10]
     assert storage["SYNC"] is False
 
 
@@ -177,6 +185,9 @@ def test_what_is_set_is_used() -> None:
         "DEBUG": "1",
         "CLEANUP_LIMIT_OBJECTS": "7",
         "CLEANUP_LIMIT_SHARE": "1",
+        "CLEANUP_LIMIT_MULTIPLE": "0",
+        "CLEANUP_LIMIT_MISSING": "0.25",
+        "CLEANUP_LIMIT_VANISHED": "0",
         "CLEANUP_SYNC": "yes",
     }
     names = ["ALLOWED_HOSTS", "SECURE_SSL_REDIRECT", "SECURE_HSTS_SECONDS", "DEBUG"]
@@ -188,6 +199,8 @@ def test_what_is_set_is_used() -> None:
     assert (database["USER"], database["PASSWORD"]) == ("u", "p@ss")
     assert (queue["workers"], queue["queue_limit"]) == (3, 3)
     assert (storage["LIMIT_OBJECTS"], storage["LIMIT_SHARE"], storage["SYNC"]) == (7, 1.0, True)
+    more = ("LIMIT_MULTIPLE", "LIMIT_MISSING", "LIMIT_VANISHED")
+    assert [storage[name] for name in more] == [0, 0.25, 0]
 
 
 def test_a_proxy_is_trusted_only_when_there_is_one() -> None:
@@ -249,6 +262,9 @@ def errors() -> list[str]:
         ("LIMIT_SHARE", 1.1, "LIMIT_SHARE"),
         ("LIMIT_SHARE", float("nan"), "LIMIT_SHARE"),
         ("LIMIT_OBJECTS", -1, "LIMIT_OBJECTS"),
+        ("LIMIT_MULTIPLE", float("inf"), "LIMIT_MULTIPLE"),
+        ("LIMIT_MISSING", 0, "LIMIT_MISSING"),
+        ("LIMIT_VANISHED", -1, "LIMIT_VANISHED"),
         ("LIMIT_OBJECTS", "5", "LIMIT_OBJECTS"),
         ("LEASE", 60, "LEASE"),
         ("TRIES", 0, "TRIES"),

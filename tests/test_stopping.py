@@ -6,23 +6,30 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from configparser import ConfigParser
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
 from django.conf import settings
 from django.utils import timezone
+from django_q.models import OrmQ, Task
 
 from devtools.environment import made_up_environment
+from devtools.faults.matching import Matches, is_delete_batch, is_listing, is_marker, on, then
+from devtools.faults.proxy import FaultyStore, Request, faulty_store
+from devtools.local_r2 import LocalR2
 from devtools.processes import Child, free_port
 from storage_audit import tasks
+from storage_audit.audit import cleanup
 from storage_audit.conf import conf
-from storage_audit.models import CleanupItem, CleanupOperation, Project
+from storage_audit.models import CleanupItem, CleanupOperation, OperationEvent, Project
 from tests.conftest import Bucket
 from tests.test_health import fetch
 from tests.test_queue import OTHER, Cluster, stopping
+from tests.test_transitions import claim, state
 
 ROOT = Path(__file__).resolve().parent.parent
 UNITS = ROOT / "deploy" / "systemd"
@@ -94,6 +101,15 @@ def cleanups() -> list[CleanupOperation]:
     return list(CleanupOperation.objects.filter(parent=None))
 
 
+def let_lease_run_out() -> int:
+    """As when that time has passed, and that of the queue's own lock has not; the number of
+    operations that are to be done."""
+    past = timezone.now() - 2 * conf().lease
+    unfinished = CleanupOperation.objects.open().filter(parent=None)
+    unfinished.exclude(lease_until=None).update(lease_until=past)
+    return unfinished.update(next_attempt_at=past, enqueued_at=past)
+
+
 def assert_finishes(cluster: Cluster, bucket: Bucket) -> None:
     with stopping(cluster):
         cluster.wait_until(lambda: {each.status for each in cleanups()} == {Status.CLEAN})
@@ -112,8 +128,11 @@ def test_a_worker_stopped_in_the_middle_of_its_work_ends_soon_and_loses_nothing(
     assert took < SOON < seconds_to_stop("worker") / 2
     assert {each.status for each in cleanups()} & {Status.RUNNING, Status.PENDING}
     assert not CleanupOperation.objects.held(timezone.now()).exists()
+    # The batch that was under way has been sent, answered and written down.
+    assert not CleanupItem.objects.filter(outcome="deleting", answer="").exists()
     with Cluster(tmp_path) as another:
         assert_finishes(another, bucket)
+    assert not OperationEvent.objects.filter(step="takeover").exists()
 
 
 def test_a_worker_that_had_to_be_killed_loses_nothing(
@@ -124,14 +143,57 @@ def test_a_worker_that_had_to_be_killed_loses_nothing(
         stop(cluster, "worker", patience=0)
         assert cluster.wait() == -signal.SIGKILL
     assert CleanupOperation.objects.held(timezone.now()).exists()
-    # As when the lease has run out, and the queue's own lock has not.
-    past = timezone.now() - 2 * conf().lease
-    unfinished = CleanupOperation.objects.open().filter(parent=None)
-    count = unfinished.update(next_attempt_at=past, enqueued_at=past)
-    unfinished.exclude(lease_until=None).update(lease_until=past)
-    assert tasks.sweep()["enqueued"] == count
+    unfinished = let_lease_run_out()
+    assert tasks.sweep()["enqueued"] == unfinished
     with Cluster(tmp_path) as another:
         assert_finishes(another, bucket)
+
+
+def is_proof(request: Request) -> bool:
+    """The look just before a batch, at its keys alone."""
+    return is_listing(request) and not request.query.get("prefix")
+
+
+@pytest.fixture
+def store(local_r2: LocalR2) -> Iterator[FaultyStore]:
+    """Only the clusters reach the bucket through it."""
+    with faulty_store(local_r2.environment["R2_ENDPOINT_URL"]) as running:
+        yield running
+
+
+@pytest.mark.parametrize("moment", [is_marker, is_proof, is_delete_batch])
+def test_a_worker_that_sleeps_past_its_lease_writes_and_sends_nothing_when_it_wakes_up(
+    bucket: Bucket, store: FaultyStore, tmp_path: Path, moment: Matches
+) -> None:
+    """Except for the request that was on its way when it fell asleep, which is not sent again."""
+    keys = {bucket.upload("proj_1", f"{n}.mp4") for n in range(3)}
+    with Cluster(tmp_path, slice_seconds=60, R2_ENDPOINT_URL=store.url) as cluster:
+        cluster.wait_until(lambda: "ready for work" in cluster.said)
+        asleep = Event()
+
+        def fall_asleep() -> None:
+            os.kill(cluster.worker(), signal.SIGSTOP)
+            asleep.set()
+
+        store.rules.append(on(moment, then(fall_asleep), times=1))
+        Project.objects.get().delete()
+        with stopping(cluster):
+            cluster.wait_until(asleep.is_set)
+        let_lease_run_out()
+        (another,) = cleanups()
+        assert claim(another)
+        before, sent_before = state(another), len(store.asked(is_delete_batch))
+        os.kill(cluster.worker(), signal.SIGCONT)
+        with stopping(cluster):
+            cluster.wait_until(Task.objects.filter(group="storage_audit").exists)
+        assert "is no longer held by this worker" in cluster.said
+    assert state(another) == before
+    assert len(store.asked(is_delete_batch)) == sent_before == (moment is is_delete_batch)
+    assert not OrmQ.objects.exists()
+    another.hand_over()
+    done = cleanup.run(another.pk)
+    assert (done.status, done.deleted + done.already_absent) == (Status.CLEAN, len(keys))
+    assert not bucket.keys()
 
 
 def test_a_worker_is_given_the_time_that_it_may_take() -> None:

@@ -27,6 +27,7 @@ from devtools.local_r2 import LocalR2
 from devtools.processes import free_port
 from storage_audit.audit import cleanup
 from storage_audit.bucket import r2
+from storage_audit.bucket.errors import StoreError, Unavailable
 from storage_audit.models import CleanupItem, CleanupOperation, Project, R2Object
 from storage_audit.querysets import R2ObjectQuerySet
 from storage_audit.storage import KeyBeingDeleted, TrackedStorage, Upload, key_for
@@ -209,10 +210,10 @@ def test_a_store_that_takes_no_more_after_the_upload_leaves_an_unconfirmed_row(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_head(bucket: str, key: str) -> None:
-        raise r2.Unavailable("no")
+        raise Unavailable("no")
 
     monkeypatch.setattr(r2, "head", no_head)
-    with pytest.raises(r2.Unavailable):
+    with pytest.raises(Unavailable):
         put()
     assert row().state == State.UPLOAD_FAILED
     assert bucket.keys() == {NAME}
@@ -627,7 +628,7 @@ def test_a_row_stays_with_its_object_when_that_does_not_go(
 ) -> None:
     put()
     monkeypatch.setattr(S3Storage, "delete", lambda self, name: None)
-    with pytest.raises(r2.StoreError, match="still in the bucket"):
+    with pytest.raises(StoreError, match="still in the bucket"):
         default_storage.delete(NAME)
     assert_told_as_it_is(bucket, NAME)
 
@@ -635,7 +636,7 @@ def test_a_row_stays_with_its_object_when_that_does_not_go(
 def test_a_row_stays_when_the_store_cannot_be_reached(bucket: Bucket, settings: Settings) -> None:
     put()
     point_at(settings, ENDPOINT_URL=f"http://127.0.0.1:{free_port(0)}")
-    with pytest.raises(r2.StoreError):
+    with pytest.raises(StoreError):
         default_storage.delete(NAME)
     assert row().state == State.STORED
 
@@ -648,7 +649,7 @@ def test_a_failed_row_stays_a_failed_one_when_it_cannot_be_deleted(
         bucket="tests", key=NAME, source=R2Object.Source.UPLOAD, state=State.UPLOAD_FAILED
     )
     monkeypatch.setattr(S3Storage, "delete", lambda self, name: None)
-    with pytest.raises(r2.StoreError):
+    with pytest.raises(StoreError):
         default_storage.delete(NAME)
     assert row().state == State.UPLOAD_FAILED
 
@@ -659,7 +660,7 @@ def test_a_row_barred_by_a_cleanup_stays_barred_when_it_cannot_be_deleted(
     put()
     R2Object.objects.update(state=State.DELETING)
     monkeypatch.setattr(S3Storage, "delete", lambda self, name: None)
-    with pytest.raises(r2.StoreError):
+    with pytest.raises(StoreError):
         default_storage.delete(NAME)
     assert row().state == State.DELETING
 

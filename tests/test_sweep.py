@@ -13,6 +13,7 @@ from django_q.models import OrmQ, Schedule
 from storage_audit import tasks
 from storage_audit.audit import vanished
 from storage_audit.models import CleanupOperation, KnownProject, Project, R2Object
+from tests.conftest import Bucket
 from tests.test_signals import Rollback, enqueued_ids, track
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
@@ -273,3 +274,12 @@ def test_the_sweep_touches_no_row_of_an_object() -> None:
     delete_with_sql("proj_1")
     tasks.sweep()
     assert list(R2Object.objects.all()) == rows
+
+
+def test_what_waits_for_another_cleanup_of_its_project_follows_it_at_once(bucket: Bucket) -> None:
+    Project.objects.create(pk="proj_1")
+    of_project = {"kind": CleanupOperation.Kind.VERIFY, "project_id": "proj_1"}
+    first, second = forgotten(**of_project), forgotten(**of_project)
+    forgotten(project_id="proj_2")
+    tasks.run_operation(str(first.pk))
+    assert enqueued_ids() == [str(second.pk)]

@@ -212,7 +212,7 @@ def act(operation: CleanupOperation, name: str) -> None:
 
 
 def test_of_two_people_who_release_one_succeeds() -> None:
-    one = make(status="blocked")
+    one = make(status="blocked", plan_digest="a plan")
     other = CleanupOperation.objects.get(pk=one.pk)
     one.release("one")
     with pytest.raises(IllegalTransition):

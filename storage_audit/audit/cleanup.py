@@ -15,18 +15,18 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from storage_audit.audit import deletion, verification
+from storage_audit.audit import deletion, limits, verification
 from storage_audit.audit.discovery import discover
 from storage_audit.audit.installation import Mismatch
-from storage_audit.audit.work import OutOfTime, Reborn, Work
+from storage_audit.audit.work import OutOfTime, Reborn, Undecided, Work
+from storage_audit.bucket import r2
+from storage_audit.bucket.errors import Barred, StoreError
 from storage_audit.bucket.listing import escape
-from storage_audit.bucket.r2 import StoreError
 from storage_audit.conf import conf
 from storage_audit.models import (
     CleanupItem,
     CleanupOperation,
     LeaseLost,
-    R2Object,
 )
 from storage_audit.redaction import redact
 
@@ -35,6 +35,7 @@ Kind, Status, Step = CleanupOperation.Kind, CleanupOperation.Status, CleanupOper
 
 # So many workers in a row that took it and did not report back: a person should know.
 TAKEOVERS = 5
+REFUSALS_APART = timedelta(seconds=50)
 
 
 def run(operation_id: UUID) -> CleanupOperation:
@@ -45,7 +46,7 @@ def run(operation_id: UUID) -> CleanupOperation:
 
 
 def run_slice(operation_id: UUID) -> CleanupOperation | None:
-    """Work on the operation for one turn; None if it is not due or another worker has it.
+    """Work on the operation for one turn; None if it is not due, or another worker has it by now.
 
     The store's errors end in the operation as a message and a next attempt. Any other exception
     does too, and is raised again.
@@ -68,6 +69,7 @@ def run_slice(operation_id: UUID) -> CleanupOperation | None:
         take_turn(operation)
     except LeaseLost as error:
         logger.warning("%s", error, exc_info=True)
+        return None
     return operation
 
 
@@ -84,6 +86,8 @@ def take_turn(operation: CleanupOperation) -> None:
             distrust(operation)
             block(operation, str(mismatch))
     except StoreError as error:
+        put_off(operation, error)
+    except Undecided as error:
         postpone(operation, str(error))
     except LeaseLost:
         raise
@@ -141,13 +145,20 @@ def plan(work: Work) -> None:
         operation.renew(planned_at=timezone.now(), plan_digest=digest(operation), cursor={})
         record_plan(operation)
     if operation.kind == Kind.VERIFY:
-        verification.compare(work)
+        compare(work)
     elif operation.dry_run:
-        operation.freeze(**operation.items.books(), error=excess(operation))
-    elif not operation.released_by and (reason := excess(operation)):
+        operation.freeze(**operation.items.books(), error=limits.objections(operation))
+    elif not operation.released_by and (reason := limits.objections(operation)):
         block(operation, reason)
     else:
         operation.renew(step=Step.DELETE)
+
+
+def compare(work: Work) -> None:
+    if reason := limits.missing(work.operation):
+        block(work.operation, reason)
+    else:
+        verification.compare(work)
 
 
 def look_for_uploads(work: Work) -> None:
@@ -182,26 +193,6 @@ def record_plan(operation: CleanupOperation) -> None:
     )
 
 
-def excess(operation: CleanupOperation) -> str:
-    """Why the plan is too large to be run unasked, or nothing."""
-    tracked = R2Object.objects.in_bucket(operation.bucket).count()
-    limit = max(conf().limit_objects, int(conf().limit_share * tracked))
-    wanted = operation.items.planned().exclude(found_in="tracked").count()
-    if wanted <= limit:
-        return ""
-    return _(
-        "%(wanted)s objects would be deleted; the limit is %(limit)s (the larger of"
-        " %(objects)s and %(share)s %% of the %(tracked)s tracked in the bucket). If that many"
-        " are to go, force-delete this operation."
-    ) % {
-        "wanted": wanted,
-        "limit": limit,
-        "objects": conf().limit_objects,
-        "share": f"{conf().limit_share * 100:g}",
-        "tracked": tracked,
-    }
-
-
 def close(work: Work) -> None:
     """Close the books. Whatever remains is said, and tried again or shown to a person."""
     operation = work.operation
@@ -212,8 +203,9 @@ def close(work: Work) -> None:
             "%d objects remain; each item says why.",
             failed,
         )
+        refused = failed == operation.items.filter(outcome="failed").locked().count()
         with transaction.atomic():
-            postpone(operation, text % failed)
+            postpone(operation, text % failed, refused=refused)
             schedule_late_checks(operation)
         return
     status = Status.CLEAN_WITH_PROTECTED if books["protected"] else Status.CLEAN
@@ -254,11 +246,37 @@ def block(operation: CleanupOperation, reason: str) -> None:
         operation.record("blocked", reason)
 
 
-def postpone(operation: CleanupOperation, reason: str) -> None:
+def put_off(operation: CleanupOperation, error: StoreError) -> None:
+    """Try again as the error policy says: see bucket/errors.py."""
+    operation.renew()
+    refused = r2.bars(operation.bucket, error)
+    advice = Barred.advice if refused else error.advice
+    reason = f"{str(error).rstrip('.')}. {advice}"
+    postpone(operation, reason, after=timedelta(seconds=error.retry_after), refused=refused)
+
+
+def postpone(
+    operation: CleanupOperation,
+    reason: str,
+    *,
+    after: timedelta = timedelta(0),
+    refused: bool = False,
+) -> None:
+    """Try again later, or call for a person when the store refuses and waiting does not help."""
+    hopeless = refused and was_refused(operation)
     with transaction.atomic():
-        operation.postpone(reason, operation.items.books())
+        operation.postpone(reason, operation.items.books(), after=after, hopeless=hopeless)
         deletion.rest(operation)
-        operation.record(operation.status, reason, next_attempt=str(operation.next_attempt_at))
+        next_attempt = str(operation.next_attempt_at)
+        operation.record(operation.status, reason, next_attempt=next_attempt, refused=refused)
+
+
+def was_refused(operation: CleanupOperation) -> bool:
+    """Whether it was before, in the trouble that still goes on, and not just a moment ago: a
+    change of the bucket's permissions takes up to a minute."""
+    ends = operation.events.filter(data__refused=True, at__lte=timezone.now() - REFUSALS_APART)
+    since = operation.troubled_since
+    return since is not None and ends.filter(at__gte=since).exists()
 
 
 def supersede(operation: CleanupOperation) -> None:

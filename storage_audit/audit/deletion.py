@@ -1,4 +1,7 @@
-"""The delete step: batch by batch, each proved just before it is sent, and sent once."""
+"""The delete step: batch by batch, each proved just before it is sent, and sent once.
+
+A batch is what one look proves; it goes in one call, or in some at once.
+"""
 
 from collections.abc import Iterable
 from itertools import groupby
@@ -10,14 +13,17 @@ from django.db.models import F, Q
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
+from storage_audit.audit import pace
 from storage_audit.audit.discovery import LONE_KEYS, rows_by_identity
 from storage_audit.audit.ownership import Claim, alive_among, judge, layouts
-from storage_audit.audit.work import Reborn, Work
+from storage_audit.audit.pace import Pace
+from storage_audit.audit.work import Reborn, Undecided, Work
 from storage_audit.bucket import deleters, r2
+from storage_audit.bucket.deleters import Sent
+from storage_audit.bucket.errors import StoreError, TooLate
 from storage_audit.bucket.listing import escape, find
-from storage_audit.bucket.r2 import Answer, Listed, StoreError, Upload
-from storage_audit.conf import conf
-from storage_audit.models import CleanupItem, CleanupOperation, R2Object
+from storage_audit.bucket.r2 import Answer, Listed, Upload
+from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2Object
 from storage_audit.querysets import CleanupItemQuerySet, R2ObjectQuerySet
 
 Outcome = CleanupItem.Outcome
@@ -40,62 +46,53 @@ def delete(work: Work) -> None:
     abort_uploads(work)
     while batch := next_batch(operation):
         work.look_again()
-        delete_batch(work, batch)
+        pace.adapt(work, len(batch), delete_batch(work, batch))
         work.breathe()
     operation.renew(step=CleanupOperation.Step.VERIFY, cursor={})
 
 
 def next_batch(operation: CleanupOperation) -> list[CleanupItem]:
-    """Items that are planned, or were left without an answer; those that no listed prefix covers
-    come last, and few at a time."""
-    todo = operation.items.filter(
-        Q(outcome=Outcome.PLANNED) | Q(outcome=Outcome.DELETING, answer="")
-    ).order_by(F("span").asc(nulls_last=True), "key")
-    first = todo.first()
-    if first is None:
-        return []
-    alone = first.span is None
-    size = min(LONE_KEYS, conf().batch_size) if alone else conf().batch_size
-    size = min(size, operation.cursor.get("batch", size))
-    return list(todo.filter(span__isnull=alone)[:size])
+    """Items that are planned, then those that were left without an answer; of each, those that
+    no listed prefix covers come last, and few at a time."""
+    unanswered = operation.items.filter(outcome=Outcome.DELETING, answer="")
+    size = Pace.of(operation).size
+    return first_of(operation.items.planned(), size) or first_of(unanswered, size)
 
 
-def delete_batch(work: Work, batch: list[CleanupItem]) -> None:
+def first_of(todo: CleanupItemQuerySet, size: int) -> list[CleanupItem]:
+    together, alone = todo.exclude(span=None), todo.filter(span=None)
+    return list(together.order_by("span", "key")[:size]) or list(
+        alone.order_by("key")[: min(size, LONE_KEYS)]
+    )
+
+
+def delete_batch(work: Work, batch: list[CleanupItem]) -> StoreError | None:
+    """Prove and send these items; the trouble that the store had with them, if any."""
     operation = work.operation
-    keys = {name for item in batch for name in (item.key, item.identity)}
     with transaction.atomic():
         operation.renew()
         among(operation, batch).mark(Outcome.DELETING)
-        own_rows(operation).lock_for_deletion(keys)
+        bar_uploads(operation, batch)
     started = monotonic()
     proof = prove(work, batch)
-    if monotonic() - started > PROOF_LASTS:
-        take_less(operation, len(batch))
-        return
+    if monotonic() > started + PROOF_LASTS:
+        return TooLate(_("The look at the objects took longer than it may be relied on."))
     with transaction.atomic():
         operation.renew()
-        # A backfill that did not see our mark may have written rows since.
-        own_rows(operation).lock_for_deletion(keys)
         record_proof(operation, proof)
-    answers = send(operation, proof.may_go, until=started + PROOF_LASTS)
+    sent = send(operation, proof.may_go, until=started + PROOF_LASTS)
     with transaction.atomic():
         operation.renew()
-        record_answers(operation, proof.may_go, answers)
+        record_answers(operation, proof.may_go, sent.answers)
         operation.record(
             "delete",
             _("Batch of %s objects sent.") % len(proof.may_go),
             absent=len(proof.gone),
             protected=len(proof.stay),
-            refused=sum(answer != r2.DELETED for answer in answers.values()),
+            refused=sum(answer != r2.DELETED for answer in sent.answers.values()),
+            unanswered=len(proof.may_go) - len(sent.answers),
         )
-
-
-def take_less(operation: CleanupOperation, size: int) -> None:
-    """The proof took too long to act on it. Its items, without an answer, are taken up again, in
-    smaller batches; raises Unavailable when a single one takes too long."""
-    if size == 1:
-        raise r2.Unavailable(_("Looking at one object took longer than its proof would last."))
-    operation.renew(cursor={"batch": max(1, size // 4)})
+    return pace.trouble_in(sent)
 
 
 def among(operation: CleanupOperation, items: Iterable[CleanupItem]) -> CleanupItemQuerySet:
@@ -113,6 +110,12 @@ def own_rows(operation: CleanupOperation) -> R2ObjectQuerySet:
     )
 
 
+def bar_uploads(operation: CleanupOperation, batch: list[CleanupItem]) -> None:
+    """Waits for whoever is just changing a row, such as to hand its object to another project."""
+    keys = {name for item in batch for name in (item.key, item.identity)}
+    own_rows(operation).lock_for_deletion(keys)
+
+
 def prove(work: Work, batch: list[CleanupItem]) -> Proof:
     """Look at the objects and at their owners once more: only what is as planned may go."""
     operation = work.operation
@@ -121,6 +124,10 @@ def prove(work: Work, batch: list[CleanupItem]) -> Proof:
     if operation.kind == CleanupOperation.Kind.PROJECT:
         refuse_reborn(operation)
     alive = alive_among(readings.values())
+    with transaction.atomic():
+        operation.renew()
+        # A backfill that did not see our mark may have written rows since.
+        bar_uploads(operation, batch)
     rows = rows_by_identity(operation.bucket, [item.key for item in batch], work.identity)
     proof = Proof([], [], [])
     for item in batch:
@@ -164,8 +171,13 @@ def what_decides(operation: CleanupOperation) -> str:
 
 
 def refuse_reborn(operation: CleanupOperation) -> None:
-    if projects.is_alive(operation.project_id):
+    """Whoever is just creating the project comes first. Raises Reborn and Undecided."""
+    project_id = operation.project_id or ""
+    changing = KnownProject.objects.is_changing(project_id)
+    if projects.is_alive(project_id):
         raise Reborn
+    if changing:
+        raise Undecided(_("Project %s is just being created, or deleted again.") % project_id)
 
 
 def record_proof(operation: CleanupOperation, proof: Proof) -> None:
@@ -196,10 +208,10 @@ def rest(operation: CleanupOperation) -> None:
     own_rows(operation).unlock(operation.items.planned())
 
 
-def send(
-    operation: CleanupOperation, items: list[CleanupItem], *, until: float
-) -> dict[str, Answer]:
-    return deleters.delete(operation.bucket, [item.key for item in items], until=until)
+def send(operation: CleanupOperation, items: list[CleanupItem], *, until: float) -> Sent:
+    now = Pace.of(operation)
+    keys = [item.key for item in items]
+    return deleters.delete(operation.bucket, keys, until=until, size=now.keys, calls=now.calls)
 
 
 def record_answers(

@@ -13,15 +13,7 @@ from django.utils.translation import gettext as _
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.ownership import Claim, Verdict, alive_among, judge, layouts
 from storage_audit.audit.work import Work
-from storage_audit.bucket.listing import (
-    Identity,
-    escape,
-    find,
-    pages,
-    spellings,
-    storable,
-    storable_part,
-)
+from storage_audit.bucket.listing import Identity, escape, spellings, storable, storable_part
 from storage_audit.bucket.r2 import Listed
 from storage_audit.models import CleanupItem, CleanupOperation, R2Object
 from storage_audit.querysets import R2ObjectQuerySet
@@ -69,7 +61,7 @@ def discover_listed(work: Work, span: int) -> None:
     if "tracked" in operation.cursor:
         return
     after = operation.cursor.get("after", "")
-    for page in pages(operation.bucket, operation.ranges[span], after):
+    for page in work.pages(operation.ranges[span], after):
         before = operation.cursor
         with transaction.atomic():
             operation.progress(cursor=position(span, page, after))
@@ -137,7 +129,7 @@ def discover_outside(work: Work) -> None:
     outside = tracked_rows(operation).outside(operation.ranges)
     after = operation.cursor.get("outside", "")
     while rows := list(outside.between(after, None)[:LONE_KEYS]):
-        found = find(operation.bucket, [row.key for row in rows], work.identity, operation.renew)
+        found = work.find([row.key for row in rows])
         here = [found[work.identity(r.key)] for r in rows if work.identity(r.key) in found]
         after = rows[-1].key
         with transaction.atomic():
@@ -204,7 +196,7 @@ def look_up_items(work: Work) -> None:
     operation = work.operation
     after = operation.cursor.get("after", "")
     while items := list(operation.items.filter(key__gt=after).order_by("key")[:LONE_KEYS]):
-        found = find(operation.bucket, [item.key for item in items], work.identity, operation.renew)
+        found = work.find([item.key for item in items])
         after = items[-1].key
         for item in items:
             if listed := found.get(work.identity(item.key)):

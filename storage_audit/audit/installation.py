@@ -18,6 +18,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit.audit.layouts import OWN_PREFIX
 from storage_audit.bucket import r2
+from storage_audit.bucket.errors import Broken
 from storage_audit.bucket.listing import Identity, exact, nfc, pages
 from storage_audit.conf import conf
 from storage_audit.models import Installation
@@ -79,10 +80,37 @@ def marker(bucket: str, installation: Installation) -> dict[str, object]:
 
 
 def check(bucket: str) -> Traits:
-    """The bucket's traits, once it and the database are seen to belong together.
+    """The bucket's traits, once it and the database are seen to belong together, and the marker
+    is seen in a listing too.
 
     Raises Mismatch when they do not, StoreError when the bucket cannot be asked.
     """
+    traits = identify(bucket)
+    if not is_listed(bucket):
+        raise unlisted(bucket)
+    return traits
+
+
+def see_marker(bucket: str) -> None:
+    """Call after a listing, before it is believed. Raises Mismatch and StoreError, as `check`."""
+    if not is_listed(bucket):
+        check(bucket)  # Is it the listing, or is the marker gone?
+        raise unlisted(bucket)
+
+
+def is_listed(bucket: str) -> bool:
+    """A store whose listings are empty for want of an answer does not show this either."""
+    return any(listed.key == MARKER for page in pages(bucket, MARKER) for listed in page)
+
+
+def unlisted(bucket: str) -> Broken:
+    return Broken(
+        _("Listings of bucket %s do not show the marker that is in it: none of them is believed.")
+        % bucket
+    )
+
+
+def identify(bucket: str) -> Traits:
     installation = Installation.objects.first()
     if installation is None:
         raise Mismatch(_("This database has claimed no bucket yet. Run: manage.py claim_bucket"))
@@ -148,6 +176,13 @@ def claim(bucket: str, *, take_over: bool = False) -> Traits:
     written = {**marker(bucket, installation), "folds_unicode": traits.folds_unicode}
     r2.write(bucket, MARKER, json.dumps(written, indent=1).encode())
     return traits
+
+
+def disown() -> Installation:
+    """Give this database an identity of its own, when it was copied from one that has a bucket:
+    to that bucket it is another installation now. Asks no store."""
+    Installation.objects.all().delete()
+    return Installation.objects.create(fingerprint=fingerprint())
 
 
 def probe(bucket: str) -> Traits:

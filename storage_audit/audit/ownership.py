@@ -6,6 +6,7 @@ from datetime import datetime
 from enum import Enum
 from functools import cache
 
+from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
@@ -91,7 +92,18 @@ def judge(
     if rivals := sorted(names & alive - {project.project_id}):
         reason = _("It could also belong to the live project %s.") % ", ".join(rivals)
         return Verdict(Claim.PROTECTED, evidence, reason)
-    if len(names) > 1 and last_modified and last_modified >= project.at:
-        reason = _("It could name several projects, and is younger than the deletion.")
+    if len(names) > 1 and last_modified and (reason := too_young(project, last_modified)):
         return Verdict(Claim.PROTECTED, evidence, reason)
     return Verdict(Claim.OWNED, evidence)
+
+
+def too_young(project: Deleted, last_modified: datetime) -> str:
+    """Why an object that could be several projects' may be one's that is still to come."""
+    if last_modified >= project.at:
+        return _("It could name several projects, and is younger than the deletion.")
+    if last_modified >= timezone.now() - conf().commit_timeout:
+        return _(
+            "It could name several projects, one of which may be just being created. Once it is"
+            " older, a late check or another cleanup decides on it."
+        )
+    return ""

@@ -8,6 +8,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
+from storage_audit.audit import vanished
 from storage_audit.models import (
     CleanupOperation,
     IllegalTransition,
@@ -53,9 +54,14 @@ def verify_project(project_id: str) -> list[CleanupOperation]:
 
 @transaction.atomic
 def verify_operation(operation: CleanupOperation) -> CleanupOperation:
-    """Look again whether what an operation deleted is gone."""
+    """Look again whether what an operation deleted is gone. Raises IllegalTransition for one that
+    has no objects of its own, or not any more."""
+    if operation.kind == Kind.VANISHED:
+        text = _("Operation %s lists projects, not objects. Verify the projects instead.")
+        raise IllegalTransition(text % operation.pk)
     if operation.kind == Kind.VERIFY and operation.parent:
         operation = operation.parent
+    refuse_pruned(operation)
     check = CleanupOperation.objects.request(
         kind=Kind.VERIFY,
         trigger=Trigger.VERIFY,
@@ -68,6 +74,17 @@ def verify_operation(operation: CleanupOperation) -> CleanupOperation:
     if operation.names_its_objects:
         check.copy_items(operation)
     return check
+
+
+def refuse_pruned(operation: CleanupOperation) -> None:
+    """Keep the operation from being pruned until the commit, or raise IllegalTransition."""
+    pruned = CleanupOperation.objects.filter(pk=operation.pk).lock().pruned().first()
+    if pruned:
+        text = _(
+            "Operation %(id)s does not know its objects any more: they were exported to"
+            " %(archive)s. Verify the project instead, or load that archive first."
+        )
+        raise IllegalTransition(text % {"id": pruned.pk, "archive": pruned.archive})
 
 
 @transaction.atomic
@@ -88,16 +105,19 @@ def force_delete_project(project: Model, origin: Origin) -> list[CleanupOperatio
     return list(made)
 
 
-def force_delete_operation(operation: CleanupOperation) -> None:
+def force_delete_operation(operation: CleanupOperation) -> list[CleanupOperation]:
     """Release a blocked operation, run a dry run's plan, or try a failed one again.
 
-    Lifts the limits, never the ownership rule. Raises IllegalTransition for any other status,
-    and StillAlive for the plan of a live project.
+    Lifts the limits, never the ownership rule. Raises IllegalTransition for any other status, or
+    when the operation tells other figures than the instance, and StillAlive for the plan of a
+    live project.
     """
     user = current_origin().user or "command"
     if operation.kind == Kind.VERIFY:
         text = _("Operation %s is a verification, which deletes nothing. Verify again instead.")
         raise IllegalTransition(text % operation.pk)
+    if operation.kind == Kind.VANISHED:
+        return vanished.release(operation, user)
     if operation.status == Status.BLOCKED:
         operation.release(user)
         # The person who releases it says that the project is to be gone.
@@ -108,6 +128,7 @@ def force_delete_operation(operation: CleanupOperation) -> None:
     else:
         operation.retry()
     operation.record("force", _("Limits lifted, or tried again, by %s.") % user)
+    return [operation]
 
 
 @transaction.atomic

@@ -15,11 +15,12 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
-from storage_audit.audit import installation
+from storage_audit.audit import installation, limits
 from storage_audit.audit.discovery import rows_by_identity
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.layouts import OWN_PREFIX, Reading
 from storage_audit.audit.ownership import known_among, layouts
+from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import (
     Identity,
     escape,
@@ -28,7 +29,7 @@ from storage_audit.bucket.listing import (
     storable,
     storable_part,
 )
-from storage_audit.bucket.r2 import Listed, StoreError
+from storage_audit.bucket.r2 import Listed
 from storage_audit.conf import conf
 from storage_audit.models import (
     BucketScan,
@@ -85,11 +86,14 @@ def begin(prefix: str = "", *, dry_run: bool = False) -> BucketScan:
     return scan
 
 
-def backfill(scan: BucketScan) -> Generator[list[Finding], None, None]:
+def backfill(
+    scan: BucketScan, *, accept_fewer: bool = False
+) -> Generator[list[Finding], None, None]:
     """Write down what the bucket holds; gives the differences of each page once they are recorded.
 
     The store's errors end in the scan as a message. Any other exception does too, and is raised
-    again. Either way what was written stays, and a scan that failed says nothing of absence.
+    again. Either way what was written stays, and a scan that failed says nothing of absence. So
+    does one that found far fewer objects than there should be, unless a person accepts that.
     """
     try:
         identity = installation.check(scan.bucket).identity
@@ -98,6 +102,8 @@ def backfill(scan: BucketScan) -> Generator[list[Finding], None, None]:
             yield record(scan, page, identity, asked)
             asked = timezone.now()
         installation.check(scan.bucket)
+        if not accept_fewer:
+            limits.refuse_shrunken(scan)
         finish(scan)
     except (Mismatch, StoreError) as error:
         scan.fail(str(error))

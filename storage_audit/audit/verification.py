@@ -9,10 +9,12 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
+from storage_audit.audit import limits
 from storage_audit.audit.deletion import NOT_LISTED, own_rows, what_decides
 from storage_audit.audit.discovery import LONE_KEYS, judged, position, save
+from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.work import Work
-from storage_audit.bucket.listing import escape, find, pages
+from storage_audit.bucket.listing import escape
 from storage_audit.bucket.r2 import Listed
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, R2Object
@@ -36,13 +38,15 @@ def verify(work: Work) -> None:
         look_under_prefix(work, span)
     look_at_keys(work)
     work.look_again()
+    if not operation.released_by and (reason := limits.gone_unsent(operation)):
+        raise Mismatch(reason)
     settle(work)
 
 
 def look_under_prefix(work: Work, span: int) -> None:
     operation = work.operation
     after = operation.cursor.get("after", "")
-    for page in pages(operation.bucket, operation.ranges[span], after):
+    for page in work.pages(operation.ranges[span], after):
         before = operation.cursor
         with transaction.atomic():
             operation.renew(cursor={**before, **position(span, page, after)})
@@ -74,7 +78,7 @@ def look_at_keys(work: Work) -> None:
     after = operation.cursor.get("alone", "")
     alone = operation.items.open().filter(span=None).order_by("key")
     while items := list(alone.filter(key__gt=after)[:LONE_KEYS]):
-        found = find(operation.bucket, [item.key for item in items], work.identity, operation.renew)
+        found = work.find([item.key for item in items])
         here = [item.pk for item in items if work.identity(item.key) in found]
         after = items[-1].key
         with transaction.atomic():
@@ -98,6 +102,7 @@ def settle(work: Work) -> None:
         settled += nameless.mark(Outcome.ALREADY_ABSENT)
         # Looks that contradict each other count as tries, or they might do so for ever.
         there.filter(answer=NOT_LISTED).update(tries=F("tries") + 1)
+        give_up(operation, there.locked())
         again = there.filter(tries__lt=conf().tries).mark(Outcome.PLANNED, answer="")
         give_up(operation, there)
         operation.record(

@@ -1,18 +1,25 @@
 """One worker's turn on one operation."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import monotonic
 
-from storage_audit.audit import installation
+from storage_audit.audit import installation, limits
 from storage_audit.audit.installation import Traits
 from storage_audit.audit.ownership import Deleted
+from storage_audit.bucket import listing
 from storage_audit.bucket.listing import Identity
+from storage_audit.bucket.r2 import Listed
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation
 
 
 class OutOfTime(Exception):
     """The turn is over and work is left; what was done so far is recorded."""
+
+
+class Undecided(Exception):
+    """Nobody can tell yet whether the project's id lives again; the message names it."""
 
 
 class Reborn(Exception):
@@ -24,12 +31,16 @@ class Work:
     operation: CleanupOperation
     traits: Traits
     deadline: float
+    # In a row, though no less can be asked of the store.
+    troubles: int = 0
 
     @classmethod
     def begin(cls, operation: CleanupOperation) -> "Work":
-        """Raises Mismatch and StoreError, as `installation.check` does."""
+        """Raises Mismatch and StoreError."""
         ends = monotonic() + conf().slice.total_seconds()
-        return cls(operation, installation.check(operation.bucket), ends)
+        traits = installation.check(operation.bucket)
+        limits.refuse_empty_table()
+        return cls(operation, traits, ends)
 
     @property
     def identity(self) -> Identity:
@@ -43,8 +54,22 @@ class Work:
         )
 
     def look_again(self) -> None:
-        """Is it still the right bucket? Raises Mismatch and StoreError."""
+        """Is it still the right bucket, and the right database? Raises Mismatch and StoreError."""
         self.traits = installation.check(self.operation.bucket)
+        limits.refuse_empty_table()
+
+    def pages(self, prefix: str, after: str = "") -> Iterator[list[Listed]]:
+        """A listing that is complete when the iteration ends without an exception, and that comes
+        from a store whose listings show what is there. Raises Mismatch and StoreError."""
+        yield from listing.pages(self.operation.bucket, prefix, after)
+        installation.see_marker(self.operation.bucket)
+
+    def find(self, keys: Sequence[str]) -> dict[str, Listed]:
+        """The objects of these keys, by identity; as complete, and as sure, as `pages`."""
+        operation = self.operation
+        found = listing.find(operation.bucket, keys, self.identity, operation.renew)
+        installation.see_marker(operation.bucket)
+        return found
 
     def breathe(self) -> None:
         """Call where the turn may end. Raises OutOfTime."""

@@ -1,11 +1,16 @@
 """Ways to ask the store for deletions. None of them says that an object is gone: verify does."""
 
 import re
-from collections.abc import Iterable
-from time import monotonic
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
 
 from storage_audit.bucket import r2
+from storage_audit.bucket.errors import Barred, StoreError, Unavailable
 from storage_audit.bucket.r2 import Answer
+
+Answers = dict[str, Answer]
 
 # What XML 1.0 cannot carry, or carries changed: https://www.w3.org/TR/xml/#charsets
 NOT_IN_XML = re.compile("[\0-\x1f\x7f\ufffe\uffff]")
@@ -17,35 +22,48 @@ UNDELETABLE = Answer(
 )
 
 
-def delete(bucket: str, keys: Iterable[str], *, until: float) -> dict[str, Answer]:
-    """Ask once for each key, by the call that can carry it; the answer for each.
+class Sent(NamedTuple):
+    """What came of the calls: the answers, by key, and what ended them early."""
 
-    Keys that go one by one are asked for until the clock says `until`; the rest has no answer.
-    Raises StoreError when a batch call fails as a whole: what became of its keys is unknown.
+    answers: Answers
+    troubles: list[StoreError]
+
+
+def delete(bucket: str, keys: Collection[str], *, until: float, size: int, calls: int) -> Sent:
+    """Ask once for each key, by the call that can carry it: `size` keys in one, `calls` at once.
+
+    Nothing leaves after the clock says `until`, or after a call had trouble. Keys that were not
+    sent have no answer, nor have those whose call failed: what became of them is unknown.
     """
-    single, batch, answers = [], [], {}
-    for key in keys:
-        if survives_xml(key):
-            batch.append(key)
-        elif has_dot_segment(key):
-            answers[key] = UNDELETABLE
-        else:
-            single.append(key)
-    if batch:
-        answers |= r2.delete_batch(bucket, batch)
-    for key in single:
-        if monotonic() > until:
-            break
-        answers[key] = delete_one(bucket, key)
-    return answers
+    sent = Sent({key: UNDELETABLE for key in keys if is_undeletable(key)}, [])
+    with ThreadPoolExecutor(calls) as pool:
+        for answers in pool.map(partial(ask, bucket, until, sent.troubles), parts(keys, size)):
+            sent.answers.update(answers)
+    return sent
 
 
-def delete_one(bucket: str, key: str) -> Answer:
+def parts(keys: Collection[str], size: int) -> list[list[str]]:
+    """The keys of each call."""
+    batch = [key for key in keys if survives_xml(key)]
+    single = [key for key in keys if not survives_xml(key) and not is_undeletable(key)]
+    batches = [batch[start : start + size] for start in range(0, len(batch), size)]
+    return batches + [[key] for key in single]
+
+
+def ask(bucket: str, until: float, troubles: list[StoreError], keys: list[str]) -> Answers:
+    if troubles:
+        return {}
     try:
-        return r2.delete_single(bucket, key)
-    except r2.StoreError as error:
-        # One such key must not stop the others, and a 403 may be about its spelling alone.
-        return Answer(error.code, str(error))
+        with r2.sent_until(until):
+            if survives_xml(keys[0]):
+                return r2.delete_batch(bucket, keys)
+            return {keys[0]: r2.delete_single(bucket, keys[0])}
+    except StoreError as error:
+        # Refused for its spelling, for example: one such key must not stop the others.
+        alone = len(keys) == 1 and error.answered and not isinstance(error, Barred)
+        if not alone or isinstance(error, Unavailable):
+            troubles.append(error)
+        return {keys[0]: r2.refusal(error.code, str(error))} if alone else {}
 
 
 def survives_xml(key: str) -> bool:
@@ -54,5 +72,5 @@ def survives_xml(key: str) -> bool:
     return not NOT_IN_XML.search(key) and key == key.strip().strip("\ufeff")
 
 
-def has_dot_segment(key: str) -> bool:
-    return any(segment in (".", "..") for segment in key.split("/"))
+def is_undeletable(key: str) -> bool:
+    return not survives_xml(key) and any(segment in (".", "..") for segment in key.split("/"))

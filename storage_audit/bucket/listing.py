@@ -1,12 +1,15 @@
 """Complete, ordered, checked listings: the only evidence that an object is there or gone."""
 
 import os.path
+import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from storage_audit.bucket.r2 import Broken, Listed, list_page
+from storage_audit.bucket.errors import Broken
+from storage_audit.bucket.r2 import Listed, list_page
 
 Identity = Callable[[str], str]
+NAMELESS_FOLDER = re.compile("^/|//")
 
 
 def exact(key: str) -> str:
@@ -74,7 +77,22 @@ def find(
     if identity is nfc:
         absent = [key for key in keys if identity(key) not in found and not key.isascii()]
         found |= find_spellings(bucket, absent, after_page)
+    for folder in nameless_folders(listed.key for listed in found.values()):
+        see_in(bucket, folder)
+        after_page()
     return found
+
+
+def nameless_folders(keys: Iterable[str]) -> set[str]:
+    """Up to the first slash that has nothing before it: `a//` of `a//b`, and `/` of `/a`."""
+    return {key[: match.end()] for key in keys if (match := NAMELESS_FOLDER.search(key))}
+
+
+def see_in(bucket: str, folder: str) -> None:
+    """Stores that are trees of folders take `a//b` for `a/b`, and list that as it was asked for;
+    asked for the folder alone, they betray themselves. Raises StoreError, Broken among them."""
+    if not next(pages(bucket, folder)):
+        raise Broken(f"The listing shows {escape(folder)!r} now and then.")
 
 
 def find_spellings(

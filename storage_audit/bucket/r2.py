@@ -4,9 +4,12 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
+from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
@@ -16,39 +19,31 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as NoConnection
 from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
+from django.utils.translation import gettext as _
 
+from storage_audit.bucket.errors import (
+    LOCKED,
+    UNANSWERED,
+    Barred,
+    Broken,
+    Refused,
+    StoreError,
+    TooLate,
+    Unavailable,
+    classify,
+)
 from storage_audit.conf import Conf, conf
 from storage_audit.redaction import redact
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
+    from mypy_boto3_s3.type_defs import (
+        ListMultipartUploadsOutputTypeDef,
+        ListObjectsV2OutputTypeDef,
+    )
 
 PAGE = 1000
 MAX_KEY_BYTES = 1024
-
-
-class StoreError(Exception):
-    """The store did not do what it was asked, or we cannot tell whether it did.
-
-    `code` is the store's own, such as SlowDown, or the name of the error below it.
-    """
-
-    def __init__(self, message: str, code: str = "") -> None:
-        super().__init__(redact(message))
-        self.code = code
-
-
-class Unavailable(StoreError):
-    """It may work later: no connection, overload, an internal error."""
-
-
-class Refused(StoreError):
-    """It will not work until somebody changes something: credentials, permissions, the bucket."""
-
-
-class Broken(StoreError):
-    """The answer cannot be understood or contradicts itself; nothing follows from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +75,7 @@ class Answer:
 
 
 DELETED = Answer("Deleted")
-UNANSWERED = Answer("Unanswered", "the store's answer does not mention this key")
+SILENCE = Answer(UNANSWERED, "the store's answer does not mention this key")
 
 
 def client_config(attempts: int) -> Config:
@@ -104,6 +99,29 @@ def prepare(client: Any) -> None:
     client.meta.events.unregister("before-call.s3", add_expect_header)
 
 
+_send_until: ContextVar[float] = ContextVar("send_until", default=inf)
+
+
+@contextmanager
+def sent_until(moment: float) -> Iterator[None]:
+    """Within, a request that would leave after this time of `monotonic` raises TooLate instead.
+
+    Looked at when the request is built and signed, and only its connection may be still to make:
+    a process that is stopped in this last moment can send it late. Then the store refuses it as
+    soon as its signature is 15 minutes old.
+    """
+    before = _send_until.set(moment)
+    try:
+        yield
+    finally:
+        _send_until.reset(before)
+
+
+def check_the_clock(**kwargs: Any) -> None:
+    if monotonic() > _send_until.get():
+        raise TooLate(_("Not sent: the look before it is too old by now."))
+
+
 @cache
 def _client(settings: Conf, attempts: int, process: int) -> "S3Client":
     client = boto3.session.Session().client(
@@ -114,6 +132,7 @@ def _client(settings: Conf, attempts: int, process: int) -> "S3Client":
         config=client_config(attempts),
     )
     prepare(client)
+    client.meta.events.register("before-send.s3", check_the_clock)
     return client
 
 
@@ -126,28 +145,35 @@ def client(attempts: int = 3) -> "S3Client":
         return _client(conf(), attempts, os.getpid())
 
 
-REFUSALS = {
-    "Unauthorized",
-    "AccessDenied",
-    "InvalidAccessKeyId",
-    "NoSuchBucket",
-    "ObjectLockedByBucketPolicy",
-    "SignatureDoesNotMatch",
-}
-PASSING = {"ClientDisconnect", "RequestTimeout", "TooManyRequests", "SlowDown"}
-
-
 def translate(error: ClientError) -> StoreError:
-    """https://developers.cloudflare.com/r2/api/error-codes/"""
     details = error.response.get("Error", {})
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    metadata = error.response.get("ResponseMetadata", {})
+    status = metadata.get("HTTPStatusCode", 0)
     code = str(details.get("Code", status))
     text = f"{error.operation_name} failed: {code} {details.get('Message', '')}".strip()
-    if code in REFUSALS or status in (401, 403):
-        return Refused(text, code)
-    if code in PASSING or status in (408, 429) or status >= 500:
-        return Unavailable(text, code)
-    return StoreError(text, code)
+    asked = metadata.get("HTTPHeaders", {}).get("retry-after", "")
+    return classify(code, status)(
+        text,
+        code,
+        # A date is legal too, and would ask for a clock that agrees with ours.
+        retry_after=float(asked) if asked.isdecimal() else 0,
+        # Where there is no S3 error to read, botocore takes the status for the code.
+        answered=status < 500 or not code.isdecimal(),
+    )
+
+
+def bars(bucket: str, error: StoreError) -> bool:
+    """Whether the bucket as a whole refuses us, and not only the request that met this error."""
+    if not isinstance(error, Refused) or isinstance(error, Barred):
+        return isinstance(error, Barred)
+    try:
+        with own_errors():
+            client(attempts=1).list_objects_v2(Bucket=bucket, MaxKeys=1)
+    except Refused:
+        return True
+    except StoreError:
+        return False  # No answer is no refusal.
+    return False
 
 
 @contextmanager
@@ -238,16 +264,26 @@ def delete_batch(bucket: str, keys: list[str]) -> dict[str, Answer]:
         answer = client(attempts=1).delete_objects(
             Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": False}
         )
-    answers = dict.fromkeys(keys, UNANSWERED)
+    answers = dict.fromkeys(keys, SILENCE)
     for entry in answer.get("Deleted", []):
         if entry.get("Key") in answers:
             answers[entry["Key"]] = DELETED
     for failure in answer.get("Errors", []):
         if failure.get("Key") in answers:
-            answers[failure["Key"]] = Answer(
-                failure.get("Code", "Error"), redact(failure.get("Message", ""))
+            answers[failure["Key"]] = refusal(
+                failure.get("Code", "Error"), failure.get("Message", "")
             )
     return answers
+
+
+def refusal(code: str, message: str) -> Answer:
+    """The answer for a key that the store would not delete, with what to do where we know it."""
+    if code == LOCKED:
+        message = _(
+            "a lock rule of the bucket keeps this object. Remove or shorten the rule, or wait"
+            " until its time is over; then try again. The store says: %s"
+        ) % (message or code)
+    return Answer(code, redact(message))
 
 
 def delete_single(bucket: str, key: str) -> Answer:
@@ -282,12 +318,25 @@ def unfinished_uploads(bucket: str, prefix: str) -> list[Upload] | None:
             raise
         for entry in answer.get("Uploads", []):
             found.append(Upload(decode(entry["Key"]), entry["UploadId"], entry["Initiated"]))
-        if not answer.get("IsTruncated"):
+        following = next_markers(answer)
+        if following is None:
             return found
-        markers = {
-            "KeyMarker": decode(answer["NextKeyMarker"]),
-            "UploadIdMarker": answer["NextUploadIdMarker"],
-        }
+        if following == markers:
+            raise Broken("The listing of multipart uploads does not get on.")
+        markers = following
+
+
+def next_markers(answer: "ListMultipartUploadsOutputTypeDef") -> dict[str, Any] | None:
+    if "IsTruncated" not in answer:
+        raise Broken("The listing of multipart uploads does not say whether it is complete.")
+    if not answer["IsTruncated"]:
+        return None
+    if "NextKeyMarker" not in answer or "NextUploadIdMarker" not in answer:
+        raise Broken("The listing of multipart uploads is cut short and does not say how to go on.")
+    return {
+        "KeyMarker": decode(answer["NextKeyMarker"]),
+        "UploadIdMarker": answer["NextUploadIdMarker"],
+    }
 
 
 def abort_upload(bucket: str, upload: Upload) -> None:

@@ -3,14 +3,16 @@
 import getpass
 import os
 import socket
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import UUID
 
 from django.core.management.base import CommandError
 
 from storage_audit.audit.installation import Mismatch
-from storage_audit.bucket.r2 import StoreError
+from storage_audit.bucket.errors import StoreError
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation
 from storage_audit.origin import Origin, acting_as
@@ -36,6 +38,13 @@ def asked_from_shell() -> Iterator[None]:
                     returncode=WRONG_USE,
                 ) from error
             raise CommandError(visible(redact(str(error))), returncode=FAILED) from error
+
+
+def deletion_id(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"“{visible(text)}” is not a deletion id.") from error
 
 
 def login_name() -> str:

@@ -121,8 +121,12 @@ class AuditAdmin(ModelAdmin[M]):
     def announce(
         self, request: HttpRequest, text: str, operations: Sequence[CleanupOperation]
     ) -> HttpResponse | None:
-        """Say what happens next, with a link to it. A single operation's page is shown next."""
+        """Say what happens next, with a link to it. A single operation's page is shown next, to
+        those who may look at it."""
         if not operations:
+            return None
+        if not request.user.has_perm("storage_audit.view_cleanupoperation"):
+            self.message_user(request, text, messages.SUCCESS)
             return None
         if len(operations) == 1:
             url, label = page_of(operations[0].pk), _("Follow it here")

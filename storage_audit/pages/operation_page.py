@@ -38,6 +38,9 @@ FACTS = (
     "discovery",
     "strategy",
     "plan_digest",
+    "pruned_at",
+    "archive",
+    "archive_digest",
 )
 
 MEANING = {
@@ -69,8 +72,8 @@ MEANING = {
         " look: the message and the items say what stands in the way."
     ),
     Status.BLOCKED: gettext_lazy(
-        "Nothing is deleted until a person decides. The message says what stopped it; once that"
-        " is settled, force-delete it to let it run."
+        "Nothing is deleted until a person decides. The message says what stopped it, with the"
+        " figures; once that is settled, force-delete it to release it."
     ),
     Status.SUPERSEDED: gettext_lazy(
         "A project with this id lives again, and its objects are the new project's. Nothing more"
@@ -90,10 +93,22 @@ VERIFIED = {
         "The look was stopped; the message says by what. Once that is settled, verify again."
     ),
 }
+# Of the operation that lists projects.
+MANY = {
+    Status.BLOCKED: gettext_lazy(
+        "Nothing of these projects is deleted, and they count as alive, until their rows are back"
+        " or a person releases this operation."
+    ),
+    Status.SUPERSEDED: gettext_lazy("It is settled; the message says how."),
+}
+RELEASE_MANY = (
+    gettext_lazy("Release"),
+    gettext_lazy("Each of the projects gets a cleanup of its own, which is held to the limits."),
+)
 FORCE = {
     Status.BLOCKED: (
         gettext_lazy("Release"),
-        gettext_lazy("Its limits are lifted, and it runs."),
+        gettext_lazy("It runs, and the limits are lifted for the plan that it has by now."),
     ),
     Status.PLANNED: (
         gettext_lazy("Run this plan"),
@@ -114,6 +129,12 @@ NOT_WHILE_ALIVE = gettext_lazy(
 )
 
 
+PRUNED = gettext_lazy(
+    "It is long over: its items and its timeline were exported to the file %(archive)s and deleted"
+    " here. manage.py loaddata, with the path of that file, brings them back."
+)
+
+
 class Line(NamedTuple):
     """A line of a table of objects and bytes."""
 
@@ -126,7 +147,8 @@ def meaning(operation: CleanupOperation) -> list[str]:
     """What the status means and what happens next, in plain sentences."""
     status, error = Status(operation.status), operation.error
     is_look = operation.kind == Kind.VERIFY and operation.next_attempt_at is None
-    sentences = [str(VERIFIED[status] if is_look and status in VERIFIED else MEANING[status])]
+    special = VERIFIED if is_look else MANY if operation.kind == Kind.VANISHED else {}
+    sentences = [str({**MEANING, **special}[status])]
     if operation.dry_run and status != Status.PLANNED:
         sentences.append(_("It is a dry run and deletes nothing."))
     if status == Status.PLANNED:
@@ -136,6 +158,8 @@ def meaning(operation: CleanupOperation) -> list[str]:
             sentences.append(str(NOT_WHILE_ALIVE))
     elif error:
         sentences.append(_("Message: %s") % error)
+    if operation.pruned_at:
+        sentences.append(PRUNED % {"archive": operation.archive})
     return sentences
 
 
@@ -143,6 +167,8 @@ def force_choice(operation: CleanupOperation) -> tuple[Any, Any] | None:
     """The label and the effect of Force-delete, or None where there is nothing to force."""
     if operation.kind == Kind.VERIFY or is_of_live_project(operation):
         return None
+    if operation.kind == Kind.VANISHED and operation.status == Status.BLOCKED:
+        return RELEASE_MANY
     return FORCE.get(Status(operation.status))
 
 
@@ -153,6 +179,9 @@ def is_of_live_project(operation: CleanupOperation) -> bool:
 
 def effect_of_force(operation: CleanupOperation) -> Any:
     choice = force_choice(operation)
+    if choice and operation.status == Status.BLOCKED:
+        figures = {"effect": choice[1], "message": visible(operation.error)}
+        return _("%(effect)s What stopped it: %(message)s") % figures
     if choice:
         return choice[1]
     if is_of_live_project(operation):

@@ -1,5 +1,6 @@
 """Cleanup operations: the list, one page for each, and what a person may do to them."""
 
+import hashlib
 from contextlib import suppress
 from typing import Any
 from uuid import UUID
@@ -111,8 +112,13 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
     ) -> HttpResponse | None:
         with transaction.atomic():
             checks = []
-            for operation in queryset:
-                checks.append(check := requests.verify_operation(operation))
+            # In the order in which all who lock several lock them.
+            for operation in queryset.order_by("pk"):
+                try:
+                    checks.append(check := requests.verify_operation(operation))
+                except IllegalTransition as refusal:
+                    self.message_user(request, str(refusal), messages.ERROR)
+                    continue
                 log = _("Verification requested: operation %s.") % check.pk
                 self.log_change(request, operation, log)
             tasks.enqueue_on_commit(checks)
@@ -123,34 +129,42 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
     def force_delete(
         self, request: HttpRequest, queryset: QuerySet[CleanupOperation]
     ) -> HttpResponse | None:
-        confirmed = self.is_confirmed(request, queryset)
-        if confirmed is False:
-            return self.confirm_force(request, queryset)
+        confirmed, operations = self.is_confirmed(request, queryset), list(queryset)
         if confirmed is None:
             return None
-        released = [operation for operation in queryset if self.force(request, operation)]
+        if confirmed and request.POST.get("figures") != figures_of(operations):
+            text = _("Nothing was done: the figures changed while you looked at them. Look again.")
+            self.message_user(request, text, messages.WARNING)
+            confirmed = False
+        if not confirmed:
+            return self.confirm_force(request, queryset, operations)
+        released = [each for operation in operations for each in self.force(request, operation)]
         text = _("Queued: a worker takes it next. Its page says what became of it.")
         return self.announce(request, text, released)
 
-    def force(self, request: HttpRequest, operation: CleanupOperation) -> bool:
+    def force(self, request: HttpRequest, operation: CleanupOperation) -> list[CleanupOperation]:
         try:
             with transaction.atomic():
-                requests.force_delete_operation(operation)
+                released = requests.force_delete_operation(operation)
                 self.log_change(request, operation, _("Force-deleted."))
-                tasks.enqueue_on_commit([operation])
+                tasks.enqueue_on_commit(released)
         except (IllegalTransition, requests.StillAlive, ValidationError) as refusal:
             text = refusal.messages[0] if isinstance(refusal, ValidationError) else str(refusal)
             self.message_user(request, visible(text), messages.ERROR)
-            return False
-        return True
+            return []
+        return released
 
     def confirm_force(
-        self, request: HttpRequest, operations: QuerySet[CleanupOperation]
+        self,
+        request: HttpRequest,
+        queryset: QuerySet[CleanupOperation],
+        operations: list[CleanupOperation],
     ) -> HttpResponse:
         return self.confirm(
             request,
-            operations,
+            queryset,
             action="force_delete",
+            figures=figures_of(operations),
             title=_("Force-delete?"),
             sentences=(
                 _(
@@ -200,3 +214,9 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         text = _("A cleanup is queued. It looks for what the project left behind and deletes it.")
         answer = self.announce(request, text, operations)
         return answer or redirect("admin:storage_audit_cleanupoperation_changelist")
+
+
+def figures_of(operations: list[CleanupOperation]) -> str:
+    """What the confirmation page repeats of those whose limits would be lifted."""
+    blocked = [each for each in operations if each.status == CleanupOperation.Status.BLOCKED]
+    return hashlib.sha256("".join(sorted(each.figures for each in blocked)).encode()).hexdigest()

@@ -116,10 +116,10 @@ class OwnerAdmin(DeletingAdmin[M]):
     @action("force", gettext_lazy("Force-delete"))
     def force_delete(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse | None:
         confirmed = self.is_confirmed(request, queryset)
-        if confirmed is False:
-            return self.confirm_force(request, queryset)
-        if confirmed is None:
+        if confirmed is None or self.goes_too_far(request, queryset):
             return None
+        if not confirmed:
+            return self.confirm_force(request, queryset)
         origin = of_request(request, forced=True)
         try:
             with transaction.atomic():
@@ -130,6 +130,19 @@ class OwnerAdmin(DeletingAdmin[M]):
             return None
         text = _("Deleted. A cleanup without limits now deletes the files from R2.")
         return self.announce(request, text, sum(made, []))
+
+    def goes_too_far(self, request: HttpRequest, owners: QuerySet[M]) -> bool:
+        """Whether rows of other models would go with the projects that this person may not delete;
+        if so, says that nothing was done."""
+        *_shown, lacking, _protected = self.get_deleted_objects(owners, request)
+        others = sorted(lacking - {self.opts.verbose_name})
+        if others:
+            text = _(
+                "Nothing was deleted. With the projects would go what you may not delete: %s. Ask"
+                " for the permission, or delete it first."
+            )
+            self.message_user(request, text % ", ".join(others), messages.ERROR)
+        return bool(others)
 
     def confirm_force(self, request: HttpRequest, owners: QuerySet[M]) -> HttpResponse:
         return self.confirm(

@@ -48,7 +48,8 @@ class Command(DocumentedCommand):
 
     exit codes:
       0    the listing reached its end, whatever it found
-      1    it did not: the store failed, or the bucket is not claimed; it is safe to run it again
+      1    it did not: the store failed, or the bucket is not claimed; or it showed far fewer
+           objects than there should be. It is safe to run it again
       2    wrong use
       130  interrupted with Ctrl-C; what was written stays
 
@@ -69,16 +70,24 @@ class Command(DocumentedCommand):
             help="report what would be written, and write no tracking row and no finding",
         )
         parser.add_argument(
+            "--accept-fewer",
+            action="store_true",
+            help="believe a listing that shows far fewer objects than there should be; without it,"
+            " nothing is concluded from such a one",
+        )
+        parser.add_argument(
             "--json",
             action="store_true",
             dest="as_json",
             help=f"print one JSON object: the figures, and the first {SAMPLES} findings of a kind",
         )
 
-    def handle(self, *, prefix: str, dry_run: bool, as_json: bool, **options: object) -> None:
+    def handle(
+        self, *, prefix: str, dry_run: bool, accept_fewer: bool, as_json: bool, **options: object
+    ) -> None:
         with asked_from_shell():
             scan = scans.begin(prefix, dry_run=dry_run)
-            samples = self.follow(scan)
+            samples = self.follow(scan, accept_fewer)
         if as_json:
             self.stdout.write(json.dumps(facts_of(scan, samples)))
         else:
@@ -89,12 +98,12 @@ class Command(DocumentedCommand):
                 returncode=FAILED,
             )
 
-    def follow(self, scan: BucketScan) -> list[Finding]:
+    def follow(self, scan: BucketScan, accept_fewer: bool) -> list[Finding]:
         """Show how far it is; gives the first findings of each kind."""
         samples: list[Finding] = []
         progress = Progress(self.stderr)
         try:
-            with closing(scans.backfill(scan)) as pages:
+            with closing(scans.backfill(scan, accept_fewer=accept_fewer)) as pages:
                 for findings in pages:
                     progress.show(scan.listed)
                     for kind in Finding.Kind:

@@ -17,9 +17,10 @@ class Command(DocumentedCommand):
     examples:
       python manage.py claim_bucket
       python manage.py claim_bucket --take-over
+      python manage.py claim_bucket --disown
 
     exit codes:
-      0  the bucket belongs to this database now
+      0  the bucket belongs to this database now; with --disown, no bucket does
       1  another installation has it, or the store refused or did not answer
       2  wrong use, also when the store has no such bucket
 
@@ -28,15 +29,30 @@ class Command(DocumentedCommand):
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument(
+        how = parser.add_mutually_exclusive_group()
+        how.add_argument(
             "--take-over",
             action="store_true",
             help="claim it also if another installation has it, or this database was copied from"
             " the one that has it. The other one is then blocked. Use it when that one is gone for"
             " good, and never from a copy made for tests. Without it such a bucket is left alone.",
         )
+        how.add_argument(
+            "--disown",
+            action="store_true",
+            help="give this database a new identity, and touch no bucket. Use it first of all in a"
+            " copy that runs beside the original: until it claims a bucket of its own, everything"
+            " that it would delete is blocked.",
+        )
 
-    def handle(self, *, take_over: bool, **options: object) -> None:
+    def handle(self, *, take_over: bool, disown: bool, **options: object) -> None:
+        if disown:
+            self.stdout.write(
+                f"This database is installation {installation.disown().pk} now and has no bucket:"
+                " everything it would delete is blocked. Next: set a bucket of its own, then"
+                " manage.py claim_bucket."
+            )
+            return
         bucket = conf().bucket
         with asked_from_shell():
             traits = installation.claim(bucket, take_over=take_over)

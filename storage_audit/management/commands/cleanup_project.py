@@ -15,6 +15,7 @@ from storage_audit.management.console import (
     SHOWN,
     WRONG_USE,
     asked_from_shell,
+    deletion_id,
     facts_of,
     lines_of,
     staying,
@@ -37,15 +38,6 @@ def project_id(text: str) -> str:
     except ValidationError as error:
         raise ArgumentTypeError(visible(error.messages[0])) from error
     return text
-
-
-def deletion_id(text: str) -> UUID:
-    try:
-        return UUID(text)
-    except ValueError as error:
-        raise ArgumentTypeError(
-            f"“{visible(text)}” is not a deletion id. --dry-run prints the id of its plan."
-        ) from error
 
 
 class Command(DocumentedCommand):
@@ -193,6 +185,8 @@ class Command(DocumentedCommand):
     def say_error(self, operation: CleanupOperation) -> None:
         if operation.error:
             self.stdout.write(visible(operation.error))
+        if operation.status == Status.BLOCKED:
+            self.stdout.write(f"To release it: manage.py release_cleanup {operation.pk}")
 
     def judge(self, operations: list[CleanupOperation]) -> None:
         fine = (Status.CLEAN, Status.CLEAN_WITH_PROTECTED, Status.PLANNED)

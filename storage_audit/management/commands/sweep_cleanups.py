@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 class Command(DocumentedCommand):
     help = (
         "Notices projects that are gone without a signal, and enqueues each cleanup that is due and"
-        " was forgotten. The worker does so every minute; cron can do it as well. Safe to repeat."
+        " was forgotten. The worker does so twice a minute; cron can do it as well. Safe to repeat."
     )
     epilog = """
     examples:

@@ -18,7 +18,7 @@ from storage_audit.management.console import (
     staying,
 )
 from storage_audit.management.documented import DocumentedCommand
-from storage_audit.models import CleanupOperation, KnownProject, R2Object
+from storage_audit.models import CleanupOperation, IllegalTransition, KnownProject, R2Object
 from storage_audit.redaction import visible
 
 Status = CleanupOperation.Status
@@ -75,7 +75,10 @@ class Command(DocumentedCommand):
     def request(self, subject: str) -> list[CleanupOperation]:
         operation = find_operation(subject)
         if operation:
-            return [requests.verify_operation(operation)]
+            try:
+                return [requests.verify_operation(operation)]
+            except IllegalTransition as error:
+                raise CommandError(str(error), returncode=WRONG_USE) from error
         if not is_known(subject):
             raise CommandError(
                 f"Neither a project nor a deletion has the id {visible(subject)}. The admin shows"

@@ -1,0 +1,179 @@
+"""What is too much to be believed, or to be done unasked. Each rule tells its figures."""
+
+from statistics import median
+
+from django.db import DatabaseError
+from django.db.models import Count, Exists, OuterRef, Sum
+from django.db.models.functions import Coalesce
+from django.utils.translation import gettext as _
+
+from storage_audit.audit.installation import Mismatch
+from storage_audit.conf import conf
+from storage_audit.models import BucketScan, CleanupItem, CleanupOperation, KnownProject, R2Object
+from storage_audit.querysets import CleanupItemQuerySet
+from storage_audit.redaction import redact
+
+Kind, Status = CleanupOperation.Kind, CleanupOperation.Status
+FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
+# A median is taken of so many cleanups, and of no fewer than these: one that a person released
+# must not say what is usual.
+RECENT, ENOUGH = 20, 5
+# So many may well have been removed by hand.
+FEW = 20
+
+
+def objections(operation: CleanupOperation) -> str:
+    """Why the plan must not be run unasked, or nothing."""
+    return " ".join(filter(None, [missing(operation), excess(operation)]))
+
+
+def excess(operation: CleanupOperation) -> str:
+    """Why the plan is too large, or nothing."""
+    to_go = operation.items.planned().exclude(found_in=FoundIn.TRACKED)
+    wanted = to_go.aggregate(n=Count("pk"), size=Coalesce(Sum("size"), 0))
+    tracked, usual = R2Object.objects.in_bucket(operation.bucket).count(), usual_size(operation)
+    limit = max(
+        conf().limit_objects,
+        int(conf().limit_share * tracked),
+        int(conf().limit_multiple * usual),
+    )
+    if wanted["n"] <= limit:
+        return ""
+    return _(
+        "%(wanted)s objects (%(size)s bytes) would be deleted; the limit is %(limit)s: the largest"
+        " of %(objects)s, %(share)s %% of the %(tracked)s tracked in the bucket, and %(multiple)s"
+        " times the %(usual)s that the latest cleanups deleted (their median). If that many are to"
+        " go, release this operation."
+    ) % {
+        "wanted": wanted["n"],
+        "size": wanted["size"],
+        "limit": limit,
+        "objects": conf().limit_objects,
+        "share": percent(conf().limit_share),
+        "tracked": tracked,
+        "multiple": f"{conf().limit_multiple:g}",
+        "usual": f"{usual:g}",
+    }
+
+
+def usual_size(operation: CleanupOperation) -> float:
+    """The median of the latest cleanups of this kind; 0 while there are too few of them."""
+    ended = CleanupOperation.objects.cleanups().filter(
+        bucket=operation.bucket,
+        kind=operation.kind,
+        status__in=[Status.CLEAN, Status.CLEAN_WITH_PROTECTED],
+    )
+    sizes = list(ended.order_by("-finished_at").values_list("deleted", flat=True)[:RECENT])
+    return median(sizes) if len(sizes) >= ENOUGH else 0
+
+
+def missing(operation: CleanupOperation) -> str:
+    """Why the listing is not believed: too much that was seen stored is not in it."""
+    if operation.kind == Kind.VERIFY and operation.names_its_objects:
+        return ""  # They were deleted, and are looked for to be absent.
+    # A row without an ETag is of an upload that never told what it had stored.
+    stored = operation.items.exclude(found_in=FoundIn.LISTED).exclude(etag="")
+    gone = unexplained(operation, stored.filter(found_in=FoundIn.TRACKED))
+    if is_reasonable(gone, total := stored.count()):
+        return ""
+    reason = _(
+        "%(gone)s of the %(total)s tracked objects are not in the listing. From more than %(few)s"
+        " objects and %(share)s %% on it is rather the listing or the bucket that is wrong."
+        " Nothing is concluded; look into the bucket by other means."
+    ) % figures(gone, total)
+    if operation.kind == Kind.VERIFY:
+        return reason
+    return f"{reason} {_('If they are really gone, release this operation.')}"
+
+
+def gone_unsent(operation: CleanupOperation) -> str:
+    """Why a verification is not believed: too much of the plan is gone that nobody sent."""
+    planned = operation.items.exclude(found_in=FoundIn.TRACKED)
+    unsent = planned.filter(outcome=Outcome.DELETING, tries=0, present_at=None)
+    gone = unexplained(operation, unsent)
+    if is_reasonable(gone, total := planned.count()):
+        return ""
+    return _(
+        "%(gone)s of the %(total)s objects that the plan saw are not in the listing any more, and"
+        " were not sent for deletion. From more than %(few)s objects and %(share)s %% on it is"
+        " rather the listing or the bucket that is wrong. Nothing is concluded; look into the"
+        " bucket by other means. If they are really gone, release this operation."
+    ) % figures(gone, total)
+
+
+def unexplained(operation: CleanupOperation, gone: CleanupItemQuerySet) -> int:
+    """How many of these no other operation of the project has sent for deletion."""
+    others = CleanupOperation.objects.filter(
+        bucket=operation.bucket, project_id=operation.project_id
+    ).exclude(pk=operation.pk)
+    sent = CleanupItem.objects.filter(
+        operation__in=others, identity=OuterRef("identity"), tries__gt=0
+    )
+    return gone.exclude(Exists(sent)).count()
+
+
+def is_reasonable(gone: int, total: int) -> bool:
+    return gone <= max(FEW, conf().limit_missing * total)
+
+
+def figures(gone: int, total: int) -> dict[str, object]:
+    return {"gone": gone, "total": total, "few": FEW, "share": percent(conf().limit_missing)}
+
+
+def percent(share: float) -> str:
+    return f"{share * 100:g}"
+
+
+def refuse_empty_table() -> None:
+    """Who lives is asked of the table of projects, so that it must tell. Raises Mismatch when it
+    cannot be read, and when it is empty though nobody said that its projects are deleted."""
+    try:
+        stranded = KnownProject.objects.stranded().count()
+    except DatabaseError as error:
+        raise Mismatch(
+            _(
+                "The table of projects cannot be read, so nothing is deleted. Mend that, then"
+                " release this operation. The database says: %s"
+            )
+            % redact(str(error))
+        ) from error
+    if stranded:
+        raise Mismatch(
+            _(
+                "The table of projects is empty, though of %s projects nobody said that they are"
+                " deleted. So nothing is deleted. Restore the rows, or decide on the operations of"
+                " the projects that are gone without a signal; then release this one."
+            )
+            % stranded
+        )
+
+
+def refuse_shrunken(scan: BucketScan) -> None:
+    """Raises Mismatch when the scan found far less than there must be."""
+    expected = expected_objects(scan)
+    if is_reasonable(expected - scan.listed, expected):
+        return
+    raise Mismatch(
+        _(
+            "The listing shows %(listed)s objects where about %(expected)s should be. If more than"
+            " %(few)s objects and %(share)s %% are missing, it is rather the listing or the bucket"
+            " that is wrong, so nothing is concluded. If they are really gone, add --accept-fewer."
+        )
+        % {**figures(0, expected), "listed": scan.listed, "expected": expected}
+    )
+
+
+def expected_objects(scan: BucketScan) -> int:
+    """What the latest complete scan found and what became of it since; without one, what is
+    tracked."""
+    rows = R2Object.objects.in_bucket(scan.bucket).under(scan.prefix).at_rest()
+    before = scan.before()
+    if before is None:
+        return rows.exclude(etag="").count()
+    since = {"created_at__gte": before.started_at, "created_at__lt": scan.started_at}
+    uploaded = rows.filter(source=R2Object.Source.UPLOAD, **since).exclude(etag="").count()
+    cleanups = CleanupOperation.objects.filter(
+        bucket=scan.bucket, finished_at__gte=before.started_at
+    )
+    deleted: int = cleanups.aggregate(n=Coalesce(Sum("deleted"), 0))["n"]
+    return before.listed + uploaded - deleted

@@ -1,0 +1,101 @@
+"""What can go wrong between us and the store, and what follows from it: the error policy.
+
+    class         means        what follows
+    Unavailable   transient    less is asked at a time, and again with growing pauses, for hours
+    Overloaded    throttled    the same, after the pause that the store asks for
+    Refused       terminal, if the bucket as a whole refuses us: a person must look after two
+                  attempts; otherwise it is about one key, whose item says so, and stops no other
+    Barred        terminal     the bucket as a whole does refuse us
+    Broken, or    unknown      as transient, and whatever the request was about is unknown too
+    none of them
+
+audit/pace.py asks for less, audit/cleanup.py tries again and calls for a person.
+"""
+
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy
+
+from storage_audit.redaction import redact
+
+
+class StoreError(Exception):
+    """The store did not do what it was asked, or we cannot tell whether it did.
+
+    `code` is the store's own, such as SlowDown, or the name of the error below it; `retry_after`
+    the seconds that the store asked us to wait; `answered` whether the request is over for sure:
+    when it is a network that gives up, the store may still be at it; `advice` what happens next.
+    """
+
+    advice: str | Promise = gettext_lazy("It is tried again by itself.")
+
+    def __init__(
+        self, message: str, code: str = "", *, retry_after: float = 0, answered: bool = False
+    ) -> None:
+        super().__init__(redact(message))
+        self.code, self.retry_after, self.answered = code, retry_after, answered
+
+
+class Unavailable(StoreError):
+    """It may work later: no connection, an internal error."""
+
+    advice = gettext_lazy("It may be the network's trouble too. It is tried again by itself.")
+
+
+class Overloaded(Unavailable):
+    """It will work later, if less is asked at a time."""
+
+    advice = gettext_lazy("The store has too much to do. It is tried again by itself, for less.")
+
+
+class Refused(StoreError):
+    """It will not work until somebody changes something, for this key or for all."""
+
+
+class Barred(Refused):
+    """No request to this bucket will work until somebody changes something."""
+
+    advice = gettext_lazy(
+        "The bucket as a whole refuses us. Look at R2_BUCKET_NAME, at the access key and whether"
+        " its token was revoked, is out of date or may not write to this bucket. Then force-delete"
+        " this operation, which tries again at once; by itself it is tried daily."
+    )
+
+
+class Broken(StoreError):
+    """The answer cannot be understood or contradicts itself; nothing follows from it."""
+
+
+class TooLate(StoreError):
+    """Not sent: what said that it may be is too old by now."""
+
+
+LOCKED = "ObjectLockedByBucketPolicy"
+UNANSWERED = "Unanswered"
+# By the code of an answer, of a call or of one key in it, or else by its status.
+# https://developers.cloudflare.com/r2/api/error-codes/
+BY_CODE: dict[str, type[StoreError]] = {
+    "InternalError": Unavailable,
+    "RequestTimeout": Unavailable,
+    "ClientDisconnect": Unavailable,  # A 400, though nothing is wrong with the request.
+    "SlowDown": Overloaded,
+    "TooManyRequests": Overloaded,
+    "ServiceUnavailable": Overloaded,
+    "AccessDenied": Refused,
+    "InvalidAccessKeyId": Refused,
+    "SignatureDoesNotMatch": Refused,
+    "NotEntitled": Refused,
+    LOCKED: Refused,
+    "Unauthorized": Barred,
+    "NoSuchBucket": Barred,
+    UNANSWERED: Broken,
+}
+# 520 to 530 are of Cloudflare's edge.
+BY_STATUS: dict[int, type[StoreError]] = (
+    {401: Barred, 403: Refused}
+    | dict.fromkeys((429, 503), Overloaded)
+    | dict.fromkeys((408, 500, 502, 504, *range(520, 531)), Unavailable)
+)
+
+
+def classify(code: str, status: int = 0) -> type[StoreError]:
+    return BY_CODE.get(code) or BY_STATUS.get(status, StoreError)

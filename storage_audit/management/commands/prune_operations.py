@@ -1,0 +1,121 @@
+from argparse import ArgumentParser, ArgumentTypeError
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from django.core.management.base import CommandError
+from django.utils import timezone
+
+from storage_audit.audit import retention
+from storage_audit.conf import conf
+from storage_audit.management.console import FAILED, WRONG_USE
+from storage_audit.management.documented import DocumentedCommand
+from storage_audit.models import CleanupItem, CleanupOperation, OperationEvent
+from storage_audit.redaction import visible
+
+
+def days(text: str) -> timedelta:
+    if not text.isdecimal() or not 1 <= int(text) <= 36500:
+        raise ArgumentTypeError("a number of days is a whole number from 1 to 36500")
+    return timedelta(days=int(text))
+
+
+class Command(DocumentedCommand):
+    help = (
+        "Exports items and timelines of operations that are long over, reads the archives again,"
+        " and only then deletes those rows. Operations and known ids are kept for ever; what is"
+        " open, or followed by something open, is left alone. Safe to stop and to repeat."
+    )
+    epilog = """
+    examples:
+      python manage.py prune_operations --to /var/lib/autoshorts/archive --dry-run
+      python manage.py prune_operations --to /var/lib/autoshorts/archive --older-than 730
+      python manage.py prune_operations --to /var/lib/autoshorts/archive --verify
+
+    exit codes:
+      0  all that is old enough is exported and deleted; with --verify, every archive is whole
+      1  an archive could not be written or read: its operation keeps its rows; or, with --verify,
+         an archive is missing or damaged
+      2  wrong use, also when there is no such folder
+
+    Next: an operation's page in the admin names its archive. To have its items and timeline back in
+    the database, manage.py loaddata with the archive's path.
+    """
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--to",
+            metavar="FOLDER",
+            type=Path,
+            required=True,
+            help="the folder of the archives; it must be there, and be backed up",
+        )
+        parser.add_argument(
+            "--older-than",
+            metavar="DAYS",
+            type=days,
+            help="prune what has been over for so many days (default: RETENTION in the settings,"
+            " which is 400 days unless set)",
+        )
+        instead = parser.add_mutually_exclusive_group()
+        instead.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="say how much is old enough, and neither write nor delete anything",
+        )
+        instead.add_argument(
+            "--verify",
+            action="store_true",
+            help="read every archive again and compare it with its digest; prune nothing",
+        )
+
+    def handle(
+        self,
+        *,
+        to: Path,
+        older_than: timedelta | None,
+        dry_run: bool,
+        verify: bool,
+        **options: object,
+    ) -> None:
+        if not to.is_dir():
+            text = f"There is no folder {visible(str(to))}. Make it, or mount it."
+            raise CommandError(text, returncode=WRONG_USE)
+        moment = timezone.now() - (older_than or conf().retention)
+        if verify:
+            self.verify(to)
+        elif dry_run:
+            self.report(moment)
+        else:
+            self.prune(to, moment)
+
+    def verify(self, folder: Path) -> None:
+        problems = [visible(problem) for problem in retention.damaged(folder)]
+        for problem in problems:
+            self.stdout.write(problem)
+        if problems:
+            text = f"{len(problems)} archives are missing or damaged. Bring them from a backup."
+            raise CommandError(text, returncode=FAILED)
+        self.stdout.write(
+            f"Archives as they were written: {CleanupOperation.objects.pruned().count()}."
+        )
+
+    def report(self, moment: datetime) -> None:
+        due = CleanupOperation.objects.prunable(moment)
+        rows = [model.objects.filter(operation__in=due) for model in (CleanupItem, OperationEvent)]
+        items, events = (found.count() for found in rows)
+        self.stdout.write(
+            f"Would export and delete {items} items and {events} events of {due.count()}"
+            " operations."
+        )
+
+    def prune(self, folder: Path, moment: datetime) -> None:
+        count = 0
+        try:
+            for operation in retention.prune(folder, moment):
+                self.stdout.write(f"{operation.pk}: exported to {operation.archive}")
+                count += 1
+        except (retention.ArchiveError, OSError) as error:
+            text = f"{visible(str(error))} Nothing is lost; run it again."
+            raise CommandError(text, returncode=FAILED) from error
+        finally:
+            self.stdout.write(f"Operations pruned: {count}.")

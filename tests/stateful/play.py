@@ -1,0 +1,249 @@
+"""What people, programs and workers do, in the application and in the model at once."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from django.core.files.base import ContentFile
+from django.core.files.storage import default_storage
+from django.db import connection, models, transaction
+from django.db.models import F
+from django.utils import timezone
+
+from storage_audit import tasks
+from storage_audit.audit import requests, scan
+from storage_audit.audit.requests import StillAlive
+from storage_audit.models import (
+    CleanupItem,
+    CleanupOperation,
+    IllegalTransition,
+    Project,
+    R2Object,
+)
+from storage_audit.origin import Origin
+from storage_audit.storage import KeyBeingDeleted
+from tests.conftest import Bucket
+from tests.stateful.model import Model
+from tests.stateful.watch import Watch
+from tests.stateful.world import World
+
+Status = CleanupOperation.Status
+
+
+class RolledBack(Exception):
+    pass
+
+
+class Play:
+    def __init__(self, bucket: Bucket, world: World) -> None:
+        self.bucket, self.world, self.model = bucket, world, Model()
+        self.watch = Watch(bucket, self.model)
+        self.store_has_trouble = False
+        self._uploads: set[UUID] = set()
+
+    # The outside world
+
+    def put(self, key: str, body: bytes) -> None:
+        self.bucket.put(key, body=body)
+        self.learn_object(key)
+
+    def remove(self, key: str) -> None:
+        if key in self.model.objects:
+            self.bucket.r2.remove(key, self.bucket.name)
+            self.model.removed(key)
+
+    def let_pass(self, time: timedelta) -> None:
+        """Whatever waits for the clock has waited so much longer."""
+        age(CleanupOperation, time, "next_attempt_at", "lease_until", "troubled_since")
+        age(CleanupOperation, time, "enqueued_at", "started_at", "finished_at")
+        age(CleanupItem, time, "changed_at")
+        age(R2Object, time, "updated_at")
+
+    # The application
+
+    def create(self, project: str) -> None:
+        if project not in self.model.living:
+            Project.objects.create(pk=project)
+            self.model.created(project)
+
+    def save(self, key: str, body: bytes) -> None:
+        with self.mishaps():
+            default_storage.save(key, ContentFile(body))
+        self.learn_uploads(key)
+
+    def overwrite(self, key: str, body: bytes) -> None:
+        with self.mishaps(), default_storage.open(key, "w") as file:
+            file.write(body)
+        self.learn_uploads(key)
+
+    def save_and_roll_back(self, project: str, key: str, body: bytes) -> None:
+        self.world.may_call_in_transaction = True
+        with self.mishaps(), suppress(RolledBack), transaction.atomic():
+            Project.objects.get_or_create(pk=project)
+            default_storage.save(key, ContentFile(body))
+            raise RolledBack
+        self.world.may_call_in_transaction = False
+        self.learn_uploads(key)
+
+    @contextmanager
+    def mishaps(self) -> Iterator[None]:
+        """An upload may be refused by a cleanup, and fail in any way with the store."""
+        try:
+            yield
+        except KeyBeingDeleted:
+            pass
+        except Exception:
+            if not self.store_has_trouble:
+                raise
+
+    def learn_object(self, key: str) -> None:
+        if key in (there := self.bucket.facts(key)):
+            self.model.put(key, there[key][1])
+
+    def learn_uploads(self, key: str) -> None:
+        """An upload may have failed half-way, or have taken another name than it was given."""
+        known, there = self.model.objects, self.bucket.facts()
+        for name in self.bucket.keys() - known.keys() | {key} & known.keys():
+            if name not in known or (name in there and there[name][1] != known[name].etag):
+                self.learn_object(name)
+        uploads = R2Object.objects.filter(source="upload").exclude(upload_id__in=self._uploads)
+        for row in uploads:
+            assert row.upload_id is not None
+            self._uploads.add(row.upload_id)
+            self.model.uploaded(row.key, row.project_id)
+            self.watch.window.discard(row.key)
+
+    def storage_delete(self, key: str) -> None:
+        with self.mishaps():
+            default_storage.delete(key)
+        if key not in self.bucket.facts(key):
+            self.model.removed(key)
+
+    def hand_over(self, key: str, project: str) -> None:
+        R2Object.objects.filter(key=key).update(project_id=project)
+        self.model.handed_over(key, project)
+
+    def backfill(self, dies_after: int | None = None) -> None:
+        with self.world.dying(dies_after):
+            for _page in scan.backfill(scan.begin()):
+                pass
+
+    # Deletions, and what else people ask for
+
+    def delete(self, project: str, dies_after: int | None = None, *, forced: bool = False) -> None:
+        if project not in self.model.living:
+            return
+        row = Project.objects.get(pk=project)
+        with self.world.dying(dies_after):
+            if forced:
+                requests.force_delete_project(row, Origin("staff", "tests", forced=True))
+            else:
+                row.delete()
+        if not Project.objects.filter(pk=project).exists():
+            self.model.deletion_committed(project)
+
+    def delete_and_roll_back(self, project: str) -> None:
+        with suppress(RolledBack), transaction.atomic():
+            Project.objects.filter(pk=project).delete()
+            raise RolledBack
+
+    def delete_with_sql(self, project: str) -> None:
+        if project in self.model.living:
+            with connection.cursor() as cursor:
+                cursor.execute("DELETE FROM storage_audit_project WHERE id = %s", [project])
+            self.model.went_silently(project)
+
+    def delete_row(self, key: str, dies_after: int | None = None) -> None:
+        row = R2Object.objects.filter(key=key).first()
+        if row is None:
+            return
+        with self.world.dying(dies_after):
+            row.delete()
+        if not R2Object.objects.filter(key=key).exists():
+            asked = CleanupItem.objects.filter(key=key, operation__kind="objects")
+            assert asked.exclude(operation__status__in=CleanupOperation.ENDED).exists()
+            self.model.row_deleted(key, row.etag)
+
+    def dry_run(self, project: str) -> None:
+        if project in self.model.living | self.model.deleted.keys():
+            requests.dry_run(project)
+
+    def verify(self, project: str) -> None:
+        requests.verify_project(project)
+
+    def verify_operation(self, operation: CleanupOperation) -> None:
+        requests.verify_operation(operation)
+
+    def declare_deleted(self, project: str) -> None:
+        with suppress(StillAlive):
+            requests.declare_deleted(project)
+            self.model.said_deleted(project)
+
+    def decide(self, operation: CleanupOperation) -> None:
+        """A person releases it, runs its plan, or has it tried again."""
+        # So that what went without a word is known.
+        self.sweep()
+        operation.refresh_from_db()
+        before = operation.status
+        with suppress(IllegalTransition, StillAlive):
+            requests.force_delete_operation(operation)
+            self.watch.decided.add(operation.pk)
+            says_so = before in (Status.BLOCKED, Status.PLANNED)
+            if says_so and operation.project_id and operation.kind == "project":
+                self.said_deleted(operation.project_id)
+
+    def said_deleted(self, project: str) -> None:
+        if project not in self.model.living:
+            self.model.said_deleted(project)
+
+    # Workers
+
+    def sweep(self, dies_after: int | None = None) -> None:
+        with self.world.dying(dies_after):
+            tasks.sweep()
+
+    def work(self, operation: CleanupOperation, dies_after: int | None = None) -> str:
+        """One slice of a worker."""
+        status = ""
+        with self.watch.slice(), self.world.dying(dies_after):
+            status = tasks.run_operation(str(operation.pk))
+        return status
+
+    def work_in_a_hurry(self, operation: CleanupOperation) -> None:
+        with self.world.hurrying():
+            self.work(operation)
+
+    def work_to_the_end(self, operation: CleanupOperation) -> None:
+        while self.work(operation) == Status.RUNNING:
+            pass
+
+    def work_interrupted(
+        self, operation: CleanupOperation, at: int, act: str, arguments: tuple[Any, ...]
+    ) -> None:
+        with self.world.interrupted(at, partial(self.others, act, arguments)):
+            self.work(operation)
+
+    def others(self, act: str, arguments: tuple[Any, ...], deletes: bool) -> None:
+        """Somebody acts while a worker is at it, and waits for the store."""
+        self.watch.look()
+        out_of_band = act in ("put", "remove")
+        if deletes or out_of_band:
+            self.watch.open_window()
+        doing: Callable[..., None] = getattr(self, act)
+        doing(*arguments)
+        if out_of_band:
+            self.watch.window.add(arguments[0])
+
+    def workable(self) -> list[CleanupOperation]:
+        workable = CleanupOperation.objects.filter(status__in=CleanupOperation.WORKABLE)
+        return list(workable.order_by("created_at"))
+
+    def due(self) -> list[CleanupOperation]:
+        return list(CleanupOperation.objects.due(timezone.now()).order_by("next_attempt_at"))
+
+
+def age(model: type[models.Model], time: timedelta, *names: str) -> None:
+    model._default_manager.update(**{name: F(name) - time for name in names})

@@ -1,0 +1,743 @@
+"""What is too much to be believed, or to be done unasked, waits for a person, who sees why."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from django.utils import timezone
+from pytest_django import Settings
+
+from devtools.faults.kinds import changed, lies, with_contents
+from devtools.faults.matching import is_delete_batch, is_listing, is_listing_under, on
+from devtools.faults.proxy import FaultyStore, Reply, Request
+from devtools.local_r2 import LocalR2
+from storage_audit import tasks
+from storage_audit.audit import installation, limits, requests, scan, vanished
+from storage_audit.audit.installation import MARKER, Mismatch
+from storage_audit.models import (
+    BucketScan,
+    CleanupItem,
+    CleanupOperation,
+    Finding,
+    IllegalTransition,
+    Installation,
+    KnownProject,
+    Project,
+    R2Object,
+)
+from tests.admin_client import act, confirm, superuser
+from tests.conftest import Bucket
+from tests.network import faulty_network
+from tests.promises import (
+    FLAT,
+    HIERARCHICAL,
+    Status,
+    again,
+    alive,
+    between_plan_and_batch,
+    check,
+    delete,
+    outcomes,
+    requested,
+    run,
+    track,
+)
+from tests.test_cleanup import fill
+from tests.test_commands import run as command
+from tests.test_installation import copied_database
+
+Kind = CleanupOperation.Kind
+MANY = limits.FEW + 5
+
+
+def limited(settings: Settings, **limits: float) -> None:
+    changes = {f"LIMIT_{name.upper()}": value for name, value in limits.items()}
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, **changes}
+
+
+def media(count: int) -> list[str]:
+    return [f"projects/proj_1/scenes/s1/media/{n:04}.mp4" for n in range(count)]
+
+
+def lost(bucket: Bucket, count: int, **values: Any) -> None:
+    """Rows of proj_1 whose objects were seen stored once, and are not there."""
+    for key in media(count):
+        track(bucket, key, "proj_1", **{"etag": "e", "size": 1, **values})
+
+
+def nothing_concluded(bucket: Bucket, operation: CleanupOperation) -> None:
+    assert not {"deleted", "already_absent"} & set(outcomes(operation).values())
+    check(bucket)
+
+
+# Too large: the largest of three figures
+
+
+def ended(deleted: int, days: int = 0, **values: Any) -> None:
+    facts = {"kind": "project", "bucket": "tests", "trigger": "deleted", "status": "clean"}
+    figures = {"found": deleted, "deleted": deleted}
+    at = timezone.now() - timedelta(days=days)
+    CleanupOperation.objects.create(**{**facts, **figures, "finished_at": at, **values})
+
+
+@pytest.mark.parametrize(
+    ("before", "objects", "status"),
+    [
+        ([2] * 5, 4, Status.CLEAN),
+        ([2] * 5, 5, Status.BLOCKED),
+        ([2] * 4, 2, Status.BLOCKED),
+        ([1, 2, 2, 99, 99], 5, Status.BLOCKED),
+        ([99] * 21 + [2] * 20, 5, Status.BLOCKED),
+    ],
+    ids=["as usual", "more", "too few to be usual", "a median, no mean", "the latest only"],
+)
+def test_a_multiple_of_what_cleanups_usually_delete_is_a_limit_too(
+    bucket: Bucket, settings: Settings, before: list[int], objects: int, status: str
+) -> None:
+    limited(settings, objects=1, multiple=2)
+    for days, deleted in enumerate(reversed(before)):
+        ended(deleted, days)
+    alive("proj_1")
+    fill(bucket, objects)
+    assert delete("proj_1").status == status
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"kind": "objects"},
+        {"bucket": "other"},
+        {"status": "incomplete"},
+        {"status": "superseded"},
+    ],
+    ids=lambda values: next(iter(values.values())),
+)
+def test_only_what_was_done_there_is_usual(
+    bucket: Bucket, settings: Settings, values: dict[str, Any]
+) -> None:
+    limited(settings, objects=1, multiple=2)
+    for _each in range(5):
+        ended(2, **values)
+    alive("proj_1")
+    fill(bucket, 2)
+    assert delete("proj_1").status == Status.BLOCKED
+
+
+def test_blocked_message_tells_the_figures_and_the_rule(bucket: Bucket, settings: Settings) -> None:
+    limited(settings, objects=1, share=0.5, multiple=0.5)
+    for _each in range(5):
+        ended(5)
+    alive("proj_1")
+    for key in fill(bucket, 3):
+        track(bucket, key, "proj_1")
+    assert delete("proj_1").error == (
+        "3 objects (21 bytes) would be deleted; the limit is 2: the largest of 1, 50 % of the 3"
+        " tracked in the bucket, and 0.5 times the 5 that the latest cleanups deleted (their"
+        " median). If that many are to go, release this operation."
+    )
+
+
+# Too much is missing
+
+
+def test_plan_that_misses_too_much_is_blocked_and_released_calls_it_absent(
+    bucket: Bucket,
+) -> None:
+    alive("proj_1")
+    lost(bucket, MANY)
+    operation = delete("proj_1")
+    assert operation.status == Status.BLOCKED
+    assert f"{MANY} of the {MANY} tracked objects are not in the listing" in operation.error
+    assert "50 %" in operation.error
+    nothing_concluded(bucket, operation)
+    assert R2Object.objects.count() == MANY
+    operation.release("me")
+    operation = run(operation)
+    assert (operation.status, operation.already_absent) == (Status.CLEAN, MANY)
+    assert not R2Object.objects.exists()
+
+
+def test_few_that_are_missing_are_called_absent(bucket: Bucket) -> None:
+    alive("proj_1")
+    lost(bucket, limits.FEW)
+    assert delete("proj_1").status == Status.CLEAN
+
+
+def test_small_share_that_is_missing_is_called_absent(bucket: Bucket, settings: Settings) -> None:
+    limited(settings, missing=0.8)
+    alive("proj_1")
+    lost(bucket, MANY)
+    bucket.put(*media(5))
+    assert delete("proj_1").status == Status.CLEAN
+
+
+def test_uploads_that_never_ended_are_not_missed(bucket: Bucket) -> None:
+    alive("proj_1")
+    lost(bucket, MANY, etag="", state="upload_failed")
+    assert delete("proj_1").status == Status.CLEAN
+
+
+def test_what_another_cleanup_sent_for_deletion_is_not_missed(bucket: Bucket) -> None:
+    """The first cleanup stopped before it could forget the rows."""
+    alive("proj_1")
+    lost(bucket, MANY)
+    operation = requested("proj_1")
+    first = CleanupOperation.objects.request(
+        kind="project", project_id="proj_1", bucket=bucket.name, trigger="deleted", status="failed"
+    )
+    CleanupItem.objects.bulk_create(
+        CleanupItem(operation=first, key=key, identity=key, found_in="both", tries=1)
+        for key in media(MANY)
+    )
+    assert run(operation).status == Status.CLEAN
+
+
+def test_dry_run_says_that_too_much_is_missing(bucket: Bucket) -> None:
+    alive("proj_1")
+    lost(bucket, MANY)
+    (operation,) = requests.dry_run("proj_1")
+    operation = run(operation)
+    assert operation.status == Status.PLANNED
+    assert "are not in the listing" in operation.error
+
+
+def test_verification_that_misses_too_much_calls_nothing_missing(bucket: Bucket) -> None:
+    alive("proj_1")
+    lost(bucket, MANY)
+    (operation,) = requests.verify_project("proj_1")
+    operation = run(operation)
+    assert operation.status == Status.BLOCKED
+    assert "are not in the listing" in operation.error
+    assert set(outcomes(operation).values()) == {"planned"}
+
+
+def test_verification_of_a_deletion_does_not_miss_what_was_deleted(bucket: Bucket) -> None:
+    for n in range(MANY):
+        bucket.upload("proj_1", f"{n}.mp4")
+    operation = delete("proj_1")
+    assert (operation.status, operation.deleted) == (Status.CLEAN, MANY)
+    assert run(requests.verify_operation(operation)).status == Status.CLEAN
+
+
+def test_verification_of_deleted_rows_does_not_miss_their_objects(bucket: Bucket) -> None:
+    alive("proj_1")
+    lost(bucket, MANY)
+    R2Object.objects.all().delete()
+    operation = run(CleanupOperation.objects.get())
+    assert "are not in the listing" in operation.error
+    operation.release("me")
+    operation = run(operation)
+    assert (operation.status, operation.already_absent) == (Status.CLEAN, MANY)
+    assert run(requests.verify_operation(operation)).status == Status.CLEAN
+
+
+def test_plan_that_is_gone_before_anything_was_sent_is_not_called_absent(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    keys = fill(bucket, MANY)
+    for key in keys:
+        track(bucket, key, "proj_1")
+
+    def remove_all() -> None:
+        for key in keys:
+            bucket.r2.remove(key, bucket.name)
+
+    between_plan_and_batch(monkeypatch, remove_all)
+    operation = delete("proj_1")
+    assert operation.status == Status.BLOCKED
+    assert f"{MANY} of the {MANY} objects that the plan saw" in operation.error
+    nothing_concluded(bucket, operation)
+    assert R2Object.objects.count() == MANY
+    operation.release("me")
+    operation = run(operation)
+    assert (operation.status, operation.already_absent) == (Status.CLEAN, MANY)
+
+
+# Listings that show nothing at all
+
+
+@pytest.fixture(scope="module")
+def proxy(local_r2: LocalR2) -> Iterator[FaultyStore]:
+    with faulty_network(local_r2) as running:
+        yield running
+
+
+@pytest.fixture
+def store(proxy: FaultyStore, bucket: Bucket) -> Iterator[FaultyStore]:
+    proxy.seen.clear()
+    yield proxy
+    proxy.rules.clear()
+
+
+nothing_there = changed(lambda xml: with_contents(xml, []))
+
+
+def test_empty_listings_of_everything_plan_nothing(bucket: Bucket, store: FaultyStore) -> None:
+    key = bucket.upload("proj_1")
+    store.rules.append(on(is_listing, nothing_there))
+    operation = delete("proj_1")
+    assert (operation.status, operation.planned_at) == (Status.INCOMPLETE, None)
+    assert "do not show the marker" in operation.error
+    assert R2Object.objects.exists()
+    store.rules.clear()
+    operation = again(operation)
+    assert (operation.status, outcomes(operation)) == (Status.CLEAN, {key: "deleted"})
+
+
+def test_empty_listing_followed_by_trouble_is_not_gone_on_from(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    """All is empty, then nothing answers: the next turn must not start behind what was empty."""
+    alive("proj_1")
+    bucket.put(HIERARCHICAL, FLAT)
+    first = is_listing_under("projects/proj_1/scenes/")
+
+    def is_later(request: Request) -> bool:
+        return is_listing(request) and bool(store.asked(first))
+
+    def is_marker_s(request: Request) -> bool:
+        return is_later(request) and is_listing_under(MARKER)(request)
+
+    store.rules += [on(first, nothing_there), on(is_marker_s, nothing_there)]
+    store.rules.append(on(is_later, Reply(500)))
+    operation = delete("proj_1")
+    assert operation.status == Status.INCOMPLETE
+    store.rules.clear()
+    operation = again(operation)
+    assert outcomes(operation) == {HIERARCHICAL: "deleted", FLAT: "deleted"}
+
+
+def test_empty_listings_while_verifying_call_nothing_gone(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    key = bucket.upload("proj_1")
+    store.rules.append(on(is_delete_batch, lies))
+
+    def is_later(request: Request) -> bool:
+        return is_listing(request) and bool(store.asked(is_delete_batch))
+
+    store.rules.append(on(is_later, nothing_there))
+    operation = delete("proj_1")
+    assert operation.status == Status.INCOMPLETE
+    nothing_concluded(bucket, operation)
+    assert bucket.keys() == {key}
+    assert R2Object.objects.exists()
+
+
+@pytest.mark.parametrize("sent", [False, True], ids=["before", "after"])
+def test_empty_listings_call_no_deleted_row_s_object_gone(
+    bucket: Bucket, store: FaultyStore, sent: bool
+) -> None:
+    key = bucket.upload("proj_1")
+    R2Object.objects.all().delete()
+    store.rules.append(on(is_delete_batch, lies))
+
+    def is_affected(request: Request) -> bool:
+        return is_listing(request) and sent == bool(store.asked(is_delete_batch))
+
+    store.rules.append(on(is_affected, nothing_there))
+    operation = run(CleanupOperation.objects.get())
+    nothing_concluded(bucket, operation)
+    assert bucket.keys() == {key}
+
+
+def test_scan_whose_listings_are_empty_concludes_nothing(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    bucket.put("README.txt")
+    scanned()
+    store.rules.append(on(is_listing, nothing_there))
+    found = scanned()
+    assert found.status == BucketScan.Status.FAILED
+    assert "do not show the marker" in found.error
+    assert Finding.objects.get().state == "open"
+
+
+# The table of projects
+
+
+def empty_the_table() -> None:
+    Project.objects.all()._raw_delete("default")
+
+
+@pytest.fixture
+def waiting(bucket: Bucket) -> CleanupOperation:
+    """The cleanup of a deleted project, beside one that lives."""
+    alive("proj_1", "proj_2")
+    bucket.put(HIERARCHICAL)
+    return requested("proj_1")
+
+
+def test_empty_table_of_projects_stops_everything(
+    bucket: Bucket, waiting: CleanupOperation
+) -> None:
+    empty_the_table()
+    operation = run(waiting)
+    assert operation.status == Status.BLOCKED
+    assert "The table of projects is empty, though of 1 projects nobody said" in operation.error
+    assert bucket.keys() == {HIERARCHICAL}
+    Project.objects.bulk_create([Project(pk="proj_2")])
+    operation.release("me")
+    assert run(operation).status == Status.CLEAN
+
+
+def test_table_emptied_between_plan_and_batch_stops_the_batch(
+    bucket: Bucket, waiting: CleanupOperation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    between_plan_and_batch(monkeypatch, empty_the_table)
+    operation = run(waiting)
+    assert operation.status == Status.BLOCKED
+    nothing_concluded(bucket, operation)
+
+
+def test_table_of_projects_that_cannot_be_read_stops_everything(
+    bucket: Bucket, waiting: CleanupOperation
+) -> None:
+    def rename(old: str, new: str) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"ALTER TABLE {old} RENAME TO {new}")
+
+    rename("storage_audit_project", "elsewhere")
+    try:
+        operation = run(waiting)
+    finally:
+        rename("elsewhere", "storage_audit_project")
+    assert operation.status == Status.BLOCKED
+    assert "The table of projects cannot be read" in operation.error
+    assert bucket.keys() == {HIERARCHICAL}
+
+
+def test_the_last_project_may_be_deleted(bucket: Bucket) -> None:
+    alive("proj_1")
+    bucket.put(HIERARCHICAL)
+    assert delete("proj_1").status == Status.CLEAN
+
+
+# Many projects gone at once
+
+
+def gone(*ids: str) -> None:
+    Project.objects.filter(pk__in=ids)._raw_delete("default")
+
+
+def known(*ids: str) -> dict[str, bool]:
+    """Which of these count as alive."""
+    rows = KnownProject.objects.filter(pk__in=ids)
+    return {row.pk: row.deleted_at is None for row in rows}
+
+
+@pytest.fixture
+def many(bucket: Bucket, settings: Settings) -> CleanupOperation:
+    """Of five projects three are gone, which is more than the limit."""
+    limited(settings, vanished=2)
+    for n in range(5):
+        bucket.upload(f"proj_{n}")
+    gone("proj_0", "proj_1", "proj_2")
+    assert vanished.notice() == 3
+    return CleanupOperation.objects.get()
+
+
+def test_many_gone_at_once_are_one_blocked_operation_and_stay_alive(
+    bucket: Bucket, many: CleanupOperation
+) -> None:
+    assert (many.kind, many.status) == (Kind.VANISHED, Status.BLOCKED)
+    assert "3 projects are gone at once" in many.error and "2 are there" in many.error
+    assert "proj_0, proj_1, proj_2." in many.error
+    assert many.events.get(step="vanished").data["projects"] == ["proj_0", "proj_1", "proj_2"]
+    assert all(known("proj_0", "proj_1", "proj_2").values())
+    assert vanished.notice() == 0
+    tasks.sweep()
+    assert CleanupOperation.objects.get() == many
+    assert len(bucket.keys()) == 5
+
+
+def test_as_many_as_the_limit_have_an_operation_each(bucket: Bucket, settings: Settings) -> None:
+    limited(settings, vanished=2)
+    alive("proj_0", "proj_1", "proj_2")
+    gone("proj_0", "proj_1")
+    assert vanished.notice() == 2
+    kinds = CleanupOperation.objects.values_list("kind", "project_id").order_by("project_id")
+    assert list(kinds) == [("project", "proj_0"), ("project", "proj_1")]
+
+
+def test_all_of_several_projects_gone_are_many(bucket: Bucket) -> None:
+    alive("proj_0", "proj_1")
+    empty_the_table()
+    assert vanished.notice() == 2
+    assert CleanupOperation.objects.get().kind == Kind.VANISHED
+
+
+def test_later_sweeps_keep_the_list_up_to_date(many: CleanupOperation) -> None:
+    Project.objects.bulk_create([Project(pk="proj_0")])
+    gone("proj_3")
+    before = many.figures
+    assert vanished.notice() == 1
+    many.refresh_from_db()
+    assert "proj_1, proj_2, proj_3." in many.error
+    assert many.figures != before
+    event = many.events.filter(step="vanished").latest("pk")
+    assert event.data == {"gone": ["proj_3"], "back": ["proj_0"]}
+
+
+def test_rows_that_are_back_settle_it(many: CleanupOperation) -> None:
+    Project.objects.bulk_create(Project(pk=f"proj_{n}") for n in range(3))
+    assert vanished.notice() == 0
+    many.refresh_from_db()
+    assert many.status == Status.SUPERSEDED
+    assert "are back" in many.error
+    gone("proj_0", "proj_1", "proj_2")
+    assert vanished.notice() == 3
+    assert CleanupOperation.objects.disappearances().count() == 1
+
+
+def test_released_it_becomes_a_cleanup_for_each_that_is_still_gone(
+    bucket: Bucket, many: CleanupOperation
+) -> None:
+    Project.objects.bulk_create([Project(pk="proj_0")])
+    made = requests.force_delete_operation(many)
+    assert [each.project_id for each in made] == ["proj_1", "proj_2"]
+    many.refresh_from_db()
+    assert many.status == Status.SUPERSEDED
+    assert [run(each).status for each in made] == [Status.CLEAN] * 2
+    left = bucket.keys()
+    assert {key.split("/")[1] for key in left} == {"proj_0", "proj_3", "proj_4"}
+    assert vanished.notice() == 0
+
+
+def test_cleanups_that_a_release_makes_are_held_to_the_limits(
+    bucket: Bucket, many: CleanupOperation, settings: Settings
+) -> None:
+    limited(settings, objects=0, share=0.01)
+    made = requests.force_delete_operation(many)
+    assert {run(each).status for each in made} == {Status.BLOCKED}
+    assert len(bucket.keys()) == 5
+
+
+def test_list_that_changed_since_is_not_released(bucket: Bucket, many: CleanupOperation) -> None:
+    gone("proj_3")
+    vanished.notice()
+    with pytest.raises(IllegalTransition):
+        requests.force_delete_operation(many)
+    assert CleanupOperation.objects.count() == 1
+    assert all(known("proj_0", "proj_1", "proj_2", "proj_3").values())
+
+
+def test_two_sweeps_at_once_make_one_operation(bucket: Bucket) -> None:
+    alive("proj_0", "proj_1")
+    empty_the_table()
+
+    def sweep() -> None:
+        vanished.notice()
+        connection.close()
+
+    other = Thread(target=sweep)
+    with transaction.atomic():
+        assert vanished.notice() == 2
+        other.start()
+        other.join(timeout=1)
+    other.join()
+    assert CleanupOperation.objects.count() == 1
+
+
+def test_page_of_many_tells_what_holds_and_verifies_nothing(many: CleanupOperation) -> None:
+    client = superuser()
+    shown = act(client, "cleanupoperation", "force_delete", many.pk)
+    assert "Each of the projects gets a cleanup of its own" in shown
+    assert "proj_0, proj_1, proj_2." in shown
+    shown = act(client, "cleanupoperation", "verify_cleanup", many.pk)
+    assert "lists projects, not objects" in shown
+    assert CleanupOperation.objects.count() == 1
+    _out, err, code = command("verify_cleanup", str(many.pk))
+    assert ("lists projects, not objects" in err, code) == (True, 2)
+    confirm(client, "cleanupoperation", "force_delete", many.pk)
+    assert CleanupOperation.objects.filter(status="pending").count() == 3
+
+
+# Release is bound to the figures
+
+
+@pytest.fixture
+def too_large(bucket: Bucket, settings: Settings) -> CleanupOperation:
+    limited(settings, objects=1)
+    alive("proj_1")
+    fill(bucket, 3)
+    operation = delete("proj_1")
+    assert operation.status == Status.BLOCKED
+    return operation
+
+
+def tells_others(operation: CleanupOperation) -> None:
+    other = {"error": "4 objects (28 bytes) would be deleted.", "plan_digest": "another"}
+    CleanupOperation.objects.filter(pk=operation.pk).update(**other)
+
+
+def test_page_before_a_release_shows_the_figures(too_large: CleanupOperation) -> None:
+    shown = act(superuser(), "cleanupoperation", "force_delete", too_large.pk)
+    assert "3 objects (21 bytes) would be deleted; the limit is 1" in shown
+    assert 'name="figures" value="' in shown
+
+
+@pytest.mark.parametrize("shown_before", [True, False], ids=["changed", "never shown"])
+def test_release_of_other_figures_is_refused_and_shows_them(
+    too_large: CleanupOperation, shown_before: bool
+) -> None:
+    client = superuser()
+    if shown_before:
+        asked = act(client, "cleanupoperation", "force_delete", too_large.pk)
+        figures = asked.partition('name="figures" value="')[2].partition('"')[0]
+        assert figures
+    else:
+        figures = ""
+    tells_others(too_large)
+    shown = confirm(client, "cleanupoperation", "force_delete", too_large.pk, figures=figures)
+    assert "Nothing was done: the figures changed" in shown
+    assert "4 objects (28 bytes) would be deleted." in shown
+    too_large.refresh_from_db()
+    assert too_large.status == Status.BLOCKED
+    confirm(client, "cleanupoperation", "force_delete", too_large.pk)
+    too_large.refresh_from_db()
+    assert too_large.status == Status.PENDING
+
+
+def test_figures_that_change_at_the_last_moment_are_not_released(
+    too_large: CleanupOperation,
+) -> None:
+    tells_others(too_large)
+    with pytest.raises(IllegalTransition):
+        too_large.release("me")
+
+
+def test_release_before_there_is_a_plan_lifts_no_limit(bucket: Bucket, settings: Settings) -> None:
+    limited(settings, objects=1)
+    alive("proj_1")
+    fill(bucket, 3)
+    bucket.r2.remove(MARKER, bucket.name)
+    operation = delete("proj_1")
+    assert (operation.status, operation.planned_at) == (Status.BLOCKED, None)
+    installation.claim(bucket.name)
+    operation.release("me")
+    operation = run(operation)
+    assert "the limit is 1" in operation.error
+    assert len(bucket.keys()) == 3
+    operation.release("me")
+    assert run(operation).status == Status.CLEAN
+
+
+def test_command_shows_the_figures_and_releases_what_is_confirmed(
+    bucket: Bucket, too_large: CleanupOperation
+) -> None:
+    operation, old = str(too_large.pk), too_large.figures
+    out, _err, code = command("release_cleanup", operation)
+    assert ("3 objects (21 bytes) would be deleted" in out, code) == (True, 0)
+    assert f"--confirm {old}" in out
+    tells_others(too_large)
+    out, err, code = command("release_cleanup", operation, "--confirm", old)
+    assert ("4 objects (28 bytes)" in out, "was not released" in err, code) == (True, True, 1)
+    too_large.refresh_from_db()
+    assert too_large.status == Status.BLOCKED
+    out, err, code = command("release_cleanup", operation, "--confirm", too_large.figures)
+    assert ("enqueued" in out, err, code) == (True, "", 0)
+    assert run(too_large).status == Status.CLEAN
+    _out, err, code = command("release_cleanup", operation)
+    assert ("is clean" in err, code) == (True, 2)
+    _out, err, code = command("release_cleanup", str(too_large.pk).replace("-", "")[::-1])
+    assert ("is not known" in err, code) == (True, 2)
+
+
+def test_cleanup_project_says_how_to_release(bucket: Bucket, settings: Settings) -> None:
+    limited(settings, objects=1)
+    fill(bucket, 3)
+    out, _err, code = command("cleanup_project", "proj_1", "--declare-deleted", "--sync")
+    assert ("To release it: manage.py release_cleanup ID" in out, code) == (True, 1)
+
+
+# A bucket that shrank
+
+
+def scanned(*, accept_fewer: bool = False, dry_run: bool = False) -> BucketScan:
+    found = scan.begin(dry_run=dry_run)
+    for _findings in scan.backfill(found, accept_fewer=accept_fewer):
+        pass
+    found.refresh_from_db()
+    return found
+
+
+def remove(bucket: Bucket, keys: list[str]) -> None:
+    for key in keys:
+        bucket.r2.remove(key, bucket.name)
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_scan_that_finds_far_fewer_than_before_concludes_nothing_until_a_person_accepts_it(
+    bucket: Bucket, dry_run: bool
+) -> None:
+    bucket.put("README.txt")
+    keys = fill(bucket, MANY)
+    assert scanned(dry_run=dry_run).status == BucketScan.Status.COMPLETE
+    remove(bucket, [*keys, "README.txt"])
+    found = scanned(dry_run=dry_run)
+    assert found.status == BucketScan.Status.FAILED
+    assert f"shows 0 objects where about {MANY + 1} should be" in found.error
+    assert "--accept-fewer" in found.error
+    assert Finding.objects.filter(state="open", kind="unrecognised").exists() is not dry_run
+    assert scanned(accept_fewer=True, dry_run=dry_run).status == BucketScan.Status.COMPLETE
+    assert not Finding.objects.filter(state="open", kind="unrecognised").exists()
+    assert scanned(dry_run=dry_run).status == BucketScan.Status.COMPLETE
+
+
+def test_first_scan_is_held_against_what_is_tracked(bucket: Bucket) -> None:
+    alive("proj_1")
+    lost(bucket, MANY)
+    assert scanned().status == BucketScan.Status.FAILED
+
+
+def test_uploads_since_the_scan_before_are_expected(bucket: Bucket) -> None:
+    scanned()
+    lost(bucket, MANY)
+    assert scanned().status == BucketScan.Status.FAILED
+
+
+def test_what_cleanups_deleted_since_is_not_expected(bucket: Bucket) -> None:
+    alive("proj_1")
+    fill(bucket, MANY)
+    scanned()
+    assert delete("proj_1").status == Status.CLEAN
+    assert scanned().status == BucketScan.Status.COMPLETE
+
+
+def test_backfill_command_takes_a_person_s_word(bucket: Bucket) -> None:
+    alive("proj_1")
+    lost(bucket, MANY)
+    _out, err, code = command("backfill_r2")
+    assert ("add --accept-fewer" in err, code) == (True, 1)
+    _out, _err, code = command("backfill_r2", "--accept-fewer")
+    assert code == 0
+
+
+# A copy of the database that stays a copy
+
+
+def test_copy_that_disowns_the_bucket_is_blocked_though_it_cannot_be_told_from_the_original(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    bucket.put(HIERARCHICAL)
+    same = installation.fingerprint()
+    monkeypatch.setattr(installation, "fingerprint", lambda: same)
+    with copied_database(tmp_path):
+        installation.check(bucket.name)
+        out, _err, code = command("claim_bucket", "--disown")
+        assert (out.startswith("This database is installation ID now"), code) == (True, 0)
+        operation = delete("proj_1")
+        assert operation.status == Status.BLOCKED
+        assert "belongs to another installation" in operation.error
+        with pytest.raises(Mismatch):
+            installation.claim(bucket.name)
+        assert Installation.objects.count() == 1
+    assert bucket.keys() == {HIERARCHICAL}
+    assert delete("proj_1").status == Status.CLEAN

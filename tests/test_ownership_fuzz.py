@@ -1,0 +1,88 @@
+"""A sample of the ownership fuzz, and proof that it sees what it is to see."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from storage_audit.audit import ownership
+from storage_audit.audit.layouts import Layouts, Reading
+from storage_audit.audit.ownership import Deleted, Verdict
+from storage_audit.models import R2Object
+from tests import ownership_fuzz
+
+pytestmark = pytest.mark.django_db
+judge, readings = ownership.judge, Layouts.readings
+
+
+def test_no_key_is_claimed_falsely_and_none_is_overlooked() -> None:
+    figures = ownership_fuzz.run(30_000, seed=1, processes=1)
+    assert figures.keys == 30_000
+    assert figures.wrong == []
+    for verdict in ("owned", "protected", "elsewhere"):
+        assert figures.said(verdict) > 3_000
+    assert figures.orphaned > 3_000
+
+
+def test_the_whole_runs_from_a_shell_in_several_processes() -> None:
+    sample = ["--keys", "3000", "--seed", "1", "--processes", "2"]
+    assert ownership_fuzz.main(sample) == 0
+
+
+def test_a_seed_gives_the_same_keys_again() -> None:
+    first, second = (ownership_fuzz.run(2_000, seed=3, processes=1) for _ in range(2))
+    assert first == second != ownership_fuzz.run(2_000, seed=4, processes=1)
+
+
+def nobody_lives(readings: object) -> set[str]:
+    return set()
+
+
+def no_matter_how_old(
+    project: Deleted, of_key: Any, row: R2Object | None, time: datetime | None, alive: set[str]
+) -> Verdict:
+    return judge(project, of_key, row, None, alive)
+
+
+def no_matter_what_was_uploaded(
+    project: Deleted, of_key: Any, row: R2Object | None, time: datetime | None, alive: set[str]
+) -> Verdict:
+    return judge(project, of_key, None, time, alive)
+
+
+def one_reading(layouts: Layouts, key: str) -> tuple[Reading, ...]:
+    return readings(layouts, key)[:1]
+
+
+def ids_of_any_case(layouts: Layouts, key: str) -> tuple[Reading, ...]:
+    return tuple(replace(r, project=r.project.lower()) for r in readings(layouts, key))
+
+
+def ids_up_to_an_underscore(layouts: Layouts, key: str) -> tuple[Reading, ...]:
+    """As where proj_1_ is taken for a prefix of proj_1."""
+    return tuple(
+        replace(reading, project="_".join(reading.project.split("_")[:2]))
+        for reading in readings(layouts, key)
+    )
+
+
+@pytest.mark.parametrize(
+    "where, name, broken",
+    [
+        (ownership_fuzz, "alive_among", nobody_lives),
+        (ownership_fuzz, "judge", no_matter_how_old),
+        (ownership_fuzz, "judge", no_matter_what_was_uploaded),
+        (Layouts, "readings", one_reading),
+        (Layouts, "readings", ids_of_any_case),
+        (Layouts, "readings", ids_up_to_an_underscore),
+    ],
+)
+def test_the_fuzz_sees_what_is_broken(
+    monkeypatch: pytest.MonkeyPatch, where: Any, name: str, broken: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr(where, name, broken)
+    figures = ownership_fuzz.run(3_000, seed=1, processes=1)
+    assert figures.false_claims
+    assert "should be" in ownership_fuzz.told(figures, 1, 1.0)

@@ -1,0 +1,77 @@
+"""Two clusters with two workers each share the work, and do none of it twice."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from devtools.faults.matching import is_delete_batch, keys_sent
+from devtools.faults.proxy import FaultyStore, faulty_store
+from devtools.local_r2 import LocalR2
+from storage_audit import tasks
+from storage_audit.models import CleanupOperation, OperationEvent, Project
+from tests.conftest import Bucket
+from tests.promises import Status, check
+from tests.test_queue import OTHER, Cluster, stopping
+
+PROJECTS = [f"proj_{letter}" for letter in "abcdef"]
+FILES = 8
+
+
+@pytest.fixture
+def store(local_r2: LocalR2) -> Iterator[FaultyStore]:
+    """Only the clusters reach the bucket through it."""
+    with faulty_store(local_r2.environment["R2_ENDPOINT_URL"]) as running:
+        yield running
+
+
+def fill(bucket: Bucket) -> set[str]:
+    bucket.put(OTHER)
+    keys = {
+        f"projects/{project_id}/scenes/s1/media/{n:02}.mp4"
+        for project_id in PROJECTS
+        for n in range(FILES)
+    }
+    bucket.put(*keys)
+    return keys
+
+
+def test_two_clusters_share_the_work_and_send_each_key_once(
+    bucket: Bucket, store: FaultyStore, tmp_path: Path
+) -> None:
+    """Each turn ends after a fraction of a second, and the operation goes on in any worker. Each
+    task is in the queue three times."""
+    keys = fill(bucket)
+    Project.objects.bulk_create(Project(pk=project_id) for project_id in PROJECTS)
+    variables = {"R2_ENDPOINT_URL": store.url, "QUEUE_WORKERS": "2"}
+    with (
+        Cluster(tmp_path, slice_seconds=0.3, **variables) as one,
+        Cluster(tmp_path, slice_seconds=0.3, **variables) as other,
+    ):
+        for cluster in (one, other):
+            with stopping(cluster):
+                cluster.wait_until(lambda: "ready for work" in cluster.said)  # noqa: B023
+        Project.objects.all().delete()
+        operations = CleanupOperation.objects.filter(parent=None)
+        for operation in (*operations, *operations):
+            tasks.enqueue(operation.pk)
+        clean = operations.filter(status=Status.CLEAN)
+        with stopping(one), stopping(other):
+            one.wait_until(lambda: clean.count() == len(PROJECTS), timeout=120)
+    assert sent(store) == dict.fromkeys(keys, 1)
+    assert bucket.keys() == {OTHER}
+    assert list(operations.values_list("deleted", flat=True)) == [FILES] * len(PROJECTS)
+    assert not OperationEvent.objects.filter(step="takeover").exists()
+    assert min(turns(one), turns(other)) > 0
+    check(bucket)
+
+
+def sent(store: FaultyStore) -> Counter[str]:
+    """How often the store was asked to delete each key."""
+    calls = store.asked(is_delete_batch)
+    return Counter(key for call in calls for key in keys_sent(call))
+
+
+def turns(cluster: Cluster) -> int:
+    return cluster.said.count(" claimed, attempt ")

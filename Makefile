@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: help demo test screenshots
+.PHONY: help demo test test-crash screenshots
 
 define HELP
 make demo          try it: a local R2, a database, a worker and the admin, with example data
 make test          every check, and all tests on SQLite and on PostgreSQL
+make test-crash    kill everything again and again, and prove that nothing is lost (takes 40 minutes)
 make screenshots   a picture of each page of the admin; ARGS is the folder for them
 make help          this text, as bare `make` does
 
@@ -30,6 +31,6 @@ help:
 	@:
 
 # `exec`, so that a signal that make hands on reaches Python and not a shell.
-demo test screenshots:
+demo test test-crash screenshots:
 	@$(PYTHON) -m devtools.install $(VENV)
-	@exec $(VENV)/bin/python -m devtools.$@ $(ARGS)
+	@exec $(VENV)/bin/python -m devtools.$(@:test-%=%) $(ARGS)

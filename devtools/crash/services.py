@@ -14,6 +14,7 @@ from urllib.request import ProxyHandler, build_opener
 
 from devtools.postgres import Server
 from devtools.processes import Child, StartError, free_port
+from devtools.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 WEB_READY = "/health/"
@@ -62,6 +63,14 @@ class Program:
         return self.child is not None and self.child.running
 
     @property
+    def pid(self) -> int:
+        assert self.child is not None
+        return self.child.pid
+
+    def children(self) -> list[int]:
+        return list(descendants(self.pid))
+
+    @property
     def said(self) -> str:
         """The log of the process that runs now."""
         assert self.child is not None and self.child.log is not None
@@ -76,20 +85,19 @@ class Cluster(Program):
 
     def __init__(self, name: str, env: Mapping[str, str], folder: Path) -> None:
         super().__init__(name, [sys.executable, "manage.py", "qcluster"], env, folder)
+        self._taken, self._taken_at = (0, 0), time.monotonic()
 
     def is_ready(self) -> bool:
         return self.running and "running." in self.said
 
-    def workers(self) -> list[int]:
-        assert self.child is not None
-        return list(descendants(self.child.pid))
-
-    def is_silent(self, seconds: float) -> bool:
-        """Whether its log has not grown for so long: a worker that was killed while it held the
-        lock of the cluster's queue leaves all others waiting for it.
+    def is_idle(self, seconds: float) -> bool:
+        """Whether no worker of it has taken a task for so long: one that was killed while it held
+        the lock of the cluster's queue leaves all others waiting for it.
         https://github.com/django-q2/django-q2/issues/23"""
-        assert self.child is not None and self.child.log is not None
-        return time.time() - self.child.log.stat().st_mtime > seconds
+        taken = (self._starts, self.said.count(" processing "))
+        if taken != self._taken:
+            self._taken, self._taken_at = taken, time.monotonic()
+        return time.monotonic() - self._taken_at > seconds
 
 
 class Web(Program):
@@ -104,9 +112,29 @@ class Web(Program):
     def is_ready(self) -> bool:
         return self.running and answers(self.address + WEB_READY)
 
-    def workers(self) -> list[int]:
-        assert self.child is not None
-        return list(descendants(self.child.pid))
+
+class ObjectStore:
+    """The S3 server, with its data and its address kept."""
+
+    name = "object store"
+
+    def __init__(self, objects: Store) -> None:
+        self.objects = objects
+        self._running = True
+
+    def kill(self) -> None:
+        self.objects.kill()
+        self._running = False
+
+    def start(self) -> None:
+        self.objects.start_again()
+        self._running = True
+
+    def is_ready(self) -> bool:
+        return self._running
+
+    def stop(self) -> None:
+        """Whoever made the server stops it."""
 
 
 class PostgreSQL:

@@ -1,16 +1,20 @@
-"""The project's settings with short pauses between attempts, so that hours of retries and days of
+"""The demo's settings with short pauses between attempts, so that hours of retries and days of
 late checks pass in minutes. Lease, turn and queue are as in production."""
 
 from datetime import timedelta
 
-from autoshorts.settings import *  # noqa: F403
-from autoshorts.settings import STORAGE_AUDIT
+from devtools.demo.settings import *  # noqa: F403
+from devtools.demo.settings import STORAGE_AUDIT
+
+BATCH_SIZE = 100
 
 STORAGE_AUDIT |= {
-    "BATCH_SIZE": 100,
+    "BATCH_SIZE": BATCH_SIZE,
     "LIMIT_OBJECTS": 5000,
     "FIRST_RETRY": timedelta(seconds=3),
     "LONGEST_RETRY": timedelta(seconds=15),
     "FAILED_RETRY": timedelta(seconds=30),
-    "LATE_CHECKS": (timedelta(seconds=60), timedelta(seconds=120)),
+    "LATE_CHECKS": (timedelta(seconds=75),),
+    # An upload whose process was killed is no upload any more when the last of them looks.
+    "UPLOAD_TIMEOUT": timedelta(seconds=40),
 }

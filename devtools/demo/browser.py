@@ -24,9 +24,13 @@ class Browser:
 
     def submit(self, path: str, **fields: str) -> None:
         """Open the page of a form, and send the form."""
+        if self.send(path, **fields) == self._address + path:
+            raise Refused(f"the admin refused the form of {path}")
+
+    def send(self, path: str, **fields: str | list[str]) -> str:
+        """As `submit`, for a form that may lead back to its own page; returns where it led."""
         self.get(path)
         token = next(cookie.value for cookie in self._cookies if cookie.name == "csrftoken")
-        form = urlencode({"csrfmiddlewaretoken": token, **fields}).encode()
+        form = urlencode({"csrfmiddlewaretoken": token, **fields}, doseq=True).encode()
         with self._opener.open(self._address + path, form, timeout=30) as response:
-            if response.url == self._address + path:
-                raise Refused(f"the admin refused the form of {path}")
+            return str(response.url)

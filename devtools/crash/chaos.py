@@ -1,0 +1,223 @@
+"""What is killed, stopped and started again, and how often."""
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from random import Random
+from uuid import UUID
+
+from django.db.models import QuerySet
+
+from devtools.crash.people import Person, retried
+from devtools.crash.services import Program, Service, one_of
+from devtools.crash.site import Site
+from devtools.crash.world import World
+from storage_audit.models import CleanupOperation
+
+RESUMES_WITHIN = 120.0  # seconds
+SLEEP = 75.0  # seconds; longer than a lease
+IDLE = 60.0
+COMMANDS = [
+    ["backfill_r2"],
+    ["sweep_cleanups", "--sync"],
+    ["verify_cleanup", "{relative}"],
+    ["cleanup_project", "{relative}", "--dry-run", "--sync"],
+    ["cleanup_project", "{gone}", "--sync"],
+]
+
+
+@dataclass
+class Chaos:
+    """`kills` counts the SIGKILLs by what they hit, `stuck` the clusters that had to be started
+    again as a worker of theirs died with the lock of their queue."""
+
+    site: Site
+    world: World
+    person: Person
+    random: Random
+    kills: Counter[str] = field(default_factory=Counter)
+    stuck: int = 0
+    released: int = 0
+    stops: int = 0
+    sleepers: int = 0
+    longest_resume: float = 0
+
+    def run(self, kills: int, at_once: int, title: str) -> None:
+        """Storms with calms between them, until there were so many kills."""
+        while (left := kills - self.kills.total()) > 0:
+            self.person.busy.set()
+            with self.one_asleep() if self.may_sleep() else nullcontext():
+                self.storm(min(at_once, left))
+            self.person.busy.clear()
+            self.site.heal()
+            self.calm()
+            text = f"{title}: {self.kills.total()} of {kills} kills, longest resume so far"
+            print(f"{text} {self.longest_resume:.0f} s", flush=True)
+
+    def may_sleep(self) -> bool:
+        return len(self.site.clusters) > 1 and self.random.random() < 0.5
+
+    def come_to_rest(self, within: float) -> None:
+        """Let everything end with nothing in its way; people release what is blocked."""
+        ends = time.monotonic() + within
+        while time.monotonic() < ends:
+            self.restart_stuck()
+            for operation in CleanupOperation.objects.filter(status="blocked"):
+                operation.release("the crash job")
+                self.released += 1
+            if not unfinished().exists():
+                return
+            time.sleep(1)
+
+    def storm(self, kills: int) -> None:
+        """So many kills, each a few seconds after what the one before it hit is back."""
+        wanted = self.kills.total() + kills
+        while self.kills.total() < wanted:
+            ways = self.ways()
+            [way] = self.random.choices(list(ways), list(ways.values()))
+            way()
+            time.sleep(self.random.uniform(0, 2))
+            self.site.heal()
+            time.sleep(self.random.uniform(0.5, 2.5))
+
+    @contextmanager
+    def one_asleep(self) -> Iterator[None]:
+        """Freeze a whole cluster for longer than its leases last, and let it wake up again."""
+        cluster = self.site.clusters[0]
+        wakes = time.monotonic() + SLEEP
+        processes = [cluster.pid, *cluster.children()]
+        send(signal.SIGSTOP, processes)
+        self.sleepers += 1
+        try:
+            yield
+            time.sleep(max(0, wakes - time.monotonic()))
+        finally:
+            send(signal.SIGCONT, processes)
+
+    def calm(self) -> None:
+        """Wait until all work that was interrupted goes on, and take the time of that."""
+        began = time.monotonic()
+        leases = running_leases()
+        while leases:
+            began = time.monotonic() if self.restart_stuck() else began
+            now = running_leases()
+            leases = {id: lease for id, lease in leases.items() if now.get(id) == lease}
+            self.longest_resume = max(self.longest_resume, time.monotonic() - began)
+            if time.monotonic() > began + 2 * RESUMES_WITHIN:
+                return
+            time.sleep(0.5)
+
+    def restart_stuck(self) -> bool:
+        """Start clusters again that do nothing any more, though there are sweeps to do."""
+        stuck = [cluster for cluster in self.site.clusters if cluster.is_idle(IDLE)]
+        for cluster in stuck:
+            cluster.kill()
+        self.site.heal()
+        self.stuck += len(stuck)
+        return bool(stuck)
+
+    def ways(self) -> dict[Callable[[], None], int]:
+        ways = {
+            self.kill_worker: 5,
+            self.kill_cluster: 3,
+            self.kill_web: 3,
+            self.kill_store: 2,
+            self.kill_command: 4,
+            self.kill_upload: 3,
+            self.stop_cluster: 1,
+        }
+        if self.site.database:
+            ways |= {self.kill_database: 2, self.kill_connection: 2}
+        return ways
+
+    def kill_worker(self) -> None:
+        cluster = self.random.choice(self.site.clusters)
+        self._kill_one(cluster.children, "a worker")
+
+    def kill_cluster(self) -> None:
+        self._kill(self.random.choice(self.site.clusters), "a cluster")
+
+    def kill_web(self) -> None:
+        if self.random.random() < 0.3:
+            self._kill(self.site.web, "the web server")
+        else:
+            self._kill_one(self.site.web.children, "a web process")
+
+    def kill_store(self) -> None:
+        self._kill(self.site.store, "the object store")
+
+    def kill_database(self) -> None:
+        assert self.site.database
+        self._kill(self.site.database, "PostgreSQL")
+
+    def kill_connection(self) -> None:
+        """One process of the server: it then ends all others, and starts afresh by itself."""
+        assert self.site.database
+        self._kill_one(self.site.database.backends, "a connection's process")
+
+    def kill_command(self) -> None:
+        template = self.random.choice(COMMANDS)
+        gone = self.person.gone or ["proj_never"]
+        names = {
+            "relative": self.person.relative(),
+            "gone": self.random.choice(gone),
+        }
+        command = self.site.command(*(word.format(**names) for word in template))
+        # Most of the time goes into starting; half of them come to their end.
+        time.sleep(self.random.uniform(0.5, 6))
+        if command.running:
+            command.kill()
+            self.kills["a command"] += 1
+
+    def kill_upload(self) -> None:
+        """Of files into projects that stay, and into one that is deleted at the same time."""
+        ids = [self.person.relative(), self.person.relative(), *self.person.victims[-2:]]
+        upload = self.site.program("uploads", "-m", "devtools.crash.uploads", *ids)
+        time.sleep(self.random.uniform(2, 6))
+        if upload.running:
+            upload.kill()
+            self.kills["an upload"] += 1
+        self.learn(upload)
+
+    def learn(self, upload: Program) -> None:
+        for line in upload.said.splitlines():
+            if line.startswith("saved "):
+                _saved, key, etag = line.split()
+                self.world.saved(key, etag)
+
+    def stop_cluster(self) -> None:
+        """Ask it to end as a new version does; it must hand over."""
+        cluster = self.site.clusters[-1]
+        cluster.stop()
+        self.stops += 1
+
+    def _kill(self, service: Service, name: str) -> None:
+        service.kill()
+        self.kills[name] += 1
+
+    def _kill_one(self, pids: Callable[[], list[int]], name: str) -> None:
+        if pid := one_of(pids, self.random):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                self.kills[name] += 1
+
+
+def unfinished() -> QuerySet[CleanupOperation]:
+    return CleanupOperation.objects.exclude(CleanupOperation.OVER).exclude(status="planned")
+
+
+def send(number: signal.Signals, pids: list[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def running_leases() -> dict[UUID, tuple[UUID | None, datetime | None]]:
+    running = CleanupOperation.objects.filter(status="running")
+    rows = retried(lambda: list(running.values_list("pk", "lease_token", "lease_until")))
+    return {id: (token, until) for id, token, until in rows}

@@ -1,0 +1,50 @@
+"""Looks at every deletion call between the application and the store."""
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from threading import Lock
+
+from devtools.crash.world import World
+from devtools.faults.matching import is_delete_batch, is_delete_single, keys_sent
+from devtools.faults.proxy import Reply, Request
+
+# In place of a project, for deletions that follow those of tracking rows.
+ROWS = "rows"
+
+
+@dataclass
+class Observer:
+    """`wrong` are the keys that nobody asked to delete, `again` how many keys of a project were
+    sent once more though the store had deleted them and had said so, without a fault."""
+
+    world: World
+    bucket: str
+    wrong: list[str] = field(default_factory=list)
+    batches: int = 0
+    batches_again: int = 0
+    again: Counter[str] = field(default_factory=Counter)
+    _answered: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    _lock: Lock = field(default_factory=Lock)
+
+    def __call__(self, request: Request, of_store: Reply | None, reply: Reply) -> None:
+        if not (keys := self._deletes(request)):
+            return
+        with self._lock:
+            self.batches += 1
+            self.wrong += [key for key in keys if not self.world.may_go(key)]
+            owner = self.world.life_of(keys[0]).id if not self._of_rows(keys) else ROWS
+            repeated = self._answered[owner].intersection(keys)
+            self.batches_again += bool(repeated)
+            self.again[owner] += len(repeated)
+            if of_store is reply and reply.status in (200, 204):
+                self._answered[owner].update(keys)
+
+    def _of_rows(self, keys: list[str]) -> bool:
+        return not self.world.doomed_rows.isdisjoint(keys)
+
+    def _deletes(self, request: Request) -> list[str]:
+        if is_delete_batch(request):
+            return keys_sent(request)
+        if is_delete_single(request):
+            return [request.path.partition(f"/{self.bucket}/")[2]]
+        return []

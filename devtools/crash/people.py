@@ -1,0 +1,143 @@
+"""Staff at the admin, who delete projects and more while everything around them breaks."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+from threading import Event, Thread
+from typing import TypeVar
+from urllib.error import HTTPError
+
+from django.contrib.admin.utils import quote
+from django.db import DatabaseError, close_old_connections
+from django.urls import reverse
+
+from devtools.crash.site import Site
+from devtools.crash.world import World
+from devtools.demo.browser import Browser, Refused
+from devtools.demo.site import USER
+from storage_audit.models import CleanupOperation, Project, R2Object
+
+OPEN_AT_ONCE = 6
+PATIENCE = 90.0  # seconds
+
+T = TypeVar("T")
+
+
+def retried(ask: Callable[[], T]) -> T:
+    """Ask the database until it answers, as it may be down just now."""
+    ends = time.monotonic() + PATIENCE
+    while True:
+        try:
+            close_old_connections()
+            return ask()
+        except DatabaseError:
+            if time.monotonic() > ends:
+                raise
+            time.sleep(1)
+
+
+class Person(Thread):
+    """Acts again and again while `busy` is set; whatever fails is counted, and tried no more.
+
+    `victims` are the projects that nobody has asked to delete yet, `reborn` those that were
+    created again.
+    """
+
+    def __init__(self, site: Site, world: World, families: dict[str, list[str]], seed: int) -> None:
+        super().__init__(name="a person", daemon=True)
+        self.busy, self.stopped = Event(), Event()
+        self.done, self.failed = Counter[str](), Counter[str]()
+        self.victims, self.gone = list(families), list[str]()
+        self.reborn = list[str]()
+        self._site, self._world, self._families = site, world, families
+        self._random = Random(seed)
+        self._browser: Browser | None = None
+
+    def run(self) -> None:
+        ways = {
+            self.delete: 8,
+            self.delete_some: 3,
+            self.force_delete: 3,
+            self.delete_rows: 2,
+            self.dry_run: 2,
+            self.verify: 2,
+            self.bring_back: 2,
+        }
+        while not self.stopped.is_set():
+            if self.busy.wait(0.5):
+                [way] = self._random.choices(list(ways), list(ways.values()))
+                self.try_to(way)
+                self.stopped.wait(self._random.uniform(0, 1.5))
+
+    def try_to(self, way: Callable[[], None]) -> None:
+        name = way.__name__
+        try:
+            close_old_connections()
+            if self.enough_to_do():
+                return
+            way()
+        except (OSError, HTTPError, Refused, DatabaseError, IndexError) as error:
+            self.failed[f"{name}: {type(error).__name__}"] += 1
+            self._browser = None
+        else:
+            self.done[name] += 1
+
+    def enough_to_do(self) -> bool:
+        waiting = CleanupOperation.objects.exclude(trigger="late_check")
+        return waiting.filter(status__in=["pending", "running"]).count() >= OPEN_AT_ONCE
+
+    def send(self, name: str, *args: str, **fields: str | list[str]) -> None:
+        if self._browser is None:
+            browser = Browser(self._site.web.address)
+            browser.log_in(USER, self._site.password)
+            self._browser = browser
+        self._browser.send(reverse(f"admin:storage_audit_{name}", args=args), **fields)
+
+    def next_victim(self) -> str:
+        """Raises IndexError when all of them are gone."""
+        id = self.victims.pop()
+        self._world.asked(id)
+        self.gone.append(id)
+        return id
+
+    def delete(self) -> None:
+        id = self.next_victim()
+        self.send("project_delete", quote(id), post="yes")
+
+    def select(self, action: str, ids: list[str], model: str = "project") -> None:
+        self.send(f"{model}_changelist", action=action, _selected_action=ids, post="yes")
+
+    def delete_some(self) -> None:
+        self.select("delete_selected", [self.next_victim() for _each in range(2)])
+
+    def force_delete(self) -> None:
+        self.select("force_delete", [self.next_victim()])
+
+    def relative(self) -> str:
+        return self._random.choice(self._families[self._random.choice(list(self._families))])
+
+    def delete_rows(self) -> None:
+        rows = R2Object.objects.filter(project_id=self.relative(), source="backfill")
+        chosen = list(rows.order_by("pk")[:2])
+        self._world.doomed_rows.update(row.key for row in chosen)
+        self.select("delete_selected", [str(row.pk) for row in chosen], "r2object")
+
+    def dry_run(self) -> None:
+        self.select("dry_run_cleanup", [self._random.choice(self.victims)])
+
+    def verify(self) -> None:
+        self.select("verify_cleanup", [self.relative()])
+
+    def bring_back(self) -> None:
+        """Create a deleted project again, as long as its cleanup may still run."""
+        id = self.gone[-1]
+        if id in self.reborn:
+            return
+        try:
+            self.send("project_add", id=id, title="Again")
+        finally:
+            # Without an answer we have to look: both ends of it are right.
+            if retried(Project.objects.filter(pk=id).exists):
+                self._world.born(id)
+                self.reborn.append(id)

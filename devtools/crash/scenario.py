@@ -1,0 +1,121 @@
+"""One store, one database, so many kills; in a process of its own, as Django is set up once."""
+
+import logging
+import sys
+from argparse import ArgumentParser
+from io import StringIO
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from devtools.crash.site import STORES, Site, running_site
+from devtools.demo.site import BUCKET
+from devtools.faults.seeded import Seeded
+from devtools.processes import stop_on_signals
+from devtools.seaweedfs import SeaweedFS
+
+if TYPE_CHECKING:
+    from devtools.crash.world import World
+
+KILLS_A_STORM = 15
+VICTIMS_A_STORM = 20
+ENDS_WITHIN = 900.0  # seconds
+# Every kind of fault at once; those that take a connection's time are rare.
+RATES = {
+    "access-denied": 0.002,
+    "no-such-bucket": 0.002,
+    "request-timeout": 0.002,
+    "too-many-requests": 0.004,
+    "internal-error": 0.004,
+    "slow-down": 0.004,
+    "edge-520": 0.002,
+    "edge-524": 0.002,
+    "client-disconnect": 0.002,
+    "key-errors": 0.02,
+    "empty-body": 0.002,
+    "html": 0.002,
+    "truncated-xml": 0.003,
+    "kept": 0.02,
+    "denied": 0.02,
+    "late-answer": 0.002,
+    "late-request": 0.001,
+    "reset-before": 0.003,
+    "reset-after": 0.003,
+    "cut-short": 0.003,
+    "page-again": 0.003,
+    "page-backwards": 0.003,
+    "page-without-token": 0.003,
+    "page-same-token": 0.003,
+}
+
+
+def main() -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--store", choices=STORES, required=True)
+    parser.add_argument("--database", choices=["postgresql", "sqlite"], required=True)
+    parser.add_argument("--kills", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--keep", type=Path)
+    options = parser.parse_args()
+    with stop_on_signals(), TemporaryDirectory(prefix="crash-") as temporary:
+        folder = options.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        title = f"{options.store}, {options.database}"
+        with running_site(folder, options.store, options.database) as site:
+            sys.exit(play(site, options.kills, options.seed, title))
+
+
+def play(site: Site, kills: int, seed: int, title: str) -> int:
+    """Returns the exit code."""
+    # Their models can be imported only now that Django is set up.
+    from devtools.crash import verdict
+    from devtools.crash.chaos import Chaos
+    from devtools.crash.observer import Observer
+    from devtools.crash.people import Person
+    from devtools.crash.world import World
+
+    logging.disable(logging.WARNING)
+    world = World(seed, has_folders=isinstance(site.store.objects, SeaweedFS))
+    families = settle(site, world, -(-kills // KILLS_A_STORM) * VICTIMS_A_STORM)
+    observer = Observer(world, BUCKET)
+    faults = Seeded(seed, RATES)
+    site.network.observers.append(observer)
+    site.network.rules.append(faults)
+    person = Person(site, world, families, seed)
+    chaos = Chaos(site, world, person, Random(seed))
+    person.start()
+    chaos.run(kills, KILLS_A_STORM, title)
+    person.stopped.set()
+    person.join()
+    faults.enabled = False
+    chaos.come_to_rest(ENDS_WITHIN)
+    end = verdict.Verdict(world, observer, chaos, site.store.objects.keys())
+    problems = list(end.problems())
+    print(verdict.table(end, faults.counts, title))
+    for problem in problems:
+        print(f"WRONG: {problem}")
+    return bool(problems)
+
+
+def settle(site: Site, world: "World", number: int) -> dict[str, list[str]]:
+    """Fill the bucket, and have the table know a part of it; returns each victim's relatives."""
+    from django.core.management import call_command
+
+    from storage_audit.models import Project
+
+    families = {}
+    for turn in range(number):
+        id, relatives, objects = world.family()
+        for project in (id, *relatives):
+            Project.objects.create(pk=project)
+        for key, body in objects.items():
+            site.store.objects.plant(key, body)
+        families[id] = relatives
+        if turn == number // 2:
+            call_command("backfill_r2", stdout=StringIO(), stderr=StringIO())
+    return families
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""What is in the bucket and whose it is, written down by those who put it there."""
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import md5
+from itertools import count
+from random import Random
+from threading import RLock
+
+# By the time a deletion call is sent, its proof may be this old: whoever brings an id back to life
+# may still lose what was deleted with it.
+WINDOW = 40.0  # seconds
+
+HISTORICAL = [
+    "projects/{id}/scenes/s1/media/{n}.mp4",
+    "projects/proj_{id}/scenes/s2/media/{n} old.mp4",
+    "audio/{id}/s1/{n}.mp3",
+    "thumbnails/proj_{id}/s2/{n}.jpg",
+    "{id}_s{n}_media.mp4",
+    "proj_{id}_s{n}_media.mp4",
+]
+# Names that look like a victim's and are nobody's.
+STRANGERS = ["{id}_notes.txt", "{id}/a.mp4", "backup/projects/{id}/s1.tar"]
+RELATIVES = ["{id}_x", "{id}x", "{id}0"]
+# SeaweedFS keeps folders: none of its names is a file too, and it lists `a/b` before `a-b`.
+NOT_IN_FOLDERS = ["projects/{id}"]
+NOT_IN_ORDER = ["{id}-2"]
+NOBODY = ""
+UPLOADED = re.compile("projects/(proj_[^/]+)/")
+
+
+@dataclass(eq=False)
+class Life:
+    """One life of a project id, from its creation to its deletion. `asked` is true as soon as
+    somebody may have deleted it; `over` is the moment at which the id came to life again."""
+
+    id: str
+    asked: bool = False
+    over: float | None = None
+    etags: dict[str, str] = field(default_factory=dict)
+
+
+class World:
+    """`doomed_rows` are the keys whose tracking rows somebody may have deleted."""
+
+    def __init__(self, seed: int, *, has_folders: bool) -> None:
+        self._strangers = STRANGERS if has_folders else STRANGERS + NOT_IN_FOLDERS
+        self._relatives = RELATIVES if has_folders else RELATIVES + NOT_IN_ORDER
+        self._random = Random(seed)
+        self._lock = RLock()
+        self._numbers = count(1)
+        self._lives: dict[str, list[Life]] = {NOBODY: [Life(NOBODY)]}
+        self._owners: dict[str, Life] = {}
+        self.doomed_rows: set[str] = set()
+
+    def family(self) -> tuple[str, list[str], dict[str, bytes]]:
+        """A new victim, live projects whose keys look like its own, and the objects of them all."""
+        id = f"proj_{next(self._numbers)}v"
+        relatives = [name.format(id=id) for name in self._relatives]
+        large = self._random.random() < 0.05
+        size = 1100 if large else self._random.choice([12, 40, 150, 250])
+        objects = dict(self._objects(id, size))
+        for relative in relatives:
+            objects |= self._objects(relative, 6)
+        for name in self._strangers:
+            objects |= self._object(name.format(id=id), self._lives[NOBODY][0])
+        return id, relatives, objects
+
+    def _objects(self, id: str, size: int) -> Iterator[tuple[str, bytes]]:
+        life = self.born(id)
+        for n in range(size):
+            yield from self._object(
+                HISTORICAL[n % len(HISTORICAL)].format(id=id, n=n), life
+            ).items()
+
+    def _object(self, key: str, life: Life) -> dict[str, bytes]:
+        content = f"{key} {self._random.random()}".encode()
+        self.saved(key, md5(content, usedforsecurity=False).hexdigest(), life)
+        return {key: content}
+
+    def born(self, id: str) -> Life:
+        with self._lock:
+            lives = self._lives.setdefault(id, [])
+            if lives:
+                lives[-1].over = time.monotonic()
+            lives.append(Life(id))
+            return lives[-1]
+
+    def asked(self, id: str) -> None:
+        """From now on its objects may go."""
+        self._lives[id][-1].asked = True
+
+    def saved(self, key: str, etag: str, life: Life | None = None) -> None:
+        with self._lock:
+            life = life or self.life_of(key)
+            self._owners[key] = life
+            life.etags[key] = etag
+
+    def life_of(self, key: str) -> Life:
+        """That of an upload of which we know no more than its key is the last of its project."""
+        with self._lock:
+            named = UPLOADED.match(key)
+            last = self._lives.get(named[1] if named else NOBODY, self._lives[NOBODY])[-1]
+            return self._owners.get(key, last)
+
+    def may_go(self, key: str) -> bool:
+        """Whether anybody has asked for anything that would delete this object."""
+        life = self.life_of(key)
+        if key in self.doomed_rows or self._lives[life.id][-1].asked:
+            return True
+        return life.over is not None and time.monotonic() < life.over + WINDOW
+
+    def should(self, living: set[str], rows_deleted: set[str]) -> tuple[dict[str, str], set[str]]:
+        """What must be in the bucket at the end, with its etag, and what must not be."""
+        stays, goes = dict[str, str](), set(rows_deleted)
+        for id, lives in self._lives.items():
+            if id in living or id == NOBODY:
+                stays |= lives[-1].etags
+            else:
+                goes |= {key for life in lives for key in life.etags}
+        return {key: etag for key, etag in stays.items() if key not in goes}, goes
+
+    def lives(self, id: str) -> int:
+        return len(self._lives[id])
+
+    def ids(self) -> set[str]:
+        return self._lives.keys() - {NOBODY}

@@ -11,7 +11,9 @@ import pytest
 from django.core.management import find_commands, load_command_class
 from django.core.management.base import CommandError, DjangoHelpFormatter
 
+import devtools.crash.__main__
 import devtools.demo.__main__
+import devtools.faults.__main__
 import devtools.install
 import devtools.screenshots
 import devtools.test
@@ -31,6 +33,8 @@ PARSERS: dict[str, ArgumentParser] = {
     **dict(management_commands()),
     "make demo": devtools.demo.__main__.command_line(),
     "make test": devtools.test.command_line(),
+    "make test-crash": devtools.crash.__main__.command_line(),
+    "-m devtools.faults": devtools.faults.__main__.command_line(),
     "-m devtools.install": devtools.install.command_line(),
     "make screenshots": devtools.screenshots.command_line(),
 }
@@ -101,7 +105,7 @@ def test_its_lines_fit_a_terminal(name: str) -> None:
 def test_bare_make_tells_every_target_and_variable() -> None:
     shown = shown_by_make()
     [targets] = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
-    assert set(targets.split()) <= set(re.findall(r"^make (\w+) ", shown, re.MULTILINE))
+    assert set(targets.split()) <= set(re.findall(r"^make ([\w-]+) ", shown, re.MULTILINE))
     assert used_variables() <= set(re.findall(r"^  ([A-Z]+) ", shown, re.MULTILINE))
 
 

@@ -43,11 +43,18 @@ def command_line() -> ArgumentParser:
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--seed", type=int, help="of an earlier run (default: a new one)")
+    parser.add_argument("--seed", type=int, help="that of an earlier run (default: a new one)")
     parser.add_argument(
-        "--kills", type=int, default=100, help="with R2 and PostgreSQL (default: 100)"
+        "--kills",
+        type=int,
+        default=100,
+        help="how many with local R2 and PostgreSQL; a third with others (default: 100)",
     )
-    parser.add_argument("--only", choices=[name for name, _argv in parts(0, 0)])
+    parser.add_argument(
+        "--only",
+        choices=[name for name, _argv in parts(0, 0)],
+        help="play one part (default: all of them)",
+    )
     return parser
 
 

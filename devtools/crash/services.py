@@ -18,6 +18,7 @@ from devtools.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 WEB_READY = "/health/"
+START_ATTEMPTS = 5
 
 
 class Service(Protocol):
@@ -127,8 +128,17 @@ class ObjectStore:
         self._running = False
 
     def start(self) -> None:
-        self.objects.start_again()
-        self._running = True
+        for attempt in range(1, START_ATTEMPTS + 1):
+            try:
+                self.objects.start_again()
+            except StartError:
+                # Another program may have its port for a moment.
+                if attempt == START_ATTEMPTS:
+                    raise
+                time.sleep(5)
+            else:
+                self._running = True
+                return
 
     def is_ready(self) -> bool:
         return self._running

@@ -73,7 +73,7 @@ def running_site(folder: Path, store: str, database: str) -> Iterator[Site]:
     SQLite takes one writer at a time: there it is one cluster, with one worker.
     """
     with ExitStack() as stack:
-        objects = stack.enter_context(STORES[store](folder / "store", [BUCKET]))
+        objects = stack.enter_context(STORES[store](folder / "store", [BUCKET], port=0))
         variables = objects.environment
         network = stack.enter_context(faulty_store(variables["R2_ENDPOINT_URL"]))
         server = stack.enter_context(running_server()) if database == "postgresql" else None

@@ -16,13 +16,14 @@ from devtools.processes import Stopped, stop_on_signals
 EPILOG = """\
 examples:
   python -m devtools.faults --list
-  python -m devtools.faults --upstream http://127.0.0.1:8787/cdn-cgi/local/r2/s3 \\
-    --seed 7 --fault 'slow-down 0.1' --fault 'reset-after 0.02'
+  python -m devtools.faults --upstream http://127.0.0.1:9000 --fault 'slow-down 0.1'
+  python -m devtools.faults --upstream http://127.0.0.1:9000 --seed 7 --fault 'kept 0.02'
 
 exit codes:
+  0  with --list
   1  the port is taken
   2  wrong use
-  130  stopped by Ctrl-C, after the counts were printed
+  128 and the signal's number, such as 130 for Ctrl-C: stopped, after the counts were printed
 
 Next: set R2_ENDPOINT_URL to the address that it prints.
 """
@@ -36,9 +37,11 @@ def command_line() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--upstream", metavar="URL", help="the store's address, without TLS")
+    what.add_argument("--upstream", metavar="URL", help="the store's address; no TLS; without it only --list")
     what.add_argument("--list", action="store_true", help="show the faults that there are, and end")
-    parser.add_argument("--port", type=int, default=0, metavar="N", help="default: any free one")
+    parser.add_argument(
+        "--port", type=int, default=0, metavar="N", help="its own (default: any free)"
+    )
     parser.add_argument(
         "--seed",
         type=int,
@@ -52,7 +55,8 @@ def command_line() -> ArgumentParser:
         action="append",
         default=[],
         metavar="'NAME RATE'",
-        help="a fault, and the share of the requests that it strikes, 0 to 1; may be repeated",
+        help="a fault, and the share of the requests that it strikes, 0 to 1; may be repeated"
+        " (default: none, and all is handed on)",
     )
     return parser
 

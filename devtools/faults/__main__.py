@@ -37,7 +37,8 @@ def command_line() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--upstream", metavar="URL", help="the store's address; no TLS; without it only --list")
+    says = "the store's address, without TLS; without it there is only --list"
+    what.add_argument("--upstream", metavar="URL", help=says)
     what.add_argument("--list", action="store_true", help="show the faults that there are, and end")
     parser.add_argument(
         "--port", type=int, default=0, metavar="N", help="its own (default: any free)"

@@ -7,7 +7,7 @@ VENV ?= .venv
 define HELP
 make demo          try it: a local R2, a database, a worker and the admin, with example data
 make test          every check, and all tests on SQLite and on PostgreSQL
-make test-crash    kill everything again and again, and prove that nothing is lost (takes 40 minutes)
+make test-crash    kill everything again and again, and prove that nothing is lost (takes half an hour)
 make screenshots   a picture of each page of the admin; ARGS is the folder for them
 make help          this text, as bare `make` does
 

@@ -88,11 +88,13 @@ class SeaweedFS(Store):
 
     @contextmanager
     def _started(self) -> Iterator[Child]:
-        with super()._started() as child:
-            yield child
-        for port in (self.port, *self._ports.values()):
-            for left_behind in SOCKETS.glob(f"seaweedfs-*-{port}.sock"):
-                left_behind.unlink()
+        try:
+            with super()._started() as child:
+                yield child
+        finally:
+            for port in (self.port, *self._ports.values()):
+                for left_behind in SOCKETS.glob(f"seaweedfs-*-{port}.sock"):
+                    left_behind.unlink()
 
 
 def free_ports(count: int) -> list[int]:

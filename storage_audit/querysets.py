@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
@@ -39,6 +40,17 @@ def starts_with(field: str, prefix: str) -> Q:
     return first & Q(**{f"{field}__lt": end}) if end else first
 
 
+@contextmanager
+def impatient() -> Iterator[None]:
+    """A transaction that raises OperationalError when another one keeps it waiting for more than
+    five seconds. On SQLite the timeout of the connection says for how long."""
+    with transaction.atomic():
+        if connection.vendor == "postgresql":
+            with connection.cursor() as cursor:
+                cursor.execute("SET LOCAL lock_timeout = '5s'")
+        yield
+
+
 def with_storage(owners: models.QuerySet[Any]) -> models.QuerySet[Any]:
     """Each project with its tracked objects and bytes, and its last cleanup's status."""
     mine = {"project_id": OuterRef("storage_audit_id")}
@@ -60,10 +72,17 @@ def with_storage(owners: models.QuerySet[Any]) -> models.QuerySet[Any]:
 
 
 class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
-    def saw_alive(self, project_id: str, evidence: str) -> None:
-        """Note that an id lives: for the first time, again, or still (then nothing changes)."""
+    # Nobody said that it is deleted, though its row may be gone.
+    UNSAID = Q(deleted_at=None) | Q(evidence="vanished")
+
+    def saw_alive(self, project_id: str, evidence: str, *, created: bool) -> None:
+        """Note that an id lives: for the first time, again, or still (then nothing changes).
+
+        Of a project that was just created the row is written in any case, which locks it until the
+        commit: its id may be on its way to be called gone.
+        """
         born_again = {"deleted_at": None, "evidence": evidence}
-        if not self.filter(pk=project_id, deleted_at=None).exists():
+        if created or not self.filter(pk=project_id, deleted_at=None).exists():
             self.update_or_create(pk=project_id, defaults=born_again)
 
     def saw_deleted(self, project_id: str, at: datetime, evidence: str) -> None:
@@ -74,7 +93,7 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
 
     def maybe_alive(self, ids: Collection[str]) -> set[str]:
         """Ids that were seen alive and that nobody said are deleted, though the row may be gone."""
-        unsaid = self.filter(Q(deleted_at=None) | Q(evidence="vanished"))
+        unsaid = self.filter(self.UNSAID)
         return in_any_spelling(
             ids, lambda forms: set(unsaid.filter(pk__in=forms).values_list("pk", flat=True))
         )
@@ -85,8 +104,7 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
         if connection.vendor == "sqlite":
             return False
         try:
-            with transaction.atomic(), connection.cursor() as cursor:
-                cursor.execute("SET LOCAL lock_timeout = '5s'")
+            with impatient():
                 list(self.filter(pk=project_id).select_for_update().values_list("pk"))
         except OperationalError:
             return True
@@ -98,7 +116,7 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
 
     def stranded(self) -> Self:
         """Ids that nobody said are deleted, while the table of projects has not a single row."""
-        return self.filter(~Exists(projects.rows()), deleted_at=None)
+        return self.filter(self.UNSAID, ~Exists(projects.rows()))
 
     def reappeared(self) -> Self:
         return self.filter(self._project_exists(), deleted_at__isnull=False)

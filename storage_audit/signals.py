@@ -40,8 +40,9 @@ def same_table(model: type[models.Model]) -> Iterable[type[models.Model]]:
     return [m for m in apps.get_models() if m._meta.concrete_model is table]
 
 
-def project_saved(instance: models.Model, **kwargs: Any) -> None:
-    KnownProject.objects.saw_alive(projects.id_of(instance), KnownProject.Evidence.SAVED)
+def project_saved(instance: models.Model, created: bool, **kwargs: Any) -> None:
+    project_id, evidence = projects.id_of(instance), KnownProject.Evidence.SAVED
+    KnownProject.objects.saw_alive(project_id, evidence, created=created)
 
 
 def project_to_be_deleted(instance: models.Model, **kwargs: Any) -> None:

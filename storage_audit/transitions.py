@@ -104,6 +104,8 @@ class Transitions(models.Model):
         """
         now = timezone.now()
         rivals = type(self).objects.rivals(self)
+        # A lease that nobody gave back: its worker died, or was too slow for it.
+        takeovers = self.takeovers + 1 if self.lease_until else 0
         free = Q(status__in=self.WORKABLE, next_attempt_at__lte=now) & (
             Q(lease_until=None) | Q(lease_until__lte=now)
         )
@@ -115,11 +117,10 @@ class Transitions(models.Model):
             lease_token=uuid.uuid4(),
             lease_until=now + conf().lease,
             attempts=self.attempts + 1,
-            next_attempt_at=now + self.pause_after(self.attempts + 1),
+            next_attempt_at=now + self.pause_after(takeovers + 1),
             started_at=self.started_at or now,
             finished_at=None,
-            # A lease that nobody gave back: its worker died, or was too slow for it.
-            takeovers=self.takeovers + 1 if self.lease_until else 0,
+            takeovers=takeovers,
         )
 
     @staticmethod
@@ -141,8 +142,8 @@ class Transitions(models.Model):
             lease_token=None,
             lease_until=None,
             next_attempt_at=timezone.now(),
-            # A turn that ended by itself killed no worker.
-            attempts=self.attempts if self.troubled_since else 0,
+            # A turn that ended by itself is no attempt that failed.
+            attempts=max(0, self.attempts - 1),
         )
 
     def freeze(self, **values: Any) -> None:
@@ -177,7 +178,7 @@ class Transitions(models.Model):
             error=reason,
             troubled_since=since,
             finished_at=now,
-            next_attempt_at=now + max(pause, min(after, conf().longest_retry)),
+            next_attempt_at=now + max(pause, after),
         )
 
     def _leave(self, status: str, **values: Any) -> None:

@@ -5,7 +5,7 @@ import os
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -21,7 +21,8 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "devtools.check_settings")
 django.setup()
 
 from django.conf import settings  # noqa: E402
-from django.db import connection, transaction  # noqa: E402
+from django.core.management import call_command  # noqa: E402
+from django.db import connections, transaction  # noqa: E402
 from django.test import override_settings  # noqa: E402
 from django.utils import timezone  # noqa: E402
 
@@ -170,28 +171,35 @@ class World:
 
 
 def run(keys: int, seed: int, processes: int) -> Figures:
-    """Judge so many keys, rounded up to whole worlds, with one process in this one's database.
+    """Judge so many keys, rounded up to whole worlds, in processes with a database each. The same
+    seed gives the same keys, whatever the number of processes."""
+    # Spawned, as a fork would share the database's connection.
+    with ProcessPoolExecutor(processes, get_context("spawn"), own_database) as pool:
+        return total(pool.map(partial(judge_world, seed), worlds(keys), chunksize=10))
 
-    The same seed gives the same keys, whatever the number of processes.
-    """
-    figures, worlds = Figures(), range(-(-keys // KEYS_OF_A_WORLD))
-    for of_world in judged(partial(judge_world, seed), worlds, processes):
-        figures.add(of_world)
+
+def run_here(keys: int, seed: int) -> Figures:
+    """The same in this process and its database, which stays as it is."""
+    return total(map(partial(judge_world, seed), worlds(keys)))
+
+
+def worlds(keys: int) -> range:
+    return range(-(-keys // KEYS_OF_A_WORLD))
+
+
+def total(of_worlds: Iterable[Figures]) -> Figures:
+    figures = Figures()
+    for each in of_worlds:
+        figures.add(each)
     return figures
 
 
-def judged(judge_one: "partial[Figures]", worlds: range, processes: int) -> Iterator[Figures]:
-    if processes == 1:
-        yield from map(judge_one, worlds)
-        return
-    # Spawned, as a fork would share the database's connection.
-    with ProcessPoolExecutor(processes, get_context("spawn"), own_database) as pool:
-        yield from pool.map(judge_one, worlds, chunksize=10)
-
-
 def own_database() -> None:
-    """A test database of this process, in memory where the database is SQLite."""
-    connection.creation.create_test_db(verbosity=0, autoclobber=True, serialize=False)
+    """In memory, whatever the settings say."""
+    in_memory = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:", "OPTIONS": {}}
+    connections.settings["default"].update(in_memory)
+    del connections["default"]
+    call_command("migrate", verbosity=0)
 
 
 def judge_world(seed: int, number: int) -> Figures:
@@ -237,8 +245,6 @@ def main(arguments: list[str]) -> int:
     )
     given = parser.parse_args(arguments)
     seed = Random().randrange(2**32) if given.seed is None else given.seed
-    if given.processes == 1:
-        own_database()
     started = monotonic()
     figures = run(given.keys, seed, given.processes)
     sys.stdout.write(told(figures, seed, monotonic() - started))

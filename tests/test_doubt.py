@@ -63,6 +63,24 @@ def test_project_that_vanished_unnoticed_still_counts_as_a_possible_owner(bucket
     assert outcomes(run(blocked)) == {AMBIGUOUS: "deleted"}
 
 
+@pytest.mark.parametrize("noticed", [False, True])
+def test_project_created_again_and_gone_without_a_word_keeps_its_objects(
+    bucket: Bucket, noticed: bool
+) -> None:
+    """Nobody said that this one is deleted: neither the old cleanup nor its late checks may go."""
+    alive("proj_1", "proj_2")
+    pending, key = requested("proj_1"), bucket.upload("proj_1")
+    Project.objects.filter(pk="proj_1")._raw_delete("default")
+    if noticed:
+        vanished.notice()
+    assert run(pending).status == Status.SUPERSEDED
+    assert bucket.keys() == {key}
+    vanished.notice()
+    blocked = CleanupOperation.objects.get(trigger="vanished")
+    requests.force_delete_operation(blocked)
+    assert outcomes(run(blocked)) == {key: "deleted"}
+
+
 def test_verification_of_deleted_rows_sees_what_was_never_deleted(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +230,24 @@ def test_objects_sent_before_the_id_lived_again_are_not_called_protected(
     alive("proj_1")
     operation = again(operation)
     assert (operation.status, outcomes(operation)) == (Status.SUPERSEDED, {key: "failed"})
+
+
+def test_key_whose_deletion_was_not_answered_stays_barred_when_the_id_lives_again(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = bucket.upload("proj_1")
+    with monkeypatch.context() as patch:
+        fails(patch, deletion, "send", Unavailable("no answer"))
+        operation = delete("proj_1")
+    alive("proj_1")
+    operation = again(operation)
+    assert (operation.status, operation.failed) == (Status.SUPERSEDED, 1)
+    assert "lived again" in operation.items.get().reason
+    with pytest.raises(KeyBeingDeleted):
+        default_storage.open(key, "w")
+    CleanupItem.objects.update(changed_at=timezone.now() - timedelta(minutes=16))
+    with default_storage.open(key, "w") as file:
+        file.write(b"the new project's")
 
 
 def test_dry_run_that_fails_opens_no_key_that_something_else_is_deleting(

@@ -286,8 +286,11 @@ def test_time_that_the_store_asks_for_is_given(store: FaultyStore) -> None:
     assert len(store.asked(is_delete_batch)) == 1
 
 
-def test_store_cannot_ask_for_more_time_than_the_longest_pause(store: FaultyStore) -> None:
-    busy = Reply(503, error("SlowDown"), (("Retry-After", "999999"),))
+@pytest.mark.parametrize("seconds", ["999999", "9" * 20, "9" * 400])
+def test_store_cannot_ask_for_more_time_than_the_longest_pause(
+    store: FaultyStore, seconds: str
+) -> None:
+    busy = Reply(503, error("SlowDown"), (("Retry-After", seconds),))
     store.rules.append(on(is_delete_batch, busy))
     assert wait_of(delete("proj_1")) == timedelta(hours=1)
 

@@ -2,7 +2,7 @@
 gone that is there, and afterwards the cleanup ends clean."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event
@@ -19,6 +19,7 @@ from devtools.faults.matching import (
     Matches,
     is_abort,
     is_delete_batch,
+    is_listing,
     is_listing_under,
     is_marker,
     is_uploads_listing,
@@ -45,14 +46,17 @@ UPLOAD = f"{PREFIX}s1/media/large.mp4"
 READ_TIMEOUT = 0.5  # seconds
 
 
+Seen = Sequence[Request]
+
+
 @dataclass(frozen=True)
 class Step:
-    """`sample` is a request of the step that the most faults fit. Some steps come after a delete
-    call, and then one that left everything where it was."""
+    """`sample` is a request of the step that the most faults fit; `when` tells from all requests
+    of the attempt, the one in question included, whether it is time."""
 
     sample: str
     matches: Matches
-    after_delete: bool = False
+    when: Callable[[Seen], bool] = bool
 
     def fits(self, name: str) -> bool:
         method, target = self.sample.split()
@@ -60,14 +64,25 @@ class Step:
         return KINDS[name].fits(Request(method, target, {}, body))
 
 
+def after_a_deletion(seen: Seen) -> bool:
+    return any(map(is_delete_batch, seen))
+
+
+def after_verification(seen: Seen) -> bool:
+    """After a proof, and at the end of a look at all that the operation covers."""
+    before = next((request for request in reversed(seen) if not is_marker(request)), None)
+    looked = before is not None and is_listing(before) and before.query.get("prefix")
+    return bool(looked) and any(map(is_listing_under(""), seen))
+
+
 LATER_PAGE = "GET /b?list-type=2&continuation-token=t"
 LOOKS = {
     "marker": Step("GET /b/installation.json", is_marker),
     "plan": Step(LATER_PAGE, is_listing_under(PREFIX)),
     "proof": Step("GET /b?list-type=2", is_listing_under("")),
-    "verify": Step(LATER_PAGE, is_listing_under(PREFIX), after_delete=True),
-    "last marker": Step("GET /b/installation.json", is_marker, after_delete=True),
+    "verify": Step(LATER_PAGE, is_listing_under(PREFIX), after_a_deletion),
 }
+LAST_MARKER = Step("GET /b/installation.json", is_marker, after_verification)
 UPLOADS = Step("GET /b?uploads", is_uploads_listing)
 DELETE = Step("POST /b?delete", is_delete_batch)
 ABORT = Step("DELETE /b/a?uploadId=u", is_abort)
@@ -139,17 +154,17 @@ class Struck:
     def __init__(self, network: Network, step: Step, name: str) -> None:
         self.count = 0
         self._network, self._step, self._fault = network, step, KINDS[name]
+        self._before = len(network.proxy.seen)
 
     def __call__(self, request: Request, forward: Forward) -> Reply | None:
-        if not (self._step.matches(request) and self._fault.fits(request) and self._is_time()):
+        if not (self._step.matches(request) and self._fault.fits(request)):
+            return None
+        if not self._step.when(list(self._network.proxy.seen)[self._before :]):
             return None
         self.count += 1  # Before the answer, which may be late.
         reply = self._fault.answer(request, forward)
         self.count -= reply is None
         return reply
-
-    def _is_time(self) -> bool:
-        return not self._step.after_delete or bool(self._network.proxy.asked(is_delete_batch))
 
 
 @on_both_stores
@@ -159,10 +174,21 @@ def test_look_under_each_fault_authorises_nothing(
 ) -> None:
     alive("proj_1", "proj_10")
     operation = requested("proj_1")
-    if step.after_delete:
-        network.proxy.rules.append(on(is_delete_batch, lies))
+    network.proxy.rules.append(on(is_delete_batch, lies))
     fails_under_each(operation, step, network, bucket, lateness)
     assert not network.reached(is_delete_batch)
+    assert bucket.keys() == KEYS | OTHERS
+    heal(operation, network, bucket)
+
+
+@on_both_stores
+def test_look_that_ends_at_an_unreadable_marker_says_nothing_of_any_object(
+    network: Network, bucket: Bucket, lateness: Event
+) -> None:
+    alive("proj_1", "proj_10")
+    operation = requested("proj_1")
+    fails_under_each(operation, LAST_MARKER, network, bucket, lateness)
+    assert bucket.keys() == OTHERS
     heal(operation, network, bucket)
 
 
@@ -175,6 +201,7 @@ def test_listing_of_uploads_under_each_fault_authorises_nothing(
     operation = requested("proj_1")
     fails_under_each(operation, UPLOADS, network, bucket, lateness)
     assert not network.reached(is_abort)
+    assert bucket.keys() == KEYS | OTHERS
     heal(operation, network, bucket)
     assert uploads(network) == []
 
@@ -237,7 +264,6 @@ def fails_under_each(
             assert operation.status in (Status.INCOMPLETE, Status.FAILED), name
             assert operation.error, name
             assert set(outcomes(operation).values()) <= {"planned"}, name
-            assert bucket.keys() == KEYS | OTHERS
             check(bucket)
 
 

@@ -477,6 +477,16 @@ def test_proof_that_takes_too_long_is_not_acted_on(
     survives(operation, bucket, store)
 
 
+def test_proof_that_takes_long_shows_all_the_same_what_is_gone(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    track(bucket, "odd/1", "proj_1")
+    monkeypatch.setattr(deletion, "PROOF_LASTS", -1.0)
+    assert outcomes(delete("proj_1")) == {"odd/1": "already_absent"}
+    check(bucket)
+
+
 def test_slow_proofs_make_smaller_batches(
     bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -581,6 +591,31 @@ def test_unfinished_uploads_of_the_project_are_aborted_and_no_others(
     operation = delete("proj_1")
     assert operation.status == Status.CLEAN
     assert {r.path.partition("/tests/")[2] for r in store.asked(is_abort)} == {own}
+
+
+def test_lease_that_is_lost_stops_all_but_the_abortion_under_way(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    alive("proj_1")
+    operation = requested("proj_1")
+    lost = then(lambda: CleanupOperation.objects.update(lease_until=timezone.now()))
+    store.rules.append(lists_uploads(*(f"projects/proj_1/scenes/s1/media/{n}" for n in range(3))))
+    store.rules += [on(is_abort, lost, times=1), on(is_abort, Reply(204))]
+    assert cleanup.run_slice(operation.pk) is None
+    assert len(store.asked(is_abort)) == 1
+    assert not operation.events.filter(step="delete").exists()
+
+
+def test_verification_does_not_say_that_it_aborts_uploads(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    alive("proj_1")
+    store.rules += [lists_uploads("projects/proj_1/scenes/s1/media/big"), on(is_abort, Reply(204))]
+    [operation] = requests.verify_project("proj_1")
+    run(operation)
+    [said] = operation.events.filter(message__startswith="Unfinished")
+    assert said.message == "Unfinished multipart uploads: 1."
+    assert not store.asked(is_abort)
 
 
 def test_uploads_of_a_project_that_lives_again_are_not_aborted(

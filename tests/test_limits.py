@@ -1,7 +1,7 @@
 """What is too much to be believed, or to be done unasked, waits for a person, who sees why."""
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -184,16 +184,31 @@ def test_uploads_that_never_ended_are_not_missed(bucket: Bucket) -> None:
 def test_what_another_cleanup_sent_for_deletion_is_not_missed(bucket: Bucket) -> None:
     """The first cleanup stopped before it could forget the rows."""
     alive("proj_1")
-    lost(bucket, MANY)
+    now = timezone.now()
+    lost(bucket, MANY, last_modified=now - timedelta(days=1))
     operation = requested("proj_1")
-    first = CleanupOperation.objects.request(
+    sent_before(bucket, MANY, now)
+    assert run(operation).status == Status.CLEAN
+
+
+def test_what_was_sent_in_an_earlier_life_of_the_project_is_missed(bucket: Bucket) -> None:
+    alive("proj_1")
+    now = timezone.now()
+    lost(bucket, MANY, last_modified=now - timedelta(days=1))
+    operation = requested("proj_1")
+    sent_before(bucket, MANY, now - timedelta(days=2))
+    assert run(operation).status == Status.BLOCKED
+
+
+def sent_before(bucket: Bucket, count: int, at: datetime) -> None:
+    """By another cleanup of proj_1."""
+    other = CleanupOperation.objects.request(
         kind="project", project_id="proj_1", bucket=bucket.name, trigger="deleted", status="failed"
     )
+    facts = {"found_in": "both", "tries": 1, "changed_at": at}
     CleanupItem.objects.bulk_create(
-        CleanupItem(operation=first, key=key, identity=key, found_in="both", tries=1)
-        for key in media(MANY)
+        CleanupItem(operation=other, key=key, identity=key, **facts) for key in media(count)
     )
-    assert run(operation).status == Status.CLEAN
 
 
 def test_dry_run_says_that_too_much_is_missing(bucket: Bucket) -> None:
@@ -212,7 +227,8 @@ def test_verification_that_misses_too_much_calls_nothing_missing(bucket: Bucket)
     operation = run(operation)
     assert operation.status == Status.BLOCKED
     assert "are not in the listing" in operation.error
-    assert set(outcomes(operation).values()) == {"planned"}
+    # They would be shown as “to be deleted”, though the project lives.
+    assert not operation.items.exists()
 
 
 def test_verification_of_a_deletion_does_not_miss_what_was_deleted(bucket: Bucket) -> None:
@@ -386,6 +402,19 @@ def test_empty_table_of_projects_stops_everything(
     assert run(operation).status == Status.CLEAN
 
 
+def test_table_stays_empty_when_the_sweep_has_noticed_it(
+    bucket: Bucket, waiting: CleanupOperation
+) -> None:
+    empty_the_table()
+    assert vanished.notice() == 1
+    operation = run(waiting)
+    assert operation.status == Status.BLOCKED
+    assert bucket.keys() == {HIERARCHICAL}
+    requests.force_delete_operation(CleanupOperation.objects.get(project_id="proj_2"))
+    requests.force_delete_operation(operation)
+    assert run(operation).status == Status.CLEAN
+
+
 def test_table_emptied_between_plan_and_batch_stops_the_batch(
     bucket: Bucket, waiting: CleanupOperation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -527,6 +556,29 @@ def test_list_that_changed_since_is_not_released(bucket: Bucket, many: CleanupOp
     assert all(known("proj_0", "proj_1", "proj_2", "proj_3").values())
 
 
+def test_release_waits_for_a_sweep_that_is_under_way(many: CleanupOperation) -> None:
+    refused = list[Exception]()
+    gone("proj_3")
+
+    def release() -> None:
+        try:
+            requests.force_delete_operation(many)
+        except IllegalTransition as error:
+            refused.append(error)
+        connection.close()
+
+    other = Thread(target=release)
+    with transaction.atomic():
+        vanished.hold_other_sweeps()
+        other.start()
+        other.join(timeout=1)
+        assert vanished.notice() == 1
+    other.join()
+    assert len(refused) == 1
+    many.refresh_from_db()
+    assert (many.status, "proj_3." in many.error) == (Status.BLOCKED, True)
+
+
 def test_two_sweeps_at_once_make_one_operation(bucket: Bucket) -> None:
     alive("proj_0", "proj_1")
     empty_the_table()
@@ -604,6 +656,25 @@ def test_release_of_other_figures_is_refused_and_shows_them(
     assert too_large.status == Status.PENDING
 
 
+def test_plan_that_was_not_there_when_a_person_looked_is_not_run(bucket: Bucket) -> None:
+    """Shown was a dry run that failed, and that it would be tried again: that deletes nothing."""
+    keys = set(fill(bucket, 3))
+    KnownProject.objects.saw_deleted("proj_1", timezone.now(), "deleted")
+    [operation] = requests.dry_run("proj_1")
+    CleanupOperation.objects.update(status="incomplete", finished_at=timezone.now(), error="503")
+    client = superuser()
+    asked = act(client, "cleanupoperation", "force_delete", operation.pk)
+    assert "It is tried again now." in asked
+    figures = asked.partition('name="figures" value="')[2].partition('"')[0]
+    assert run(operation).status == Status.PLANNED
+    shown = confirm(client, "cleanupoperation", "force_delete", operation.pk, figures=figures)
+    assert "Nothing was done: the figures changed" in shown
+    assert "Its plan is run without limits." in shown
+    operation.refresh_from_db()
+    assert operation.status == Status.PLANNED
+    assert bucket.keys() == keys
+
+
 def test_figures_that_change_at_the_last_moment_are_not_released(
     too_large: CleanupOperation,
 ) -> None:
@@ -626,6 +697,55 @@ def test_release_before_there_is_a_plan_lifts_no_limit(bucket: Bucket, settings:
     assert len(bucket.keys()) == 3
     operation.release("me")
     assert run(operation).status == Status.CLEAN
+
+
+def test_release_lifts_no_limit_of_a_plan_that_was_not_held_against_it(
+    bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited(settings, objects=1)
+    alive("proj_1")
+    fill(bucket, 3)
+    operation = requested("proj_1")
+
+    def other_bucket(operation: CleanupOperation) -> None:
+        raise Mismatch("Another bucket.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(limits, "objections", other_bucket)
+        operation = run(operation)
+    assert (operation.status, operation.error) == (Status.BLOCKED, "Another bucket.")
+    operation.release("me")
+    operation = run(operation)
+    assert "3 objects (21 bytes) would be deleted; the limit is 1" in operation.error
+    assert len(bucket.keys()) == 3
+
+
+@pytest.mark.parametrize("kind", ["dry run", "objects"])
+def test_release_of_something_else_does_not_say_that_a_project_is_deleted(
+    bucket: Bucket, kind: str
+) -> None:
+    alive("proj_2")
+    key = bucket.upload("proj_1")
+    gone("proj_1")
+    vanished.notice()
+    bucket.r2.remove(MARKER, bucket.name)
+    if kind == "dry run":
+        requests.dry_run("proj_1")
+    else:
+        R2Object.objects.get(key=key).delete()
+    operation = run(CleanupOperation.objects.latest("created_at"))
+    assert operation.status == Status.BLOCKED
+    requests.force_delete_operation(operation)
+    assert KnownProject.objects.get(pk="proj_1").evidence == "vanished"
+
+
+def test_command_releases_no_verification(bucket: Bucket) -> None:
+    alive("proj_1")
+    bucket.r2.remove(MARKER, bucket.name)
+    [operation] = requests.verify_project("proj_1")
+    assert run(operation).status == Status.BLOCKED
+    out, err, code = command("release_cleanup", str(operation.pk))
+    assert (out, "Verify again instead" in err, code) == ("", True, 2)
 
 
 def test_command_shows_the_figures_and_releases_what_is_confirmed(

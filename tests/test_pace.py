@@ -21,7 +21,7 @@ from storage_audit.bucket.errors import TooLate
 from storage_audit.models import CleanupItem, CleanupOperation
 from tests.conftest import Bucket
 from tests.network import faulty_network
-from tests.promises import Status, again, alive, check, delete, outcomes, reason, requested
+from tests.promises import Status, again, alive, check, delete, outcomes, reason, requested, track
 
 BUSY = Reply(503, error("SlowDown"))
 BROKEN = Reply(500, error("InternalError"))
@@ -150,6 +150,26 @@ def test_one_key_that_the_store_cannot_bear_stops_no_other(
     operation = delete("proj_1")
     assert outcomes(operation) == dict.fromkeys(keys, "deleted") | {keys[0]: "failed"}
     assert "InternalError" in reason(operation, keys[0])
+    check(bucket)
+
+
+def test_one_key_that_is_never_answered_stops_no_other(store: FaultyStore, bucket: Bucket) -> None:
+    keys = fill(bucket, 8)
+    outside = "odd/1"
+    bucket.put(outside)
+    track(bucket, outside, "proj_1")
+
+    def has_the_first(request: Request) -> bool:
+        return is_delete_batch(request) and keys[0] in keys_sent(request)
+
+    def has_the_other(request: Request) -> bool:
+        return is_delete_batch(request) and keys_sent(request) == [outside]
+
+    store.rules += [on(has_the_first, RESET), on(has_the_other, RESET, times=1)]
+    operation = delete("proj_1")
+    assert operation.status == Status.INCOMPLETE
+    assert bucket.keys() == {keys[0]}
+    assert again(operation).status == Status.INCOMPLETE
     check(bucket)
 
 

@@ -204,10 +204,13 @@ def test_a_store_that_is_down_is_a_broken_connection_until_it_is_back(tmp_path: 
         store.plant("kept", b"content")
         with faulty_store(store.environment["R2_ENDPOINT_URL"]) as proxy:
             client = store.client(proxy.url)
+            statuses: list[int] = []
+            proxy.observers.append(lambda request, of_store, reply: statuses.append(reply.status))
             assert listed(client) == ["kept"]
             store.kill()
             with pytest.raises(BROKEN):
                 listed(client)
+            assert statuses == [200, 0]
             store.start_again()
             assert listed(client) == ["kept"]
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import timedelta
 from threading import Event
@@ -28,7 +28,7 @@ from devtools.faults.matching import (
 )
 from devtools.faults.proxy import FaultyStore, Request
 from devtools.local_r2 import LocalR2
-from storage_audit.audit import cleanup, requests
+from storage_audit.audit import cleanup, requests, vanished
 from storage_audit.models import CleanupOperation, IllegalTransition, Project, R2Object
 from storage_audit.origin import Origin
 from storage_audit.storage import KeyBeingDeleted, key_for
@@ -294,6 +294,36 @@ def test_project_created_again_and_not_yet_committed_keeps_what_it_uploads(
     check(bucket)
 
 
+def test_project_that_was_called_gone_is_created_again_while_that_is_released(
+    bucket: Bucket, store: FaultyStore, files: set[str]
+) -> None:
+    """Nobody can see the row of the project yet, nor did its disappearance change what we know."""
+    Project.objects.all()._raw_delete("default")
+    assert vanished.notice() == 2
+    many = CleanupOperation.objects.get()
+    uploaded, may_commit, new = Event(), Event(), set[str]()
+
+    def create() -> None:
+        with transaction.atomic():
+            new.add(bucket.upload("proj_1", "new.mp4"))
+            uploaded.set()
+            assert may_commit.wait(SECONDS)
+
+    def release() -> None:
+        for each in requests.force_delete_operation(many):
+            cleanup.run(each.pk)
+
+    with meanwhile(create):
+        assert uploaded.wait(SECONDS)
+        with meanwhile(release) as released:
+            # Longer than it takes when it does not wait for the commit.
+            wait([released], 3)
+            may_commit.set()
+    assert bucket.keys() >= files | new
+    assert not set(sent(store)) & (files | new)
+    check(bucket)
+
+
 def work_on(operation: CleanupOperation) -> None:
     if ON_POSTGRESQL:
         left = cleanup.run(operation.pk)
@@ -386,6 +416,32 @@ def test_object_being_handed_to_another_project_waits_for_the_commit_and_stays(
         began[0].result(SECONDS)
     assert outcomes(operation)[key] == "protected"
     assert_handed_over(bucket, key)
+
+
+@pytest.mark.skipif(not ON_POSTGRESQL, reason="SQLite has one writer, and no locks of rows")
+def test_row_that_is_being_changed_for_long_holds_up_nobody_else(
+    bucket: Bucket, store: FaultyStore, files: set[str]
+) -> None:
+    operation = requested("proj_1")
+    changed, may_commit = Event(), Event()
+
+    def change() -> None:
+        with transaction.atomic():
+            R2Object.objects.filter(key__in=files).update(scene_id="s2")
+            changed.set()
+            assert may_commit.wait(SECONDS)
+
+    with meanwhile(change):
+        assert changed.wait(SECONDS)
+        try:
+            assert run(operation).status == Status.INCOMPLETE
+        finally:
+            may_commit.set()
+    assert not sent(store)
+    operation = again(operation)
+    assert operation.status == Status.CLEAN
+    assert operation.events.filter(message__startswith="Somebody is changing").exists()
+    check(bucket)
 
 
 def wait_until_somebody_waits_for_us() -> None:

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 )
 
 from devtools.faults.kinds import KINDS
-from devtools.faults.matching import on
+from devtools.faults.matching import is_delete_batch, on, then
 from devtools.faults.proxy import FaultyStore, faulty_store
 from devtools.local_r2 import LocalR2
 from storage_audit.bucket import r2
@@ -51,6 +51,7 @@ KEYS = [
 TIMES = [timedelta(minutes=2), timedelta(minutes=20), timedelta(hours=2), timedelta(days=2)]
 # They only take time.
 FAULTS = sorted(KINDS.keys() - {"late-answer", "late-request"})
+OF_DELETIONS = [name for name in FAULTS if KINDS[name].fits is is_delete_batch]
 SETTINGS = {
     "KINDS": ("audio",),
     "BATCH_SIZE": 2,
@@ -59,10 +60,14 @@ SETTINGS = {
 
 ids, keys, bodies = st.sampled_from(IDS), st.sampled_from(KEYS), st.sampled_from([b"1", b"22"])
 places, lives = st.integers(0, 5), st.integers(0, 60)
+# A fault, after how many of the requests that it fits it begins, and for how many it lasts.
+troubles = st.tuples(st.sampled_from(FAULTS), st.integers(0, 20), st.integers(1, 4)) | st.tuples(
+    st.sampled_from(OF_DELETIONS), st.integers(0, 2), st.integers(1, 4)
+)
 acts = st.one_of(
     st.tuples(st.sampled_from(["put", "save", "overwrite"]), st.tuples(keys, bodies)),
     st.tuples(st.sampled_from(["remove", "storage_delete", "delete_row"]), st.tuples(keys)),
-    st.tuples(st.sampled_from(["create", "delete", "delete_with_sql"]), st.tuples(ids)),
+    st.tuples(st.sampled_from(["create", "delete", "delete_forced"]), st.tuples(ids)),
     st.tuples(st.just("hand_over"), st.tuples(keys, ids)),
     st.tuples(st.sampled_from(["sweep", "backfill"]), st.just(())),
     st.tuples(st.just("let_pass"), st.just((timedelta(minutes=2),))),
@@ -98,13 +103,20 @@ class Machine(RuleBasedStateMachine):
     def let_pass(self, time: timedelta) -> None:
         self.play.let_pass(time)
 
-    @rule(fault=st.sampled_from(FAULTS), times=st.integers(1, 4))
-    def trouble(self, fault: str, times: int) -> None:
-        self.store.rules.append(on(KINDS[fault].fits, KINDS[fault].answer, times=times))
+    @rule(trouble=troubles)
+    def trouble_begins(self, trouble: tuple[str, int, int]) -> None:
+        self.trouble(*trouble)
+
+    def trouble(self, fault: str, after: int, times: int) -> None:
+        kind, spared = KINDS[fault], [then()] * after
+        self.store.rules.append(on(kind.fits, *spared, kind.answer, times=after + times))
         self.play.store_has_trouble = True
 
     @precondition(lambda self: self.store.rules)
     @rule()
+    def trouble_ends(self) -> None:
+        self.heal()
+
     def heal(self) -> None:
         self.store.rules.clear()
         self.play.store_has_trouble = False
@@ -119,9 +131,18 @@ class Machine(RuleBasedStateMachine):
 
     # What people ask for
 
+    @precondition(lambda self: self.play.model.living < {BYSTANDER, *IDS})
+    @rule(id=ids)
+    def create(self, id: str) -> None:
+        self.play.create(id)
+
     @rule(id=ids)
     def delete(self, id: str) -> None:
         self.play.delete(id)
+
+    @rule(id=ids)
+    def delete_with_sql(self, id: str) -> None:
+        self.play.delete_with_sql(id)
 
     @rule(id=ids, dies_after=st.integers(0, 8), forced=st.booleans())
     def delete_and_die(self, id: str, dies_after: int, forced: bool) -> None:
@@ -165,6 +186,13 @@ class Machine(RuleBasedStateMachine):
         self.play.work(at(place, self.play.workable()), dies_after)
 
     @precondition(lambda self: self.play.workable())
+    @rule(place=places, trouble=troubles)
+    def work_in_trouble(self, place: int, trouble: tuple[str, int, int]) -> None:
+        self.trouble(*trouble)
+        self.play.work(at(place, self.play.workable()))
+        self.heal()
+
+    @precondition(lambda self: self.play.workable())
     @rule(place=places)
     def work_in_a_hurry(self, place: int) -> None:
         self.play.work_in_a_hurry(at(place, self.play.workable()))
@@ -174,7 +202,6 @@ class Machine(RuleBasedStateMachine):
     def work_interrupted(self, place: int, call: int, act: tuple[str, tuple[Any, ...]]) -> None:
         self.play.work_interrupted(at(place, self.play.workable()), call, *act)
 
-    @precondition(lambda self: self.play.due())
     @rule()
     def work_on_all(self) -> None:
         for operation in self.play.due():
@@ -185,9 +212,8 @@ class Machine(RuleBasedStateMachine):
         self.play.watch.agrees()
 
     def teardown(self) -> None:
-        self.store.rules.clear()
+        self.heal()
         if exc_info()[0] is None:
-            self.play.store_has_trouble = False
             come_to_rest(self.play)
 
 
@@ -220,5 +246,5 @@ def test_any_order_of_events(
     monkeypatch.setattr(r2, "PAGE", 5)
     here = {"bucket": bucket, "store": store, "world": World(monkeypatch)}
     is_long = settings.get_current_profile_name() == "crash"
-    size = settings(max_examples=500 if is_long else 10, stateful_step_count=50 if is_long else 25)
+    size = settings(max_examples=60 if is_long else 15, stateful_step_count=50 if is_long else 25)
     run_state_machine_as_test(type("Machine", (Machine,), here), settings=size)

@@ -85,6 +85,17 @@ def test_operations_of_several_projects_wait_for_nobody() -> None:
     assert claim(make(kind="objects", project_id=None))
 
 
+def test_turns_of_one_attempt_count_once() -> None:
+    operation = held(attempts=1, troubled_since=timezone.now())
+    for _turn in range(3):
+        operation.hand_over()
+        assert claim(operation)
+    assert operation.attempts == 2
+    operation.progress()
+    operation.hand_over()
+    assert operation.attempts == 0
+
+
 def test_operation_is_not_claimed_before_its_time() -> None:
     assert not claim(make(next_attempt_at=timezone.now() + timedelta(minutes=1)))
     assert not claim(make(next_attempt_at=None))
@@ -264,6 +275,13 @@ def test_work_that_kills_its_worker_waits_longer_each_time() -> None:
         waits.append(operation.next_attempt_at - operation.lease_until)
         operation = take_over(operation)
     assert waits[0] < waits[1] < waits[2]
+
+
+def test_work_of_a_worker_that_dies_waits_for_no_outage_that_is_over() -> None:
+    operation = make(status="incomplete", attempts=5, troubled_since=timezone.now())
+    assert claim(operation)
+    assert operation.next_attempt_at and operation.lease_until
+    assert operation.next_attempt_at <= operation.lease_until
 
 
 # Turns

@@ -2,9 +2,10 @@
 
 import pytest
 from django.core.exceptions import ValidationError
+from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from storage_audit.audit import discovery, requests
+from storage_audit.audit import cleanup, discovery, limits, requests
 from storage_audit.audit.requests import StillAlive
 from storage_audit.audit.work import Work
 from storage_audit.models import (
@@ -19,6 +20,7 @@ from tests.promises import (
     FLAT,
     HIERARCHICAL,
     Status,
+    again,
     alive,
     between_plan_and_batch,
     check,
@@ -166,6 +168,21 @@ def test_key_that_another_project_took_since_is_not_called_absent(bucket: Bucket
     assert outcomes(found) == {HIERARCHICAL: "already_absent"}
 
 
+def test_verification_by_a_worker_that_lost_its_lease_takes_nothing_over(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.upload("proj_1")
+    operation = requests.verify_operation(delete("proj_1"))
+
+    def sleep(operation: CleanupOperation) -> str:
+        CleanupOperation.objects.filter(pk=operation.pk).update(lease_until=timezone.now())
+        return ""
+
+    monkeypatch.setattr(limits, "missing", sleep)
+    assert cleanup.run_slice(operation.pk) is None
+    assert not operation.items.exists()
+
+
 def test_verification_of_deleted_objects_of_several_projects(bucket: Bucket) -> None:
     keys = [bucket.upload("proj_1"), bucket.upload("proj_2")]
     kept = bucket.upload("proj_2", "kept.mp4")
@@ -216,6 +233,19 @@ def test_dry_run_freezes_a_plan_and_deletes_nothing(bucket: Bucket) -> None:
     assert len(bucket.keys()) == 5
     assert R2Object.objects.get().state == "stored"
     assert not plan.children.exists()
+
+
+def test_plan_that_the_timeline_cannot_tell_of_is_not_frozen(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.upload("proj_1")
+    [operation] = requests.dry_run("proj_1")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(cleanup, "record_plan", lambda operation: 1 / 0)
+        run(operation)
+    operation = again(operation)
+    assert operation.events.filter(message__startswith="Found 1 objects").count() == 1
+    assert operation.status == Status.PLANNED
 
 
 def test_digest_tells_plans_apart(bucket: Bucket) -> None:

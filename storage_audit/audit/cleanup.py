@@ -129,8 +129,11 @@ def start_again(operation: CleanupOperation) -> None:
 
 
 def distrust(operation: CleanupOperation) -> None:
-    """Forget a look that has not ended: it may have been at another bucket."""
+    """Forget a look that has not ended, as it may have been at another bucket, and a plan that was
+    not held against the limits yet: a release that shows none of its figures must not lift them."""
     operation.renew(cursor={})
+    if operation.step == Step.PLAN and not operation.released_by:
+        operation.renew(planned_at=None, plan_digest="")
     if operation.planned_at is None and not operation.names_its_objects:
         operation.items.all().delete()
 
@@ -142,8 +145,10 @@ def plan(work: Work) -> None:
         discover(work)
         look_for_uploads(work)
         work.look_again()
-        operation.renew(planned_at=timezone.now(), plan_digest=digest(operation), cursor={})
-        record_plan(operation)
+        frozen = digest(operation)
+        with transaction.atomic():
+            operation.renew(planned_at=timezone.now(), plan_digest=frozen, cursor={})
+            record_plan(operation)
     if operation.kind == Kind.VERIFY:
         compare(work)
     elif operation.dry_run:
@@ -156,19 +161,22 @@ def plan(work: Work) -> None:
 
 def compare(work: Work) -> None:
     if reason := limits.missing(work.operation):
-        block(work.operation, reason)
-    else:
-        verification.compare(work)
+        raise Mismatch(reason)
+    verification.compare(work)
 
 
 def look_for_uploads(work: Work) -> None:
-    uploads = deletion.unfinished_uploads(work)
-    if uploads is None:
-        text = _("Unfinished multipart uploads: not checked, as the store cannot list them.")
-        work.operation.record("plan", text)
-    elif uploads:
-        text = _("Unfinished multipart uploads: %s. They will be aborted.") % len(uploads)
-        work.operation.record("plan", text, keys=[escape(upload.key) for upload in uploads[:100]])
+    operation, uploads = work.operation, deletion.unfinished_uploads(work)
+    with transaction.atomic():
+        operation.renew()
+        if uploads is None:
+            text = _("Unfinished multipart uploads: not checked, as the store cannot list them.")
+            operation.record("plan", text)
+        elif uploads:
+            text = _("Unfinished multipart uploads: %s.") % len(uploads)
+            if operation.kind != Kind.VERIFY:
+                text += " " + _("They will be aborted.")
+            operation.record("plan", text, keys=[escape(upload.key) for upload in uploads[:100]])
 
 
 def digest(operation: CleanupOperation) -> str:
@@ -252,7 +260,8 @@ def put_off(operation: CleanupOperation, error: StoreError) -> None:
     refused = r2.bars(operation.bucket, error)
     advice = Barred.advice if refused else error.advice
     reason = f"{str(error).rstrip('.')}. {advice}"
-    postpone(operation, reason, after=timedelta(seconds=error.retry_after), refused=refused)
+    asked = min(error.retry_after, conf().longest_retry.total_seconds())
+    postpone(operation, reason, after=timedelta(seconds=asked), refused=refused)
 
 
 def postpone(
@@ -280,14 +289,20 @@ def was_refused(operation: CleanupOperation) -> bool:
 
 
 def supersede(operation: CleanupOperation) -> None:
-    reason = _("Project %s lives again: its objects are the new project's.") % operation.project_id
+    reason = _(
+        "Project %s lives again, or did and is gone without a signal: its objects are the new"
+        " project's."
+    )
+    reason %= operation.project_id
     with transaction.atomic():
         operation.renew()
         deletion.let_go(operation, operation.items.open().filter(tries=0), reason)
-        # These were asked to go before the id lived again, and nobody looked since.
+        # These were asked to go before the id lived again, and nobody looked since. Where no answer
+        # came they stay marked: the store may still be at it, and would take a new upload for them.
         deletion.rest(operation)
         deletion.own_rows(operation).unlock(operation.items.open())
         text = _("Sent for deletion before the id lived again; verify the project to see.")
-        operation.items.open().mark(CleanupItem.Outcome.FAILED, text)
+        operation.items.open().update(reason=text)
+        operation.items.planned().mark(CleanupItem.Outcome.FAILED, text)
         operation.close(Status.SUPERSEDED, operation.items.books(), error=reason)
         operation.record("superseded", reason)

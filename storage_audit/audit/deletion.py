@@ -8,7 +8,7 @@ from itertools import groupby
 from time import monotonic
 from typing import NamedTuple
 
-from django.db import transaction
+from django.db import OperationalError, transaction
 from django.db.models import F, Q
 from django.utils.translation import gettext as _
 
@@ -24,7 +24,7 @@ from storage_audit.bucket.errors import StoreError, TooLate
 from storage_audit.bucket.listing import escape, find
 from storage_audit.bucket.r2 import Answer, Listed, Upload
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2Object
-from storage_audit.querysets import CleanupItemQuerySet, R2ObjectQuerySet
+from storage_audit.querysets import CleanupItemQuerySet, R2ObjectQuerySet, impatient
 
 Outcome = CleanupItem.Outcome
 NOT_LISTED = "not in the listing before the deletion"
@@ -52,18 +52,21 @@ def delete(work: Work) -> None:
 
 
 def next_batch(operation: CleanupOperation) -> list[CleanupItem]:
-    """Items that are planned, then those that were left without an answer; of each, those that
-    no listed prefix covers come last, and few at a time."""
+    """Items that are planned, then those that were left without an answer, the longest ago first:
+    one that never gets an answer must not keep the others from theirs."""
+    place, size = (F("span").asc(nulls_last=True), "key"), Pace.of(operation).size
+    planned = operation.items.planned().order_by(*place)
     unanswered = operation.items.filter(outcome=Outcome.DELETING, answer="")
-    size = Pace.of(operation).size
-    return first_of(operation.items.planned(), size) or first_of(unanswered, size)
+    return first_of(planned, size) or first_of(unanswered.order_by("changed_at", *place), size)
 
 
 def first_of(todo: CleanupItemQuerySet, size: int) -> list[CleanupItem]:
-    together, alone = todo.exclude(span=None), todo.filter(span=None)
-    return list(together.order_by("span", "key")[:size]) or list(
-        alone.order_by("key")[: min(size, LONE_KEYS)]
-    )
+    """Few at a time of those that no listed prefix covers, and never beside others."""
+    first = todo.first()
+    if first is None:
+        return []
+    alone = first.span is None
+    return list(todo.filter(span__isnull=alone)[: min(size, LONE_KEYS) if alone else size])
 
 
 def delete_batch(work: Work, batch: list[CleanupItem]) -> StoreError | None:
@@ -75,7 +78,7 @@ def delete_batch(work: Work, batch: list[CleanupItem]) -> StoreError | None:
         bar_uploads(operation, batch)
     started = monotonic()
     proof = prove(work, batch)
-    if monotonic() > started + PROOF_LASTS:
+    if proof.may_go and monotonic() > started + PROOF_LASTS:
         return TooLate(_("The look at the objects took longer than it may be relied on."))
     with transaction.atomic():
         operation.renew()
@@ -111,9 +114,15 @@ def own_rows(operation: CleanupOperation) -> R2ObjectQuerySet:
 
 
 def bar_uploads(operation: CleanupOperation, batch: list[CleanupItem]) -> None:
-    """Waits for whoever is just changing a row, such as to hand its object to another project."""
+    """Waits for whoever is just changing a row, such as to hand its object to another project.
+    Raises Undecided when that takes long, as others wait for this operation meanwhile."""
     keys = {name for item in batch for name in (item.key, item.identity)}
-    own_rows(operation).lock_for_deletion(keys)
+    try:
+        with impatient():
+            own_rows(operation).lock_for_deletion(keys)
+    except OperationalError as error:
+        text = _("Somebody is changing the tracking rows of objects to be deleted. %s")
+        raise Undecided(text % StoreError.advice) from error
 
 
 def prove(work: Work, batch: list[CleanupItem]) -> Proof:
@@ -174,7 +183,8 @@ def refuse_reborn(operation: CleanupOperation) -> None:
     """Whoever is just creating the project comes first. Raises Reborn and Undecided."""
     project_id = operation.project_id or ""
     changing = KnownProject.objects.is_changing(project_id)
-    if projects.is_alive(project_id):
+    # One that was created again and went without a word: nobody said that this one is deleted.
+    if projects.is_alive(project_id) or KnownProject.objects.maybe_alive([project_id]):
         raise Reborn
     if changing:
         raise Undecided(_("Project %s is just being created, or deleted again.") % project_id)
@@ -249,10 +259,13 @@ def abort_uploads(work: Work) -> None:
     for upload in unfinished_uploads(work) or []:
         if work.operation.kind == CleanupOperation.Kind.PROJECT:
             refuse_reborn(work.operation)
+        work.operation.renew()
         try:
             r2.abort_upload(work.operation.bucket, upload)
             said = _("Unfinished upload aborted.")
         except StoreError as error:
             # It must not stop the deletions; R2 ends such uploads by itself after seven days.
             said = _("Unfinished upload not aborted: %s") % error
-        work.operation.record("delete", said, key=escape(upload.key))
+        with transaction.atomic():
+            work.operation.renew()
+            work.operation.record("delete", said, key=escape(upload.key))

@@ -102,12 +102,16 @@ def gone_unsent(operation: CleanupOperation) -> str:
 
 
 def unexplained(operation: CleanupOperation, gone: CleanupItemQuerySet) -> int:
-    """How many of these no other operation of the project has sent for deletion."""
+    """How many of these no other operation of the project has sent for deletion since they were
+    stored: what it sent in an earlier life of the project was another object."""
     others = CleanupOperation.objects.filter(
         bucket=operation.bucket, project_id=operation.project_id
     ).exclude(pk=operation.pk)
     sent = CleanupItem.objects.filter(
-        operation__in=others, identity=OuterRef("identity"), tries__gt=0
+        operation__in=others,
+        identity=OuterRef("identity"),
+        tries__gt=0,
+        changed_at__gt=OuterRef("last_modified"),
     )
     return gone.exclude(Exists(sent)).count()
 

@@ -105,6 +105,7 @@ def force_delete_project(project: Model, origin: Origin) -> list[CleanupOperatio
     return list(made)
 
 
+@transaction.atomic
 def force_delete_operation(operation: CleanupOperation) -> list[CleanupOperation]:
     """Release a blocked operation, run a dry run's plan, or try a failed one again.
 
@@ -113,15 +114,14 @@ def force_delete_operation(operation: CleanupOperation) -> list[CleanupOperation
     live project.
     """
     user = current_origin().user or "command"
-    if operation.kind == Kind.VERIFY:
-        text = _("Operation %s is a verification, which deletes nothing. Verify again instead.")
-        raise IllegalTransition(text % operation.pk)
+    refuse_look(operation)
     if operation.kind == Kind.VANISHED:
         return vanished.release(operation, user)
     if operation.status == Status.BLOCKED:
         operation.release(user)
-        # The person who releases it says that the project is to be gone.
-        say_deleted(operation.project_id)
+        if operation.trigger == Trigger.VANISHED:
+            # The person who releases it says that the project is to be gone.
+            say_deleted(operation.project_id)
     elif operation.status == Status.PLANNED:
         declare(operation.project_id or "")
         operation.execute(user)
@@ -129,6 +129,12 @@ def force_delete_operation(operation: CleanupOperation) -> list[CleanupOperation
         operation.retry()
     operation.record("force", _("Limits lifted, or tried again, by %s.") % user)
     return [operation]
+
+
+def refuse_look(operation: CleanupOperation) -> None:
+    if operation.kind == Kind.VERIFY:
+        text = _("Operation %s is a verification, which deletes nothing. Verify again instead.")
+        raise IllegalTransition(text % operation.pk)
 
 
 @transaction.atomic

@@ -118,6 +118,7 @@ def names(gone: list[str]) -> str:
 def release(operation: CleanupOperation, user: str) -> list[CleanupOperation]:
     """A cleanup for each project on the list that is still gone. Raises IllegalTransition, also
     when the list is another by now."""
+    hold_other_sweeps()
     listed = operation.cursor["projects"]
     operation.supersede(_("Released by %s: each project has a cleanup of its own.") % user)
     made = [each for pk in listed for each in request(pk, Evidence.DECLARED)]

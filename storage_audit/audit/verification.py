@@ -168,11 +168,13 @@ def recall(work: Work) -> None:
     """Bring in what the verified operation saw gone and the listing just now did not show."""
     operation = work.operation
     if operation.parent and not operation.names_its_objects:
-        operation.copy_items(operation.parent)
         # Keys that another project's upload took since were listed, but as that project's.
         others = R2Object.objects.in_bucket(operation.bucket).filter(key=OuterRef("key"))
         taken = Exists(others.exclude(project_id=operation.project_id))
-        operation.items.planned().filter(taken, found_in=FoundIn.TRACKED).delete()
+        with transaction.atomic():
+            operation.renew()
+            operation.copy_items(operation.parent)
+            operation.items.planned().filter(taken, found_in=FoundIn.TRACKED).delete()
         look_at_keys(work)
 
 

@@ -19,7 +19,7 @@ class OutOfTime(Exception):
 
 
 class Undecided(Exception):
-    """Nobody can tell yet whether the project's id lives again; the message names it."""
+    """Somebody is just changing what decides on the objects; the message says what."""
 
 
 class Reborn(Exception):

@@ -145,6 +145,9 @@ class Play:
         if not Project.objects.filter(pk=project).exists():
             self.model.deletion_committed(project)
 
+    def delete_forced(self, project: str) -> None:
+        self.delete(project, forced=True)
+
     def delete_and_roll_back(self, project: str) -> None:
         with suppress(RolledBack), transaction.atomic():
             Project.objects.filter(pk=project).delete()

@@ -12,6 +12,7 @@ from botocore.retries.standard import ExponentialBackoff
 from django.db import connection
 from django.db.backends.utils import CursorWrapper
 
+from storage_audit import transitions
 from storage_audit.audit import work
 
 WRITES = ("INSERT", "UPDATE", "DELETE")
@@ -37,6 +38,8 @@ class World:
             self._watch_database(patch, name, getattr(CursorWrapper, name))
         patch.setattr(work, "monotonic", self._clock)
         patch.setattr(ExponentialBackoff, "delay_amount", lambda *args: 0)
+        # What is drawn at random would make of the same steps another story.
+        patch.setattr(transitions, "SPREAD", 1.0)
 
     def _clock(self) -> float:
         """In a hurry, a worker's turn is over whenever it looks at the clock."""

@@ -75,6 +75,10 @@ def find_blocked(operation_id: UUID) -> CleanupOperation:
     if found is None or found.status != CleanupOperation.Status.BLOCKED:
         state = found.get_status_display() if found else "not known"
         raise CommandError(f"Operation {operation_id} is {state}.", returncode=WRONG_USE)
+    try:
+        requests.refuse_look(found)
+    except IllegalTransition as error:
+        raise CommandError(str(error), returncode=WRONG_USE) from error
     return found
 
 

@@ -14,14 +14,16 @@ from uuid import UUID
 from django.db.models import QuerySet
 
 from devtools.crash.people import Person, retried
-from devtools.crash.services import Program, Service, one_of
+from devtools.crash.services import Cluster, Program, Service, one_of
 from devtools.crash.site import Site
 from devtools.crash.world import World
 from storage_audit.models import CleanupOperation
 
 RESUMES_WITHIN = 120.0  # seconds
-SLEEP = 75.0  # seconds; longer than a lease
+# So long that its lease is over and another worker goes on with the work.
+SLEEP = 130.0
 IDLE = 60.0
+WORK_WITHIN = 20.0
 COMMANDS = [
     ["backfill_r2"],
     ["sweep_cleanups", "--sync"],
@@ -40,12 +42,15 @@ class Chaos:
     world: World
     person: Person
     random: Random
+    # Of its own, as how much the other gives depends on what there is to choose from.
+    order: Random
     kills: Counter[str] = field(default_factory=Counter)
     stuck: int = 0
     released: int = 0
     stops: int = 0
     sleepers: int = 0
     longest_resume: float = 0
+    asleep: Cluster | None = None
 
     def run(self, kills: int, at_once: int, title: str) -> None:
         """Storms with calms between them, until there were so many kills."""
@@ -60,7 +65,7 @@ class Chaos:
             print(f"{text} {self.longest_resume:.0f} s", flush=True)
 
     def may_sleep(self) -> bool:
-        return len(self.site.clusters) > 1 and self.random.random() < 0.5
+        return len(self.site.clusters) > 1 and self.order.random() < 0.5
 
     def come_to_rest(self, within: float) -> None:
         """Let everything end with nothing in its way; people release what is blocked."""
@@ -79,7 +84,7 @@ class Chaos:
         wanted = self.kills.total() + kills
         while self.kills.total() < wanted:
             ways = self.ways()
-            [way] = self.random.choices(list(ways), list(ways.values()))
+            [way] = self.order.choices(list(ways), list(ways.values()))
             way()
             time.sleep(self.random.uniform(0, 2))
             self.site.heal()
@@ -88,16 +93,20 @@ class Chaos:
     @contextmanager
     def one_asleep(self) -> Iterator[None]:
         """Freeze a whole cluster for longer than its leases last, and let it wake up again."""
-        cluster = self.site.clusters[0]
+        self.asleep = cluster = self.site.clusters[0]
+        cluster.wait_for_work(WORK_WITHIN)
         wakes = time.monotonic() + SLEEP
         processes = [cluster.pid, *cluster.children()]
         send(signal.SIGSTOP, processes)
-        self.sleepers += 1
         try:
             yield
             time.sleep(max(0, wakes - time.monotonic()))
         finally:
             send(signal.SIGCONT, processes)
+            self.asleep = None
+        self.sleepers += 1
+        # Or it would be taken for stuck, and killed before it has done anything.
+        cluster.look_afresh()
 
     def calm(self) -> None:
         """Wait until all work that was interrupted goes on, and take the time of that."""
@@ -131,16 +140,22 @@ class Chaos:
             self.kill_upload: 3,
             self.stop_cluster: 1,
         }
-        if self.site.database:
-            ways |= {self.kill_database: 2, self.kill_connection: 2}
+        # A sleeper that finds no connection any more could not write in any case.
+        if not self.asleep:
+            ways[self.kill_everything] = 1
+            if self.site.database:
+                ways |= {self.kill_database: 2, self.kill_connection: 2}
         return ways
 
     def kill_worker(self) -> None:
-        cluster = self.random.choice(self.site.clusters)
-        self._kill_one(cluster.children, "a worker")
+        self._kill_one(self.one_awake().children, "a cluster's process")
 
     def kill_cluster(self) -> None:
-        self._kill(self.random.choice(self.site.clusters), "a cluster")
+        self._kill(self.one_awake(), "a cluster")
+
+    def one_awake(self) -> Cluster:
+        """A sleeper must live to wake up."""
+        return self.random.choice([c for c in self.site.clusters if c is not self.asleep])
 
     def kill_web(self) -> None:
         if self.random.random() < 0.3:
@@ -150,6 +165,12 @@ class Chaos:
 
     def kill_store(self) -> None:
         self._kill(self.site.store, "the object store")
+
+    def kill_everything(self) -> None:
+        """As when the machine goes down."""
+        for service in self.site.services:
+            service.kill()
+        self.kills["everything at once"] += 1
 
     def kill_database(self) -> None:
         assert self.site.database
@@ -175,20 +196,26 @@ class Chaos:
             self.kills["a command"] += 1
 
     def kill_upload(self) -> None:
-        """Of files into projects that stay, and into one that is deleted at the same time."""
-        ids = [self.person.relative(), self.person.relative(), *self.person.victims[-2:]]
+        """Of files into projects that stay, into those that are deleted next, and into those that
+        were created again."""
+        person = self.person
+        ids = [person.relative(), *person.victims[-2:], *person.reborn[-2:]]
+        lives = {id: self.world.lives(id) for id in ids}
         upload = self.site.program("uploads", "-m", "devtools.crash.uploads", *ids)
         time.sleep(self.random.uniform(2, 6))
         if upload.running:
             upload.kill()
             self.kills["an upload"] += 1
-        self.learn(upload)
+        self.learn(upload, lives)
 
-    def learn(self, upload: Program) -> None:
+    def learn(self, upload: Program, lives: dict[str, int]) -> None:
+        """But for projects that came to life again meanwhile: who knows in which life it was."""
         for line in upload.said.splitlines():
             if line.startswith("saved "):
                 _saved, key, etag = line.split()
-                self.world.saved(key, etag)
+                id = self.world.life_of(key).id
+                if self.world.lives(id) == lives[id]:
+                    self.world.saved(key, etag)
 
     def stop_cluster(self) -> None:
         """Ask it to end as a new version does; it must hand over."""

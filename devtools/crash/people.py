@@ -3,10 +3,10 @@
 import time
 from collections import Counter
 from collections.abc import Callable
+from http.client import HTTPException
 from random import Random
 from threading import Event, Thread
 from typing import TypeVar
-from urllib.error import HTTPError
 
 from django.contrib.admin.utils import quote
 from django.db import DatabaseError, close_old_connections
@@ -73,11 +73,10 @@ class Person(Thread):
     def try_to(self, way: Callable[[], None]) -> None:
         name = way.__name__
         try:
-            close_old_connections()
-            if self.enough_to_do():
+            if len(self.victims) < 2 or self.enough_to_do():
                 return
             way()
-        except (OSError, HTTPError, Refused, DatabaseError, IndexError) as error:
+        except (OSError, HTTPException, Refused, DatabaseError) as error:
             self.failed[f"{name}: {type(error).__name__}"] += 1
             self._browser = None
         else:
@@ -85,7 +84,8 @@ class Person(Thread):
 
     def enough_to_do(self) -> bool:
         waiting = CleanupOperation.objects.exclude(trigger="late_check")
-        return waiting.filter(status__in=["pending", "running"]).count() >= OPEN_AT_ONCE
+        waiting = waiting.filter(status__in=["pending", "running"])
+        return retried(waiting.count) >= OPEN_AT_ONCE
 
     def send(self, name: str, *args: str, **fields: str | list[str]) -> None:
         if self._browser is None:
@@ -95,7 +95,6 @@ class Person(Thread):
         self._browser.send(reverse(f"admin:storage_audit_{name}", args=args), **fields)
 
     def next_victim(self) -> str:
-        """Raises IndexError when all of them are gone."""
         id = self.victims.pop()
         self._world.asked(id)
         self.gone.append(id)
@@ -118,8 +117,9 @@ class Person(Thread):
         return self._random.choice(self._families[self._random.choice(list(self._families))])
 
     def delete_rows(self) -> None:
-        rows = R2Object.objects.filter(project_id=self.relative(), source="backfill")
-        chosen = list(rows.order_by("pk")[:2])
+        relatives = [id for family in self._families.values() for id in family]
+        rows = R2Object.objects.filter(project_id__in=relatives, source="backfill")
+        chosen = self._random.sample(list(rows.order_by("pk")), 2)
         self._world.doomed_rows.update(row.key for row in chosen)
         self.select("delete_selected", [str(row.pk) for row in chosen], "r2object")
 
@@ -131,8 +131,8 @@ class Person(Thread):
 
     def bring_back(self) -> None:
         """Create a deleted project again, as long as its cleanup may still run."""
-        id = self.gone[-1]
-        if id in self.reborn:
+        id = self.gone[-1] if self.gone else None
+        if id is None or id in self.reborn or Project.objects.filter(pk=id).exists():
             return
         try:
             self.send("project_add", id=id, title="Again")

@@ -18,8 +18,8 @@ from devtools.seaweedfs import SeaweedFS
 if TYPE_CHECKING:
     from devtools.crash.world import World
 
-KILLS_A_STORM = 15
-VICTIMS_A_STORM = 20
+KILLS_A_STORM = 20
+VICTIMS_A_STORM = 25
 ENDS_WITHIN = 900.0  # seconds
 # Every kind of fault at once; those that take a connection's time are rare.
 RATES = {
@@ -83,9 +83,11 @@ def play(site: Site, kills: int, seed: int, title: str) -> int:
     site.network.observers.append(observer)
     site.network.rules.append(faults)
     person = Person(site, world, families, seed)
-    chaos = Chaos(site, world, person, Random(seed))
+    chaos = Chaos(site, world, person, Random(seed), Random(seed))
     person.start()
     chaos.run(kills, KILLS_A_STORM, title)
+    if not person.is_alive():
+        sys.exit("The person at the admin met an error that is none of theirs; it stands above.")
     person.stopped.set()
     person.join()
     faults.enabled = False

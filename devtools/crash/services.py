@@ -46,6 +46,9 @@ class Program:
         self.child: Child | None = None
 
     def start(self) -> None:
+        # Whoever ended by itself may have left processes behind, as a cluster does whose guard
+        # was killed: they would go on unseen, and outlive us.
+        self.stop()
         self._starts += 1
         log = self._folder / f"{self.name}-{self._starts}.log"
         self.child = Child(self.name, self._argv, env=self._env, log=log, cwd=ROOT, grace=60)
@@ -97,8 +100,19 @@ class Cluster(Program):
         https://github.com/django-q2/django-q2/issues/23"""
         taken = (self._starts, self.said.count(" processing "))
         if taken != self._taken:
-            self._taken, self._taken_at = taken, time.monotonic()
+            self._taken = taken
+            self.look_afresh()
         return time.monotonic() - self._taken_at > seconds
+
+    def wait_for_work(self, seconds: float) -> None:
+        """Until a worker of it has just taken an operation, but no longer than so."""
+        before = self.said.count(" claimed, ")
+        with suppress(StartError):
+            wait_until(lambda: self.said.count(" claimed, ") > before, "", seconds)
+
+    def look_afresh(self) -> None:
+        """Let the time before this moment count for no idleness."""
+        self._taken_at = time.monotonic()
 
 
 class Web(Program):

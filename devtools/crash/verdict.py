@@ -51,6 +51,20 @@ class Verdict:
         )
 
     @property
+    def deleted(self) -> int:
+        return CleanupOperation.objects.aggregate(all=Sum("deleted"))["all"] or 0
+
+    @property
+    def taken_over(self) -> int:
+        return OperationEvent.objects.filter(step="takeover").count()
+
+    @property
+    def refused(self) -> int:
+        """How often a worker stopped as its lease was over."""
+        logs = (log.read_text(errors="replace") for log in self.chaos.site.folder.glob("*.log"))
+        return sum(log.count("LeaseLost: ") for log in logs)
+
+    @property
     def false_deletions(self) -> list[str]:
         return sorted({*self.touched, *self.observer.wrong})
 
@@ -62,7 +76,11 @@ class Verdict:
         yield from (f"nobody put it there: {shown(key)}" for key in self.strange())
         yield from self.unfinished()
         yield from self.miscounted()
+        yield from self.ended_twice()
+        yield from self.called_gone()
         yield from self.redone()
+        if not self.deleted or not self.taken_over:
+            yield "no deletion was interrupted, so that nothing was put to the proof"
         if self.chaos.longest_resume > RESUMES_WITHIN:
             yield f"work resumed only after {self.chaos.longest_resume:.0f} s"
 
@@ -97,6 +115,23 @@ class Verdict:
         for operation in CleanupOperation.objects.filter(trigger="vanished"):
             yield f"{operation.pk} was made for a deletion that had its own operation"
 
+    def ended_twice(self) -> Iterator[str]:
+        """As when a worker that slept past its lease went on writing."""
+        ends = OperationEvent.objects.filter(step="closed").values_list("operation", flat=True)
+        yield from (f"ended {n} times: {pk}" for pk, n in Counter(ends).items() if n > 1)
+
+    def called_gone(self) -> Iterator[str]:
+        """Of one operation, though the next one found it and deleted it."""
+        items = CleanupItem.objects.filter(operation__kind="project")
+        gone = items.filter(outcome__in=["deleted", "already_absent"])
+        first = dict(gone.order_by("-changed_at").values_list("key", "changed_at"))
+        deleted = items.filter(outcome="deleted").values_list("key", "operation__started_at")
+        yield from (
+            f"called gone, and was there: {shown(key)}"
+            for key, began in deleted
+            if key in self.world.planted and began and began > first[key]
+        )
+
     def redone(self) -> Iterator[str]:
         """At most one batch for each worker that was interrupted."""
         batch = conf().batch_size * MOST_CALLS
@@ -118,8 +153,6 @@ def rows_deleted(world: World) -> list[str]:
 
 def table(verdict: Verdict, faults: Counter[str], title: str) -> str:
     chaos, observer = verdict.chaos, verdict.observer
-    operations = CleanupOperation.objects
-    deleted = operations.aggregate(all=Sum("deleted"))["all"] or 0
     rows: list[tuple[str, object]] = [("kills", chaos.kills.total())]
     rows += [(f"  of {name}", number) for name, number in sorted(chaos.kills.items())]
     rows += [
@@ -131,9 +164,11 @@ def table(verdict: Verdict, faults: Counter[str], title: str) -> str:
         ("people's actions", chaos.person.done.total()),
         ("people's actions that failed", chaos.person.failed.total()),
         *((f"  {name}", number) for name, number in sorted(chaos.person.failed.items())),
-        ("operations", operations.count()),
+        ("operations", CleanupOperation.objects.count()),
         ("  released by a person", chaos.released),
-        ("objects deleted", deleted),
+        ("  taken over from a worker that was gone", verdict.taken_over),
+        ("  left by a worker whose lease was over", verdict.refused),
+        ("objects deleted", verdict.deleted),
         ("objects that had to stay", len(verdict.stays)),
         ("delete calls", observer.batches),
         ("batches redone", observer.batches_again),

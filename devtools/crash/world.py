@@ -43,7 +43,8 @@ class Life:
 
 
 class World:
-    """`doomed_rows` are the keys whose tracking rows somebody may have deleted."""
+    """`doomed_rows` are the keys whose tracking rows somebody may have deleted, `planted` those
+    that were there from the start, and that nobody writes again."""
 
     def __init__(self, seed: int, *, has_folders: bool) -> None:
         self._strangers = STRANGERS if has_folders else STRANGERS + NOT_IN_FOLDERS
@@ -54,6 +55,7 @@ class World:
         self._lives: dict[str, list[Life]] = {NOBODY: [Life(NOBODY)]}
         self._owners: dict[str, Life] = {}
         self.doomed_rows: set[str] = set()
+        self.planted: set[str] = set()
 
     def family(self) -> tuple[str, list[str], dict[str, bytes]]:
         """A new victim, live projects whose keys look like its own, and the objects of them all."""
@@ -77,6 +79,7 @@ class World:
 
     def _object(self, key: str, life: Life) -> dict[str, bytes]:
         content = f"{key} {self._random.random()}".encode()
+        self.planted.add(key)
         self.saved(key, md5(content, usedforsecurity=False).hexdigest(), life)
         return {key: content}
 

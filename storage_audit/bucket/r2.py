@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import lru_cache
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -122,7 +122,8 @@ def check_the_clock(**kwargs: Any) -> None:
         raise TooLate(_("Not sent: the look before it is too old by now."))
 
 
-@cache
+# A client has megabytes, and tests change the settings again and again.
+@lru_cache(maxsize=8)
 def _client(settings: Conf, attempts: int, process: int) -> "S3Client":
     client = boto3.session.Session().client(
         "s3",

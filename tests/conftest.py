@@ -40,6 +40,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.hypothesis_seed = str(SystemRandom().randrange(2**32))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave to the other database what is about it alone: nothing is skipped."""
+    others = [
+        item
+        for item in items
+        if (only := item.get_closest_marker("only_on")) and only.args != (connection.vendor,)
+    ]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     return f"profile and seed of hypothesis: {settings.get_current_profile_name()}, " + str(
         config.option.hypothesis_seed

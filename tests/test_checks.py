@@ -137,7 +137,7 @@ def test_the_command_names_a_bad_entry_and_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.skipif(connection.vendor != "sqlite", reason="PostgreSQL has none of these settings")
+@pytest.mark.only_on("sqlite")  # PostgreSQL has none of these settings
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
@@ -161,7 +161,7 @@ def test_sqlite_that_is_not_set_up_for_several_processes_is_a_warning(
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.skipif(connection.vendor != "sqlite", reason="PostgreSQL has none of these settings")
+@pytest.mark.only_on("sqlite")  # PostgreSQL has none of these settings
 @pytest.mark.parametrize("mode", [None, "DEFERRED"])
 def test_sqlite_transactions_that_take_no_lock_at_their_start_are_a_warning(
     mode: str | None, monkeypatch: pytest.MonkeyPatch

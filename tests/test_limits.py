@@ -137,7 +137,7 @@ def test_blocked_message_tells_the_figures_and_the_rule(bucket: Bucket, settings
     assert delete("proj_1").error == (
         "3 objects (21 bytes) would be deleted; the limit is 2: the largest of 1, 50 % of the 3"
         " tracked in the bucket, and 0.5 times the 5 that the latest cleanups deleted (their"
-        " median). If that many are to go, release this operation."
+        " median). If that many are to go, force-delete this operation."
     )
 
 

@@ -126,7 +126,7 @@ def test_a_process_that_is_killed_leaves_all_of_a_deletion_or_nothing(committed:
     assert CleanupOperation.objects.filter(project_id="proj_2").exists()
 
 
-@pytest.mark.skipif(connection.vendor != "sqlite", reason="how SQLite keeps its file")
+@pytest.mark.only_on("sqlite")  # how SQLite keeps its file
 def test_on_sqlite_nobody_who_reads_holds_up_one_who_writes() -> None:
     make(1)
     with closing(sqlite3.connect(connection.settings_dict["NAME"])) as reader:
@@ -144,7 +144,7 @@ def test_on_sqlite_nobody_who_reads_holds_up_one_who_writes() -> None:
         assert reader.execute(count).fetchone() == (2,)
 
 
-@pytest.mark.skipif(connection.vendor != "sqlite", reason="how SQLite keeps its file")
+@pytest.mark.only_on("sqlite")  # how SQLite keeps its file
 def test_on_sqlite_a_commit_is_on_the_disk_and_its_wait_is_long() -> None:
     found = {}
     with connection.cursor() as cursor:

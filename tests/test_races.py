@@ -418,7 +418,7 @@ def test_object_being_handed_to_another_project_waits_for_the_commit_and_stays(
     assert_handed_over(bucket, key)
 
 
-@pytest.mark.skipif(not ON_POSTGRESQL, reason="SQLite has one writer, and no locks of rows")
+@pytest.mark.only_on("postgresql")  # SQLite has one writer, and no locks of rows
 def test_row_that_is_being_changed_for_long_holds_up_nobody_else(
     bucket: Bucket, store: FaultyStore, files: set[str]
 ) -> None:

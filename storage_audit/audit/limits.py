@@ -43,7 +43,7 @@ def excess(operation: CleanupOperation) -> str:
         "%(wanted)s objects (%(size)s bytes) would be deleted; the limit is %(limit)s: the largest"
         " of %(objects)s, %(share)s %% of the %(tracked)s tracked in the bucket, and %(multiple)s"
         " times the %(usual)s that the latest cleanups deleted (their median). If that many are to"
-        " go, release this operation."
+        " go, force-delete this operation."
     ) % {
         "wanted": wanted["n"],
         "size": wanted["size"],
@@ -83,7 +83,7 @@ def missing(operation: CleanupOperation) -> str:
     ) % figures(gone, total)
     if operation.kind == Kind.VERIFY:
         return reason
-    return f"{reason} {_('If they are really gone, release this operation.')}"
+    return f"{reason} {_('If they are really gone, force-delete this operation.')}"
 
 
 def gone_unsent(operation: CleanupOperation) -> str:
@@ -97,7 +97,7 @@ def gone_unsent(operation: CleanupOperation) -> str:
         "%(gone)s of the %(total)s objects that the plan saw are not in the listing any more, and"
         " were not sent for deletion. From more than %(few)s objects and %(share)s %% on it is"
         " rather the listing or the bucket that is wrong. Nothing is concluded; look into the"
-        " bucket by other means. If they are really gone, release this operation."
+        " bucket by other means. If they are really gone, force-delete this operation."
     ) % figures(gone, total)
 
 
@@ -137,7 +137,7 @@ def refuse_empty_table() -> None:
         raise Mismatch(
             _(
                 "The table of projects cannot be read, so nothing is deleted. Mend that, then"
-                " release this operation. The database says: %s"
+                " force-delete this operation. The database says: %s"
             )
             % redact(str(error))
         ) from error

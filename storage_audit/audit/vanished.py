@@ -101,7 +101,7 @@ def listing(gone: list[str]) -> dict[str, Any]:
         "%(gone)s projects are gone at once, and no deletion was signalled; %(left)s are there."
         " Most likely the table was emptied or restored by accident: then restore the rows, and"
         " this settles itself. Until then these projects count as alive, and nothing of theirs is"
-        " deleted. If their files are to go, release this operation. They are: %(ids)s"
+        " deleted. If their files are to go, force-delete this operation. They are: %(ids)s"
     ) % {"gone": len(gone), "left": projects.rows().count(), "ids": names(gone)}
     digest = hashlib.sha256("\n".join(gone).encode()).hexdigest()
     return {"cursor": {"projects": gone}, "plan_digest": digest, "error": text}

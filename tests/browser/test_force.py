@@ -23,7 +23,7 @@ def test_blocked_cleanup_runs_when_it_is_forced(
     with Cluster(tmp_path):
         page.goto(path("cleanupoperation", "change", CleanupOperation.objects.get().pk))
         watch(page, "Nothing is deleted until a person decides.")
-        message = page.get_by_text("Message: 3 objects would be deleted; the limit is 2")
+        message = page.get_by_text("Message: 3 objects (12 bytes) would be deleted; the limit is 2")
         expect(message).to_be_visible()
         assert bucket.keys() == keys | others
         act(page, "Force-delete")

@@ -10,6 +10,7 @@ from playwright.sync_api import Page, expect
 
 from devtools.staff import actions
 from storage_audit.models import CleanupOperation, Project, R2Object
+from storage_audit.pages.operations import figures_of
 from tests.admin_client import page as path
 from tests.browser.staff import come_to_look
 from tests.conftest import Bucket
@@ -76,8 +77,9 @@ def forms_of_all_actions(blocked: CleanupOperation) -> list[tuple[str, dict[str,
         ("cleanupoperation", "verify_cleanup", str(blocked.pk)),
         ("cleanupoperation", "force_delete", str(blocked.pk)),
     ]
+    shown = {"figures": figures_of([blocked])}
     in_lists = [
-        (path(model), {"action": action, "_selected_action": pk, "post": "yes"})
+        (path(model), {"action": action, "_selected_action": pk, "post": "yes", **shown})
         for model, action, pk in chosen
     ]
     on_pages = [

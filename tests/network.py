@@ -9,6 +9,7 @@ from django.test import override_settings
 
 from devtools.faults.proxy import FaultyStore, faulty_store
 from devtools.store import Store
+from tests.conftest import announce
 
 
 @contextmanager
@@ -23,8 +24,11 @@ def faulty_network(store: Store) -> Iterator[FaultyStore]:
             "ACCESS_KEY_ID": variables["R2_ACCESS_KEY_ID"],
             "SECRET_ACCESS_KEY": variables["R2_SECRET_ACCESS_KEY"],
         }
-        with override_settings(STORAGE_AUDIT=through_it):
-            yield running
+        try:
+            with override_settings(STORAGE_AUDIT=through_it):
+                yield running
+        finally:
+            announce("STORAGES")  # One that was made meanwhile would go on by this way.
 
 
 def close_connections(*answered: object) -> None:

@@ -56,7 +56,7 @@ def test_a_project_deleted_past_django_is_noticed_once(way: str) -> None:
     operation = CleanupOperation.objects.get()
     assert (operation.status, operation.trigger) == (Status.BLOCKED, Trigger.VANISHED)
     assert operation.project_id == "proj_1"
-    assert "proj_1" in operation.error and "Release" in operation.error
+    assert "proj_1" in operation.error and "Force-delete this operation" in operation.error
     known = KnownProject.objects.get(pk="proj_1")
     assert known.evidence == "vanished"
     assert known.deleted_at == operation.project_deleted_at

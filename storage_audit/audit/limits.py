@@ -146,7 +146,7 @@ def refuse_empty_table() -> None:
             _(
                 "The table of projects is empty, though of %s projects nobody said that they are"
                 " deleted. So nothing is deleted. Restore the rows, or decide on the operations of"
-                " the projects that are gone without a signal; then release this one."
+                " the projects that are gone without a signal; then force-delete this one."
             )
             % stranded
         )

@@ -138,7 +138,7 @@ def record(project_id: str) -> bool:
         next_attempt_at=None,
         error=_(
             "Project %s is gone, but no deletion was signalled: it was deleted with SQL or past"
-            " Django. Release this operation if its files are to go, or restore the project."
+            " Django. Force-delete this operation if its files are to go, or restore the project."
         )
         % project_id,
     )

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from django.core.files.base import File
 from django.core.files.storage import Storage
-from django.db import connection, transaction
+from django.db import connection
 from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -24,7 +24,7 @@ from storage_audit.bucket import listing, r2
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, R2Object
-from storage_audit.querysets import R2ObjectQuerySet
+from storage_audit.querysets import R2ObjectQuerySet, impatient
 
 logger = logging.getLogger(__name__)
 State = R2Object.State
@@ -347,11 +347,10 @@ def durably(write: Callable[[], T]) -> T:
 
     def on_own_connection() -> T:
         try:
-            with transaction.atomic(), connection.cursor() as cursor:
-                # In other isolation another upload of this key would be an error. Both are for
-                # this transaction only: a pool gives the connection to others next.
+            with impatient(), connection.cursor() as cursor:
+                # In other isolation another upload of this key would be an error. It is for this
+                # transaction only: a pool gives the connection to others next.
                 cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-                cursor.execute("SET LOCAL lock_timeout = '5s'")
                 return write()
         finally:
             connection.close()

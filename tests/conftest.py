@@ -18,6 +18,7 @@ from django_q.models import OrmQ, Schedule, Task
 from hypothesis import settings
 from pytest_django import Settings
 
+from devtools.faults.proxy import FaultyStore
 from devtools.local_r2 import LocalR2
 from devtools.processes import stop_on_signals
 from devtools.seaweedfs import SeaweedFS
@@ -25,6 +26,7 @@ from devtools.store import Store
 from storage_audit.audit import cleanup, installation, pace, scan
 from storage_audit.models import CleanupOperation, Installation, Project
 from storage_audit.storage import key_for
+from tests.network import faulty_network
 
 BUCKETS = ["tests", "other", "empty"]
 
@@ -167,6 +169,21 @@ def bucket(
         installation.claim(found.name)
         claims.append((Installation.objects.get(), local_r2.read(installation.MARKER, found.name)))
     return found
+
+
+@pytest.fixture(scope="module")
+def proxy(local_r2: LocalR2) -> Iterator[FaultyStore]:
+    """Between the application and the store for all tests of the module."""
+    with faulty_network(local_r2) as running:
+        yield running
+
+
+@pytest.fixture
+def store(proxy: FaultyStore, bucket: Bucket) -> Iterator[FaultyStore]:
+    """The way to the empty bucket, without rules yet."""
+    proxy.seen.clear()
+    yield proxy
+    proxy.rules.clear()
 
 
 @pytest.fixture

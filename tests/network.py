@@ -9,7 +9,6 @@ from django.test import override_settings
 
 from devtools.faults.proxy import FaultyStore, faulty_store
 from devtools.store import Store
-from tests.conftest import announce
 
 
 @contextmanager
@@ -24,11 +23,9 @@ def faulty_network(store: Store) -> Iterator[FaultyStore]:
             "ACCESS_KEY_ID": variables["R2_ACCESS_KEY_ID"],
             "SECRET_ACCESS_KEY": variables["R2_SECRET_ACCESS_KEY"],
         }
-        try:
-            with override_settings(STORAGE_AUDIT=through_it):
-                yield running
-        finally:
-            announce("STORAGES")  # One that was made meanwhile would go on by this way.
+        # Storages are made anew, before and after: one that is made goes on by the same way.
+        with override_settings(STORAGE_AUDIT=through_it, STORAGES=dict(settings.STORAGES)):
+            yield running
 
 
 def close_connections(*answered: object) -> None:

@@ -39,14 +39,12 @@ from devtools.faults.matching import (
     then,
 )
 from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, Rule
-from devtools.local_r2 import LocalR2
 from storage_audit.audit import cleanup, deletion, installation, requests
 from storage_audit.audit.installation import Traits
 from storage_audit.bucket import r2
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, Project, R2Object
 from tests.conftest import Bucket
-from tests.network import faulty_network
 from tests.promises import (
     Status,
     again,
@@ -65,19 +63,6 @@ from tests.promises import (
 Form = Literal["NFC", "NFD"]
 PREFIX = "projects/proj_1/scenes/"
 MINUTE = timedelta(minutes=1)
-
-
-@pytest.fixture(scope="module")
-def proxy(local_r2: LocalR2) -> Iterator[FaultyStore]:
-    with faulty_network(local_r2) as running:
-        yield running
-
-
-@pytest.fixture
-def store(proxy: FaultyStore, bucket: Bucket) -> Iterator[FaultyStore]:
-    proxy.seen.clear()
-    yield proxy
-    proxy.rules.clear()
 
 
 def fill(bucket: Bucket, count: int = 3, project_id: str = "proj_1") -> list[str]:

@@ -1,6 +1,5 @@
 """What is too much to be believed, or to be done unasked, waits for a person, who sees why."""
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Thread
@@ -14,7 +13,6 @@ from pytest_django import Settings
 from devtools.faults.kinds import changed, lies, with_contents
 from devtools.faults.matching import is_delete_batch, is_listing, is_listing_under, on
 from devtools.faults.proxy import FaultyStore, Reply, Request
-from devtools.local_r2 import LocalR2
 from storage_audit import tasks
 from storage_audit.audit import installation, limits, requests, scan, vanished
 from storage_audit.audit.installation import MARKER, Mismatch
@@ -31,7 +29,6 @@ from storage_audit.models import (
 )
 from tests.admin_client import act, confirm, superuser
 from tests.conftest import Bucket
-from tests.network import faulty_network
 from tests.promises import (
     FLAT,
     HIERARCHICAL,
@@ -275,19 +272,6 @@ def test_plan_that_is_gone_before_anything_was_sent_is_not_called_absent(
 
 
 # Listings that show nothing at all
-
-
-@pytest.fixture(scope="module")
-def proxy(local_r2: LocalR2) -> Iterator[FaultyStore]:
-    with faulty_network(local_r2) as running:
-        yield running
-
-
-@pytest.fixture
-def store(proxy: FaultyStore, bucket: Bucket) -> Iterator[FaultyStore]:
-    proxy.seen.clear()
-    yield proxy
-    proxy.rules.clear()
 
 
 nothing_there = changed(lambda xml: with_contents(xml, []))

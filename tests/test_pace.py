@@ -12,7 +12,6 @@ from django.test import override_settings
 from devtools.faults.kinds import error
 from devtools.faults.matching import is_delete_batch, is_listing_under, keys_sent, on, then
 from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, Rule
-from devtools.local_r2 import LocalR2
 from storage_audit.audit import cleanup, deletion, pace
 from storage_audit.audit.deletion import Proof
 from storage_audit.audit.pace import Pace
@@ -20,17 +19,10 @@ from storage_audit.bucket import r2
 from storage_audit.bucket.errors import TooLate
 from storage_audit.models import CleanupItem, CleanupOperation
 from tests.conftest import Bucket
-from tests.network import faulty_network
 from tests.promises import Status, again, alive, check, delete, outcomes, reason, requested, track
 
 BUSY = Reply(503, error("SlowDown"))
 BROKEN = Reply(500, error("InternalError"))
-
-
-@pytest.fixture
-def store(local_r2: LocalR2, bucket: Bucket) -> Iterator[FaultyStore]:
-    with faulty_network(local_r2) as running:
-        yield running
 
 
 def fill(bucket: Bucket, count: int) -> list[str]:

@@ -27,13 +27,11 @@ from devtools.faults.matching import (
     then,
 )
 from devtools.faults.proxy import FaultyStore, Request
-from devtools.local_r2 import LocalR2
 from storage_audit.audit import cleanup, requests, vanished
 from storage_audit.models import CleanupOperation, IllegalTransition, Project, R2Object
 from storage_audit.origin import Origin
 from storage_audit.storage import KeyBeingDeleted, key_for
-from tests.conftest import Bucket, announce
-from tests.network import faulty_network
+from tests.conftest import Bucket
 from tests.promises import (
     Status,
     again,
@@ -52,21 +50,6 @@ ON_POSTGRESQL = connection.vendor == "postgresql"
 LATE = "projects/proj_1/scenes/s1/media/late.mp4"
 AMBIGUOUS = "proj_a_b_s1_media.mp4"
 SECONDS = 20  # for what takes a fraction of one
-
-
-@pytest.fixture(scope="module")
-def proxy(local_r2: LocalR2) -> Iterator[FaultyStore]:
-    with faulty_network(local_r2) as running:
-        announce("STORAGES")
-        yield running
-    announce("STORAGES")
-
-
-@pytest.fixture
-def store(proxy: FaultyStore, bucket: Bucket) -> Iterator[FaultyStore]:
-    proxy.seen.clear()
-    yield proxy
-    proxy.rules.clear()
 
 
 @pytest.fixture

@@ -60,7 +60,6 @@ def store(world: Bucket, settings: Settings) -> Iterator[FaultyStore]:
     settings.ROOT_URLCONF = __name__
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 1000}
     with faulty_network(world.r2) as running:
-        settings.STORAGES = dict(settings.STORAGES)
         yield running
 
 

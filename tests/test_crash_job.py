@@ -15,10 +15,10 @@ from devtools.crash.__main__ import parts
 from devtools.crash.chaos import Chaos
 from devtools.crash.observer import Observer
 from devtools.crash.people import Person
-from devtools.crash.services import Cluster, Program
+from devtools.crash.services import Cluster, Program, insist
 from devtools.crash.verdict import Verdict
 from devtools.crash.world import World
-from devtools.processes import Child
+from devtools.processes import Child, StartError
 from storage_audit.models import Project
 from tests.conftest import Bucket
 from tests.promises import alive, delete, late_check
@@ -49,6 +49,19 @@ def problems(chaos: Chaos) -> list[str]:
 def test_the_histories_are_found() -> None:
     argv = dict(parts(seed=1, kills=1))["histories"]
     subprocess.run([sys.executable, *argv, "--collect-only"], cwd=ROOT, check=True)
+
+
+def test_what_does_not_start_at_first_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the web server, when another program has its port for a moment."""
+    outcomes = iter([StartError("Address already in use"), None])
+
+    def start() -> None:
+        if error := next(outcomes):
+            raise error
+
+    monkeypatch.setattr("devtools.crash.services.time.sleep", lambda seconds: None)
+    insist(cast(Any, SimpleNamespace(start=start)))
+    assert not list(outcomes)
 
 
 def test_a_program_started_again_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:

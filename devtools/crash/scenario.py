@@ -1,14 +1,14 @@
 """One store, one database, so many kills; in a process of its own, as Django is set up once."""
 
 import logging
+import shutil
 import sys
 from argparse import ArgumentParser
 from io import StringIO
-from pathlib import Path
 from random import Random
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from devtools.crash.services import ROOT
 from devtools.crash.site import STORES, Site, running_site
 from devtools.demo.site import BUCKET
 from devtools.faults.seeded import Seeded
@@ -18,6 +18,8 @@ from devtools.seaweedfs import SeaweedFS
 if TYPE_CHECKING:
     from devtools.crash.world import World
 
+# Kept until the next run, for whoever asks why something went wrong.
+FOLDER = ROOT / ".local" / "crash"
 KILLS_A_STORM = 20
 VICTIMS_A_STORM = 25
 ENDS_WITHIN = 900.0  # seconds
@@ -56,14 +58,13 @@ def main() -> None:
     parser.add_argument("--database", choices=["postgresql", "sqlite"], required=True)
     parser.add_argument("--kills", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
-    with stop_on_signals(), TemporaryDirectory(prefix="crash-") as temporary:
-        folder = options.keep or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        title = f"{options.store}, {options.database}"
-        with running_site(folder, options.store, options.database) as site:
-            sys.exit(play(site, options.kills, options.seed, title))
+    folder = FOLDER / f"{options.store}-{options.database}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    title = f"{options.store}, {options.database}"
+    with stop_on_signals(), running_site(folder, options.store, options.database) as site:
+        sys.exit(play(site, options.kills, options.seed, title))
 
 
 def play(site: Site, kills: int, seed: int, title: str) -> int:
@@ -97,6 +98,8 @@ def play(site: Site, kills: int, seed: int, title: str) -> int:
     print(verdict.table(end, faults.counts, title))
     for problem in problems:
         print(f"WRONG: {problem}")
+    if problems:
+        print(f"The logs of all processes are in {site.folder}.")
     return bool(problems)
 
 

@@ -10,15 +10,17 @@ from pathlib import Path
 from random import Random
 from subprocess import CalledProcessError, TimeoutExpired
 from typing import Protocol
-from urllib.request import ProxyHandler, build_opener
 
+from devtools.demo.browser import Browser
 from devtools.postgres import Server
 from devtools.processes import Child, StartError, free_port
 from devtools.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 WEB_READY = "/health/"
+READY_WITHIN = 90.0  # seconds
 START_ATTEMPTS = 5
+NOT_STARTED = (StartError, CalledProcessError, TimeoutExpired)
 
 
 class Service(Protocol):
@@ -27,15 +29,14 @@ class Service(Protocol):
     def kill(self) -> None:
         """SIGKILL everything of it."""
 
-    def start(self) -> None: ...
+    def start(self) -> None:
+        """Return when it is ready. Raises one of NOT_STARTED."""
 
     def is_ready(self) -> bool: ...
 
-    def stop(self) -> None: ...
-
 
 class Program:
-    """A service that is one program of ours, started by its command."""
+    """A program of ours, started by its command."""
 
     def __init__(
         self, name: str, argv: list[str | Path], env: Mapping[str, str], folder: Path
@@ -80,11 +81,25 @@ class Program:
         assert self.child is not None and self.child.log is not None
         return self.child.log.read_text(errors="replace")
 
+
+class Daemon(Program):
+    """One that is a service."""
+
+    def start(self) -> None:
+        # One that runs may be getting ready by itself, as gunicorn does without its workers.
+        if not self.running:
+            super().start()
+        self.wait_until(self.is_ready, READY_WITHIN)
+
     def is_ready(self) -> bool:
-        return self.running
+        raise NotImplementedError
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float) -> None:
+        assert self.child is not None
+        self.child.wait_until(condition, timeout=seconds)
 
 
-class Cluster(Program):
+class Cluster(Daemon):
     """`manage.py qcluster`."""
 
     def __init__(self, name: str, env: Mapping[str, str], folder: Path) -> None:
@@ -108,14 +123,14 @@ class Cluster(Program):
         """Until a worker of it has just taken an operation, but no longer than so."""
         before = self.said.count(" claimed, ")
         with suppress(StartError):
-            wait_until(lambda: self.said.count(" claimed, ") > before, "", seconds)
+            self.wait_until(lambda: self.said.count(" claimed, ") > before, seconds)
 
     def look_afresh(self) -> None:
         """Let the time before this moment count for no idleness."""
         self._taken_at = time.monotonic()
 
 
-class Web(Program):
+class Web(Daemon):
     """gunicorn as in production, at an address that stays."""
 
     def __init__(self, env: Mapping[str, str], folder: Path) -> None:
@@ -125,7 +140,10 @@ class Web(Program):
         super().__init__("web", [sys.executable, "-m", "gunicorn", *gunicorn, *bind], env, folder)
 
     def is_ready(self) -> bool:
-        return self.running and answers(self.address + WEB_READY)
+        with suppress(OSError):
+            Browser(self.address).get(WEB_READY)
+            return self.running
+        return False
 
 
 class ObjectStore:
@@ -142,23 +160,11 @@ class ObjectStore:
         self._running = False
 
     def start(self) -> None:
-        for attempt in range(1, START_ATTEMPTS + 1):
-            try:
-                self.objects.start_again()
-            except StartError:
-                # Another program may have its port for a moment.
-                if attempt == START_ATTEMPTS:
-                    raise
-                time.sleep(5)
-            else:
-                self._running = True
-                return
+        self.objects.start_again()
+        self._running = True
 
     def is_ready(self) -> bool:
         return self._running
-
-    def stop(self) -> None:
-        """Whoever made the server stops it."""
 
 
 class PostgreSQL:
@@ -173,15 +179,10 @@ class PostgreSQL:
         kill_all(self._server.pid)
 
     def start(self) -> None:
-        # It says no while processes of the killed one still end.
-        with suppress(CalledProcessError, TimeoutExpired):
-            self._server.start()
+        self._server.start()
 
     def is_ready(self) -> bool:
         return self._server.answers()
-
-    def stop(self) -> None:
-        """Whoever made the server stops it."""
 
     def backends(self) -> list[int]:
         return list(descendants(self._server.pid))
@@ -212,17 +213,10 @@ def one_of(pids: Callable[[], list[int]], random: Random) -> int | None:
     return random.choice(found) if found else None
 
 
-def answers(url: str) -> bool:
-    try:
-        with build_opener(ProxyHandler({})).open(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
-
-
-def wait_until(ready: Callable[[], bool], what: str, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
-    while not ready():
-        if time.monotonic() > deadline:
-            raise StartError(f"{what} after {timeout:.0f} s")
-        time.sleep(0.2)
+def insist(service: Service) -> None:
+    """Start it. Its port may be another's for a moment, or the killed one may still be ending."""
+    for _attempt in range(1, START_ATTEMPTS):
+        with suppress(*NOT_STARTED):
+            return service.start()
+        time.sleep(5)
+    service.start()

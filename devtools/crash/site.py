@@ -20,7 +20,7 @@ from devtools.crash.services import (
     Program,
     Service,
     Web,
-    wait_until,
+    insist,
 )
 from devtools.demo.site import BUCKET, USER, replace_environment
 from devtools.faults.proxy import FaultyStore, faulty_store
@@ -28,7 +28,6 @@ from devtools.local_r2 import LocalR2
 from devtools.postgres import running_server
 from devtools.seaweedfs import SeaweedFS
 
-READY_WITHIN = 90.0  # seconds
 STORES = {"r2": LocalR2, "seaweedfs": SeaweedFS}
 
 
@@ -53,8 +52,7 @@ class Site:
         """Start what does not run, and return when all of it is ready."""
         for service in self.services:
             if not service.is_ready():
-                service.start()
-                wait_until(service.is_ready, f"{service.name} is not ready", READY_WITHIN)
+                insist(service)
 
     def command(self, *argv: str) -> Program:
         """A `manage.py` command, started."""

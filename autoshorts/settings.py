@@ -10,6 +10,7 @@ import dj_database_url
 import django
 
 from autoshorts.environment import Environment
+from storage_audit.conf import DISCOVERIES, STRATEGIES
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = Environment()
@@ -159,6 +160,18 @@ def endpoint_url() -> str:
     return f"https://{host}"
 
 
+def cloudflare_api() -> str:
+    url = env.text("CLOUDFLARE_API_BASE_URL", "https://api.cloudflare.com/client/v4")
+    if not is_address(url):
+        env.problems.append("CLOUDFLARE_API_BASE_URL is malformed. Set it to an http(s) address.")
+    return url
+
+
+def choice(name: str, default: str, choices: tuple[str, ...]) -> str:
+    hint = f"one of {', '.join(choices)}"
+    return env.number(name, default, str, hint=hint, accept=lambda text: text in choices)
+
+
 STORAGE_AUDIT = {
     "ENDPOINT_URL": endpoint_url(),
     "ACCESS_KEY_ID": env.text("R2_ACCESS_KEY_ID", hint="the access key id of your R2 API token"),
@@ -166,6 +179,16 @@ STORAGE_AUDIT = {
         "R2_SECRET_ACCESS_KEY", hint="the secret access key of your R2 API token"
     ),
     "BUCKET": env.text("R2_BUCKET_NAME", hint="the bucket that holds the projects' files"),
+    "DISCOVERY": choice("CLEANUP_DISCOVERY", "both", DISCOVERIES),
+    "STRATEGY": choice("CLEANUP_STRATEGY", "batch", STRATEGIES),
+    "ACCOUNT_ID": env.text("R2_ACCOUNT_ID", "") or env.text("CLOUDFLARE_ACCOUNT_ID", ""),
+    "API_TOKEN": env.text("CLOUDFLARE_API_TOKEN", ""),
+    "API_URL": cloudflare_api(),
+    "JURISDICTION": env.text("R2_JURISDICTION", ""),
+    "WRANGLER": env.text("WRANGLER_PATH", "wrangler"),
+    "WRANGLER_LIMIT": env.number(
+        "WRANGLER_LIMIT", 300, int, hint="a whole number from 0", accept=lambda n: n >= 0
+    ),
     "SYNC": env.flag("CLEANUP_SYNC", False),
     "LIMIT_OBJECTS": env.number(
         "CLEANUP_LIMIT_OBJECTS", 1000, int, hint="a whole number from 0", accept=lambda n: n >= 0

@@ -11,6 +11,9 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
+DISCOVERIES = ("both", "tracked", "listed")
+STRATEGIES = ("batch", "parallel", "sequential", "wrangler", "wrangler_sequential")
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Conf:
@@ -31,6 +34,18 @@ class Conf:
     layouts: dict[str, str] = field(default_factory=dict)
     kinds: tuple[str, ...] = ()
     current_layout: str = ""
+
+    discovery: str = "both"
+    strategy: str = "batch"
+
+    # Cloudflare's own API: for the strategies that call wrangler, and for a listing past S3.
+    account_id: str = ""
+    api_token: str = field(default="", repr=False)
+    api_url: str = "https://api.cloudflare.com/client/v4"
+    jurisdiction: str = ""
+    wrangler: str = "wrangler"
+    # It deletes about one object a second: more than these are left to another strategy.
+    wrangler_limit: int = 300
 
     sync: bool = False
     limit_objects: int = 1000
@@ -65,6 +80,7 @@ class Conf:
         if self.tries < 1:
             raise ImproperlyConfigured("STORAGE_AUDIT['TRIES'] must be at least 1.")
         self._check_limits()
+        self._check_choices()
         if self.retention < timedelta(days=1):
             raise ImproperlyConfigured("STORAGE_AUDIT['RETENTION'] must be at least one day.")
         try:
@@ -75,13 +91,20 @@ class Conf:
             ) from error
 
     def _check_limits(self) -> None:
-        for name in ("limit_objects", "limit_multiple", "limit_vanished"):
+        for name in ("limit_objects", "limit_multiple", "limit_vanished", "wrangler_limit"):
             if not 0 <= getattr(self, name) < inf:
                 raise ImproperlyConfigured(f"STORAGE_AUDIT[{name.upper()!r}] must be at least 0.")
         for name in ("limit_share", "limit_missing"):
             if not 0 < getattr(self, name) <= 1:
                 raise ImproperlyConfigured(
                     f"STORAGE_AUDIT[{name.upper()!r}] must be between 0 and 1."
+                )
+
+    def _check_choices(self) -> None:
+        for name, choices in (("discovery", DISCOVERIES), ("strategy", STRATEGIES)):
+            if getattr(self, name) not in choices:
+                raise ImproperlyConfigured(
+                    f"STORAGE_AUDIT[{name.upper()!r}] must be one of {', '.join(choices)}."
                 )
 
     def _check_types(self) -> None:

@@ -10,8 +10,10 @@ from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from storage_audit.access import ApiToken
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
+from storage_audit.observations import Diagnosis, StoreCalls
 from storage_audit.operations import CleanupItem, CleanupOperation, OperationEvent, Row
 from storage_audit.querysets import KnownProjectQuerySet, R2ObjectQuerySet
 from storage_audit.redaction import visible
@@ -19,9 +21,11 @@ from storage_audit.scans import BucketScan, Finding, ScanShard
 from storage_audit.transitions import IllegalTransition, LeaseLost
 
 __all__ = [
+    "ApiToken",
     "BucketScan",
     "CleanupItem",
     "CleanupOperation",
+    "Diagnosis",
     "Finding",
     "IllegalTransition",
     "Installation",
@@ -32,6 +36,7 @@ __all__ = [
     "R2Object",
     "Row",
     "ScanShard",
+    "StoreCalls",
 ]
 
 

@@ -51,6 +51,18 @@ class CleanupOperation(Transitions):
         VERIFY = "verify", _("verification")
         LATE_CHECK = "late_check", _("late check")
 
+    class Discovery(models.TextChoices):
+        BOTH = "both", _("tracked and listed objects")
+        TRACKED = "tracked", _("tracked objects only")
+        LISTED = "listed", _("listed objects only")
+
+    class Strategy(models.TextChoices):
+        BATCH = "batch", _("many objects in a call")
+        PARALLEL = "parallel", _("one object in a call, some calls at once")
+        SEQUENTIAL = "sequential", _("one object in a call, one after the other")
+        WRANGLER = "wrangler", _("wrangler, some at once")
+        WRANGLER_SEQUENTIAL = "wrangler_sequential", _("wrangler, one after the other")
+
     class Step(models.TextChoices):
         PLAN = "plan", _("looking for objects")
         DELETE = "delete", _("deleting")
@@ -67,8 +79,12 @@ class CleanupOperation(Transitions):
     trigger = models.CharField(_("trigger"), max_length=12, choices=Trigger)
     requested_by = models.TextField(_("requested by"), blank=True)
     origin = models.TextField(_("requested from"), blank=True)
-    discovery = models.CharField(_("discovery"), max_length=10, default="both")
-    strategy = models.CharField(_("strategy"), max_length=12, default="batch")
+    discovery = models.CharField(
+        _("discovery"), max_length=10, choices=Discovery, default=Discovery.BOTH
+    )
+    strategy = models.CharField(
+        _("strategy"), max_length=20, choices=Strategy, default=Strategy.BATCH
+    )
 
     step = models.CharField(_("step"), max_length=10, choices=Step, default=Step.PLAN)
     cursor = models.JSONField(_("position"), default=dict, editable=False)

@@ -39,7 +39,8 @@ def redact(value: Any) -> Any:
 
 def secrets() -> list[str]:
     keys = map(force_str, [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS])
-    return [key for key in (conf().secret_access_key, conf().access_key_id, *keys) if key]
+    ours = (conf().secret_access_key, conf().access_key_id, conf().api_token)
+    return [key for key in (*ours, *keys) if key]
 
 
 class Formatter(logging.Formatter):

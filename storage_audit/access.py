@@ -1,0 +1,65 @@
+"""The bearer tokens of the HTTP API. Of a token only its digest is kept."""
+
+import hashlib
+import secrets
+from datetime import datetime
+from typing import Any
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from storage_audit.redaction import visible
+
+# So that scanners for leaked secrets, and people, can tell what it is.
+TOKEN_PREFIX = "sa_"
+
+
+class ApiTokenQuerySet(models.QuerySet["ApiToken"]):
+    def valid(self, at: datetime) -> "ApiTokenQuerySet":
+        """Tokens that are neither revoked nor out of date, of people who may still sign in."""
+        lasts = Q(expires_at=None) | Q(expires_at__gt=at)
+        return self.filter(lasts, revoked_at=None, user__is_active=True, user__is_staff=True)
+
+
+class ApiToken(models.Model):
+    """Lets a program act as the person it belongs to: with that person's permissions, and no more
+    than these."""
+
+    name = models.CharField(_("name"), max_length=100, help_text=_("What the token is for."))
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, verbose_name=_("acts as"))
+    digest = models.CharField(max_length=64, unique=True, editable=False)
+    may_write = models.BooleanField(
+        _("may write"), default=False, help_text=_("Without it, the token can only read.")
+    )
+    created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
+    last_used_at = models.DateTimeField(_("last used"), null=True, editable=False)
+    expires_at = models.DateTimeField(_("valid until"), null=True, blank=True)
+    revoked_at = models.DateTimeField(_("revoked"), null=True, editable=False)
+
+    objects = ApiTokenQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("API token")
+        verbose_name_plural = _("API tokens")
+
+    def __str__(self) -> str:
+        return visible(self.name)
+
+    @classmethod
+    def issue(cls, **values: Any) -> tuple["ApiToken", str]:
+        """The saved row and the token itself, which nobody can read again."""
+        text = TOKEN_PREFIX + secrets.token_urlsafe(32)
+        return cls.objects.create(digest=digest_of(text), **values), text
+
+    def revoke(self) -> bool:
+        """False when it was revoked before."""
+        live = type(self).objects.filter(pk=self.pk, revoked_at=None)
+        return live.update(revoked_at=timezone.now()) == 1
+
+
+def digest_of(token: str) -> str:
+    """Of random text so long that a slow hash would add nothing."""
+    return hashlib.sha256(token.encode()).hexdigest()

@@ -19,8 +19,17 @@ export default {
       const object = await bucket.get(key);
       return new Response(object?.body, { status: object ? 200 : 404 });
     }
-    const page = await bucket.list({ cursor: query.get("cursor") ?? undefined });
-    const objects = page.objects.map(({ key, size, etag }) => [key, size, etag]);
-    return Response.json({ objects, cursor: page.truncated ? page.cursor : null });
+    const page = await bucket.list({
+      prefix: query.get("prefix") ?? undefined,
+      delimiter: query.get("delimiter") ?? undefined,
+      startAfter: query.get("startAfter") ?? undefined,
+      cursor: query.get("cursor") ?? undefined,
+      limit: Number(query.get("limit") ?? 1000),
+    });
+    return Response.json({
+      objects: page.objects.map(({ key, size, etag, uploaded }) => [key, size, etag, uploaded]),
+      prefixes: page.delimitedPrefixes,
+      cursor: page.truncated ? page.cursor : null,
+    });
   },
 };

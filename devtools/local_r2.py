@@ -47,13 +47,19 @@ class LocalR2(Store):
     def keys(self, bucket: str | None = None) -> dict[str, tuple[int, str]]:
         """Listed without S3."""
         found: dict[str, tuple[int, str]] = {}
-        query = {"bucket": bucket or self.buckets[0]}
+        going_on: dict[str, str] = {}
         while True:
-            page = json.loads(self._call("GET", query))
-            found |= {key: (size, etag) for key, size, etag in page["objects"]}
+            page = self.page(bucket or self.buckets[0], **going_on)
+            found |= {key: (size, etag) for key, size, etag, _uploaded in page["objects"]}
             if page["cursor"] is None:
                 return found
-            query["cursor"] = page["cursor"]
+            going_on = {"cursor": page["cursor"]}
+
+    def page(self, bucket: str, **options: str) -> dict[str, Any]:
+        """One page of the binding's `list`, with its options.
+        https://developers.cloudflare.com/r2/api/workers/workers-api-reference/#r2listoptions"""
+        page: dict[str, Any] = json.loads(self._call("GET", {"bucket": bucket, **options}))
+        return page
 
     def _call(self, method: str, query: dict[str, str], body: bytes = b"") -> bytes:
         path = "/?" + urlencode(query, quote_via=quote, safe="")

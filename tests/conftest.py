@@ -18,13 +18,17 @@ from django_q.models import OrmQ, Schedule, Task
 from hypothesis import settings
 from pytest_django import Settings
 
+from devtools import wrangler
+from devtools.cloudflare_api import CloudflareApi
+from devtools.cloudflare_api import cloudflare_api as running_api
 from devtools.faults.proxy import FaultyStore
 from devtools.local_r2 import LocalR2
 from devtools.processes import stop_on_signals
 from devtools.seaweedfs import SeaweedFS
 from devtools.store import Store
 from storage_audit.audit import cleanup, installation, pace, scan
-from storage_audit.models import CleanupOperation, Installation, Project
+from storage_audit.bucket import calls
+from storage_audit.models import ApiToken, CleanupOperation, Diagnosis, Installation, Project
 from storage_audit.storage import key_for
 from tests.network import faulty_network
 
@@ -72,6 +76,13 @@ def plain_http() -> None:
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """After trouble with the store, where it does not ask for one; other processes have theirs."""
     monkeypatch.setattr(pace, "PAUSE", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def no_calls_of_others() -> None:
+    """What earlier tests called the store for is not written down in this one."""
+    with calls.take():
+        pass
 
 
 @pytest.fixture(scope="session")
@@ -186,6 +197,39 @@ def store(proxy: FaultyStore, bucket: Bucket) -> Iterator[FaultyStore]:
     proxy.rules.clear()
 
 
+@pytest.fixture(scope="session")
+def local_cloudflare(local_r2: LocalR2) -> Iterator[CloudflareApi]:
+    """Cloudflare's own API before the same buckets; the application is not pointed at it."""
+    with running_api(local_r2) as api:
+        yield api
+
+
+@pytest.fixture(scope="session")
+def wrangler_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return wrangler.write_program(tmp_path_factory.mktemp("wrangler"))
+
+
+@pytest.fixture
+def cloudflare_api(
+    local_cloudflare: CloudflareApi,
+    wrangler_program: Path,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> CloudflareApi:
+    """As it is after its start, and used by this process and those that it starts."""
+    local_cloudflare.reset()
+    for name, value in local_cloudflare.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WRANGLER_PATH", str(wrangler_program))
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {
+        "ACCOUNT_ID": local_cloudflare.account_id,
+        "API_TOKEN": local_cloudflare.token,
+        "API_URL": local_cloudflare.url,
+        "WRANGLER": str(wrangler_program),
+    }
+    return local_cloudflare
+
+
 @pytest.fixture
 def world(bucket: Bucket, settings: Settings, caplog: pytest.LogCaptureFixture) -> Bucket:
     """Something of each kind that has a page, and something to lose."""
@@ -202,6 +246,7 @@ def world(bucket: Bucket, settings: Settings, caplog: pytest.LogCaptureFixture) 
     for success in (True, False):
         Task.objects.create(id=f"{success}", success=success, **facts)
     assert Schedule.objects.exists() and OrmQ.objects.exists()
+    Diagnosis.objects.create(context=Diagnosis.Context.SHELL, host="h", pid=1)
     Group.objects.create(name="g")
-    User.objects.create_user("zoe")
+    ApiToken.issue(name="nightly", user=User.objects.create_user("zoe"))
     return bucket

@@ -14,7 +14,7 @@ from django.db.models import Case, Count, Exists, OuterRef, Q, Sum, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
-from storage_audit import projects
+from storage_audit import logs, projects
 from storage_audit.bucket.errors import LOCKED
 from storage_audit.conf import conf
 from storage_audit.fields import after_prefix, in_any_spelling, spellings
@@ -189,9 +189,20 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
     def request(self, **values: Any) -> CleanupOperation:
         """Create an operation, with who asked and from where; in the transaction that deletes."""
         origin = current_origin()
-        operation = self.create(**{"requested_by": origin.user, "origin": origin.place, **values})
-        operation.record("request", operation.get_trigger_display())
+        asked = {"requested_by": origin.user, "origin": origin.place}
+        if values["kind"] != "verify":
+            asked |= {"discovery": conf().discovery, "strategy": conf().strategy}
+        operation = self.create(**asked | values)
+        asked_by = logs.current().request_id
+        joins = {"request_id": asked_by} if asked_by else {}
+        operation.record("request", operation.get_trigger_display(), **joins)
         return operation
+
+    def request_id(self, pk: UUID) -> str | None:
+        """Of the web request that asked for the operation, or for the one that it follows."""
+        events = apps.get_model("storage_audit", "OperationEvent").objects.filter(operation=pk)
+        asked = events.filter(step="request", data__has_key="request_id")
+        return asked.values_list("data__request_id", flat=True).first()
 
     def request_for_project(
         self, project_id: str, *, trigger: str, deleted_at: datetime, **values: Any
@@ -241,7 +252,7 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         return self.filter(Q(enqueued_at=None) | Q(enqueued_at__lt=moment))
 
     def open(self) -> Self:
-        return self.exclude(status__in=[*self.model.ENDED, "planned"])
+        return self.filter(status__in=[*self.model.WORKABLE, "blocked"])
 
     def prunable(self, moment: datetime) -> Self:
         """Operations that were over before `moment`, as is now all that follows them, and whose

@@ -53,7 +53,7 @@ def test_pace_falls_in_leaps_and_rises_call_by_call() -> None:
     falling = [fastest, Pace(250, 2), Pace(1, 1)]
     assert [one.slower() for one in falling] == [*falling[1:], Pace(1, 1)]
     rising = [Pace(keys, calls) for keys in (1, 250, 1000) for calls in (1, 2, 3, 4)]
-    assert [one.faster() for one in rising] == [*rising[1:], fastest]
+    assert [one.faster(pace.MOST["batch"]) for one in rising] == [*rising[1:], fastest]
 
 
 @pytest.mark.parametrize("most", [1, 100, 250, 999])
@@ -62,7 +62,7 @@ def test_no_call_is_ever_larger_than_the_setting(most: int) -> None:
         one = Pace.of(CleanupOperation(pace={"keys": 1000, "calls": 1}))
         for _step in range(20):
             assert one.keys <= most
-            one = one.faster()
+            one = one.faster(pace.most_of(CleanupOperation()))
         assert one == Pace(most, 4)
 
 
@@ -85,9 +85,9 @@ def test_timeline_tells_of_each_change(store: FaultyStore, bucket: Bucket) -> No
     store.rules.append(on(is_delete_batch, BUSY, times=2))
     assert told(delete("proj_1")) == [
         "DeleteObjects failed: SlowDown a fault, made on purpose."
-        f" From now on at most {keys} objects in a call, and 1 calls at once."
+        f" From now on at most {keys} objects after one look, 1 calls at once."
         for keys in (250, 1)
-    ] + ["The store keeps up. From now on at most 250 objects in a call, and 1 calls at once."]
+    ] + ["The store keeps up. From now on at most 250 objects after one look, 1 calls at once."]
 
 
 def test_errors_of_single_keys_slow_down_too(store: FaultyStore, bucket: Bucket) -> None:

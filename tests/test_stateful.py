@@ -169,6 +169,10 @@ class Machine(RuleBasedStateMachine):
     def ask_of_operation(self, place: int, ask: str) -> None:
         getattr(self.play, ask)(at(place, list(CleanupOperation.objects.order_by("created_at"))))
 
+    @rule(strategy=st.sampled_from(["batch", "parallel", "sequential"]))
+    def choose_strategy(self, strategy: str) -> None:
+        CleanupOperation.objects.update(strategy=strategy)
+
     # Workers
 
     @rule(dies_after=st.integers(0, 8))

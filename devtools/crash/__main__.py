@@ -17,7 +17,7 @@ It starts its own store, database, clusters, web server and people at the admin,
 between them that breaks, and ends with a table for each of:
   local R2 and PostgreSQL      with three fifths of the kills
   SeaweedFS and PostgreSQL     with one fifth
-  local R2 and SQLite          with one fifth
+  local R2 and SQLite          with one fifth, and a call for each object
 Then it judges a million generated keys, and plays random histories against a model.
 
 examples:
@@ -61,13 +61,13 @@ def command_line() -> ArgumentParser:
 def parts(seed: int, kills: int) -> Iterator[tuple[str, list[str]]]:
     """Each by its name, with the arguments for Python."""
 
-    def crash(store: str, database: str, kills: int) -> list[str]:
-        where = ["--store", store, "--database", database]
+    def crash(store: str, database: str, kills: int, strategy: str = "batch") -> list[str]:
+        where = ["--store", store, "--database", database, "--strategy", strategy]
         return ["-m", "devtools.crash.scenario", *where, "--kills", str(kills), "--seed", str(seed)]
 
     yield "r2-postgresql", crash("r2", "postgresql", kills - 2 * (kills // 5))
     yield "seaweedfs-postgresql", crash("seaweedfs", "postgresql", kills // 5)
-    yield "r2-sqlite", crash("r2", "sqlite", kills // 5)
+    yield "r2-sqlite", crash("r2", "sqlite", kills // 5, "parallel")
     yield "ownership", ["-m", "tests.ownership_fuzz", "--keys", str(KEYS), "--seed", str(seed)]
     histories = ["-m", "pytest", "-q", "tests/test_stateful.py", f"--hypothesis-seed={seed}"]
     yield "histories", histories

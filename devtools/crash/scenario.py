@@ -56,14 +56,16 @@ def main() -> None:
     parser = ArgumentParser()
     parser.add_argument("--store", choices=STORES, required=True)
     parser.add_argument("--database", choices=["postgresql", "sqlite"], required=True)
+    parser.add_argument("--strategy", choices=["batch", "parallel"], default="batch")
     parser.add_argument("--kills", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     options = parser.parse_args()
     folder = FOLDER / f"{options.store}-{options.database}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    title = f"{options.store}, {options.database}"
-    with stop_on_signals(), running_site(folder, options.store, options.database) as site:
+    title = f"{options.store}, {options.database}, {options.strategy}"
+    where = (options.store, options.database, options.strategy)
+    with stop_on_signals(), running_site(folder, *where) as site:
         sys.exit(play(site, options.kills, options.seed, title))
 
 

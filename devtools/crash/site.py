@@ -65,7 +65,7 @@ class Site:
 
 
 @contextmanager
-def running_site(folder: Path, store: str, database: str) -> Iterator[Site]:
+def running_site(folder: Path, store: str, database: str, strategy: str) -> Iterator[Site]:
     """Set Django up in this process too, and replace the environment of the process for that.
 
     SQLite takes one writer at a time: there it is one cluster, with one worker.
@@ -76,7 +76,9 @@ def running_site(folder: Path, store: str, database: str) -> Iterator[Site]:
         network = stack.enter_context(faulty_store(variables["R2_ENDPOINT_URL"]))
         server = stack.enter_context(running_server()) if database == "postgresql" else None
         url = server.url if server else "sqlite:///" + quote(str(folder / "db.sqlite3"))
-        replace_environment(environment(variables, network.url, url), home=folder)
+        replace_environment(
+            {**environment(variables, network.url, url), "CLEANUP_STRATEGY": strategy}, home=folder
+        )
         password = set_up_django()
         names = ["cluster-1", "cluster-2"] if server else ["cluster-1"]
         clusters = [Cluster(name, os.environ, folder) for name in names]

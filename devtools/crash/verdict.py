@@ -11,7 +11,7 @@ from devtools.crash.observer import ROWS, Observer
 from devtools.crash.world import UPLOADED, World
 from devtools.demo.report import shown
 from storage_audit.audit.installation import MARKER
-from storage_audit.audit.pace import MOST_CALLS
+from storage_audit.audit.pace import MOST
 from storage_audit.conf import conf
 from storage_audit.models import (
     CleanupItem,
@@ -134,7 +134,7 @@ class Verdict:
 
     def redone(self) -> Iterator[str]:
         """At most one batch for each worker that was interrupted."""
-        batch = conf().batch_size * MOST_CALLS
+        batch = conf().batch_size * MOST["batch"].calls
         events = OperationEvent.objects.filter(step__in=INTERRUPTIONS)
         interrupted = Counter(
             ROWS if kind == "objects" else id

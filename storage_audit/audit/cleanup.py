@@ -15,6 +15,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from storage_audit import logs
 from storage_audit.audit import deletion, limits, verification
 from storage_audit.audit.discovery import discover
 from storage_audit.audit.installation import Mismatch
@@ -51,6 +52,11 @@ def run_slice(operation_id: UUID) -> CleanupOperation | None:
     The store's errors end in the operation as a message and a next attempt. Any other exception
     does too, and is raised again.
     """
+    with logs.about(operation_id, CleanupOperation.objects.request_id(operation_id)):
+        return take_up(operation_id)
+
+
+def take_up(operation_id: UUID) -> CleanupOperation | None:
     with transaction.atomic():
         operation = CleanupOperation.objects.get(pk=operation_id)
         ended, died = operation.finished_at is not None, operation.lease_until is not None
@@ -156,7 +162,16 @@ def plan(work: Work) -> None:
     elif not operation.released_by and (reason := limits.objections(operation)):
         block(operation, reason)
     else:
+        set_out(operation)
+
+
+def set_out(operation: CleanupOperation) -> None:
+    """Go on to the deletions, in a way that ends in time."""
+    with transaction.atomic():
         operation.renew(step=Step.DELETE)
+        if reason := limits.slowness(operation):
+            operation.renew(strategy=CleanupOperation.Strategy.BATCH, pace={})
+            operation.record("plan", _("The strategy is batch from now on. %s") % reason)
 
 
 def compare(work: Work) -> None:
@@ -191,10 +206,13 @@ def digest(operation: CleanupOperation) -> str:
 def record_plan(operation: CleanupOperation) -> None:
     books = operation.items.books()
     to_delete = operation.items.planned().count()
+    text = _("Found %(found)s objects, %(to_delete)s of them to be deleted.")
+    text %= {"found": books["found"], "to_delete": to_delete}
+    if operation.runs_wrangler:
+        text += " " + _("wrangler takes about %s for them.") % limits.wrangler_takes(to_delete)
     operation.record(
         "plan",
-        _("Found %(found)s objects, %(to_delete)s of them to be deleted.")
-        % {"found": books["found"], "to_delete": to_delete},
+        text,
         digest=operation.plan_digest,
         ranges=operation.ranges,
         protected=books["protected"],
@@ -241,6 +259,8 @@ def late_check(operation: CleanupOperation, delay: timedelta) -> None:
         project_deleted_at=operation.project_deleted_at,
         bucket=operation.bucket,
         parent=operation,
+        discovery=operation.discovery,
+        strategy=operation.strategy,
         trigger=CleanupOperation.Trigger.LATE_CHECK,
         next_attempt_at=timezone.now() + delay,
     )
@@ -258,7 +278,7 @@ def put_off(operation: CleanupOperation, error: StoreError) -> None:
     """Try again as the error policy says: see bucket/errors.py."""
     operation.renew()
     refused = r2.bars(operation.bucket, error)
-    advice = Barred.advice if refused else error.advice
+    advice = error.advice if isinstance(error, Barred) or not refused else Barred.advice
     reason = f"{str(error).rstrip('.')}. {advice}"
     asked = min(error.retry_after, conf().longest_retry.total_seconds())
     postpone(operation, reason, after=timedelta(seconds=asked), refused=refused)

@@ -3,7 +3,9 @@
 A batch is what one look proves; it goes in one call, or in some at once.
 """
 
+import logging
 from collections.abc import Iterable
+from dataclasses import asdict
 from itertools import groupby
 from time import monotonic
 from typing import NamedTuple
@@ -12,19 +14,21 @@ from django.db import OperationalError, transaction
 from django.db.models import F, Q
 from django.utils.translation import gettext as _
 
-from storage_audit import projects
+from storage_audit import logs, projects
 from storage_audit.audit import pace
 from storage_audit.audit.discovery import LONE_KEYS, rows_by_identity
 from storage_audit.audit.ownership import Claim, alive_among, judge, layouts
 from storage_audit.audit.pace import Pace
 from storage_audit.audit.work import Reborn, Undecided, Work
-from storage_audit.bucket import deleters, r2
-from storage_audit.bucket.deleters import Sent
+from storage_audit.bucket import deleters, uploads
+from storage_audit.bucket.deleters import Answers, Sent
 from storage_audit.bucket.errors import StoreError, TooLate
 from storage_audit.bucket.listing import escape, find
-from storage_audit.bucket.r2 import Answer, Listed, Upload
+from storage_audit.bucket.r2 import DELETED, Answer, Listed
+from storage_audit.bucket.uploads import Upload
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2Object
 from storage_audit.querysets import CleanupItemQuerySet, R2ObjectQuerySet, impatient
+from storage_audit.redaction import visible
 
 Outcome = CleanupItem.Outcome
 NOT_LISTED = "not in the listing before the deletion"
@@ -84,15 +88,18 @@ def delete_batch(work: Work, batch: list[CleanupItem]) -> StoreError | None:
         operation.renew()
         record_proof(operation, proof)
     sent = send(operation, proof.may_go, until=started + PROOF_LASTS)
+    log_keys(proof.may_go, sent.answers)
     with transaction.atomic():
         operation.renew()
         record_answers(operation, proof.may_go, sent.answers)
+        for command in sent.commands:
+            operation.record("command", command.summary, **asdict(command))
         operation.record(
             "delete",
             _("Batch of %s objects sent.") % len(proof.may_go),
             absent=len(proof.gone),
             protected=len(proof.stay),
-            refused=sum(answer != r2.DELETED for answer in sent.answers.values()),
+            refused=sum(answer != DELETED for answer in sent.answers.values()),
             unanswered=len(proof.may_go) - len(sent.answers),
         )
     return pace.trouble_in(sent)
@@ -221,7 +228,21 @@ def rest(operation: CleanupOperation) -> None:
 def send(operation: CleanupOperation, items: list[CleanupItem], *, until: float) -> Sent:
     now = Pace.of(operation)
     keys = [item.key for item in items]
-    return deleters.delete(operation.bucket, keys, until=until, size=now.keys, calls=now.calls)
+    return deleters.delete(
+        operation.strategy,
+        operation.bucket,
+        keys,
+        until=until,
+        size=now.keys,
+        calls=now.calls,
+    )
+
+
+def log_keys(items: list[CleanupItem], answers: Answers) -> None:
+    if logs.keys.isEnabledFor(logging.DEBUG):
+        for item in items:
+            answer = str(answers.get(item.key, "no answer"))
+            logs.keys.debug("%s: %s", visible(item.key), visible(answer))
 
 
 def record_answers(
@@ -239,10 +260,10 @@ def unfinished_uploads(work: Work) -> list[Upload] | None:
     """The project's multipart uploads; None where the store cannot tell."""
     operation, found = work.operation, list[Upload]()
     for prefix in operation.ranges:
-        uploads = r2.unfinished_uploads(operation.bucket, prefix)
-        if uploads is None:
+        unfinished = uploads.unfinished(operation.bucket, prefix)
+        if unfinished is None:
             return None
-        found += uploads
+        found += unfinished
     readings = {upload.key: layouts().readings(upload.key) for upload in found}
     alive = alive_among(readings.values())
     rows = rows_by_identity(operation.bucket, readings, work.identity)
@@ -261,7 +282,7 @@ def abort_uploads(work: Work) -> None:
             refuse_reborn(work.operation)
         work.operation.renew()
         try:
-            r2.abort_upload(work.operation.bucket, upload)
+            uploads.abort(work.operation.bucket, upload)
             said = _("Unfinished upload aborted.")
         except StoreError as error:
             # It must not stop the deletions; R2 ends such uploads by itself after seven days.

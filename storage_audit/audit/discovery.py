@@ -4,14 +4,21 @@ Written page by page into the operation's items, so that a worker that stops is 
 that goes on, and memory does not grow with the project.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from django.db import transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.installation import Mismatch
-from storage_audit.audit.ownership import Claim, Verdict, alive_among, judge, layouts
+from storage_audit.audit.ownership import (
+    Claim,
+    Deleted,
+    Verdict,
+    alive_among,
+    judge,
+    layouts,
+)
 from storage_audit.audit.work import Work
 from storage_audit.bucket.listing import Identity, escape, spellings, storable, storable_part
 from storage_audit.bucket.r2 import Listed
@@ -19,6 +26,7 @@ from storage_audit.models import CleanupItem, CleanupOperation, R2Object
 from storage_audit.querysets import R2ObjectQuerySet
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
+Discovery = CleanupOperation.Discovery
 CHUNK = 1000
 # Keys that are looked up each at its own place, a request for each at worst: so few that the
 # lease outlasts them.
@@ -142,16 +150,26 @@ def discover_outside(work: Work) -> None:
 
 def judged(work: Work, page: Sequence[Listed], span: int | None) -> list[CleanupItem]:
     """The listed objects that are the project's, or may be, as items; three queries in all."""
+    return [
+        present(work, listed, row, verdict, span)
+        for listed, row, verdict in verdicts(
+            work.operation.bucket, page, work.project, work.identity
+        )
+        if verdict.claim is not Claim.ELSEWHERE
+    ]
+
+
+def verdicts(
+    bucket: str, page: Sequence[Listed], project: Deleted, identity: Identity
+) -> Iterator[tuple[Listed, R2Object | None, Verdict]]:
+    """Of each listed object its tracking row, and whether it is the project's."""
     readings = {listed.key: layouts().readings(listed.key) for listed in page}
     alive = alive_among(readings.values())
-    rows = rows_by_identity(work.operation.bucket, [o.key for o in page], work.identity)
-    items = []
+    rows = rows_by_identity(bucket, [o.key for o in page], identity)
     for listed in page:
-        row = rows.get(work.identity(listed.key))
-        verdict = judge(work.project, readings[listed.key], row, listed.last_modified, alive)
-        if verdict.claim is not Claim.ELSEWHERE:
-            items.append(present(work, listed, row, verdict, span))
-    return items
+        row = rows.get(identity(listed.key))
+        verdict = judge(project, readings[listed.key], row, listed.last_modified, alive)
+        yield listed, row, verdict
 
 
 def rows_by_identity(bucket: str, keys: Iterable[str], identity: Identity) -> dict[str, R2Object]:
@@ -181,10 +199,25 @@ def present(
     )
     if verdict.claim is Claim.PROTECTED:
         item.outcome = Outcome.PROTECTED
+    elif reason := unasked(work.operation, row, span):
+        item.outcome, item.reason = Outcome.PROTECTED, reason
     elif item.escaped:
         item.outcome = Outcome.FAILED
         item.reason = _("No request can name this key. Delete it in the Cloudflare dashboard.")
     return item
+
+
+def unasked(operation: CleanupOperation, row: R2Object | None, span: int | None) -> str:
+    """Why the discovery that was chosen leaves this object out, or nothing: it is shown all the
+    same, or what is left behind would be in no count."""
+    tracked = row is not None and row.project_id == operation.project_id
+    if operation.discovery == Discovery.TRACKED and not tracked:
+        left_out = _("Only tracked objects were asked for, and the project tracks no such object.")
+    elif operation.discovery == Discovery.LISTED and span is None:
+        left_out = _("Only listed objects were asked for, and no listed prefix covers this one.")
+    else:
+        return ""
+    return left_out + " " + _("Ask for a cleanup of both to have it deleted.")
 
 
 def save(items: list[CleanupItem]) -> None:

@@ -1,13 +1,16 @@
 """What is too much to be believed, or to be done unasked. Each rule tells its figures."""
 
+from datetime import timedelta
 from statistics import median
 
 from django.db import DatabaseError
 from django.db.models import Count, Exists, OuterRef, Sum
 from django.db.models.functions import Coalesce
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from storage_audit.audit.installation import Mismatch
+from storage_audit.bucket.wrangler import expected_duration
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, CleanupItem, CleanupOperation, KnownProject, R2Object
 from storage_audit.querysets import CleanupItemQuerySet
@@ -24,7 +27,25 @@ FEW = 20
 
 def objections(operation: CleanupOperation) -> str:
     """Why the plan must not be run unasked, or nothing."""
-    return " ".join(filter(None, [missing(operation), excess(operation)]))
+    return " ".join(filter(None, [missing(operation), excess(operation), slowness(operation)]))
+
+
+def slowness(operation: CleanupOperation) -> str:
+    """Why wrangler must not be started for each object of the plan, or nothing."""
+    wanted = operation.items.planned().count()
+    if not operation.runs_wrangler or wanted <= conf().wrangler_limit:
+        return ""
+    return _(
+        "wrangler would be started for each of %(wanted)s objects, which takes about %(time)s; the"
+        " limit is %(limit)s. If it is force-deleted, this operation goes on with the strategy"
+        " batch, which deletes 1000 objects in a call."
+    ) % {"wanted": wanted, "time": wrangler_takes(wanted), "limit": conf().wrangler_limit}
+
+
+def wrangler_takes(count: int) -> str:
+    """In minutes, for one object after the other: how many processors help is not known."""
+    minutes = max(1, round(expected_duration(count) / timedelta(minutes=1)))
+    return ngettext("%d minute", "%d minutes", minutes) % minutes
 
 
 def excess(operation: CleanupOperation) -> str:

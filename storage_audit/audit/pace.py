@@ -25,15 +25,16 @@ from storage_audit.bucket.r2 import DELETED
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation
 
-SMALLER = (1, 250)  # keys a call, below the setting BATCH_SIZE
-MOST_CALLS = 4
+Strategy = CleanupOperation.Strategy
+
+SMALLER = (1, 250)  # keys a lane, below the most
 PAUSE = 2.0  # seconds
 # Troubles in a row at the slowest pace: fewer may be about a few keys, and stop no others.
 LAST_TROUBLES = 10
 
 
 class Pace(NamedTuple):
-    """The number of keys in a call, and of calls at once."""
+    """The number of keys in a lane, whose calls follow each other, and of lanes at once."""
 
     keys: int
     calls: int
@@ -44,20 +45,38 @@ class Pace(NamedTuple):
 
     @classmethod
     def of(cls, operation: CleanupOperation) -> "Pace":
-        most, kept = conf().batch_size, operation.pace
-        return cls(min(kept.get("keys", most), most), kept.get("calls", 1))
+        most, kept = most_of(operation), operation.pace
+        first = FIRST_CALLS.get(operation.strategy, 1)
+        return cls(min(kept.get("keys", most.keys), most.keys), kept.get("calls", first))
 
-    def faster(self) -> "Pace":
-        """One call more, or as many keys in fewer calls."""
-        if self.calls < MOST_CALLS:
+    def faster(self, most: "Pace") -> "Pace":
+        """One lane more, or as many keys in fewer lanes."""
+        if self.calls < most.calls:
             return Pace(self.keys, self.calls + 1)
-        most = conf().batch_size
-        larger = min((size for size in SMALLER if size > self.keys), default=most)
-        return Pace(min(larger, most), 1) if self.keys < most else self
+        larger = min((size for size in SMALLER if size > self.keys), default=most.keys)
+        return Pace(min(larger, most.keys), 1) if self.keys < most.keys else self
 
     def slower(self) -> "Pace":
         smaller = max((size for size in SMALLER if size < self.keys), default=1)
         return Pace(smaller, max(1, self.calls // 2))
+
+
+# A lane's calls must be over before the look that allows them is too old.
+MOST: dict[str, Pace] = {
+    Strategy.BATCH: Pace(1000, 4),  # one call a lane
+    Strategy.PARALLEL: Pace(100, 8),
+    Strategy.SEQUENTIAL: Pace(100, 1),
+    # A second each, or more, and at most two starts a second.
+    Strategy.WRANGLER: Pace(5, 4),
+    Strategy.WRANGLER_SEQUENTIAL: Pace(10, 1),
+}
+# Where a project of usual size would be over before more than one lane is tried.
+FIRST_CALLS: dict[str, int] = {Strategy.PARALLEL: 4, Strategy.WRANGLER: 4}
+
+
+def most_of(operation: CleanupOperation) -> Pace:
+    most = MOST[operation.strategy]
+    return most._replace(keys=min(most.keys, conf().batch_size))
 
 
 def adapt(work: Work, size: int, trouble: StoreError | None) -> None:
@@ -90,7 +109,7 @@ def severity(error: StoreError) -> tuple[bool, float, bool]:
 
 def speed_up(operation: CleanupOperation) -> None:
     before = Pace.of(operation)
-    pace = before.faster()
+    pace = before.faster(most_of(operation))
     if pace == before:
         return
     with transaction.atomic():
@@ -106,8 +125,9 @@ def slow_down(operation: CleanupOperation, pace: Pace, why: StoreError) -> None:
 
 
 def tell(operation: CleanupOperation, pace: Pace, why: str) -> None:
-    text = _("%(why)s From now on at most %(keys)s objects in a call, and %(calls)s calls at once.")
-    operation.record("pace", text % {"why": why, **pace._asdict()}, **pace._asdict())
+    text = _("From now on at most %(size)s objects after one look, %(calls)s calls at once.")
+    figures = {"size": pace.size, "calls": pace.calls}
+    operation.record("pace", f"{why} {text % figures}", **pace._asdict())
 
 
 def endure(work: Work, trouble: StoreError) -> None:

@@ -9,6 +9,9 @@ from django.utils.translation import gettext as _
 
 from storage_audit import projects
 from storage_audit.audit import vanished
+from storage_audit.audit.modes import Mode, usual
+from storage_audit.bucket.listing import storable
+from storage_audit.conf import conf
 from storage_audit.models import (
     CleanupOperation,
     IllegalTransition,
@@ -31,12 +34,13 @@ class StillAlive(Exception):
 
 
 @transaction.atomic
-def dry_run(project_id: str) -> list[CleanupOperation]:
+def dry_run(project_id: str, mode: Mode | None = None) -> list[CleanupOperation]:
     """Plan the cleanup of a project as if it were deleted now, and delete nothing."""
     return CleanupOperation.objects.request_for_project(
         project_id,
         trigger=Trigger.DRY_RUN,
         dry_run=True,
+        **(mode or usual())._asdict(),
         deleted_at=KnownProject.objects.time_of_deletion(project_id) or timezone.now(),
     )
 
@@ -88,21 +92,37 @@ def refuse_pruned(operation: CleanupOperation) -> None:
 
 
 @transaction.atomic
-def force_delete_project(project: Model, origin: Origin) -> list[CleanupOperation]:
-    """Delete the project's row, and clean up without limits, in one transaction.
-
-    `origin` must be `forced`, so that the receiver makes the operation a released one. Raises
-    StillAlive when the model's own delete() keeps the row.
-    """
-    project_id, began = projects.id_of(project), timezone.now()
-    with acting_as(origin):
-        project.delete()
+def delete_project(project: Model) -> list[CleanupOperation]:
+    """Delete the project's row, of which the cleanups follow, in one transaction. Raises StillAlive
+    when the model's own delete() keeps the row."""
+    project_id = projects.id_of(project)
+    project.delete()
     if projects.is_alive(project_id):
         raise StillAlive(_("Project %s was not deleted: its model keeps such rows.") % project_id)
-    made = CleanupOperation.objects.filter(
-        project_id=project_id, trigger=Trigger.FORCED, created_at__gte=began
+    return deletion_of(project_id)
+
+
+def deletion_of(project_id: str) -> list[CleanupOperation]:
+    """The cleanups that the project's deletion led to, one for each bucket, that of the settings
+    first; none where no deletion is on record."""
+    # What cannot be stored, such as a NUL, cannot be asked for on PostgreSQL either.
+    known = KnownProject.objects if storable(project_id) else KnownProject.objects.none()
+    deleted_at = known.time_of_deletion(project_id)
+    if deleted_at is None:
+        return []
+    made = CleanupOperation.objects.cleanups().filter(
+        kind=Kind.PROJECT, project_id=project_id, project_deleted_at=deleted_at
     )
-    return list(made)
+    # Later ones of the same deletion were asked for apart.
+    by_bucket = {each.bucket: each for each in made.order_by("-created_at", "-pk")}
+    return sorted(by_bucket.values(), key=lambda each: (each.bucket != conf().bucket, each.bucket))
+
+
+def force_delete_project(project: Model, origin: Origin) -> list[CleanupOperation]:
+    """Delete the project's row, and clean up without limits. `origin` must be `forced`, so that the
+    receiver makes the operation a released one. Raises StillAlive as `delete_project` does."""
+    with acting_as(origin):
+        return delete_project(project)
 
 
 @transaction.atomic
@@ -138,13 +158,16 @@ def refuse_look(operation: CleanupOperation) -> None:
 
 
 @transaction.atomic
-def declare_deleted(project_id: str) -> list[CleanupOperation]:
+def declare_deleted(project_id: str, mode: Mode | None = None) -> list[CleanupOperation]:
     """Clean up after an id that is not alive, such as one deleted before this was installed.
 
     Raises ValidationError for what is no project id, and StillAlive.
     """
     return CleanupOperation.objects.request_for_project(
-        project_id, trigger=Trigger.DECLARED, deleted_at=declare(project_id)
+        project_id,
+        trigger=Trigger.DECLARED,
+        deleted_at=declare(project_id),
+        **(mode or usual())._asdict(),
     )
 
 

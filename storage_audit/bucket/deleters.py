@@ -1,69 +1,142 @@
 """Ways to ask the store for deletions. None of them says that an object is gone: verify does."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from storage_audit.bucket import r2
+from storage_audit import logs
+from storage_audit.bucket import r2, wrangler
 from storage_audit.bucket.errors import Barred, StoreError, Unavailable
 from storage_audit.bucket.r2 import Answer
+from storage_audit.bucket.wrangler import Command
 
 Answers = dict[str, Answer]
+Lane = Sequence[list[str]]
 
 # What XML 1.0 cannot carry, or carries changed: https://www.w3.org/TR/xml/#charsets
 NOT_IN_XML = re.compile("[\0-\x1f\x7f\ufffe\uffff]")
-UNDELETABLE = Answer(
-    "Undeletable",
+UNDELETABLE = (
     "no S3 call can name this key: a control character, or a space at an end, needs a single"
     " delete, and a '.' or '..' segment breaks a single delete's signature. Delete it in the"
-    " Cloudflare dashboard.",
+    " Cloudflare dashboard."
 )
 
 
 class Sent(NamedTuple):
-    """What came of the calls: the answers, by key, and what ended them early."""
+    """What came of the calls: the answers, by key, what ended them early, and the programs run."""
 
     answers: Answers
     troubles: list[StoreError]
+    commands: list[Command]
 
 
-def delete(bucket: str, keys: Collection[str], *, until: float, size: int, calls: int) -> Sent:
-    """Ask once for each key, by the call that can carry it: `size` keys in one, `calls` at once.
+class Deleter(Protocol):
+    """A strategy. `objection` tells why it cannot name a key, or nothing; `lanes` shares the keys
+    out: the calls of a lane, each with its keys, are made one after the other, those of `size`
+    keys at most, and lanes run at once."""
 
-    Nothing leaves after the clock says `until`, or after a call had trouble. Keys that were not
-    sent have no answer, nor have those whose call failed: what became of them is unknown.
-    """
-    sent = Sent({key: UNDELETABLE for key in keys if is_undeletable(key)}, [])
-    with ThreadPoolExecutor(calls) as pool:
-        for answers in pool.map(partial(ask, bucket, until, sent.troubles), parts(keys, size)):
-            sent.answers.update(answers)
-    return sent
+    def objection(self, key: str) -> str: ...
 
+    def lanes(self, keys: list[str], size: int) -> Sequence[Lane]: ...
 
-def parts(keys: Collection[str], size: int) -> list[list[str]]:
-    """The keys of each call."""
-    batch = [key for key in keys if survives_xml(key)]
-    single = [key for key in keys if not survives_xml(key) and not is_undeletable(key)]
-    batches = [batch[start : start + size] for start in range(0, len(batch), size)]
-    return batches + [[key] for key in single]
+    def ask(self, bucket: str, keys: list[str], until: float, ran: list[Command]) -> Answers:
+        """Make one call, unless the clock says `until`. Raises StoreError."""
 
 
-def ask(bucket: str, until: float, troubles: list[StoreError], keys: list[str]) -> Answers:
-    if troubles:
-        return {}
-    try:
+class Batch:
+    """Many keys in a call; alone those that it cannot carry."""
+
+    def objection(self, key: str) -> str:
+        return UNDELETABLE if not survives_xml(key) and has_dots(key) else ""
+
+    def lanes(self, keys: list[str], size: int) -> Sequence[Lane]:
+        batch = [key for key in keys if survives_xml(key)]
+        single = [[[key]] for key in keys if not survives_xml(key)]
+        return [[part] for part in parts(batch, size)] + single
+
+    def ask(self, bucket: str, keys: list[str], until: float, ran: list[Command]) -> Answers:
         with r2.sent_until(until):
             if survives_xml(keys[0]):
                 return r2.delete_batch(bucket, keys)
             return {keys[0]: r2.delete_single(bucket, keys[0])}
+
+
+class Single(Batch):
+    """A call for each key; by that for many only those whose single call cannot be signed."""
+
+    def lanes(self, keys: list[str], size: int) -> Sequence[Lane]:
+        return [parts(part, 1) for part in parts(keys, size)]
+
+    def ask(self, bucket: str, keys: list[str], until: float, ran: list[Command]) -> Answers:
+        if has_dots(keys[0]):
+            return super().ask(bucket, keys, until, ran)
+        with r2.sent_until(until):
+            return {keys[0]: r2.delete_single(bucket, keys[0])}
+
+
+class Wrangler:
+    """Cloudflare's command-line tool, started for each key."""
+
+    def objection(self, key: str) -> str:
+        return wrangler.objection(key)
+
+    def lanes(self, keys: list[str], size: int) -> Sequence[Lane]:
+        return [parts(part, 1) for part in parts(keys, size)]
+
+    def ask(self, bucket: str, keys: list[str], until: float, ran: list[Command]) -> Answers:
+        return {keys[0]: wrangler.delete(bucket, keys[0], until=until, ran=ran.append)}
+
+
+DELETERS: dict[str, Deleter] = {
+    "batch": Batch(),
+    "parallel": Single(),
+    "sequential": Single(),
+    "wrangler": Wrangler(),
+    "wrangler_sequential": Wrangler(),
+}
+
+
+def delete(
+    strategy: str, bucket: str, keys: Collection[str], *, until: float, size: int, calls: int
+) -> Sent:
+    """Ask once for each key, in the strategy's way: `size` keys in a lane, `calls` lanes at once.
+
+    Nothing leaves after the clock says `until`, or after a call had trouble. Keys that were not
+    sent have no answer, nor have those whose call failed: what became of them is unknown.
+    """
+    deleter = DELETERS[strategy]
+    objections = {key: deleter.objection(key) for key in keys}
+    sent = Sent({k: Answer("Undeletable", why) for k, why in objections.items() if why}, [], [])
+
+    def work_through(lane: Lane) -> Answers:
+        answers: Answers = {}
+        for call in lane:
+            answers |= ask(deleter, bucket, call, until, sent)
+        return answers
+
+    lanes = deleter.lanes([key for key, why in objections.items() if not why], size)
+    with ThreadPoolExecutor(calls, initializer=logs.carried()) as pool:
+        for answers in pool.map(work_through, lanes):
+            sent.answers.update(answers)
+    return sent
+
+
+def ask(deleter: Deleter, bucket: str, keys: list[str], until: float, sent: Sent) -> Answers:
+    if sent.troubles:
+        return {}
+    try:
+        return deleter.ask(bucket, keys, until, sent.commands)
     except StoreError as error:
         # Refused for its spelling, for example: one such key must not stop the others.
         alone = len(keys) == 1 and error.answered and not isinstance(error, Barred)
         if not alone or isinstance(error, Unavailable):
-            troubles.append(error)
+            sent.troubles.append(error)
         return {keys[0]: r2.refusal(error.code, str(error))} if alone else {}
+
+
+def parts(keys: list[str], size: int) -> list[list[str]]:
+    return [keys[start : start + size] for start in range(0, len(keys), size)]
 
 
 def survives_xml(key: str) -> bool:
@@ -72,5 +145,6 @@ def survives_xml(key: str) -> bool:
     return not NOT_IN_XML.search(key) and key == key.strip().strip("\ufeff")
 
 
-def is_undeletable(key: str) -> bool:
-    return not survives_xml(key) and any(segment in (".", "..") for segment in key.split("/"))
+def has_dots(key: str) -> bool:
+    """Whether a single delete of this key has a signature that the store does not accept."""
+    return any(segment in (".", "..") for segment in key.split("/"))

@@ -1,15 +1,15 @@
 import json
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser
 from uuid import UUID
 
-from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError
 from django.db import transaction
 
 from storage_audit import projects, tasks
 from storage_audit.audit import cleanup, requests
+from storage_audit.audit.modes import MODES, Mode, usual
 from storage_audit.audit.requests import StillAlive
-from storage_audit.conf import conf
+from storage_audit.conf import DISCOVERIES, STRATEGIES, conf
 from storage_audit.management.console import (
     FAILED,
     SHOWN,
@@ -18,6 +18,7 @@ from storage_audit.management.console import (
     deletion_id,
     facts_of,
     lines_of,
+    project_id,
     staying,
 )
 from storage_audit.management.documented import DocumentedCommand
@@ -25,19 +26,10 @@ from storage_audit.models import (
     CleanupOperation,
     IllegalTransition,
     KnownProject,
-    validate_project_id,
 )
 from storage_audit.redaction import visible
 
 Status = CleanupOperation.Status
-
-
-def project_id(text: str) -> str:
-    try:
-        validate_project_id(text)
-    except ValidationError as error:
-        raise ArgumentTypeError(visible(error.messages[0])) from error
-    return text
 
 
 class Command(DocumentedCommand):
@@ -50,6 +42,20 @@ class Command(DocumentedCommand):
       python manage.py cleanup_project proj_1 --dry-run
       python manage.py cleanup_project proj_1 --plan 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983
       python manage.py cleanup_project proj_1 --declare-deleted --sync
+      python manage.py cleanup_project proj_1 --mode s3
+      python manage.py cleanup_project proj_1 --discovery tracked --strategy parallel
+
+    modes:
+      database    tracked objects, many in a call: --discovery tracked --strategy batch
+      s3          listed objects, many in a call: --discovery listed --strategy batch
+      wrangler    listed objects, wrangler for each, some at once: --discovery listed
+                  --strategy wrangler
+      sequential  listed objects, wrangler for each, one after the other: --discovery listed
+                  --strategy wrangler_sequential
+
+    Without any, the settings CLEANUP_DISCOVERY and CLEANUP_STRATEGY say how. What the discovery
+    leaves out stays and is shown; the rule of who owns a key, the look before each deletion and
+    the verification are always the same.
 
     exit codes:
       0  all that may go is gone, the plan is made, or the cleanup is enqueued
@@ -87,6 +93,17 @@ class Command(DocumentedCommand):
             " is made and held against the limits",
         )
         parser.add_argument(
+            "--mode", choices=sorted(MODES), help="the objects and the strategy by one name"
+        )
+        parser.add_argument(
+            "--discovery",
+            choices=DISCOVERIES,
+            help="delete only objects that are tracked, or only those under the listed prefixes",
+        )
+        parser.add_argument(
+            "--strategy", choices=STRATEGIES, help="how to ask the store for the deletions"
+        )
+        parser.add_argument(
             "--sync",
             action="store_true",
             help="do the work here and now, and enqueue nothing: no worker is needed",
@@ -105,13 +122,19 @@ class Command(DocumentedCommand):
         declare_deleted: bool,
         dry_run: bool,
         plan: UUID | None,
+        mode: str | None,
+        discovery: str | None,
+        strategy: str | None,
         sync: bool,
         as_json: bool,
         **options: object,
     ) -> None:
         here = dry_run or sync or conf().sync
         with asked_from_shell():
-            operations = self.request(project, declare_deleted, dry_run, plan, enqueue=not here)
+            how = chosen(mode, discovery, strategy, plan)
+            operations = self.request(
+                project, declare_deleted, dry_run, plan, how, enqueue=not here
+            )
             if here:
                 operations = [cleanup.run(operation.pk) for operation in operations]
         if as_json:
@@ -123,17 +146,24 @@ class Command(DocumentedCommand):
             self.judge(operations)
 
     def request(
-        self, project: str, declare_deleted: bool, dry_run: bool, plan: UUID | None, enqueue: bool
+        self,
+        project: str,
+        declare_deleted: bool,
+        dry_run: bool,
+        plan: UUID | None,
+        mode: Mode,
+        *,
+        enqueue: bool,
     ) -> list[CleanupOperation]:
         try:
             with transaction.atomic():
                 if dry_run:
-                    operations = requests.dry_run(project)
+                    operations = requests.dry_run(project, mode)
                 elif plan:
                     operations = [execute(project, plan)]
                 else:
                     refuse(project, declare_deleted)
-                    operations = requests.declare_deleted(project)
+                    operations = requests.declare_deleted(project, mode)
                 if enqueue:
                     tasks.enqueue_on_commit(operations)
         except (StillAlive, IllegalTransition) as error:
@@ -200,6 +230,20 @@ class Command(DocumentedCommand):
                     f"Operation {operation.pk} kept {operation.protected} protected objects:"
                     " a person must decide on them."
                 )
+
+
+def chosen(
+    mode: str | None, discovery: str | None, strategy: str | None, plan: UUID | None
+) -> Mode:
+    """What the options say; the settings where they say nothing."""
+    if plan and (mode or discovery or strategy):
+        text = "--plan runs the plan in the way that it was made for: leave the mode out."
+        raise CommandError(text, returncode=WRONG_USE)
+    if mode and (discovery or strategy):
+        text = "--mode stands for a discovery and a strategy: leave out either it or them."
+        raise CommandError(text, returncode=WRONG_USE)
+    found = MODES[mode] if mode else usual()
+    return Mode(discovery or found.discovery, strategy or found.strategy)
 
 
 def refuse(project: str, declare_deleted: bool) -> None:

@@ -1,4 +1,5 @@
-"""A whole AutoShorts site on the loopback interface: local R2, database, queue worker, admin."""
+"""A whole AutoShorts site on the loopback interface: local R2 with Cloudflare's API before it,
+database, queue worker, admin."""
 
 import logging
 import os
@@ -17,6 +18,8 @@ from urllib.parse import quote
 import django
 from django.core.management import call_command
 
+from devtools import wrangler
+from devtools.cloudflare_api import CloudflareApi, cloudflare_api
 from devtools.demo.browser import Browser
 from devtools.local_r2 import LocalR2
 from devtools.processes import Child, StartError, free_port
@@ -54,7 +57,8 @@ def running_site(folder: Path) -> Iterator[Site]:
     """Set Django up in this process too, and replace the environment of the process for that."""
     with ExitStack() as stack:
         r2 = stack.enter_context(LocalR2(folder / "r2", [BUCKET]))
-        variables = environment(folder, r2)
+        api = stack.enter_context(cloudflare_api(r2))
+        variables = environment(folder, r2, api)
         exports = write_exports(folder / "environment", variables)
         replace_environment(variables, home=folder)
         password = set_up_django()
@@ -63,13 +67,16 @@ def running_site(folder: Path) -> Iterator[Site]:
         yield Site(folder, exports, r2, worker, web, address, password)
 
 
-def environment(folder: Path, r2: LocalR2) -> dict[str, str]:
+def environment(folder: Path, r2: LocalR2, api: CloudflareApi) -> dict[str, str]:
     return {
         **r2.environment,
+        **api.environment,
+        "WRANGLER_PATH": str(wrangler.write_program(folder)),
         "DJANGO_SETTINGS_MODULE": "devtools.demo.settings",
         "SECRET_KEY": secrets.token_urlsafe(50),
         "ALLOWED_HOSTS": "127.0.0.1,localhost",
         "HTTPS": "false",
+        "LOG_FORMAT": "text",
         "DATABASE_URL": "sqlite:///" + quote(str(folder / "db.sqlite3")),
     }
 
@@ -116,7 +123,7 @@ def web_server(folder: Path) -> Iterator[tuple[str, Child]]:
         port = free_port(8000)
         address = f"http://127.0.0.1:{port}"
         argv = [sys.executable, "-m", "gunicorn", "autoshorts.wsgi", "--no-control-socket"]
-        argv += ["--bind", f"127.0.0.1:{port}", "--threads", "2"]
+        argv += ["--bind", f"127.0.0.1:{port}", "--threads", "8"]
         with Child("web server", argv, env=os.environ, log=folder / "web.log", cwd=ROOT) as web:
             try:
                 web.wait_until(partial(answers, web, address))

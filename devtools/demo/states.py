@@ -1,7 +1,7 @@
 """What the story leaves out: operations in the states that ask for a person, a plan, a scan."""
 
 from io import StringIO
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from django.conf import settings
 from django.contrib.admin.utils import quote
@@ -12,11 +12,27 @@ from django.urls import reverse
 from devtools.demo.site import USER
 from devtools.demo.story import DELETED
 from devtools.local_r2 import LocalR2
-from storage_audit.audit import cleanup, requests
-from storage_audit.models import BucketScan, CleanupOperation, Finding, Project, R2Object
+from storage_audit.audit import cleanup, diagnostics, requests
+from storage_audit.models import (
+    BucketScan,
+    CleanupOperation,
+    Diagnosis,
+    Finding,
+    Project,
+    R2Object,
+)
 from storage_audit.origin import Origin, acting_as
+from storage_audit.pages.base import comparison_of
 
-MODELS = ("project", "r2object", "cleanupoperation", "finding", "bucketscan", "knownproject")
+MODELS = (
+    "project",
+    "r2object",
+    "cleanupoperation",
+    "finding",
+    "bucketscan",
+    "knownproject",
+    "diagnosis",
+)
 # Nobody can delete it over S3.
 NEWLINE = "projects/proj_intro/scenes/s1/media/first\nsecond.mp4"
 UNTRACKED = "projects/proj_autumn-sale/scenes/s9/media/unknown.mp4"
@@ -43,6 +59,15 @@ def block(project_id: str) -> CleanupOperation:
         return cleanup.run(delete(project_id).pk)
 
 
+def examine() -> Diagnosis:
+    """With a worker that was started in another environment: another bucket, and no wrangler."""
+    diagnosis = diagnostics.examine(Diagnosis.Context.WEB, uuid4())
+    other = settings.STORAGE_AUDIT | {"BUCKET": "autoshorts-old", "WRANGLER": "no-wrangler"}
+    with override_settings(STORAGE_AUDIT=other):
+        diagnostics.examine(Diagnosis.Context.WORKER, diagnosis.run)
+    return diagnosis
+
+
 def delete(project_id: str) -> CleanupOperation:
     Project.objects.get(pk=project_id).delete()
     return CleanupOperation.objects.get(project_id=project_id, trigger="deleted")
@@ -65,7 +90,10 @@ def addresses(states: dict[str, CleanupOperation]) -> dict[str, str]:
         "finding": url("finding", "change", Finding.objects.earliest("pk").pk),
         "bucketscan": url("bucketscan", "change", BucketScan.objects.get().pk),
         "knownproject": url("knownproject", "change", DELETED),
+        "diagnosis": url("diagnosis", "change", examine().pk),
+        "diagnosis-add": url("diagnosis", "add"),
         "declare-deleted": reverse("admin:storage_audit_declare_deleted"),
+        "compare": comparison_of("proj_autumn-sale"),
         **{
             f"operation-{name}": url("cleanupoperation", "change", operation.pk)
             for name, operation in operations.items()

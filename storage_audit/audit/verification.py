@@ -13,6 +13,7 @@ from storage_audit.audit import limits
 from storage_audit.audit.deletion import NOT_LISTED, own_rows, what_decides
 from storage_audit.audit.discovery import LONE_KEYS, judged, position, save
 from storage_audit.audit.installation import Mismatch
+from storage_audit.audit.second_look import SecondLook
 from storage_audit.audit.work import Work
 from storage_audit.bucket.listing import escape
 from storage_audit.bucket.r2 import Listed
@@ -131,37 +132,43 @@ def give_up(operation: CleanupOperation, stayed: CleanupItemQuerySet) -> None:
 def compare(work: Work) -> None:
     """End a verification: of a live project whether bucket and table agree, of a deleted one
     whether anything is left. Nothing is changed but the operation's own items."""
-    operation, items = work.operation, work.operation.items
-    alive = projects.is_alive(operation.project_id)
-    if alive and not operation.names_its_objects:
-        in_step = items.planned().filter(found_in=FoundIn.BOTH)
-        missing = items.planned().filter(found_in=FoundIn.TRACKED)
-        untracked = items.planned().filter(found_in=FoundIn.LISTED)
-        at_rest = (
-            R2Object.objects.in_bucket(operation.bucket)
-            .at_rest()
-            .filter(key=OuterRef("key"), updated_at__lt=operation.started_at)
-        )
-        with transaction.atomic():
-            operation.renew()
-            agreed, _by_model = in_step.delete()
-            # The row changed while the bucket was listed: the listing says nothing of it.
-            missing.exclude(Exists(at_rest)).delete()
-            gone = missing.mark(Outcome.FAILED, _("Tracked, but not in the bucket."))
-            extra = untracked.mark(
-                Outcome.FAILED, _("In the bucket, but not tracked: run backfill_r2.")
-            )
-            text = _("%(agreed)s in step, %(gone)s missing, %(extra)s untracked.")
-            conclude(operation, text % {"agreed": agreed, "gone": gone, "extra": extra})
-        return
-    recall(work)
+    operation = work.operation
+    live = projects.is_alive(operation.project_id) and not operation.names_its_objects
+    if not live:
+        recall(work)
+    second = SecondLook(work)
+    told = second.take()
     with transaction.atomic():
         operation.renew()
-        absent = items.planned().filter(found_in=FoundIn.TRACKED, present_at=None)
-        gone = absent.mark(Outcome.ALREADY_ABSENT)
-        left = items.planned().mark(Outcome.FAILED, _("Still in the bucket."))
-        text = _("%(left)s left behind, %(gone)s seen absent.")
-        conclude(operation, text % {"left": left, "gone": gone})
+        result = compare_live(operation) if live else compare_deleted(operation)
+        conclude(operation, result, told if second.doubted else "")
+        operation.record("verify", told)
+
+
+def compare_live(operation: CleanupOperation) -> str:
+    items = operation.items.planned()
+    agreed, _by_model = items.filter(found_in=FoundIn.BOTH).delete()
+    missing = items.filter(found_in=FoundIn.TRACKED)
+    at_rest = (
+        R2Object.objects.in_bucket(operation.bucket)
+        .at_rest()
+        .filter(key=OuterRef("key"), updated_at__lt=operation.started_at)
+    )
+    # The row changed while the bucket was listed: the listing says nothing of it.
+    missing.exclude(Exists(at_rest)).delete()
+    gone = missing.mark(Outcome.FAILED, _("Tracked, but not in the bucket."))
+    untracked = items.filter(found_in=FoundIn.LISTED)
+    extra = untracked.mark(Outcome.FAILED, _("In the bucket, but not tracked: run backfill_r2."))
+    text = _("%(agreed)s in step, %(gone)s missing, %(extra)s untracked.")
+    return text % {"agreed": agreed, "gone": gone, "extra": extra}
+
+
+def compare_deleted(operation: CleanupOperation) -> str:
+    items = operation.items.planned()
+    absent = items.filter(found_in=FoundIn.TRACKED, present_at=None)
+    gone = absent.mark(Outcome.ALREADY_ABSENT)
+    left = items.mark(Outcome.FAILED, _("Still in the bucket."))
+    return _("%(left)s left behind, %(gone)s seen absent.") % {"left": left, "gone": gone}
 
 
 def recall(work: Work) -> None:
@@ -178,8 +185,9 @@ def recall(work: Work) -> None:
         look_at_keys(work)
 
 
-def conclude(operation: CleanupOperation, result: str) -> None:
+def conclude(operation: CleanupOperation, result: str, doubt: str) -> None:
     status, books = CleanupOperation.Status, operation.items.books()
     agreed = status.CLEAN_WITH_PROTECTED if books["protected"] else status.CLEAN
-    operation.close(status.INCOMPLETE if books["failed"] else agreed, books, error=result)
+    error = f"{result} {doubt}".rstrip()
+    operation.close(status.INCOMPLETE if books["failed"] else agreed, books, error=error)
     operation.record("verify", result)

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from storage_audit.bucket.errors import Broken
-from storage_audit.bucket.r2 import Listed, list_page
+from storage_audit.bucket.r2 import Listed, Page, list_page
 
 Identity = Callable[[str], str]
 NAMELESS_FOLDER = re.compile("^/|//")
@@ -32,9 +32,16 @@ def pages(bucket: str, prefix: str, after: str = "") -> Iterator[list[Listed]]:
     When the iteration ends without an exception the listing was complete. Raises StoreError,
     Broken among them when a key is out of order, repeated or not under the prefix.
     """
+    return checked(prefix, after, lambda token: list_page(bucket, prefix, after, token))
+
+
+def checked(
+    prefix: str, after: str, page_at: Callable[[str | None], Page]
+) -> Iterator[list[Listed]]:
+    """The pages of such a listing, from its first one to the one that names no next."""
     last, token = as_bytes(after), None
     while True:
-        page = list_page(bucket, prefix, after, token)
+        page = page_at(token)
         for listed in page.objects:
             key = as_bytes(listed.key)
             if key <= last or not listed.key.startswith(prefix):

@@ -1,9 +1,12 @@
 import re
+import shlex
 from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
 from django.core.management.base import CommandError
 
+from devtools import wrangler
+from devtools.cloudflare_api import cloudflare_api
 from devtools.local_r2 import LocalR2
 from devtools.processes import StartError, stop_on_signals
 from storage_audit.management.documented import DocumentedCommand
@@ -26,8 +29,9 @@ def bucket_name(text: str) -> str:
 
 class Command(DocumentedCommand):
     help = (
-        "Runs Cloudflare's own local R2 on 127.0.0.1 until Ctrl-C, and prints the variables with"
-        " which the project reaches it. Objects stay in its folder for next time."
+        "Runs Cloudflare's own local R2 on 127.0.0.1 until Ctrl-C, with the part of Cloudflare's"
+        " API that wrangler uses before it, and prints the variables with which the project reaches"
+        " both. Objects stay in its folder for next time."
     )
     epilog = """
     examples:
@@ -67,10 +71,15 @@ class Command(DocumentedCommand):
 
     def handle(self, *, folder: Path, port: int, bucket: str, **options: object) -> None:
         try:
-            with stop_on_signals(), LocalR2(folder, [bucket], port=port) as r2:
+            with (
+                stop_on_signals(),
+                LocalR2(folder, [bucket], port=port) as r2,
+                cloudflare_api(r2) as api,
+            ):
                 self.stdout.write(f"Local R2 keeps its objects in {r2.folder}. Stop it: Ctrl-C.")
-                for name, value in r2.environment.items():
-                    self.stdout.write(f"export {name}={value}")
+                program = {"WRANGLER_PATH": str(wrangler.write_program(r2.folder))}
+                for name, value in (r2.environment | api.environment | program).items():
+                    self.stdout.write(f"export {name}={shlex.quote(value)}")
                 self.stdout.flush()
                 r2.process.wait()
                 raise CommandError(f"The local R2 ended by itself.\n{r2.process.tail()}")

@@ -1,0 +1,225 @@
+"""A second pair of eyes: what Cloudflare's own API lists, held against what S3 has just shown.
+
+It can only add doubt. On its word nothing is deleted and nothing is called gone; where it has
+nothing to say the verification stands as it is, and its timeline tells.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from time import monotonic
+
+from django.db import transaction
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
+from storage_audit.audit import installation
+from storage_audit.audit.discovery import LONE_KEYS, judged, ranges_of, save, verdicts
+from storage_audit.audit.installation import MARKER
+from storage_audit.audit.ownership import Claim, Deleted
+from storage_audit.audit.work import Work
+from storage_audit.bucket import cloudflare, listing
+from storage_audit.bucket.errors import Broken, StoreError, TooLate
+from storage_audit.bucket.listing import Identity, escape, spellings
+from storage_audit.bucket.r2 import Listed
+from storage_audit.conf import conf
+from storage_audit.models import CleanupItem, KnownProject, R2Object
+
+FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
+# With the turn that it ends, well below the queue's time-out.
+LONGEST = 45.0  # seconds
+
+
+class Unheard(Exception):
+    """Cloudflare's own API said nothing to be relied on; the message says why."""
+
+
+@dataclass
+class SecondLook:
+    """At what a verification has looked at through S3. `shown` counts what both show, `fewer`
+    what only S3 does, `doubted` the items that failed as only the API shows them."""
+
+    work: Work
+    ends: float = field(default_factory=lambda: monotonic() + LONGEST)
+    shown: int = 0
+    fewer: int = 0
+    doubted: int = 0
+
+    def take(self) -> str:
+        """What came of it. Raises Mismatch, LeaseLost, and StoreError when S3 gives no answer."""
+        if reason := cloudflare.why_not():
+            return _("Cloudflare's own API was not asked. %s") % reason
+        text = ""
+        try:
+            self._see_marker()
+            self._look_under_prefixes()
+            left_out = self._look_at_keys()
+            self._see_marker()
+            if not self.doubted and not self.fewer:
+                text = _("Cloudflare's own API shows the same: %s objects.") % self.shown
+            if left_out:
+                text += " " + _("It was not asked for %s more keys.") % left_out
+        except Unheard as error:
+            text = _("Cloudflare's own API was asked in vain, so it says nothing: %s") % error
+        return " ".join(filter(None, [self._differences(), text.strip()]))
+
+    def _differences(self) -> str:
+        more = ngettext(
+            "Cloudflare's own API shows %d object that S3 did not show; its item says so.",
+            "Cloudflare's own API shows %d objects that S3 did not show; each item says so.",
+            self.doubted,
+        )
+        fewer = ngettext(
+            "Cloudflare's own API does not show %d object that S3 showed.",
+            "Cloudflare's own API does not show %d objects that S3 showed.",
+            self.fewer,
+        )
+        told = ((more, self.doubted), (fewer, self.fewer))
+        return " ".join(text % count for text, count in told if count)
+
+    def _heard(self, prefix: str, after: str = "") -> Iterator[list[Listed]]:
+        """Pages of its listing. Raises Unheard, and LeaseLost."""
+        operation = self.work.operation
+        try:
+            for page in cloudflare.pages(operation.bucket, prefix, after):
+                operation.renew()
+                yield page
+                if monotonic() > self.ends:
+                    raise Unheard(_("It took longer than %s seconds.") % int(LONGEST))
+        except StoreError as error:
+            raise Unheard(str(error)) from error
+
+    def _see_marker(self) -> None:
+        bucket = self.work.operation.bucket
+        if differs(next(listing.pages(bucket, MARKER)), next(self._heard(MARKER))):
+            raise Unheard(str(elsewhere(bucket)))
+
+    def _look_under_prefixes(self) -> None:
+        operation = self.work.operation
+        before = operation.items.filter(span__isnull=False, present_at__isnull=False).count()
+        for span, prefix in enumerate(operation.ranges):
+            after = ""
+            for page in self._heard(prefix):
+                self._compare(page, span, partial(next, self._heard(prefix, after)))
+                after = page[-1].key if page else after
+        self.fewer += before - self.shown
+
+    def _compare(
+        self, page: Sequence[Listed], span: int, again: Callable[[], list[Listed]]
+    ) -> None:
+        work, identities = self.work, self._identities(page)
+        items = work.operation.items.filter(identity__in=identities, present_at__isnull=False)
+        seen = set(items.values_list("identity", flat=True))
+        self.shown += len(seen)
+        unseen = [item for item in judged(work, page, span) if item.identity not in seen]
+        self._settle(unseen, lambda: self._identities(again()))
+
+    def _identities(self, page: Iterable[Listed]) -> set[str]:
+        return {self.work.identity(escape(listed.key)) for listed in page}
+
+    def _look_at_keys(self) -> int:
+        """Each key that no listed range contains, at its own place; how many were left out."""
+        alone = self.work.operation.items.open().filter(span=None).order_by("key")
+        items, left_out = list(alone[:LONE_KEYS]), max(0, alone.count() - LONE_KEYS)
+        unseen = []
+        for item in items:
+            if not self._shows(item):
+                self.fewer += item.present_at is not None
+            elif item.present_at:
+                self.shown += 1
+            else:
+                unseen.append(item)
+        self._settle(unseen, lambda: {item.identity for item in unseen if self._shows(item)})
+        return left_out
+
+    def _shows(self, item: CleanupItem) -> bool:
+        names = spellings(item.key, self.work.identity)
+        return any(first_is(next(self._heard(name)), name) for name in names)
+
+    def _settle(self, unseen: list[CleanupItem], again: Callable[[], set[str]]) -> None:
+        """What S3 still does not show and the API does, is in doubt; what it shows by now came
+        since, and counts as seen; the rest went since."""
+        if not unseen:
+            return
+        operation = self.work.operation
+        found = self.work.find([item.key for item in unseen if not item.escaped])
+        came = [item for item in unseen if item.identity in found]
+        rest, still = [item for item in unseen if item.identity not in found], again()
+        doubtful = [item for item in rest if item.identity in still]
+        for item in doubtful:
+            item.outcome, item.reason, item.present_at = Outcome.FAILED, only_here(), None
+        with transaction.atomic():
+            operation.renew()
+            save(came + doubtful)
+            names = [item.identity for item in came]
+            operation.items.filter(identity__in=names).update(
+                present_at=timezone.now(), found_in=FoundIn.BOTH
+            )
+            names = [item.identity for item in doubtful]
+            operation.items.filter(identity__in=names).mark(Outcome.FAILED, only_here())
+        self.doubted += len(doubtful)
+
+
+def only_here() -> str:
+    return _(
+        "The second look, through Cloudflare's own API, shows this object, and S3 does not."
+        " Look for it in the Cloudflare dashboard, then verify again."
+    )
+
+
+def first_is(page: Sequence[Listed], key: str) -> bool:
+    """Of all that starts with a key, it is the first."""
+    return bool(page) and page[0].key == key
+
+
+def differs(ours: Iterable[Listed], theirs: Iterable[Listed]) -> bool:
+    return {(o.key, o.size, o.etag) for o in ours} != {(o.key, o.size, o.etag) for o in theirs}
+
+
+def elsewhere(bucket: str) -> Broken:
+    return Broken(
+        _(
+            "It does not show the marker of bucket %s as S3 does: it is another bucket, or as it"
+            " was once. Look at CLOUDFLARE_ACCOUNT_ID and R2_JURISDICTION."
+        )
+        % bucket
+    )
+
+
+def remaining(project_id: str) -> list[str]:
+    """The keys that Cloudflare's own API lists and that are the project's, live or deleted, as a
+    cleanup judges them; escaped as `listing.escape` does.
+
+    Raises StoreError, also when the API cannot be asked, and Mismatch, also for what is no
+    project id.
+    """
+    bucket, prefixes = conf().bucket, ranges_of(project_id)
+    identity = installation.check(bucket).identity
+    deleted_at = KnownProject.objects.time_of_deletion(project_id) or timezone.now()
+    project = Deleted(project_id, deleted_at)
+    if differs(next(listing.pages(bucket, MARKER)), next(cloudflare.pages(bucket, MARKER))):
+        raise elsewhere(bucket)
+    ends, keys = monotonic() + LONGEST, list[str]()
+    for page in pages_of(bucket, project_id, prefixes, identity):
+        if monotonic() > ends:
+            raise TooLate(_("It took longer than %s seconds.") % int(LONGEST))
+        judgements = verdicts(bucket, page, project, identity)
+        keys += [escape(o.key) for o, _row, verdict in judgements if verdict.claim is Claim.OWNED]
+    return keys
+
+
+def pages_of(
+    bucket: str, project_id: str, prefixes: Sequence[str], identity: Identity
+) -> Iterator[list[Listed]]:
+    """What may be the project's: under its prefixes, and of its rows at their own places."""
+    for prefix in prefixes:
+        yield from cloudflare.pages(bucket, prefix)
+    rows = R2Object.objects.in_bucket(bucket).filter(project_id=project_id).outside(prefixes)
+    names = list(rows.order_by("key").values_list("key", flat=True)[: LONE_KEYS + 1])
+    if len(names) > LONE_KEYS:
+        text = _("More than %s of the project's tracked keys lie outside its prefixes.")
+        raise TooLate(text % LONE_KEYS)
+    for form in {form for name in names for form in spellings(name, identity)}:
+        page = next(cloudflare.pages(bucket, form))
+        yield page[:1] if first_is(page, form) else []

@@ -1,0 +1,160 @@
+"""Objects as Cloudflare's own API lists them, past S3; the only module that knows its SDK.
+
+https://developers.cloudflare.com/api/resources/r2/subresources/buckets/subresources/objects/
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from datetime import datetime
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from django.utils.translation import gettext as _
+
+from storage_audit.bucket import calls, listing
+from storage_audit.bucket.errors import Broken, Refused, StoreError, Unavailable, classify
+from storage_audit.bucket.r2 import PAGE, Listed, Page
+from storage_audit.conf import Conf, conf
+
+if TYPE_CHECKING:
+    from cloudflare import APIStatusError, Cloudflare
+
+CALL = "CloudflareListObjects"
+# What its numbers are called over S3: https://developers.cloudflare.com/r2/api/error-codes/
+# No token, one that is none, no such account: as hopeless as a wrong one.
+CODES = {10006: "NoSuchBucket", 10042: "NotEntitled"} | dict.fromkeys(
+    (6003, 7003, 9106, 9109), "Unauthorized"
+)
+
+
+def why_not() -> str:
+    """Why Cloudflare's API cannot be asked, and what to do about it; nothing when it can."""
+    if not conf().api_token:
+        return _(
+            "Set CLOUDFLARE_API_TOKEN to a token with the permission Workers R2 Storage: Read, if"
+            " the bucket is at Cloudflare."
+        )
+    if not conf().account_id:
+        return _("Set CLOUDFLARE_ACCOUNT_ID to the 32 letters and digits of your account.")
+    if find_spec("cloudflare") is None:
+        return _("Install its SDK: pip install cloudflare.")
+    return ""
+
+
+# Importing the SDK takes a third of a second, which most processes need not spend.
+@lru_cache(maxsize=8)
+def _client(settings: Conf, process: int) -> "Cloudflare":
+    from cloudflare import Cloudflare, Timeout
+
+    client = Cloudflare(
+        api_token=settings.api_token,
+        base_url=settings.api_url,
+        timeout=Timeout(12, connect=5),
+        # It would wait as long as the answer asks for, up to a minute: longer than a lease.
+        max_retries=0,
+    )
+    # It takes these from the environment, and prefers them to the token.
+    client.api_key = client.api_email = client.user_service_key = None
+    return client
+
+
+_creating = threading.Lock()
+
+
+def client() -> "Cloudflare":
+    """The shared client: safe between threads, not between processes. Raises StoreError."""
+    if reason := why_not():
+        raise Refused(_("Cloudflare's API cannot be asked. %s") % reason)
+    with _creating:
+        return _client(conf(), os.getpid())
+
+
+def pages(bucket: str, prefix: str, after: str = "") -> Iterator[list[Listed]]:
+    """The same promise as that of `listing.pages`."""
+    return listing.checked(prefix, after, lambda token: list_page(bucket, prefix, after, token))
+
+
+def list_page(bucket: str, prefix: str, start_after: str = "", token: str | None = None) -> Page:
+    """One page of a listing, as the API gives it. Raises StoreError."""
+    where = {"cursor": token} if token else {"start_after": start_after} if start_after else {}
+    if conf().jurisdiction:
+        where["cf_r2_jurisdiction"] = conf().jurisdiction
+    answer = ask(bucket, prefix=prefix, per_page=PAGE, **where)
+    try:
+        if answer["success"] is not True:
+            raise Broken(_("Cloudflare's API says neither that it failed nor that it did not."))
+        objects = [listed(entry) for entry in answer["result"]]
+        return Page(objects, next_cursor(answer["result_info"], len(objects)))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise unreadable(error) from error
+
+
+def ask(bucket: str, **parameters: Any) -> Any:
+    """The answer as it came: the SDK's models take any type for any other."""
+    objects = client().r2.buckets.objects.with_raw_response
+    from cloudflare import APIConnectionError, APIStatusError
+
+    try:
+        response = objects.list(bucket, account_id=conf().account_id, **parameters)
+    except APIStatusError as error:
+        raise translate(error) from error
+    except APIConnectionError as error:
+        reason = error.__cause__ or error
+        calls.count(CALL, type(error).__name__)
+        raise Unavailable(
+            _("Cloudflare's API cannot be reached: %s") % reason, type(reason).__name__
+        ) from error
+    calls.count(CALL, calls.OK)
+    try:
+        return response.http_response.json()
+    except ValueError as error:
+        raise unreadable(error) from error
+
+
+def translate(error: "APIStatusError") -> StoreError:
+    status, (number, message) = error.status_code, first_error(error.body)
+    code = CODES.get(number, str(status))
+    calls.count(CALL, calls.named(code, status))
+    text = _("Cloudflare's API answers %(status)s: %(message)s (code %(number)s).")
+    text %= {"status": status, "message": message.rstrip("."), "number": number}
+    kind = classify(code, status)
+    if issubclass(kind, Refused):
+        text += " " + _(
+            "Look at CLOUDFLARE_API_TOKEN, whether it is valid and has the permission Workers R2"
+            " Storage: Read, at CLOUDFLARE_ACCOUNT_ID, R2_BUCKET_NAME and R2_JURISDICTION."
+        )
+    asked = error.response.headers.get("retry-after", "")
+    return kind(
+        text, code, retry_after=float(asked) if asked.isdecimal() else 0, answered=status < 500
+    )
+
+
+def first_error(content: object) -> tuple[int, str]:
+    match content:
+        case {"errors": [{"code": int(number), "message": str(message)}, *_]}:
+            return number, message
+    return 0, _("no reason given")
+
+
+def unreadable(error: Exception) -> Broken:
+    return Broken(_("The answer of Cloudflare's API is unreadable: %r") % error)
+
+
+def listed(entry: dict[str, Any]) -> Listed:
+    key, size, etag = entry["key"], entry["size"], entry["etag"]
+    if not (isinstance(key, str) and isinstance(size, int) and isinstance(etag, str)):
+        raise TypeError(f"{entry!r}")
+    key.encode()  # Half a surrogate pair names nothing.
+    return Listed(key, size, etag.strip('"'), datetime.fromisoformat(entry["last_modified"]))
+
+
+def next_cursor(info: dict[str, Any], count: int) -> str | None:
+    cursor = info.get("cursor")
+    # Not documented, and decisive where it is told.
+    if not info.get("is_truncated", cursor or count >= PAGE):
+        return None
+    if not isinstance(cursor, str) or not cursor:
+        raise Broken(_("The listing is cut short and does not say how to go on."))
+    return cursor

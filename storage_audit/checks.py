@@ -8,10 +8,11 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
 from django.db import OperationalError, ProgrammingError, connection
 
-from storage_audit import projects, tasks
+from storage_audit import projects
 from storage_audit.audit.layouts import LayoutError
 from storage_audit.audit.ownership import layouts
 from storage_audit.conf import conf
+from storage_audit.queue import is_scheduled
 
 
 def register_checks() -> None:
@@ -83,7 +84,7 @@ def check_schedule(
     if not databases:
         return []
     try:
-        scheduled = tasks.is_scheduled()
+        scheduled = is_scheduled()
     except (OperationalError, ProgrammingError):
         return []  # Not migrated yet; migrate makes the schedule.
     if scheduled:

@@ -1,11 +1,21 @@
 """What was seen of the environment: reports of the doctor's probes, and calls to the store."""
 
 import uuid
+from collections.abc import Mapping
 
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Max, Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
+
+from storage_audit.querysets import impatient
+
+
+class DiagnosisQuerySet(models.QuerySet["Diagnosis"]):
+    def prune(self, kept: int) -> None:
+        """Delete all runs but the latest."""
+        runs = self.values("run").annotate(latest=Max("at")).order_by("-latest")
+        self.exclude(run__in=list(runs.values_list("run", flat=True)[:kept])).delete()
 
 
 class Diagnosis(models.Model):
@@ -21,8 +31,10 @@ class Diagnosis(models.Model):
     host = models.TextField(_("host"))
     pid = models.PositiveIntegerField(_("process id"))
     at = models.DateTimeField(_("time"), default=timezone.now, db_index=True)
-    # A list of probes: name, status, summary, advice, facts; redacted.
+    # A list of results: name, status, summary, advice, facts, readings; redacted.
     probes = models.JSONField(_("probes"), default=list)
+
+    objects = DiagnosisQuerySet.as_manager()
 
     class Meta:
         verbose_name = _("diagnosis")
@@ -37,6 +49,20 @@ class Diagnosis(models.Model):
         return f"{self.get_context_display()}, {self.host}"
 
 
+class StoreCallsQuerySet(models.QuerySet["StoreCalls"]):
+    def add(self, calls: Mapping[tuple[str, str], int]) -> None:
+        """Add these numbers of calls, by kind and result: all of them or, with an error, none.
+
+        Always in one order, so that no two processes wait for each other's rows.
+        """
+        numbers = sorted(calls.items())
+        rows = [self.model(kind=kind, result=result) for (kind, result), _number in numbers]
+        with impatient():
+            self.bulk_create(rows, ignore_conflicts=True)
+            for (kind, result), number in numbers:
+                self.filter(kind=kind, result=result).update(calls=F("calls") + number)
+
+
 class StoreCalls(models.Model):
     """How many calls of one kind, such as ListObjectsV2, had one result, such as ok or SlowDown,
     in all processes together."""
@@ -44,6 +70,8 @@ class StoreCalls(models.Model):
     kind = models.CharField(_("kind"), max_length=50)
     result = models.CharField(_("result"), max_length=50)
     calls = models.PositiveBigIntegerField(_("calls"), default=0)
+
+    objects = StoreCallsQuerySet.as_manager()
 
     class Meta:
         verbose_name = _("calls to the store")

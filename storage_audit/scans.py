@@ -133,6 +133,7 @@ class Finding(models.Model):
                 name="finding_state_is_known",
             ),
         ]
+        indexes = [models.Index(fields=["kind"], condition=Q(state="open"), name="finding_open")]
 
     def __str__(self) -> str:
         return f"{self.get_kind_display()}: {visible(self.key)}"

@@ -21,7 +21,7 @@ from django_q.models import OrmQ, Schedule, Task
 from django_q.signing import SignedPackage
 
 from devtools.processes import Child
-from storage_audit import tasks
+from storage_audit import queue, tasks
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, Project, R2Object
 from tests.conftest import Bucket
@@ -163,7 +163,7 @@ def test_the_scheduled_sweep_finds_a_deletion_whose_task_was_lost(
     Schedule.objects.update(next_run=timezone.now())
     with Cluster(tmp_path) as cluster:
         assert_finishes(cluster, bucket, within=120)
-        assert Task.objects.filter(func=tasks.SWEEP).exists()
+        assert Task.objects.filter(func=queue.SWEEP).exists()
 
 
 def test_a_task_that_cannot_be_read_does_not_stop_the_others(

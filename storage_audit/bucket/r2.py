@@ -21,6 +21,7 @@ from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
 from django.utils.translation import gettext as _
 
+from storage_audit.bucket import calls
 from storage_audit.bucket.errors import (
     LOCKED,
     UNANSWERED,
@@ -37,10 +38,7 @@ from storage_audit.redaction import redact
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import (
-        ListMultipartUploadsOutputTypeDef,
-        ListObjectsV2OutputTypeDef,
-    )
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
 PAGE = 1000
 MAX_KEY_BYTES = 1024
@@ -97,6 +95,32 @@ def client_config(attempts: int) -> Config:
 def prepare(client: Any) -> None:
     """R2 never answers `Expect: 100-continue`, and botocore waits a second for it on each PUT."""
     client.meta.events.unregister("before-call.s3", add_expect_header)
+    client.meta.events.register("response-received.s3", count_attempt)
+    client.meta.events.register("after-call-error.s3", count_failure)
+
+
+def count_attempt(event_name: str, context: dict[str, Any], **kwargs: Any) -> None:
+    """Each attempt counts, also those that botocore makes by itself after a failure."""
+    answer, error = kwargs["parsed_response"], kwargs["exception"]
+    if error:
+        context["counted"] = error
+        result = type(error).__name__
+    elif "Error" in answer:
+        status = answer["ResponseMetadata"]["HTTPStatusCode"]
+        result = calls.named(str(answer["Error"].get("Code", "")), status)
+    else:
+        result = calls.OK
+    if not isinstance(error, TooLate):  # which was not sent
+        calls.count(event_name.rpartition(".")[2], result)
+
+
+def count_failure(
+    event_name: str, context: dict[str, Any], exception: Exception, **kwargs: Any
+) -> None:
+    """The last attempt, when its answer was cut short or unreadable: botocore tells of it only
+    once the call has failed."""
+    if context.get("counted") is not exception:
+        calls.count(event_name.rpartition(".")[2], type(exception).__name__)
 
 
 _send_until: ContextVar[float] = ContextVar("send_until", default=inf)
@@ -146,10 +170,10 @@ def _client(settings: Conf, attempts: int, process: int) -> "S3Client":
 _creating = threading.Lock()
 
 
-def client(attempts: int = 3) -> "S3Client":
+def client(attempts: int = 3, settings: Conf | None = None) -> "S3Client":
     """The shared client: safe between threads, not between processes."""
     with _creating:
-        return _client(conf(), attempts, os.getpid())
+        return _client(settings or conf(), attempts, os.getpid())
 
 
 def translate(error: ClientError) -> StoreError:
@@ -298,54 +322,3 @@ def delete_single(bucket: str, key: str) -> Answer:
     with own_errors():
         client(attempts=1).delete_object(Bucket=bucket, Key=key)
     return DELETED
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """A multipart upload under way: no listing of objects shows it."""
-
-    key: str
-    upload_id: str
-    initiated: datetime
-
-
-def unfinished_uploads(bucket: str, prefix: str) -> list[Upload] | None:
-    """The multipart uploads under `prefix`; None where the store cannot list them."""
-    found: list[Upload] = []
-    markers: dict[str, Any] = {}
-    while True:
-        try:
-            with own_errors():
-                answer = client().list_multipart_uploads(
-                    Bucket=bucket, Prefix=prefix, EncodingType="url", **markers
-                )
-        except StoreError as error:
-            if error.code == "NotImplemented":
-                return None
-            raise
-        for entry in answer.get("Uploads", []):
-            found.append(Upload(decode(entry["Key"]), entry["UploadId"], entry["Initiated"]))
-        following = next_markers(answer)
-        if following is None:
-            return found
-        if following == markers:
-            raise Broken("The listing of multipart uploads does not get on.")
-        markers = following
-
-
-def next_markers(answer: "ListMultipartUploadsOutputTypeDef") -> dict[str, Any] | None:
-    if "IsTruncated" not in answer:
-        raise Broken("The listing of multipart uploads does not say whether it is complete.")
-    if not answer["IsTruncated"]:
-        return None
-    if "NextKeyMarker" not in answer or "NextUploadIdMarker" not in answer:
-        raise Broken("The listing of multipart uploads is cut short and does not say how to go on.")
-    return {
-        "KeyMarker": decode(answer["NextKeyMarker"]),
-        "UploadIdMarker": answer["NextUploadIdMarker"],
-    }
-
-
-def abort_upload(bucket: str, upload: Upload) -> None:
-    with own_errors():
-        client().abort_multipart_upload(Bucket=bucket, Key=upload.key, UploadId=upload.upload_id)

@@ -165,4 +165,10 @@ class Migration(migrations.Migration):
                 ],
             },
         ),
+        migrations.AddIndex(
+            model_name="finding",
+            index=models.Index(
+                condition=models.Q(("state", "open")), fields=["kind"], name="finding_open"
+            ),
+        ),
     ]

@@ -1,0 +1,122 @@
+import json
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+from django.core.management.base import CommandError
+from django.utils import timezone
+
+from storage_audit import tasks
+from storage_audit.audit.diagnostics import Comparison, Problem, Status, await_worker
+from storage_audit.management.console import FAILED
+from storage_audit.management.documented import DocumentedCommand
+from storage_audit.models import Diagnosis
+
+
+class Command(DocumentedCommand):
+    help = (
+        "Looks for what is wrong: settings, network, clock, credentials, bucket, database, queue,"
+        " wrangler. Runs the same probes here and in a queue worker, shows the latest report of a"
+        " web server beside them, and what differs. It writes, reads and deletes small objects of"
+        " its own beside the bucket's marker, and touches nothing else."
+    )
+    epilog = """
+    examples:
+      python manage.py r2_doctor
+      python manage.py r2_doctor --json
+
+    exit codes:
+      0  nothing is wrong; there may be warnings
+      1  something is wrong here, in the worker, or in a web server within the last hour; or no
+         worker answered
+      2  wrong use
+
+    Next: do what each line that begins with "Do:" says, and run it again. A web server makes a
+    report when you press "Examine now" in the admin, under Diagnoses.
+    """
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--json",
+            action="store_true",
+            dest="as_json",
+            help="print one JSON object: every report, the problems and the differences",
+        )
+
+    def handle(self, *, as_json: bool, **options: object) -> None:
+        comparison = await_worker(tasks.examine(Diagnosis.Context.SHELL))
+        if as_json:
+            self.stdout.write(json.dumps(facts_of(comparison)))
+        else:
+            for line in lines_of(comparison):
+                self.stdout.write(line)
+        if comparison.is_wrong:
+            raise CommandError("Something is wrong: see above.", returncode=FAILED)
+
+
+def facts_of(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "run": str(comparison.asked.run),
+        "wrong": comparison.is_wrong,
+        "problems": [problem._asdict() for problem in comparison.problems],
+        "differences": [difference._asdict() for difference in comparison.differences],
+        "reports": [
+            {
+                "context": each.context,
+                "host": each.host,
+                "pid": each.pid,
+                "at": each.at.isoformat(),
+                "of_this_run": comparison.is_of_run(each),
+                "probes": each.probes,
+            }
+            for each in comparison.diagnoses
+        ],
+    }
+
+
+def lines_of(comparison: Comparison) -> Iterator[str]:
+    heads = [each.get_context_display() for each in comparison.diagnoses]
+    for head, diagnosis in zip(heads, comparison.diagnoses, strict=True):
+        yield f"{head}: process {diagnosis.pid} on {diagnosis.host}{age(comparison, diagnosis)}"
+    yield ""
+    yield from table(comparison, heads)
+    for problem in comparison.problems:
+        yield from lines_about(problem)
+    yield ""
+    yield "Differences:" if comparison.differences else "No differences between the processes."
+    for probe, fact, values in comparison.differences:
+        yield f"  {probe}, {fact}"
+        yield from (f"    {head}: {value}" for head, value in zip(heads, values, strict=True))
+
+
+def lines_about(problem: Problem) -> Iterator[str]:
+    where = f" ({', '.join(problem.processes)})" if problem.processes else ""
+    yield ""
+    yield f"{problem.status.label.upper()}: {problem.probe}{where}: {problem.summary}"
+    if answer := problem.readings.get("answer"):
+        yield f"  It says: {answer}"
+    yield f"  Do: {problem.advice}"
+
+
+def age(comparison: Comparison, diagnosis: Diagnosis) -> str:
+    if comparison.is_of_run(diagnosis):
+        return ""
+    minutes = (timezone.now() - diagnosis.at) // timedelta(minutes=1)
+    return f", its latest report, {minutes} minutes old"
+
+
+def table(comparison: Comparison, heads: list[str]) -> Iterator[str]:
+    """A line for each probe, with an asterisk where the processes differ."""
+    widths = [max(len(head), len("not checked")) for head in heads]
+    yield line("", "probe", heads, widths)
+    for each in comparison.rows:
+        statuses = [
+            str(Status(result["status"]).label) if result else "" for result in each.results
+        ]
+        yield line("*" if each.differs else "", each.probe, statuses, widths)
+
+
+def line(mark: str, name: str, cells: list[str], widths: list[int]) -> str:
+    padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+    return f"{mark:2}{name:18}{'  '.join(padded)}".rstrip()

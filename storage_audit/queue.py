@@ -1,0 +1,32 @@
+"""What the queue's tables say. What is put into them is in tasks.py; both know django-q2, and
+nobody else does."""
+
+from datetime import datetime
+
+from django.db.models import Min
+from django_q.models import OrmQ, Schedule
+
+SWEEP = "storage_audit.tasks.sweep"
+
+
+def is_scheduled() -> bool:
+    return sweep_due_at() is not None
+
+
+def sweep_due_at() -> datetime | None:
+    """When the next sweep is due, or was: no cluster runs then. None when none is scheduled."""
+    sweeps = Schedule.objects.filter(func=SWEEP).exclude(repeats=0)
+    due: datetime | None = sweeps.aggregate(at=Min("next_run"))["at"]
+    return due
+
+
+def oldest_task_at() -> datetime | None:
+    """Since when a task waits for a cluster; None when none does."""
+    ready: datetime | None = OrmQ.objects.aggregate(at=Min("lock"))["at"]
+    return ready
+
+
+def ready_tasks(at: datetime) -> int:
+    """How many no cluster has taken."""
+    count: int = OrmQ.objects.filter(lock__lte=at).count()
+    return count

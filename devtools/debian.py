@@ -16,15 +16,17 @@ INSTALL = ["apt-get", "install", "--yes", "--no-install-recommends"]
 def require_packages() -> None:
     """Exit, saying what to do, if something is missing and cannot be installed from here."""
     if not shutil.which("dpkg-query"):
-        require_browser()
+        require_programs()
     elif packages := missing():
         install(packages)
 
 
-def require_browser() -> None:
+def require_programs() -> None:
     if not chromium.program():
         names = ", ".join(chromium.PROGRAMS)
         sys.exit(f"missing: a browser. Install Chromium or Chrome, as one of {names} on the PATH.")
+    if not shutil.which("promtool"):
+        sys.exit("missing: promtool. It comes with Prometheus; put it on the PATH.")
 
 
 def missing() -> list[str]:
@@ -33,9 +35,11 @@ def missing() -> list[str]:
     # It complains about those that it has never heard of.
     shown = subprocess.run(show, capture_output=True, text=True).stdout.splitlines()
     there = {line.removesuffix(" installed") for line in shown}
+    # Older releases and Ubuntu have no such packages; their users have the programs from elsewhere.
     if chromium.program():
-        # Ubuntu has no such package; its users have a browser from elsewhere.
         there.add("chromium")
+    if shutil.which("promtool"):
+        there.add("promtool")
     return [package for package in packages if package not in there]
 
 

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.apps import apps
+from django.core.signals import request_finished
 from django.db import connection, models, transaction
 from django.db.models.signals import post_delete, post_migrate, post_save, pre_delete
 from django.utils import timezone
 
 from storage_audit import projects, tasks
+from storage_audit.audit import counting
 from storage_audit.models import CleanupOperation, KnownProject, R2Object, Row
 from storage_audit.origin import current_origin
 
@@ -33,6 +35,7 @@ def connect() -> None:
         apps.get_app_config("storage_audit"),
         dispatch_uid="storage_audit.schedule",
     )
+    request_finished.connect(counting.keep_after_request, dispatch_uid="storage_audit.counted")
 
 
 def same_table(model: type[models.Model]) -> Iterable[type[models.Model]]:

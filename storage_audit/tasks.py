@@ -1,22 +1,28 @@
-"""The queue's entry points, and the only module that knows django-q2. A task carries an id."""
+"""The queue's entry points. A task carries an id. Only this module and queue.py know django-q2."""
 
+import logging
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
-from django.db import connection, transaction
-from django.db.models import Min
+from django.db import Error, connection, transaction
+from django.dispatch import receiver
 from django.utils import timezone
-from django_q.models import OrmQ, Schedule
+from django_q.conf import Conf
+from django_q.models import Schedule
+from django_q.signals import post_execute_in_worker, pre_execute
 from django_q.tasks import async_task
 
-from storage_audit.audit import cleanup, vanished
+from storage_audit import logs, queue
+from storage_audit.audit import cleanup, diagnostics, vanished
+from storage_audit.audit.counting import counted
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation
+from storage_audit.models import CleanupOperation, Diagnosis
 
-SWEEP = "storage_audit.tasks.sweep"
+logger = logging.getLogger(__name__)
+
 # Each runs every minute. A cluster looks at its schedules each half minute, so with two of them
 # work that lost its worker is found half a minute after its lease is over, and not two.
 SCHEDULES = {
@@ -38,7 +44,10 @@ def enqueue(operation_id: UUID) -> None:
     if conf().sync:
         cleanup.run(operation_id)
         return
-    async_task("storage_audit.tasks.run_operation", str(operation_id), group="storage_audit")
+    # The queue's own lines name the task.
+    name, function = str(operation_id), "storage_audit.tasks.run_operation"
+    with logs.about(operation_id, CleanupOperation.objects.request_id(operation_id)):
+        async_task(function, str(operation_id), task_name=name, group="storage_audit")
 
 
 def enqueue_on_commit(operations: Iterable[CleanupOperation]) -> None:
@@ -55,6 +64,7 @@ def enqueueing(operation_id: UUID) -> Callable[[], None]:
     return enqueue_operation
 
 
+@counted()
 def run_operation(operation_id: str) -> str:
     """Work on an operation for one slice; returns its status for the queue's own records."""
     operation = cleanup.run_slice(UUID(operation_id))
@@ -74,18 +84,18 @@ def enqueue_next(operation: CleanupOperation) -> None:
         enqueue(next_one.pk)
 
 
+@counted()
 def sweep() -> dict[str, int]:
     """Enqueue whatever is due and was forgotten, and notice what no signal told of.
 
     Returns how many operations were made for vanished projects and how many were enqueued.
     """
     now = timezone.now()
-    ready = OrmQ.objects.filter(lock__lte=now).count()
     forgotten = (
         CleanupOperation.objects.due(now)
         .not_enqueued_since(now - ENQUEUE_AGAIN_AFTER)
         .order_by("next_attempt_at")
-        .values_list("pk", flat=True)[: max(0, QUEUE_IS_LONG - ready)]
+        .values_list("pk", flat=True)[: max(0, QUEUE_IS_LONG - queue.ready_tasks(now))]
     )
     # With SYNC the work is done here: a failure must stop neither the others nor the notice.
     try:
@@ -97,35 +107,47 @@ def sweep() -> dict[str, int]:
     return {"vanished": noticed, "enqueued": len(ids)}
 
 
+@receiver(pre_execute, dispatch_uid="storage_audit.task")
+def task_begins(task: dict[str, Any], **kwargs: object) -> None:
+    logs.become(task=f"{task.get('cluster') or Conf.CLUSTER_NAME}/{task['id']}")
+
+
+@receiver(post_execute_in_worker, dispatch_uid="storage_audit.task")
+def task_ends(**kwargs: object) -> None:
+    logs.become(task=None)
+
+
+def examine(context: str) -> Diagnosis:
+    """Run the doctor's probes here and now, and have a worker run them meanwhile, if one is needed
+    at all. Both reports are of one run."""
+    run = uuid4()
+    if not conf().sync:
+        try:
+            async_task("storage_audit.tasks.diagnose", str(run), group="storage_audit")
+        except Error as error:
+            # The probe of the database tells what is the matter with it.
+            logger.warning("No worker could be asked for its diagnosis: %s", error)
+    return diagnostics.examine(context, run)
+
+
+@counted()
+def diagnose(run: str) -> str:
+    """Run the doctor's probes in the worker; returns what the queue's own records are to say."""
+    return str(diagnostics.examine(Diagnosis.Context.WORKER, UUID(run)))
+
+
 def create_schedule(**kwargs: Any) -> None:
     """Have the cluster sweep twice a minute. Called after each migrate."""
     if Schedule._meta.db_table not in connection.introspection.table_names():
         return  # The queue's own migrations were not run yet, or were undone.
     now = timezone.now()
     for name, later in SCHEDULES.items():
-        if not Schedule.objects.filter(func=SWEEP, name=name).exists():
+        if not Schedule.objects.filter(func=queue.SWEEP, name=name).exists():
             Schedule.objects.create(
-                func=SWEEP,
+                func=queue.SWEEP,
                 name=name,
                 schedule_type=Schedule.MINUTES,
                 minutes=1,
                 repeats=-1,
                 next_run=now + later,
             )
-
-
-def is_scheduled() -> bool:
-    return sweep_due_at() is not None
-
-
-def sweep_due_at() -> datetime | None:
-    """When the next sweep is due, or was: no cluster runs then. None when none is scheduled."""
-    sweeps = Schedule.objects.filter(func=SWEEP).exclude(repeats=0)
-    due: datetime | None = sweeps.aggregate(at=Min("next_run"))["at"]
-    return due
-
-
-def oldest_task_at() -> datetime | None:
-    """Since when a task waits for a cluster; None when none does."""
-    ready: datetime | None = OrmQ.objects.aggregate(at=Min("lock"))["at"]
-    return ready

@@ -80,15 +80,20 @@ def test_a_failed_installation_is_named(
         debian.require_packages()
 
 
-def test_elsewhere_a_browser_is_all_that_is_asked_for(programs: Path) -> None:
+def test_elsewhere_two_programs_are_all_that_is_asked_for(programs: Path) -> None:
     with pytest.raises(SystemExit, match="missing: a browser.*chromium.*google-chrome"):
         debian.require_packages()
     put(programs, "google-chrome")
+    with pytest.raises(SystemExit, match="missing: promtool"):
+        debian.require_packages()
+    put(programs, "promtool")
     debian.require_packages()
 
 
-def test_another_browser_will_do_on_debian(programs: Path) -> None:
+def test_programs_from_elsewhere_will_do_on_debian(programs: Path) -> None:
     put(programs, "dpkg-query")
-    assert debian.missing() == ["chromium"]
+    assert debian.missing() == ["chromium", "promtool"]
     put(programs, "google-chrome")
+    assert debian.missing() == ["promtool"]
+    put(programs, "promtool")
     assert debian.missing() == []

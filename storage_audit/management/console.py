@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
+from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError
 
+from storage_audit.audit.counting import counted
 from storage_audit.audit.installation import Mismatch
 from storage_audit.bucket.errors import StoreError
 from storage_audit.conf import conf
-from storage_audit.models import CleanupItem, CleanupOperation
+from storage_audit.models import CleanupItem, CleanupOperation, validate_project_id
 from storage_audit.origin import Origin, acting_as
 from storage_audit.querysets import CleanupItemQuerySet
 from storage_audit.redaction import redact, visible
@@ -26,8 +28,9 @@ Outcome = CleanupItem.Outcome
 
 @contextmanager
 def asked_from_shell() -> Iterator[None]:
-    """Says who asks, and makes what the store or its marker objects to one line and exit 1."""
-    with acting_as(Origin(login_name(), f"command on {socket.gethostname()}")):
+    """Says who asks, keeps count of the calls to the store, and makes what the store or its marker
+    objects to one line and exit 1."""
+    with counted(), acting_as(Origin(login_name(), f"command on {socket.gethostname()}")):
         try:
             yield
         except (Mismatch, StoreError) as error:
@@ -45,6 +48,14 @@ def deletion_id(text: str) -> UUID:
         return UUID(text)
     except ValueError as error:
         raise ArgumentTypeError(f"“{visible(text)}” is not a deletion id.") from error
+
+
+def project_id(text: str) -> str:
+    try:
+        validate_project_id(text)
+    except ValidationError as error:
+        raise ArgumentTypeError(visible(error.messages[0])) from error
+    return text
 
 
 def login_name() -> str:

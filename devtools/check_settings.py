@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from devtools.environment import made_up_environment
 
-for name, value in made_up_environment().items():
+for name, value in {**made_up_environment(), "LOG_FORMAT": "text"}.items():
     os.environ.setdefault(name, value)
 
 from autoshorts.settings import *  # noqa: E402, F403

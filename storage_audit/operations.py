@@ -2,16 +2,18 @@
 
 import hashlib
 import json
+import logging
 import uuid
 from datetime import datetime
 from itertools import islice
 from typing import Any, NamedTuple
 
-from django.db import models
+from django.db import models, transaction
 from django.db.models import F, Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from storage_audit import logs
 from storage_audit.fields import BytewiseTextField
 from storage_audit.querysets import CleanupItemQuerySet
 from storage_audit.redaction import redact
@@ -182,16 +184,24 @@ class CleanupOperation(Transitions):
         return self.kind != self.Kind.VERIFY and not self.dry_run
 
     @property
+    def runs_wrangler(self) -> bool:
+        return self.strategy in (self.Strategy.WRANGLER, self.Strategy.WRANGLER_SEQUENTIAL)
+
+    @property
     def names_its_objects(self) -> bool:
         """Its items were given with the request; otherwise they are looked for by project."""
         named = self.Kind.OBJECTS
         return self.kind == named or (self.parent is not None and self.parent.kind == named)
 
     def record(self, step: str, message: object, **data: Any) -> None:
-        """Add a line to the timeline; secrets are taken out of it."""
-        OperationEvent.objects.create(
+        """Add a line to the timeline, and to the log once it is committed; secrets are taken out
+        of it."""
+        event = OperationEvent.objects.create(
             operation=self, step=step, message=redact(str(message)), data=redact(data)
         )
+        if event.logger.isEnabledFor(event.level):
+            event.request_id = logs.current().request_id
+            transaction.on_commit(event.log, robust=True)
 
     def mark_pruned(self, archive: str, digest: str) -> bool:
         """Note which archive has the items and the timeline from now on; False if it is open."""
@@ -325,5 +335,29 @@ class OperationEvent(models.Model):
         verbose_name_plural = _("events")
         ordering = ["at", "pk"]
 
+    # A person may have to do something.
+    WARNINGS = ("blocked", "failed", "incomplete", "takeover", "vanished")
+
+    # Of the request during which it was made: its line is written later.
+    request_id: str | None = None
+
     def __str__(self) -> str:
         return self.message
+
+    @property
+    def logger(self) -> logging.Logger:
+        return logs.keys if self.step == "command" else logs.timeline
+
+    @property
+    def level(self) -> int:
+        if self.step == "command":
+            return logging.DEBUG
+        return logging.WARNING if self.step in self.WARNINGS else logging.INFO
+
+    def log(self) -> None:
+        # Django keeps hooks whose savepoint was made, and rolled back, by hand; SQLite gives the
+        # id to the next row then.
+        if type(self).objects.filter(pk=self.pk, at=self.at).exists():
+            facts = {"step": self.step, "event": self.pk, "data": self.data}
+            ids = {"deletion_id": str(self.operation_id), "request_id": self.request_id}
+            self.logger.log(self.level, "%s", self.message, extra=facts | ids)

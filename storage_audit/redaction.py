@@ -1,6 +1,5 @@
 """Keeps secrets out of what is stored and shown."""
 
-import logging
 import re
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +12,8 @@ from storage_audit.conf import conf
 
 HIDDEN = "[redacted]"
 CREDENTIALS = [
-    re.compile(r"(?i)([\w-]*(?:signature|credential|token|password)=)[^&,\s]+"),
+    # From the beginning of a word only, or a long one would be tried from each of its letters.
+    re.compile(r"(?i)(?<![\w-])([\w-]*(?:signature|credential|token|password)=)[^&,\s]+"),
     re.compile(r"""(?i)(authorization["']?\s*[:=]\s*["']?)[^\n"']+"""),
     re.compile(r"(://)[^/\s:@]*:[^/\s@]*(?=@)"),
 ]
@@ -41,14 +41,6 @@ def secrets() -> list[str]:
     keys = map(force_str, [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS])
     ours = (conf().secret_access_key, conf().access_key_id, conf().api_token)
     return [key for key in (*ours, *keys) if key]
-
-
-class Formatter(logging.Formatter):
-    """For settings.LOGGING: lines without secrets, also in tracebacks, which hold what the store
-    said word for word."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return str(redact(super().format(record)))
 
 
 def visible(text: str) -> str:

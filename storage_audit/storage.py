@@ -25,6 +25,7 @@ from storage_audit.bucket.errors import Unavailable
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, R2Object
 from storage_audit.querysets import R2ObjectQuerySet, impatient
+from storage_audit.redaction import visible
 
 logger = logging.getLogger(__name__)
 State = R2Object.State
@@ -71,7 +72,8 @@ class TrackedFile(S3File):
                 self._multipart.abort()
         except Exception:
             # The writer's own error is the one to be told.
-            logger.exception("The unfinished upload of %s could not be aborted.", self.upload.key)
+            shown = visible(self.upload.key)
+            logger.exception("The unfinished upload of %s could not be aborted.", shown)
         if self._file is not None:
             self._file.close()
         self._closed = True

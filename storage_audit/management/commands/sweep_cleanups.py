@@ -5,7 +5,7 @@ from uuid import UUID
 from django.core.management.base import CommandError
 from django.utils import timezone
 
-from storage_audit import tasks
+from storage_audit import logs, tasks
 from storage_audit.audit import cleanup, vanished
 from storage_audit.management.console import FAILED, asked_from_shell
 from storage_audit.management.documented import DocumentedCommand
@@ -73,7 +73,8 @@ class Command(DocumentedCommand):
         try:
             operation = cleanup.run(operation_id)
         except Exception:
-            logger.exception("%s failed", operation_id)
+            with logs.about(operation_id):
+                logger.exception("%s failed", operation_id)
             return False
         status = f"{operation.get_status_display()}. {visible(operation.error)}"
         self.stdout.write(f"{operation_id}: {status.rstrip()}")

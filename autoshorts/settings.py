@@ -1,6 +1,7 @@
 """Settings of the AutoShorts project. Everything that differs between machines comes from the
 environment; README.md lists the variables. A missing or malformed one stops the start."""
 
+import logging
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,12 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "django_q",
+    # The scripts of the API's interactive page.
+    "ninja",
     "storage_audit",
 ]
 MIDDLEWARE = [
+    "storage_audit.logs.RequestIdMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -44,7 +48,7 @@ MIDDLEWARE = [
 if django.VERSION >= (6, 0):
     from django.utils.csp import CSP
 
-    MIDDLEWARE.insert(1, "django.middleware.csp.ContentSecurityPolicyMiddleware")
+    MIDDLEWARE.insert(2, "django.middleware.csp.ContentSecurityPolicyMiddleware")
     # Nothing inline and nothing of others; the admin's icons are files of ours too.
     SECURE_CSP = {
         "default-src": [CSP.NONE],
@@ -217,6 +221,15 @@ STORAGE_AUDIT = {
     "LIMIT_VANISHED": env.number(
         "CLEANUP_LIMIT_VANISHED", 10, int, hint="a whole number from 0", accept=lambda n: n >= 0
     ),
+    "API_RATE_READ": env.number(
+        "API_RATE_READ", 300, int, hint="a whole number from 0", accept=lambda n: n >= 0
+    ),
+    "API_RATE_WRITE": env.number(
+        "API_RATE_WRITE", 60, int, hint="a whole number from 0", accept=lambda n: n >= 0
+    ),
+    "API_WAITS": env.number(
+        "API_WAITS", 4, int, hint="a whole number from 0", accept=lambda n: n >= 0
+    ),
 }
 STORAGES = {
     "default": {"BACKEND": "storage_audit.storage.TrackedStorage"},
@@ -232,7 +245,7 @@ STATIC_ROOT = BASE_DIR / "staticfiles"
 HTTPS = env.flag("HTTPS", True)
 SECURE_SSL_REDIRECT = HTTPS
 # Load balancers ask over plain HTTP, and take a redirect for an answer.
-SECURE_REDIRECT_EXEMPT = [r"^health/"]
+SECURE_REDIRECT_EXEMPT = [r"^health/", r"^healthz$", r"^readyz$"]
 SESSION_COOKIE_SECURE = HTTPS
 CSRF_COOKIE_SECURE = HTTPS
 SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
@@ -241,17 +254,50 @@ SECURE_HSTS_PRELOAD = HTTPS
 if env.flag("BEHIND_PROXY", False):
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
+LOG_LEVEL = choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
+LOG_FORMAT = choice("LOG_FORMAT", "text" if DEBUG else "json", ("json", "text"))
+# botocore says at DEBUG what it signs, and Django what it asks the database.
+OTHERS_LEVEL = "INFO" if LOG_LEVEL == "DEBUG" else LOG_LEVEL
+# gunicorn too, by deploy/gunicorn.conf.py.
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {
-        "line": {
-            "class": "storage_audit.redaction.Formatter",
+        "json": {"()": "autoshorts.logs.JsonLines"},
+        "text": {
+            "class": "storage_audit.logs.Formatter",
             "format": "%(asctime)s %(levelname)s %(name)s %(message)s",
+        },
+    },
+    "filters": {
+        "context": {"()": "storage_audit.logs.ContextFilter"},
+        "access": {"()": "autoshorts.logs.AccessFilter"},
+    },
+    "handlers": {
+        "console": {
+            "class": "logging.StreamHandler",
+            "formatter": LOG_FORMAT,
+            "filters": ["context"],
         }
     },
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "root": {"handlers": ["console"], "level": "INFO"},
+    # Handlers of their own would say everything twice, or in another form.
+    "loggers": {
+        "django": {"level": OTHERS_LEVEL, "handlers": []},
+        "botocore": {"level": OTHERS_LEVEL},
+        # A line at INFO for each request of Cloudflare's SDK.
+        "httpx": {"level": "WARNING"},
+        "gunicorn.error": {"level": LOG_LEVEL, "handlers": [], "propagate": True},
+        "gunicorn.access": {
+            "level": LOG_LEVEL,
+            "handlers": [],
+            "propagate": True,
+            "filters": ["access"],
+        },
+        # A line for each key is for those who ask for it.
+        "storage_audit.keys": {"level": "DEBUG" if env.flag("LOG_KEYS", False) else "INFO"},
+    },
+    "root": {"handlers": ["console"], "level": LOG_LEVEL},
 }
+logging.captureWarnings(True)
 
 env.check()

@@ -2,7 +2,7 @@
 
 import hashlib
 import secrets
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
@@ -15,6 +15,7 @@ from storage_audit.redaction import visible
 
 # So that scanners for leaked secrets, and people, can tell what it is.
 TOKEN_PREFIX = "sa_"
+USE_IS_NOTED_EVERY = timedelta(minutes=1)
 
 
 class ApiTokenQuerySet(models.QuerySet["ApiToken"]):
@@ -51,8 +52,22 @@ class ApiToken(models.Model):
     @classmethod
     def issue(cls, **values: Any) -> tuple["ApiToken", str]:
         """The saved row and the token itself, which nobody can read again."""
+        token = cls(**values)
+        text = token.draw()
+        token.save()
+        return token, text
+
+    def draw(self) -> str:
+        """The token itself; of this row, once it is saved."""
         text = TOKEN_PREFIX + secrets.token_urlsafe(32)
-        return cls.objects.create(digest=digest_of(text), **values), text
+        self.digest = digest_of(text)
+        return text
+
+    def note_use(self) -> None:
+        """Keep when it was last used, to the minute: a write for each request would be too many."""
+        now = timezone.now()
+        if self.last_used_at is None or now - self.last_used_at >= USE_IS_NOTED_EVERY:
+            type(self).objects.filter(pk=self.pk).update(last_used_at=now)
 
     def revoke(self) -> bool:
         """False when it was revoked before."""

@@ -1,5 +1,5 @@
 """The admin. It shows and asks; what is asked for is done in audit/requests.py."""
 
-from storage_audit.pages import objects, operations, projects, scans
+from storage_audit.pages import diagnoses, objects, operations, projects, scans, tokens
 
-__all__ = ["objects", "operations", "projects", "scans"]
+__all__ = ["diagnoses", "objects", "operations", "projects", "scans", "tokens"]

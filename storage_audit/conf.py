@@ -47,6 +47,12 @@ class Conf:
     # It deletes about one object a second: more than these are left to another strategy.
     wrangler_limit: int = 300
 
+    # The HTTP API: requests a minute, of one person or token, in one web process; and how many
+    # requests may wait in it at once for a status to change.
+    api_rate_read: int = 300
+    api_rate_write: int = 60
+    api_waits: int = 4
+
     sync: bool = False
     limit_objects: int = 1000
     limit_share: float = 0.05
@@ -91,7 +97,15 @@ class Conf:
             ) from error
 
     def _check_limits(self) -> None:
-        for name in ("limit_objects", "limit_multiple", "limit_vanished", "wrangler_limit"):
+        for name in (
+            "limit_objects",
+            "limit_multiple",
+            "limit_vanished",
+            "wrangler_limit",
+            "api_rate_read",
+            "api_rate_write",
+            "api_waits",
+        ):
             if not 0 <= getattr(self, name) < inf:
                 raise ImproperlyConfigured(f"STORAGE_AUDIT[{name.upper()!r}] must be at least 0.")
         for name in ("limit_share", "limit_missing"):

@@ -1,16 +1,21 @@
+from datetime import datetime
 from typing import Any
 
 from django import forms
 from django.contrib.admin.widgets import AdminTextInputWidget
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from storage_audit.models import validate_project_id
 
 
-class DeclareDeletedForm(forms.Form):
+class ProjectIdForm(forms.Form):
     project_id = forms.CharField(
         label=_("Project id"), validators=[validate_project_id], widget=AdminTextInputWidget
     )
+
+
+class DeclareDeletedForm(ProjectIdForm):
     repeated = forms.CharField(label=_("The same id again"), widget=AdminTextInputWidget)
 
     def clean_repeated(self) -> Any:
@@ -18,3 +23,11 @@ class DeclareDeletedForm(forms.Form):
         if repeated != self.cleaned_data.get("project_id", repeated):
             raise forms.ValidationError(_("This is not the id that you typed above."))
         return repeated
+
+
+class ApiTokenForm(forms.ModelForm):  # type: ignore[type-arg]  # Not subscriptable when run.
+    def clean_expires_at(self) -> datetime | None:
+        expires_at: datetime | None = self.cleaned_data["expires_at"]
+        if expires_at and expires_at <= timezone.now():
+            raise forms.ValidationError(_("This moment is over. Leave it empty for no end."))
+        return expires_at

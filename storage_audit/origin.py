@@ -40,10 +40,12 @@ def acting_as(origin: Origin) -> Iterator[None]:
 
 
 def of_request(request: HttpRequest, *, forced: bool = False, at_entry: Any = None) -> Origin:
-    """`at_entry` is who came with the request, and may have been signed out since."""
+    """`at_entry` is who came with the request, and may have been signed out since. Where a person
+    did not sign in at the web site, the request's `came_by` says how it was let in."""
     people = (getattr(request, "user", None), at_entry)
     names = [who.get_username() for who in people if who is not None and who.is_authenticated]
-    return Origin(next(iter(names), ""), f"web, {address_of(request)}", forced)
+    way = getattr(request, "came_by", "web")
+    return Origin(next(iter(names), ""), f"{way}, {address_of(request)}", forced)
 
 
 def address_of(request: HttpRequest) -> str:

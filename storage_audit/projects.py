@@ -82,6 +82,14 @@ def have_rows(ids: Iterable[str]) -> set[str]:
     return set(map(str, found.values_list(name, flat=True)))
 
 
+def lock(project_id: str) -> models.Model | None:
+    """The row with this id, for which others wait until the commit (PostgreSQL); None if there is
+    none, or not any more."""
+    named = {f"{conf().project_field}__in": values_of(project_id)}
+    row: models.Model | None = every().select_for_update().filter(**named).first()
+    return row
+
+
 def is_alive(project_id: str | None) -> bool:
     return project_id is not None and project_id in alive([project_id])
 

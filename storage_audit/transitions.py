@@ -146,6 +146,10 @@ class Transitions(models.Model):
             attempts=max(0, self.attempts - 1),
         )
 
+    def make_due(self) -> None:
+        """Let a worker take it from now on, if it waits for a later time and none has it."""
+        self.change(Q(status=self.Status.PENDING), next_attempt_at=timezone.now())
+
     def freeze(self, **values: Any) -> None:
         """End the planning of a dry run: what was found stays as it is until a person runs it."""
         self._leave(self.Status.PLANNED, **values)

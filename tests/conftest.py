@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave to the other database what is about it alone: nothing is skipped."""
+    """Leave to the other database what is about it alone, or about none: nothing is skipped."""
     others = [
         item
         for item in items

@@ -14,6 +14,9 @@ from cloudflare import Cloudflare
 from devtools.cloudflare_api import CloudflareApi
 from tests.conftest import BUCKETS, Bucket
 
+# What it asks is no database.
+pytestmark = pytest.mark.only_on("sqlite")
+
 HERE, NEXT_DOOR = BUCKETS[:2]
 STRANGE = [
     "a b",
@@ -61,7 +64,9 @@ def code(answer: tuple[int, Any]) -> tuple[int, int]:
 
 
 def wrangler(program: Path, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True)
+    return subprocess.run(
+        [program, *arguments], cwd=folder, capture_output=True, text=True, timeout=60
+    )
 
 
 def test_wrangler_deletes_the_object_that_was_meant(

@@ -118,7 +118,7 @@ def test_when_the_worker_dies_the_rest_is_stopped(tmp_path: Path) -> None:
         os.kill(min(workers), signal.SIGKILL)
         child.wait_until(lambda: not child.running)
         assert child.wait() == 1
-        assert "the queue worker ended by itself" in child.tail()
+        assert child.log and "the queue worker ended by itself" in child.log.read_text()
     assert processes_of(tmp_path) == {}
 
 

@@ -1,20 +1,118 @@
-"""What the documents name is there, and what the settings read is in the README."""
+"""What the documents name and quote is there, and what the settings read is in the README."""
 
+import ast
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import pytest
-from django.core.management import find_commands, get_commands
+from django.core.management import find_commands, get_commands, load_command_class
+from django.core.management.base import CommandError
+
+from storage_audit.api.urls import api
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+# Of the others one is about projects of other people's, the other about development.
+each_page_for_operators = pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", ROOT / "docs" / "operations.md", TROUBLESHOOTING],
+    ids=lambda page: page.name,
+)
+CALLED = r"(?:deploy/manage|(?:\.venv/bin/)?python manage\.py|manage\.py) "
+AN_ID, AN_OPERATION = "proj_1", str(UUID(int=0))
 
 
 @each_page
 def test_links_lead_to_files_that_are_there(page: Path) -> None:
     links = re.findall(r"\]\((?!http)([^)#]+)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@each_page
+def test_links_lead_to_headings_that_are_there(page: Path) -> None:
+    for path, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", page.read_text()):
+        assert anchor in anchors(page.parent / path if path else page), (path, anchor)
+
+
+def anchors(page: Path) -> list[str]:
+    """As GitHub makes them."""
+    titles = re.findall("^#+ (.*)$", page.read_text(), re.M)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
+
+
+@each_page_for_operators
+def test_commands_can_be_typed_as_they_are(page: Path) -> None:
+    lines = command_lines(page.read_text())
+    assert len(lines) > 5
+    assert [line for line in lines if not can_be_typed(line)] == []
+
+
+def command_lines(text: str) -> list[str]:
+    """What follows the program, and bare commands with their arguments."""
+    code = re.findall(r"^ {4,}(\S.*)$", text, re.M) + re.findall(r"`([^`]+)`", text)
+    names = "|".join(find_commands(str(ROOT / "storage_audit" / "management")))
+    ours = (re.match(rf"(?:{CALLED})(.*)|((?:{names}) .*)", line) for line in code)
+    return [match[1] or match[2] for match in ours if match]
+
+
+def can_be_typed(line: str) -> bool:
+    name, *arguments = shlex.split(line, comments=True)
+    command = load_command_class(get_commands()[name], name)
+    for each in (AN_ID, AN_OPERATION):
+        meant = {"ID": each, "DELETION_ID": AN_OPERATION}
+        try:
+            command.create_parser("manage.py", name).parse_args(
+                [meant.get(argument, argument) for argument in arguments]
+            )
+        except CommandError:
+            continue
+        return True
+    return False
+
+
+def test_the_troubleshooting_guide_quotes_what_we_say() -> None:
+    quotes = re.findall("“(.*?)”", " ".join(TROUBLESHOOTING.read_text().split()))
+    assert len(quotes) > 50
+    said = "\n".join(texts())
+    assert [quote for quote in quotes if not re.search(pattern(quote), said)] == []
+
+
+def pattern(quote: str) -> str:
+    """What … stands for is within one line, and so in one literal."""
+    return ".*".join(re.escape(part.strip()) for part in quote.split("…") if part.strip())
+
+
+def texts() -> Iterator[str]:
+    """Every literal of ours that is no docstring, in one line."""
+    for room in ("autoshorts", "storage_audit"):
+        for file in (ROOT / room).rglob("*.py"):
+            tree = ast.parse(file.read_text())
+            documentation = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+            for node in ast.walk(tree):
+                if id(node) not in documentation:
+                    yield " ".join(literal(node).split())
+
+
+def literal(node: ast.AST) -> str:
+    """With … for what an f-string fills in."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=parts):
+            return "".join(literal(part) or "…" for part in parts)
+    return ""
+
+
+def test_the_troubleshooting_guide_names_addresses_that_there_are() -> None:
+    paths = api.get_openapi_schema(path_prefix="api/v1/")["paths"]
+    named = re.findall(r"`(GET|POST|DELETE) (/api/v1/\S+?)`", TROUBLESHOOTING.read_text())
+    assert len(named) > 5
+    assert [(m, path) for m, path in named if m.lower() not in paths.get(path, {})] == []
 
 
 @each_page

@@ -21,21 +21,21 @@ from django.utils import timezone
 from django_q.models import OrmQ, Schedule
 from pytest_django import Settings
 
-from autoshorts.health import LATE
 from devtools.environment import made_up_environment
 from devtools.postgres import postgres
 from devtools.processes import Child, free_port
-from storage_audit import tasks
+from storage_audit import queue
+from storage_audit.audit.delays import LATE
 from storage_audit.models import CleanupOperation
 from tests.test_sweep import forgotten
 
 ROOT = Path(__file__).resolve().parent.parent
-WEB, WORKER = "/health/", "/health/worker/"
+WEB, WORKER, READY, ALIVE = "/health/", "/health/worker/", "/readyz", "/healthz"
 HOST = {"host": "example.com"}
 LONG = LATE + timedelta(minutes=4, seconds=5)
 Status = CleanupOperation.Status
 
-both = pytest.mark.parametrize("path", [WEB, WORKER])
+every = pytest.mark.parametrize("path", [WEB, WORKER, READY])
 
 
 def ask(path: str) -> list[str]:
@@ -52,16 +52,16 @@ def overdue(**values: Any) -> CleanupOperation:
     return forgotten(**{"next_attempt_at": timezone.now() - LONG, **values})
 
 
-# Both
+# Each
 
 
-@both
+@every
 @pytest.mark.django_db
 def test_all_is_well(path: str) -> None:
     assert ask(path) == []
 
 
-@both
+@every
 @pytest.mark.django_db
 def test_it_answers_over_plain_http_and_nobody_may_keep_it(path: str, settings: Settings) -> None:
     settings.SECURE_SSL_REDIRECT = True
@@ -72,13 +72,13 @@ def test_it_answers_over_plain_http_and_nobody_may_keep_it(path: str, settings: 
     assert not response.cookies
 
 
-@both
+@every
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 def test_it_can_only_be_read(path: str, method: str) -> None:
     assert Client().generic(method, path, headers=HOST).status_code == 405
 
 
-@both
+@every
 @pytest.mark.django_db
 def test_it_writes_nothing(path: str) -> None:
     overdue()
@@ -89,13 +89,22 @@ def test_it_writes_nothing(path: str) -> None:
         assert query["sql"].split()[0] == "SELECT", query["sql"]
 
 
-@both
+@every
 @pytest.mark.django_db
 def test_a_migration_that_was_not_applied_is_told(path: str) -> None:
     with connection.cursor() as cursor:
         cursor.execute("DELETE FROM django_migrations WHERE app = 'storage_audit'")
     (told,) = ask(path)
     assert "manage.py migrate" in told
+
+
+def test_a_process_answers_without_a_database(settings: Settings) -> None:
+    """No test may use one that is not marked for it."""
+    settings.SECURE_SSL_REDIRECT = True
+    response = Client().get(ALIVE, headers=HOST)
+    assert (response.status_code, response.json()) == (200, {"healthy": True})
+    assert "no-store" in response["Cache-Control"]
+    assert Client().post(ALIVE, headers=HOST).status_code == 405
 
 
 # The worker
@@ -144,9 +153,9 @@ def test_an_operation_may_wait_for_another_of_its_project() -> None:
 
 @pytest.mark.django_db
 def test_a_sweep_that_does_not_come_is_told() -> None:
-    Schedule.objects.filter(func=tasks.SWEEP).update(next_run=timezone.now() - LATE / 2)
+    Schedule.objects.filter(func=queue.SWEEP).update(next_run=timezone.now() - LATE / 2)
     assert ask(WORKER) == []
-    Schedule.objects.filter(func=tasks.SWEEP).update(next_run=timezone.now() - LONG)
+    Schedule.objects.filter(func=queue.SWEEP).update(next_run=timezone.now() - LONG)
     (told,) = ask(WORKER)
     assert "the sweep is 14 minutes late" in told
     assert ask(WEB) == []
@@ -221,10 +230,11 @@ def test_a_database_that_is_new_then_migrated_then_stopped(tmp_path: Path) -> No
             assert fetch(address + WEB) == (200, '{"healthy": true, "problems": []}')
             assert fetch(address + WORKER)[0] == 200
             database.close()
-            for path in (WEB, WORKER):
+            for path in (WEB, WORKER, READY):
                 code, told = fetch(address + path)
                 assert (code, "The database does not answer" in told) == (503, True)
                 assert "postgres" not in told
+            assert fetch(address + ALIVE)[0] == 200
 
 
 def test_a_database_that_is_silent_is_not_waited_for(tmp_path: Path) -> None:

@@ -117,10 +117,17 @@ def test_a_variable_that_is_missing_or_blank_is_named_alone(name: str, value: st
         ({"DATABASE_URL": "postgres://u@h/n", "QUEUE_WORKERS": "0"}, "QUEUE_WORKERS"),
         ({"DATABASE_URL": "postgres://u@h/n", "QUEUE_WORKERS": "-2"}, "QUEUE_WORKERS"),
         ({"DATABASE_URL": "postgres://u@h/n", "QUEUE_WORKERS": "two"}, "QUEUE_WORKERS"),
+        ({"API_RATE_READ": "often"}, "API_RATE_READ"),
+        ({"API_RATE_WRITE": "-1"}, "API_RATE_WRITE"),
+        ({"API_WAITS": "1.5"}, "API_WAITS"),
         ({"HTTPS": "maybe"}, "HTTPS"),
         ({"DEBUG": "2"}, "DEBUG"),
         ({"CLEANUP_SYNC": "on"}, "CLEANUP_SYNC"),
         ({"BEHIND_PROXY": "nginx"}, "BEHIND_PROXY"),
+        ({"LOG_LEVEL": "LOUD"}, "LOG_LEVEL"),
+        ({"LOG_LEVEL": "info"}, "LOG_LEVEL"),
+        ({"LOG_FORMAT": "xml"}, "LOG_FORMAT"),
+        ({"LOG_KEYS": "all"}, "LOG_KEYS"),
         ({"ALLOWED_HOSTS": ","}, "ALLOWED_HOSTS"),
     ],
 )
@@ -201,6 +208,32 @@ def test_what_is_set_is_used() -> None:
     assert (storage["LIMIT_OBJECTS"], storage["LIMIT_SHARE"], storage["SYNC"]) == (7, 1.0, True)
     more = ("LIMIT_MULTIPLE", "LIMIT_MISSING", "LIMIT_VANISHED")
     assert [storage[name] for name in more] == [0, 0.25, 0]
+
+
+@pytest.mark.parametrize(
+    "variables, level, others, form, keys",
+    [
+        ({}, "INFO", "INFO", "json", "INFO"),
+        ({"DEBUG": "true"}, "INFO", "INFO", "text", "INFO"),
+        ({"DEBUG": "true", "LOG_FORMAT": "json"}, "INFO", "INFO", "json", "INFO"),
+        ({"LOG_FORMAT": "text", "LOG_LEVEL": "ERROR"}, "ERROR", "ERROR", "text", "INFO"),
+        ({"LOG_LEVEL": "DEBUG", "LOG_KEYS": "true"}, "DEBUG", "INFO", "json", "DEBUG"),
+    ],
+)
+def test_the_log_is_as_it_is_asked_for(
+    variables: dict[str, str], level: str, others: str, form: str, keys: str
+) -> None:
+    (logging,) = settings_of(good | variables, "LOGGING")
+    assert logging["root"]["level"] == level
+    assert logging["handlers"]["console"]["formatter"] == form
+    found = {name: logger["level"] for name, logger in logging["loggers"].items()}
+    assert found == {
+        "django": others,
+        "botocore": others,
+        "gunicorn.error": level,
+        "gunicorn.access": level,
+        "storage_audit.keys": keys,
+    }
 
 
 def test_a_proxy_is_trusted_only_when_there_is_one() -> None:

@@ -35,6 +35,9 @@ from storage_audit.bucket.wrangler import Command
 from storage_audit.bucket.wrangler_errors import Unusable
 from tests.conftest import BUCKETS, Bucket
 
+# What it asks is no database.
+pytestmark = pytest.mark.only_on("sqlite")
+
 HERE, NEXT_DOOR = BUCKETS[:2]
 NOWHERE = "http://127.0.0.1:9"  # the port of `discard`
 

@@ -93,6 +93,8 @@ def addresses(states: dict[str, CleanupOperation]) -> dict[str, str]:
         "diagnosis": url("diagnosis", "change", examine().pk),
         "diagnosis-add": url("diagnosis", "add"),
         "declare-deleted": reverse("admin:storage_audit_declare_deleted"),
+        "apitoken-add": url("apitoken", "add"),
+        "api-docs": reverse("storage_audit_docs"),
         "compare": comparison_of("proj_autumn-sale"),
         **{
             f"operation-{name}": url("cleanupoperation", "change", operation.pk)

@@ -78,6 +78,10 @@ def page_of(operation_id: object) -> str:
     return reverse("admin:storage_audit_cleanupoperation_change", args=[operation_id])
 
 
+def comparison_of(project_id: str) -> str:
+    return f"{reverse('admin:storage_audit_compare')}?{urlencode({'project_id': project_id})}"
+
+
 def list_of(model: str, **filters: object) -> str:
     return f"{reverse(f'admin:storage_audit_{model}_changelist')}?{urlencode(filters)}"
 

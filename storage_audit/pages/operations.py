@@ -24,7 +24,7 @@ from storage_audit import tasks
 from storage_audit.audit import requests
 from storage_audit.forms import DeclareDeletedForm
 from storage_audit.models import CleanupOperation, IllegalTransition
-from storage_audit.pages import operation_page
+from storage_audit.pages import comparison_page, operation_page
 from storage_audit.pages.base import (
     DJANGO_6_1,
     ConfirmingAdmin,
@@ -59,8 +59,12 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
 
     def get_urls(self) -> list[URLPattern]:
         declare = self.admin_site.admin_view(self.declare_deleted)
-        name = "storage_audit_declare_deleted"
-        return [path("declare-deleted/", declare, name=name), *super().get_urls()]
+        compare = self.admin_site.admin_view(self.compare_discovery)
+        return [
+            path("declare-deleted/", declare, name="storage_audit_declare_deleted"),
+            path("compare/", compare, name="storage_audit_compare"),
+            *super().get_urls(),
+        ]
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[CleanupOperation], search_term: str
@@ -214,6 +218,18 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         text = _("A cleanup is queued. It looks for what the project left behind and deletes it.")
         answer = self.announce(request, text, operations)
         return answer or redirect("admin:storage_audit_cleanupoperation_changelist")
+
+    def compare_discovery(self, request: HttpRequest) -> HttpResponse:
+        if not self.has_verify_permission(request):
+            raise PermissionDenied
+        request.current_app = self.admin_site.name
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "media": self.media,
+            **comparison_page.context(request.GET),
+        }
+        return TemplateResponse(request, "admin/storage_audit/comparison.html", context)
 
 
 def figures_of(operations: list[CleanupOperation]) -> str:

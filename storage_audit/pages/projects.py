@@ -26,6 +26,7 @@ from storage_audit.pages.base import (
     action,
     amount,
     badge,
+    comparison_of,
     list_of,
     page_of,
     will_go,
@@ -83,6 +84,13 @@ class OwnerAdmin(DeletingAdmin[M]):
         listed += [will_go(*figures) for figures in tracked.by_bucket()]
         total = amount(*tracked.totals())
         return listed, counts | {R2Object._meta.verbose_name_plural: total}, *rest
+
+    def render_change_form(
+        self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        if context["original"] and self.has_verify_permission(request):
+            context["compare_url"] = comparison_of(projects.id_of(context["original"]))
+        return super().render_change_form(request, context, *args, **kwargs)
 
     @action("dry_run", gettext_lazy("Dry-run cleanup"))
     def dry_run_cleanup(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse | None:

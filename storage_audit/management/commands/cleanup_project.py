@@ -93,15 +93,23 @@ class Command(DocumentedCommand):
             " is made and held against the limits",
         )
         parser.add_argument(
-            "--mode", choices=sorted(MODES), help="the objects and the strategy by one name"
+            "--mode",
+            choices=sorted(MODES),
+            help="discovery and strategy by one name; without it, the next two options or the"
+            " settings say them",
         )
         parser.add_argument(
             "--discovery",
             choices=DISCOVERIES,
-            help="delete only objects that are tracked, or only those under the listed prefixes",
+            help="delete only what is tracked, or only what is listed (default: the setting"
+            " CLEANUP_DISCOVERY)",
         )
         parser.add_argument(
-            "--strategy", choices=STRATEGIES, help="how to ask the store for the deletions"
+            "--strategy",
+            metavar="STRATEGY",
+            choices=STRATEGIES,
+            help=f"how to ask for the deletions: {', '.join(STRATEGIES)} (default: the setting"
+            " CLEANUP_STRATEGY)",
         )
         parser.add_argument(
             "--sync",

@@ -1,0 +1,51 @@
+"""Who asks: staff with a session, or a program with a token, which acts as its person."""
+
+from django.conf import settings
+from django.contrib.auth.models import AbstractBaseUser
+from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from ninja.security import APIKeyCookie, HttpBearer
+
+from storage_audit.access import digest_of
+from storage_audit.api.problems import CHALLENGE, Problem
+from storage_audit.models import ApiToken
+
+READING = ("GET", "HEAD", "OPTIONS")
+
+
+class BearerToken(HttpBearer):
+    def authenticate(self, request: HttpRequest, token: str) -> ApiToken:
+        valid = ApiToken.objects.valid(timezone.now()).select_related("user")
+        row = valid.filter(digest=digest_of(token)).first()
+        if row is None:
+            # Whoever shows a token means it: no session beside it is asked.
+            text = _("This token is unknown, revoked or out of date. Staff make them in the admin.")
+            header = {"WWW-Authenticate": f'{CHALLENGE}, error="invalid_token"'}
+            raise Problem("unauthenticated", text, header)
+        row.note_use()
+        if request.method not in READING and not row.may_write:
+            raise Problem("read-only-token", _("Use a token that may write."))
+        request.user = row.user
+        vars(request)["came_by"] = f"api token {row}"
+        return row
+
+
+class StaffSession(APIKeyCookie):
+    param_name = settings.SESSION_COOKIE_NAME
+
+    def __call__(self, request: HttpRequest) -> AbstractBaseUser | None:
+        # First of all who it is: a stranger is told to sign in, and not that a CSRF token is
+        # missing.
+        return super().__call__(request) if request.user.is_authenticated else None
+
+    def authenticate(self, request: HttpRequest, key: str | None) -> AbstractBaseUser | None:
+        if not getattr(request.user, "is_staff", False):
+            raise Problem("forbidden", _("Only staff may use this."))
+        return request.user if isinstance(request.user, AbstractBaseUser) else None
+
+
+def require(request: HttpRequest, permission: str) -> None:
+    """Such as storage_audit.delete_project. Raises Problem."""
+    if not request.user.has_perm(permission):
+        raise Problem("forbidden", _("It needs the permission %s.") % permission)

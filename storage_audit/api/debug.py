@@ -1,0 +1,211 @@
+"""What an operator asks who wonders why files stay. The names of fields are those of the document
+that asked for these addresses."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
+
+from django.contrib.admin.models import ADDITION
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from django.utils.translation import gettext as _
+from ninja import Query, Router, Status
+
+from storage_audit import tasks
+from storage_audit.api import history
+from storage_audit.api.auth import require
+from storage_audit.api.deletions import details, status_url
+from storage_audit.api.openapi import refusals
+from storage_audit.api.problems import Problem
+from storage_audit.api.rates import Rate
+from storage_audit.api.schemas import (
+    Buckets,
+    Cleanup,
+    Differences,
+    Environment,
+    FilesFound,
+    FilesRemaining,
+    VariableShown,
+    WranglerLogin,
+)
+from storage_audit.audit import comparison, requests, second_look
+from storage_audit.audit.comparison import FIRST_KEYS, Way
+from storage_audit.audit.diagnostics import environment
+from storage_audit.audit.installation import Mismatch
+from storage_audit.audit.modes import MODES
+from storage_audit.audit.ownership import layouts
+from storage_audit.bucket import wrangler
+from storage_audit.bucket.errors import StoreError
+from storage_audit.bucket.wrangler import Command
+from storage_audit.redaction import visible
+
+# Each of these asks the store, or starts a program.
+router = Router(tags=["debug"], throttle=Rate(heavy=True))
+
+T = TypeVar("T")
+DIAGNOSE, LOOK = "storage_audit.view_diagnosis", "storage_audit.verify_cleanup"
+# Seconds. What takes longer would be a burden to the site; the commands have no such limit.
+PATIENCE = 20
+SET, NOT_SET, NO_VALUE = "✓ Set", "❌ Not Set", "Not Set"
+
+
+@router.get("/wrangler-auth", response={200: WranglerLogin, **refusals()})
+def wrangler_auth(request: HttpRequest) -> WranglerLogin:
+    """Whether wrangler is logged in, where the web server runs: `whoami --json`. Needs the
+    permission view_diagnosis."""
+    require(request, DIAGNOSE)
+    command, identity, reason = run(lambda ran: wrangler.whoami(ran=ran))
+    return WranglerLogin(
+        **said(command),
+        is_authenticated=identity.logged_in if identity else None,
+        accounts=[account.name for account in identity.accounts] if identity else [],
+        reason=reason,
+    )
+
+
+@router.get("/r2-access", response={200: Buckets, **refusals()})
+def r2_access(request: HttpRequest) -> Buckets:
+    """Which buckets wrangler sees, where the web server runs. Needs the permission
+    view_diagnosis."""
+    require(request, DIAGNOSE)
+    command, buckets, reason = run(lambda ran: wrangler.buckets(ran=ran))
+    return Buckets(**said(command), buckets=buckets, reason=reason)
+
+
+def run(ask: Callable[[wrangler.Ran], T]) -> tuple[Command | None, T | None, str]:
+    """The last command that was run, if it came to that, with its answer or why there is none."""
+    ran: list[Command] = []
+    try:
+        answer, reason = ask(ran.append), ""
+    except StoreError as error:
+        answer, reason = None, str(error)
+    return (ran[-1] if ran else None), answer, reason
+
+
+def said(command: Command | None) -> dict[str, Any]:
+    if command is None:
+        return {"stdout": "", "stderr": "", "exit_code": None}
+    return {name: getattr(command, name) for name in ("stdout", "stderr", "exit_code")}
+
+
+@router.get("/env-vars", response={200: Environment, **refusals()})
+def env_vars(request: HttpRequest) -> Environment:
+    """The variables that make a difference, where the web server runs; of a secret only a
+    fingerprint. WRANGLER_PATH is where wrangler is looked for. Needs the permission
+    view_diagnosis."""
+    require(request, DIAGNOSE)
+    found = environment()
+
+    def value(*names: str) -> str:
+        return next((found[name].shown for name in names if found[name].is_set), NO_VALUE)
+
+    return Environment(
+        CLOUDFLARE_ACCOUNT_ID=SET if found["CLOUDFLARE_ACCOUNT_ID"].is_set else NOT_SET,
+        CLOUDFLARE_API_TOKEN=SET if found["CLOUDFLARE_API_TOKEN"].is_set else NOT_SET,
+        R2_BUCKET_NAME=value("R2_BUCKET_NAME"),
+        WRANGLER_PATH=value("WRANGLER_PATH", "PATH"),
+        variables={
+            name: VariableShown(is_set=each.is_set, shown=each.shown, source=each.source)
+            for name, each in found.items()
+        },
+    )
+
+
+@router.get(
+    "/list-project-files/{project_id}", response={200: FilesFound, **refusals(404, 502, 504)}
+)
+def list_project_files(request: HttpRequest, project_id: str) -> FilesFound:
+    """What a cleanup would take (the app) beside what names the project by its key alone (the
+    script). The lists are cut after 1,000 keys, the counts are not; a key that cannot be written is
+    shown escaped. Needs the permission verify_cleanup."""
+    require(request, LOOK)
+    refuse_no_id(project_id)
+    found = comparison.compare(project_id, seconds=PATIENCE)
+    app, script = found.found[Way.LISTED], found.found[Way.PARSED]
+    lists = (app, script, found.only_listed, found.only_parsed)
+    return FilesFound(
+        project_id=project_id,
+        bucket=found.bucket,
+        files_found_by_app=app.first,
+        files_found_by_script=script.first,
+        differences=Differences(
+            only_in_app=found.only_listed.first, only_in_script=found.only_parsed.first
+        ),
+        counts={name: keys.count for name, keys in zip(COUNTED, lists, strict=True)},
+        is_cut=any(keys.count > len(keys.first) for keys in lists),
+    )
+
+
+COUNTED = ("found_by_app", "found_by_script", "only_in_app", "only_in_script")
+
+
+@router.post("/cleanup/{project_id}", response={202: Cleanup, **refusals(404, 409)})
+def cleanup(
+    request: HttpRequest,
+    project_id: str,
+    response: HttpResponse,
+    mode: Literal["wrangler", "s3", "database", "sequential"] = "wrangler",
+    dry_run: Annotated[bool, Query()] = False,
+) -> Status[Cleanup]:
+    """Clean up after a project that is gone, in one of four ways, or plan to and delete nothing. A
+    live project is to be deleted first: DELETE projects/{project_id}. A worker does it: follow
+    status_url. Needs the permission force_cleanup, or dry_run_cleanup for a dry run."""
+    require(request, f"storage_audit.{'dry_run' if dry_run else 'force'}_cleanup")
+    refuse_no_id(project_id)
+    ask = requests.dry_run if dry_run else requests.declare_deleted
+    with transaction.atomic():
+        operations = ask(project_id, MODES[mode])
+        note = _("Dry run requested.") if dry_run else _("Project declared deleted.")
+        for operation in operations:
+            history.log(request, operation, ADDITION, note)
+        tasks.enqueue_on_commit(operations)
+    operation = operations[0]
+    operation.refresh_from_db()
+    response["Location"] = status_url(operation)
+    answer = Cleanup(
+        deletion_id=operation.pk,
+        status_url=status_url(operation),
+        project_id=project_id,
+        mode=mode,
+        dry_run=dry_run,
+        result=details(operation),
+        deletion_ids=[each.pk for each in operations],
+    )
+    return Status(202, answer)
+
+
+@router.get("/verify-cleanup/{project_id}", response={200: FilesRemaining, **refusals(404)})
+def verify_cleanup(request: HttpRequest, project_id: str) -> FilesRemaining:
+    """Which files a cleanup of the project would still find, over S3 and over Cloudflare's own API,
+    as wrangler cannot list. What could not be seen is null, and never an empty list. It looks, and
+    keeps no record: POST deletions/{deletion_id}/verify does. Needs the permission
+    verify_cleanup."""
+    require(request, LOOK)
+    refuse_no_id(project_id)
+    api, reason_wrangler = seen(lambda: second_look.remaining(project_id))
+    s3, reason_s3 = seen(lambda: owned(project_id))
+    return FilesRemaining(
+        project_id=project_id,
+        files_remaining_wrangler=api,
+        files_remaining_s3=s3,
+        is_clean_wrangler=None if api is None else not api,
+        is_clean_s3=None if s3 is None else not s3,
+        reason_wrangler=reason_wrangler,
+        reason_s3=reason_s3,
+    )
+
+
+def owned(project_id: str) -> list[str]:
+    return comparison.compare(project_id, seconds=PATIENCE).found[Way.LISTED].first
+
+
+def seen(look: Callable[[], list[str]]) -> tuple[list[str] | None, str]:
+    """The first keys, or why nothing can be said of them."""
+    try:
+        return look()[:FIRST_KEYS], ""
+    except (StoreError, Mismatch) as error:
+        return None, str(error)
+
+
+def refuse_no_id(project_id: str) -> None:
+    if not layouts().is_project_id(project_id):
+        raise Problem("not-found", _("%s is no id of a project.") % visible(project_id))

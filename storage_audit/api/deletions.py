@@ -1,0 +1,180 @@
+"""Deletions to follow, from the request to the proof."""
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+from uuid import UUID
+
+from django.contrib.admin.models import CHANGE
+from django.db import transaction
+from django.db.models import Q
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from django.utils.translation import gettext as _
+from ninja import Query, Router, Status
+
+from storage_audit import tasks
+from storage_audit.api import history
+from storage_audit.api.auth import require
+from storage_audit.api.openapi import refusals
+from storage_audit.api.schemas import (
+    Accepted,
+    Amount,
+    Books,
+    Deletion,
+    DeletionDetails,
+    DeletionPage,
+    Event,
+    Item,
+    ItemPage,
+)
+from storage_audit.api.waiting import LONGEST, wait_for_change
+from storage_audit.audit import requests
+from storage_audit.models import CleanupOperation
+from storage_audit.pages.operation_page import EVENTS_SHOWN, meaning
+
+router = Router(tags=["deletions"])
+
+VIEW = "storage_audit.view_cleanupoperation"
+OUTCOMES = ("found", "deleted", "already_absent", "protected", "failed")
+# What a NUL is in, no table holds.
+Text = Annotated[str, Query(min_length=1, max_length=1024, pattern=r"^[^\x00]+$")]
+# Of no declared type, as null is nothing that a query can say.
+ABSENT: Any = None
+Limit = Annotated[int, Query(ge=1, le=200)]
+
+
+@router.get("", response={200: DeletionPage, **refusals(404)})
+def list_deletions(
+    request: HttpRequest,
+    status: CleanupOperation.Status = ABSENT,
+    project: Text = ABSENT,
+    cursor: UUID = ABSENT,
+    limit: Limit = 50,
+) -> DeletionPage:
+    """The latest first, verifications and dry runs among them. `cursor` is the `next_cursor` of the
+    page before. Needs the permission view_cleanupoperation."""
+    require(request, VIEW)
+    chosen = CleanupOperation.objects.order_by("-created_at", "-pk")
+    if status:
+        chosen = chosen.filter(status=status)
+    if project:
+        chosen = chosen.filter(project_id=project)
+    if cursor:
+        last = get_object_or_404(CleanupOperation, pk=cursor)
+        same = Q(created_at=last.created_at, pk__lt=last.pk)
+        chosen = chosen.filter(Q(created_at__lt=last.created_at) | same)
+    page, more = first(chosen, limit)
+    return DeletionPage(
+        items=[Deletion(**facts(each)) for each in page], next_cursor=page[-1].pk if more else None
+    )
+
+
+@router.get("/{deletion_id}", response={200: DeletionDetails, **refusals(404)})
+def get_deletion(
+    request: HttpRequest,
+    deletion_id: UUID,
+    wait: Annotated[float, Query(ge=0, le=LONGEST)] = 0,
+) -> DeletionDetails:
+    """With `wait` the answer comes when the status changes or the deletion is over, after so many
+    seconds at the latest, and at once when many wait already. Needs the permission
+    view_cleanupoperation."""
+    require(request, VIEW)
+    operation = get_object_or_404(CleanupOperation, pk=deletion_id)
+    wait_for_change(operation, wait)
+    return details(operation)
+
+
+@router.get("/{deletion_id}/items", response={200: ItemPage, **refusals(404)})
+def list_items(
+    request: HttpRequest,
+    deletion_id: UUID,
+    cursor: Annotated[int, Query(ge=0, lt=2**63)] = 0,
+    limit: Limit = 50,
+) -> ItemPage:
+    """Each object of a deletion, and what became of it. None, once they are archived. Needs the
+    permission view_cleanupoperation."""
+    require(request, VIEW)
+    operation = get_object_or_404(CleanupOperation, pk=deletion_id)
+    page, more = first(operation.items.filter(pk__gt=cursor).order_by("pk"), limit)
+    return ItemPage(
+        items=[Item(**{name: getattr(row, name) for name in Item.model_fields}) for row in page],
+        next_cursor=page[-1].pk if more else None,
+    )
+
+
+@router.post("/{deletion_id}/verify", response={202: Accepted, **refusals(404, 409)})
+def verify_deletion(
+    request: HttpRequest, deletion_id: UUID, response: HttpResponse
+) -> Status[Accepted]:
+    """Look again whether what it deleted is gone; changes nothing in the bucket. The look is a
+    deletion to follow, too. Needs the permission verify_cleanup."""
+    require(request, "storage_audit.verify_cleanup")
+    operation = get_object_or_404(CleanupOperation, pk=deletion_id)
+    with transaction.atomic():
+        check = requests.verify_operation(operation)
+        note = _("Verification requested: operation %s.") % check.pk
+        history.log(request, operation, CHANGE, note)
+        tasks.enqueue_on_commit([check])
+    response["Location"] = status_url(check)
+    text = _("A verification is queued. It looks into the bucket and changes nothing.")
+    accepted = Accepted(message=text, deletion_id=check.pk, status_url=status_url(check))
+    return Status(202, accepted)
+
+
+def first(rows: Any, limit: int) -> tuple[list[Any], bool]:
+    """So many rows, and whether there are more."""
+    found = list(rows[: limit + 1])
+    return found[:limit], len(found) > limit
+
+
+def status_url(operation: CleanupOperation) -> str:
+    return reverse("storage_audit_api:get_deletion", args=[operation.pk])
+
+
+def facts(operation: CleanupOperation) -> dict[str, Any]:
+    same = set(Deletion.model_fields) - {"deletion_id", "status_url", "over", "requested_from"}
+    return {
+        "deletion_id": operation.pk,
+        "status_url": status_url(operation),
+        "over": operation.next_attempt_at is None,
+        "requested_from": operation.origin,
+        **{name: getattr(operation, name) for name in same},
+    }
+
+
+def details(operation: CleanupOperation) -> DeletionDetails:
+    latest = list(operation.events.order_by("-at", "-pk")[: EVENTS_SHOWN + 1])
+    return DeletionDetails(
+        **facts(operation),
+        meaning=meaning(operation),
+        message=operation.error,
+        follows=operation.parent_id,
+        plan_digest=operation.plan_digest,
+        books=books(operation),
+        timeline=[
+            Event(at=event.at, step=event.step, message=event.message, data=event.data)
+            for event in reversed(latest[:EVENTS_SHOWN])
+        ],
+        earlier_events=len(latest) > EVENTS_SHOWN,
+    )
+
+
+def books(operation: CleanupOperation) -> Books:
+    if operation.status in CleanupOperation.CLOSED:
+        columns = {name: column(operation, name) for name in OUTCOMES}
+        return Books(closed=True, **columns)
+    by_outcome = {
+        outcome: Amount(objects=count, bytes=size)
+        for outcome, (count, size) in operation.items.by_outcome().items()
+    }
+    return Books(closed=False, found=total(by_outcome.values()), **by_outcome)
+
+
+def column(operation: CleanupOperation, name: str) -> Amount:
+    return Amount(objects=getattr(operation, name), bytes=getattr(operation, f"{name}_bytes"))
+
+
+def total(amounts: Iterable[Amount]) -> Amount:
+    listed = list(amounts)
+    return Amount(objects=sum(a.objects for a in listed), bytes=sum(a.bytes for a in listed))

@@ -1,0 +1,62 @@
+"""What the doctor finds, in all processes side by side."""
+
+from django.contrib.admin.models import ADDITION
+from django.http import HttpRequest
+from django.utils.translation import gettext as _
+from ninja import Router, Status
+
+from storage_audit import tasks
+from storage_audit.api import history
+from storage_audit.api.auth import require
+from storage_audit.api.openapi import refusals
+from storage_audit.api.problems import Problem
+from storage_audit.api.rates import Rate
+from storage_audit.api.schemas import DifferenceFound, Examination, ProblemFound, Report
+from storage_audit.audit.diagnostics import Comparison
+from storage_audit.models import Diagnosis
+
+router = Router(tags=["diagnostics"], throttle=Rate(heavy=True))
+
+
+@router.get("", response={200: Examination, **refusals(404)})
+def get_diagnostics(request: HttpRequest) -> Examination:
+    """The latest examination, with what other processes have answered so far. Needs the permission
+    view_diagnosis."""
+    require(request, "storage_audit.view_diagnosis")
+    latest = Diagnosis.objects.order_by("-at", "-pk").first()
+    if latest is None:
+        raise Problem("not-found", _("Nobody has asked the doctor yet: POST here."))
+    return told(Comparison.of(latest))
+
+
+@router.post("", response={202: Examination, **refusals()})
+def examine(request: HttpRequest) -> Status[Examination]:
+    """Run all probes in this web server now, which takes some seconds, and ask a queue worker to do
+    the same: GET here tells its answer. Needs the permission add_diagnosis."""
+    require(request, "storage_audit.add_diagnosis")
+    diagnosis = tasks.examine(Diagnosis.Context.WEB)
+    # None is kept while the database is what is wrong.
+    if diagnosis.pk:
+        history.log(request, diagnosis, ADDITION, _("Examined."))
+    return Status(202, told(Comparison.of(diagnosis)))
+
+
+def told(comparison: Comparison) -> Examination:
+    return Examination(
+        run=comparison.asked.run,
+        wrong=comparison.is_wrong,
+        awaits_worker=comparison.awaits_worker,
+        problems=[ProblemFound(**problem._asdict()) for problem in comparison.problems],
+        differences=[DifferenceFound(**each._asdict()) for each in comparison.differences],
+        reports=[
+            Report(
+                context=Diagnosis.Context(each.context),
+                host=each.host,
+                pid=each.pid,
+                at=each.at,
+                of_this_run=comparison.is_of_run(each),
+                probes=each.probes,
+            )
+            for each in comparison.diagnoses
+        ],
+    )

@@ -1,0 +1,70 @@
+"""Deleting a project, with its files."""
+
+from django.contrib import admin
+from django.contrib.admin.models import DELETION
+from django.contrib.admin.utils import get_deleted_objects
+from django.contrib.auth import get_permission_codename
+from django.db import transaction
+from django.db.models import Model
+from django.http import HttpRequest, HttpResponse
+from django.utils.translation import gettext as _
+from ninja import Router, Status
+
+from storage_audit import projects
+from storage_audit.api import history
+from storage_audit.api.auth import require
+from storage_audit.api.deletions import status_url
+from storage_audit.api.openapi import refusals
+from storage_audit.api.problems import Problem
+from storage_audit.api.schemas import OneDeletion, ProjectDeleted
+from storage_audit.audit import requests
+from storage_audit.models import CleanupOperation
+from storage_audit.redaction import visible
+
+router = Router(tags=["projects"])
+
+
+@router.delete("/{project_id}", response={202: ProjectDeleted, **refusals(404, 409)})
+def delete_project(
+    request: HttpRequest, project_id: str, response: HttpResponse
+) -> Status[ProjectDeleted]:
+    """Delete a project as the admin does; a cleanup then deletes its files, and says when they are
+    seen gone. Again for the same project it does nothing and gives the same deletion id. Needs the
+    permission delete_project."""
+    meta = projects.model()._meta
+    require(request, f"{meta.app_label}.{get_permission_codename('delete', meta)}")
+    with transaction.atomic():
+        project = projects.lock(project_id)
+        made = delete(request, project) if project else requests.deletion_of(project_id)
+    if not made:
+        raise Problem("not-found", _("There is no project %s.") % visible(project_id))
+    response["Location"] = status_url(made[0])
+    text = _("Project %s deleted. A cleanup deletes its files, and says when they are seen gone.")
+    answer = ProjectDeleted(
+        message=text % visible(project_id),
+        project_id=project_id,
+        deletion_id=made[0].pk,
+        status_url=status_url(made[0]),
+        deletions=[
+            OneDeletion(deletion_id=each.pk, bucket=each.bucket, status_url=status_url(each))
+            for each in made
+        ],
+    )
+    return Status(202, answer)
+
+
+def delete(request: HttpRequest, project: Model) -> list[CleanupOperation]:
+    refuse_to_take_along(request, project)
+    history.log(request, project, DELETION, "")
+    return requests.delete_project(project)
+
+
+def refuse_to_take_along(request: HttpRequest, project: Model) -> None:
+    """As the admin does, where rows of other models would go with the project."""
+    _shown, _counts, lacking, protected = get_deleted_objects([project], request, admin.site)
+    if others := sorted(map(str, lacking - {project._meta.verbose_name})):
+        text = _("With it would go what you may not delete: %s.") % ", ".join(others)
+        raise Problem("forbidden", text)
+    if protected:
+        needing = ", ".join(visible(str(row)) for row in protected)
+        raise Problem("in-use", _("Delete first what needs it: %s.") % needing)

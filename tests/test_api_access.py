@@ -1,0 +1,236 @@
+"""Who is let in over HTTP, by what, how often, and as whom."""
+
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.core.cache import cache
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+from pytest_django import Settings
+
+from storage_audit.access import digest_of
+from storage_audit.api import rates
+from storage_audit.models import ApiToken, CleanupOperation, Project
+from tests.api_client import API, Program, program, refused, staff, told
+from tests.test_permissions import TOKEN
+
+pytestmark = pytest.mark.django_db
+LIST = "/deletions"
+LOOK = "view_cleanupoperation"
+
+
+@pytest.fixture(autouse=True)
+def nothing_counted() -> None:
+    cache.clear()
+
+
+def signed_in(user: User) -> Program:
+    """In a browser."""
+    come = Program()
+    come.client.force_login(user)
+    come.client.cookies["csrftoken"] = TOKEN
+    return come
+
+
+# By a token
+
+
+def test_a_token_lets_in() -> None:
+    assert program().get(LIST) == {"items": [], "next_cursor": None}
+
+
+def test_nobody_is_told_how_to_come_in() -> None:
+    answer = Program().ask("GET", LIST)
+    refused(answer, 401, "unauthenticated")
+    assert answer["WWW-Authenticate"] == 'Bearer realm="storage_audit"'
+
+
+def spoilt(how: str) -> str:
+    user = staff(LOOK)
+    token, text = ApiToken.issue(name="t", user=user)
+    match how:
+        case "unknown":
+            return text + "x"
+        case "empty":
+            return " "
+        case "digest":
+            return digest_of(text)
+        case "revoked":
+            assert token.revoke()
+        case "out of date":
+            ApiToken.objects.update(expires_at=timezone.now())
+        case "of nobody on the staff":
+            User.objects.update(is_staff=False)
+        case "of somebody who left":
+            User.objects.update(is_active=False)
+    return text
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "unknown",
+        "empty",
+        "digest",
+        "revoked",
+        "out of date",
+        "of nobody on the staff",
+        "of somebody who left",
+    ],
+)
+def test_a_token_that_is_not_valid_does_not(how: str) -> None:
+    answer = Program(spoilt(how)).ask("GET", LIST)
+    refused(answer, 401, "unauthenticated")
+    assert 'error="invalid_token"' in answer["WWW-Authenticate"]
+
+
+def test_a_session_beside_a_bad_token_does_not_help() -> None:
+    come = signed_in(User.objects.create_superuser("anna"))
+    assert come.get(LIST)
+    refused(come.ask("GET", LIST, Authorization="Bearer wrong"), 401, "unauthenticated")
+
+
+def test_another_scheme_is_no_token() -> None:
+    refused(Program().ask("GET", LIST, Authorization="Basic YTpi"), 401, "unauthenticated")
+
+
+def test_until_it_is_out_of_date_it_is_valid() -> None:
+    assert program(expires_at=timezone.now() + timedelta(minutes=1)).get(LIST)
+
+
+def test_a_token_that_may_only_read_only_reads() -> None:
+    come, _project = program(may_write=False), Project.objects.create(pk="proj_1")
+    assert come.get(LIST)
+    refused(come.ask("DELETE", "/projects/proj_1"), 403, "read-only-token")
+    assert Project.objects.exists() and not CleanupOperation.objects.exists()
+
+
+def test_only_the_digest_is_in_the_table() -> None:
+    token, text = ApiToken.issue(name="t", user=staff())
+    row = ApiToken.objects.values().get()
+    assert row["digest"] == digest_of(text) and text not in repr(row)
+
+
+def test_its_use_is_noted_at_most_once_a_minute() -> None:
+    come = program()
+    assert come.get(LIST)
+    first = ApiToken.objects.get().last_used_at
+    assert first and timezone.now() - first < timedelta(minutes=1)
+    with CaptureQueriesContext(connection) as queries:
+        assert come.get(LIST)
+    assert not [q for q in queries.captured_queries if not q["sql"].startswith("SELECT")]
+    earlier = first - timedelta(minutes=1)
+    ApiToken.objects.update(last_used_at=earlier)
+    assert come.get(LIST)
+    assert (ApiToken.objects.get().last_used_at or earlier) >= first
+
+
+# By a session
+
+
+def test_staff_come_in_with_their_session() -> None:
+    assert signed_in(staff(LOOK)).get(LIST)
+
+
+def test_others_do_not() -> None:
+    refused(signed_in(User.objects.create_user("zoe")).ask("GET", LIST), 403, "forbidden")
+
+
+@pytest.mark.parametrize("sent", [{}, {"X-CSRFToken": "x" * 32}])
+def test_with_a_session_a_write_needs_its_csrf_token(sent: dict[str, str]) -> None:
+    come = signed_in(User.objects.create_superuser("anna"))
+    Project.objects.create(pk="proj_1")
+    refused(come.ask("DELETE", "/projects/proj_1", **sent), 403, "csrf")
+    assert Project.objects.exists()
+    told(come.ask("DELETE", "/projects/proj_1", **{"X-CSRFToken": TOKEN}), 202)
+    assert not Project.objects.exists()
+
+
+def test_a_stranger_who_writes_is_told_to_sign_in() -> None:
+    refused(Program().ask("DELETE", "/projects/proj_1"), 401, "unauthenticated")
+
+
+# As whom
+
+
+def test_a_token_acts_as_its_person_from_its_address() -> None:
+    Project.objects.create(pk="proj_1")
+    come = program(staff("delete_project"))
+    ApiToken.objects.update(name="nightly\x1b")
+    told(come.ask("DELETE", "/projects/proj_1"), 202)
+    operation = CleanupOperation.objects.get()
+    assert operation.requested_by == ApiToken.objects.get().user.get_username()
+    assert operation.origin == "api token nightly\\x1b, 127.0.0.1"
+
+
+def test_a_session_acts_as_itself() -> None:
+    Project.objects.create(pk="proj_1")
+    come = signed_in(User.objects.create_superuser("anna"))
+    told(come.ask("DELETE", "/projects/proj_1", **{"X-CSRFToken": TOKEN}), 202)
+    operation = CleanupOperation.objects.get()
+    assert (operation.requested_by, operation.origin) == ("anna", "web, 127.0.0.1")
+
+
+# How often
+
+
+def limit(settings: Settings, **limits: int) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | limits
+
+
+def too_often(answer: Any) -> None:
+    refused(answer, 429, "too-many-requests")
+    assert 1 <= int(answer["Retry-After"]) <= 60
+
+
+def test_each_token_may_ask_so_often_a_minute(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit(settings, API_RATE_READ=3)
+    now = 120_000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    come, other = program(), program()
+    for _time in range(3):
+        assert come.get(LIST)
+    too_often(come.ask("GET", LIST))
+    assert other.get(LIST)
+    now += 59.9
+    too_often(come.ask("GET", LIST))
+    now += 0.1
+    assert come.get(LIST)
+
+
+def test_so_may_each_person_with_a_session(settings: Settings) -> None:
+    limit(settings, API_RATE_READ=1)
+    come = signed_in(User.objects.create_superuser("anna"))
+    assert come.get(LIST)
+    too_often(come.ask("GET", LIST))
+
+
+def test_writes_and_what_asks_the_store_count_apart_from_reads(settings: Settings) -> None:
+    limit(settings, API_RATE_WRITE=2)
+    come = program()
+    refused(come.ask("DELETE", "/projects/proj_1"), 404, "not-found")
+    assert come.get("/debug/env-vars")
+    too_often(come.ask("DELETE", "/projects/proj_1"))
+    too_often(come.ask("GET", "/debug/env-vars"))
+    assert come.get(LIST)
+
+
+def test_a_cache_that_forgets_lets_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "add", lambda *args, **kwargs: False)
+    assert rates.count("never-set") == 1
+
+
+# What needs no key
+
+
+def test_the_description_is_for_everybody() -> None:
+    answer = Client().get(f"{API}/openapi.json")
+    assert answer.json()["openapi"] == "3.1.0"
+    assert not answer.cookies

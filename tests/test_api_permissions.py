@@ -1,0 +1,84 @@
+"""Which permission opens which address of the API; each is found in the code, so that a new one
+fails here until somebody decides on it."""
+
+import pytest
+
+from storage_audit.api.urls import api
+from storage_audit.models import CleanupOperation
+from tests.api_client import API, PROBLEM, Program, program, staff
+from tests.conftest import Bucket
+from tests.test_permissions import DECIDED_ELSEWHERE, patterns, state
+
+ANYBODY = ""
+DIAGNOSE, LOOK, VIEW = "view_diagnosis", "verify_cleanup", "view_cleanupoperation"
+DECIDED = {
+    "DELETE /projects/{project_id}": "delete_project",
+    "GET /deletions": VIEW,
+    "GET /deletions/{deletion_id}": VIEW,
+    "GET /deletions/{deletion_id}/items": VIEW,
+    "POST /deletions/{deletion_id}/verify": LOOK,
+    "GET /debug/wrangler-auth": DIAGNOSE,
+    "GET /debug/r2-access": DIAGNOSE,
+    "GET /debug/env-vars": DIAGNOSE,
+    "GET /debug/list-project-files/{project_id}": LOOK,
+    "GET /debug/verify-cleanup/{project_id}": LOOK,
+    "POST /debug/cleanup/{project_id}": "force_cleanup",
+    "GET /diagnostics": DIAGNOSE,
+    "POST /diagnostics": "add_diagnosis",
+}
+# It depends on what is asked for.
+DRY_RUN = {"POST /debug/cleanup/{project_id}?dry_run=true": "dry_run_cleanup"}
+ASKED = DECIDED | DRY_RUN
+OTHERS = {"openapi-json", "api-root"}
+
+
+def ask(who: Program, line: str) -> int:
+    """The status of the answer."""
+    method, path = line.split()
+    deletion_id = CleanupOperation.objects.earliest("created_at").pk
+    answer = who.ask(method, path.format(project_id="proj_1", deletion_id=deletion_id))
+    assert answer["Content-Type"] == PROBLEM or answer.status_code < 300
+    status: int = answer.status_code
+    return status
+
+
+def test_somebody_decided_on_each_address() -> None:
+    paths = api.get_openapi_schema(path_prefix="")["paths"]
+    assert {f"{m.upper()} {path}" for path, ms in paths.items() for m in ms} == set(DECIDED)
+    names = {name for name, _pattern in patterns() if name.startswith(DECIDED_ELSEWHERE)}
+    assert len(names) == len(DECIDED) + len(OTHERS) + 1
+    assert {f"{DECIDED_ELSEWHERE}:{name}" for name in OTHERS} <= names
+
+
+def test_nobody_comes_in_without_a_key(world: Bucket) -> None:
+    before = state(world)
+    assert {line: ask(Program(), line) for line in ASKED} == dict.fromkeys(ASKED, 401)
+    assert state(world) == before
+
+
+@pytest.mark.parametrize("permission", sorted({*ASKED.values()}))
+def test_each_permission_opens_its_addresses_and_no_other(world: Bucket, permission: str) -> None:
+    who = program(staff(permission))
+    ask(who, "GET /deletions")
+    before = state(world)
+    for line in (line for line, needed in ASKED.items() if needed != permission):
+        assert ask(who, line) == 403, line
+    assert state(world) == before
+    for line in (line for line, needed in ASKED.items() if needed == permission):
+        # 409, as the project lives.
+        assert ask(who, line) in (200, 202, 409), line
+
+
+def test_a_read_only_token_of_a_superuser_changes_nothing(world: Bucket) -> None:
+    who = program(may_write=False)
+    ask(who, "GET /deletions")
+    before = state(world)
+    for line in ASKED:
+        assert ask(who, line) == (200 if line.startswith("GET") else 403), line
+    assert state(world) == before
+
+
+def test_no_other_address_answers(world: Bucket) -> None:
+    for path in ("", "/", "/nothing", "/deletions/", "/../v2"):
+        answer = program().ask("GET", path)
+        assert (answer.status_code, answer["Content-Type"]) == (404, PROBLEM), API + path

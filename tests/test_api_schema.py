@@ -1,0 +1,100 @@
+"""The API does what it says of itself, whatever it is asked: schemathesis asks."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+import pytest
+import schemathesis
+from django.contrib.auth.models import User
+from django.core.wsgi import get_wsgi_application
+from hypothesis import HealthCheck, settings
+from pytest_django import Settings
+from schemathesis.core.parameters import ParameterLocation as Place
+
+from storage_audit.api.urls import api
+from storage_audit.models import ApiToken, CleanupOperation, Diagnosis, Project
+from tests.conftest import Bucket
+
+KNOWN = {"deletion_id": str(UUID(int=1)), "project_id": "proj_1"}
+EXAMINE = "/api/v1/diagnostics"
+
+
+@cache
+def application() -> Any:
+    return get_wsgi_application()
+
+
+def site(environ: Any, start_response: Any) -> Iterable[bytes]:
+    """Made when it is first asked, as the tests change the settings before."""
+    answer: Iterable[bytes] = application()(environ, start_response)
+    return answer
+
+
+described = schemathesis.openapi.from_dict(api.get_openapi_schema(path_prefix="api/v1/"))
+described.app = site
+
+
+@dataclass
+class Visitor:
+    token: str
+    statuses: set[int] = field(default_factory=set)
+
+    def ask(self, case: "schemathesis.Case[Any]") -> None:
+        """Every other time for something that is there, as nobody would guess an id."""
+        assert case.meta
+        odd = sum(map(ord, repr(case.path_parameters))) % 2
+        if odd and not case.meta.is_negative_at(Place.PATH):
+            case.path_parameters = {name: KNOWN[name] for name in case.path_parameters}
+        if case.method == "DELETE":
+            Project.objects.get_or_create(pk=KNOWN["project_id"])
+        # What is to be refused for its key keeps it.
+        spoilt = any(map(case.meta.is_negative_at, (Place.HEADER, Place.COOKIE)))
+        key = {} if spoilt else {"Authorization": f"Bearer {self.token}"}
+        self.statuses.add(case.call_and_validate(headers=key).status_code)
+
+
+@pytest.fixture
+def visitor(bucket: Bucket, settings: Settings) -> Iterator[Visitor]:
+    """One who may do all, at a site with something to ask for."""
+    settings.ALLOWED_HOSTS = ["localhost"]
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {
+        "API_RATE_READ": 100_000,
+        "API_RATE_WRITE": 100_000,
+        "WRANGLER": "no-such-program",
+    }
+    bucket.upload(KNOWN["project_id"])
+    blocked = {"status": "blocked", "next_attempt_at": None}
+    operation = CleanupOperation.objects.request(
+        pk=KNOWN["deletion_id"],
+        kind="project",
+        project_id="proj_0",
+        bucket=bucket.name,
+        trigger="deleted",
+        **blocked,
+    )
+    operation.items.create(key="proj_0_s1_media.mp4", identity="x", found_in="both")
+    Diagnosis.objects.create(context="web", host="h", pid=1)
+    anna = User.objects.create_superuser("anna")
+    come = Visitor(ApiToken.issue(name="schemathesis", user=anna, may_write=True)[1])
+    yield come
+    assert come.statuses & {200, 202}, "it was only ever refused, which shows nothing"
+
+
+anything = settings(max_examples=30, suppress_health_check=list(HealthCheck))
+# It takes a second.
+little = settings(anything, max_examples=1)
+
+
+@described.exclude(path=EXAMINE, method="POST").parametrize()
+@anything
+def test_each_answer_is_as_described(visitor: Visitor, case: "schemathesis.Case[Any]") -> None:
+    visitor.ask(case)
+
+
+@described.include(path=EXAMINE, method="POST").parametrize()
+@little
+def test_so_is_that_of_an_examination(visitor: Visitor, case: "schemathesis.Case[Any]") -> None:
+    visitor.ask(case)

@@ -1,0 +1,136 @@
+"""The API's tokens in the admin: shown once, revoked for good, and nothing else."""
+
+import logging
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
+from django.contrib.sessions.models import Session
+from django.test import Client
+from django.utils import timezone
+
+from storage_audit.access import TOKEN_PREFIX, digest_of
+from storage_audit.models import ApiToken
+from tests.admin_client import act, confirm, page, signed_in, superuser, text_of, words
+from tests.api_client import Program, refused
+
+pytestmark = pytest.mark.django_db
+ADD = "/admin/storage_audit/apitoken/add/"
+
+
+def person(*permissions: str) -> Client:
+    user = User.objects.create_user("ben", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    return signed_in(user)
+
+
+def make(client: Client, **values: Any) -> tuple[Any, str]:
+    """The answer, and the token in it."""
+    answer = client.post(ADD, {"name": "nightly", "expires_at_0": "", "expires_at_1": ""} | values)
+    shown = [word for word in words(answer).replace("<", " <").split() if TOKEN_PREFIX in word]
+    assert len(shown) == 1, words(answer)
+    return answer, shown[0].partition(">")[2]
+
+
+def test_a_token_is_shown_once_and_works(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    client = person("add_apitoken", "view_apitoken", "view_cleanupoperation")
+    answer, token = make(client)
+    assert answer.status_code == 200
+    assert "no-store" in answer["Cache-Control"]
+    row = ApiToken.objects.get()
+    assert row.digest == digest_of(token)
+    assert (row.user.get_username(), row.may_write, row.expires_at) == ("ben", False, None)
+    assert Program(token).get("/deletions")
+    cookies = "".join(map(str, (client.cookies, answer.cookies)))
+    everywhere = [cookies, caplog.text, repr(list(LogEntry.objects.values()))]
+    everywhere += [repr(session.get_decoded()) for session in Session.objects.all()]
+    for path in (page("apitoken"), page("apitoken", "change", row.pk), "/admin/"):
+        everywhere.append(text_of(client.get(path)))
+    for text in everywhere:
+        assert token not in text and row.digest not in text
+
+
+def test_each_is_another() -> None:
+    client = superuser()
+    whose = {"user": User.objects.get().pk}
+    assert make(client, **whose)[1] != make(client, **whose)[1]
+
+
+def test_whoever_is_no_superuser_makes_tokens_of_their_own() -> None:
+    """Else they would be shown a key to somebody else's permissions."""
+    anna = User.objects.create_superuser("anna")
+    client = person("add_apitoken")
+    assert 'name="user"' not in words(client.get(ADD))
+    make(client, user=anna.pk)
+    assert ApiToken.objects.get().user.get_username() == "ben"
+
+
+def test_a_superuser_may_make_one_for_others() -> None:
+    zoe = User.objects.create_user("zoe", is_staff=True)
+    max_ = User.objects.create_user("max")
+    client = superuser()
+    assert "Select a valid choice" in words(client.post(ADD, {"name": "t", "user": max_.pk}))
+    make(client, user=zoe.pk, may_write="on")
+    assert ApiToken.objects.values_list("user", "may_write").get() == (zoe.pk, True)
+
+
+def test_a_moment_that_is_over_is_refused() -> None:
+    client = person("add_apitoken")
+    past = {"expires_at_0": "2020-01-01", "expires_at_1": "0:0"}
+    assert "This moment is over" in words(client.post(ADD, {"name": "t", **past}))
+    assert not ApiToken.objects.exists()
+
+
+def test_nobody_edits_or_deletes_one() -> None:
+    client = superuser()
+    row, _token = ApiToken.issue(name="t", user=User.objects.get())
+    before = ApiToken.objects.values().get()
+    data = {"name": "other", "may_write": "on", "post": "yes"}
+    for name in ("change", "delete"):
+        assert client.post(page("apitoken", name, row.pk), data).status_code == 403
+    act(client, "apitoken", "delete_selected", row.pk, post="yes")
+    assert ApiToken.objects.values().get() == before
+
+
+def test_revoking_is_confirmed_and_ends_it() -> None:
+    client = superuser()
+    row, token = ApiToken.issue(name="t\x1b", user=User.objects.get())
+    kept, other = ApiToken.issue(name="u", user=User.objects.get())
+    asked = act(client, "apitoken", "revoke", row.pk)
+    assert "Revoke tokens?" in asked and "t\\x1b" in asked
+    assert Program(token).get("/deletions")
+    assert "1 token is revoked" in confirm(client, "apitoken", "revoke", row.pk)
+    refused(Program(token).ask("GET", "/deletions"), 401, "unauthenticated")
+    assert Program(other).get("/deletions")
+    at = ApiToken.objects.get(pk=row.pk).revoked_at
+    confirm(client, "apitoken", "revoke", row.pk)
+    assert ApiToken.objects.get(pk=row.pk).revoked_at == at
+    assert LogEntry.objects.filter(object_id=row.pk).count() == 1
+    assert "t\\x1b" in text_of(client.get(page("apitoken", "change", row.pk)))
+
+
+def states() -> dict[str, str]:
+    client = superuser()
+    rows = ApiToken.objects.all()
+    found = text_of(client.get(page("apitoken")))
+    told = [cell.split("</td>")[0] for cell in found.split('class="field-state">')[1:]]
+    return dict(zip([row.name for row in rows.order_by("-created_at", "pk")], told, strict=True))
+
+
+def test_the_list_tells_which_are_valid() -> None:
+    now, hour = timezone.now(), timedelta(hours=1)
+    staff = User.objects.create_user("zoe", is_staff=True)
+    gone = User.objects.create_user("max")
+    ApiToken.issue(name="valid", user=staff, expires_at=now + hour)
+    ApiToken.issue(name="late", user=staff, expires_at=now - hour)
+    ApiToken.issue(name="idle", user=gone)
+    ApiToken.issue(name="revoked", user=staff)[0].revoke()
+    assert states() == {
+        "valid": "valid",
+        "late": "out of date",
+        "idle": "rests: max may not sign in",
+        "revoked": "revoked",
+    }

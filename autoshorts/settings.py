@@ -2,6 +2,7 @@
 environment; README.md lists the variables. A missing or malformed one stops the start."""
 
 import logging
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -255,7 +256,9 @@ if env.flag("BEHIND_PROXY", False):
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
 LOG_LEVEL = choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
-LOG_FORMAT = choice("LOG_FORMAT", "text" if DEBUG else "json", ("json", "text"))
+# Whoever sits at a terminal is no machine.
+READ_BY_PEOPLE = DEBUG or sys.stderr.isatty()
+LOG_FORMAT = choice("LOG_FORMAT", "text" if READ_BY_PEOPLE else "json", ("json", "text"))
 # botocore says at DEBUG what it signs, and Django what it asks the database.
 OTHERS_LEVEL = "INFO" if LOG_LEVEL == "DEBUG" else LOG_LEVEL
 # gunicorn too, by deploy/gunicorn.conf.py.
@@ -271,6 +274,7 @@ LOGGING = {
     },
     "filters": {
         "context": {"()": "storage_audit.logs.ContextFilter"},
+        "queue": {"()": "storage_audit.logs.QueueFilter"},
         "access": {"()": "autoshorts.logs.AccessFilter"},
     },
     "handlers": {
@@ -284,6 +288,7 @@ LOGGING = {
     "loggers": {
         "django": {"level": OTHERS_LEVEL, "handlers": []},
         "botocore": {"level": OTHERS_LEVEL},
+        "django-q": {"filters": ["queue"]},
         # A line at INFO for each request of Cloudflare's SDK.
         "httpx": {"level": "WARNING"},
         "gunicorn.error": {"level": LOG_LEVEL, "handlers": [], "propagate": True},

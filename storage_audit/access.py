@@ -1,17 +1,21 @@
 """The bearer tokens of the HTTP API. Of a token only its digest is kept."""
 
 import hashlib
+import logging
 import secrets
 from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db import models
+from django.db import Error, models
 from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from storage_audit.querysets import impatient
 from storage_audit.redaction import visible
+
+logger = logging.getLogger(__name__)
 
 # So that scanners for leaked secrets, and people, can tell what it is.
 TOKEN_PREFIX = "sa_"
@@ -64,10 +68,16 @@ class ApiToken(models.Model):
         return text
 
     def note_use(self) -> None:
-        """Keep when it was last used, to the minute: a write for each request would be too many."""
+        """Keep when it was last used, to the minute: a write for each request would be too many.
+        Whoever only reads is served also while the database cannot be written to."""
         now = timezone.now()
-        if self.last_used_at is None or now - self.last_used_at >= USE_IS_NOTED_EVERY:
-            type(self).objects.filter(pk=self.pk).update(last_used_at=now)
+        if self.last_used_at is not None and now - self.last_used_at < USE_IS_NOTED_EVERY:
+            return
+        try:
+            with impatient():
+                type(self).objects.filter(pk=self.pk).update(last_used_at=now)
+        except Error as error:
+            logger.warning("That API token %s is used could not be noted: %s", self.pk, error)
 
     def revoke(self) -> bool:
         """False when it was revoked before."""

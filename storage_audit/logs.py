@@ -24,6 +24,7 @@ keys = logging.getLogger("storage_audit.keys")
 
 HEADER = "X-Request-ID"
 WELL_FORMED = re.compile(r"[A-Za-z0-9._-]{1,128}")
+UUID_FORM = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 SECRET_NAME = re.compile(r"(?i)signature|credential|token|password|secret|authorization|cookie")
 # Characters, and entries of a list or dict; a text inside another value may have a part of that.
 LONGEST, INSIDE, MOST, DEEPEST = 8000, 16, 50, 3
@@ -107,6 +108,17 @@ class ContextFilter(logging.Filter):
         worker = f"{gethostname()}:{record.process}"
         for name, value in {**current()._asdict(), "worker": worker}.items():
             vars(record).setdefault(name, value)
+        return True
+
+
+class QueueFilter(logging.Filter):
+    """Adds the deletion to what the queue says of its task from outside of it, such as the traceback
+    of one that failed. The task's name is the deletion id."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if "storage_audit.tasks.run_operation" in message and (named := UUID_FORM.search(message)):
+            record.deletion_id = named[0]
         return True
 
 

@@ -13,7 +13,6 @@ from django.db import connection
 from django.db.models import Count, Max, Min, Q, Sum
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
-from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 from ninja.errors import AuthenticationError
 from prometheus_client import CollectorRegistry
@@ -28,7 +27,7 @@ from prometheus_client.registry import Collector
 
 from storage_audit import __version__, queue
 from storage_audit.api.auth import BearerToken, StaffSession, require
-from storage_audit.api.problems import Problem, answer
+from storage_audit.api.problems import speaking
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, CleanupOperation, Finding, StoreCalls
 from storage_audit.redaction import visible
@@ -37,16 +36,13 @@ PREFIX = "storage_audit_"
 PERMISSION = "storage_audit.view_cleanupoperation"
 
 
-@never_cache
+@speaking
 @require_safe
 def metrics(request: HttpRequest) -> HttpResponse:
     """All figures, to a token or a session of somebody who may see cleanup operations."""
-    try:
-        if not (BearerToken()(request) or StaffSession()(request)):
-            raise AuthenticationError
-        require(request, PERMISSION)
-    except (AuthenticationError, Problem) as refusal:
-        return answer(request, refusal)
+    if not (BearerToken()(request) or StaffSession()(request)):
+        raise AuthenticationError
+    require(request, PERMISSION)
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))
     return HttpResponse(encode(REGISTRY), content_type=content_type)
 

@@ -40,15 +40,34 @@ def starts_with(field: str, prefix: str) -> Q:
     return first & Q(**{f"{field}__lt": end}) if end else first
 
 
+PATIENCE = 5000  # milliseconds
+
+
 @contextmanager
 def impatient() -> Iterator[None]:
     """A transaction that raises OperationalError when another one keeps it waiting for more than
-    five seconds. On SQLite the timeout of the connection says for how long."""
-    with transaction.atomic():
+    five seconds."""
+    with of_sqlite_in_a_hurry(), transaction.atomic():
         if connection.vendor == "postgresql":
             with connection.cursor() as cursor:
-                cursor.execute("SET LOCAL lock_timeout = '5s'")
+                cursor.execute(f"SET LOCAL lock_timeout = {PATIENCE}")
         yield
+
+
+@contextmanager
+def of_sqlite_in_a_hurry() -> Iterator[None]:
+    """SQLite's timeout is the connection's, and counts from the beginning of a transaction."""
+    if connection.vendor != "sqlite":
+        yield
+        return
+    with connection.cursor() as cursor:
+        cursor.execute("PRAGMA busy_timeout")
+        [usual] = cursor.fetchone()
+        cursor.execute(f"PRAGMA busy_timeout = {min(usual, PATIENCE)}")
+        try:
+            yield
+        finally:
+            cursor.execute(f"PRAGMA busy_timeout = {usual}")
 
 
 def with_storage(owners: models.QuerySet[Any]) -> models.QuerySet[Any]:

@@ -15,7 +15,10 @@ CREDENTIALS = [
     # From the beginning of a word only, or a long one would be tried from each of its letters.
     re.compile(r"(?i)(?<![\w-])([\w-]*(?:signature|credential|token|password)=)[^&,\s]+"),
     re.compile(r"""(?i)(authorization["']?\s*[:=]\s*["']?)[^\n"']+"""),
-    re.compile(r"(://)[^/\s:@]*:[^/\s@]*(?=@)"),
+    # Up to the last @, as a password may have some.
+    re.compile(r"(://)[^/\s:@]*:[^/\s]*(?=@)"),
+    # A proxy may have no scheme. Only with a port, or keys such as 10:30@2x.png would be hidden.
+    re.compile(r"(?<![^\s/])()[^/\s:]+:[^/\s]*(?=@[^/\s@]+:\d)"),
 ]
 
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,6 +18,7 @@ from django_q.tasks import async_task
 from storage_audit import logs, queue
 from storage_audit.audit import cleanup, diagnostics, vanished
 from storage_audit.audit.counting import counted
+from storage_audit.audit.diagnostics.comparison import WORKER_ANSWERS_WITHIN
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, Diagnosis
 
@@ -120,19 +121,28 @@ def task_ends(**kwargs: object) -> None:
 def examine(context: str) -> Diagnosis:
     """Run the doctor's probes here and now, and have a worker run them meanwhile, if one is needed
     at all. Both reports are of one run."""
-    run = uuid4()
+    run, unasked = uuid4(), ""
     if not conf().sync:
         try:
-            async_task("storage_audit.tasks.diagnose", str(run), group="storage_audit")
+            asked = (str(run), timezone.now())
+            with diagnostics.in_time():
+                async_task("storage_audit.tasks.diagnose", *asked, group="storage_audit")
         except Error as error:
-            # The probe of the database tells what is the matter with it.
             logger.warning("No worker could be asked for its diagnosis: %s", error)
-    return diagnostics.examine(context, run)
+            unasked = str(error)
+    return diagnostics.examine(context, run, unasked)
 
 
 @counted()
-def diagnose(run: str) -> str:
-    """Run the doctor's probes in the worker; returns what the queue's own records are to say."""
+def diagnose(run: str, asked_at: datetime) -> str:
+    """Run the doctor's probes in the worker; returns what the queue's own records are to say.
+
+    Does nothing when nobody waits for them any more, as the deletions behind it do.
+    """
+    late = timezone.now() - asked_at
+    if late > WORKER_ANSWERS_WITHIN:
+        logger.warning("Too late to diagnose: asked %s ago, or this machine's clock is wrong.", late)
+        return "too late"
     return str(diagnostics.examine(Diagnosis.Context.WORKER, UUID(run)))
 
 

@@ -230,6 +230,7 @@ def test_the_log_is_as_it_is_asked_for(
     assert found == {
         "django": others,
         "botocore": others,
+        "httpx": "WARNING",
         "gunicorn.error": level,
         "gunicorn.access": level,
         "storage_audit.keys": keys,

@@ -172,6 +172,10 @@ def speaking(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
             refusal = Problem("method-not-allowed", _("Use %s.") % allowed, {"Allow": allowed})
             response = answer(request, refusal)
         response["Cache-Control"] = "no-store"
+        if request.method == "HEAD":
+            # gunicorn drops the body, and warns that there is one.
+            response["Content-Length"] = len(response.content)
+            response.content = b""
         return response
 
     vars(wrapped)["csrf_exempt"] = True

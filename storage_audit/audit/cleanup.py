@@ -53,7 +53,12 @@ def run_slice(operation_id: UUID) -> CleanupOperation | None:
     does too, and is raised again.
     """
     with logs.about(operation_id, CleanupOperation.objects.request_id(operation_id)):
-        return take_up(operation_id)
+        try:
+            return take_up(operation_id)
+        except Exception:
+            # Here, as whoever catches it knows neither the request nor the task any more.
+            logger.exception("%s failed.", operation_id)
+            raise
 
 
 def take_up(operation_id: UUID) -> CleanupOperation | None:

@@ -6,6 +6,7 @@ would seem absent, and a copy of the database would delete what the original sti
 
 import hashlib
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -194,5 +195,7 @@ def probe(bucket: str) -> Traits:
             r2.write(bucket, spelling, b"")
         return Traits(folds_unicode=sum(map(len, pages(bucket, name))) == 1)
     finally:
-        for spelling in spellings:
-            r2.delete_single(bucket, spelling)
+        # One that fails must not keep the other from being tried.
+        with ExitStack() as every:
+            for spelling in spellings:
+                every.callback(r2.delete_single, bucket, spelling)

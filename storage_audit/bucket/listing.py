@@ -12,6 +12,10 @@ Identity = Callable[[str], str]
 NAMELESS_FOLDER = re.compile("^/|//")
 
 
+class OutOfOrder(Broken):
+    """A key is listed where it cannot be."""
+
+
 def exact(key: str) -> str:
     return key
 
@@ -45,7 +49,7 @@ def checked(
         for listed in page.objects:
             key = as_bytes(listed.key)
             if key <= last or not listed.key.startswith(prefix):
-                raise Broken(f"The listing shows {escape(listed.key)!r} where it cannot be.")
+                raise OutOfOrder(f"The listing shows {escape(listed.key)!r} where it cannot be.")
             last = key
         yield page.objects
         if page.next_token is None:

@@ -37,6 +37,8 @@ OLDEST = (4, 65)
 # Seconds: of a processor, for one call; what a call needs at least where there is much to do; and
 # what it may take.
 USUAL, SHORTEST, LONGEST = 1.0, 2.0, 30.0
+# What a look may take, for which somebody waits.
+LOOK = 9.0
 # The API takes 1,200 requests in five minutes, four a second, of a token, and then nothing for as
 # long: half of them are left to other processes, and to what else uses the token.
 # https://developers.cloudflare.com/fundamentals/api/reference/limits/
@@ -123,7 +125,7 @@ _looking = threading.Lock()
 
 @lru_cache(maxsize=8)
 def _version(path: str, changed: int) -> str:
-    said = run("--version", until=monotonic() + LONGEST, ran=lambda command: None)
+    said = run("--version", until=monotonic() + LOOK, ran=lambda command: None)
     found = VERSION.search(said.stdout)
     if said.exit_code != 0 or not found:
         raise Unusable(
@@ -156,7 +158,7 @@ def _node_version(path: str, changed: int) -> str:
 def whoami(*, ran: Ran) -> Identity:
     """Raises StoreError: also when the token works for R2, but may not read its own account."""
     version()
-    said = ask("whoami", "--json", until=monotonic() + LONGEST, ran=ran)
+    said = ask("whoami", "--json", until=monotonic() + LOOK, ran=ran)
     try:
         answer, _end = json.JSONDecoder().raw_decode(said.stdout[said.stdout.index("{") :])
         return Identity(
@@ -173,7 +175,7 @@ def buckets(*, ran: Ran) -> list[str]:
     """The names of the account's buckets, of those of the jurisdiction if one is set: the first
     page, as wrangler asks for no other. Raises StoreError."""
     version()
-    said = ask("r2", "bucket", "list", *jurisdiction(), until=monotonic() + LONGEST, ran=ran)
+    said = ask("r2", "bucket", "list", *jurisdiction(), until=monotonic() + LOOK, ran=ran)
     if said.exit_code != 0 or "Listing buckets" not in said.stdout:
         raise trouble(said)
     return LISTED.findall(said.stdout)

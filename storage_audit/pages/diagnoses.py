@@ -15,7 +15,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit import tasks
-from storage_audit.audit.diagnostics import Comparison, Fact, Status
+from storage_audit.audit.diagnostics import REPORT, Comparison, Fact, Status
 from storage_audit.models import Diagnosis
 from storage_audit.pages.base import ReadOnlyAdmin
 
@@ -57,10 +57,10 @@ class DiagnosisAdmin(ReadOnlyAdmin[Diagnosis]):
     def examine(self, request: HttpRequest) -> HttpResponseRedirect:
         diagnosis = tasks.examine(Diagnosis.Context.WEB)
         if not diagnosis.pk:
-            [database] = (each for each in diagnosis.probes if each["name"] == "database")
-            self.message_user(
-                request, f"{database['summary']} {database['advice']}", messages.ERROR
-            )
+            # Not all of it: what a cookie cannot hold goes into the database.
+            reasons = [each for each in diagnosis.probes if each["name"] in ("database", REPORT)]
+            text = f"{reasons[-1]['summary']} {reasons[-1]['advice']}"
+            self.message_user(request, text, messages.ERROR)
             return redirect("admin:storage_audit_diagnosis_changelist")
         self.log_addition(request, diagnosis, _("Examined."))
         if not self.has_view_permission(request):

@@ -1,11 +1,9 @@
 """Cloudflare's own ways to the bucket, past S3: wrangler, and the API that it calls too."""
 
-from contextlib import suppress
-
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit.audit.diagnostics.causes import Cause, cause_of
+from storage_audit.audit.diagnostics.causes import OTHER, Cause, cause_of
 from storage_audit.audit.diagnostics.results import Result, Status
 from storage_audit.audit.installation import MARKER, is_listed
 from storage_audit.bucket import cloudflare, wrangler
@@ -36,7 +34,16 @@ NO_BUCKET = Cause(
         " bucket is, also when R2_ENDPOINT_URL says it."
     ),
 )
+HANGING = Cause(
+    gettext_lazy("wrangler does not come to an end, and was killed."),
+    gettext_lazy(
+        "Run `wrangler whoami` as the user of this process, and look what it waits for: a proxy or"
+        " a firewall between this machine and api.cloudflare.com, a machine that has too much to"
+        " do, or another program at WRANGLER_PATH."
+    ),
+)
 BY_CODE = {
+    "TimeoutExpired": HANGING,
     "401": WRONG_TOKEN,
     "Unauthorized": WRONG_TOKEN,
     "403": WRONG_ACCOUNT,
@@ -59,8 +66,10 @@ def tool() -> Result:
     """wrangler is there, runs, and is new enough."""
     try:
         version = wrangler.version()
-    except Unusable as error:
+    except StoreError as error:
         advice = _("Do as it says; or set CLEANUP_STRATEGY to batch, which needs no wrangler.")
+        if cause := BY_CODE.get(error.code):
+            return unusable(str(cause.summary), str(cause.advice))
         return unusable(str(error), advice)
     return Result(
         Status.OK,
@@ -91,7 +100,7 @@ def login() -> Result:
     try:
         names = wrangler.buckets(ran=lambda command: None)
     except StoreError as error:
-        return BY_CODE.get(error.code, cause_of(error)).result(error)
+        return refusal(error)
     if conf().bucket not in names:
         text = _("wrangler does not see bucket %(bucket)s, but %(others)s.")
         where = {"bucket": conf().bucket, "others": ", ".join(names) or _("none")}
@@ -118,21 +127,39 @@ def no_token() -> Result:
 def unlike_token(error: StoreError) -> Result:
     if not conf().api_token and isinstance(error, Unusable):
         return no_token()
-    return BY_CODE.get(error.code, cause_of(error)).result(error)
+    return refusal(error)
+
+
+def refusal(error: StoreError) -> Result:
+    """A number is the API's, and not the status of an answer that is no S3."""
+    known = OTHER if error.code.isdecimal() else cause_of(error)
+    return BY_CODE.get(error.code, known).result(error)
 
 
 def api() -> Result:
-    """A listing past S3; of the application's own objects, which both must show alike."""
+    """A listing past S3."""
     if reason := cloudflare.why_not():
         return Result(Status.NOT_CHECKED, _("There is no second listing, past S3."), reason)
+    try:
+        cloudflare.list_page(conf().bucket, MARKER)
+    except StoreError as error:
+        return refusal(error)
+    return Result(Status.OK, _("Cloudflare's API lists the bucket too."))
+
+
+def same_bucket() -> Result:
+    """Both must show the application's own object, or neither."""
     bucket = conf().bucket
     try:
         page = cloudflare.list_page(bucket, MARKER)
     except StoreError as error:
-        return BY_CODE.get(error.code, cause_of(error)).result(error)
+        return refusal(error)
     theirs = any(listed.key == MARKER for listed in page.objects)
-    with suppress(StoreError):  # Of which other probes tell.
-        if theirs != is_listed(bucket):
-            text = _("S3 and Cloudflare's API do not look into the same bucket.")
-            return Result(Status.WRONG, text, str(NO_BUCKET.advice))
-    return Result(Status.OK, _("Cloudflare's API lists the bucket too."))
+    try:
+        ours = is_listed(bucket)
+    except StoreError as error:
+        return cause_of(error).result(error)
+    if ours != theirs:
+        text = _("S3 and Cloudflare's API do not look into the same bucket.")
+        return Result(Status.WRONG, text, str(NO_BUCKET.advice))
+    return Result(Status.OK, _("S3 and Cloudflare's API show the same."))

@@ -1,5 +1,7 @@
 """The database: reached, migrated, and with room for one more connection."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import monotonic
 
 from django.conf import settings
@@ -7,24 +9,48 @@ from django.db import Error, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.utils.translation import gettext as _
 
-from storage_audit.audit.diagnostics.results import Facts, Result, Status
+from storage_audit.audit.diagnostics.results import BLOCKED, Facts, Result, Status
+from storage_audit.querysets import impatient
 
 MOST_CONNECTIONS = 0.8  # of those that the server allows
+WAIT = 5000  # milliseconds, as those of `impatient`
+
+
+@contextmanager
+def in_time() -> Iterator[None]:
+    """As `impatient`, and on SQLite too: there it is seen whether anybody can write."""
+    with waiting_less_on_sqlite(), impatient():
+        yield
+
+
+@contextmanager
+def waiting_less_on_sqlite() -> Iterator[None]:
+    if connection.vendor != "sqlite":
+        yield
+        return
+    with connection.cursor() as cursor:
+        (before,) = cursor.execute("PRAGMA busy_timeout").fetchone()
+        cursor.execute(f"PRAGMA busy_timeout = {WAIT}")
+        try:
+            yield
+        finally:
+            cursor.execute(f"PRAGMA busy_timeout = {before}")
 
 
 def database() -> Result:
     facts = whereabouts()
     began = monotonic()
     try:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
-        took = f"{(monotonic() - began) * 1000:.0f} ms"
-        facts["version"] = version()
-        lacking, used = lacking_migrations(), share_of_connections()
+        with in_time():
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1")
+            took = f"{(monotonic() - began) * 1000:.0f} ms"
+            facts["version"] = version()
+            lacking, used = lacking_migrations(), share_of_connections()
     except Error as error:
         text = _("The database cannot be asked: %s") % " ".join(str(error).split())
-        advice = _("Correct DATABASE_URL, or start the server: systemctl status postgresql")
-        return Result(Status.WRONG, text, advice, facts)
+        advice = _("Correct DATABASE_URL, or start the server: systemctl status postgresql.")
+        return Result(Status.WRONG, text, f"{advice} {BLOCKED}", facts)
     readings: Facts = {"took": took, "connections used": f"{used:.0%}"}
     if lacking:
         text = _("The database lacks migrations: %s.") % ", ".join(lacking)

@@ -1,5 +1,6 @@
 """All probes, in this process, one after the other."""
 
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -7,7 +8,10 @@ from time import monotonic
 from typing import NamedTuple
 from uuid import UUID
 
+from django.db import Error
+from django.utils.functional import Promise
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from storage_audit.audit.diagnostics import (
     canary,
@@ -19,19 +23,30 @@ from storage_audit.audit.diagnostics import (
     versions,
     worker,
 )
-from storage_audit.audit.diagnostics.results import WAITS, Result, Status, bounded
+from storage_audit.audit.diagnostics.results import BLOCKED, WAITS, Result, Status, bounded
 from storage_audit.models import Diagnosis
 
-PATIENCE, ALTOGETHER = 20.0, 45.0  # seconds
+logger = logging.getLogger(__name__)
+
+# Seconds. wrangler's own limit, of two calls, is shorter (bucket/wrangler.py, LOOK): who hangs is
+# ended by it, and not left behind.
+PATIENCE, ALTOGETHER = 20.0, 45.0
 KEPT_RUNS = 100
+# The name of what says why the report is not kept; it is no probe.
+REPORT = "report"
+OBJECTS = gettext_lazy(
+    "An object of it may stay under .storage_audit/; the canary deletes such, an hour later."
+)
 
 
 class Probe(NamedTuple):
-    """`after` names those that it can tell nothing without."""
+    """`after` names those that it can tell nothing without; `leaves` says what stays when it does
+    not get to its end."""
 
     name: str
     run: Callable[[], Result]
     after: tuple[str, ...] = ()
+    leaves: str | Promise = ""
 
 
 # What asks nobody outside comes first, so that a store that hangs does not take its time.
@@ -48,25 +63,31 @@ PROBES = (
     Probe("network", store.network),
     Probe("clock", store.clock, ("network",)),
     Probe("access", store.access, ("network",)),
-    Probe("canary", canary.canary, ("access",)),
-    Probe("traits", canary.traits, ("canary",)),
+    Probe("canary", canary.canary, ("access",), OBJECTS),
+    Probe("traits", canary.traits, ("canary",), OBJECTS),
     Probe("marker", canary.marker, ("access", "database")),
     Probe("wrangler", cloudflare.tool),
     Probe("login", cloudflare.login, ("wrangler",)),
     Probe("API", cloudflare.api),
+    Probe("same bucket", cloudflare.same_bucket, ("access", "API")),
 )
 
 
-def examine(context: str, run: UUID) -> Diagnosis:
-    """Run all probes here and now, and keep what they say, unless the database is what is wrong.
+def examine(context: str, run: UUID, unasked: str = "") -> Diagnosis:
+    """Run all probes here and now, and keep what they say, unless the database is what is wrong;
+    `unasked` says why it did not take the question to a worker. What is not kept has no key.
 
     Takes seconds, and with everything hanging less than a minute.
     """
     deadline, results = monotonic() + ALTOGETHER, dict[str, Result]()
     for probe in PROBES:
         obstacle = next((name for name in probe.after if not tells(results[name])), None)
-        left = min(PATIENCE, deadline - monotonic())
-        results[probe.name] = put_off(obstacle) if obstacle else bounded(probe.run, left)
+        if obstacle:
+            results[probe.name] = put_off(obstacle)
+        elif deadline - monotonic() < PATIENCE:
+            results[probe.name] = too_late()
+        else:
+            results[probe.name] = bounded(probe.run, PATIENCE, str(probe.leaves))
     diagnosis = Diagnosis(
         run=run,
         context=context,
@@ -74,15 +95,37 @@ def examine(context: str, run: UUID) -> Diagnosis:
         pid=os.getpid(),
         probes=[result.stored(name) for name, result in results.items()],
     )
-    if tells(results["database"]):
-        diagnosis.save()
-        Diagnosis.objects.prune(KEPT_RUNS)
+    if tells(results["database"]) and (reason := unasked or keep(diagnosis)):
+        diagnosis.probes.append(unkept(reason).stored(REPORT))
     return diagnosis
+
+
+def keep(diagnosis: Diagnosis) -> str:
+    """Why it could not be, or nothing."""
+    try:
+        with database.in_time():
+            diagnosis.save()
+            Diagnosis.objects.prune(KEPT_RUNS)
+    except Error as error:
+        logger.warning("The report of the probes was not kept: %s", error)
+        diagnosis.pk = None
+        return str(error)
+    return ""
 
 
 def tells(result: Result) -> bool:
     """Whether what builds on it can be asked."""
     return result.status in (Status.OK, Status.WARNING)
+
+
+def unkept(reason: str) -> Result:
+    text = _("The database takes nothing: this report is not kept, and no worker's is awaited.")
+    return Result(Status.WRONG, text, str(BLOCKED), readings={"answer": " ".join(reason.split())})
+
+
+def too_late() -> Result:
+    text = _("The probes before this one took all the time there is.")
+    return Result(Status.NOT_CHECKED, text, _("Mend what is wrong above, then look again."))
 
 
 def put_off(obstacle: str) -> Result:

@@ -6,7 +6,7 @@ from hashlib import sha256
 from threading import Thread
 from typing import Any
 
-from django.db import connections, models
+from django.db import OperationalError, connections, models
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -15,6 +15,11 @@ from storage_audit.redaction import redact, visible
 Facts = dict[str, Any]
 # The reading that names the probe without which this one tells nothing.
 WAITS = "waits for"
+BLOCKED = gettext_lazy(
+    "If something is locked, end the transaction that another process keeps open: PostgreSQL names"
+    " it in pg_stat_activity (SELECT pid, state, query FROM pg_stat_activity), and fuser names the"
+    " processes that have the file of SQLite open."
+)
 
 
 class Status(models.TextChoices):
@@ -47,11 +52,9 @@ class Result:
         return kept
 
 
-def bounded(probe: Callable[[], Result], seconds: float) -> Result:
-    """The probe's result, or what is wrong with the probe. One that hangs is left to itself."""
-    if seconds <= 0:
-        text = _("The probes before this one took all the time there is.")
-        return Result(Status.NOT_CHECKED, text, _("Mend what is wrong above, then look again."))
+def bounded(probe: Callable[[], Result], seconds: float, leaves: str = "") -> Result:
+    """The probe's result, or what is wrong with the probe. One that hangs is left to itself, and
+    `leaves` says what may then stay."""
     results: list[Result] = []
     # Not a pool, whose threads the interpreter would wait for at its end.
     thread = Thread(target=lambda: results.append(guarded(probe)), daemon=True)
@@ -59,7 +62,7 @@ def bounded(probe: Callable[[], Result], seconds: float) -> Result:
     thread.join(seconds)
     if results:
         return results[0]
-    text = _("No answer within %d seconds.") % seconds
+    text = f"{_('No answer within %d seconds.') % seconds} {leaves}".rstrip()
     advice = _(
         "Something swallows what is sent and does not answer: look for a firewall or a proxy in"
         " between, and whether that service is up."
@@ -70,6 +73,9 @@ def bounded(probe: Callable[[], Result], seconds: float) -> Result:
 def guarded(probe: Callable[[], Result]) -> Result:
     try:
         return probe()
+    except OperationalError as error:
+        text = _("The database does not answer: %s") % " ".join(str(error).split())
+        return Result(Status.WRONG, text, str(BLOCKED))
     except Exception as error:  # noqa: BLE001 - whatever it is, the other probes are to answer
         advice = _("The probe itself failed, at something that it did not expect: read the error.")
         return Result(Status.WRONG, f"{type(error).__name__}: {error}", advice)

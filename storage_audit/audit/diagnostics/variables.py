@@ -36,7 +36,7 @@ OTHERS = re.compile(
     "(AWS|CF|CLEANUP|CLOUDFLARE|R2|WRANGLER)_|QUEUE_WORKERS$|DEBUG$|PYTHONPATH$|VIRTUAL_ENV$"
     "|TZ$|XDG_CONFIG_HOME$|NODE_|SSL_CERT_|REQUESTS_CA_BUNDLE$|(?i:https?|all|no)_PROXY$",
 )
-SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD|DATABASE_URL")
+SECRET = re.compile("KEY|TOKEN|SECRET|PASS|AUTH|CREDENTIAL|DATABASE_URL")
 ENV_FILE = Path(".env")
 AT_START = Path("/proc/self/environ")
 LINE = re.compile(r"""\s*(?:export\s+)?(\w+)\s*=\s*(["']?)(.*?)\2\s*""")

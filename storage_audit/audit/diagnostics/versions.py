@@ -26,7 +26,6 @@ PACKAGES = (
     "gunicorn",
 )
 CODE = Path(__file__).resolve().parents[2]
-# The module is loaded with all others when the process starts.
 LOADED_AT = timezone.now()
 
 
@@ -34,9 +33,9 @@ def versions() -> Result:
     facts: Facts = {"Python": platform.python_version(), "storage_audit": __version__}
     facts |= {name: version_of(name) for name in PACKAGES}
     digest, changed_at = code()
-    facts |= {"node": wrangler.node_version() or _("not on the PATH"), "code": digest}
+    facts |= {"node": wrangler.node_version() or _("not on the PATH"), "code": LOADED}
     readings = {"code changed": f"{changed_at:%Y-%m-%d %H:%M:%S}"}
-    if changed_at > LOADED_AT:
+    if digest != LOADED:
         text = _("The code was changed after this process had loaded it.")
         advice = _("Restart it: it runs the old code, and others may run the new one.")
         return Result(Status.WARNING, text, advice, facts, readings)
@@ -57,3 +56,8 @@ def code() -> tuple[str, datetime]:
     digest = sha256(b"".join(bytes(file.relative_to(CODE)) + file.read_bytes() for file in files))
     latest = max(file.stat().st_mtime for file in files)
     return digest.hexdigest()[:12], datetime.fromtimestamp(latest, UTC)
+
+
+# The module is loaded with all others when the process starts. What was unpacked or copied since
+# may have the times of another machine, so that only the content tells.
+LOADED, _changed_at = code()

@@ -135,8 +135,9 @@ def children_of(operation: CleanupOperation) -> Iterator[CleanupOperation]:
 
 
 def text_lines(operation: CleanupOperation, follow: bool, items: bool) -> Iterator[str]:
-    for label, value in operation_page.facts(operation):
-        yield f"{label}: {moment(value) if isinstance(value, datetime) else value}"
+    told = facts(operation)
+    for label, value in told.items():
+        yield f"{label}: {value}"
     yield "\ntimeline:"
     for event in events(operation, follow):
         shown = operation_page.shown_event(event)
@@ -149,11 +150,22 @@ def text_lines(operation: CleanupOperation, follow: bool, items: bool) -> Iterat
     for child in children_of(operation):
         due = f", {moment(child.next_attempt_at)}" if child.next_attempt_at else ""
         yield f"\n{child.get_trigger_display()} {child.pk}: {child.get_status_display()}{due}"
+    now = facts(operation)
+    if changed := [label for label in told | now if told.get(label) != now.get(label)]:
+        yield "\nchanged since:"
+        yield from (f"  {label}: {now.get(label, 'none')}" for label in changed)
     yield "\nbooks:"
     for line in operation_page.books(operation, operation.items.by_outcome()):
         yield f"  {line.label}: {amount(line.objects, line.size)}"
     yield f"\n{operation.get_status_display()}"
     yield from map(visible, operation_page.meaning(operation))
+
+
+def facts(operation: CleanupOperation) -> dict[str, str]:
+    return {
+        str(label): moment(value) if isinstance(value, datetime) else str(value)
+        for label, value in operation_page.facts(operation)
+    }
 
 
 def moment(at: datetime) -> str:

@@ -52,6 +52,7 @@ class CleanupOperation(Transitions):
         DRY_RUN = "dry_run", _("dry run")
         VERIFY = "verify", _("verification")
         LATE_CHECK = "late_check", _("late check")
+        TRIAL = "trial", _("trial of a strategy")
 
     class Discovery(models.TextChoices):
         BOTH = "both", _("tracked and listed objects")

@@ -23,7 +23,7 @@ from storage_audit.conf import STRATEGIES
 from storage_audit.management.commands import compare_strategies
 from storage_audit.models import CleanupOperation, KnownProject
 from tests.conftest import Bucket
-from tests.promises import Status, check, make_due
+from tests.promises import Status, again, check, make_due
 from tests.test_commands import run, run_json
 
 OTHERS = ("proj_compare_s1_media.mp4", "projects/proj_1/scenes/s1/media/a.mp4", "README.txt")
@@ -60,7 +60,8 @@ def test_every_strategy_empties_a_project_of_the_same_shape(
         "batch": 1
     }
     assert [made[s].get("DeleteObject", 0) for s in STRATEGIES] == [0, 3, 3, 0, 0]
-    assert [made[s].get("wrangler", 0) for s in STRATEGIES] == [0, 0, 0, 3, 3]
+    # It is asked for the marker of the bucket first.
+    assert [made[s].get("wrangler", 0) for s in STRATEGIES] == [0, 0, 0, 4, 4]
     batch, single = by_strategy["batch"], by_strategy["sequential"]
     assert batch["cost_usd"] - single["cost_usd"] == pytest.approx(4.5e-6)
     check(neighbours)
@@ -121,6 +122,23 @@ def test_what_a_strategy_leaves_is_counted_and_then_cleaned_up(
     assert re.search(r"^sequential .* [1-9]\d* +0\.000\d{3} +2  ID$", out, re.MULTILINE), out
     assert "sequential: incomplete. 2 objects remain" in out
     assert "sequential: what it left was then cleaned up by operation ID: clean" in out
+
+
+def test_what_was_not_looked_for_is_not_called_gone(
+    store: FaultyStore, neighbours: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    store.rules.append(on(is_delete_single, KINDS["access-denied"].answer))
+    monkeypatch.setattr(trial, "count_left", interrupted)
+    arguments = ("compare_strategies", "--objects", "1", "--strategies", "sequential")
+    _out, err, code = run(*arguments)
+    assert (code, "Nothing that was written is left" in err) == (130, False)
+    monkeypatch.undo()
+    store.rules.clear()
+    (operation,) = CleanupOperation.objects.filter(parent=None)
+    assert again(operation).status == Status.CLEAN
 
 
 def test_speed_errors_and_cost_follow_from_what_was_seen() -> None:

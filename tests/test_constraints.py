@@ -7,7 +7,7 @@ from django.apps import apps
 from django.db import IntegrityError, connection, models, transaction
 from django.utils import timezone
 
-from storage_audit.models import BucketScan, CleanupOperation, Finding, R2Object
+from storage_audit.models import BucketScan, CleanupOperation, Diagnosis, Finding, R2Object
 
 pytestmark = pytest.mark.django_db(transaction=True)
 OPERATION = "storage_audit_cleanupoperation"
@@ -25,6 +25,7 @@ def closed(status: str, **books: int) -> str:
 
 # The table, what is set, and which constraint must refuse it.
 REFUSED = [
+    ("storage_audit_diagnosis", "context = 'cron'", "diagnosis_context_known"),
     (OPERATION, "status = 'done'", "operation_status_is_known"),
     (OPERATION, "status = ''", "operation_status_is_known"),
     *(
@@ -99,6 +100,7 @@ def rows() -> None:
     R2Object.objects.create(bucket="b", key="a", source="upload", state="stored")
     scan = BucketScan.objects.create(bucket="b")
     Finding.objects.create(bucket="b", key="a", kind="orphaned", last_scan=scan)
+    Diagnosis.objects.create(context="shell", host="h", pid=1)
 
 
 def update(table: str, values: str) -> int:

@@ -168,7 +168,7 @@ def test_what_was_seen_in_the_wrong_bucket_is_not_believed_in_the_right_one(
 
     def send_nothing(*args: object, **kwargs: object) -> Sent:
         tracked.wipe()
-        return Sent({}, [])
+        return Sent({}, [], [], [])
 
     with monkeypatch.context() as patch:
         patch.setattr(deletion, "send", send_nothing)

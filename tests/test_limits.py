@@ -110,6 +110,7 @@ def test_a_multiple_of_what_cleanups_usually_delete_is_a_limit_too(
         {"bucket": "other"},
         {"status": "incomplete"},
         {"status": "superseded"},
+        {"trigger": "trial"},
     ],
     ids=lambda values: next(iter(values.values())),
 )
@@ -792,6 +793,19 @@ def test_scan_that_finds_far_fewer_than_before_concludes_nothing_until_a_person_
     assert scanned(accept_fewer=True, dry_run=dry_run).status == BucketScan.Status.COMPLETE
     assert not Finding.objects.filter(state="open", kind="unrecognised").exists()
     assert scanned(dry_run=dry_run).status == BucketScan.Status.COMPLETE
+
+
+def test_what_came_and_went_since_the_last_scan_makes_no_other_object_dispensable(
+    bucket: Bucket,
+) -> None:
+    keys = fill(bucket, MANY)
+    scanned()
+    alive("proj_2")
+    for n in range(MANY):
+        bucket.upload("proj_2", f"{n}.mp4")
+    assert delete("proj_2").deleted == MANY
+    remove(bucket, keys)
+    assert scanned().status == BucketScan.Status.FAILED
 
 
 def test_first_scan_is_held_against_what_is_tracked(bucket: Bucket) -> None:

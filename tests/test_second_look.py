@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -85,6 +86,7 @@ def rest(
 def two_objects(local_r2: LocalR2) -> Iterator[Bucket]:
     """In a bucket that no database has claimed."""
     bucket = Bucket(local_r2, BUCKETS[1])
+    bucket.wipe()
     bucket.put("p/1", "p/2")
     yield bucket
     bucket.wipe()
@@ -329,6 +331,24 @@ def test_what_came_between_the_two_looks_counts_as_seen(bucket: Bucket, rest: Fa
     assert reason(operation, FLAT) == "Still in the bucket."
 
 
+def test_what_came_to_a_live_project_is_untracked(bucket: Bucket, rest: FaultyStore) -> None:
+    alive("proj_1")
+    rest.rules.append(on(under("proj_1_"), then(lambda: bucket.put(FLAT)), times=1))
+    assert "0 in step, 0 missing, 1 untracked" in verify("proj_1").error
+
+
+def test_a_token_that_is_none_makes_no_verification_fail(
+    bucket: Bucket, rest: FaultyStore, settings: Settings
+) -> None:
+    deleted("proj_1")
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {
+        "API_TOKEN": "t\N{LATIN SMALL LETTER O WITH DIAERESIS}k"
+    }
+    operation = verify("proj_1")
+    assert operation.status == Status.CLEAN
+    assert "CLOUDFLARE_API_TOKEN has characters that no token has" in told(operation)
+
+
 def test_what_only_s3_shows_is_told_and_changes_nothing(bucket: Bucket, rest: FaultyStore) -> None:
     kept = bucket.upload("proj_1")
     bucket.put("odd/key")
@@ -412,8 +432,8 @@ def test_it_takes_no_longer_than_it_may(
     track(bucket, "odd/2", "proj_1")
     monkeypatch.setattr(second_look, "LONE_KEYS", 1)
     assert told(verify("proj_1")).endswith("It was not asked for 1 more keys.")
-    with pytest.raises(TooLate, match="outside"):
-        second_look.remaining("proj_1")
+    with pytest.raises(StoreError, match="outside"):
+        remaining(bucket)
     monkeypatch.setattr(second_look, "LONGEST", -1.0)
     operation = verify("proj_1")
     assert operation.status == Status.CLEAN
@@ -423,16 +443,30 @@ def test_it_takes_no_longer_than_it_may(
 # What remains
 
 
+def remaining(bucket: Bucket, project_id: str = "proj_1", seconds: float = 60) -> list[str]:
+    return second_look.remaining(project_id, bucket.name, seconds=seconds)
+
+
 def test_what_remains_is_what_a_cleanup_would_take(bucket: Bucket, rest: FaultyStore) -> None:
     alive("proj_1_x")
     deleted("proj_1")
     bucket.put(HIERARCHICAL, FLAT, "proj_1_x_s1_media.mp4", "proj_10_s1_media.mp4", "odd/key")
     track(bucket, "odd/key", "proj_1")
     track(bucket, "odd/gone", "proj_1")
-    assert set(second_look.remaining("proj_1")) == {HIERARCHICAL, FLAT, "odd/key"}
-    assert second_look.remaining("proj_2") == []
+    assert set(remaining(bucket)) == {HIERARCHICAL, FLAT, "odd/key"}
+    assert remaining(bucket, "proj_2") == []
     with pytest.raises(Mismatch):
-        second_look.remaining("no project id")
+        remaining(bucket, "no project id")
     rest.rules.append(on(is_asked(MARKER), HIDES))
     with pytest.raises(Broken, match="another bucket"):
-        second_look.remaining("proj_1")
+        remaining(bucket)
+
+
+@pytest.mark.parametrize(("at_first", "asked"), [(-1, 0), (0.5, 1)])
+def test_when_the_time_is_over_nothing_more_is_asked(
+    bucket: Bucket, rest: FaultyStore, at_first: float, asked: int
+) -> None:
+    rest.rules.append(then(lambda: time.sleep(0.6)))
+    with pytest.raises(TooLate):
+        remaining(bucket, seconds=at_first)
+    assert len(rest.seen) == asked

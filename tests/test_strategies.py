@@ -1,7 +1,11 @@
 """The ways to find objects and to delete them: whichever is chosen, no other object is touched, and
 what it leaves is said."""
 
+import signal
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -9,16 +13,21 @@ from django.conf import settings
 from django.test import override_settings
 
 from devtools.cloudflare_api import CloudflareApi
+from devtools.cloudflare_api import cloudflare_api as running_api
 from devtools.faults.matching import is_delete_batch, is_delete_single, on
-from devtools.faults.proxy import FaultyStore
+from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
+from devtools.local_r2 import LocalR2
 from storage_audit.audit import requests
+from storage_audit.audit.installation import MARKER
 from storage_audit.audit.modes import MODES, Mode
+from storage_audit.bucket import deleters, wrangler
 from storage_audit.models import CleanupOperation, R2Object
-from tests.conftest import Bucket
+from tests.conftest import BUCKETS, Bucket
 from tests.promises import (
     FLAT,
     HIERARCHICAL,
     Status,
+    again,
     alive,
     check,
     delete,
@@ -227,6 +236,7 @@ def test_when_released_many_objects_go_in_batches(
     few_for_wrangler: list[str], store: FaultyStore, bucket: Bucket
 ) -> None:
     operation = delete("proj_1")
+    CleanupOperation.objects.update(pace={"keys": 1, "calls": 1})
     requests.force_delete_operation(operation)
     run(operation)
     operation.refresh_from_db()
@@ -234,6 +244,15 @@ def test_when_released_many_objects_go_in_batches(
     assert len(store.asked(is_delete_batch)) == 1
     assert operation.events.filter(message__startswith="The strategy is batch").exists()
     assert not bucket.keys()
+
+
+def test_what_is_not_in_the_bucket_needs_no_wrangler(
+    few_for_wrangler: list[str], bucket: Bucket
+) -> None:
+    for key in few_for_wrangler:
+        track(bucket, key, "proj_1")
+        bucket.r2.remove(key)
+    assert delete("proj_1").status == Status.CLEAN
 
 
 def test_a_dry_run_tells_what_wrangler_is_not_started_for(
@@ -272,10 +291,11 @@ def test_wrangler_deletes_what_is_asked_for_and_nothing_else(
     assert "The strategy batch can delete it" in reason(operation, BEYOND)
     assert bucket.keys() == {*BESIDE, BEYOND, "other/objects/victim"}
     assert next_door.keys() == {"victim", BEYOND}
-    asked = cloudflare_api.requests
+    look, *asked = cloudflare_api.requests
+    assert look[0] == "GET" and look[1].endswith(MARKER)
     assert {method for method, _path, _status in asked} == {"DELETE"}
     assert len(asked) == len(plain)
-    commands = list(operation.events.filter(step="command").values_list("data", flat=True))
+    commands = list(operation.events.filter(step="command").values_list("data", flat=True))[1:]
     assert len(commands) == len(plain)
     for ran in commands:
         assert ran["exit_code"] == 0
@@ -292,7 +312,98 @@ def test_without_wrangler_nothing_is_lost_and_the_message_says_what_to_do(bucket
         operation = declared("proj_1", *MODES["wrangler"])
     assert operation.status == Status.INCOMPLETE
     assert "wrangler is missing" in operation.error
-    assert "set CLEANUP_STRATEGY to batch" in operation.error
+    assert "ask for another cleanup with the strategy batch" in operation.error
     assert "R2_BUCKET_NAME" not in operation.error
     assert bucket.keys() == {FLAT}
+    assert declared("proj_1", "both", "batch").status == Status.CLEAN
+    with configured(WRANGLER="/nowhere/wrangler", ACCOUNT_ID="a" * 32):
+        assert again(operation).status == Status.CLEAN
     check(bucket)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[LocalR2]:
+    """Another account, with a bucket of the same name."""
+    with LocalR2(tmp_path, BUCKETS, port=0) as r2:
+        yield r2
+
+
+def test_wrangler_deletes_nothing_in_an_account_that_s3_does_not_look_into(
+    cloudflare_api: CloudflareApi, bucket: Bucket, elsewhere: LocalR2
+) -> None:
+    there = Bucket(elsewhere)
+    for each in (bucket, there):
+        each.put(FLAT, HIERARCHICAL)
+    deleted("proj_1")
+    with running_api(elsewhere) as theirs:
+        account = {"ACCOUNT_ID": theirs.account_id, "API_TOKEN": theirs.token}
+        for marker in (None, b"{}"):
+            if marker:
+                there.put(MARKER, body=marker)
+            with configured(**account, API_URL=theirs.url):
+                operation = declared("proj_1", *MODES["wrangler"])
+            assert operation.status == Status.BLOCKED
+            assert "wrangler does not show the marker" in operation.error
+            assert bucket.keys() == there.keys() == {FLAT, HIERARCHICAL}
+    check(bucket)
+
+
+def test_a_wrangler_that_hangs_is_not_asked_for_its_version_by_each_lane(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other they would outlast the lease."""
+    starts, program = tmp_path / "starts", tmp_path / "wrangler"
+    program.write_text(f"#!/bin/sh\necho >> {starts}; exec sleep 600\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(wrangler, "LONGEST", 1.0)
+    keys = [f"k{n}" for n in range(8)]
+    with configured(WRANGLER=str(program), ACCOUNT_ID="a" * 32):
+        sent = deleters.delete("wrangler", "tests", keys, until=monotonic() + 0.5, size=2, calls=4)
+    assert len(starts.read_text().splitlines()) == 1
+    assert sent.troubles and not sent.answers
+
+
+# What was sent, and what was not
+
+
+def test_what_was_in_no_call_does_not_count_as_deleted_when_it_is_gone(
+    store: FaultyStore, bucket: Bucket
+) -> None:
+    keys, calls = fill(bucket, 60), list[Request]()
+
+    def first_call_meets_an_accident(request: Request, forward: Forward) -> Reply | None:
+        if not is_delete_single(request) or calls:
+            return None
+        calls.append(request)
+        for key in keys:
+            bucket.r2.remove(key)
+        return BROKEN
+
+    store.rules.append(first_call_meets_an_accident)
+    with configured(STRATEGY="sequential"):
+        operation = delete("proj_1")
+    assert len(store.asked(is_delete_single)) == 1
+    assert operation.status == Status.BLOCKED
+    assert "59 of the 60" in operation.error
+    check(bucket)
+
+
+def test_nothing_is_started_when_the_work_is_broken_off(tmp_path: Path) -> None:
+    """As the queue does with what takes too long."""
+    starts, program = tmp_path / "starts", tmp_path / "wrangler"
+    program.write_text(
+        f"#!/bin/sh\n[ $1 = --version ] && echo 4.164.0 && exit\necho >> {starts}; sleep 1;"
+        " echo Resource location: remote\n"
+    )
+    program.chmod(0o700)
+    before = signal.signal(signal.SIGALRM, lambda *_args: sys.exit("too long"))
+    keys = [f"k{n}" for n in range(40)]
+    with configured(WRANGLER=str(program), ACCOUNT_ID="a" * 32):
+        wrangler.version()
+        signal.setitimer(signal.ITIMER_REAL, 0.8)
+        try:
+            with pytest.raises(SystemExit):
+                deleters.delete("wrangler", "tests", keys, until=monotonic() + 30, size=10, calls=4)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+    assert len(starts.read_text().splitlines()) <= 4

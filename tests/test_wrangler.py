@@ -370,6 +370,14 @@ def test_the_local_simulator_is_not_believed(program: Program, ran: list[Command
     assert ran[0].exit_code == 0 and "local" in ran[0].stdout
 
 
+def test_a_part_of_the_token_is_not_told_where_a_long_error_is_cut(settings: Settings) -> None:
+    token = "T0ken" * 8
+    configure(settings, API_TOKEN=token)
+    for before in range(360, 400):
+        said = wrangler_errors.Said(1, "", "x" * before + token + "y" * 2000)
+        assert "T0ken" not in str(wrangler_errors.trouble(said))
+
+
 @pytest.mark.parametrize("version", ["3.114.0", "4.9.1", "4.64.2"])
 def test_an_old_one_is_given_nothing(program: Program, ran: list[Command], version: str) -> None:
     program.does("touch given", version)

@@ -15,7 +15,7 @@ from django.db.models import F, Q
 from django.utils.translation import gettext as _
 
 from storage_audit import logs, projects
-from storage_audit.audit import pace
+from storage_audit.audit import installation, pace
 from storage_audit.audit.discovery import LONE_KEYS, rows_by_identity
 from storage_audit.audit.ownership import Claim, alive_among, judge, layouts
 from storage_audit.audit.pace import Pace
@@ -24,8 +24,9 @@ from storage_audit.bucket import deleters, uploads
 from storage_audit.bucket.deleters import Answers, Sent
 from storage_audit.bucket.errors import StoreError, TooLate
 from storage_audit.bucket.listing import escape, find
-from storage_audit.bucket.r2 import DELETED, Answer, Listed
+from storage_audit.bucket.r2 import DELETED, Listed
 from storage_audit.bucket.uploads import Upload
+from storage_audit.bucket.wrangler import Command
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2Object
 from storage_audit.querysets import CleanupItemQuerySet, R2ObjectQuerySet, impatient
 from storage_audit.redaction import visible
@@ -84,6 +85,8 @@ def delete_batch(work: Work, batch: list[CleanupItem]) -> StoreError | None:
     proof = prove(work, batch)
     if proof.may_go and monotonic() > started + PROOF_LASTS:
         return TooLate(_("The look at the objects took longer than it may be relied on."))
+    if proof.may_go:
+        see_same_bucket(work, until=started + PROOF_LASTS)
     with transaction.atomic():
         operation.renew()
         record_proof(operation, proof)
@@ -91,18 +94,33 @@ def delete_batch(work: Work, batch: list[CleanupItem]) -> StoreError | None:
     log_keys(proof.may_go, sent.answers)
     with transaction.atomic():
         operation.renew()
-        record_answers(operation, proof.may_go, sent.answers)
-        for command in sent.commands:
-            operation.record("command", command.summary, **asdict(command))
+        record_answers(operation, proof.may_go, sent)
+        record_commands(operation, sent.commands)
+        asked = len(proof.may_go) - len(sent.unasked)
         operation.record(
             "delete",
-            _("Batch of %s objects sent.") % len(proof.may_go),
+            _("Batch of %s objects sent.") % asked,
             absent=len(proof.gone),
             protected=len(proof.stay),
             refused=sum(answer != DELETED for answer in sent.answers.values()),
-            unanswered=len(proof.may_go) - len(sent.answers),
+            unanswered=asked - len(sent.answers),
         )
     return pace.trouble_in(sent)
+
+
+def see_same_bucket(work: Work, *, until: float) -> None:
+    """S3 is told an address, and wrangler an account: does it delete where we look? Asked once in
+    a turn. Raises Mismatch and StoreError."""
+    operation, ran = work.operation, list[Command]()
+    if work.wrangler_is_here or not operation.runs_wrangler:
+        return
+    try:
+        installation.see_marker_by_wrangler(operation.bucket, until=until, ran=ran.append)
+    finally:
+        with transaction.atomic():
+            operation.renew()
+            record_commands(operation, ran)
+    work.wrangler_is_here = True
 
 
 def among(operation: CleanupOperation, items: Iterable[CleanupItem]) -> CleanupItemQuerySet:
@@ -245,15 +263,21 @@ def log_keys(items: list[CleanupItem], answers: Answers) -> None:
             logs.keys.debug("%s: %s", visible(item.key), visible(answer))
 
 
-def record_answers(
-    operation: CleanupOperation, items: list[CleanupItem], answers: dict[str, Answer]
-) -> None:
+def record_answers(operation: CleanupOperation, items: list[CleanupItem], sent: Sent) -> None:
     def answer_of(item: CleanupItem) -> str:
-        return str(answers[item.key])
+        return str(sent.answers[item.key])
 
-    sent = [item for item in items if item.key in answers]
-    for answer, group in groupby(sorted(sent, key=answer_of), key=answer_of):
+    answered = [item for item in items if item.key in sent.answers]
+    for answer, group in groupby(sorted(answered, key=answer_of), key=answer_of):
         among(operation, group).update(answer=answer)
+    # What was in no call does not count as sent when it is gone.
+    unasked = set(sent.unasked)
+    among(operation, [item for item in items if item.key in unasked]).update(tries=F("tries") - 1)
+
+
+def record_commands(operation: CleanupOperation, commands: Iterable[Command]) -> None:
+    for command in commands:
+        operation.record("command", command.summary, **asdict(command))
 
 
 def unfinished_uploads(work: Work) -> list[Upload] | None:

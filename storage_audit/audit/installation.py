@@ -18,11 +18,12 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.layouts import OWN_PREFIX
-from storage_audit.bucket import r2
+from storage_audit.bucket import r2, wrangler
 from storage_audit.bucket.errors import Broken
 from storage_audit.bucket.listing import Identity, exact, nfc, pages
 from storage_audit.conf import conf
 from storage_audit.models import Installation
+from storage_audit.redaction import visible
 
 MARKER = f"{OWN_PREFIX}installation.json"
 MACHINE_ID = Path("/etc/machine-id")
@@ -199,3 +200,18 @@ def probe(bucket: str) -> Traits:
         with ExitStack() as every:
             for spelling in spellings:
                 every.callback(r2.delete_single, bucket, spelling)
+
+
+def see_marker_by_wrangler(bucket: str, *, until: float, ran: wrangler.Ran) -> None:
+    """Raises Mismatch when wrangler, told an account and a jurisdiction, looks into another bucket
+    of this name than S3, told an address. Raises StoreError."""
+    theirs, ours = wrangler.read(bucket, MARKER, until=until, ran=ran), r2.read(bucket, MARKER)
+    if theirs is None or ours is None or theirs.strip().encode() != ours.strip():
+        raise Mismatch(
+            _(
+                "wrangler does not show the marker of bucket %s as S3 does: it would delete in"
+                " another bucket of that name. Correct R2_ACCOUNT_ID, R2_JURISDICTION or"
+                " R2_ENDPOINT_URL; then force-delete this operation."
+            )
+            % visible(bucket)
+        )

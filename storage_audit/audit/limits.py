@@ -13,7 +13,7 @@ from storage_audit.audit.installation import Mismatch
 from storage_audit.bucket.wrangler import expected_duration
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, CleanupItem, CleanupOperation, KnownProject, R2Object
-from storage_audit.querysets import CleanupItemQuerySet
+from storage_audit.querysets import CleanupItemQuerySet, starts_with
 from storage_audit.redaction import redact
 
 Kind, Status = CleanupOperation.Kind, CleanupOperation.Status
@@ -32,7 +32,7 @@ def objections(operation: CleanupOperation) -> str:
 
 def slowness(operation: CleanupOperation) -> str:
     """Why wrangler must not be started for each object of the plan, or nothing."""
-    wanted = operation.items.planned().count()
+    wanted = operation.items.planned().exclude(found_in=FoundIn.TRACKED).count()
     if not operation.runs_wrangler or wanted <= conf().wrangler_limit:
         return ""
     return _(
@@ -84,6 +84,8 @@ def usual_size(operation: CleanupOperation) -> float:
         kind=operation.kind,
         status__in=[Status.CLEAN, Status.CLEAN_WITH_PROTECTED],
     )
+    # The size of a trial is made up.
+    ended = ended.exclude(trigger=CleanupOperation.Trigger.TRIAL)
     sizes = list(ended.order_by("-finished_at").values_list("deleted", flat=True)[:RECENT])
     return median(sizes) if len(sizes) >= ENOUGH else 0
 
@@ -197,8 +199,12 @@ def expected_objects(scan: BucketScan) -> int:
         return rows.exclude(etag="").count()
     since = {"created_at__gte": before.started_at, "created_at__lt": scan.started_at}
     uploaded = rows.filter(source=R2Object.Source.UPLOAD, **since).exclude(etag="").count()
-    cleanups = CleanupOperation.objects.filter(
-        bucket=scan.bucket, finished_at__gte=before.started_at
+    # What came and went in between was in no listing.
+    deleted = CleanupItem.objects.filter(
+        starts_with("key", scan.prefix),
+        operation__bucket=scan.bucket,
+        operation__finished_at__gte=before.started_at,
+        outcome=Outcome.DELETED,
+        last_modified__lt=before.started_at,
     )
-    deleted: int = cleanups.aggregate(n=Coalesce(Sum("deleted"), 0))["n"]
-    return before.listed + uploaded - deleted
+    return before.listed + uploaded - deleted.count()

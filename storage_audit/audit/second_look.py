@@ -19,11 +19,10 @@ from storage_audit.audit.discovery import LONE_KEYS, judged, ranges_of, save, ve
 from storage_audit.audit.installation import MARKER
 from storage_audit.audit.ownership import Claim, Deleted
 from storage_audit.audit.work import Work
-from storage_audit.bucket import cloudflare, listing
+from storage_audit.bucket import cloudflare, listing, r2
 from storage_audit.bucket.errors import Broken, StoreError, TooLate
 from storage_audit.bucket.listing import Identity, escape, spellings
 from storage_audit.bucket.r2 import Listed
-from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, KnownProject, R2Object
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
@@ -153,9 +152,9 @@ class SecondLook:
             operation.renew()
             save(came + doubtful)
             names = [item.identity for item in came]
-            operation.items.filter(identity__in=names).update(
-                present_at=timezone.now(), found_in=FoundIn.BOTH
-            )
+            seen = operation.items.filter(identity__in=names)
+            seen.filter(found_in=FoundIn.TRACKED).update(found_in=FoundIn.BOTH)
+            seen.update(present_at=timezone.now())
             names = [item.identity for item in doubtful]
             operation.items.filter(identity__in=names).mark(Outcome.FAILED, only_here())
         self.doubted += len(doubtful)
@@ -187,26 +186,34 @@ def elsewhere(bucket: str) -> Broken:
     )
 
 
-def remaining(project_id: str) -> list[str]:
-    """The keys that Cloudflare's own API lists and that are the project's, live or deleted, as a
-    cleanup judges them; escaped as `listing.escape` does.
+def remaining(project_id: str, bucket: str, *, seconds: float) -> list[str]:
+    """The keys that Cloudflare's own API lists in the bucket and that are the project's, live or
+    deleted, as a cleanup judges them; escaped as `listing.escape` does.
 
-    Raises StoreError, also when the API cannot be asked, and Mismatch, also for what is no
-    project id.
+    Raises StoreError, also when the API cannot be asked, TooLate instead of asking once so many
+    seconds are over, and Mismatch, also for what is no project id.
     """
-    bucket, prefixes = conf().bucket, ranges_of(project_id)
-    identity = installation.check(bucket).identity
+    ends, prefixes = monotonic() + seconds, ranges_of(project_id)
+    with r2.sent_until(ends):
+        identity = installation.check(bucket).identity
+        marker = next(listing.pages(bucket, MARKER))
     deleted_at = KnownProject.objects.time_of_deletion(project_id) or timezone.now()
     project = Deleted(project_id, deleted_at)
-    if differs(next(listing.pages(bucket, MARKER)), next(cloudflare.pages(bucket, MARKER))):
+    refuse_after(ends)
+    if differs(marker, next(cloudflare.pages(bucket, MARKER))):
         raise elsewhere(bucket)
-    ends, keys = monotonic() + LONGEST, list[str]()
+    refuse_after(ends)
+    keys = list[str]()
     for page in pages_of(bucket, project_id, prefixes, identity):
-        if monotonic() > ends:
-            raise TooLate(_("It took longer than %s seconds.") % int(LONGEST))
+        refuse_after(ends)
         judgements = verdicts(bucket, page, project, identity)
         keys += [escape(o.key) for o, _row, verdict in judgements if verdict.claim is Claim.OWNED]
     return keys
+
+
+def refuse_after(moment: float) -> None:
+    if monotonic() > moment:
+        raise TooLate(_("Not asked: the time for it is over."))
 
 
 def pages_of(
@@ -219,7 +226,7 @@ def pages_of(
     names = list(rows.order_by("key").values_list("key", flat=True)[: LONE_KEYS + 1])
     if len(names) > LONE_KEYS:
         text = _("More than %s of the project's tracked keys lie outside its prefixes.")
-        raise TooLate(text % LONE_KEYS)
+        raise StoreError(text % LONE_KEYS)
     for form in {form for name in names for form in spellings(name, identity)}:
         page = next(cloudflare.pages(bucket, form))
         yield page[:1] if first_is(page, form) else []

@@ -77,6 +77,7 @@ class Run:
     calls: Calls = field(default_factory=Counter)
     left: int = 0
     cleared_by: CleanupOperation | None = None
+    over: bool = False
 
     @property
     def speed(self) -> float:
@@ -175,6 +176,7 @@ def try_one(run: Run) -> None:
     run.left = count_left(operation.bucket, run.project_id)
     if run.left:
         run.cleared_by = run_to_its_end(record(run.project_id, Strategy.BATCH, timedelta(0)))
+    run.over = True
 
 
 @transaction.atomic
@@ -183,7 +185,7 @@ def record(project_id: str, strategy: str, hold: timedelta = HOLD) -> CleanupOpe
     Raises StillAlive and ValidationError."""
     [operation] = CleanupOperation.objects.request_for_project(
         project_id,
-        trigger=Trigger.DECLARED,
+        trigger=Trigger.TRIAL,
         deleted_at=requests.declare(project_id),
         discovery=Discovery.LISTED,
         strategy=strategy,

@@ -33,6 +33,8 @@ class Work:
     deadline: float
     # In a row, though no less can be asked of the store.
     troubles: int = 0
+    # wrangler was seen to look into the same bucket as we do.
+    wrangler_is_here: bool = False
 
     @classmethod
     def begin(cls, operation: CleanupOperation) -> "Work":

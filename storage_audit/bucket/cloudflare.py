@@ -100,6 +100,9 @@ def ask(bucket: str, **parameters: Any) -> Any:
         response = objects.list(bucket, account_id=conf().account_id, **parameters)
     except APIStatusError as error:
         raise translate(error) from error
+    except UnicodeEncodeError as error:
+        text = _("CLOUDFLARE_API_TOKEN has characters that no token has. Set it anew.")
+        raise Refused(text) from error
     except APIConnectionError as error:
         reason = error.__cause__ or error
         calls.count(CALL, type(error).__name__)

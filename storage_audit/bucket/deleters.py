@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 from storage_audit import logs
 from storage_audit.bucket import r2, wrangler
-from storage_audit.bucket.errors import Barred, StoreError, Unavailable
+from storage_audit.bucket.errors import Barred, StoreError, TooLate, Unavailable
 from storage_audit.bucket.r2 import Answer
 from storage_audit.bucket.wrangler import Command
 
@@ -24,9 +24,11 @@ UNDELETABLE = (
 
 
 class Sent(NamedTuple):
-    """What came of the calls: the answers, by key, what ended them early, and the programs run."""
+    """What came of the calls: the answers, by key, the keys that were asked for in none, what
+    ended them early, and the programs run."""
 
     answers: Answers
+    unasked: list[str]
     troubles: list[StoreError]
     commands: list[Command]
 
@@ -107,7 +109,7 @@ def delete(
     """
     deleter = DELETERS[strategy]
     objections = {key: deleter.objection(key) for key in keys}
-    sent = Sent({k: Answer("Undeletable", why) for k, why in objections.items() if why}, [], [])
+    sent = Sent({k: Answer("Undeletable", why) for k, why in objections.items() if why}, [], [], [])
 
     def work_through(lane: Lane) -> Answers:
         answers: Answers = {}
@@ -117,16 +119,26 @@ def delete(
 
     lanes = deleter.lanes([key for key, why in objections.items() if not why], size)
     with ThreadPoolExecutor(calls, initializer=logs.carried()) as pool:
-        for answers in pool.map(work_through, lanes):
-            sent.answers.update(answers)
+        try:
+            for answers in pool.map(work_through, lanes):
+                sent.answers.update(answers)
+        except BaseException:
+            # The queue breaks off what takes too long: the lanes must make no further call.
+            sent.troubles.append(StoreError("broken off"))
+            raise
     return sent
 
 
 def ask(deleter: Deleter, bucket: str, keys: list[str], until: float, sent: Sent) -> Answers:
     if sent.troubles:
+        sent.unasked.extend(keys)
         return {}
     try:
         return deleter.ask(bucket, keys, until, sent.commands)
+    except TooLate as error:
+        sent.unasked.extend(keys)
+        sent.troubles.append(error)
+        return {}
     except StoreError as error:
         # Refused for its spelling, for example: one such key must not stop the others.
         alone = len(keys) == 1 and error.answered and not isinstance(error, Barred)

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic, sleep
@@ -70,6 +71,7 @@ TOKEN = re.compile(r"[!-~]*")
 VERSION = re.compile(r"(\d+)\.(\d+)\.\d+")
 COLOR = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 LOCATION = re.compile(r"^Resource location: remote\b", re.M)
+NOT_FOUND = re.compile(r"The specified key does not exist")
 LISTED = re.compile(r"^name: +(\S+)$", re.M)
 
 
@@ -112,10 +114,12 @@ class Identity:
 # What it is asked
 
 
-def version() -> str:
+def version(until: float = inf) -> str:
     """Such as 4.164.0. Raises Unusable when it is missing, cannot run or is too old."""
     path = program()
     with _looking:
+        if monotonic() > until:
+            raise TooLate(_("Not started: the look before it is too old by now."))
         # Not the time of its content, which npm sets to 1985 for all files of all versions.
         return _version(path, os.stat(path).st_ctime_ns)
 
@@ -130,7 +134,7 @@ def _version(path: str, changed: int) -> str:
     if said.exit_code != 0 or not found:
         raise Unusable(
             _("wrangler does not run: %s It needs Node 22.12 or newer on the PATH.")
-            % (shorten(said.stderr.strip(), 500) or _("exit code %s.") % said.exit_code)
+            % (shorten(redact(said.stderr.strip()), 500) or _("exit code %s.") % said.exit_code)
         )
     if (int(found[1]), int(found[2])) < OLDEST:
         raise Unusable(
@@ -165,7 +169,7 @@ def whoami(*, ran: Ran) -> Identity:
             bool(answer["loggedIn"]),
             answer.get("authType", ""),
             answer.get("email") or "",
-            [Account(each["id"], each["name"]) for each in answer.get("accounts", [])],
+            [Account(each["id"], each["name"] or "") for each in answer.get("accounts", [])],
         )
     except (ValueError, LookupError, TypeError) as error:
         raise trouble(said) from error
@@ -216,10 +220,8 @@ def delete(bucket: str, key: str, *, until: float, ran: Ran) -> Answer:
         raise Refused(reason, "Undeletable", answered=True)
     if not BUCKET.fullmatch(bucket):
         raise Unusable(_("R2 has no bucket of such a name: %r. Set R2_BUCKET_NAME.") % bucket)
-    if not conf().account_id:
-        # wrangler would ask for the accounts before each deletion, and take the only one.
-        raise Unusable(_("Whose bucket it is, is not known to wrangler. Set R2_ACCOUNT_ID."))
-    version()
+    require_account()
+    version(until)
     wait_for_turn(until)
     path = f"{bucket}/{quote(key, safe='/')}"
     said = ask("r2", "object", "delete", path, "--remote", *jurisdiction(), until=until, ran=ran)
@@ -233,6 +235,27 @@ def delete(bucket: str, key: str, *, until: float, ran: Ran) -> Answer:
             )
         )
     return DELETED
+
+
+def require_account() -> None:
+    """wrangler would ask for the accounts before each call, and take the only one."""
+    if not conf().account_id:
+        raise Unusable(_("Whose bucket it is, is not known to wrangler. Set R2_ACCOUNT_ID."))
+
+
+def read(bucket: str, key: str, *, until: float, ran: Ran) -> str | None:
+    """The text of an object, or None where it sees no such object, bucket or account. Raises
+    StoreError."""
+    require_account()
+    version(until)
+    path = f"{bucket}/{quote(key, safe='/')}"
+    where = (path, "--remote", "--pipe", *jurisdiction())
+    said = ask("r2", "object", "get", *where, until=until, ran=ran)
+    if said.exit_code == 0:
+        return said.stdout
+    if NOT_FOUND.search(said.stderr):
+        return None
+    raise trouble(said)
 
 
 _turn = threading.Lock()
@@ -309,7 +332,7 @@ def run(*arguments: str, until: float, ran: Ran) -> Said:
     argv, env = [program(), *arguments, f"--config={CONFIGURATION}"], environment()
     started = monotonic()
     try:
-        with TemporaryDirectory(prefix="wrangler-") as name:
+        with TemporaryDirectory(prefix="wrangler-", ignore_cleanup_errors=True) as name:
             folder = Path(name)
             (folder / CONFIGURATION).write_text("{}")
             exit_code = wait(argv, env, folder, min(until, started + LONGEST))

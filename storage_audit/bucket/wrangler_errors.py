@@ -16,6 +16,7 @@ from storage_audit.bucket.errors import (
     Unavailable,
     classify,
 )
+from storage_audit.redaction import redact
 
 # So long nothing is answered to who asked too much, in seconds: wrangler does not hand on what the
 # API says. https://developers.cloudflare.com/fundamentals/api/reference/limits/
@@ -46,9 +47,9 @@ class Unusable(Barred):
     """No call of wrangler will work until somebody changes something."""
 
     advice = gettext_lazy(
-        "Mend that, and look with `python manage.py r2_doctor`; or set CLEANUP_STRATEGY to batch,"
-        " which needs no wrangler. Then force-delete this operation, which tries again at once; by"
-        " itself it is tried daily."
+        "Mend that, and look with `python manage.py r2_doctor`; then force-delete this operation,"
+        " which tries again at once; by itself it is tried daily. Or ask for another cleanup with"
+        " the strategy batch, which needs no wrangler: this operation then sees that all is gone."
     )
 
 
@@ -66,7 +67,7 @@ def trouble(said: Said) -> StoreError:
     gist = " ".join((found[1] if found else said.stderr or said.stdout).split())
     text = _("wrangler failed with exit code %(code)s: %(gist)s") % {
         "code": said.exit_code,
-        "gist": shorten(gist, 800),
+        "gist": shorten(redact(gist), 800),
     }
     answer = STATUS.search(gist)
     status = int(answer[1]) if answer else 0

@@ -31,6 +31,24 @@ class Migration(migrations.Migration):
         ),
         migrations.AlterField(
             model_name="cleanupoperation",
+            name="trigger",
+            field=models.CharField(
+                choices=[
+                    ("deleted", "deletion"),
+                    ("forced", "force-deletion"),
+                    ("declared", "declared deleted"),
+                    ("vanished", "gone without a signal"),
+                    ("dry_run", "dry run"),
+                    ("verify", "verification"),
+                    ("late_check", "late check"),
+                    ("trial", "trial of a strategy"),
+                ],
+                max_length=12,
+                verbose_name="trigger",
+            ),
+        ),
+        migrations.AlterField(
+            model_name="cleanupoperation",
             name="strategy",
             field=models.CharField(
                 choices=[
@@ -90,7 +108,7 @@ class Migration(migrations.Migration):
                 (
                     "user",
                     models.ForeignKey(
-                        on_delete=django.db.models.deletion.CASCADE,
+                        on_delete=django.db.models.deletion.PROTECT,
                         to=settings.AUTH_USER_MODEL,
                         verbose_name="acts as",
                     ),

@@ -158,7 +158,7 @@ def refuse_without_consent(bucket: str) -> None:
 
 
 def what_remains(runs: list[Run]) -> str:
-    begun = [run.operation for run in runs if run.operation and not run.seconds]
+    begun = [run.operation for run in runs if run.operation and not run.over]
     if not begun:
         return "Nothing that was written is left."
     ids = ", ".join(str(operation.pk) for operation in begun)

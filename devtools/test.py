@@ -34,6 +34,7 @@ Arguments go to pytest, whose own help is `pytest --help`.
 examples:
   make test
   make test ARGS="-k lease"
+  make test ARGS="--database sqlite"
   make test ARGS="tests/test_cleanup.py -x -n 0"
   make test PYTHON=python3.13 VENV=.venv-3.13
 
@@ -47,26 +48,34 @@ Next: run what failed alone, as "Test" in CONTRIBUTING.md shows.
 
 
 def command_line() -> ArgumentParser:
-    return ArgumentParser(
+    parser = ArgumentParser(
         prog="make test",
-        usage='make test [ARGS="PYTEST_ARGUMENT ..."]',
+        usage='make test [ARGS="[--database DATABASE] PYTEST_ARGUMENT ..."]',
         description=__doc__,
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument(
+        "--database",
+        choices=["sqlite", "postgresql"],
+        help="run the tests on this one alone (default: on both, one after the other)",
+    )
+    return parser
 
 
-def main(pytest_arguments: list[str]) -> None:
+def main(database: str | None, pytest_arguments: list[str]) -> None:
     with stop_on_signals(), TemporaryDirectory() as folder:
         require_packages()
         sqlite = {"DATABASE_URL": f"sqlite:///{folder}/db.sqlite3"}
         for check in CHECKS:
             _run(check, check.split(), made_up_environment() | sqlite)
         pytest = ["pytest", *IN_PARALLEL, *pytest_arguments]
-        _run("pytest on SQLite", pytest, sqlite)
-        with postgres() as url:
-            _run("pytest on PostgreSQL", pytest, {"DATABASE_URL": url})
+        if database != "postgresql":
+            _run("pytest on SQLite", pytest, sqlite)
+        if database != "sqlite":
+            with postgres() as url:
+                _run("pytest on PostgreSQL", pytest, {"DATABASE_URL": url})
     print("\nEvery check passed.")
 
 
@@ -88,4 +97,5 @@ def _run(name: str, argv: list[str], environment: Mapping[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    main(command_line().parse_known_args()[1])
+    options, others = command_line().parse_known_args()
+    main(options.database, others)

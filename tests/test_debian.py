@@ -8,6 +8,9 @@ import pytest
 
 from devtools import debian
 
+# What it asks is no database.
+pytestmark = pytest.mark.only_on("sqlite")
+
 on_debian = pytest.mark.skipif(not shutil.which("dpkg-query"), reason="dpkg is Debian's")
 
 

@@ -15,6 +15,9 @@ from devtools.demo.browser import Browser, Refused
 from devtools.demo.report import differences, proof
 from devtools.processes import Child, StartError
 
+# It has a database of its own.
+pytestmark = pytest.mark.only_on("sqlite")
+
 ROOT = Path(__file__).resolve().parent.parent
 BEFORE = {"proj_1/a": (1, "a"), "proj_1/b": (2, "b"), "proj_10/a": (3, "c")}
 KEPT = {"proj_10/a": (3, "c")}

@@ -17,6 +17,9 @@ from devtools.processes import Child, StartError, free_port, stop_on_signals
 from devtools.seaweedfs import SOCKETS, SeaweedFS
 from devtools.store import Store
 
+# What it asks is no database.
+pytestmark = pytest.mark.only_on("sqlite")
+
 ROOT = Path(__file__).resolve().parent.parent
 BUCKET = "autoshorts-media"
 LISTEN, LOOPBACK = "0A", "0100007F"  # https://docs.kernel.org/networking/proc_net_tcp.html

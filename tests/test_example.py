@@ -22,6 +22,9 @@ from devtools.processes import Child, stop_on_signals
 from storage_audit.audit.installation import MARKER
 from storage_audit.conf import Conf
 
+# It has a database of its own.
+pytestmark = pytest.mark.only_on("sqlite")
+
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "tests" / "example"
 # What this process was given by its own settings, and a new terminal was not.

@@ -18,6 +18,9 @@ import devtools.install
 import devtools.screenshots
 import devtools.test
 
+# What it asks is no database.
+pytestmark = pytest.mark.only_on("sqlite")
+
 ROOT = Path(__file__).resolve().parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text()
 

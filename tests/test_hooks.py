@@ -3,7 +3,12 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from devtools.test import CHECKS
+
+# What it asks is no database.
+pytestmark = pytest.mark.only_on("sqlite")
 
 CONFIG = Path(__file__).resolve().parent.parent / ".pre-commit-config.yaml"
 

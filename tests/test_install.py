@@ -8,6 +8,9 @@ import pytest
 from devtools import install
 from devtools.install import InstallError
 
+# What it asks is no database.
+pytestmark = pytest.mark.only_on("sqlite")
+
 
 def test_a_folder_that_is_no_venv_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

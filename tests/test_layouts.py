@@ -21,6 +21,9 @@ from storage_audit.audit.layouts import (
 )
 from storage_audit.conf import Conf
 
+# What it asks is no database.
+pytestmark = pytest.mark.only_on("sqlite")
+
 Case = tuple[str, str, dict[str, str]]
 
 LAYOUTS = Layouts(

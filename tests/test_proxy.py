@@ -31,6 +31,9 @@ from devtools.seaweedfs import SeaweedFS
 from devtools.store import Store
 from tests.conftest import BUCKETS
 
+# What it asks is no database.
+pytestmark = pytest.mark.only_on("sqlite")
+
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 

@@ -34,7 +34,7 @@ class ApiToken(models.Model):
     than these."""
 
     name = models.CharField(_("name"), max_length=100, help_text=_("What the token is for."))
-    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, verbose_name=_("acts as"))
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.PROTECT, verbose_name=_("acts as"))
     digest = models.CharField(max_length=64, unique=True, editable=False)
     may_write = models.BooleanField(
         _("may write"), default=False, help_text=_("Without it, the token can only read.")

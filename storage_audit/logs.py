@@ -112,8 +112,8 @@ class ContextFilter(logging.Filter):
 
 
 class QueueFilter(logging.Filter):
-    """Adds the deletion to what the queue says of its task from outside of it, such as the traceback
-    of one that failed. The task's name is the deletion id."""
+    """Adds the deletion to what the queue says of its task from outside of it, such as the
+    traceback of one that failed. The task's name is the deletion id."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()

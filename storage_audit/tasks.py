@@ -21,6 +21,7 @@ from storage_audit.audit.counting import counted
 from storage_audit.audit.diagnostics.comparison import WORKER_ANSWERS_WITHIN
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, Diagnosis
+from storage_audit.querysets import impatient
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ def examine(context: str) -> Diagnosis:
     if not conf().sync:
         try:
             asked = (str(run), timezone.now())
-            with diagnostics.in_time():
+            with impatient():
                 async_task("storage_audit.tasks.diagnose", *asked, group="storage_audit")
         except Error as error:
             logger.warning("No worker could be asked for its diagnosis: %s", error)
@@ -141,7 +142,9 @@ def diagnose(run: str, asked_at: datetime) -> str:
     """
     late = timezone.now() - asked_at
     if late > WORKER_ANSWERS_WITHIN:
-        logger.warning("Too late to diagnose: asked %s ago, or this machine's clock is wrong.", late)
+        logger.warning(
+            "Too late to diagnose: asked %s ago, or this machine's clock is wrong.", late
+        )
         return "too late"
     return str(diagnostics.examine(Diagnosis.Context.WORKER, UUID(run)))
 

@@ -175,6 +175,16 @@ def test_each_event_is_printed_once_and_in_order_also_one_that_is_committed_late
     assert [line["step"] for line in of_type("event", printed(made)[0])][0] == "late"
 
 
+def test_what_changes_while_one_looks_is_said_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = request()
+    monkeypatch.setattr(time, "sleep", lambda seconds: end(made, "clean", attempts=2))
+    head, _, rest = run("deletion_log", str(made.pk), "--follow")[0].partition("\ntimeline:\n")
+    assert "attempts: 0" in head.splitlines() and "next attempt: " in head
+    _, _, changed = rest.partition("\nchanged since:\n")
+    assert changed.splitlines()[:2] == ["  next attempt: none", "  attempts: 2"]
+    assert "changed since" not in run("deletion_log", str(made.pk))[0]
+
+
 @contextmanager
 def following(operation: CleanupOperation) -> Iterator["subprocess.Popen[str]"]:
     environment = os.environ | {"DATABASE_URL": database_url()}

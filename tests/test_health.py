@@ -1,5 +1,6 @@
 """What the load balancer and the monitoring are told, from real databases and real servers."""
 
+import json
 import os
 import socket
 import subprocess
@@ -199,15 +200,16 @@ def site(database_url: str, log: Path) -> Iterator[str]:
     argv = [sys.executable, "-m", "gunicorn", "--config", "deploy/gunicorn.conf.py"]
     argv += ["--bind", f"127.0.0.1:{port}", "autoshorts.wsgi"]
     environment = os.environ | made_up_environment() | {"DATABASE_URL": database_url}
+    environment["BEHIND_PROXY"] = "true"
     with Child("gunicorn", argv, env=environment, log=log, cwd=ROOT) as web:
         web.wait_until(lambda: "Booting worker" in web.tail())
         yield f"http://127.0.0.1:{port}"
 
 
-def fetch(address: str) -> tuple[int, str]:
+def fetch(address: str, headers: dict[str, str] = HOST) -> tuple[int, str]:
     opener = build_opener(ProxyHandler({}))
     try:
-        with opener.open(Request(address, headers=HOST), timeout=20) as response:
+        with opener.open(Request(address, headers=headers), timeout=20) as response:
             return response.status, response.read().decode()
     except HTTPError as error:
         return error.code, error.read().decode()
@@ -235,6 +237,10 @@ def test_a_database_that_is_new_then_migrated_then_stopped(tmp_path: Path) -> No
                 assert (code, "The database does not answer" in told) == (503, True)
                 assert "postgres" not in told
             assert fetch(address + ALIVE)[0] == 200
+            program = {"X-Forwarded-Proto": "https", "Authorization": "Bearer sa_some"}
+            code, told = fetch(address + "/metrics", HOST | program)
+            problem = "urn:storage-audit:database-unavailable"
+            assert (code, json.loads(told)["type"]) == (503, problem)
 
 
 def test_a_database_that_is_silent_is_not_waited_for(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import re
 import sys
 from collections.abc import Iterator
 from io import StringIO
+from multiprocessing import Value
 from pathlib import Path
+from queue import Queue
 from socket import gethostname
 from typing import Any
 from uuid import UUID, uuid4
@@ -16,7 +18,11 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import transaction
 from django.test import Client
+from django_q.models import OrmQ
+from django_q.monitor import monitor
+from django_q.signing import SignedPackage
 from django_q.tasks import async_task
+from django_q.worker import worker
 from pytest_django import Settings
 
 from autoshorts.logs import JsonLines
@@ -25,6 +31,7 @@ from devtools.demo.browser import Browser
 from devtools.processes import Child, free_port
 from storage_audit import logs
 from storage_audit.audit import cleanup
+from storage_audit.audit.work import Work
 from storage_audit.bucket import r2
 from storage_audit.logs import LONGEST, Formatter, RequestIdMiddleware
 from storage_audit.models import CleanupOperation, OperationEvent, Project
@@ -386,6 +393,35 @@ def test_the_request_can_be_followed_into_the_worker(
     assert events == [event.message for event in made.events.all()]
 
 
+@pytest.mark.django_db(transaction=True)
+def test_an_error_that_nobody_foresaw_is_a_line_of_its_deletion(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = request()
+    OperationEvent.objects.filter(operation=made).update(data={"request_id": "asked"})
+    monkeypatch.setattr(Work, "begin", lambda operation: 1 / 0)
+    async_task("storage_audit.tasks.run_operation", str(made.pk), task_name=str(made.pk))
+    work_off_the_queue()
+    failed = [line for line in lines.all() if "ZeroDivisionError" in json.dumps(line)]
+    told = [line for line in failed if line["logger"] != "storage_audit.timeline"]
+    assert [line["logger"] for line in told] == ["storage_audit.audit.cleanup", "django-q"]
+    assert {line["deletion_id"] for line in told} == {str(made.pk)}
+    assert told[0]["request_id"] == "asked" and told[0]["task"]
+    assert "Traceback" in told[0]["exc_info"] and "Traceback" in told[1]["message"]
+
+
+def work_off_the_queue() -> None:
+    """As a cluster does, without its processes."""
+    tasks: Any = Queue()
+    results: Any = Queue()
+    package = SignedPackage.loads(OrmQ.objects.get().payload)
+    tasks.put(package)
+    tasks.put("STOP")
+    worker(tasks, results, Value("f", -1))
+    results.put("STOP")
+    monitor(results)
+
+
 def test_what_was_asked_for_in_no_request_has_no_request_id(bucket: Bucket, lines: Lines) -> None:
     bucket.upload("proj_1")
     made = cleanup.run(requested("proj_1").pk)
@@ -482,7 +518,12 @@ def test_each_line_of_web_and_worker_is_json_and_says_of_which_deletion(
     booted = [line for line in said if "Booting worker" in line["message"]]
     assert len(booted) == len({line["message"] for line in booted}) > 0
 
-    ours = [line for line in worked if line["deletion_id"] == str(made.pk)]
+    queues = [line for line in worked if line["logger"] == "django-q"]
+    ours = [
+        line
+        for line in worked
+        if line["deletion_id"] == str(made.pk) and line["logger"] != "django-q"
+    ]
     assert {line["request_id"] for line in ours} == {request_id}
     assert len({line["worker"] for line in ours}) == len({line["task"] for line in ours}) == 1
     events = [line["event"] for line in ours if line["logger"] == "storage_audit.timeline"]
@@ -493,8 +534,8 @@ def test_each_line_of_web_and_worker_is_json_and_says_of_which_deletion(
     ]
     # The queue's own lines come once, and name the deletion.
     for word in ("ready for work", " processing ", "Processed"):
-        assert len([line for line in worked if word in line["message"]]) == 1, word
-        assert word == "ready for work" or str(made.pk) in cluster.said.split(word)[-1]
+        [line] = [line for line in queues if word in line["message"]]
+        assert line["deletion_id"] == (None if word == "ready for work" else str(made.pk))
 
 
 def test_django_and_gunicorn_have_no_handlers_of_their_own() -> None:

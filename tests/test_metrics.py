@@ -4,16 +4,19 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from math import inf
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.db import connection
-from django.test import Client
+from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
+from django.urls import resolve
 from django.utils import timezone
 from django.utils.text import slugify
 from django_q.models import OrmQ, Schedule
@@ -21,7 +24,9 @@ from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics
 from pytest_django import Settings
 
+from storage_audit import querysets
 from storage_audit.audit import scan
+from storage_audit.metrics import metrics
 from storage_audit.models import ApiToken, CleanupItem, CleanupOperation, Finding, StoreCalls
 from tests.conftest import Bucket
 from tests.promises import again, delete
@@ -267,6 +272,46 @@ def test_a_session_opens_it_to_staff_who_may_look_and_nothing_can_be_sent(db: No
         assert client.get("/metrics").status_code == status
         assert client.head("/metrics").status_code == status
         assert client.post("/metrics").status_code == 405
+
+
+def test_a_head_has_no_body_but_its_length(db: None) -> None:
+    """Of what passes the view: the client of the tests drops bodies, as gunicorn does."""
+    for headers, status in ((bearer(reader()), 200), ({}, 401)):
+        request = RequestFactory().head("/metrics", headers=headers)
+        request.user, request.resolver_match = AnonymousUser(), resolve("/metrics")
+        answer = metrics(request)
+        assert (answer.status_code, answer.content) == (status, b"")
+        assert int(answer.headers["Content-Length"]) > 50
+
+
+@pytest.mark.django_db(transaction=True)
+def test_who_only_reads_is_served_while_nobody_can_write(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = bearer(reader())
+    monkeypatch.setattr(querysets, "PATIENCE", 200)
+    began = monotonic()
+    with nobody_can_write():
+        assert Client().get("/metrics", headers=headers).status_code == 200
+    assert monotonic() - began < 10
+    assert "could not be noted" in caplog.text
+    assert ApiToken.objects.get().last_used_at is None
+    assert Client().get("/metrics", headers=headers).status_code == 200
+    assert ApiToken.objects.get().last_used_at
+
+
+@contextmanager
+def nobody_can_write() -> Iterator[None]:
+    """Another connection holds a lock."""
+    other = connection.copy()
+    try:
+        with other.cursor() as cursor:
+            cursor.execute("BEGIN IMMEDIATE" if connection.vendor == "sqlite" else "BEGIN")
+            if connection.vendor == "postgresql":
+                cursor.execute("LOCK TABLE storage_audit_apitoken IN EXCLUSIVE MODE")
+            yield
+    finally:
+        other.close()
 
 
 def test_both_formats_can_be_read_and_have_no_fault_of_style(admin: Client) -> None:

@@ -9,6 +9,7 @@ from django.core.management.base import CommandError
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db.models import Model
 
+from storage_audit.audit.meaning import meaning
 from storage_audit.management.console import FAILED, INTERRUPTED, WRONG_USE, deletion_id
 from storage_audit.management.documented import DocumentedCommand
 from storage_audit.models import CleanupItem, CleanupOperation, OperationEvent
@@ -158,7 +159,7 @@ def text_lines(operation: CleanupOperation, follow: bool, items: bool) -> Iterat
     for line in operation_page.books(operation, operation.items.by_outcome()):
         yield f"  {line.label}: {amount(line.objects, line.size)}"
     yield f"\n{operation.get_status_display()}"
-    yield from map(visible, operation_page.meaning(operation))
+    yield from map(visible, meaning(operation))
 
 
 def facts(operation: CleanupOperation) -> dict[str, str]:

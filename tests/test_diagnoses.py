@@ -19,12 +19,13 @@ from pytest_django import Settings
 from storage_audit import tasks
 from storage_audit.audit import diagnostics
 from storage_audit.audit.diagnostics import Comparison, Status, comparison, examination, variables
+from storage_audit.audit.diagnostics.comparison import WORKER_ANSWERS_WITHIN
 from storage_audit.audit.diagnostics.results import Result
 from storage_audit.models import Diagnosis
 from tests.admin_client import page, person, superuser, text_of
 from tests.conftest import Bucket
 from tests.test_commands import run
-from tests.test_doctor import LATEST
+from tests.test_doctor import LATEST, held
 
 Context = Diagnosis.Context
 OK, WRONG = Status.OK, Status.WRONG
@@ -102,9 +103,9 @@ def test_what_is_wrong_comes_first_and_what_all_say_is_said_once() -> None:
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize(("age", "counts"), [(50, True), (70, False)])
-def test_the_latest_report_of_a_web_server_is_shown_and_counts_while_it_is_fresh(
-    age: int, counts: bool
+@pytest.mark.parametrize(("age", "told"), [(50, ["web server, 50 minutes ago"]), (70, [])])
+def test_the_latest_report_of_a_web_server_is_shown_and_decides_nothing(
+    age: int, told: list[str]
 ) -> None:
     now = timezone.now()
     report("web", uuid4(), colour("green"), at=now - timedelta(days=1))
@@ -114,8 +115,19 @@ def test_the_latest_report_of_a_web_server_is_shown_and_counts_while_it_is_fresh
     report("worker", run_id, colour("red"))
     compared = Comparison.of(asked)
     assert [each.context for each in compared.diagnoses] == ["shell", "worker", "web"]
-    assert compared.is_wrong == counts
+    assert [each for problem in compared.problems for each in problem.processes] == told
+    assert not compared.is_wrong
     assert compared.rows[0].differs
+
+
+@pytest.mark.django_db
+def test_the_earlier_report_of_a_silent_worker_shows_why_it_may_be_silent() -> None:
+    before, now = timezone.now() - timedelta(hours=2), timezone.now() - timedelta(minutes=1)
+    report("worker", uuid4(), colour("red", WRONG), at=before)
+    compared = Comparison.of(report("shell", uuid4(), colour("blue"), at=now))
+    assert [each.values for each in compared.differences] == [["blue", "red"]]
+    assert [each.processes for each in compared.problems] == [[]]
+    assert compared.is_silent and compared.is_wrong
 
 
 @pytest.mark.django_db
@@ -159,7 +171,17 @@ def test_a_variable_says_where_it_comes_from(folder: Path, monkeypatch: pytest.M
     assert f"{folder}/.env sets what this process does not have: CLOUDFLARE_AC" in result.summary
 
 
-@pytest.mark.parametrize("name", ["CLOUDFLARE_API_TOKEN", "R2_SECRET_ACCESS_KEY", "DATABASE_URL"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CLOUDFLARE_API_TOKEN",
+        "R2_SECRET_ACCESS_KEY",
+        "DATABASE_URL",
+        "R2_PASS",
+        "CF_AUTH",
+        "AWS_CREDENTIALS",
+    ],
+)
 def test_of_a_secret_only_so_much_is_shown_that_two_can_be_compared(
     folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -173,8 +195,11 @@ def test_of_a_secret_only_so_much_is_shown_that_two_can_be_compared(
     assert shown[0] == shown[2] != shown[1]
 
 
-def test_a_proxy_keeps_its_password(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", "http://ben:hidden@proxy:3128")
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_a_proxy_keeps_its_password(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", f"{scheme}ben:hidden@proxy:3128")
     kept = str(variables.variables().stored("environment"))
     assert "@proxy:3128" in kept
     assert "hidden" not in kept
@@ -200,12 +225,23 @@ def test_the_button_examines_here_and_asks_a_worker(client: Client) -> None:
     shown = text_of(client.get(answer.headers["Location"]))
     assert "The queue worker has been asked too." in shown
     assert '<meta http-equiv="refresh" content="3">' in shown
-    assert tasks.diagnose(str(made.run))
+    assert tasks.diagnose(*OrmQ.objects.get().task["args"])
     shown = text_of(client.get(answer.headers["Location"]))
     assert "http-equiv" not in shown
     assert "Nothing is wrong." in shown
     assert "Nowhere: what they see and may do is the same." in shown
     assert DIFFERS not in shown
+
+
+def test_a_worker_that_comes_too_late_goes_on_to_its_deletions(
+    bucket: Bucket, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks.examine(Diagnosis.Context.SHELL)
+    run, asked_at = OrmQ.objects.get().task["args"]
+    late = asked_at - WORKER_ANSWERS_WITHIN
+    assert tasks.diagnose(run, late) == "too late"
+    assert "Too late to diagnose: asked 0:00:3" in caplog.text
+    assert Diagnosis.objects.get().context == Diagnosis.Context.SHELL
 
 
 def test_who_may_only_examine_is_told_that_it_is_done(bucket: Bucket) -> None:
@@ -252,6 +288,16 @@ def test_a_database_that_lacks_migrations_is_told_at_once(client: Client) -> Non
     finally:
         recorder.record_applied("storage_audit", LATEST)
     assert "The database lacks migrations" in text_of(answer)
+
+
+def test_a_report_that_the_database_does_not_take_is_told_at_once(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with held(monkeypatch, "storage_audit_diagnosis"):
+        answer = client.post(page("diagnosis", "add"))
+    shown = text_of(client.get(answer.headers["Location"]))
+    assert "end the transaction that another process keeps open" in shown
+    assert ("this report is not kept" in shown) == (connection.vendor == "postgresql")
 
 
 def test_the_shell_shows_a_table_the_worst_and_the_differences(

@@ -1,6 +1,7 @@
 """The doctor tells broken set-ups apart, and says what to do about each."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,9 +32,12 @@ from devtools.faults.matching import (
 )
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, Rule
 from devtools.seaweedfs import SeaweedFS
+from storage_audit import querysets
 from storage_audit.audit import diagnostics, installation
 from storage_audit.audit.diagnostics import (
     Status,
+    canary,
+    cloudflare,
     comparison,
     database,
     examination,
@@ -43,6 +47,7 @@ from storage_audit.audit.diagnostics import (
 )
 from storage_audit.audit.diagnostics.results import Result
 from storage_audit.audit.layouts import OWN_PREFIX
+from storage_audit.bucket import wrangler
 from storage_audit.conf import conf
 from storage_audit.models import Diagnosis
 from tests.conftest import Bucket
@@ -80,6 +85,10 @@ def is_change(request: Request) -> bool:
     return request.method in ("PUT", "POST", "DELETE")
 
 
+def is_head(request: Request) -> bool:
+    return request.method == "HEAD"
+
+
 def of_canary(matches: Matches) -> Matches:
     return lambda request: matches(request) and "doctor-" in f"{request.path}{request.query}"
 
@@ -96,6 +105,29 @@ def store_with_a_clock(request: Request, forward: Forward) -> Reply:
 
 
 real_now = timezone.now
+
+
+@contextmanager
+def held(monkeypatch: pytest.MonkeyPatch, table: str) -> Iterator[None]:
+    """Somebody else has the table for himself; on SQLite there is one lock for all."""
+    monkeypatch.setattr(querysets, "PATIENCE", 200)
+    other = connection.copy()
+    try:
+        with other.cursor() as cursor:
+            of_table = f"BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"
+            cursor.execute(of_table if other.vendor == "postgresql" else "BEGIN IMMEDIATE")
+            yield
+            cursor.execute("ROLLBACK")
+    finally:
+        other.close()
+
+
+def program(folder: Path, script: str) -> str:
+    """One that stands for wrangler."""
+    path = folder / "wrangler"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
 
 
 @contextmanager
@@ -195,13 +227,34 @@ def test_no_wrangler(bucket: Bucket, settings: Settings, needed: bool) -> None:
 
 
 def test_old_wrangler(bucket: Bucket, settings: Settings, tmp_path: Path) -> None:
-    program = tmp_path / "wrangler"
-    program.write_text("#!/bin/sh\necho ' ⛅️ wrangler 3.114.0'\n")
-    program.chmod(0o755)
-    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"WRANGLER": str(program)}
+    path = program(tmp_path, "echo ' ⛅️ wrangler 3.114.0'")
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"WRANGLER": path}
     wrong = with_status(examined())
     assert wrong.keys() == {"wrangler"}
-    assert f"wrangler is too old: {program} is 3.114.0" in wrong["wrangler"]
+    assert f"wrangler is too old: {path} is 3.114.0" in wrong["wrangler"]
+
+
+@pytest.mark.parametrize(("answers", "probe"), [("nothing", "wrangler"), ("--version", "login")])
+def test_a_wrangler_that_hangs_is_ended(
+    bucket: Bucket,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answers: str,
+    probe: str,
+) -> None:
+    assert 2 * wrangler.LOOK < examination.PATIENCE
+    monkeypatch.setattr(wrangler, "LOOK", 0.5)
+    script = (
+        f'[ "$1" = {answers} ] && echo 4.164.0 && exit; echo $$ > {tmp_path}/pid; exec sleep 333'
+    )
+    path = program(tmp_path, script)
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"WRANGLER": path}
+    told = examined()
+    assert with_status(told) == {probe: "wrangler does not come to an end, and was killed."}
+    assert "wrangler whoami" in told[probe]["advice"]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 def test_dead_worker(bucket: Bucket) -> None:
@@ -262,6 +315,8 @@ REFUSALS: dict[str, tuple[Matches, Reply | Rule, str, str]] = {
     "no R2": (is_listing, Reply(403, error("NotEntitled")), "access", "R2 is not switched on"),
     "a sign-in page": (is_listing, HTML, "access", "The store gave no proper answer"),
     "no S3": (is_listing, Reply(200), "access", "What answers is not an S3 store"),
+    "a website": (is_listing, Reply(404), "access", "What answers is not an S3 store"),
+    "no HeadBucket": (is_head, Reply(403), "access", "and HeadBucket is refused"),
     "an outage": (is_listing, Reply(503, error("ServiceUnavailable")), "access", "proper answer"),
     "a lock": (
         is_delete_single,
@@ -296,6 +351,54 @@ def test_no_canary_is_left_when_something_fails(store: FaultyStore, bucket: Buck
     store.rules.append(on(of_canary(is_read), Reply(500, error("InternalError"))))
     assert "canary" in with_status(examined())
     assert own_objects(bucket) == {installation.MARKER}
+
+
+def test_what_two_objects_leave_is_named_and_one_does_not_keep_the_other(
+    store: FaultyStore, bucket: Bucket
+) -> None:
+    store.rules.append(on(lambda request: is_deletion_of(request, "-b"), REFUSED))
+    warning = with_status(examined(), Status.WARNING)["traits"]
+    (left,) = own_objects(bucket) - {installation.MARKER}
+    assert left.endswith("-b")
+    assert f"Left behind, delete it by hand: {left}." in warning
+
+
+def test_of_two_spellings_one_does_not_keep_the_other(store: FaultyStore, bucket: Bucket) -> None:
+    store.rules.append(on(lambda request: is_deletion_of(request, "\u00e9"), REFUSED))
+    assert "traits" in with_status(examined())
+    (left,) = own_objects(bucket) - {installation.MARKER}
+    assert left.endswith("\u00e9")
+
+
+def is_deletion_of(request: Request, end: str) -> bool:
+    return is_plain(request, "DELETE") and request.path.endswith(end)
+
+
+def test_what_ended_examinations_left_is_deleted_an_hour_later(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("doctor-{}", "doctor-{}-b", "doctor-{}/b", "probe-{}-\u00e9", "probe-{}-e\u0301")
+    left = {OWN_PREFIX + name.format(uuid4()) for name in names}
+    foreign = {f"{OWN_PREFIX}doctor-who", f"{OWN_PREFIX}doctor-{uuid4()}-notes", "doctor-"}
+    bucket.put(*left, *foreign)
+    assert canary.canary().status == Status.OK
+    assert bucket.keys() == left | foreign
+    monkeypatch.setattr(canary, "OLD", -timedelta(minutes=1))
+    assert canary.canary().status == Status.OK
+    assert bucket.keys() == foreign
+
+
+def test_a_broken_answer_is_no_wrong_order(store: FaultyStore, bucket: Bucket) -> None:
+    store.rules.append(on(of_canary(is_listing), HTML))
+    summary = canary.traits().summary
+    assert summary.startswith("The store gave no proper answer. It may be that .storage_audit/doc")
+
+
+def test_a_name_that_no_bucket_has(bucket: Bucket, settings: Settings) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"BUCKET": "tests/media"}
+    told = examined()
+    assert with_status(told) == {"network": "R2 has no bucket of such a name."}
+    assert "R2_BUCKET_NAME" in told["network"]["advice"]
 
 
 @pytest.mark.parametrize("code", ["NoSuchBucket", "AccessDenied"])
@@ -335,6 +438,7 @@ def test_ways_that_lead_to_no_store(bucket: Bucket, settings: Settings) -> None:
         told = examined()
         assert with_status(told).keys() == {"network"}
         assert text in told["network"]["summary"]
+        assert "R2_ENDPOINT_URL" in told["network"]["advice"]
         assert "access" in with_status(told, Status.NOT_CHECKED)
 
 
@@ -351,7 +455,8 @@ def test_a_store_in_another_order(
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"ACCESS_KEY_ID": '"quoted"'}, "ACCESS_KEY_ID has quotes"),
+        ({"ACCESS_KEY_ID": '"quoted"'}, "R2_ACCESS_KEY_ID has quotes"),
+        ({"BUCKET": "'tests'"}, "R2_BUCKET_NAME has quotes"),
         ({"ACCESS_KEY_ID": "s" * 64, "SECRET_ACCESS_KEY": "k" * 32}, "are swapped"),
         ({"ENDPOINT_URL": f"http://{'a' * 32}.r2.cloudflarestorage.com/media"}, "has a path"),
         ({"ACCOUNT_ID": "b" * 32}, "of another account than CLOUDFLARE_ACCOUNT_ID"),
@@ -396,6 +501,25 @@ def test_no_probe_begins_when_there_is_no_time_left(
     assert {each["status"] for each in told.values()} == {Status.NOT_CHECKED}
 
 
+def test_a_probe_that_has_not_its_whole_time_does_not_begin(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it would say of a wait that others cut short would be wrong."""
+
+    def hangs() -> Result:
+        time.sleep(1)
+        raise AssertionError
+
+    names = ("database", "second")
+    probes = tuple(examination.Probe(name, hangs, leaves=f"See {name}.") for name in names)
+    monkeypatch.setattr(examination, "PROBES", probes)
+    monkeypatch.setattr(examination, "PATIENCE", 0.2)
+    monkeypatch.setattr(examination, "ALTOGETHER", 0.3)
+    told = examined()
+    assert with_status(told) == {"database": "No answer within 0 seconds. See database."}
+    assert with_status(told, Status.NOT_CHECKED).keys() == {"second"}
+
+
 def test_a_probe_that_fails_stops_no_other(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: object) -> None:
         raise RuntimeError(f"unexpected {conf().secret_access_key}")
@@ -418,14 +542,13 @@ def test_a_login_that_only_this_user_has(
     bucket: Bucket, settings: Settings, tmp_path: Path
 ) -> None:
     """Of a program that stands for a wrangler after `wrangler login`."""
-    program = tmp_path / "wrangler"
-    program.write_text(
-        '#!/bin/sh\ncase "$1" in\n--version) echo 4.164.0 ;;\n'
+    path = program(
+        tmp_path,
+        'case "$1" in\n--version) echo 4.164.0 ;;\n'
         'whoami) echo \'{"loggedIn": true, "authType": "OAuth Token", "accounts": []}\' ;;\n'
-        'r2) echo "Listing buckets..."; echo "name:   tests" ;;\nesac\n'
+        'r2) echo "Listing buckets..."; echo "name:   tests" ;;\nesac',
     )
-    program.chmod(0o755)
-    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"WRANGLER": str(program)}
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"WRANGLER": path}
     told = examined()
     assert with_status(told) == {}
     warning = with_status(told, Status.WARNING)["login"]
@@ -438,21 +561,40 @@ def test_s3_and_the_api_look_into_different_buckets(
 ) -> None:
     without = changed(lambda xml: with_contents(xml, []))
     store.rules.append(on(is_listing_under(installation.MARKER), without))
-    assert "do not look into the same bucket" in with_status(examined())["API"]
+    wrong = with_status(examined())
+    assert wrong.keys() == {"marker", "same bucket"}
+    assert "do not look into the same bucket" in wrong["same bucket"]
 
 
-def test_code_that_is_newer_than_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "LOADED_AT", timezone.now() - timedelta(days=10_000))
+def test_the_api_is_not_blamed_for_s3(
+    store: FaultyStore, bucket: Bucket, cloudflare_api: CloudflareApi
+) -> None:
+    assert cloudflare.api().status == Status.OK
+    assert not store.seen
+
+
+def test_code_that_is_newer_than_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when it was unpacked with times of another day."""
+    module = tmp_path / "models.py"
+    module.write_text("old")
+    monkeypatch.setattr(versions, "CODE", tmp_path)
+    monkeypatch.setattr(versions, "LOADED", loaded := versions.code()[0])
+    assert versions.versions().status == Status.OK
+    before = module.stat()
+    module.write_text("new")
+    os.utime(module, ns=(before.st_atime_ns, before.st_mtime_ns))
     result = versions.versions()
     assert result.status == Status.WARNING
     assert result.advice.startswith("Restart it")
+    assert result.facts["code"] == loaded
 
 
 @pytest.mark.parametrize(
     ("limit", "value", "text"),
     [
         ("SCARCE_MEMORY", 2**60, "memory"),
-        ("SCARCE_DISK", 2**60, "disk space for temporary files"),
         ("MOST_OPEN", 0.0, "open files and connections"),
     ],
 )
@@ -463,6 +605,14 @@ def test_what_is_nearly_used_up(
     monkeypatch.setattr(machine, limit, value)
     result = machine.resources()
     assert (result.status, result.summary) == (Status.WARNING, f"Nearly used up: {text}.")
+
+
+@pytest.mark.only_on("sqlite")
+def test_disks_that_are_nearly_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "SCARCE_DISK", 2**60)
+    summary = machine.resources().summary
+    for what in ("temporary files", "the application", "the database"):
+        assert f"disk space for {what}" in summary
 
 
 @pytest.mark.only_on("postgresql")
@@ -491,6 +641,29 @@ def test_migrations_that_were_not_applied(bucket: Bucket) -> None:
     assert problem["probe"] == "database"
     assert problem["summary"] == f"The database lacks migrations: storage_audit.{LATEST}."
     assert problem["advice"] == "Run: manage.py migrate"
+    assert not Diagnosis.objects.exists()
+
+
+@pytest.mark.parametrize("table", ["django_q_ormq", "storage_audit_diagnosis"])
+def test_a_database_that_keeps_us_waiting_keeps_the_doctor_from_nothing(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    """On SQLite the probe of the database meets the lock, elsewhere who needs the table does."""
+    monkeypatch.setattr(comparison, "WORKER_ANSWERS_WITHIN", timedelta(seconds=60))
+    began = time.monotonic()
+    with held(monkeypatch, table):
+        facts, code = run_json("r2_doctor")
+    assert time.monotonic() - began < 20
+    assert (code, facts["wrong"]) == (1, True)
+    wrong = {each["probe"]: each for each in facts["problems"] if each["status"] == "wrong"}
+    where = "database" if connection.vendor == "sqlite" else "report"
+    assert "pg_stat_activity" in wrong[where]["advice"]
+    also = {"queue", "worker"} if where == "report" and table == "django_q_ormq" else set()
+    assert wrong.keys() == {where, *also}
+    for name in also:
+        assert wrong[name]["summary"].startswith("The database does not answer: ")
+    (report,) = facts["reports"]
+    assert {each["name"]: each["status"] for each in report["probes"]}["canary"] == "ok"
     assert not Diagnosis.objects.exists()
 
 

@@ -3,10 +3,14 @@
 They lie beside the marker, where no layout can have a key, and have names that nobody else uses.
 """
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
 from uuid import uuid4
 
+from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -15,11 +19,18 @@ from storage_audit.audit.diagnostics.causes import Cause, cause_of
 from storage_audit.audit.diagnostics.results import Facts, Result, Status
 from storage_audit.audit.layouts import OWN_PREFIX
 from storage_audit.bucket import r2, uploads
-from storage_audit.bucket.errors import Broken, StoreError
-from storage_audit.bucket.listing import pages
+from storage_audit.bucket.errors import StoreError
+from storage_audit.bucket.listing import OutOfOrder, pages
 from storage_audit.conf import conf
 
 BODY = b"Written by r2_doctor to see whether it can be read, listed and deleted. It may go.\n"
+# Ours, by the names that are made here and in installation.probe. Of those that are older nobody
+# is at work any more.
+OURS = re.compile(
+    re.escape(OWN_PREFIX) + r"(doctor|probe)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    "(-b|/b|-\u00e9|-e\u0301)?"
+)
+OLD = timedelta(hours=1)
 READ_ONLY = Cause(
     gettext_lazy("The access key may read the bucket, and may not write to it."),
     gettext_lazy(
@@ -63,6 +74,7 @@ def canary() -> Result:
         "read": lambda: read_again(bucket, key),
         "delete": lambda: r2.delete_single(bucket, key),
         "see gone": lambda: see(bucket, key, there=False),
+        "clear away": lambda: delete_old(bucket),
     }
     for step, take in steps.items():
         try:
@@ -93,6 +105,15 @@ def read_again(bucket: str, key: str) -> None:
         raise Contradiction("The object that was read is not the one that was written.")
 
 
+def delete_old(bucket: str) -> None:
+    """What examinations left behind that were ended, or could not delete it."""
+    before = timezone.now() - OLD
+    for page in pages(bucket, OWN_PREFIX):
+        for found in page:
+            if OURS.fullmatch(found.key) and found.last_modified < before:
+                r2.delete_single(bucket, found.key)
+
+
 def listed(bucket: str, prefix: str) -> list[str]:
     return [each.key for page in pages(bucket, prefix) for each in page]
 
@@ -111,14 +132,30 @@ def left_behind(bucket: str, *keys: str) -> str:
 
 def traits() -> Result:
     """What stores differ in, and cleanups rely on."""
-    bucket = conf().bucket
+    bucket, start = conf().bucket, own_key()
+    # A store that is a tree of folders lists `a/b` before `a-b`.
+    keys = [f"{start}-b", f"{start}/b"]
     try:
-        folds = installation.probe(bucket).folds_unicode
-        in_order = lists_in_order(bucket)
-        lists_uploads = uploads.unfinished(bucket, OWN_PREFIX) is not None
-        claimed = (installation.read_marker(bucket) or {}).get("folds_unicode", folds)
+        result = traits_by(bucket, start, keys)
     except StoreError as error:
-        return cause_of(error).result(error)
+        result = cause_of(error).result(error)
+    return telling(result, left_behind(bucket, *keys))
+
+
+def telling(result: Result, left: str) -> Result:
+    if not left:
+        return result
+    status = Status.WARNING if result.status == Status.OK else result.status
+    advice = result.advice or _("Look again in an hour: then the canary deletes it.")
+    return replace(result, status=status, summary=f"{result.summary} {left}", advice=advice)
+
+
+def traits_by(bucket: str, start: str, keys: list[str]) -> Result:
+    """Raises StoreError."""
+    folds = installation.probe(bucket).folds_unicode
+    in_order = lists_in_order(bucket, start, keys)
+    lists_uploads = uploads.unfinished(bucket, OWN_PREFIX) is not None
+    claimed = (installation.read_marker(bucket) or {}).get("folds_unicode", folds)
     facts: Facts = {
         "listings": _("in order of bytes") if in_order else _("in another order"),
         "spellings of a key": _("one object") if folds else _("different objects"),
@@ -141,19 +178,13 @@ def traits() -> Result:
     return Result(Status.OK, _("All that cleanups rely on."), facts=facts)
 
 
-def lists_in_order(bucket: str) -> bool:
-    """A store that is a tree of folders lists `a/b` before `a-b`."""
-    start = own_key()
-    keys = [f"{start}-b", f"{start}/b"]
+def lists_in_order(bucket: str, start: str, keys: list[str]) -> bool:
+    for key in keys:
+        r2.write(bucket, key, BODY)
     try:
-        for key in keys:
-            r2.write(bucket, key, BODY)
         return listed(bucket, start) == keys
-    except Broken:
+    except OutOfOrder:
         return False
-    finally:
-        for key in keys:
-            r2.delete_single(bucket, key)
 
 
 def marker() -> Result:

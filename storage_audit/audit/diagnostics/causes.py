@@ -78,11 +78,19 @@ BY_CODE = {
     "SSLError": Cause(
         gettext_lazy("No secure connection to the store comes about (TLS)."),
         gettext_lazy(
-            "Is R2_ACCOUNT_ID right? R2 has a certificate for each account and breaks off for one"
-            " that it does not know; a new account has to wait for half an hour. Otherwise look at"
-            " the error: a certificate that is not trusted is that of a proxy in between, or of a"
-            " store whose authority AWS_CA_BUNDLE has to name; one that is out of date may also"
-            " be the fault of this machine's clock."
+            "Is R2_ENDPOINT_URL right, where it is set? A store without TLS has an address that"
+            " begins with http://. Is R2_ACCOUNT_ID right? R2 has a certificate for each account"
+            " and breaks off for one that it does not know; a new account has to wait for half an"
+            " hour. Otherwise look at the error: a certificate that is not trusted is that of a"
+            " proxy in between, or of a store whose authority AWS_CA_BUNDLE has to name; one that"
+            " is out of date may also be the fault of this machine's clock."
+        ),
+    ),
+    "ParamValidationError": Cause(
+        gettext_lazy("R2 has no bucket of such a name."),
+        gettext_lazy(
+            "Correct R2_BUCKET_NAME: the name alone, as the dashboard, R2, shows it, without a path"
+            " and without s3://."
         ),
     ),
     "NoSuchBucket": Cause(
@@ -97,9 +105,10 @@ BY_CODE = {
 UNREACHABLE = Cause(
     gettext_lazy("The store gave no proper answer."),
     gettext_lazy(
-        "Look again in some minutes, and at https://www.cloudflarestatus.com. If it stays so and"
-        " other machines reach the store, look for a firewall before this one, or a proxy or a"
-        " sign-in page that answers in the store's place."
+        "Is R2_ENDPOINT_URL right, where it is set: the host, the port, and whether a store runs"
+        " there? Look again in some minutes, and at https://www.cloudflarestatus.com. If it stays"
+        " so and other machines reach the store, look for a firewall before this one, or a proxy or"
+        " a sign-in page that answers in the store's place."
     ),
 )
 STRANGE = Cause(
@@ -107,6 +116,13 @@ STRANGE = Cause(
     gettext_lazy(
         "Open R2_ENDPOINT_URL in a browser of this network: a proxy or a sign-in page answers in"
         " the store's place, or the address is not that of the S3 API."
+    ),
+)
+HEAD_ONLY = Cause(
+    gettext_lazy("The access key lists the bucket, and HeadBucket is refused."),
+    gettext_lazy(
+        "Let its token, or the policy of a store of your own, allow HeadBucket too: with it the"
+        " bucket's place and the store's clock are looked at."
     ),
 )
 OTHER = Cause(
@@ -120,7 +136,9 @@ def cause_of(error: StoreError) -> Cause:
         return BY_CODE[error.code]
     if isinstance(error, Unavailable):
         return UNREACHABLE
-    return STRANGE if isinstance(error, Broken) or not error.code else OTHER
+    # Without an error of S3 in the answer, its status stands for the code.
+    is_s3 = error.code and not error.code.isdecimal()
+    return OTHER if is_s3 and not isinstance(error, Broken) else STRANGE
 
 
 def refusal_of_bucket(bucket: str, error: StoreError) -> Result:

@@ -16,7 +16,8 @@ Context = Diagnosis.Context
 Stored = dict[str, Any]
 
 WORKER_ANSWERS_WITHIN = timedelta(seconds=30)
-# An older report of a process that is not asked itself is shown, and no longer counts.
+# What is wrong by a report of another run may be mended: it decides nothing. It is told for so
+# long, with its age.
 FRESH = timedelta(hours=1)
 ABSENT = "–"
 SEVERITY = {status.value: place for place, status in enumerate(Status)}
@@ -64,7 +65,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """`diagnoses` are those of the run, and of each process that it does not ask, the latest."""
+    """`diagnoses` are those of the run, and of each process that has not answered, the latest."""
 
     asked: Diagnosis
     diagnoses: list[Diagnosis]
@@ -75,7 +76,7 @@ class Comparison:
         if not asked.pk:
             return cls(asked, [asked])
         run = list(Diagnosis.objects.filter(run=asked.run).order_by("pk"))
-        missing = {Context.SHELL, Context.WEB} - {each.context for each in run}
+        missing = set(Context) - {each.context for each in run}
         earlier = Diagnosis.objects.filter(at__lt=asked.at).order_by("-at")
         others = (earlier.filter(context=context).first() for context in sorted(missing))
         return cls(asked, run + [each for each in others if each])
@@ -83,8 +84,15 @@ class Comparison:
     def is_of_run(self, diagnosis: Diagnosis) -> bool:
         return diagnosis.run == self.asked.run
 
-    def counts(self, diagnosis: Diagnosis) -> bool:
+    def is_told(self, diagnosis: Diagnosis) -> bool:
         return self.is_of_run(diagnosis) or self.asked.at - diagnosis.at <= FRESH
+
+    def process(self, diagnosis: Diagnosis) -> str:
+        name = diagnosis.get_context_display()
+        if self.is_of_run(diagnosis):
+            return name
+        minutes = (self.asked.at - diagnosis.at) // timedelta(minutes=1)
+        return _("%(process)s, %(minutes)d minutes ago") % {"process": name, "minutes": minutes}
 
     @property
     def awaits_worker(self) -> bool:
@@ -101,7 +109,15 @@ class Comparison:
 
     @property
     def is_wrong(self) -> bool:
-        return any(problem.status == Status.WRONG for problem in self.problems)
+        """By the reports of this run alone."""
+        of_run = filter(self.is_of_run, self.diagnoses)
+        results = (result for each in of_run for result in each.probes)
+        return self.is_in_vain or any(result["status"] == Status.WRONG for result in results)
+
+    @property
+    def is_in_vain(self) -> bool:
+        """Whether no worker answered in time."""
+        return self.is_silent and not self.awaits_worker
 
     @property
     def rows(self) -> list[Row]:
@@ -132,11 +148,11 @@ class Comparison:
         found: dict[tuple[str, str, str], Problem] = {}
         for row in self.rows:
             for diagnosis, result in zip(self.diagnoses, row.results, strict=True):
-                if result and is_problem(result) and self.counts(diagnosis):
+                if result and is_problem(result) and self.is_told(diagnosis):
                     key = (row.probe, result["status"], result["summary"])
                     problem = found.setdefault(key, problem_of(result))
-                    problem.processes.append(diagnosis.get_context_display())
-        silence = [silent_worker()] if self.is_silent and not self.awaits_worker else []
+                    problem.processes.append(self.process(diagnosis))
+        silence = [silent_worker()] if self.is_in_vain else []
         return silence + sorted(found.values(), key=lambda each: SEVERITY[each.status])
 
 

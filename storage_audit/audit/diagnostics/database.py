@@ -1,7 +1,5 @@
 """The database: reached, migrated, and with room for one more connection."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from time import monotonic
 
 from django.conf import settings
@@ -13,35 +11,15 @@ from storage_audit.audit.diagnostics.results import BLOCKED, Facts, Result, Stat
 from storage_audit.querysets import impatient
 
 MOST_CONNECTIONS = 0.8  # of those that the server allows
-WAIT = 5000  # milliseconds, as those of `impatient`
-
-
-@contextmanager
-def in_time() -> Iterator[None]:
-    """As `impatient`, and on SQLite too: there it is seen whether anybody can write."""
-    with waiting_less_on_sqlite(), impatient():
-        yield
-
-
-@contextmanager
-def waiting_less_on_sqlite() -> Iterator[None]:
-    if connection.vendor != "sqlite":
-        yield
-        return
-    with connection.cursor() as cursor:
-        (before,) = cursor.execute("PRAGMA busy_timeout").fetchone()
-        cursor.execute(f"PRAGMA busy_timeout = {WAIT}")
-        try:
-            yield
-        finally:
-            cursor.execute(f"PRAGMA busy_timeout = {before}")
 
 
 def database() -> Result:
+    """On SQLite, whose transactions begin with the only lock there is, whether it can be written
+    to as well."""
     facts = whereabouts()
     began = monotonic()
     try:
-        with in_time():
+        with impatient():
             with connection.cursor() as cursor:
                 cursor.execute("SELECT 1")
             took = f"{(monotonic() - began) * 1000:.0f} ms"

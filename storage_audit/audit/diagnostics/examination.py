@@ -25,6 +25,7 @@ from storage_audit.audit.diagnostics import (
 )
 from storage_audit.audit.diagnostics.results import BLOCKED, WAITS, Result, Status, bounded
 from storage_audit.models import Diagnosis
+from storage_audit.querysets import impatient
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def examine(context: str, run: UUID, unasked: str = "") -> Diagnosis:
 def keep(diagnosis: Diagnosis) -> str:
     """Why it could not be, or nothing."""
     try:
-        with database.in_time():
+        with impatient():
             diagnosis.save()
             Diagnosis.objects.prune(KEPT_RUNS)
     except Error as error:

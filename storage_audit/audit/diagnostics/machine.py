@@ -10,11 +10,12 @@ import tempfile
 import threading
 from pathlib import Path
 
+from django.db import connection
 from django.template.defaultfilters import filesizeformat
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.diagnostics.results import Facts, Result, Status
-from storage_audit.audit.diagnostics.versions import LOADED_AT
+from storage_audit.audit.diagnostics.versions import CODE, LOADED_AT
 
 SCARCE_MEMORY, SCARCE_DISK = 128 << 20, 512 << 20  # bytes
 MOST_OPEN = 0.8  # of what is allowed
@@ -54,10 +55,11 @@ def user() -> str:
 def resources() -> Result:
     """What the machine and the process have left. What cannot be seen here is left out."""
     allowed, _most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    memory, disk, files = free_memory(), shutil.disk_usage(tempfile.gettempdir()), open_files()
+    memory, disks, files = free_memory(), free_disks(), open_files()
     facts: Facts = {"processors": processors(), "open files allowed": allowed}
-    readings: Facts = {"disk free": filesizeformat(disk.free), "open files": files}
-    scarce = [] if disk.free > SCARCE_DISK else [_("disk space for temporary files")]
+    readings: Facts = {name: filesizeformat(free) for name, free in disks.items()}
+    readings["open files"] = files
+    scarce = [name for name, free in disks.items() if free <= SCARCE_DISK]
     if memory is not None:
         readings["memory free"] = filesizeformat(memory)
         scarce += [] if memory > SCARCE_MEMORY else [_("memory")]
@@ -73,6 +75,18 @@ def resources() -> Result:
 def processors() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_disks() -> dict[str, int]:
+    """In bytes, of the disks that the process writes to, or stands on."""
+    places = {
+        _("disk space for temporary files"): Path(tempfile.gettempdir()),
+        _("disk space for the application"): CODE,
+    }
+    if connection.vendor == "sqlite":
+        file = Path(str(connection.settings_dict["NAME"]))
+        places[_("disk space for the database")] = file.parent
+    return {name: shutil.disk_usage(at).free for name, at in places.items() if at.exists()}
 
 
 def free_memory() -> int | None:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from storage_audit.audit.diagnostics.causes import CLOCK, cause_of, refusal_of_bucket
+from storage_audit.audit.diagnostics.causes import CLOCK, HEAD_ONLY, cause_of, refusal_of_bucket
 from storage_audit.audit.diagnostics.results import Result, Status
 from storage_audit.bucket import r2, reach
 from storage_audit.bucket.errors import StoreError
@@ -78,6 +78,6 @@ def access() -> Result:
     except StoreError as error:
         return refusal_of_bucket(bucket, error)
     if refusal:
-        return cause_of(refusal).result(refusal)
+        return (HEAD_ONLY if refusal.code == "403" else cause_of(refusal)).result(refusal)
     text = _("The access key opens bucket %s, and lists it.") % bucket
     return Result(Status.OK, text)

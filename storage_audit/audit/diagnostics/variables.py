@@ -13,6 +13,7 @@ from django.utils.translation import gettext as _
 from storage_audit.audit.diagnostics.results import Facts, Result, Status, fingerprint
 from storage_audit.bucket.reach import R2_HOST, jurisdiction_of
 from storage_audit.conf import Conf, conf
+from storage_audit.redaction import redact
 
 # Reported also when they are not set.
 NAMES = (
@@ -37,6 +38,14 @@ OTHERS = re.compile(
     "|TZ$|XDG_CONFIG_HOME$|NODE_|SSL_CERT_|REQUESTS_CA_BUNDLE$|(?i:https?|all|no)_PROXY$",
 )
 SECRET = re.compile("KEY|TOKEN|SECRET|PASS|AUTH|CREDENTIAL|DATABASE_URL")
+# Settings, and the variables that they come from.
+MISTYPED = {
+    "endpoint_url": "R2_ENDPOINT_URL",
+    "access_key_id": "R2_ACCESS_KEY_ID",
+    "secret_access_key": "R2_SECRET_ACCESS_KEY",
+    "bucket": "R2_BUCKET_NAME",
+    "api_token": "CLOUDFLARE_API_TOKEN",
+}
 ENV_FILE = Path(".env")
 AT_START = Path("/proc/self/environ")
 LINE = re.compile(r"""\s*(?:export\s+)?(\w+)\s*=\s*(["']?)(.*?)\2\s*""")
@@ -47,8 +56,8 @@ UNREAD = "env file, which this process has not read"
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """`shown` is the value as anybody may see it: of a secret only a fingerprint. `source` is one
-    of the constants above; what is not set has its default."""
+    """`shown` is the value as anybody may see it: of a secret only a fingerprint, and no password
+    of an address. `source` is one of the constants above; what is not set has its default."""
 
     is_set: bool
     shown: str
@@ -69,7 +78,7 @@ def variable(name: str, in_file: dict[str, str], started: dict[str, str]) -> Var
     value = os.environ.get(name)
     if not value:
         return Variable(False, "not set", UNREAD if name in in_file else DEFAULT)
-    shown = fingerprint(value) if SECRET.search(name) else value
+    shown = fingerprint(value) if SECRET.search(name) else redact(value)
     if started.get(name) == value:
         return Variable(True, shown, ENVIRONMENT)
     return Variable(True, shown, FILE if in_file.get(name) == value else LATER)
@@ -136,9 +145,9 @@ def setting(name: str, value: Any) -> str:
 
 def mistake_in(given: Conf) -> tuple[str, str] | None:
     """What can be seen to be wrong without asking anybody, and what to do."""
-    for name in ("endpoint_url", "access_key_id", "secret_access_key", "bucket", "api_token"):
+    for name, variable in MISTYPED.items():
         if re.search(r"""\s|^["']|["']$""", getattr(given, name)):
-            text = _("%s has quotes or white space in it.") % name.upper()
+            text = _("%s has quotes or white space in it.") % variable
             return text, _("Take them out: an EnvironmentFile and Docker's env-file keep them.")
     url = urlsplit(given.endpoint_url)
     host = R2_HOST.fullmatch(url.hostname or "")

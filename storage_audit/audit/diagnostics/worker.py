@@ -9,16 +9,16 @@ from django.utils.translation import gettext as _
 
 from storage_audit import queue
 from storage_audit.audit.delays import delays
-from storage_audit.audit.diagnostics.database import in_time
 from storage_audit.audit.diagnostics.results import Facts, Result, Status, fingerprint
 from storage_audit.conf import conf
+from storage_audit.querysets import impatient
 
 SETTINGS = ("name", "orm", "workers", "queue_limit", "bulk", "timeout", "retry", "max_attempts")
 # A cluster looks at its schedules each half minute, and the sweep is due twice a minute.
 NOT_PROMPT = timedelta(minutes=2)
 
 
-@in_time()
+@impatient()
 def broker() -> Result:
     """Who puts tasks into the queue and who takes them must agree on all of this."""
     given: dict[str, Any] = getattr(settings, "Q_CLUSTER", {})
@@ -34,7 +34,7 @@ def broker() -> Result:
     return Result(Status.OK, text, facts=facts, readings={"tasks waiting": waiting})
 
 
-@in_time()
+@impatient()
 def schedule() -> Result:
     due = queue.sweep_due_at()
     if due is None and not conf().sync:
@@ -46,7 +46,7 @@ def schedule() -> Result:
     return Result(Status.OK, _("The sweep is scheduled."), readings={"due": f"{due:%H:%M:%S}"})
 
 
-@in_time()
+@impatient()
 def worker() -> Result:
     """Whether one runs, by what is left undone: the sweep, tasks, operations."""
     behind = timezone.now() - (queue.sweep_due_at() or timezone.now())

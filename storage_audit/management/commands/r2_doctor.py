@@ -28,8 +28,8 @@ class Command(DocumentedCommand):
 
     exit codes:
       0  nothing is wrong; there may be warnings
-      1  something is wrong here, in the worker, or in a web server within the last hour; or no
-         worker answered
+      1  something is wrong here or in the worker; or no worker answered. What an older report
+         says, of a web server for example, is shown with its age and does not count
       2  wrong use
 
     Next: do what each line that begins with "Do:" says, and run it again. A web server makes a

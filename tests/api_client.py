@@ -19,8 +19,9 @@ class Program:
         self.client = Client(raise_request_exception=False, enforce_csrf_checks=True)
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
 
-    def ask(self, method: str, path: str, **more: Any) -> Any:
-        return self.client.generic(method, API + path, headers=self.headers | more)
+    def ask(self, method: str, path: str, body: str = "", **more: Any) -> Any:
+        headers = self.headers | more
+        return self.client.generic(method, API + path, body, "application/json", headers=headers)
 
     def get(self, path: str) -> Any:
         """What it is answered."""

@@ -12,8 +12,8 @@ from django.utils.html import escape
 from django_q.models import OrmQ
 
 from storage_audit.audit import cleanup, requests
+from storage_audit.audit.meaning import MEANING
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, Project
-from storage_audit.pages.operation_page import MEANING
 from tests.admin_client import act, confirm, page, person, superuser, text_of
 from tests.conftest import Bucket
 from tests.test_admin_objects import ESCAPED, HOSTILE

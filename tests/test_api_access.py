@@ -14,7 +14,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from storage_audit.access import digest_of
-from storage_audit.api import rates
+from storage_audit.api import openapi, rates
 from storage_audit.models import ApiToken, CleanupOperation, Project
 from tests.api_client import API, Program, program, refused, staff, told
 from tests.test_permissions import TOKEN
@@ -188,7 +188,7 @@ def too_often(answer: Any) -> None:
     assert 1 <= int(answer["Retry-After"]) <= 60
 
 
-def test_each_token_may_ask_so_often_a_minute(
+def test_each_person_may_ask_so_often_a_minute(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit(settings, API_RATE_READ=3)
@@ -205,11 +205,19 @@ def test_each_token_may_ask_so_often_a_minute(
     assert come.get(LIST)
 
 
-def test_so_may_each_person_with_a_session(settings: Settings) -> None:
-    limit(settings, API_RATE_READ=1)
-    come = signed_in(User.objects.create_superuser("anna"))
-    assert come.get(LIST)
-    too_often(come.ask("GET", LIST))
+def test_all_tokens_of_a_person_and_the_session_count_together(settings: Settings) -> None:
+    limit(settings, API_RATE_READ=2)
+    anna = User.objects.create_superuser("anna")
+    assert program(anna).get(LIST) and signed_in(anna).get(LIST)
+    too_often(program(anna).ask("GET", LIST))
+    too_often(signed_in(anna).ask("GET", LIST))
+
+
+def test_to_ask_what_the_doctor_found_counts_as_a_write(settings: Settings) -> None:
+    limit(settings, API_RATE_WRITE=1)
+    come = program()
+    refused(come.ask("GET", "/diagnostics"), 404, "not-found")
+    too_often(come.ask("GET", "/diagnostics"))
 
 
 def test_writes_and_what_asks_the_store_count_apart_from_reads(settings: Settings) -> None:
@@ -234,3 +242,10 @@ def test_the_description_is_for_everybody() -> None:
     answer = Client().get(f"{API}/openapi.json")
     assert answer.json()["openapi"] == "3.1.0"
     assert not answer.cookies
+
+
+def test_the_description_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a tenth of a second, and nobody is asked for a key."""
+    first = Client().get(f"{API}/openapi.json").json()
+    monkeypatch.delattr(openapi, "get_schema")
+    assert Client().get(f"{API}/openapi.json").json() == first

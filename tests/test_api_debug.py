@@ -1,23 +1,34 @@
 """What the seed document's addresses answer: by the real wrangler, Cloudflare's own API and S3."""
 
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from threading import Barrier, Thread
 from typing import Any
 
 import pytest
 from django.contrib.admin.models import LogEntry
+from django.utils import timezone
 from django_q.models import OrmQ
 from pytest_django import Settings
 
 from devtools.cloudflare_api import CloudflareApi
 from devtools.faults.kinds import error
-from devtools.faults.matching import is_listing, on
+from devtools.faults.matching import is_listing, on, then
 from devtools.faults.proxy import FaultyStore, Reply
-from storage_audit.audit import comparison
+from storage_audit.api import debug, waiting
+from storage_audit.api.problems import Problem
+from storage_audit.audit import comparison, installation
 from storage_audit.audit.installation import MARKER
-from storage_audit.conf import conf
+from storage_audit.conf import Conf, conf
 from storage_audit.models import CleanupOperation, Diagnosis, Project
 from tests.api_client import API, program, refused, staff, told
 from tests.conftest import BUCKETS, Bucket
-from tests.promises import FLAT, deleted, run
+from tests.promises import FLAT, deleted, run, track
+from tests.test_doctor import held
+from tests.test_wrangler import Program as Wrangler
 
 DIAGNOSE = "view_diagnosis"
 AMBIGUOUS, STRANGE = "proj_1_x_s1_media.mp4", "projects/proj_1/scenes/s1/media/a\nb.mp4"
@@ -83,6 +94,27 @@ def test_variables_are_told_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> No
     assert (told_of["R2_BUCKET_NAME"], told_of["WRANGLER_PATH"]) == ("Not Set", "/opt/wrangler")
 
 
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "name", ["R2_ENDPOINT_URL", "HTTPS_PROXY", "CLOUDFLARE_API_BASE_URL", "R2_BUCKET_NAME"]
+)
+def test_an_address_is_told_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "http://bob:hunter2@store.example:99")
+    told_of = program().get("/debug/env-vars")
+    assert "store.example:99" in told_of["variables"][name]["shown"]
+    assert "hunter2" not in repr(told_of)
+
+
+@pytest.mark.django_db
+def test_an_account_without_a_name_has_none(tmp_path: Path, settings: Settings) -> None:
+    account = '{"loggedIn": true, "accounts": [{"id": "a", "name": null}]}'
+    Wrangler(tmp_path, settings).does(f"echo '{account}'")
+    auth = program().get("/debug/wrangler-auth")
+    assert (auth["is_authenticated"], auth["accounts"]) == (True, [""])
+
+
 # The files of a project
 
 
@@ -141,8 +173,6 @@ def test_a_bucket_that_is_not_ours_is_told_of(bucket: Bucket) -> None:
 
 
 def test_what_takes_too_long_is_told_of(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    from storage_audit.api import debug
-
     monkeypatch.setattr(debug, "PATIENCE", 0)
     refused(program().ask("GET", "/debug/list-project-files/proj_1"), 504, "too-slow")
 
@@ -162,6 +192,9 @@ def test_both_eyes_see_what_is_left(bucket: Bucket, cloudflare_api: CloudflareAp
         "is_clean_s3": True,
         "reason_wrangler": "",
         "reason_s3": "",
+        "buckets": ["tests"],
+        "counts": {"wrangler": 0, "s3": 0},
+        "is_cut": False,
     }
     bucket.put(FLAT)
     left = come.get("/debug/verify-cleanup/proj_1")
@@ -184,6 +217,123 @@ def test_what_could_not_be_seen_is_not_called_clean(store: FaultyStore) -> None:
     found = program().get("/debug/verify-cleanup/proj_1")
     assert found["files_remaining_s3"] is found["is_clean_s3"] is None
     assert "InternalError" in found["reason_s3"]
+
+
+@pytest.fixture
+def other(bucket: Bucket) -> Iterator[Bucket]:
+    """Another bucket, in which a row says that there is an object of the project."""
+    found = Bucket(bucket.r2, "other")
+    track(found, FLAT, "proj_1")
+    found.put(FLAT)
+    yield found
+    found.wipe()
+
+
+def test_all_buckets_of_the_project_are_looked_into(
+    other: Bucket, cloudflare_api: CloudflareApi
+) -> None:
+    deleted("proj_1")
+    installation.claim(other.name)
+    left = program().get("/debug/verify-cleanup/proj_1")
+    assert left["buckets"] == ["other", "tests"]
+    assert left["files_remaining_wrangler"] == left["files_remaining_s3"] == [FLAT]
+    assert left["is_clean_wrangler"] is left["is_clean_s3"] is False
+
+
+def test_a_bucket_that_cannot_be_looked_into_is_not_called_clean(
+    other: Bucket, cloudflare_api: CloudflareApi
+) -> None:
+    deleted("proj_1")
+    left = program().get("/debug/verify-cleanup/proj_1")
+    for eye in ("wrangler", "s3"):
+        assert left[f"files_remaining_{eye}"] is left[f"is_clean_{eye}"] is None
+        assert left[f"reason_{eye}"].startswith("Bucket other: ")
+        assert left["counts"][eye] is None
+
+
+def test_long_lists_of_what_is_left_are_cut_and_say_so(
+    bucket: Bucket, cloudflare_api: CloudflareApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted("proj_1")
+    monkeypatch.setattr(comparison, "FIRST_KEYS", 2)
+    bucket.put(*(f"projects/proj_1/scenes/s1/media/{n}.mp4" for n in range(3)))
+    left = program().get("/debug/verify-cleanup/proj_1")
+    assert len(left["files_remaining_wrangler"]) == len(left["files_remaining_s3"]) == 2
+    assert left["counts"] == {"wrangler": 3, "s3": 3} and left["is_cut"]
+
+
+def test_both_looks_share_the_time(
+    store: FaultyStore, cloudflare_api: CloudflareApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted("proj_1")
+    monkeypatch.setattr(debug, "PATIENCE", 1)
+    store.rules.append(on(is_listing, then(lambda: time.sleep(1.2)), times=1))
+    left = program().get("/debug/verify-cleanup/proj_1")
+    assert left["reason_s3"] == left["reason_wrangler"] == "It took longer than 1 seconds."
+    assert left["is_clean_s3"] is left["is_clean_wrangler"] is None
+
+
+# How many at once
+
+
+@pytest.fixture
+def one_place(settings: Settings) -> Iterator[None]:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"API_WAITS": 1}
+    waiting.places.cache_clear()
+    yield
+    waiting.places.cache_clear()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "line",
+    [
+        "GET /debug/wrangler-auth",
+        "GET /debug/r2-access",
+        "GET /debug/list-project-files/proj_1",
+        "GET /debug/verify-cleanup/proj_1",
+        "POST /diagnostics",
+    ],
+)
+def test_what_takes_its_time_needs_a_place(one_place: None, line: str) -> None:
+    with waiting.place():
+        answer = program().ask(*line.split())
+        assert program().get("/debug/env-vars")
+    refused(answer, 429, "too-many-requests")
+    assert answer["Retry-After"] == "5"
+    assert not Diagnosis.objects.exists()
+
+
+def test_the_place_is_given_back(one_place: None, store: FaultyStore) -> None:
+    store.rules.append(on(is_listing, Reply(403, error("AccessDenied")), times=1))
+    come = program()
+    refused(come.ask("GET", "/debug/list-project-files/proj_1"), 502, "store-refused")
+    for _time in range(2):
+        assert come.get("/debug/list-project-files/proj_1")
+
+
+def test_those_who_come_at_once_have_the_same_places(
+    one_place: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly() -> Conf:
+        time.sleep(0.1)
+        return conf()
+
+    monkeypatch.setattr(waiting, "conf", slowly)
+    came, got_one = Barrier(4), list[bool]()
+
+    def come() -> None:
+        came.wait()
+        with suppress(Problem), waiting.place():
+            got_one.append(True)
+            time.sleep(0.5)
+
+    threads = [Thread(target=come) for _number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got_one == [True]
 
 
 # Cleanups in a mode
@@ -218,13 +368,14 @@ def test_each_mode_is_asked_for(mode: str, chosen: tuple[str, str]) -> None:
 
 
 def test_a_mode_decides_what_is_looked_for(bucket: Bucket) -> None:
-    gone, kept = bucket.upload("proj_1"), bucket.upload("proj_10")
+    bucket.upload("proj_1")
+    kept = bucket.upload("proj_10")
     Project.objects.filter(pk="proj_1").delete()
     bucket.put(FLAT)
     run(CleanupOperation.objects.get(pk=told(cleaned("database"), 202)["deletion_id"]))
     assert bucket.keys() == {kept, FLAT}
     run(CleanupOperation.objects.get(pk=told(cleaned("s3"), 202)["deletion_id"]))
-    assert bucket.keys() == {kept} and gone
+    assert bucket.keys() == {kept}
 
 
 def test_a_live_project_is_to_be_deleted_first(bucket: Bucket) -> None:
@@ -256,13 +407,42 @@ def test_a_mode_that_there_is_not_is_refused(query: str) -> None:
     refused(program().ask("POST", f"/debug/cleanup/proj_1?{query}"), 422, "invalid-values")
 
 
+@pytest.mark.django_db
+@pytest.mark.parametrize("query", ["dryrun=true", "mode=s3&Dry_Run=true", "dry_run[]=true"])
+def test_a_dry_run_that_is_misspelt_deletes_nothing(query: str) -> None:
+    deleted("proj_1")
+    problem = refused(program().ask("POST", f"/debug/cleanup/proj_1?{query}"), 400, "bad-request")
+    assert "mode, dry_run" in problem["detail"]
+    assert not CleanupOperation.objects.exists()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("header", [{}, {"Transfer-Encoding": "chunked"}])
+def test_a_dry_run_in_a_body_deletes_nothing(header: dict[str, str]) -> None:
+    deleted("proj_1")
+    body = "" if header else '{"dry_run": true}'
+    answer = program().ask("POST", "/debug/cleanup/proj_1?mode=s3", body=body, **header)
+    refused(answer, 400, "bad-request")
+    assert not CleanupOperation.objects.exists()
+
+
 # The doctor
+
+
+@pytest.mark.django_db
+def test_the_latest_examination_is_told() -> None:
+    earlier = timezone.now() - timedelta(minutes=1)
+    Diagnosis.objects.create(context="web", host="h", pid=1, at=earlier)
+    latest = Diagnosis.objects.create(context="web", host="h", pid=1)
+    assert program().get("/diagnostics")["run"] == str(latest.run)
 
 
 def test_the_doctor_is_asked_and_tells(bucket: Bucket) -> None:
     come = program()
     refused(come.ask("GET", "/diagnostics"), 404, "not-found")
-    told_of = told(come.ask("POST", "/diagnostics"), 202)
+    answer = come.ask("POST", "/diagnostics")
+    assert answer["Location"] == f"{API}/diagnostics"
+    told_of = told(answer, 202)
     (report,) = told_of["reports"]
     assert (report["context"], report["of_this_run"]) == ("web", True)
     assert {"versions", "access", "canary"} <= {probe["name"] for probe in report["probes"]}
@@ -272,3 +452,13 @@ def test_the_doctor_is_asked_and_tells(bucket: Bucket) -> None:
     later = come.get("/diagnostics")
     assert (later["run"], later["awaits_worker"]) == (told_of["run"], False)
     assert [each["context"] for each in later["reports"]] == ["web", "worker"]
+
+
+def test_the_doctor_tells_what_it_saw_also_when_the_database_takes_nothing(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    come = program()
+    with held(monkeypatch, "storage_audit_diagnosis"):
+        told_of = told(come.ask("POST", "/diagnostics"), 202)
+    assert told_of["wrong"] and not told_of["awaits_worker"]
+    assert len(told_of["reports"]) == 1

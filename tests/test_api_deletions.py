@@ -18,7 +18,7 @@ from django_q.models import OrmQ
 from pytest_django import Settings
 
 from storage_audit.api import waiting
-from storage_audit.audit import cleanup, requests
+from storage_audit.audit import cleanup, meaning, requests
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation
 from tests.api_client import API, Program, program, refused, staff, told
@@ -161,6 +161,11 @@ def test_of_a_long_timeline_the_latest_lines_are_told() -> None:
     answer = reader().get(path_of(operation))
     assert answer["earlier_events"] and len(answer["timeline"]) == 200
     assert [answer["timeline"][n]["message"] for n in (0, -1)] == ["0", "199"]
+
+
+def test_what_a_status_means_is_said_of_no_page() -> None:
+    said = [*meaning.MEANING.values(), *meaning.VERIFIED.values(), *meaning.MANY.values()]
+    assert not [text for text in map(str, said) if "page" in text or "below" in text]
 
 
 # Its items

@@ -19,6 +19,8 @@ from tests.conftest import Bucket
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "api.md").read_text()
 CURLS = re.findall(r"^    (curl .*)$", PAGE, re.MULTILINE)
 
+HEADERS = {202: "Location", 401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
+
 curl = ArgumentParser()
 curl.add_argument("program")
 curl.add_argument("-X", dest="method", default="GET")
@@ -46,6 +48,17 @@ def test_there_is_an_example_of_each_address() -> None:
     shown = "\n".join(CURLS).replace("proj_1", "{project_id}").replace("$ID", "{deletion_id}")
     for path in api.get_openapi_schema(path_prefix="api/v1/")["paths"]:
         assert re.search(rf"\$SITE{re.escape(path)}(\"|\?|$| )", shown, re.MULTILINE), path
+
+
+def test_headers_are_described() -> None:
+    described = api.get_openapi_schema(path_prefix="api/v1/")
+    for methods in described["paths"].values():
+        for answers in (operation["responses"] for operation in methods.values()):
+            assert 400 in answers
+            for status in answers.keys() & HEADERS:
+                assert HEADERS[status] in answers[status]["headers"]
+    session = described["components"]["securitySchemes"]["StaffSession"]
+    assert "X-CSRFToken" in session["description"]
 
 
 def test_the_answer_that_is_shown_has_the_fields_that_there_are() -> None:

@@ -144,6 +144,17 @@ def test_a_form_that_is_too_large(settings: Settings) -> None:
     refused(answer, 400, "bad-request")
 
 
+@pytest.mark.parametrize(
+    "kind", ["multipart/form-data", "application/x-www-form-urlencoded; charset=latin5"]
+)
+def test_a_form_that_cannot_be_read(kind: str) -> None:
+    come = Program()
+    come.client.force_login(User.objects.create_superuser("anna"))
+    come.client.cookies["csrftoken"] = TOKEN
+    answer = come.client.generic("POST", f"{API}/diagnostics", "a=1", content_type=kind)
+    refused(answer, 400, "bad-request")
+
+
 def test_the_page_about_the_api_names_each_kind() -> None:
     text = DOCS.read_text()
     for kind, (status, _title) in problems.KINDS.items():

@@ -8,7 +8,7 @@ from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Group, User
 from django.db import connection
-from django.db.models import ProtectedError
+from django.db.models import PROTECT, ProtectedError
 from django_q.models import OrmQ
 from pytest_django import Settings
 
@@ -146,6 +146,26 @@ def test_rows_of_others_that_would_go_along_are_asked_for(
     come = program(staff("delete_group"))
     problem = refused(come.ask("DELETE", f"/projects/{group.pk}"), 403, "forbidden")
     assert "may not delete" in problem["detail"]
+    assert Group.objects.exists()
+
+
+def test_a_row_that_the_admin_keeps_from_this_person_stays(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeps = admin.ModelAdmin, "has_delete_permission"
+    monkeypatch.setattr(*keeps, lambda self, request, obj=None: obj is None)
+    site = admin.AdminSite()
+    site.register(Group)
+    monkeypatch.setattr(admin, "site", site)
+    refused(program().ask("DELETE", f"/projects/{group.pk}"), 403, "forbidden")
+    assert Group.objects.exists()
+
+
+def test_what_needs_a_row_is_named(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = User.groups.through._meta.get_field("group").remote_field
+    monkeypatch.setattr(needs, "on_delete", PROTECT)
+    problem = refused(program().ask("DELETE", f"/projects/{group.pk}"), 409, "in-use")
+    assert problem["detail"].startswith("Delete first what needs it: User-group")
     assert Group.objects.exists()
 
 

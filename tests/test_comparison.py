@@ -16,7 +16,7 @@ from devtools.faults.kinds import KINDS
 from devtools.faults.matching import is_listing_under, on
 from devtools.faults.proxy import FaultyStore
 from storage_audit.audit import comparison, installation
-from storage_audit.audit.comparison import Comparison, Way, Why, buckets_of, compare
+from storage_audit.audit.comparison import Comparison, Keys, Way, Why, buckets_of, compare
 from storage_audit.audit.installation import Mismatch
 from storage_audit.bucket import listing, r2
 from storage_audit.bucket.errors import StoreError, TooLate
@@ -226,6 +226,12 @@ def test_looking_changes_nothing(bucket: Bucket) -> None:
 def test_every_bucket_with_rows_of_the_project_is_compared(bucket: Bucket) -> None:
     track(Bucket(bucket.r2, "before"), HIERARCHICAL, "proj_1")
     assert buckets_of("proj_1") == ["before", "tests"]
+
+
+def test_keys_of_several_buckets_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "FIRST_KEYS", 3)
+    both = Keys(2, ["a", "b"]) + Keys(9, ["c", "d"])
+    assert (both.count, both.first) == (11, ["a", "b", "c"])
 
 
 def test_the_command_shows_both_discoveries_and_the_reasons(bucket: Bucket) -> None:

@@ -11,7 +11,7 @@ import pytest
 from pytest_django import Settings
 
 from devtools.cloudflare_api import CloudflareApi
-from devtools.faults.matching import is_listing_under, on, then
+from devtools.faults.matching import is_anything, is_listing_under, on, then
 from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, Rule, faulty_store
 from devtools.local_r2 import LocalR2
 from storage_audit.audit import requests, second_look
@@ -462,11 +462,26 @@ def test_what_remains_is_what_a_cleanup_would_take(bucket: Bucket, rest: FaultyS
         remaining(bucket)
 
 
-@pytest.mark.parametrize(("at_first", "asked"), [(-1, 0), (0.5, 1)])
 def test_when_the_time_is_over_nothing_more_is_asked(
-    bucket: Bucket, rest: FaultyStore, at_first: float, asked: int
+    store: FaultyStore, bucket: Bucket, rest: FaultyStore
 ) -> None:
-    rest.rules.append(then(lambda: time.sleep(0.6)))
-    with pytest.raises(TooLate):
-        remaining(bucket, seconds=at_first)
-    assert len(rest.seen) == asked
+    def asks_in_vain(seconds: float) -> tuple[int, int]:
+        """How often S3 and the API were asked."""
+        store.seen.clear()
+        rest.seen.clear()
+        with pytest.raises(TooLate):
+            remaining(bucket, seconds=seconds)
+        return len(store.seen), len(rest.seen)
+
+    late = then(lambda: time.sleep(0.6))
+    assert asks_in_vain(-1) == (0, 0)
+    store.rules.append(on(is_listing_under(MARKER), in_time, late))
+    assert asks_in_vain(0.5)[1] == 0
+    store.rules.clear()
+    for asked in (1, 2):
+        rest.rules[:] = [on(is_anything, *[in_time] * (asked - 1), late)]
+        assert asks_in_vain(0.5)[1] == asked
+
+
+def in_time(request: Request, forward: Forward) -> Reply:
+    return forward()

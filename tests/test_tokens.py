@@ -8,7 +8,9 @@ import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.contrib.sessions.models import Session
+from django.db.models import ProtectedError
 from django.test import Client
+from django.urls import reverse
 from django.utils import timezone
 
 from storage_audit.access import TOKEN_PREFIX, digest_of
@@ -93,6 +95,17 @@ def test_nobody_edits_or_deletes_one() -> None:
         assert client.post(page("apitoken", name, row.pk), data).status_code == 403
     act(client, "apitoken", "delete_selected", row.pk, post="yes")
     assert ApiToken.objects.values().get() == before
+
+
+def test_whoever_had_one_is_taken_off_the_staff_and_not_deleted() -> None:
+    client, zoe = superuser(), User.objects.create_user("zoe", is_staff=True)
+    row, _token = ApiToken.issue(name="t", user=zoe)
+    assert row.revoke()
+    asked = client.get(reverse("admin:auth_user_delete", args=[zoe.pk]))
+    assert "Cannot delete user" in words(asked)
+    with pytest.raises(ProtectedError):
+        zoe.delete()
+    assert ApiToken.objects.get().user == zoe
 
 
 def test_revoking_is_confirmed_and_ends_it() -> None:

@@ -27,12 +27,13 @@ from storage_audit.api.schemas import (
     VariableShown,
     WranglerLogin,
 )
-from storage_audit.audit import comparison, requests, second_look
-from storage_audit.audit.comparison import FIRST_KEYS, Way
+from storage_audit.api.waiting import place
+from storage_audit.audit import comparison, requests
+from storage_audit.audit.comparison import Way
 from storage_audit.audit.diagnostics import environment
-from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.modes import MODES
 from storage_audit.audit.ownership import layouts
+from storage_audit.audit.remains import look_for_remains
 from storage_audit.bucket import wrangler
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.wrangler import Command
@@ -75,7 +76,8 @@ def run(ask: Callable[[wrangler.Ran], T]) -> tuple[Command | None, T | None, str
     """The last command that was run, if it came to that, with its answer or why there is none."""
     ran: list[Command] = []
     try:
-        answer, reason = ask(ran.append), ""
+        with place():
+            answer, reason = ask(ran.append), ""
     except StoreError as error:
         answer, reason = None, str(error)
     return (ran[-1] if ran else None), answer, reason
@@ -119,9 +121,15 @@ def list_project_files(request: HttpRequest, project_id: str) -> FilesFound:
     shown escaped. Needs the permission verify_cleanup."""
     require(request, LOOK)
     refuse_no_id(project_id)
-    found = comparison.compare(project_id, seconds=PATIENCE)
+    with place():
+        found = comparison.compare(project_id, seconds=PATIENCE)
     app, script = found.found[Way.LISTED], found.found[Way.PARSED]
-    lists = (app, script, found.only_listed, found.only_parsed)
+    lists = {
+        "found_by_app": app,
+        "found_by_script": script,
+        "only_in_app": found.only_listed,
+        "only_in_script": found.only_parsed,
+    }
     return FilesFound(
         project_id=project_id,
         bucket=found.bucket,
@@ -130,12 +138,9 @@ def list_project_files(request: HttpRequest, project_id: str) -> FilesFound:
         differences=Differences(
             only_in_app=found.only_listed.first, only_in_script=found.only_parsed.first
         ),
-        counts={name: keys.count for name, keys in zip(COUNTED, lists, strict=True)},
-        is_cut=any(keys.count > len(keys.first) for keys in lists),
+        counts={name: keys.count for name, keys in lists.items()},
+        is_cut=any(keys.is_cut for keys in lists.values()),
     )
-
-
-COUNTED = ("found_by_app", "found_by_script", "only_in_app", "only_in_script")
 
 
 @router.post("/cleanup/{project_id}", response={202: Cleanup, **refusals(404, 409)})
@@ -150,6 +155,7 @@ def cleanup(
     live project is to be deleted first: DELETE projects/{project_id}. A worker does it: follow
     status_url. Needs the permission force_cleanup, or dry_run_cleanup for a dry run."""
     require(request, f"storage_audit.{'dry_run' if dry_run else 'force'}_cleanup")
+    refuse_unread(request, "mode", "dry_run")
     refuse_no_id(project_id)
     ask = requests.dry_run if dry_run else requests.declare_deleted
     with transaction.atomic():
@@ -175,35 +181,41 @@ def cleanup(
 
 @router.get("/verify-cleanup/{project_id}", response={200: FilesRemaining, **refusals(404)})
 def verify_cleanup(request: HttpRequest, project_id: str) -> FilesRemaining:
-    """Which files a cleanup of the project would still find, over S3 and over Cloudflare's own API,
-    as wrangler cannot list. What could not be seen is null, and never an empty list. It looks, and
-    keeps no record: POST deletions/{deletion_id}/verify does. Needs the permission
+    """Which files a cleanup of the project would still find, in each bucket that may have
+    some: over S3 and over Cloudflare's own API, as wrangler cannot list. What could not be seen is
+    null, and never an empty list. The lists are cut after 1,000 keys, the counts are not. It looks,
+    and keeps no record: POST deletions/{deletion_id}/verify does. Needs the permission
     verify_cleanup."""
     require(request, LOOK)
     refuse_no_id(project_id)
-    api, reason_wrangler = seen(lambda: second_look.remaining(project_id))
-    s3, reason_s3 = seen(lambda: owned(project_id))
+    with place():
+        found = look_for_remains(project_id, seconds=PATIENCE)
+    api, s3 = found.api, found.s3
     return FilesRemaining(
         project_id=project_id,
-        files_remaining_wrangler=api,
-        files_remaining_s3=s3,
-        is_clean_wrangler=None if api is None else not api,
-        is_clean_s3=None if s3 is None else not s3,
-        reason_wrangler=reason_wrangler,
-        reason_s3=reason_s3,
+        buckets=found.buckets,
+        files_remaining_wrangler=api.keys.first if api.keys else None,
+        files_remaining_s3=s3.keys.first if s3.keys else None,
+        is_clean_wrangler=api.is_clean,
+        is_clean_s3=s3.is_clean,
+        reason_wrangler=api.reason,
+        reason_s3=s3.reason,
+        counts={
+            "wrangler": api.keys.count if api.keys else None,
+            "s3": s3.keys.count if s3.keys else None,
+        },
+        is_cut=any(look.keys.is_cut for look in (api, s3) if look.keys),
     )
 
 
-def owned(project_id: str) -> list[str]:
-    return comparison.compare(project_id, seconds=PATIENCE).found[Way.LISTED].first
-
-
-def seen(look: Callable[[], list[str]]) -> tuple[list[str] | None, str]:
-    """The first keys, or why nothing can be said of them."""
-    try:
-        return look()[:FIRST_KEYS], ""
-    except (StoreError, Mismatch) as error:
-        return None, str(error)
+def refuse_unread(request: HttpRequest, *known: str) -> None:
+    """What nobody reads here may have been meant to ask for a dry run."""
+    # Django sees nothing of a body that comes in chunks.
+    is_chunked = "Transfer-Encoding" in request.headers
+    has_body = is_chunked or request.headers.get("Content-Length", "0") not in ("", "0")
+    if has_body or set(request.GET) - set(known):
+        text = _("Send %s in the query, and nothing else. Nothing was done.")
+        raise Problem("bad-request", text % ", ".join(known))
 
 
 def refuse_no_id(project_id: str) -> None:

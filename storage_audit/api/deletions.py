@@ -30,12 +30,13 @@ from storage_audit.api.schemas import (
 )
 from storage_audit.api.waiting import LONGEST, wait_for_change
 from storage_audit.audit import requests
+from storage_audit.audit.meaning import meaning
 from storage_audit.models import CleanupOperation
-from storage_audit.pages.operation_page import EVENTS_SHOWN, meaning
 
 router = Router(tags=["deletions"])
 
 VIEW = "storage_audit.view_cleanupoperation"
+EVENTS_SHOWN = 200
 OUTCOMES = ("found", "deleted", "already_absent", "protected", "failed")
 # What a NUL is in, no table holds.
 Text = Annotated[str, Query(min_length=1, max_length=1024, pattern=r"^[^\x00]+$")]

@@ -1,7 +1,8 @@
 """What the doctor finds, in all processes side by side."""
 
 from django.contrib.admin.models import ADDITION
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
 from django.utils.translation import gettext as _
 from ninja import Router, Status
 
@@ -12,6 +13,7 @@ from storage_audit.api.openapi import refusals
 from storage_audit.api.problems import Problem
 from storage_audit.api.rates import Rate
 from storage_audit.api.schemas import DifferenceFound, Examination, ProblemFound, Report
+from storage_audit.api.waiting import place
 from storage_audit.audit.diagnostics import Comparison
 from storage_audit.models import Diagnosis
 
@@ -30,14 +32,16 @@ def get_diagnostics(request: HttpRequest) -> Examination:
 
 
 @router.post("", response={202: Examination, **refusals()})
-def examine(request: HttpRequest) -> Status[Examination]:
+def examine(request: HttpRequest, response: HttpResponse) -> Status[Examination]:
     """Run all probes in this web server now, which takes some seconds, and ask a queue worker to do
     the same: GET here tells its answer. Needs the permission add_diagnosis."""
     require(request, "storage_audit.add_diagnosis")
-    diagnosis = tasks.examine(Diagnosis.Context.WEB)
+    with place():
+        diagnosis = tasks.examine(Diagnosis.Context.WEB)
     # None is kept while the database is what is wrong.
     if diagnosis.pk:
         history.log(request, diagnosis, ADDITION, _("Examined."))
+    response["Location"] = reverse("storage_audit_api:get_diagnostics")
     return Status(202, told(Comparison.of(diagnosis)))
 
 

@@ -8,11 +8,12 @@ from functools import wraps
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from django.core.exceptions import SuspiciousOperation
+from django.core.exceptions import BadRequest, SuspiciousOperation
 from django.core.exceptions import ValidationError as InvalidValue
 from django.db import OperationalError, transaction
 from django.db.models import ProtectedError, RestrictedError
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.http.multipartparser import MultiPartParserError
 from django.utils.encoding import escape_uri_path
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -115,7 +116,10 @@ SPOKEN: dict[type[Exception], str] = {
 SILENT: dict[type[Exception], tuple[str, Any]] = {
     Http404: ("not-found", gettext_lazy("Nothing has this id.")),
     HttpError: ("bad-request", gettext_lazy("Mend the request's body.")),
-    SuspiciousOperation: ("bad-request", gettext_lazy("The request is too large or malformed.")),
+    **dict.fromkeys(
+        (SuspiciousOperation, BadRequest, MultiPartParserError),
+        ("bad-request", gettext_lazy("The request is too large or malformed.")),
+    ),
     OperationalError: ("database-unavailable", gettext_lazy("Try again later.")),
 }
 
@@ -138,7 +142,7 @@ def answer(request: HttpRequest, error: Any) -> HttpResponse:
         "status": kind.status,
         "detail": str(problem.detail),
         "instance": escape_uri_path(request.path),
-        **deletion_of(request),
+        **asked_for(request),
         **problem.members,
     }
     return JsonResponse(
@@ -146,7 +150,8 @@ def answer(request: HttpRequest, error: Any) -> HttpResponse:
     )
 
 
-def deletion_of(request: HttpRequest) -> dict[str, str]:
+def asked_for(request: HttpRequest) -> dict[str, str]:
+    """The deletion, where the address names one."""
     match = request.resolver_match
     with suppress(KeyError, ValueError):
         return {"deletion_id": str(UUID(match.kwargs["deletion_id"] if match else ""))}
@@ -158,8 +163,7 @@ def unknown_address(request: HttpRequest) -> HttpResponse:
 
 
 def speaking(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """The view with every refusal as a problem. What asks for a CSRF token asks by itself, as
-    Django's own middleware would refuse with a page; and nothing here is for a cache to keep."""
+    """The view with every refusal as a problem, and nothing for a cache to keep."""
 
     @wraps(view)
     def wrapped(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -178,5 +182,4 @@ def speaking(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
             response.content = b""
         return response
 
-    vars(wrapped)["csrf_exempt"] = True
     return transaction.non_atomic_requests(wrapped)

@@ -60,10 +60,10 @@ def delete(request: HttpRequest, project: Model) -> list[CleanupOperation]:
 
 
 def refuse_to_take_along(request: HttpRequest, project: Model) -> None:
-    """As the admin does, where rows of other models would go with the project."""
+    """As the admin does: the row itself, or rows of other models that would go with it."""
     _shown, _counts, lacking, protected = get_deleted_objects([project], request, admin.site)
-    if others := sorted(map(str, lacking - {project._meta.verbose_name})):
-        text = _("With it would go what you may not delete: %s.") % ", ".join(others)
+    if lacking:
+        text = _("You may not delete what would go: %s.") % ", ".join(sorted(map(str, lacking)))
         raise Problem("forbidden", text)
     if protected:
         needing = ", ".join(visible(str(row)) for row in protected)

@@ -169,12 +169,15 @@ class FilesFound(Schema):
 
 class FilesRemaining(Schema):
     project_id: str
+    buckets: list[str] = Field(description="Where both looked, or could not.")
     files_remaining_wrangler: list[str] | None
     files_remaining_s3: list[str] | None
     is_clean_wrangler: bool | None
     is_clean_s3: bool | None
     reason_wrangler: str = Field(description="Why it is null; empty when it is not.")
     reason_s3: str
+    counts: dict[str, int | None]
+    is_cut: bool
 
 
 class Cleanup(Schema):

@@ -1,6 +1,7 @@
 """The addresses under /api/."""
 
 from django.urls import path, re_path
+from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 
 from storage_audit.api import debug, deletions, diagnostics, projects
@@ -31,5 +32,5 @@ api.add_router("diagnostics", diagnostics.router)
 urlpatterns = [
     path("docs", page, name="storage_audit_docs"),
     path("v1/", api.urls),
-    re_path("", speaking(unknown_address), name="storage_audit_api_unknown"),
+    re_path("", csrf_exempt(speaking(unknown_address)), name="storage_audit_api_unknown"),
 ]

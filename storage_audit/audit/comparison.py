@@ -84,6 +84,13 @@ class Keys:
         if len(self.first) < FIRST_KEYS:
             self.first.append(key)
 
+    def __add__(self, others: "Keys") -> "Keys":
+        return Keys(self.count + others.count, (self.first + others.first)[:FIRST_KEYS])
+
+    @property
+    def is_cut(self) -> bool:
+        return self.count > len(self.first)
+
 
 @dataclass(frozen=True, slots=True)
 class Example:

@@ -90,13 +90,16 @@ anything = settings(max_examples=30, suppress_health_check=list(HealthCheck))
 little = settings(anything, max_examples=1)
 
 
-@described.exclude(path=EXAMINE, method="POST").parametrize()
-@anything
-def test_each_answer_is_as_described(visitor: Visitor, case: "schemathesis.Case[Any]") -> None:
-    visitor.ask(case)
+def as_described(path: str, method: str) -> Any:
+    @described.include(path=path, method=method).parametrize()
+    @(little if (path, method) == (EXAMINE, "POST") else anything)
+    def test(visitor: Visitor, case: "schemathesis.Case[Any]") -> None:
+        visitor.ask(case)
+
+    return test
 
 
-@described.include(path=EXAMINE, method="POST").parametrize()
-@little
-def test_so_is_that_of_an_examination(visitor: Visitor, case: "schemathesis.Case[Any]") -> None:
-    visitor.ask(case)
+# A name for each, as schemathesis names all alike and pytest-xdist runs one of each name.
+for path, methods in described.raw_schema["paths"].items():
+    for method in methods:
+        globals()[f"test_{method}_{path}"] = as_described(path, method.upper())

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from random import SystemRandom
@@ -55,6 +56,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if item not in others]
+
+
+def pytest_xdist_node_collection_finished(ids: list[str]) -> None:
+    if same := [name for name, count in Counter(ids).items() if count > 1]:
+        pytest.exit(f"pytest-xdist runs one test of a name, and not the rest: {same}", 1)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

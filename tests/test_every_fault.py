@@ -39,6 +39,8 @@ from tests.promises import Status, again, alive, check, late_check, outcomes, re
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+pytestmark = pytest.mark.only_on("postgresql")  # about the store; the crash job tries SQLite too
+
 PREFIX = "projects/proj_1/scenes/"
 KEYS = {f"{PREFIX}s1/media/{n}.mp4" for n in range(5)}
 OTHERS = {"projects/proj_10/scenes/s1/media/0.mp4", "README.txt"}
@@ -275,7 +277,7 @@ def struck_by(name: str, step: Step, network: Network, lateness: Event) -> Itera
     lateness.clear()
     with pytest.MonkeyPatch.context() as patch:
         if name.startswith("late-"):
-            patch.setattr(r2, "client", lambda attempts=3: network.impatient)
+            patch.setattr(r2, "_client", lambda *options: network.impatient)
         yield struck
     network.proxy.rules.remove(struck)
     lateness.set()

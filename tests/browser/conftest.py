@@ -22,6 +22,12 @@ from tests.conftest import Bucket
 from tests.test_queue import Cluster, database_url
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """These are about the pages, which Django's versions make different; and SQLite is tried with
+    each of them."""
+    item.add_marker(pytest.mark.only_on("sqlite"))
+
+
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     with pytest.MonkeyPatch.context() as patch, chromium() as running:

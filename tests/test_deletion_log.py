@@ -211,3 +211,14 @@ def test_another_process_follows_what_happens_here_until_it_is_told_to_stop() ->
         assert child.wait(20) == 130
         assert "goes on" in child.stderr.read()
     assert deletion_log.POLL <= 1
+
+
+def test_it_ends_quietly_when_its_reader_has_read_enough() -> None:
+    made = request()
+    with following(made) as child:
+        assert child.stdout and child.stderr
+        child.stdout.readline()
+        child.stdout.close()
+        made.record("plan", "begun")
+        assert child.wait(20) == 141
+        assert child.stderr.read() == ""

@@ -1,4 +1,6 @@
 import json
+import os
+import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from storage_audit.pages.base import amount
 from storage_audit.redaction import visible
 
 POLL = 1.0  # seconds
+CUT_SHORT = 128 + 13  # as a shell says of one that SIGPIPE ended
 Status = CleanupOperation.Status
 EVENT = ("at", "step", "message", "data")
 ITEM = ("key", "outcome", "reason", "answer", "evidence", "found_in", "project_id", "size")
@@ -54,6 +57,7 @@ class Command(DocumentedCommand):
       1    with --follow: it is blocked or failed, or a verification found differences
       2    wrong use, also when there is no such deletion
       130  interrupted; the operation goes on
+      141  whoever read it, such as head, had enough; the operation goes on
 
     Next: verify_cleanup with the same id looks again; release_cleanup shows what blocks it. The log
     of web and worker has the same id in each line, and tells of the errors of programs.
@@ -100,6 +104,10 @@ class Command(DocumentedCommand):
         except KeyboardInterrupt as interrupt:
             text = f"Interrupted. Operation {operation} goes on; this only looked at it."
             raise CommandError(text, returncode=INTERRUPTED) from interrupt
+        except BrokenPipeError:
+            # https://docs.python.org/3/library/signal.html#note-on-sigpipe
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(CUT_SHORT)
         if follow and found.status in (Status.BLOCKED, Status.FAILED, Status.INCOMPLETE):
             text = f"Operation {operation} is {found.get_status_display()}, as said above."
             raise CommandError(text, returncode=FAILED)

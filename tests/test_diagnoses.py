@@ -137,7 +137,8 @@ def test_a_worker_may_answer_for_a_while() -> None:
     late = answered("shell", at=timedelta(seconds=31))
     assert not late.awaits_worker
     assert [each.summary for each in late.problems] == [
-        "No queue worker ran the probes within 30 seconds: none is alive, or all are busy."
+        "No queue worker ran the probes within 30 seconds: none is alive, all are busy,"
+        " or its clock is not ours."
     ]
     assert not answered("shell", "worker", at=timedelta(seconds=31)).problems
 

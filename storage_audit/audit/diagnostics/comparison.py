@@ -167,7 +167,10 @@ def problem_of(result: Stored) -> Problem:
 
 
 def silent_worker() -> Problem:
-    text = _("No queue worker ran the probes within %d seconds: none is alive, or all are busy.")
+    text = _(
+        "No queue worker ran the probes within %d seconds: none is alive, all are busy, or its"
+        " clock is not ours."
+    )
     seconds = WORKER_ANSWERS_WITHIN.total_seconds()
     advice = _(
         "Look whether one runs (systemctl status autoshorts-worker), or start it with manage.py"

@@ -179,6 +179,29 @@ def test_one_refused_key_stops_no_other(bucket: Bucket, store: FaultyStore) -> N
     survives(operation, bucket, store)
 
 
+def test_object_that_is_back_is_not_called_gone_any_more(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    alive("proj_1")
+    back, refused = fill(bucket, 2)
+
+    def refuse_one(request: Request, forward: Forward) -> Reply:
+        bucket.r2.remove(back)
+        failure = f"<Error><Key>{refused}</Key><Code>InternalError</Code></Error>"
+        return Reply(200, f"<DeleteResult>{failure}</DeleteResult>".encode())
+
+    store.rules.append(on(is_delete_batch, refuse_one))
+    operation = delete("proj_1")
+    assert outcomes(operation) == {back: "deleted", refused: "failed"}
+    store.rules.clear()
+    bucket.put(back, body=b"another")
+    operation = again(operation)
+    assert operation.status == Status.CLEAN_WITH_PROTECTED
+    assert outcomes(operation) == {back: "protected", refused: "deleted"}
+    assert "overwritten after the plan" in reason(operation, back)
+    check(bucket)
+
+
 def test_lying_store_is_named_in_the_reason(bucket: Bucket, store: FaultyStore) -> None:
     alive("proj_1")
     (key,) = fill(bucket, 1)

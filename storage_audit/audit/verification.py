@@ -95,6 +95,7 @@ def settle(work: Work) -> None:
     gone, there = sent.filter(present_at=None), sent.filter(present_at__isnull=False)
     with transaction.atomic():
         operation.renew()
+        doubt_what_is_back(operation)
         forget_rows(operation, gone)
         settled = gone.filter(tries=0).mark(Outcome.ALREADY_ABSENT)
         settled += gone.filter(tries__gt=0).mark(Outcome.DELETED)
@@ -117,6 +118,15 @@ def settle(work: Work) -> None:
             operation.renew(step=CleanupOperation.Step.DELETE, cursor={})
         else:
             operation.renew(cursor={"settled": True})
+
+
+def doubt_what_is_back(operation: CleanupOperation) -> None:
+    """What was seen gone in an earlier attempt, and is there, counts as sent and still there: its
+    proof tells whether it is what the plan names."""
+    called_gone = [Outcome.DELETED, Outcome.ALREADY_ABSENT]
+    back = operation.items.filter(outcome__in=called_gone, present_at__isnull=False)
+    back.filter(escaped=True).mark(Outcome.FAILED, _("It was gone, and is in the bucket again."))
+    back.mark(Outcome.DELETING)
 
 
 def forget_rows(operation: CleanupOperation, gone: CleanupItemQuerySet) -> None:

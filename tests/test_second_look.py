@@ -440,6 +440,17 @@ def test_it_takes_no_longer_than_it_may(
     assert "took longer" in told(operation)
 
 
+def test_it_takes_no_longer_for_keys_that_stand_alone(
+    bucket: Bucket, rest: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put("odd/1")
+    track(bucket, "odd/1", None).delete()
+    operation = CleanupOperation.objects.get()
+    assert run(operation).status == Status.CLEAN
+    monkeypatch.setattr(second_look, "LONGEST", -1.0)
+    assert "took longer" in told(run(requests.verify_operation(operation)))
+
+
 # What remains
 
 
@@ -459,6 +470,15 @@ def test_what_remains_is_what_a_cleanup_would_take(bucket: Bucket, rest: FaultyS
         remaining(bucket, "no project id")
     rest.rules.append(on(is_asked(MARKER), HIDES))
     with pytest.raises(Broken, match="another bucket"):
+        remaining(bucket)
+
+
+def test_a_listing_that_is_empty_from_now_on_shows_not_that_nothing_remains(
+    bucket: Bucket, rest: FaultyStore
+) -> None:
+    bucket.put(HIERARCHICAL)
+    rest.rules.append(on(is_asked(MARKER), lambda request, forward: forward(), HIDES))
+    with pytest.raises(Broken, match="does not show the marker"):
         remaining(bucket)
 
 

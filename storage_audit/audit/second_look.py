@@ -80,14 +80,18 @@ class SecondLook:
     def _heard(self, prefix: str, after: str = "") -> Iterator[list[Listed]]:
         """Pages of its listing. Raises Unheard, and LeaseLost."""
         operation = self.work.operation
+        self._refuse_late()
         try:
             for page in cloudflare.pages(operation.bucket, prefix, after):
                 operation.renew()
                 yield page
-                if monotonic() > self.ends:
-                    raise Unheard(_("It took longer than %s seconds.") % int(LONGEST))
+                self._refuse_late()
         except StoreError as error:
             raise Unheard(str(error)) from error
+
+    def _refuse_late(self) -> None:
+        if monotonic() > self.ends:
+            raise Unheard(_("It took longer than %s seconds.") % int(LONGEST))
 
     def _see_marker(self) -> None:
         bucket = self.work.operation.bucket
@@ -199,16 +203,22 @@ def remaining(project_id: str, bucket: str, *, seconds: float) -> list[str]:
         marker = next(listing.pages(bucket, MARKER))
     deleted_at = KnownProject.objects.time_of_deletion(project_id) or timezone.now()
     project = Deleted(project_id, deleted_at)
-    refuse_after(ends)
-    if differs(marker, next(cloudflare.pages(bucket, MARKER))):
-        raise elsewhere(bucket)
-    refuse_after(ends)
+    see_same(bucket, marker, ends)
     keys = list[str]()
     for page in pages_of(bucket, project_id, prefixes, identity):
         refuse_after(ends)
         judgements = verdicts(bucket, page, project, identity)
         keys += [escape(o.key) for o, _row, verdict in judgements if verdict.claim is Claim.OWNED]
+    see_same(bucket, marker, ends)
     return keys
+
+
+def see_same(bucket: str, marker: Sequence[Listed], ends: float) -> None:
+    """Have the API show the marker that S3 has shown."""
+    refuse_after(ends)
+    if differs(marker, next(cloudflare.pages(bucket, MARKER))):
+        raise elsewhere(bucket)
+    refuse_after(ends)
 
 
 def refuse_after(moment: float) -> None:

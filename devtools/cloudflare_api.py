@@ -87,11 +87,13 @@ def no_route(path: str) -> Reply:
 
 @dataclass
 class CloudflareApi:
-    """`token` may do all, `read_only_token` may not write, `old_token` is out of date.
+    """`token` may do all, `read_only_token` may not write, `token_without_r2` is valid and may do
+    nothing here, `old_token` is out of date.
 
     `requests` lists the latest as method, target as it came, and status of the answer. To go
     wrong: `failures` are statuses for the next requests, `locked` prefixes that a bucket lock
-    keeps, `limit` the number of requests that it bears in five minutes.
+    keeps, `limit` the number of requests that it bears in five minutes. Without `tells_accounts`
+    its tokens may not see whose they are.
     """
 
     r2: LocalR2
@@ -100,6 +102,7 @@ class CloudflareApi:
     account_id: str = field(default_factory=lambda: secrets.token_hex(16))
     token: str = field(default_factory=lambda: secrets.token_hex(20))
     read_only_token: str = field(default_factory=lambda: secrets.token_hex(20))
+    token_without_r2: str = field(default_factory=lambda: secrets.token_hex(20))
     old_token: str = field(default_factory=lambda: secrets.token_hex(20))
 
     def __post_init__(self) -> None:
@@ -111,6 +114,7 @@ class CloudflareApi:
         self.failures: list[int] = []
         self.locked: list[str] = []
         self.limit = REQUESTS_PER_WINDOW
+        self.tells_accounts = True
         self._times: deque[float] = deque(maxlen=KEPT_REQUESTS)
 
     @property
@@ -192,8 +196,9 @@ class _Call:
             return found({"id": self.api.account_id, "email": "staff@example.com"})
         account = {"id": self.api.account_id, "name": "Local R2"}
         entry = account if about == "accounts" else {"id": account["id"], "account": account}
-        count = {"page": 1, "per_page": 20, "count": 1, "total_count": 1, "total_pages": 1}
-        return found([entry], count)
+        entries = [entry] if self.api.tells_accounts else []
+        count = dict.fromkeys(("count", "total_count", "total_pages"), len(entries))
+        return found(entries, {"page": 1, "per_page": PAGE, **count})
 
     def _authorize(self, account: str) -> None:
         if not ACCOUNT_ID.fullmatch(account):
@@ -201,11 +206,12 @@ class _Call:
         if self.token not in self._valid():
             raise Refused(BAD_TOKEN_FOR_ACCOUNT)
         reads = self.method in ("GET", "HEAD")
-        if account != self.api.account_id or not (reads or self.token == self.api.token):
+        may = self.token == self.api.token or (reads and self.token == self.api.read_only_token)
+        if account != self.api.account_id or not may:
             raise Refused(NOT_PERMITTED)
 
-    def _valid(self) -> tuple[str, str]:
-        return self.api.token, self.api.read_only_token
+    def _valid(self) -> tuple[str, ...]:
+        return self.api.token, self.api.read_only_token, self.api.token_without_r2
 
     def _bucket(self, where: list[str]) -> Reply:
         here = self.headers.get("cf-r2-jurisdiction", "default") == (
@@ -213,7 +219,7 @@ class _Call:
         )
         names = list(self.api.r2.buckets) if here else []
         if not where:
-            return found({"buckets": [_described(name) for name in names]})
+            return self._buckets(names)
         name = unquote(where[0])
         if name not in names:
             raise Refused(NO_BUCKET)
@@ -228,17 +234,29 @@ class _Call:
                 return self._object(name, _key("/".join(segments)))
         raise Refused(no_route(self.path))
 
-    def _list(self, bucket: str) -> Reply:
+    def _buckets(self, names: list[str]) -> Reply:
+        size, cursor = self._page_size(), self.query.get("cursor", "")
+        start = names.index(cursor) + 1 if cursor in names else 0
+        page = names[start : start + size]
+        more = page[-1] if start + size < len(names) else ""
+        described = [_described(name) for name in page]
+        return found({"buckets": described}, {"cursor": more, "per_page": size})
+
+    def _page_size(self) -> int:
         size = self.query.get("per_page", str(PAGE))
         if not size.isdecimal() or not 1 <= int(size) <= LARGEST_PAGE:
             raise Refused(BAD_PAGE)
+        return int(size)
+
+    def _list(self, bucket: str) -> Reply:
+        size = self._page_size()
         given = {
             "prefix": self.query.get("prefix", ""),
             "delimiter": self.query.get("delimiter", ""),
             "cursor": self.query.get("cursor", ""),
             "startAfter": self.query.get("start_after", ""),
         }
-        page = self.api.r2.page(bucket, limit=size, **{k: v for k, v in given.items() if v})
+        page = self.api.r2.page(bucket, limit=str(size), **{k: v for k, v in given.items() if v})
         result = [
             {
                 "key": key,
@@ -255,7 +273,7 @@ class _Call:
         info = {
             "cursor": page["cursor"] or "",
             "is_truncated": page["cursor"] is not None,
-            "per_page": int(size),
+            "per_page": size,
             "delimited": page["prefixes"],
         }
         return found(result, info)

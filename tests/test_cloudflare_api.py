@@ -144,6 +144,30 @@ def test_a_listing_is_cut_as_it_was_asked_for(
     assert code(ask(cloudflare_api, "GET", f"{where}?per_page=1001")) == (400, 10021)
 
 
+def test_a_list_of_buckets_is_cut_too(
+    cloudflare_api: CloudflareApi,
+    wrangler_program: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And wrangler shows the first page: https://github.com/cloudflare/workers-sdk/issues/15103"""
+    names = [f"bucket-{number:02}" for number in range(21)]
+    monkeypatch.setattr(cloudflare_api.r2, "buckets", names)
+
+    def listed(query: str = "") -> tuple[list[str], str]:
+        answer = ask(cloudflare_api, "GET", at(cloudflare_api) + query)[1]
+        return [each["name"] for each in answer["result"]["buckets"]], answer["result_info"][
+            "cursor"
+        ]
+
+    first, cursor = listed()
+    assert (first, listed(f"?cursor={cursor}")) == (names[:20], (names[20:], ""))
+    assert listed("?per_page=21") == (names, "")
+    assert code(ask(cloudflare_api, "GET", f"{at(cloudflare_api)}?per_page=0")) == (400, 10021)
+    said = wrangler(wrangler_program, tmp_path, "r2", "bucket", "list").stdout
+    assert [line.split()[-1] for line in said.splitlines() if "name:" in line] == first
+
+
 def test_what_is_not_there_is_told_apart(objects: Bucket, cloudflare_api: CloudflareApi) -> None:
     def asked(*names: str) -> tuple[int, int]:
         return code(ask(cloudflare_api, "DELETE", at(cloudflare_api, *names)))
@@ -162,6 +186,9 @@ def test_tokens_and_accounts_are_told_apart(objects: Bucket, cloudflare_api: Clo
     here, kept = at(api, HERE), at(api, HERE, "objects", "kept")
     assert ask(api, "GET", here, token=api.read_only_token)[0] == 200
     assert code(ask(api, "DELETE", kept, token=api.read_only_token)) == (403, 10000)
+    for method, path in (("GET", here), ("DELETE", kept)):
+        assert code(ask(api, method, path, token=api.token_without_r2)) == (403, 10000)
+    assert ask(api, "GET", "/accounts", token=api.token_without_r2)[0] == 200
     assert code(ask(api, "DELETE", kept, token=api.old_token)) == (401, 10000)
     assert code(ask(api, "DELETE", kept, token="t" * 40)) == (401, 10000)
     assert code(ask(api, "DELETE", kept, token="too short")) == (400, 6003)

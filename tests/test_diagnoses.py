@@ -172,6 +172,18 @@ def test_a_variable_says_where_it_comes_from(folder: Path, monkeypatch: pytest.M
     assert f"{folder}/.env sets what this process does not have: CLOUDFLARE_AC" in result.summary
 
 
+def test_what_a_file_leaves_empty_is_as_if_it_were_not_in_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CLOUDFLARE_API_TOKEN", raising=False)
+    monkeypatch.setenv("R2_ACCOUNT_ID", "")
+    (folder / ".env").write_text('CLOUDFLARE_API_TOKEN=\nR2_ACCOUNT_ID=""\n')
+    found = diagnostics.environment()
+    for name in ("CLOUDFLARE_API_TOKEN", "R2_ACCOUNT_ID"):
+        assert str(found[name]) == "not set (default)"
+    assert variables.variables().status == Status.OK
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -47,7 +47,9 @@ from storage_audit.audit.diagnostics import (
 )
 from storage_audit.audit.diagnostics.results import Result
 from storage_audit.audit.layouts import OWN_PREFIX
+from storage_audit.bucket import cloudflare as api
 from storage_audit.bucket import wrangler
+from storage_audit.bucket.errors import Barred
 from storage_audit.conf import conf
 from storage_audit.models import Diagnosis
 from tests.conftest import Bucket
@@ -57,6 +59,7 @@ from tests.test_queue import Cluster
 
 Told = dict[str, dict[str, Any]]
 WRANGLER = {"STRATEGY": "wrangler"}
+OPENS_NOTHING = "The API token is right, and opens nothing in the account that is set."
 REFUSED = Reply(403, error("AccessDenied"))
 LATEST = "0004_api_doctor_and_strategies"
 TWENTY_MINUTES = timedelta(minutes=20)
@@ -160,6 +163,8 @@ def test_nothing_is_wrong_and_nothing_is_left(
     assert bucket.facts() == before
     touched = {request.path for request in store.asked(is_change)}
     assert touched
+    (deleted,) = (target for method, target, _ in cloudflare_api.requests if method == "DELETE")
+    assert f"/{OWN_PREFIX}doctor-" in deleted
     assert all(f"/{OWN_PREFIX}" in path and "installation" not in path for path in touched)
     kept = json.dumps(Diagnosis.objects.get().probes)
     ours = (conf().secret_access_key, conf().access_key_id, conf().api_token)
@@ -189,8 +194,70 @@ def test_wrong_account(bucket: Bucket, cloudflare_api: CloudflareApi, settings: 
     ours, theirs = "0" * 32, f"Local R2 ({cloudflare_api.account_id})"
     assert wrong == {
         "login": f"The account {ours} is none of those that the login sees: {theirs}.",
-        "API": "The API token is right, and opens nothing in the account that is set.",
+        "API": OPENS_NOTHING,
     }
+
+
+def test_a_token_without_the_permission_is_no_unknown_one(
+    bucket: Bucket, cloudflare_api: CloudflareApi, settings: Settings
+) -> None:
+    token = {"API_TOKEN": cloudflare_api.token_without_r2}
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | token
+    told = examined()
+    assert with_status(told) == {"login": OPENS_NOTHING, "API": OPENS_NOTHING}
+    assert "Workers R2 Storage" in told["login"]["advice"]
+    assert told["login"]["facts"]["accounts"] == cloudflare_api.account_id
+
+
+def test_a_wrong_account_of_a_token_that_may_not_see_its_own(
+    bucket: Bucket, cloudflare_api: CloudflareApi, settings: Settings
+) -> None:
+    cloudflare_api.tells_accounts = False
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"ACCOUNT_ID": "0" * 32}
+    assert with_status(examined()) == {"login": OPENS_NOTHING, "API": OPENS_NOTHING}
+
+
+def test_an_account_that_cannot_be(
+    bucket: Bucket, cloudflare_api: CloudflareApi, settings: Settings
+) -> None:
+    cloudflare_api.tells_accounts = False
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"ACCOUNT_ID": "mine"}
+    text = "Cloudflare has no account of such an id."
+    told = examined()
+    assert with_status(told) == {"login": text, "API": text}
+    assert "R2_ACCOUNT_ID" in told["API"]["advice"]
+    with pytest.raises(Barred):
+        api.list_page(conf().bucket, "")
+
+
+def test_a_token_that_may_only_read(
+    bucket: Bucket, cloudflare_api: CloudflareApi, settings: Settings
+) -> None:
+    token = {"API_TOKEN": cloudflare_api.read_only_token}
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | token
+    assert examined()["login"]["status"] == Status.OK
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER
+    told = examined()
+    assert with_status(told) == {"login": "wrangler sees the bucket, and may not delete in it."}
+    assert "Workers R2 Storage: Edit" in told["login"]["advice"]
+
+
+def test_a_bucket_that_wrangler_does_not_list(
+    bucket: Bucket,
+    cloudflare_api: CloudflareApi,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It shows the first 20 only."""
+    others = [f"bucket-{number:02}" for number in range(20)]
+    monkeypatch.setattr(cloudflare_api.r2, "buckets", [*others, bucket.name])
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER
+    assert with_status(examined()) == {}
+    monkeypatch.setattr(cloudflare_api.r2, "buckets", others)
+    told = examined()
+    text = f"wrangler does not see bucket {bucket.name}, nor the marker in it, but bucket-00, "
+    assert with_status(told)["login"].startswith(text)
+    assert "R2_BUCKET_NAME" in told["login"]["advice"]
 
 
 def test_wrong_bucket(bucket: Bucket, settings: Settings) -> None:
@@ -251,10 +318,15 @@ def test_a_wrangler_that_hangs_is_ended(
     path = program(tmp_path, script)
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"WRANGLER": path}
     told = examined()
-    assert with_status(told) == {probe: "wrangler does not come to an end, and was killed."}
+    hangs = {probe: "wrangler does not come to an end, and was killed."}
+    assert with_status(told) == hangs
     assert "wrangler whoami" in told[probe]["advice"]
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"STRATEGY": "batch"}
+    told = examined()
+    assert with_status(told) == {}
+    assert with_status(told, Status.NOT_CHECKED).items() >= hangs.items()
 
 
 def test_dead_worker(bucket: Bucket) -> None:
@@ -542,18 +614,74 @@ def test_a_login_that_only_this_user_has(
     bucket: Bucket, settings: Settings, tmp_path: Path
 ) -> None:
     """Of a program that stands for a wrangler after `wrangler login`."""
-    path = program(
-        tmp_path,
-        'case "$1" in\n--version) echo 4.164.0 ;;\n'
-        'whoami) echo \'{"loggedIn": true, "authType": "OAuth Token", "accounts": []}\' ;;\n'
-        'r2) echo "Listing buckets..."; echo "name:   tests" ;;\nesac',
-    )
-    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"WRANGLER": path}
+    path = after_login(tmp_path)
+    ours = {"WRANGLER": path, "ACCOUNT_ID": "a" * 32}
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | ours
     told = examined()
     assert with_status(told) == {}
     warning = with_status(told, Status.WARNING)["login"]
     assert warning == "wrangler is logged in as the user of this process, without a token."
     assert told["login"]["facts"]["by"] == "OAuth Token"
+
+
+def test_no_cleanup_goes_by_a_wrangler_that_would_have_to_guess_the_account(
+    bucket: Bucket, settings: Settings, tmp_path: Path
+) -> None:
+    ours = {"WRANGLER": after_login(tmp_path)}
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | ours
+    wrong = with_status(examined())
+    text = "Whose bucket it is, is not known to wrangler. Set R2_ACCOUNT_ID."
+    assert wrong == {"login": text}
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_a_login_to_another_account_is_wrong_only_where_it_is_needed(
+    bucket: Bucket, settings: Settings, tmp_path: Path, needed: bool
+) -> None:
+    path = after_login(tmp_path, '{"id": "b", "name": "Personal"}')
+    ours = {"WRANGLER": path, "STRATEGY": "wrangler" if needed else "batch"}
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | ours
+    told = examined()
+    text = "The account (not set) is none of those that the login sees: Personal (b)."
+    assert with_status(told) == ({"login": text} if needed else {})
+    assert told["login"]["summary"] == text
+    assert ("R2_ACCOUNT_ID" in told["login"]["advice"]) == needed
+
+
+def test_a_refusal_without_a_code_is_one_too(
+    bucket: Bucket, settings: Settings, tmp_path: Path
+) -> None:
+    path = after_login(
+        tmp_path, deletes="echo '[ERROR] Failed to fetch /x - 403: Forbidden;' >&2; exit 1"
+    )
+    ours = {"WRANGLER": path, "ACCOUNT_ID": "a" * 32}
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | ours
+    text = "wrangler sees the bucket, and may not delete in it."
+    assert with_status(examined()) == {"login": text}
+
+
+def test_calls_of_wrangler_that_took_all_the_time(
+    bucket: Bucket, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wrangler, "SHORTEST", 2 * wrangler.LOOK)
+    ours = {"WRANGLER": after_login(tmp_path), "ACCOUNT_ID": "a" * 32}
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | ours
+    told = examined()
+    assert with_status(told) == {}
+    late = with_status(told, Status.NOT_CHECKED)["login"]
+    assert late == "The calls of wrangler took all the time there is."
+
+
+def after_login(
+    folder: Path, accounts: str = "", deletes: str = 'echo "Resource location: remote"'
+) -> str:
+    return program(
+        folder,
+        'case "$1 $2" in\n"--version "*) echo 4.164.0 ;;\n"whoami "*) echo \'{"loggedIn": true, '
+        f'"authType": "OAuth Token", "accounts": [{accounts}]}}\' ;;\n'
+        '"r2 bucket") echo "Listing buckets..."; echo "name:   tests" ;;\n'
+        f'"r2 object") {deletes} ;;\nesac',
+    )
 
 
 def test_s3_and_the_api_look_into_different_buckets(

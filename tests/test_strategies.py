@@ -21,6 +21,7 @@ from storage_audit.audit import requests
 from storage_audit.audit.installation import MARKER
 from storage_audit.audit.modes import MODES, Mode
 from storage_audit.bucket import deleters, wrangler
+from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, R2Object
 from tests.conftest import BUCKETS, Bucket
 from tests.promises import (
@@ -345,6 +346,20 @@ def test_wrangler_deletes_nothing_in_an_account_that_s3_does_not_look_into(
             assert operation.status == Status.BLOCKED
             assert "wrangler does not show the marker" in operation.error
             assert bucket.keys() == there.keys() == {FLAT, HIERARCHICAL}
+    check(bucket)
+
+
+def test_what_wrangler_says_of_a_proxy_is_no_part_of_the_marker(
+    cloudflare_api: CloudflareApi, bucket: Bucket, tmp_path: Path
+) -> None:
+    bucket.put(FLAT)
+    deleted("proj_1")
+    program = tmp_path / "wrangler"
+    says = "echo Proxy environment variables detected."
+    program.write_text(f'#!/bin/sh\n{says}\nexec {conf().wrangler} "$@"\n')
+    program.chmod(0o700)
+    with configured(WRANGLER=str(program)):
+        assert declared("proj_1", *MODES["wrangler"]).status == Status.CLEAN
     check(bucket)
 
 

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 CALL = "CloudflareListObjects"
 # What its numbers are called over S3: https://developers.cloudflare.com/r2/api/error-codes/
-# No token, one that is none, no such account: as hopeless as a wrong one.
-CODES = {10006: "NoSuchBucket", 10042: "NotEntitled"} | dict.fromkeys(
-    (6003, 7003, 9106, 9109), "Unauthorized"
+# 7003 answers an id that no account can have. No token, and one that is none, are as hopeless as a
+# wrong one.
+CODES = {7003: "NoSuchAccount", 10006: "NoSuchBucket", 10042: "NotEntitled"} | dict.fromkeys(
+    (6003, 9106, 9109), "Unauthorized"
 )
 
 

@@ -86,6 +86,7 @@ BY_CODE: dict[str, type[StoreError]] = {
     "NotEntitled": Refused,
     LOCKED: Refused,
     "Unauthorized": Barred,
+    "NoSuchAccount": Barred,
     "NoSuchBucket": Barred,
     UNANSWERED: Broken,
 }

@@ -147,15 +147,18 @@ def _version(path: str, changed: int) -> str:
 
 
 def node_version() -> str:
-    """Of the Node on the PATH, such as v24.18.0; nothing when there is none that runs."""
+    """Of the Node on the PATH, such as v24.18.0; nothing when there is none."""
     path = shutil.which("node")
-    return _node_version(path, os.stat(path).st_ctime_ns) if path else ""
+    with suppress(Unusable):
+        return _node_version(path, os.stat(path).st_ctime_ns) if path else ""
+    return _("does not run")
 
 
 @lru_cache(maxsize=8)
 def _node_version(path: str, changed: int) -> str:
     with TemporaryDirectory(prefix="node-") as name:
-        wait([path, "--version"], QUIET, Path(name), monotonic() + SHORTEST)
+        if wait([path, "--version"], QUIET, Path(name), monotonic() + SHORTEST) != 0:
+            raise Unusable(_("Node does not run."))  # Not kept: it may only have been slow.
         return said_in(Path(name) / "stdout").strip()
 
 

@@ -1,18 +1,26 @@
 """Cloudflare's own ways to the bucket, past S3: wrangler, and the API that it calls too."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from time import monotonic
+
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from storage_audit.audit.diagnostics.canary import own_key
 from storage_audit.audit.diagnostics.causes import OTHER, Cause, cause_of
-from storage_audit.audit.diagnostics.results import Result, Status
+from storage_audit.audit.diagnostics.results import Facts, Result, Status
 from storage_audit.audit.installation import MARKER, is_listed
 from storage_audit.bucket import cloudflare, wrangler
-from storage_audit.bucket.errors import StoreError
+from storage_audit.bucket.errors import StoreError, TooLate
 from storage_audit.bucket.wrangler_errors import Unusable
 from storage_audit.conf import conf
 from storage_audit.redaction import redact
 
 UNNEEDED = gettext_lazy("Nothing, as long as CLEANUP_STRATEGY is not wrangler.")
+OTHERWISE = gettext_lazy(
+    "Do as it says; or set CLEANUP_STRATEGY to batch, which needs no wrangler."
+)
 WRONG_TOKEN = Cause(
     gettext_lazy("Cloudflare does not know the API token."),
     gettext_lazy(
@@ -27,11 +35,25 @@ WRONG_ACCOUNT = Cause(
         " give the token the permission Workers R2 Storage, for this account."
     ),
 )
+NO_ACCOUNT = Cause(
+    gettext_lazy("Cloudflare has no account of such an id."),
+    gettext_lazy(
+        "Correct R2_ACCOUNT_ID or CLOUDFLARE_ACCOUNT_ID: the 32 letters and digits that the"
+        " dashboard shows, R2, at “Account ID”; no name and no address."
+    ),
+)
 NO_BUCKET = Cause(
     gettext_lazy("Cloudflare sees no such bucket in this account and jurisdiction."),
     gettext_lazy(
         "Correct R2_BUCKET_NAME, R2_ACCOUNT_ID or R2_JURISDICTION: the API needs to know where the"
         " bucket is, also when R2_ENDPOINT_URL says it."
+    ),
+)
+NO_DELETION = Cause(
+    gettext_lazy("wrangler sees the bucket, and may not delete in it."),
+    gettext_lazy(
+        "Give its token the permission Workers R2 Storage: Edit, instead of Read, for this account;"
+        " or set CLEANUP_STRATEGY to batch, which needs no wrangler."
     ),
 )
 HANGING = Cause(
@@ -47,19 +69,25 @@ BY_CODE = {
     "401": WRONG_TOKEN,
     "Unauthorized": WRONG_TOKEN,
     "403": WRONG_ACCOUNT,
+    "7003": NO_ACCOUNT,
+    "NoSuchAccount": NO_ACCOUNT,
     "NoSuchBucket": NO_BUCKET,
 }
+# Once Cloudflare knows the token. Its code for one that it does not know is also that for one that
+# lacks a permission, and wrangler does not always hand on the status that tells them apart.
+OF_KNOWN_TOKEN = BY_CODE | {"Unauthorized": WRONG_ACCOUNT}
+OF_DELETION = BY_CODE | dict.fromkeys(("401", "403", "Unauthorized", "AccessDenied"), NO_DELETION)
 
 
 def is_needed() -> bool:
     return conf().strategy.startswith("wrangler")
 
 
-def unusable(summary: str, advice: str) -> Result:
-    """Wrong where cleanups go by wrangler, and elsewhere no more than something not checked."""
-    if is_needed():
-        return Result(Status.WRONG, summary, advice)
-    return Result(Status.NOT_CHECKED, summary, str(UNNEEDED))
+def as_needed(result: Result) -> Result:
+    """Nothing about wrangler is more than not checked where no cleanup goes by it."""
+    if is_needed() or result.status == Status.OK:
+        return result
+    return replace(result, status=Status.NOT_CHECKED, advice=str(UNNEEDED))
 
 
 def tool() -> Result:
@@ -67,10 +95,8 @@ def tool() -> Result:
     try:
         version = wrangler.version()
     except StoreError as error:
-        advice = _("Do as it says; or set CLEANUP_STRATEGY to batch, which needs no wrangler.")
-        if cause := BY_CODE.get(error.code):
-            return unusable(str(cause.summary), str(cause.advice))
-        return unusable(str(error), advice)
+        cause = BY_CODE.get(error.code, Cause(str(error), OTHERWISE))
+        return as_needed(Result(Status.WRONG, str(cause.summary), str(cause.advice)))
     return Result(
         Status.OK,
         _("wrangler %s.") % version,
@@ -79,32 +105,27 @@ def tool() -> Result:
 
 
 def login() -> Result:
-    """Who wrangler is for Cloudflare, whether that is in our account, and sees the bucket."""
+    """Who wrangler is for Cloudflare, whether that is in our account, sees the bucket, and may
+    delete in it."""
+    # As long as its first two calls may take: these, and what follows them, have that together.
+    return as_needed(logged_in(monotonic() + 2 * wrangler.LOOK))
+
+
+def logged_in(until: float) -> Result:
     try:
-        identity = wrangler.whoami(ran=lambda command: None)
+        identity = wrangler.whoami(ran=unnoted)
     except StoreError as error:
         return unlike_token(error)
     if not identity.logged_in:
         return no_token()
-    accounts = {account.id: account.name for account in identity.accounts}
-    facts = {
+    facts: Facts = {
         "by": identity.auth_type,
         "e-mail": identity.email,
-        "accounts": ", ".join(sorted(accounts)),
+        "accounts": ", ".join(sorted(account.id for account in identity.accounts)),
     }
-    if accounts and conf().account_id not in accounts:
-        text = _("The account %(ours)s is none of those that the login sees: %(theirs)s.")
-        theirs = ", ".join(f"{name} ({id})" for id, name in sorted(accounts.items()))
-        where = {"ours": conf().account_id or _("(not set)"), "theirs": redact(theirs)}
-        return Result(Status.WRONG, text % where, str(WRONG_ACCOUNT.advice), facts)
-    try:
-        names = wrangler.buckets(ran=lambda command: None)
-    except StoreError as error:
-        return refusal(error)
-    if conf().bucket not in names:
-        text = _("wrangler does not see bucket %(bucket)s, but %(others)s.")
-        where = {"bucket": conf().bucket, "others": ", ".join(names) or _("none")}
-        return Result(Status.WRONG, text % where, str(NO_BUCKET.advice), facts)
+    obstacle = other_account(identity.accounts) or unseen(until) or undeletable(until)
+    if obstacle:
+        return replace(obstacle, facts=facts | obstacle.facts)
     if not conf().api_token:
         text = _("wrangler is logged in as the user of this process, without a token.")
         advice = _(
@@ -115,25 +136,77 @@ def login() -> Result:
     return Result(Status.OK, _("wrangler is logged in, and sees the bucket."), facts=facts)
 
 
+def unnoted(command: wrangler.Command) -> None:
+    """What the doctor runs is in no timeline."""
+
+
+def other_account(accounts: list[wrangler.Account]) -> Result | None:
+    """Some tokens may not see whose they are."""
+    if not accounts or conf().account_id in [account.id for account in accounts]:
+        return None
+    text = _("The account %(ours)s is none of those that the login sees: %(theirs)s.")
+    theirs = ", ".join(f"{name} ({id})" for id, name in sorted(accounts))
+    where = {"ours": conf().account_id or _("(not set)"), "theirs": redact(theirs)}
+    return Result(Status.WRONG, text % where, str(WRONG_ACCOUNT.advice))
+
+
+def unseen(until: float) -> Result | None:
+    """The list has only the account's first buckets; of the others the marker tells, without which
+    no cleanup goes by wrangler. https://github.com/cloudflare/workers-sdk/issues/15103"""
+    bucket = conf().bucket
+    try:
+        names = wrangler.buckets(ran=unnoted)
+        if bucket in names or wrangler.read(bucket, MARKER, until=until, ran=unnoted) is not None:
+            return None
+    except StoreError as error:
+        return trouble(error, OF_KNOWN_TOKEN)
+    text = _("wrangler does not see bucket %(bucket)s, nor the marker in it, but %(others)s.")
+    where = {"bucket": bucket, "others": ", ".join(names) or _("none")}
+    advice = _("If “marker” is wrong as well, mend that first.")
+    return Result(Status.WRONG, text % where, f"{NO_BUCKET.advice} {advice}")
+
+
+def undeletable(until: float) -> Result | None:
+    """Where cleanups go by wrangler: why it cannot delete. The key is one that no object has."""
+    if not is_needed():
+        return None
+    try:
+        wrangler.delete(conf().bucket, own_key(), until=until, ran=unnoted)
+    except StoreError as error:
+        return trouble(error, OF_DELETION)
+    return None
+
+
 def no_token() -> Result:
     text = _("wrangler is not logged in: there is no token.")
     advice = _(
         "Set CLOUDFLARE_API_TOKEN to a token with the permission Workers R2 Storage: Edit, for this"
         " process as well: a login made in a shell is only there for its user."
     )
-    return unusable(text, advice)
+    return Result(Status.WRONG, text, advice)
 
 
 def unlike_token(error: StoreError) -> Result:
     if not conf().api_token and isinstance(error, Unusable):
         return no_token()
-    return refusal(error)
+    return trouble(error, BY_CODE)
 
 
-def refusal(error: StoreError) -> Result:
+def trouble(error: StoreError, causes: Mapping[str, Cause]) -> Result:
+    """Of wrangler. What has no code is no answer of the API, and says itself what to do."""
+    if isinstance(error, TooLate):
+        text = _("The calls of wrangler took all the time there is.")
+        advice = _("Look again when this machine has less to do.")
+        return Result(Status.NOT_CHECKED, text, advice)
+    if not error.code:
+        return Result(Status.WRONG, str(error), str(OTHERWISE))
+    return refusal(error, causes)
+
+
+def refusal(error: StoreError, causes: Mapping[str, Cause] = BY_CODE) -> Result:
     """A number is the API's, and not the status of an answer that is no S3."""
     known = OTHER if error.code.isdecimal() else cause_of(error)
-    return BY_CODE.get(error.code, known).result(error)
+    return causes.get(error.code, known).result(error)
 
 
 def api() -> Result:

@@ -29,8 +29,8 @@ from storage_audit.querysets import impatient
 
 logger = logging.getLogger(__name__)
 
-# Seconds. wrangler's own limit, of two calls, is shorter (bucket/wrangler.py, LOOK): who hangs is
-# ended by it, and not left behind.
+# Seconds. wrangler's own limit for one probe, that of two calls, is shorter (bucket/wrangler.py,
+# LOOK): who hangs is ended by it, and not left behind.
 PATIENCE, ALTOGETHER = 20.0, 45.0
 KEPT_RUNS = 100
 # The name of what says why the report is not kept; it is no probe.

@@ -77,7 +77,7 @@ def environment() -> dict[str, Variable]:
 def variable(name: str, in_file: dict[str, str], started: dict[str, str]) -> Variable:
     value = os.environ.get(name)
     if not value:
-        return Variable(False, "not set", UNREAD if name in in_file else DEFAULT)
+        return Variable(False, "not set", UNREAD if in_file.get(name) else DEFAULT)
     shown = fingerprint(value) if SECRET.search(name) else redact(value)
     if started.get(name) == value:
         return Variable(True, shown, ENVIRONMENT)

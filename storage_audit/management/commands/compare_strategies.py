@@ -12,7 +12,7 @@ from storage_audit.conf import STRATEGIES, conf
 from storage_audit.management.console import FAILED, INTERRUPTED, WRONG_USE, asked_from_shell
 from storage_audit.management.documented import DocumentedCommand
 from storage_audit.models import CleanupOperation
-from storage_audit.redaction import visible
+from storage_audit.redaction import redact, visible
 
 USUAL, MOST = 50, 10_000
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
@@ -131,7 +131,7 @@ class Command(DocumentedCommand):
         bucket = visible(conf().bucket)
         lines = [
             f"Writes {objects} objects for each of {len(tried)} projects into bucket {bucket}"
-            f" at {conf().endpoint_url}, and deletes them again. Touches nothing else.",
+            f" at {address()}, and deletes them again. Touches nothing else.",
             *(f"  {run.project_id} for {run.strategy}" for run in tried),
         ]
         self.stderr.write("\n".join(lines), style_func=str)
@@ -145,12 +145,17 @@ class Command(DocumentedCommand):
         self.stdout.write(f"{COST}\n{LATER}")
 
 
+def address() -> str:
+    """Of the store, without the password that it may hold."""
+    return visible(redact(conf().endpoint_url))
+
+
 def refuse_without_consent(bucket: str) -> None:
     local = urlsplit(conf().endpoint_url).hostname in THIS_MACHINE
     if bucket == conf().bucket or local and not bucket:
         return
     raise CommandError(
-        f"This writes objects into bucket {visible(conf().bucket)} at {conf().endpoint_url}, and"
+        f"This writes objects into bucket {visible(conf().bucket)} at {address()}, and"
         " deletes them again. If that is what you want, name the bucket: --yes-write-to"
         f" {visible(conf().bucket)}",
         returncode=WRONG_USE,

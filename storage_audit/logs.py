@@ -146,6 +146,9 @@ def plain(value: Any, longest: int = LONGEST, depth: int = 0) -> Any:
     the ends of lines, texts no longer than `longest`, and much shorter ones further inside."""
     if value is None or isinstance(value, bool | int):
         return value
+    if isinstance(value, HttpRequest):
+        # Its own text has the query, which may be anybody's secret.
+        value = f"{value.method} {value.path}"
     if isinstance(value, float) and isfinite(value):
         return value
     if isinstance(value, Mapping) and depth < DEEPEST:

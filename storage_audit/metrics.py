@@ -10,7 +10,7 @@ from typing import Any
 
 import django
 from django.db import connection
-from django.db.models import Count, Max, Min, Q, Sum
+from django.db.models import Case, Count, Max, Min, OuterRef, Q, Subquery, Sum, When
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.views.decorators.http import require_safe
@@ -29,7 +29,13 @@ from storage_audit import __version__, queue
 from storage_audit.api.auth import BearerToken, StaffSession, require
 from storage_audit.api.problems import speaking
 from storage_audit.conf import conf
-from storage_audit.models import BucketScan, CleanupOperation, Finding, StoreCalls
+from storage_audit.models import (
+    BucketScan,
+    CleanupOperation,
+    Finding,
+    OperationEvent,
+    StoreCalls,
+)
 from storage_audit.redaction import visible
 
 PREFIX = "storage_audit_"
@@ -129,7 +135,13 @@ def books(deletions: list[dict[str, Any]]) -> Iterator[Metric]:
 
 
 def oldest_open_deletion(now: datetime) -> Metric:
-    oldest = CleanupOperation.objects.cleanups().open().aggregate(at=Min("created_at"))["at"]
+    runs = OperationEvent.objects.filter(operation=OuterRef("pk"), step="force").order_by("at")
+    # A plan is a deletion from when somebody runs it.
+    asked_at = Case(
+        When(trigger="dry_run", then=Subquery(runs.values("at")[:1])), default="created_at"
+    )
+    deletions = CleanupOperation.objects.cleanups().open().annotate(asked_at=asked_at)
+    oldest = deletions.aggregate(at=Min("asked_at"))["at"]
     return GaugeMetricFamily(
         PREFIX + "oldest_open_deletion_age",
         "Time since the oldest deletion was asked for that has not ended; 0 when all have.",

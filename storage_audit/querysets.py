@@ -107,6 +107,10 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
     def saw_deleted(self, project_id: str, at: datetime, evidence: str) -> None:
         self.update_or_create(pk=project_id, defaults={"deleted_at": at, "evidence": evidence})
 
+    def said(self) -> Self:
+        """Those of which somebody, or a signal, said that they are deleted."""
+        return self.exclude(self.UNSAID)
+
     def time_of_deletion(self, project_id: str) -> datetime | None:
         return self.filter(pk=project_id).values_list("deleted_at", flat=True).first()
 
@@ -276,7 +280,11 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
     def prunable(self, moment: datetime) -> Self:
         """Operations that were over before `moment`, as is now all that follows them, and whose
         items and timeline are still here."""
-        following = self.model.objects.filter(~self.model.OVER, parent=OuterRef("pk"))
+        following = self.model.objects.filter(~self.model.OVER, parent=OuterRef("pk")).exclude(
+            # Nobody can release it: one verifies again.
+            kind="verify",
+            status="blocked",
+        )
         return self.filter(
             self.model.OVER, ~Exists(following), finished_at__lt=moment, pruned_at=None
         )

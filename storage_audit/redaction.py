@@ -12,6 +12,8 @@ from storage_audit.conf import conf
 
 HIDDEN = "[redacted]"
 CREDENTIALS = [
+    # Tokens of our own API.
+    re.compile(r"()(?<![\w-])sa_[\w-]{43}(?![\w-])"),
     # From the beginning of a word only, or a long one would be tried from each of its letters.
     re.compile(r"(?i)(?<![\w-])([\w-]*(?:signature|credential|token|password)=)[^&,\s]+"),
     re.compile(r"""(?i)(authorization["']?\s*[:=]\s*["']?)[^\n"']+"""),

@@ -41,11 +41,20 @@ QUEUE_IS_LONG = 100
 def enqueue(operation_id: UUID) -> None:
     """Have a worker run the operation; with the setting SYNC, run it here and now."""
     operation = CleanupOperation.objects.filter(pk=operation_id)
-    if not operation.update(enqueued_at=timezone.now()):
-        return  # Rolled back with a savepoint made by hand, for which Django keeps the hooks.
+    try:
+        if not operation.update(enqueued_at=timezone.now()):
+            return  # Rolled back with a savepoint made by hand, for which Django keeps the hooks.
+        if not conf().sync:
+            send_to_queue(operation_id)
+    except Exception:
+        with logs.about(operation_id):
+            logger.exception("It could not be enqueued; the sweep does it.")
+        raise
     if conf().sync:
         cleanup.run(operation_id)
-        return
+
+
+def send_to_queue(operation_id: UUID) -> None:
     # The queue's own lines name the task.
     name, function = str(operation_id), "storage_audit.tasks.run_operation"
     with logs.about(operation_id, CleanupOperation.objects.request_id(operation_id)):

@@ -215,7 +215,11 @@ class Transitions(models.Model):
 
     def execute(self, user: str) -> None:
         """Run the plan that a dry run froze. Raises IllegalTransition."""
-        self._start_again(Q(status=self.Status.PLANNED), _("run"), dry_run=False, released_by=user)
+        # A plan's items were counted as failed, as a deletion that ends here would.
+        now_open = {"failed": 0, "failed_bytes": 0}
+        self._start_again(
+            Q(status=self.Status.PLANNED), _("run"), dry_run=False, released_by=user, **now_open
+        )
 
     def _start_again(self, allowed: Q, verb: Any, **values: Any) -> None:
         values |= {"next_attempt_at": timezone.now(), "attempts": 0, "troubled_since": None}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from django.contrib.admin.models import LogEntry
+from django.urls import reverse
 from django.utils import timezone
 from django_q.models import OrmQ
 from pytest_django import Settings
@@ -18,12 +19,13 @@ from devtools.cloudflare_api import CloudflareApi
 from devtools.faults.kinds import error
 from devtools.faults.matching import is_listing, on, then
 from devtools.faults.proxy import FaultyStore, Reply
-from storage_audit.api import debug, waiting
-from storage_audit.api.problems import Problem
+from storage_audit import places
+from storage_audit.api import debug
 from storage_audit.audit import comparison, installation
 from storage_audit.audit.installation import MARKER
 from storage_audit.conf import Conf, conf
 from storage_audit.models import CleanupOperation, Diagnosis, Project
+from tests.admin_client import page, superuser, text_of
 from tests.api_client import API, program, refused, staff, told
 from tests.conftest import BUCKETS, Bucket
 from tests.promises import FLAT, deleted, run, track
@@ -130,6 +132,20 @@ def test_both_discoveries_and_what_only_one_finds(bucket: Bucket) -> None:
     assert found["counts"]["found_by_script"] == 4
     assert not found["is_cut"]
     assert not CleanupOperation.objects.exists()
+
+
+def test_each_bucket_that_may_have_some_is_looked_into(bucket: Bucket) -> None:
+    elsewhere = Bucket(bucket.r2, "other")
+    elsewhere.wipe()
+    installation.claim("other")
+    here, there = bucket.upload("proj_1"), "projects/proj_1/scenes/s1/media/other.mp4"
+    elsewhere.put(there)
+    track(elsewhere, there, "proj_1")
+    found = program().get("/debug/list-project-files/proj_1")
+    assert (found["bucket"], found["buckets"]) == ("tests", ["other", "tests"])
+    assert found["files_found_by_app"] == [there, here]
+    assert found["counts"]["found_by_app"] == 2
+    elsewhere.wipe()
 
 
 def test_long_lists_are_cut_and_say_so(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,9 +295,9 @@ def test_both_looks_share_the_time(
 @pytest.fixture
 def one_place(settings: Settings) -> Iterator[None]:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"API_WAITS": 1}
-    waiting.places.cache_clear()
+    places.places.cache_clear()
     yield
-    waiting.places.cache_clear()
+    places.places.cache_clear()
 
 
 @pytest.mark.django_db
@@ -296,12 +312,23 @@ def one_place(settings: Settings) -> Iterator[None]:
     ],
 )
 def test_what_takes_its_time_needs_a_place(one_place: None, line: str) -> None:
-    with waiting.place():
+    with places.place():
         answer = program().ask(*line.split())
         assert program().get("/debug/env-vars")
     refused(answer, 429, "too-many-requests")
     assert answer["Retry-After"] == "5"
     assert not Diagnosis.objects.exists()
+
+
+def test_the_admin_s_looks_need_one_too(one_place: None, bucket: Bucket) -> None:
+    client = superuser()
+    with places.place():
+        compared = client.get(reverse("admin:storage_audit_compare"), {"project_id": "proj_1"})
+        examined = client.post(page("diagnosis", "add"), follow=True)
+    for answer in (compared, examined):
+        assert "Too many requests here are waiting" in text_of(answer)
+    assert not Diagnosis.objects.exists()
+    assert "All three find the same" in text_of(client.get(compared.wsgi_request.get_full_path()))
 
 
 def test_the_place_is_given_back(one_place: None, store: FaultyStore) -> None:
@@ -319,12 +346,12 @@ def test_those_who_come_at_once_have_the_same_places(
         time.sleep(0.1)
         return conf()
 
-    monkeypatch.setattr(waiting, "conf", slowly)
+    monkeypatch.setattr(places, "conf", slowly)
     came, got_one = Barrier(4), list[bool]()
 
     def come() -> None:
         came.wait()
-        with suppress(Problem), waiting.place():
+        with suppress(places.Full), places.place():
             got_one.append(True)
             time.sleep(0.5)
 

@@ -17,10 +17,10 @@ from django.db.models import Q
 from django_q.models import OrmQ
 from pytest_django import Settings
 
-from storage_audit.api import waiting
+from storage_audit import places
 from storage_audit.audit import cleanup, meaning, requests
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation
+from storage_audit.models import CleanupOperation, Project
 from tests.api_client import API, Program, program, refused, staff, told
 from tests.conftest import Bucket
 from tests.promises import FLAT, delete, requested, run
@@ -163,6 +163,17 @@ def test_of_a_long_timeline_the_latest_lines_are_told() -> None:
     assert [answer["timeline"][n]["message"] for n in (0, -1)] == ["0", "199"]
 
 
+@pytest.mark.django_db
+def test_of_a_long_line_of_the_timeline_the_first_values_are_told() -> None:
+    Project.objects.create(pk="proj_1")
+    made = requested("proj_1")
+    made.record("vanished", "gone", projects=[f"proj_{n}" for n in range(1000)], few=[1])
+    told = program().get(f"/deletions/{made.pk}")["timeline"][-1]["data"]
+    assert told["few"] == [1]
+    assert told["projects"][:2] == ["proj_0", "proj_1"] and len(told["projects"]) == 101
+    assert told["projects"][-1] == "and 900 more"
+
+
 def test_what_a_status_means_is_said_of_no_page() -> None:
     said = [*meaning.MEANING.values(), *meaning.VERIFIED.values(), *meaning.MANY.values()]
     assert not [text for text in map(str, said) if "page" in text or "below" in text]
@@ -284,7 +295,7 @@ def test_nobody_waits_longer_than_half_a_minute(wait: str) -> None:
 @pytest.mark.django_db(transaction=True)
 def test_so_many_may_wait_and_the_next_is_answered_at_once(settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"API_WAITS": 1}
-    waiting.places.cache_clear()
+    places.places.cache_clear()
     operation, come = made(), reader()
     statuses = list[str]()
 
@@ -294,15 +305,15 @@ def test_so_many_may_wait_and_the_next_is_answered_at_once(settings: Settings) -
 
     first = Thread(target=wait)
     first.start()
-    while waiting.places()._value != 0:
+    while places.places()._value != 0:
         time.sleep(0.01)
     answer, seconds = timed(reader(), path_of(operation, "?wait=20"))
     assert (answer["status"], seconds < 5) == ("pending", True)
     operation.change(Q(), status="running")
     first.join()
     assert statuses == ["running"]
-    assert waiting.places().acquire(blocking=False), "a place that was not given back"
-    waiting.places.cache_clear()
+    assert places.places().acquire(blocking=False), "a place that was not given back"
+    places.places.cache_clear()
 
 
 @pytest.mark.django_db(transaction=True)

@@ -13,7 +13,7 @@ from django_q.models import OrmQ
 from pytest_django import Settings
 
 from storage_audit import projects
-from storage_audit.audit import requests
+from storage_audit.audit import requests, vanished
 from storage_audit.models import CleanupOperation, KnownProject, Project
 from tests.api_client import API, Program, program, refused, staff, told
 from tests.conftest import Bucket
@@ -106,11 +106,28 @@ def test_what_never_was_is_not_found(project_id: str) -> None:
     assert not CleanupOperation.objects.exists()
 
 
-@pytest.mark.django_db
-def test_what_is_gone_and_nobody_said_deleted_is_not_found() -> None:
+def test_what_is_gone_and_nobody_said_deleted_is_not_found(bucket: Bucket) -> None:
     """Its files are protected until somebody does."""
     KnownProject.objects.create(pk="proj_1", evidence="saved")
-    refused(program().ask("DELETE", DELETE), 404, "not-found")
+    Project.objects.create(pk="proj_2")
+    come = program()
+    refused(come.ask("DELETE", DELETE), 404, "not-found")
+    vanished.notice()
+    operation = CleanupOperation.objects.get()
+    assert (operation.status, operation.trigger) == ("blocked", "vanished")
+    refused(come.ask("DELETE", DELETE), 404, "not-found")
+    requests.force_delete_operation(operation)
+    assert told(come.ask("DELETE", DELETE), 202)["deletion_id"] == str(operation.pk)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("query", ["?dry_run=true", "?"])
+def test_there_is_no_dry_run_of_it(query: str) -> None:
+    Project.objects.create(pk="proj_1")
+    body = "" if query != "?" else '{"dry_run": true}'
+    problem = refused(program().ask("DELETE", DELETE + query, body=body), 400, "bad-request")
+    assert "no dry run" in problem["detail"] and "Nothing was done" in problem["detail"]
+    assert Project.objects.exists() and not CleanupOperation.objects.exists()
 
 
 @pytest.mark.django_db

@@ -16,8 +16,8 @@ from uuid import UUID, uuid4
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import transaction
-from django.test import Client
+from django.db import OperationalError, transaction
+from django.test import Client, RequestFactory
 from django_q.models import OrmQ
 from django_q.monitor import monitor
 from django_q.signing import SignedPackage
@@ -29,7 +29,7 @@ from autoshorts.logs import JsonLines
 from autoshorts.settings import LOGGING
 from devtools.demo.browser import Browser
 from devtools.processes import Child, free_port
-from storage_audit import logs
+from storage_audit import logs, tasks
 from storage_audit.audit import cleanup
 from storage_audit.audit.work import Work
 from storage_audit.bucket import r2
@@ -162,6 +162,13 @@ def test_a_line_has_an_end(lines: Lines, text: Lines) -> None:
 @pytest.fixture
 def planted(settings: Settings) -> None:
     settings.SECRET_KEY = SECRET
+
+
+@pytest.mark.parametrize("query", ["key=planted-bearer", "token=planted-bearer", "planted-bearer"])
+def test_no_query_of_a_request_is_in_a_line(lines: Lines, text: Lines, query: str) -> None:
+    probe.warning("refused", extra={"request": RequestFactory().get(f"/api/v1/deletions?{query}")})
+    assert json.loads(lines.text)["request"] == "GET /api/v1/deletions"
+    assert "planted" not in lines.text + text.text
 
 
 EXTRAS: list[dict[str, object]] = [
@@ -391,6 +398,21 @@ def test_the_request_can_be_followed_into_the_worker(
         if line["deletion_id"] == str(made.pk)
     ]
     assert events == [event.message for event in made.events.all()]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_could_not_be_enqueued_is_a_line_of_its_deletion(
+    lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: object, **options: object) -> None:
+        raise OperationalError("database is locked")
+
+    monkeypatch.setattr(tasks, "async_task", fails)
+    Project.objects.create(pk="proj_1").delete()
+    operation = CleanupOperation.objects.get()
+    told = [line for line in lines.all() if line["level"] == "ERROR" and line["deletion_id"]]
+    assert [line["deletion_id"] for line in told] == [str(operation.pk)]
+    assert "the sweep does it" in told[0]["message"] and "locked" in told[0]["exc_info"]
 
 
 @pytest.mark.django_db(transaction=True)

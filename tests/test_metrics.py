@@ -25,7 +25,7 @@ from prometheus_client.openmetrics import parser as openmetrics
 from pytest_django import Settings
 
 from storage_audit import querysets
-from storage_audit.audit import scan
+from storage_audit.audit import requests, scan
 from storage_audit.metrics import metrics
 from storage_audit.models import ApiToken, CleanupItem, CleanupOperation, Finding, StoreCalls
 from tests.conftest import Bucket
@@ -163,6 +163,17 @@ def test_operations_by_kind_and_status_and_the_oldest_that_is_open(admin: Client
     assert told["operations", "verify", "running"] == 1
     assert told["operations", "vanished", "blocked"] == 0
     assert told["oldest_open_deletion_age_seconds",] == pytest.approx(30 * 3600, abs=60)
+
+
+def test_a_plan_is_a_deletion_from_when_it_is_run(admin: Client) -> None:
+    days_ago = timezone.now() - timedelta(days=3)
+    values = {"trigger": "dry_run", "found": 5, "failed": 5, "found_bytes": 9, "failed_bytes": 9}
+    plan = operation(status="planned", dry_run=True, created_at=days_ago, **values)
+    requests.force_delete_operation(plan)
+    told = figures(admin)
+    assert told["operations", "project", "pending"] == 1
+    assert told["oldest_open_deletion_age_seconds",] == pytest.approx(0, abs=60)
+    assert (told["left_behind_objects",], told["left_behind_bytes",]) == (0, 0)
 
 
 def test_the_queue_and_the_workers_heartbeat(admin: Client) -> None:

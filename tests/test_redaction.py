@@ -19,7 +19,7 @@ from storage_audit.audit import cleanup
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Refused, StoreError
 from storage_audit.conf import conf
-from storage_audit.models import CleanupItem, CleanupOperation, OperationEvent, Project
+from storage_audit.models import ApiToken, CleanupItem, CleanupOperation, OperationEvent, Project
 from storage_audit.redaction import HIDDEN, redact
 from storage_audit.storage import TrackedStorage
 from tests.conftest import Bucket
@@ -55,6 +55,13 @@ def assert_no_secret(text: str) -> None:
 def test_a_secret_is_hidden_wherever_it_stands(shape: str, secret: str, planted: None) -> None:
     hidden = redact(shape.replace("{}", secret))
     assert hidden == shape.replace("{}", HIDDEN)
+
+
+@pytest.mark.parametrize("shape", ["{}", "/api/{}/", "?api_key={}&y", "'{}'", "\n{}\n"])
+def test_a_token_of_our_own_is_hidden_wherever_it_stands(shape: str) -> None:
+    token = ApiToken().draw()
+    assert redact(shape.replace("{}", token)) == shape.replace("{}", HIDDEN)
+    assert redact(f"visa_{token[3:]}") == f"visa_{token[3:]}"
 
 
 def test_secrets_are_hidden_at_any_depth(planted: None) -> None:

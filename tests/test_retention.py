@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from random import Random
 from threading import Event, Thread
@@ -158,8 +159,10 @@ def test_what_is_open_is_never_pruned(tmp_path: Path, status: str) -> None:
     assert not list(tmp_path.glob("*.gz"))
 
 
-@pytest.mark.parametrize("status", OPEN)
-@pytest.mark.parametrize("kind", ["project", "verify"])
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [pair for pair in product(OPEN, ["project", "verify"]) if pair != ("blocked", "verify")],
+)
 def test_what_something_open_follows_is_never_pruned(
     tmp_path: Path, status: str, kind: str
 ) -> None:
@@ -182,6 +185,12 @@ def test_a_look_that_found_differences_is_over_and_holds_up_nothing(tmp_path: Pa
     operation = made("superseded")
     look = made("incomplete", parent=operation, kind="verify")
     assert set(prune(tmp_path)) == {operation, look}
+
+
+def test_a_look_that_was_stopped_stays_and_holds_up_nothing(tmp_path: Path) -> None:
+    operation = made()
+    made("blocked", parent=operation, kind="verify")
+    assert prune(tmp_path) == [operation]
 
 
 def test_a_real_cleanup_with_its_late_checks_can_be_pruned(bucket: Bucket, tmp_path: Path) -> None:

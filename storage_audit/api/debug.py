@@ -15,7 +15,7 @@ from storage_audit.api import history
 from storage_audit.api.auth import require
 from storage_audit.api.deletions import details, status_url
 from storage_audit.api.openapi import refusals
-from storage_audit.api.problems import Problem
+from storage_audit.api.problems import Problem, refuse_unread
 from storage_audit.api.rates import Rate
 from storage_audit.api.schemas import (
     Buckets,
@@ -27,9 +27,8 @@ from storage_audit.api.schemas import (
     VariableShown,
     WranglerLogin,
 )
-from storage_audit.api.waiting import place
 from storage_audit.audit import comparison, requests
-from storage_audit.audit.comparison import Way
+from storage_audit.audit.comparison import Keys, Way
 from storage_audit.audit.diagnostics import environment
 from storage_audit.audit.modes import MODES
 from storage_audit.audit.ownership import layouts
@@ -37,6 +36,8 @@ from storage_audit.audit.remains import look_for_remains
 from storage_audit.bucket import wrangler
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.wrangler import Command
+from storage_audit.conf import conf
+from storage_audit.places import place
 from storage_audit.redaction import visible
 
 # Each of these asks the store, or starts a program.
@@ -117,26 +118,26 @@ def env_vars(request: HttpRequest) -> Environment:
 )
 def list_project_files(request: HttpRequest, project_id: str) -> FilesFound:
     """What a cleanup would take (the app) beside what names the project by its key alone (the
-    script). The lists are cut after 1,000 keys, the counts are not; a key that cannot be written is
-    shown escaped. Needs the permission verify_cleanup."""
+    script), in each bucket that may have some. The lists are cut after 1,000 keys, the counts are
+    not; a key that cannot be written is shown escaped. Needs the permission verify_cleanup."""
     require(request, LOOK)
     refuse_no_id(project_id)
     with place():
-        found = comparison.compare(project_id, seconds=PATIENCE)
-    app, script = found.found[Way.LISTED], found.found[Way.PARSED]
+        found = comparison.compare_everywhere(project_id, seconds=PATIENCE)
     lists = {
-        "found_by_app": app,
-        "found_by_script": script,
-        "only_in_app": found.only_listed,
-        "only_in_script": found.only_parsed,
+        "found_by_app": sum((each.found[Way.LISTED] for each in found), Keys()),
+        "found_by_script": sum((each.found[Way.PARSED] for each in found), Keys()),
+        "only_in_app": sum((each.only_listed for each in found), Keys()),
+        "only_in_script": sum((each.only_parsed for each in found), Keys()),
     }
     return FilesFound(
         project_id=project_id,
-        bucket=found.bucket,
-        files_found_by_app=app.first,
-        files_found_by_script=script.first,
+        bucket=conf().bucket,
+        buckets=[each.bucket for each in found],
+        files_found_by_app=lists["found_by_app"].first,
+        files_found_by_script=lists["found_by_script"].first,
         differences=Differences(
-            only_in_app=found.only_listed.first, only_in_script=found.only_parsed.first
+            only_in_app=lists["only_in_app"].first, only_in_script=lists["only_in_script"].first
         ),
         counts={name: keys.count for name, keys in lists.items()},
         is_cut=any(keys.is_cut for keys in lists.values()),
@@ -206,16 +207,6 @@ def verify_cleanup(request: HttpRequest, project_id: str) -> FilesRemaining:
         },
         is_cut=any(look.keys.is_cut for look in (api, s3) if look.keys),
     )
-
-
-def refuse_unread(request: HttpRequest, *known: str) -> None:
-    """What nobody reads here may have been meant to ask for a dry run."""
-    # Django sees nothing of a body that comes in chunks.
-    is_chunked = "Transfer-Encoding" in request.headers
-    has_body = is_chunked or request.headers.get("Content-Length", "0") not in ("", "0")
-    if has_body or set(request.GET) - set(known):
-        text = _("Send %s in the query, and nothing else. Nothing was done.")
-        raise Problem("bad-request", text % ", ".join(known))
 
 
 def refuse_no_id(project_id: str) -> None:

@@ -36,7 +36,7 @@ from storage_audit.models import CleanupOperation
 router = Router(tags=["deletions"])
 
 VIEW = "storage_audit.view_cleanupoperation"
-EVENTS_SHOWN = 200
+EVENTS_SHOWN, VALUES_SHOWN = 200, 100
 OUTCOMES = ("found", "deleted", "already_absent", "protected", "failed")
 # What a NUL is in, no table holds.
 Text = Annotated[str, Query(min_length=1, max_length=1024, pattern=r"^[^\x00]+$")]
@@ -154,11 +154,21 @@ def details(operation: CleanupOperation) -> DeletionDetails:
         plan_digest=operation.plan_digest,
         books=books(operation),
         timeline=[
-            Event(at=event.at, step=event.step, message=event.message, data=event.data)
+            Event(at=event.at, step=event.step, message=event.message, data=short(event.data))
             for event in reversed(latest[:EVENTS_SHOWN])
         ],
         earlier_events=len(latest) > EVENTS_SHOWN,
     )
+
+
+def short(data: dict[str, Any]) -> dict[str, Any]:
+    """With the first of what may be as many as there are projects; deletion_log prints all."""
+    return {
+        name: [*value[:VALUES_SHOWN], _("and %s more") % (len(value) - VALUES_SHOWN)]
+        if isinstance(value, list) and len(value) > VALUES_SHOWN
+        else value
+        for name, value in data.items()
+    }
 
 
 def books(operation: CleanupOperation) -> Books:

@@ -13,9 +13,9 @@ from storage_audit.api.openapi import refusals
 from storage_audit.api.problems import Problem
 from storage_audit.api.rates import Rate
 from storage_audit.api.schemas import DifferenceFound, Examination, ProblemFound, Report
-from storage_audit.api.waiting import place
 from storage_audit.audit.diagnostics import Comparison
 from storage_audit.models import Diagnosis
+from storage_audit.places import place
 
 router = Router(tags=["diagnostics"], throttle=Rate(heavy=True))
 

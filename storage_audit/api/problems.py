@@ -23,6 +23,7 @@ from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.requests import StillAlive
 from storage_audit.bucket.errors import StoreError, TooLate, Unavailable
 from storage_audit.models import IllegalTransition
+from storage_audit.places import COME_BACK_AFTER, Full
 from storage_audit.redaction import redact
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,9 @@ def of(error: Exception) -> Problem:
             return Problem("unauthenticated", text, {"WWW-Authenticate": CHALLENGE})
         case Throttled():
             return Problem("too-many-requests", _("Wait as long as Retry-After says, in seconds."))
+        case Full():
+            wait = {"Retry-After": str(COME_BACK_AFTER)}
+            return Problem("too-many-requests", str(error), wait)
         case ValidationError():
             wrong = [{"where": each["loc"], "message": each["msg"]} for each in error.errors]
             return Problem("invalid-values", _("See “errors”."), errors=wrong)
@@ -156,6 +160,17 @@ def asked_for(request: HttpRequest) -> dict[str, str]:
     with suppress(KeyError, ValueError):
         return {"deletion_id": str(UUID(match.kwargs["deletion_id"] if match else ""))}
     return {}
+
+
+def refuse_unread(request: HttpRequest, *known: str) -> None:
+    """What nobody reads here may have been meant to ask for a dry run."""
+    # Django sees nothing of a body that comes in chunks.
+    is_chunked = "Transfer-Encoding" in request.headers
+    has_body = is_chunked or request.headers.get("Content-Length", "0") not in ("", "0")
+    if has_body or set(request.GET) - set(known):
+        text = _("Send %s in the query, and nothing else.") % ", ".join(known)
+        nothing = _("Send no query and no body: there is no dry run of it.")
+        raise Problem("bad-request", f"{text if known else nothing} " + _("Nothing was done."))
 
 
 def unknown_address(request: HttpRequest) -> HttpResponse:

@@ -15,7 +15,7 @@ from storage_audit.api import history
 from storage_audit.api.auth import require
 from storage_audit.api.deletions import status_url
 from storage_audit.api.openapi import refusals
-from storage_audit.api.problems import Problem
+from storage_audit.api.problems import Problem, refuse_unread
 from storage_audit.api.schemas import OneDeletion, ProjectDeleted
 from storage_audit.audit import requests
 from storage_audit.models import CleanupOperation
@@ -31,6 +31,7 @@ def delete_project(
     """Delete a project as the admin does; a cleanup then deletes its files, and says when they are
     seen gone. Again for the same project it does nothing and gives the same deletion id. Needs the
     permission delete_project."""
+    refuse_unread(request)
     meta = projects.model()._meta
     require(request, f"{meta.app_label}.{get_permission_codename('delete', meta)}")
     with transaction.atomic():

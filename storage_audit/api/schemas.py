@@ -159,7 +159,8 @@ class Differences(Schema):
 
 class FilesFound(Schema):
     project_id: str
-    bucket: str
+    bucket: str = Field(description="That of the settings.")
+    buckets: list[str] = Field(description="Where it looked.")
     files_found_by_app: list[str]
     files_found_by_script: list[str]
     differences: Differences

@@ -169,6 +169,12 @@ def buckets_of(project_id: str) -> list[str]:
     return sorted(R2Object.objects.buckets_of(project_id) | {conf().bucket})
 
 
+def compare_everywhere(project_id: str, *, seconds: float = inf) -> list[Comparison]:
+    """In each bucket that may have some of it. Raises as `compare` does."""
+    ends = monotonic() + seconds
+    return [compare(project_id, b, seconds=ends - monotonic()) for b in buckets_of(project_id)]
+
+
 def compare(project_id: str, bucket: str | None = None, *, seconds: float = inf) -> Comparison:
     """What each way finds of a project, live, deleted or unknown; complete, or an error.
 

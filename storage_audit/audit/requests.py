@@ -104,9 +104,9 @@ def delete_project(project: Model) -> list[CleanupOperation]:
 
 def deletion_of(project_id: str) -> list[CleanupOperation]:
     """The cleanups that the project's deletion led to, one for each bucket, that of the settings
-    first; none where no deletion is on record."""
+    first; none where nobody said that it is deleted."""
     # What cannot be stored, such as a NUL, cannot be asked for on PostgreSQL either.
-    known = KnownProject.objects if storable(project_id) else KnownProject.objects.none()
+    known = KnownProject.objects.said() if storable(project_id) else KnownProject.objects.none()
     deleted_at = known.time_of_deletion(project_id)
     if deleted_at is None:
         return []

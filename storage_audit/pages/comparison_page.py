@@ -1,15 +1,15 @@
 """What the page shows that compares the three ways to find a project's objects."""
 
-from time import monotonic
 from typing import Any
 
 from django.http import QueryDict
 from django.utils.translation import gettext as _
 
-from storage_audit.audit.comparison import Comparison, Difference, buckets_of, compare
+from storage_audit.audit.comparison import Comparison, Difference, compare_everywhere
 from storage_audit.audit.installation import Mismatch
 from storage_audit.bucket.errors import StoreError, TooLate
 from storage_audit.forms import ProjectIdForm
+from storage_audit.places import Full, place
 from storage_audit.redaction import redact, visible
 
 # So long a person may wait, with the bucket listed meanwhile.
@@ -25,17 +25,14 @@ def context(query: QueryDict) -> dict[str, Any]:
         project_id = form.cleaned_data["project_id"]
         found["title"] = _("Compare with the bucket: %s") % visible(project_id)
         try:
-            found["comparisons"] = [shown(each) for each in compare_in_time(project_id)]
+            with place():
+                comparisons = compare_everywhere(project_id, seconds=SECONDS)
+            found["comparisons"] = [shown(each) for each in comparisons]
         except TooLate:
             found["command"] = f"manage.py compare_discovery {project_id}"
-        except (StoreError, Mismatch) as error:
+        except (StoreError, Mismatch, Full) as error:
             found["trouble"] = visible(redact(str(error)))
     return found
-
-
-def compare_in_time(project_id: str) -> list[Comparison]:
-    ends = monotonic() + SECONDS
-    return [compare(project_id, b, seconds=ends - monotonic()) for b in buckets_of(project_id)]
 
 
 def shown(comparison: Comparison) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from storage_audit import tasks
 from storage_audit.audit.diagnostics import REPORT, Comparison, Fact, Status
 from storage_audit.models import Diagnosis
 from storage_audit.pages.base import ReadOnlyAdmin
+from storage_audit.places import Full, place
 
 
 @admin.register(Diagnosis)
@@ -55,7 +56,12 @@ class DiagnosisAdmin(ReadOnlyAdmin[Diagnosis]):
         return TemplateResponse(request, "admin/storage_audit/diagnosis/examine.html", context)
 
     def examine(self, request: HttpRequest) -> HttpResponseRedirect:
-        diagnosis = tasks.examine(Diagnosis.Context.WEB)
+        try:
+            with place():
+                diagnosis = tasks.examine(Diagnosis.Context.WEB)
+        except Full as full:
+            self.message_user(request, str(full), messages.ERROR)
+            return redirect("admin:storage_audit_diagnosis_changelist")
         if not diagnosis.pk:
             # Not all of it: what a cookie cannot hold goes into the database.
             reasons = [each for each in diagnosis.probes if each["name"] in ("database", REPORT)]

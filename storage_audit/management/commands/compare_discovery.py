@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from storage_audit.audit.comparison import EXAMPLES, Comparison, Difference, buckets_of, compare
+from storage_audit.audit.comparison import EXAMPLES, Comparison, Difference, compare_everywhere
 from storage_audit.management.console import FAILED, asked_from_shell, project_id
 from storage_audit.management.documented import DocumentedCommand
 from storage_audit.redaction import visible
@@ -49,7 +49,7 @@ class Command(DocumentedCommand):
 
     def handle(self, *, project: str, as_json: bool, **options: object) -> None:
         with asked_from_shell():
-            comparisons = [compare(project, bucket) for bucket in buckets_of(project)]
+            comparisons = compare_everywhere(project)
         if as_json:
             facts = {"project_id": project, "comparisons": [facts_of(c) for c in comparisons]}
             self.stdout.write(json.dumps(facts))

@@ -229,7 +229,7 @@ STORAGE_AUDIT = {
         "API_RATE_WRITE", 60, int, hint="a whole number from 0", accept=lambda n: n >= 0
     ),
     "API_WAITS": env.number(
-        "API_WAITS", 4, int, hint="a whole number from 0", accept=lambda n: n >= 0
+        "API_WAITS", 4, int, hint="a whole number from 1", accept=lambda n: n >= 1
     ),
 }
 STORAGES = {

@@ -104,10 +104,11 @@ class Conf:
             "wrangler_limit",
             "api_rate_read",
             "api_rate_write",
-            "api_waits",
         ):
             if not 0 <= getattr(self, name) < inf:
                 raise ImproperlyConfigured(f"STORAGE_AUDIT[{name.upper()!r}] must be at least 0.")
+        if self.api_waits < 1:
+            raise ImproperlyConfigured("STORAGE_AUDIT['API_WAITS'] must be at least 1.")
         for name in ("limit_share", "limit_missing"):
             if not 0 < getattr(self, name) <= 1:
                 raise ImproperlyConfigured(

@@ -10,7 +10,8 @@ from typing import Any
 
 import django
 from django.db import connection
-from django.db.models import Case, Count, Max, Min, OuterRef, Q, Subquery, Sum, When
+from django.db.models import Count, Max, Min, OuterRef, Q, Subquery, Sum
+from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.views.decorators.http import require_safe
@@ -114,8 +115,7 @@ def by_status(rows: list[dict[str, Any]]) -> Metric:
 def books(deletions: list[dict[str, Any]]) -> Iterator[Metric]:
     ended = [row for row in deletions if row["status"] in CleanupOperation.ENDED]
     still_open = [row for row in deletions if row not in ended]
-    # What is protected is so for good only at the end: before it, a plan can be made anew.
-    settled = {"deleted": deletions, "already_absent": deletions, "protected": ended}
+    # Only at the end for good: before it, a plan is made anew, and what was gone may be back.
     for unit, suffix in (("objects", ""), ("bytes", "_bytes")):
         family = CounterMetricFamily(
             f"{PREFIX}settled_{unit}",
@@ -123,8 +123,8 @@ def books(deletions: list[dict[str, Any]]) -> Iterator[Metric]:
             labels=["outcome"],
             unit=unit,
         )
-        for outcome, rows in settled.items():
-            family.add_metric([outcome], sum(row[f"sum_{outcome}{suffix}"] for row in rows))
+        for outcome in ("deleted", "already_absent", "protected"):
+            family.add_metric([outcome], sum(row[f"sum_{outcome}{suffix}"] for row in ended))
         yield family
         yield GaugeMetricFamily(
             f"{PREFIX}left_behind_{unit}",
@@ -135,11 +135,9 @@ def books(deletions: list[dict[str, Any]]) -> Iterator[Metric]:
 
 
 def oldest_open_deletion(now: datetime) -> Metric:
-    runs = OperationEvent.objects.filter(operation=OuterRef("pk"), step="force").order_by("at")
+    runs = OperationEvent.objects.filter(operation=OuterRef("pk"), step="run").order_by("at")
     # A plan is a deletion from when somebody runs it.
-    asked_at = Case(
-        When(trigger="dry_run", then=Subquery(runs.values("at")[:1])), default="created_at"
-    )
+    asked_at = Coalesce(Subquery(runs.values("at")[:1]), "created_at")
     deletions = CleanupOperation.objects.cleanups().open().annotate(asked_at=asked_at)
     oldest = deletions.aggregate(at=Min("asked_at"))["at"]
     return GaugeMetricFamily(

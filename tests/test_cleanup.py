@@ -348,6 +348,21 @@ NAMELESS = ["nul\0", "\0\\x00", "\\x00\0"]
 STUBBORN = ["new\nline", "line separator\u2028"]
 
 
+def test_key_that_nobody_can_name_and_that_is_back_is_not_called_gone(bucket: Bucket) -> None:
+    alive("proj_1")
+    back, other = UNDER + NAMELESS[0], UNDER + NAMELESS[1]
+    bucket.put(back, other)
+    operation = delete("proj_1")
+    bucket.r2.remove(back)
+    operation = again(operation)
+    assert outcomes(operation) == {escape(back): "already_absent", escape(other): "failed"}
+    bucket.put(back)
+    operation = again(operation)
+    assert outcomes(operation) == {escape(back): "failed", escape(other): "failed"}
+    assert "is in the bucket again" in reason(operation, escape(back))
+    assert bucket.keys() == {back, other}
+
+
 def test_strange_keys_end_each_with_an_exact_outcome_and_stop_no_other(bucket: Bucket) -> None:
     alive("proj_1")
     for key in (*DELETABLE, *UNDELETABLE, *NAMELESS, *STUBBORN):

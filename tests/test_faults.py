@@ -6,6 +6,7 @@ from datetime import timedelta
 from itertools import pairwise
 from typing import Any, Literal
 from unicodedata import normalize
+from urllib.parse import unquote
 
 import pytest
 from django.db import Error, connection
@@ -49,6 +50,7 @@ from tests.promises import (
     Status,
     again,
     alive,
+    between_plan_and_batch,
     check,
     delete,
     deleted,
@@ -199,6 +201,30 @@ def test_object_that_is_back_is_not_called_gone_any_more(
     assert operation.status == Status.CLEAN_WITH_PROTECTED
     assert outcomes(operation) == {back: "protected", refused: "deleted"}
     assert "overwritten after the plan" in reason(operation, back)
+    check(bucket)
+
+
+def test_object_that_a_listing_hid_is_deleted_once_it_is_shown(
+    bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    hidden, refused = fill(bucket, 2)
+
+    def hide(xml: str) -> str:
+        return with_contents(xml, [e for e in contents(xml) if hidden not in unquote(e)])
+
+    def fault() -> None:
+        store.rules.append(on(is_listing_under(""), changed(hide)))
+        store.rules.append(on(is_listing_under(PREFIX), changed(hide)))
+        store.rules.append(on(is_delete_batch, each_key_fails))
+
+    between_plan_and_batch(monkeypatch, fault)
+    operation = delete("proj_1")
+    assert outcomes(operation) == {hidden: "already_absent", refused: "failed"}
+    store.rules.clear()
+    operation = again(operation)
+    assert operation.status == Status.CLEAN
+    assert outcomes(operation) == {hidden: "deleted", refused: "deleted"}
     check(bucket)
 
 

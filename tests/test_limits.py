@@ -198,12 +198,22 @@ def test_what_was_sent_in_an_earlier_life_of_the_project_is_missed(bucket: Bucke
     assert run(operation).status == Status.BLOCKED
 
 
-def sent_before(bucket: Bucket, count: int, at: datetime) -> None:
+def test_what_another_cleanup_kept_in_the_end_is_missed(bucket: Bucket) -> None:
+    """What it had sent before was another object."""
+    alive("proj_1")
+    now = timezone.now()
+    lost(bucket, MANY, last_modified=now - timedelta(days=1))
+    operation = requested("proj_1")
+    sent_before(bucket, MANY, now, outcome="protected")
+    assert run(operation).status == Status.BLOCKED
+
+
+def sent_before(bucket: Bucket, count: int, at: datetime, outcome: str = "planned") -> None:
     """By another cleanup of proj_1."""
     other = CleanupOperation.objects.request(
         kind="project", project_id="proj_1", bucket=bucket.name, trigger="deleted", status="failed"
     )
-    facts = {"found_in": "both", "tries": 1, "changed_at": at}
+    facts = {"found_in": "both", "tries": 1, "changed_at": at, "outcome": outcome}
     CleanupItem.objects.bulk_create(
         CleanupItem(operation=other, key=key, identity=key, **facts) for key in media(count)
     )

@@ -26,7 +26,7 @@ from storage_audit.bucket.errors import (
     TooLate,
     Unavailable,
 )
-from storage_audit.models import CleanupOperation
+from storage_audit.models import CleanupOperation, R2Object
 from tests.conftest import BUCKETS, Bucket
 from tests.promises import (
     FLAT,
@@ -443,12 +443,17 @@ def test_it_takes_no_longer_than_it_may(
 def test_it_takes_no_longer_for_keys_that_stand_alone(
     bucket: Bucket, rest: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bucket.put("odd/1")
-    track(bucket, "odd/1", None).delete()
+    keys = ["odd/1", "odd/2", "odd/3"]
+    bucket.put(*keys)
+    for key in keys:
+        track(bucket, key, None)
+    R2Object.objects.all().delete()
     operation = CleanupOperation.objects.get()
     assert run(operation).status == Status.CLEAN
-    monkeypatch.setattr(second_look, "LONGEST", -1.0)
+    monkeypatch.setattr(second_look, "LONGEST", 0.5)
+    rest.rules.append(on(under("odd/"), then(lambda: time.sleep(0.6))))
     assert "took longer" in told(run(requests.verify_operation(operation)))
+    assert len([request for request in rest.seen if under("odd/")(request)]) == 1
 
 
 # What remains

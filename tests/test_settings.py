@@ -120,6 +120,7 @@ def test_a_variable_that_is_missing_or_blank_is_named_alone(name: str, value: st
         ({"API_RATE_READ": "often"}, "API_RATE_READ"),
         ({"API_RATE_WRITE": "-1"}, "API_RATE_WRITE"),
         ({"API_WAITS": "1.5"}, "API_WAITS"),
+        ({"API_WAITS": "0"}, "API_WAITS"),
         ({"HTTPS": "maybe"}, "HTTPS"),
         ({"DEBUG": "2"}, "DEBUG"),
         ({"CLEANUP_SYNC": "on"}, "CLEANUP_SYNC"),

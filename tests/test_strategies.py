@@ -17,8 +17,8 @@ from devtools.cloudflare_api import cloudflare_api as running_api
 from devtools.faults.matching import is_delete_batch, is_delete_single, on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from devtools.local_r2 import LocalR2
-from storage_audit.audit import requests
-from storage_audit.audit.installation import MARKER
+from storage_audit.audit import installation, requests
+from storage_audit.audit.installation import MARKER, Mismatch
 from storage_audit.audit.modes import MODES, Mode
 from storage_audit.bucket import deleters, wrangler
 from storage_audit.conf import conf
@@ -347,6 +347,14 @@ def test_wrangler_deletes_nothing_in_an_account_that_s3_does_not_look_into(
             assert "wrangler does not show the marker" in operation.error
             assert bucket.keys() == there.keys() == {FLAT, HIERARCHICAL}
     check(bucket)
+
+
+def test_no_marker_is_not_the_same_marker(cloudflare_api: CloudflareApi, bucket: Bucket) -> None:
+    bucket.r2.remove(MARKER)
+    with pytest.raises(Mismatch, match="does not show the marker"):
+        installation.see_marker_by_wrangler(
+            bucket.name, until=monotonic() + 30, ran=lambda command: None
+        )
 
 
 def test_what_wrangler_says_of_a_proxy_is_no_part_of_the_marker(

@@ -205,9 +205,10 @@ def probe(bucket: str) -> Traits:
 def see_marker_by_wrangler(bucket: str, *, until: float, ran: wrangler.Ran) -> None:
     """Raises Mismatch when wrangler, told an account and a jurisdiction, looks into another bucket
     of this name than S3, told an address. Raises StoreError."""
-    theirs, ours = wrangler.read(bucket, MARKER, until=until, ran=ran), r2.read(bucket, MARKER)
+    theirs = wrangler.read(bucket, MARKER, until=until, ran=ran) or ""
+    ours = (r2.read(bucket, MARKER) or b"").strip()
     # Some versions say there that they use a proxy: https://github.com/cloudflare/workers-sdk/issues/13411
-    if theirs is None or ours is None or ours.strip() not in theirs.encode():
+    if not ours or ours not in theirs.encode():
         raise Mismatch(
             _(
                 "wrangler does not show the marker of bucket %s as S3 does: it would delete in"

@@ -135,7 +135,7 @@ def unexplained(operation: CleanupOperation, gone: CleanupItemQuerySet) -> int:
         identity=OuterRef("identity"),
         tries__gt=0,
         changed_at__gt=OuterRef("last_modified"),
-    )
+    ).exclude(outcome=Outcome.PROTECTED)
     return gone.exclude(Exists(sent)).count()
 
 

@@ -137,6 +137,7 @@ def force_delete_operation(operation: CleanupOperation) -> list[CleanupOperation
     refuse_look(operation)
     if operation.kind == Kind.VANISHED:
         return vanished.release(operation, user)
+    step = "run" if operation.status == Status.PLANNED else "force"
     if operation.status == Status.BLOCKED:
         operation.release(user)
         if operation.trigger == Trigger.VANISHED:
@@ -147,7 +148,7 @@ def force_delete_operation(operation: CleanupOperation) -> list[CleanupOperation
         operation.execute(user)
     else:
         operation.retry()
-    operation.record("force", _("Limits lifted, or tried again, by %s.") % user)
+    operation.record(step, _("Limits lifted, or tried again, by %s.") % user)
     return [operation]
 
 

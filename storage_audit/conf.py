@@ -83,8 +83,9 @@ class Conf:
                 raise ImproperlyConfigured(f"STORAGE_AUDIT[{name.upper()!r}] must not be empty.")
         if not 1 <= self.batch_size <= 1000:
             raise ImproperlyConfigured("STORAGE_AUDIT['BATCH_SIZE'] must be between 1 and 1000.")
-        if self.tries < 1:
-            raise ImproperlyConfigured("STORAGE_AUDIT['TRIES'] must be at least 1.")
+        for name in ("tries", "api_waits"):
+            if getattr(self, name) < 1:
+                raise ImproperlyConfigured(f"STORAGE_AUDIT[{name.upper()!r}] must be at least 1.")
         self._check_limits()
         self._check_choices()
         if self.retention < timedelta(days=1):
@@ -107,8 +108,6 @@ class Conf:
         ):
             if not 0 <= getattr(self, name) < inf:
                 raise ImproperlyConfigured(f"STORAGE_AUDIT[{name.upper()!r}] must be at least 0.")
-        if self.api_waits < 1:
-            raise ImproperlyConfigured("STORAGE_AUDIT['API_WAITS'] must be at least 1.")
         for name in ("limit_share", "limit_missing"):
             if not 0 < getattr(self, name) <= 1:
                 raise ImproperlyConfigured(

@@ -130,6 +130,13 @@ def test_there_is_no_dry_run_of_it(query: str) -> None:
     assert Project.objects.exists() and not CleanupOperation.objects.exists()
 
 
+def test_its_cleanup_can_be_planned_while_it_lives(bucket: Bucket) -> None:
+    key = bucket.upload("proj_1")
+    told(program().ask("POST", "/debug/cleanup/proj_1?mode=s3&dry_run=true"), 202)
+    assert run(CleanupOperation.objects.get()).status == "planned"
+    assert Project.objects.exists() and bucket.keys() == {key}
+
+
 @pytest.mark.django_db
 def test_a_limit_still_blocks_it(bucket: Bucket, settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 0, "LIMIT_SHARE": 0.01}

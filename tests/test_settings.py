@@ -304,6 +304,7 @@ def errors() -> list[str]:
         ("LIMIT_OBJECTS", "5", "LIMIT_OBJECTS"),
         ("LEASE", 60, "LEASE"),
         ("TRIES", 0, "TRIES"),
+        ("API_WAITS", 0, "API_WAITS"),
         ("LATE_CHECKS", 3600, "LATE_CHECKS"),
     ],
 )

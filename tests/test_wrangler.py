@@ -333,6 +333,20 @@ def test_its_version(cloudflare_api: CloudflareApi) -> None:
     assert wrangler.version() == package["version"]
 
 
+def test_a_node_that_failed_once_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, ready = tmp_path / "node", tmp_path / "ready"
+    node.write_text(f"#!/bin/sh\n[ -e {ready} ] && echo v24.1.0\n")
+    node.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert wrangler.node_version() == "does not run"
+    ready.touch()
+    assert wrangler.node_version() == "v24.1.0"
+    node.unlink()
+    assert wrangler.node_version() == ""
+
+
 # A program that does what the real one does seldom
 
 

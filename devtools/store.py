@@ -2,11 +2,11 @@
 
 import fcntl
 import json
+import re
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Another process can take a port between our look and the store's.
 START_ATTEMPTS = 3
-PORT_TAKEN = "address already in use"
+PORT_TAKEN = re.compile("address already in use|port allocation failed", re.IGNORECASE)
 
 
 class Store(ABC):
@@ -97,10 +97,6 @@ class Store(ABC):
         client.meta.events.unregister("before-call.s3", add_expect_header)
         return client
 
-    @cached_property
-    def own_client(self) -> "S3Client":
-        return self.client()
-
     def answers(self) -> bool:
         try:
             self.own_client.list_objects_v2(Bucket=self.buckets[-1], MaxKeys=1)
@@ -136,11 +132,12 @@ class Store(ABC):
     def _started(self) -> Iterator[Child]:
         for attempt in range(1, START_ATTEMPTS + 1):
             self._choose_ports()
+            self.own_client = self.client()
             with self._child() as child:
                 try:
                     child.wait_until(self.answers)
                 except StartError:
-                    if attempt == START_ATTEMPTS or PORT_TAKEN not in child.tail().lower():
+                    if attempt == START_ATTEMPTS or not PORT_TAKEN.search(child.tail()):
                         raise
                     continue
                 yield child

@@ -205,6 +205,25 @@ def test_stopping_leaves_no_process(tmp_path: Path) -> None:
     assert free_port(r2.port) == r2.port
 
 
+@pytest.mark.parametrize("kind", [LocalR2, SeaweedFS])
+def test_a_port_that_another_process_took_after_our_look_is_given_up(
+    kind: type[Store], r2: LocalR2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = list[int]()
+    choose = kind._choose_ports
+
+    def look_too_early(store: Store) -> None:
+        choose(store)
+        if not chosen:
+            store.port = r2.port
+        chosen.append(store.port)
+
+    monkeypatch.setattr(kind, "_choose_ports", look_too_early)
+    with kind(tmp_path, [BUCKET]) as store:
+        assert chosen == [r2.port, store.port]
+        assert store.keys() == {}
+
+
 def test_a_failed_start_says_why_and_leaves_no_process(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="exit code 1(.|\n)*bucket_name"), LocalR2(tmp_path, ["_"]):
         pass

@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,6 @@ class LocalR2(Store):
 
     name = "local R2"
     path = "/cdn-cgi/local/r2/s3"
-
-    def __init__(self, folder: Path, buckets: Sequence[str], *, port: int = 8787) -> None:
-        super().__init__(folder, buckets, port=port)
 
     def plant(self, key: str, body: bytes, bucket: str | None = None) -> None:
         """Write any key, also one that the S3 endpoint refuses."""

@@ -104,7 +104,7 @@ def django_db_modify_db_settings(
 @pytest.fixture(scope="session")
 def local_r2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalR2]:
     folder: Path = tmp_path_factory.mktemp("r2")
-    with stop_on_signals(), LocalR2(folder, BUCKETS, port=0) as r2:
+    with stop_on_signals(), LocalR2(folder, BUCKETS) as r2:
         point_at(r2)
         yield r2
 

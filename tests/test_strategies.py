@@ -325,7 +325,7 @@ def test_without_wrangler_nothing_is_lost_and_the_message_says_what_to_do(bucket
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Iterator[LocalR2]:
     """Another account, with a bucket of the same name."""
-    with LocalR2(tmp_path, BUCKETS, port=0) as r2:
+    with LocalR2(tmp_path, BUCKETS) as r2:
         yield r2
 
 

@@ -9,6 +9,7 @@ Children stop in reverse order when the block ends, for whatever reason it ends.
 
 import ctypes
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -21,6 +22,9 @@ from types import FrameType
 from typing import Self
 
 LOG_LINES_SHOWN = 20
+# Below those that Linux gives to whoever wants any: so nobody gets one between our look and its
+# use. https://docs.kernel.org/networking/ip-sysctl.html#ip-variables
+PORTS = range(10_000, 32_768)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # https://man7.org/linux/man-pages/man2/prctl.2.html
@@ -173,12 +177,17 @@ def stop_on_signals() -> Iterator[None]:
 
 def free_port(preferred: int) -> int:
     """Return `preferred` if nobody listens there on 127.0.0.1, else any free port."""
+    while not preferred or not is_free(preferred):
+        preferred = random.choice(PORTS)
+    return preferred
+
+
+def is_free(port: int) -> bool:
     try:
-        server = socket.create_server(("127.0.0.1", preferred))
+        socket.create_server(("127.0.0.1", port)).close()
     except OSError:
-        server = socket.create_server(("127.0.0.1", 0))
-    with server:
-        return int(server.getsockname()[1])
+        return False
+    return True
 
 
 def adopt_orphans() -> None:

@@ -6,10 +6,9 @@ https://github.com/seaweedfs/seaweedfs
 
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from devtools.processes import Child, StartError, free_port
@@ -52,7 +51,10 @@ class SeaweedFS(Store):
         self.port = free_port(self.port)
         names = [f"{part}.port{grpc}" for part in PARTS for grpc in ("", ".grpc")]
         names.append("s3.port.grpc")
-        self._ports = dict(zip(names, free_ports(len(names)), strict=True))
+        ports = set[int]()
+        while len(ports) < len(names):
+            ports |= {free_port(0)} - {self.port}
+        self._ports = dict(zip(names, ports, strict=True))
 
     def _child(self) -> Child:
         if not WEED.exists():
@@ -95,12 +97,3 @@ class SeaweedFS(Store):
             for port in (self.port, *self._ports.values()):
                 for left_behind in SOCKETS.glob(f"seaweedfs-*-{port}.sock"):
                     left_behind.unlink()
-
-
-def free_ports(count: int) -> list[int]:
-    """So many different ones."""
-    with ExitStack() as stack:
-        servers = [
-            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _n in range(count)
-        ]
-        return [int(server.getsockname()[1]) for server in servers]

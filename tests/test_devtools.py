@@ -259,11 +259,10 @@ def test_killing_the_command_ends_all_it_started(tmp_path: Path) -> None:
 
 def test_a_child_that_never_gets_ready_is_named_with_its_last_words(tmp_path: Path) -> None:
     argv = [sys.executable, "-c", "print('last words', flush=True); import time; time.sleep(60)"]
-    with (
-        Child("sleeper", argv, env={}, log=tmp_path / "log") as child,
-        pytest.raises(StartError, match="sleeper was not ready after 1 s\nlast words"),
-    ):
-        child.wait_until(lambda: False, timeout=1)
+    with Child("sleeper", argv, env={}, log=tmp_path / "log") as child:
+        child.wait_until(lambda: "last words" in child.tail())
+        with pytest.raises(StartError, match="sleeper was not ready after 1 s\nlast words"):
+            child.wait_until(lambda: False, timeout=1)
     assert not group_exists(child.pid)
 
 

@@ -22,7 +22,8 @@ from storage_audit.models import CleanupOperation
 RESUMES_WITHIN = 120.0  # seconds
 # So long that its lease is over and another worker goes on with the work.
 SLEEP = 130.0
-IDLE = 60.0
+# Longer than a turn, which a slow machine may need to its end.
+IDLE = 100.0
 WORK_WITHIN = 20.0
 COMMANDS = [
     ["backfill_r2"],
@@ -83,12 +84,18 @@ class Chaos:
         """So many kills, each a few seconds after what the one before it hit is back."""
         wanted = self.kills.total() + kills
         while self.kills.total() < wanted:
-            ways = self.ways()
-            [way] = self.order.choices(list(ways), list(ways.values()))
-            way()
+            self.one_way()()
             time.sleep(self.random.uniform(0, 2))
             self.site.heal()
             time.sleep(self.random.uniform(0.5, 2.5))
+
+    def one_way(self) -> Callable[[], None]:
+        # Chance alone may interrupt no deletion, and nothing is put to the proof then.
+        if not self.kills:
+            return self.kill_busy_cluster
+        ways = self.ways()
+        [way] = self.order.choices(list(ways), list(ways.values()))
+        return way
 
     @contextmanager
     def one_asleep(self) -> Iterator[None]:
@@ -152,6 +159,11 @@ class Chaos:
 
     def kill_cluster(self) -> None:
         self._kill(self.one_awake(), "a cluster")
+
+    def kill_busy_cluster(self) -> None:
+        cluster = self.one_awake()
+        cluster.wait_for_work(WORK_WITHIN)
+        self._kill(cluster, "a cluster")
 
     def one_awake(self) -> Cluster:
         """A sleeper must live to wake up."""

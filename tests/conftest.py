@@ -222,7 +222,10 @@ def cloudflare_api(
     settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> CloudflareApi:
-    """As it is after its start, and used by this process and those that it starts."""
+    """As it is after its start, and used by this process and those that it starts. A slow machine
+    has the time that it needs."""
+    monkeypatch.setattr("storage_audit.bucket.wrangler.LOOK", 60.0)
+    monkeypatch.setattr("storage_audit.bucket.wrangler.LONGEST", 60.0)
     local_cloudflare.reset()
     for name, value in local_cloudflare.environment.items():
         monkeypatch.setenv(name, value)

@@ -183,6 +183,13 @@ def limit(settings: Settings, **limits: int) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | limits
 
 
+@pytest.fixture
+def one_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same one all along, as counts begin anew with each."""
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+
+
 def too_often(answer: Any) -> None:
     refused(answer, 429, "too-many-requests")
     assert 1 <= int(answer["Retry-After"]) <= 60
@@ -205,7 +212,9 @@ def test_each_person_may_ask_so_often_a_minute(
     assert come.get(LIST)
 
 
-def test_all_tokens_of_a_person_and_the_session_count_together(settings: Settings) -> None:
+def test_all_tokens_of_a_person_and_the_session_count_together(
+    settings: Settings, one_minute: None
+) -> None:
     limit(settings, API_RATE_READ=2)
     anna = User.objects.create_superuser("anna")
     assert program(anna).get(LIST) and signed_in(anna).get(LIST)
@@ -213,14 +222,18 @@ def test_all_tokens_of_a_person_and_the_session_count_together(settings: Setting
     too_often(signed_in(anna).ask("GET", LIST))
 
 
-def test_to_ask_what_the_doctor_found_counts_as_a_write(settings: Settings) -> None:
+def test_to_ask_what_the_doctor_found_counts_as_a_write(
+    settings: Settings, one_minute: None
+) -> None:
     limit(settings, API_RATE_WRITE=1)
     come = program()
     refused(come.ask("GET", "/diagnostics"), 404, "not-found")
     too_often(come.ask("GET", "/diagnostics"))
 
 
-def test_writes_and_what_asks_the_store_count_apart_from_reads(settings: Settings) -> None:
+def test_writes_and_what_asks_the_store_count_apart_from_reads(
+    settings: Settings, one_minute: None
+) -> None:
     limit(settings, API_RATE_WRITE=2)
     come = program()
     refused(come.ask("DELETE", "/projects/proj_1"), 404, "not-found")

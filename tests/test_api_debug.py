@@ -2,10 +2,9 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from threading import Barrier, Thread
+from threading import Barrier, Semaphore, Thread
 from typing import Any
 
 import pytest
@@ -347,13 +346,17 @@ def test_those_who_come_at_once_have_the_same_places(
         return conf()
 
     monkeypatch.setattr(places, "conf", slowly)
-    came, got_one = Barrier(4), list[bool]()
+    came, got_one, refused_ones = Barrier(4), list[bool](), Semaphore(0)
 
     def come() -> None:
         came.wait()
-        with suppress(places.Full), places.place():
-            got_one.append(True)
-            time.sleep(0.5)
+        try:
+            with places.place():
+                got_one.append(True)
+                for _other in range(3):
+                    refused_ones.acquire(timeout=5)
+        except places.Full:
+            refused_ones.release()
 
     threads = [Thread(target=come) for _number in range(4)]
     for thread in threads:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread, Timer
+from threading import Thread
 from typing import Any
 from urllib.request import ProxyHandler, Request, build_opener
 from uuid import uuid4
@@ -241,16 +241,20 @@ def timed(come: Program, path: str) -> tuple[Any, float]:
 
 @contextmanager
 def soon(operation: CleanupOperation, **values: Any) -> Iterator[None]:
-    """Half a second from now somebody changes it."""
+    """Somebody changes it once it is waited for."""
 
     def change() -> None:
+        deadline = time.monotonic() + 20
+        while places.places()._value == conf().api_waits and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.5)
         operation.change(Q(), **values)
         connection.close()
 
-    timer = Timer(0.5, change)
-    timer.start()
+    somebody = Thread(target=change)
+    somebody.start()
     yield
-    timer.join()
+    somebody.join()
 
 
 @pytest.mark.django_db(transaction=True)
@@ -320,9 +324,14 @@ def test_so_many_may_wait_and_the_next_is_answered_at_once(settings: Settings) -
 def test_no_transaction_is_open_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where all of a project's requests are in one."""
     monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
-    inside = list[bool]()
-    monkeypatch.setattr(time, "sleep", lambda s: inside.append(connection.in_atomic_block))
-    reader().get(path_of(made(), "?wait=0.1"))
+    inside, sleep = list[bool](), time.sleep
+
+    def note_and_sleep(seconds: float) -> None:
+        inside.append(connection.in_atomic_block)
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", note_and_sleep)
+    reader().get(path_of(made(), "?wait=1"))
     assert inside and not any(inside)
 
 

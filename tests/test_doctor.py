@@ -65,10 +65,17 @@ LATEST = "0004_api_doctor_and_strategies"
 TWENTY_MINUTES = timedelta(minutes=20)
 
 
+LOOK, PATIENCE = wrangler.LOOK, examination.PATIENCE
+
+
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a worker is to answer, it has been there before we ask."""
+def at_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a worker is to answer, it has been there before we ask. A slow machine has the time
+    that it needs, where a test does not say otherwise."""
     monkeypatch.setattr(comparison, "WORKER_ANSWERS_WITHIN", timedelta(0))
+    monkeypatch.setattr(wrangler, "LOOK", 60.0)
+    monkeypatch.setattr(examination, "PATIENCE", 130.0)
+    monkeypatch.setattr(examination, "ALTOGETHER", 400.0)
 
 
 def examined() -> Told:
@@ -310,8 +317,8 @@ def test_a_wrangler_that_hangs_is_ended(
     answers: str,
     probe: str,
 ) -> None:
-    assert 2 * wrangler.LOOK < examination.PATIENCE
-    monkeypatch.setattr(wrangler, "LOOK", 0.5)
+    assert 2 * LOOK < PATIENCE
+    monkeypatch.setattr(wrangler, "LOOK", 3.0)
     script = (
         f'[ "$1" = {answers} ] && echo 4.164.0 && exit; echo $$ > {tmp_path}/pid; exec sleep 333'
     )
@@ -552,17 +559,17 @@ def test_a_store_that_hangs_does_not_hang_the_doctor(
     store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def hangs(request: Request, forward: Forward) -> Reply:
-        time.sleep(1)
+        time.sleep(5)
         return forward()
 
-    monkeypatch.setattr(examination, "PATIENCE", 0.5)
+    monkeypatch.setattr(examination, "PATIENCE", 3.0)
     store.rules.append(hangs)
     began = time.monotonic()
     told = examined()
-    assert time.monotonic() - began < 5
-    assert with_status(told) == {"network": "No answer within 0 seconds."}
+    assert time.monotonic() - began < 15
+    assert with_status(told) == {"network": "No answer within 3 seconds."}
     assert told["database"]["status"] == Status.OK
-    time.sleep(1)  # The proxy still has our request.
+    time.sleep(5)  # The proxy still has our request.
 
 
 def test_no_probe_begins_when_there_is_no_time_left(
@@ -816,7 +823,8 @@ def test_why_it_works_in_the_shell_and_not_in_the_worker(
 ) -> None:
     """The worker was started with the environment of another day."""
     monkeypatch.setattr(comparison, "WORKER_ANSWERS_WITHIN", timedelta(seconds=60))
-    with Cluster(tmp_path, R2_BUCKET_NAME="empty", DEBUG="true"):
+    with Cluster(tmp_path, R2_BUCKET_NAME="empty", DEBUG="true") as cluster:
+        cluster.wait_until(lambda: "ready for work" in cluster.said)
         facts, code = run_json("r2_doctor")
     assert code == 1
     assert [each["context"] for each in facts["reports"]] == ["shell", "worker"]

@@ -114,7 +114,8 @@ class Terminal:
         inherited = {name: value for name, value in os.environ.items() if name not in OURS}
         # So that `python3` is the one that runs the tests.
         path = f"{Path(sys.executable).parent}:{inherited['PATH']}"
-        self.environment = {**inherited, "PATH": path, "TMPDIR": str(folder), "PWD": str(ROOT)}
+        ours = {"PATH": path, "TMPDIR": str(folder), "PWD": str(ROOT)}
+        self.environment = {**inherited, **ours, "PIP_RETRIES": "10", "PIP_DEFAULT_TIMEOUT": "60"}
 
     @property
     def folder(self) -> Path:

@@ -247,6 +247,7 @@ def test_a_database_that_is_silent_is_not_waited_for(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgres://u:hunter2@127.0.0.1:{silent.getsockname()[1]}/n"
         with site(url, tmp_path / "web.log") as address:
+            assert fetch(address + ALIVE)[0] == 200  # It is up, which takes its time.
             started = time.monotonic()
             code, told = fetch(address + WEB)
     assert (code, "The database does not answer" in told) == (503, True)

@@ -50,9 +50,13 @@ def database_url() -> str:
 
 
 class Cluster(Child):
-    """`manage.py qcluster` on the test database and the test bucket."""
+    """`manage.py qcluster` on the test database and the test bucket; it has no task but those that
+    a test gives it."""
+
+    next_sweep = timedelta(days=1)
 
     def __init__(self, folder: Path, slice_seconds: float | None = None, **variables: str) -> None:
+        Schedule.objects.update(next_run=timezone.now() + self.next_sweep)
         environment = os.environ | {"DATABASE_URL": database_url(), "QUEUE_WORKERS": "1"}
         environment |= variables
         environment["DJANGO_SETTINGS_MODULE"] = "autoshorts.settings"
@@ -72,6 +76,10 @@ class Cluster(Child):
     def worker(self) -> int:
         """The process id of the worker that was started last."""
         return int(re.findall(r"ready for work at (\d+)", self.said)[-1])
+
+
+class Sweeping(Cluster):
+    next_sweep = timedelta(0)
 
 
 @pytest.fixture
@@ -111,7 +119,7 @@ def results() -> list[str]:
     return [task.result for task in Task.objects.filter(group="storage_audit")]
 
 
-def assert_finishes(cluster: Cluster, bucket: Bucket, *, within: float = 60) -> None:
+def assert_finishes(cluster: Cluster, bucket: Bucket, *, within: float = 180) -> None:
     with stopping(cluster):
         cluster.wait_until(lambda: latest().status == Status.CLEAN, timeout=within)
     operation = latest()
@@ -160,9 +168,8 @@ def test_the_scheduled_sweep_finds_a_deletion_whose_task_was_lost(
 ) -> None:
     project.delete()
     lose_all_tasks()
-    Schedule.objects.update(next_run=timezone.now())
-    with Cluster(tmp_path) as cluster:
-        assert_finishes(cluster, bucket, within=120)
+    with Sweeping(tmp_path) as cluster:
+        assert_finishes(cluster, bucket)
         assert Task.objects.filter(func=queue.SWEEP).exists()
 
 
@@ -254,7 +261,7 @@ def test_a_cluster_that_is_asked_to_stop_ends_its_task_and_itself(
         started = time.monotonic()
         os.kill(cluster.pid, signal.SIGTERM)
         assert cluster.wait() == 0
-        assert time.monotonic() - started < 30
+        assert time.monotonic() - started < 90  # A turn, and the grace of the cluster.
         assert "has stopped" in cluster.said
     assert latest().status == Status.CLEAN
     assert bucket.keys() == {OTHER}

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,7 +15,7 @@ from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, R
 from devtools.local_r2 import LocalR2
 from storage_audit.audit import requests, second_look
 from storage_audit.audit.installation import MARKER, Mismatch
-from storage_audit.bucket import cloudflare, listing
+from storage_audit.bucket import cloudflare, listing, r2
 from storage_audit.bucket.errors import (
     Barred,
     Broken,
@@ -440,8 +439,29 @@ def test_it_takes_no_longer_than_it_may(
     assert "took longer" in told(operation)
 
 
+class Clock:
+    """Stands still, unless a test says otherwise."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def goes_on(self, seconds: float) -> Callable[[], None]:
+        def go_on() -> None:
+            self.now += seconds
+
+        return go_on
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (second_look, r2):
+        monkeypatch.setattr(module, "monotonic", lambda: clock.now)
+    return clock
+
+
 def test_it_takes_no_longer_for_keys_that_stand_alone(
-    bucket: Bucket, rest: FaultyStore, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, rest: FaultyStore, clock: Clock
 ) -> None:
     keys = ["odd/1", "odd/2", "odd/3"]
     bucket.put(*keys)
@@ -450,8 +470,7 @@ def test_it_takes_no_longer_for_keys_that_stand_alone(
     R2Object.objects.all().delete()
     operation = CleanupOperation.objects.get()
     assert run(operation).status == Status.CLEAN
-    monkeypatch.setattr(second_look, "LONGEST", 0.5)
-    rest.rules.append(on(under("odd/"), then(lambda: time.sleep(0.6))))
+    rest.rules.append(on(under("odd/"), then(clock.goes_on(second_look.LONGEST + 1))))
     assert "took longer" in told(run(requests.verify_operation(operation)))
     assert len([request for request in rest.seen if under("odd/")(request)]) == 1
 
@@ -488,7 +507,7 @@ def test_a_listing_that_is_empty_from_now_on_shows_not_that_nothing_remains(
 
 
 def test_when_the_time_is_over_nothing_more_is_asked(
-    store: FaultyStore, bucket: Bucket, rest: FaultyStore
+    store: FaultyStore, bucket: Bucket, rest: FaultyStore, clock: Clock
 ) -> None:
     def asks_in_vain(seconds: float) -> tuple[int, int]:
         """How often S3 and the API were asked."""
@@ -498,7 +517,7 @@ def test_when_the_time_is_over_nothing_more_is_asked(
             remaining(bucket, seconds=seconds)
         return len(store.seen), len(rest.seen)
 
-    late = then(lambda: time.sleep(0.6))
+    late = then(clock.goes_on(1))
     assert asks_in_vain(-1) == (0, 0)
     store.rules.append(on(is_listing_under(MARKER), in_time, late))
     assert asks_in_vain(0.5)[1] == 0

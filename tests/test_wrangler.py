@@ -555,6 +555,7 @@ def test_starts_keep_their_distance(
     program: Program, ran: list[Command], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wrangler, "APART", 0.2)
+    monkeypatch.setattr(wrangler, "_next_start", 0.0)
     program.does("echo Resource location: remote")
     wrangler.version()
     now, slept = monotonic(), list[float]()

@@ -63,8 +63,7 @@ OPENS_NOTHING = "The API token is right, and opens nothing in the account that i
 REFUSED = Reply(403, error("AccessDenied"))
 LATEST = "0004_api_doctor_and_strategies"
 TWENTY_MINUTES = timedelta(minutes=20)
-
-
+# Those of production, before `at_its_pace`.
 LOOK, PATIENCE = wrangler.LOOK, examination.PATIENCE
 
 

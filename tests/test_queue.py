@@ -257,11 +257,11 @@ def test_a_cluster_that_is_asked_to_stop_ends_its_task_and_itself(
 ) -> None:
     Project.objects.get().delete()
     with Cluster(tmp_path, slice_seconds=60) as cluster:
-        cluster.wait_until(lambda: sent() >= 5)
+        cluster.wait_until(lambda: sent() >= 40)  # The rest takes little, also on slow machines.
         started = time.monotonic()
         os.kill(cluster.pid, signal.SIGTERM)
         assert cluster.wait() == 0
-        assert time.monotonic() - started < 90  # A turn, and the grace of the cluster.
+        assert time.monotonic() - started < 30
         assert "has stopped" in cluster.said
     assert latest().status == Status.CLEAN
     assert bucket.keys() == {OTHER}

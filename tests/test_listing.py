@@ -1,7 +1,6 @@
 """The look at the bucket that everything rests on, in pages of seven keys."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from itertools import combinations
 from unicodedata import normalize
 
@@ -23,7 +22,8 @@ from storage_audit.bucket.listing import (
     start_of_all_spellings,
     storable,
 )
-from storage_audit.bucket.r2 import Listed, Page
+from storage_audit.bucket.r2 import Page
+from storage_audit.bucket.wire import Entry
 from tests.conftest import Bucket
 
 LONGEST = "long/" + "é" * 509 + "x"
@@ -111,13 +111,15 @@ def test_neighbours_cost_one_page_and_lonely_keys_one_each(
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The prefixes of the pages that are asked for from now on."""
     asked: list[str] = []
-    original = r2.list_page
+    original = r2.list_entries
 
-    def counted(bucket: str, prefix: str, start_after: str = "", token: str | None = None) -> Page:
+    def counted(
+        bucket: str, prefix: str, start_after: str = "", token: str | None = None
+    ) -> Page[Entry]:
         asked.append(prefix)
         return original(bucket, prefix, start_after, token)
 
-    monkeypatch.setattr("storage_audit.bucket.listing.list_page", counted)
+    monkeypatch.setattr("storage_audit.bucket.listing.list_entries", counted)
     return asked
 
 
@@ -162,15 +164,15 @@ def test_keys_that_are_no_text_hide_no_others(monkeypatch: pytest.MonkeyPatch) -
     """Some stores take any bytes for a key; Cloudflare's does not."""
     stored = sorted((raw.decode("utf-8", "surrogateescape") for raw in RAW), key=as_bytes)
 
-    def list_page(
+    def list_entries(
         bucket: str, prefix: str, start_after: str = "", token: str | None = None
-    ) -> Page:
+    ) -> Page[Entry]:
         last = as_bytes(token or start_after)
         rest = [key for key in stored if as_bytes(key) > last][:2]
         more = bool(rest) and rest[-1] != stored[-1]
-        return Page([listed(key) for key in rest], rest[-1] if more else None)
+        return Page([entry(key) for key in rest], rest[-1] if more else None)
 
-    monkeypatch.setattr("storage_audit.bucket.listing.list_page", list_page)
+    monkeypatch.setattr("storage_audit.bucket.listing.list_entries", list_entries)
     for key in ("a", "é", "\ue000", "\U0010ffff"):
         assert set(find("tests", [key], exact)) == {key}
     assert set(find("tests", ["a", "b", "é", "\ue000"], exact)) == {"a", "é", "\ue000"}
@@ -179,15 +181,15 @@ def test_keys_that_are_no_text_hide_no_others(monkeypatch: pytest.MonkeyPatch) -
 RAW = [b"a", b"\x80", b"\x80\x81", b"\x80\x82", b"\xc3\xa9", b"\xee\x80\x80", b"\xf4\x8f\xbf\xbf"]
 
 
-def listed(key: str) -> Listed:
-    return Listed(key, 1, "etag", datetime(2026, 1, 1, tzinfo=UTC))
+def entry(key: str) -> Entry:
+    return Entry(key, 1, "etag", "2026-01-01T00:00:00.000Z")
 
 
 def test_key_out_of_order_breaks_the_listing(monkeypatch: pytest.MonkeyPatch) -> None:
     given = [["b", "a"], ["a", "a"], ["p/a", "q"]]
     for keys, prefix in zip(given, ["", "", "p/"], strict=True):
-        page = Page([listed(key) for key in keys], None)
-        monkeypatch.setattr("storage_audit.bucket.listing.list_page", lambda *a, page=page: page)
+        page = Page([entry(key) for key in keys], None)
+        monkeypatch.setattr("storage_audit.bucket.listing.list_entries", lambda *a, page=page: page)
         with pytest.raises(Broken):
             list(pages("tests", prefix))
 

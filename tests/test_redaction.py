@@ -160,7 +160,7 @@ def refused_with_secrets(*args: object, **kwargs: object) -> object:
     )
 
 
-@pytest.mark.parametrize("call", ["read", "list_page", "delete_batch"])
+@pytest.mark.parametrize("call", ["read", "list_entries", "delete_batch"])
 def test_a_store_call_that_fails_with_secrets_leaves_none(
     call: str,
     bucket: Bucket,
@@ -177,7 +177,7 @@ def test_a_store_call_that_fails_with_secrets_leaves_none(
         patch.setattr(django_settings, "SECRET_KEY_FALLBACKS", [FORMER])
         Project.objects.get().delete()
         patch.setattr(r2, call, refused_with_secrets)
-        patch.setattr("storage_audit.bucket.listing.list_page", r2.list_page)
+        patch.setattr("storage_audit.bucket.listing.list_entries", r2.list_entries)
         # botocore's own lines at DEBUG hold what it signs.
         with suppress(StoreError), caplog.at_level(logging.DEBUG, "storage_audit"):
             made = cleanup.run(CleanupOperation.objects.latest("created_at").pk)

@@ -77,7 +77,9 @@ def pages(bucket: str, prefix: str, after: str = "") -> Iterator[list[Listed]]:
     return listing.checked(prefix, after, lambda token: list_page(bucket, prefix, after, token))
 
 
-def list_page(bucket: str, prefix: str, start_after: str = "", token: str | None = None) -> Page:
+def list_page(
+    bucket: str, prefix: str, start_after: str = "", token: str | None = None
+) -> Page[Listed]:
     """One page of a listing, as the API gives it. Raises StoreError."""
     where = {"cursor": token} if token else {"start_after": start_after} if start_after else {}
     if conf().jurisdiction:

@@ -6,9 +6,11 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from storage_audit.bucket.errors import Broken
-from storage_audit.bucket.r2 import Listed, Page, list_page
+from storage_audit.bucket.r2 import Listed, Page, Shown, list_entries, listed
+from storage_audit.bucket.wire import Entry
 
 Identity = Callable[[str], str]
+SURROGATE = re.compile("[\ud800-\udfff]")
 NAMELESS_FOLDER = re.compile("^/|//")
 
 
@@ -23,7 +25,7 @@ def exact(key: str) -> str:
 def nfc(key: str) -> str:
     """R2 takes all spellings of a key for one object and lists the last one used.
     https://developers.cloudflare.com/r2/reference/unicode-interoperability/"""
-    return unicodedata.normalize("NFC", key)
+    return key if key.isascii() else unicodedata.normalize("NFC", key)
 
 
 def as_bytes(key: str) -> bytes:
@@ -36,21 +38,43 @@ def pages(bucket: str, prefix: str, after: str = "") -> Iterator[list[Listed]]:
     When the iteration ends without an exception the listing was complete. Raises StoreError,
     Broken among them when a key is out of order, repeated or not under the prefix.
     """
-    return checked(prefix, after, lambda token: list_page(bucket, prefix, after, token))
+    for page in entry_pages(bucket, prefix, after):
+        yield [listed(entry) for entry in page]
+
+
+def entry_pages(bucket: str, prefix: str, after: str = "") -> Iterator[list[Entry]]:
+    """The same promise as that of `pages`, for those who have no use for dates."""
+    return checked(prefix, after, lambda token: list_entries(bucket, prefix, after, token))
 
 
 def checked(
-    prefix: str, after: str, page_at: Callable[[str | None], Page]
-) -> Iterator[list[Listed]]:
+    prefix: str, after: str, page_at: Callable[[str | None], Page[Shown]]
+) -> Iterator[list[Shown]]:
     """The pages of such a listing, from its first one to the one that names no next."""
     last, token = as_bytes(after), None
     while True:
         page = page_at(token)
-        for listed in page.objects:
-            key = as_bytes(listed.key)
-            if key <= last or not listed.key.startswith(prefix):
-                raise OutOfOrder(f"The listing shows {escape(listed.key)!r} where it cannot be.")
+        for each in page.objects:
+            key = as_bytes(each.key)
+            if key <= last or not each.key.startswith(prefix):
+                raise OutOfOrder(f"The listing shows {escape(each.key)!r} where it cannot be.")
             last = key
+        yield page.objects
+        if page.next_token is None:
+            return
+        if page.next_token == token or not page.objects:
+            raise Broken("The listing does not get on.")
+        token = page.next_token
+
+
+def pages_in_any_order(bucket: str, prefix: str, after: str = "") -> Iterator[list[Entry]]:
+    """Of a store that lists in an order of its own, in which `after` counts too. Complete when the
+    iteration ends without an exception, if no key comes twice; who asks has to see to that."""
+    token = None
+    while True:
+        page = list_entries(bucket, prefix, after, token)
+        if stray := next((o.key for o in page.objects if not o.key.startswith(prefix)), None):
+            raise Broken(f"The listing shows {escape(stray)!r} where it cannot be.")
         yield page.objects
         if page.next_token is None:
             return
@@ -77,18 +101,18 @@ def find(
     todo = sorted(set(keys), key=as_bytes)
     while todo:
         reached = None
-        for page in pages(bucket, "", after=before(todo[0])):
+        for page in entry_pages(bucket, "", after=before(todo[0])):
             after_page()
-            found |= {identity(listed.key): listed for listed in page}
+            named = ((identity(entry.key), entry) for entry in page)
+            found |= {name: listed(entry) for name, entry in named if name in wanted}
             if page and as_bytes(page[-1].key) >= as_bytes(todo[0]):
                 reached = as_bytes(page[-1].key)
                 break
         todo = [key for key in todo[1:] if reached is not None and as_bytes(key) > reached]
-        found = {name: listed for name, listed in found.items() if name in wanted}
     if identity is nfc:
         absent = [key for key in keys if identity(key) not in found and not key.isascii()]
         found |= find_spellings(bucket, absent, after_page)
-    for folder in nameless_folders(listed.key for listed in found.values()):
+    for folder in nameless_folders(each.key for each in found.values()):
         see_in(bucket, folder)
         after_page()
     return found
@@ -144,7 +168,7 @@ def before(key: str) -> str:
 
 def storable(key: str) -> bool:
     """Whether the database and an XML request can carry the key as it is."""
-    return "\0" not in key and not any("\ud800" <= char <= "\udfff" for char in key)
+    return "\0" not in key and (key.isascii() or not SURROGATE.search(key))
 
 
 def storable_part(key: str) -> str:

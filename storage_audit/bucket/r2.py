@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -10,8 +10,7 @@ from datetime import datetime
 from functools import cache, lru_cache
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_to_bytes
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import boto3
 from botocore.config import Config
@@ -21,7 +20,7 @@ from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
 from django.utils.translation import gettext as _
 
-from storage_audit.bucket import calls
+from storage_audit.bucket import calls, wire
 from storage_audit.bucket.errors import (
     LOCKED,
     UNANSWERED,
@@ -33,19 +32,18 @@ from storage_audit.bucket.errors import (
     Unavailable,
     classify,
 )
+from storage_audit.bucket.wire import Entry
 from storage_audit.conf import Conf, conf
 from storage_audit.redaction import redact
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
 PAGE = 1000
 MAX_KEY_BYTES = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(NamedTuple):
     """An object as a listing shows it; `etag` without quotes, bytes that are not UTF-8 in `key`
     as lone surrogates."""
 
@@ -55,9 +53,12 @@ class Listed:
     last_modified: datetime
 
 
+Shown = TypeVar("Shown", Listed, Entry)
+
+
 @dataclass(frozen=True, slots=True)
-class Page:
-    objects: list[Listed]
+class Page(Generic[Shown]):
+    objects: list[Shown]
     next_token: str | None
 
 
@@ -76,7 +77,7 @@ DELETED = Answer("Deleted")
 SILENCE = Answer(UNANSWERED, "the store's answer does not mention this key")
 
 
-def client_config(attempts: int) -> Config:
+def client_config(attempts: int, patience: int = 12) -> Config:
     """How to talk to R2. Checksums only where required, as R2 rejects aws-chunked trailers.
     https://developers.cloudflare.com/r2/examples/aws/boto3/"""
     return Config(
@@ -86,7 +87,9 @@ def client_config(attempts: int) -> Config:
         retries={"mode": "standard", "total_max_attempts": attempts},
         # Three tries end before the lease of the operation they are for.
         connect_timeout=5,
-        read_timeout=12,
+        read_timeout=patience,
+        # As many threads may list at once, each over a connection that it finds again.
+        max_pool_connections=32,
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
@@ -95,8 +98,21 @@ def client_config(attempts: int) -> Config:
 def prepare(client: Any) -> None:
     """R2 never answers `Expect: 100-continue`, and botocore waits a second for it on each PUT."""
     client.meta.events.unregister("before-call.s3", add_expect_header)
+    # Handlers of `*.ListObjectsV2` go before those of `s3.*`, one of which reads the whole page.
+    client.meta.events.register("before-parse.*.ListObjectsV2", cut_entries)
     client.meta.events.register("response-received.s3", count_attempt)
     client.meta.events.register("after-call-error.s3", count_failure)
+
+
+def cut_entries(
+    response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **kwargs: Any
+) -> None:
+    """Leave to botocore what is around the entries of a page, or all that is not understood."""
+    with _reading:  # In turns, as two pages at once take twice the memory, and no less time.
+        response_dict["body"], customized_response_dict["Entries"] = wire.cut(response_dict["body"])
+
+
+_reading = threading.Lock()
 
 
 def count_attempt(event_name: str, context: dict[str, Any], **kwargs: Any) -> None:
@@ -146,6 +162,12 @@ def check_the_clock(**kwargs: Any) -> None:
         raise TooLate(_("Not sent: the look before it is too old by now."))
 
 
+def spare_the_target(params: dict[str, Any], **kwargs: Any) -> None:
+    """R2 then copies to no key that has an object. Other stores, local R2 among them, ignore it.
+    https://developers.cloudflare.com/r2/api/s3/extensions/"""
+    params["headers"]["cf-copy-destination-if-none-match"] = "*"
+
+
 @cache
 def _session() -> boto3.session.Session:
     """One for all clients: each reads its model of S3 anew, which takes a tenth of a second."""
@@ -154,26 +176,28 @@ def _session() -> boto3.session.Session:
 
 # A client has megabytes, and tests change the settings again and again.
 @lru_cache(maxsize=8)
-def _client(settings: Conf, attempts: int, process: int) -> "S3Client":
+def _client(settings: Conf, attempts: int, patience: int, process: int) -> "S3Client":
     client = _session().client(
         "s3",
         endpoint_url=settings.endpoint_url,
         aws_access_key_id=settings.access_key_id,
         aws_secret_access_key=settings.secret_access_key,
-        config=client_config(attempts),
+        config=client_config(attempts, patience),
     )
     prepare(client)
     client.meta.events.register("before-send.s3", check_the_clock)
+    client.meta.events.register("before-call.s3.CopyObject", spare_the_target)
     return client
 
 
 _creating = threading.Lock()
 
 
-def client(attempts: int = 3, settings: Conf | None = None) -> "S3Client":
-    """The shared client: safe between threads, not between processes."""
+def client(attempts: int = 3, settings: Conf | None = None, patience: int = 12) -> "S3Client":
+    """The shared client: safe between threads, not between processes. `patience` is how many
+    seconds it waits for an answer."""
     with _creating:
-        return _client(settings or conf(), attempts, os.getpid())
+        return _client(settings or conf(), attempts, patience, os.getpid())
 
 
 def translate(error: ClientError) -> StoreError:
@@ -219,47 +243,48 @@ def own_errors() -> Iterator[None]:
         raise Broken(f"The store's answer is unreadable: {error}", type(error).__name__) from error
 
 
-def list_page(bucket: str, prefix: str, start_after: str = "", token: str | None = None) -> Page:
-    """One page of a listing, as the store gives it. Raises StoreError.
+def list_page(
+    bucket: str, prefix: str, start_after: str = "", token: str | None = None
+) -> Page[Listed]:
+    """One page of a listing, as the store gives it. Raises StoreError."""
+    page = list_entries(bucket, prefix, start_after, token)
+    return Page([listed(entry) for entry in page.objects], page.next_token)
+
+
+def list_entries(
+    bucket: str,
+    prefix: str,
+    start_after: str = "",
+    token: str | None = None,
+    *,
+    max_keys: int | None = None,
+) -> Page[Entry]:
+    """The same page in a fraction of the time, with dates as text. `max_keys` is PAGE if not given.
 
     Keys are decoded here: botocore would replace bytes that are not UTF-8, and so name another key.
     """
     where = {"ContinuationToken": token} if token else {"StartAfter": start_after}
     with own_errors():
-        answer = client().list_objects_v2(
+        answer: Mapping[str, Any] = client().list_objects_v2(
             Bucket=bucket,
             Prefix=prefix,
-            MaxKeys=PAGE,
+            MaxKeys=max_keys or PAGE,
             EncodingType="url",
             **where,  # type: ignore[arg-type]
         )
         encoded = answer.get("EncodingType") == "url"
-        objects = [
-            Listed(
-                key=decode(entry["Key"]) if encoded else entry["Key"],
-                size=entry["Size"],
-                etag=entry["ETag"].strip('"'),
-                last_modified=entry["LastModified"],
-            )
-            for entry in answer.get("Contents", [])
-        ]
-    return Page(objects, next_token(answer, len(objects)))
+        left = [wire.parsed(entry, encoded) for entry in answer.get("Contents", [])]
+    entries = answer["Entries"] + left
+    return Page(entries, wire.next_token(answer, len(entries)))
 
 
-def next_token(answer: "ListObjectsV2OutputTypeDef", count: int) -> str | None:
-    if "IsTruncated" not in answer:
-        raise Broken("The listing does not say whether it is complete.")
-    if answer.get("KeyCount", count) != count:
-        raise Broken(f"The listing announces {answer['KeyCount']} keys and holds {count}.")
-    if not answer["IsTruncated"]:
-        return None
-    if not (token := answer.get("NextContinuationToken")):
-        raise Broken("The listing is cut short and does not say how to go on.")
-    return token
-
-
-def decode(encoded: str) -> str:
-    return unquote_to_bytes(encoded.replace("+", " ")).decode("utf-8", "surrogateescape")
+def listed(entry: Entry) -> Listed:
+    """Raises Broken if there is no such date."""
+    try:
+        moment = datetime.fromisoformat(entry.last_modified)
+    except ValueError as error:
+        raise Broken(f"The store's answer is unreadable: {error}", type(error).__name__) from error
+    return Listed(entry.key, entry.size, entry.etag, moment)
 
 
 def read(bucket: str, key: str) -> bytes | None:

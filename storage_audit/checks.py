@@ -8,11 +8,10 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
 from django.db import OperationalError, ProgrammingError, connection
 
-from storage_audit import projects
+from storage_audit import projects, queue
 from storage_audit.audit.layouts import LayoutError
 from storage_audit.audit.ownership import layouts
 from storage_audit.conf import conf
-from storage_audit.queue import is_scheduled
 
 
 def register_checks() -> None:
@@ -63,14 +62,14 @@ def check_times(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
 
 def check_queue(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """https://django-q2.readthedocs.io/en/stable/configure.html#retry"""
-    queue: dict[str, Any] = getattr(settings, "Q_CLUSTER", {})
-    workers = queue.get("workers") or os.cpu_count() or 1
-    waiting = queue.get("queue_limit", workers**2) / workers
+    cluster: dict[str, Any] = getattr(settings, "Q_CLUSTER", {})
+    workers = cluster.get("workers") or os.cpu_count() or 1
+    waiting = cluster.get("queue_limit", workers**2) / workers
     found: list[CheckMessage] = []
-    if not queue.get("timeout") or queue.get("retry", 60) <= queue["timeout"] * (waiting + 1):
+    if not cluster.get("timeout") or cluster.get("retry", 60) <= cluster["timeout"] * (waiting + 1):
         hint = "Set retry above timeout * (queue_limit / workers + 1): a task is run twice else."
         found.append(Error("Q_CLUSTER's retry is too short.", hint=hint, id="storage_audit.E002"))
-    if queue.get("bulk", 1) != 1:
+    if cluster.get("bulk", 1) != 1:
         hint = "Set bulk to 1: one task that cannot be read stops those fetched with it."
         found.append(Error("Q_CLUSTER's bulk is not 1.", hint=hint, id="storage_audit.E003"))
     return found
@@ -83,14 +82,22 @@ def check_schedule(
 ) -> list[CheckMessage]:
     if not databases:
         return []
+    found: list[CheckMessage] = []
     try:
-        scheduled = is_scheduled()
+        scheduled, pause = queue.is_scheduled(), queue.reconciles_every()
+        wanted = conf().reconcile_every
     except (OperationalError, ProgrammingError):
-        return []  # Not migrated yet; migrate makes the schedule.
-    if scheduled:
-        return []
-    hint = "Run manage.py migrate, which makes it, or run sweep_cleanups from cron every minute."
-    return [Warning("No sweep is scheduled.", hint=hint, id="storage_audit.W001")]
+        return []  # Not migrated yet; migrate makes the schedules.
+    except ImproperlyConfigured:
+        return []  # `check_settings` says it.
+    if not scheduled:
+        hint = "Run manage.py migrate, which makes it, or sweep_cleanups from cron every minute."
+        found.append(Warning("No sweep is scheduled.", hint=hint, id="storage_audit.W001"))
+    if pause != wanted:
+        hint = "Run manage.py migrate, which mends it."
+        text = "The schedule of scans is not as STORAGE_AUDIT['RECONCILE_EVERY'] says."
+        found.append(Warning(text, hint=hint, id="storage_audit.W003"))
+    return found
 
 
 def check_sqlite(

@@ -73,6 +73,15 @@ class Conf:
     # So long after a delete call was sent, the store cannot be at it any more.
     deletion_timeout: timedelta = timedelta(minutes=15)
     late_checks: tuple[timedelta, ...] = (timedelta(hours=1), timedelta(days=1), timedelta(days=8))
+    # An orphan may be deleted when complete scans saw it so far apart, and it is so old.
+    orphan_gap: timedelta = timedelta(hours=4)
+    orphan_age: timedelta = timedelta(days=1)
+    # Workers compare the whole bucket with the table so often; 0 is never.
+    reconcile_every: timedelta = timedelta(days=1)
+    # Requests that a worker has under way at once, and that a scan may cost unasked (Class A: at
+    # 1,000 objects each, the default is a hundred million objects, and about half a dollar).
+    scan_lanes: int = 16
+    scan_ceiling: int = 100_000
     # So long after its end, an operation's items and timeline may be exported and deleted.
     retention: timedelta = timedelta(days=400)
 
@@ -83,13 +92,12 @@ class Conf:
                 raise ImproperlyConfigured(f"STORAGE_AUDIT[{name.upper()!r}] must not be empty.")
         if not 1 <= self.batch_size <= 1000:
             raise ImproperlyConfigured("STORAGE_AUDIT['BATCH_SIZE'] must be between 1 and 1000.")
-        for name in ("tries", "api_waits"):
+        for name in ("tries", "api_waits", "scan_lanes"):
             if getattr(self, name) < 1:
                 raise ImproperlyConfigured(f"STORAGE_AUDIT[{name.upper()!r}] must be at least 1.")
         self._check_limits()
         self._check_choices()
-        if self.retention < timedelta(days=1):
-            raise ImproperlyConfigured("STORAGE_AUDIT['RETENTION'] must be at least one day.")
+        self._check_times()
         try:
             re.compile(self.project_id)
         except re.error as error:
@@ -102,6 +110,7 @@ class Conf:
             "limit_objects",
             "limit_multiple",
             "limit_vanished",
+            "scan_ceiling",
             "wrangler_limit",
             "api_rate_read",
             "api_rate_write",
@@ -113,6 +122,18 @@ class Conf:
                 raise ImproperlyConfigured(
                     f"STORAGE_AUDIT[{name.upper()!r}] must be between 0 and 1."
                 )
+
+    def _check_times(self) -> None:
+        if self.retention < timedelta(days=1):
+            raise ImproperlyConfigured("STORAGE_AUDIT['RETENTION'] must be at least one day.")
+        for name in ("orphan_gap", "orphan_age"):
+            if getattr(self, name) <= timedelta(0):
+                raise ImproperlyConfigured(f"STORAGE_AUDIT[{name.upper()!r}] must be above 0.")
+        pause = self.reconcile_every
+        if not timedelta(0) <= pause <= timedelta(hours=500) or pause % timedelta(hours=1):
+            raise ImproperlyConfigured(
+                "STORAGE_AUDIT['RECONCILE_EVERY'] must be whole hours, from 0 to 500."
+            )
 
     def _check_choices(self) -> None:
         for name, choices in (("discovery", DISCOVERIES), ("strategy", STRATEGIES)):

@@ -10,7 +10,7 @@ from typing import Any
 
 import django
 from django.db import connection
-from django.db.models import Count, Max, Min, OuterRef, Q, Subquery, Sum
+from django.db.models import Count, Min, OuterRef, Q, Subquery, Sum
 from django.db.models.functions import Coalesce
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
@@ -38,6 +38,7 @@ from storage_audit.models import (
     StoreCalls,
 )
 from storage_audit.redaction import visible
+from storage_audit.scans import FIGURES
 
 PREFIX = "storage_audit_"
 PERMISSION = "storage_audit.view_cleanupoperation"
@@ -64,7 +65,7 @@ class Figures(Collector):
         if not conf().sync:
             yield from worker(now)
         yield store_calls()
-        yield last_scan(now)
+        yield from last_scan(now)
         yield findings()
 
 
@@ -178,19 +179,34 @@ def store_calls() -> Metric:
     return family
 
 
-def last_scan(now: datetime) -> Metric:
-    whole = BucketScan.objects.filter(
-        bucket=conf().bucket, prefix="", dry_run=False, status=BucketScan.Status.COMPLETE
-    )
-    latest = whole.aggregate(at=Max("finished_at"))["at"]
+def last_scan(now: datetime) -> Iterator[Metric]:
+    """Of the whole bucket. What Prometheus keeps of its figures is their history."""
+    bucket = visible(conf().bucket)
+    whole = BucketScan.objects.whole(conf().bucket).complete().exclude(finished_at=None)
+    latest = whole.order_by("-finished_at").first()
     family = GaugeMetricFamily(
         PREFIX + "last_scan_age",
         "Time since a scan of the whole bucket was complete; infinite when none ever was.",
         labels=["bucket"],
         unit="seconds",
     )
-    family.add_metric([visible(conf().bucket)], age(latest, now) if latest else inf)
-    return family
+    ended = latest and latest.finished_at
+    family.add_metric([bucket], age(ended, now) if ended else inf)
+    yield family
+    family = GaugeMetricFamily(
+        PREFIX + "last_scan_duration",
+        "Time that it took; 0 when none ever was complete.",
+        labels=["bucket"],
+        unit="seconds",
+    )
+    family.add_metric([bucket], age(latest.started_at, ended) if latest and ended else 0)
+    yield family
+    family = GaugeMetricFamily(
+        PREFIX + "last_scan_figures", "What it found.", labels=["bucket", "figure"]
+    )
+    for name in ("requests", *FIGURES):
+        family.add_metric([bucket, name], getattr(latest, name) if latest else 0)
+    yield family
 
 
 def findings() -> Metric:

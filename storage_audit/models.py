@@ -13,11 +13,12 @@ from django.utils.translation import gettext_lazy as _
 from storage_audit.access import ApiToken
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
+from storage_audit.findings import Finding, Sighting
 from storage_audit.observations import Diagnosis, StoreCalls
 from storage_audit.operations import CleanupItem, CleanupOperation, OperationEvent, Row
 from storage_audit.querysets import KnownProjectQuerySet, R2ObjectQuerySet
 from storage_audit.redaction import visible
-from storage_audit.scans import BucketScan, Finding, ScanShard
+from storage_audit.scans import BucketScan, ListedKey, ScanShard
 from storage_audit.transitions import IllegalTransition, LeaseLost
 
 __all__ = [
@@ -31,11 +32,13 @@ __all__ = [
     "Installation",
     "KnownProject",
     "LeaseLost",
+    "ListedKey",
     "OperationEvent",
     "Project",
     "R2Object",
     "Row",
     "ScanShard",
+    "Sighting",
     "StoreCalls",
 ]
 
@@ -99,6 +102,10 @@ class R2Object(models.Model):
     class Source(models.TextChoices):
         UPLOAD = "upload", _("upload")
         BACKFILL = "backfill", _("backfill")
+        ADOPTED = "adopted", _("adopted")
+
+    # Who wrote such a row knew whose the object is; a backfill only read the key.
+    TELLING = (Source.UPLOAD, Source.ADOPTED)
 
     class State(models.TextChoices):
         UPLOADING = "uploading", _("uploading")
@@ -119,6 +126,9 @@ class R2Object(models.Model):
     source = models.CharField(_("source"), max_length=10, choices=Source)
     state = models.CharField(_("state"), max_length=15, choices=State)
     upload_id = models.UUIDField(_("last upload"), null=True, editable=False)
+    # The version of the layouts under which the key has one reading and a good name, so that only
+    # its project's end can make a finding of it; see audit/scan/.
+    plain_under = models.IntegerField(null=True, editable=False)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
     updated_at = models.DateTimeField(_("changed"), default=timezone.now)
 

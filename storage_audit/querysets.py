@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
         BucketScan,
         CleanupItem,
         CleanupOperation,
-        Finding,
         KnownProject,
         R2Object,
     )
@@ -40,17 +41,24 @@ def starts_with(field: str, prefix: str) -> Q:
     return first & Q(**{f"{field}__lt": end}) if end else first
 
 
+def starts_with_any(field: str, prefixes: Iterable[str]) -> Q:
+    """The same of several prefixes, at least one."""
+    return reduce(or_, (starts_with(field, prefix) for prefix in prefixes))
+
+
 PATIENCE = 5000  # milliseconds
+# Less than what it takes PostgreSQL to look for a deadlock: whoever waits for us never meets one.
+MOMENT = 100
 
 
 @contextmanager
-def impatient() -> Iterator[None]:
+def impatient(milliseconds: int = PATIENCE) -> Iterator[None]:
     """A transaction that raises OperationalError when another one keeps it waiting for more than
-    five seconds."""
+    five seconds, or less on PostgreSQL."""
     with of_sqlite_in_a_hurry(), transaction.atomic():
         if connection.vendor == "postgresql":
             with connection.cursor() as cursor:
-                cursor.execute(f"SET LOCAL lock_timeout = {PATIENCE}")
+                cursor.execute(f"SET LOCAL lock_timeout = {milliseconds}")
         yield
 
 
@@ -133,6 +141,20 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
             return True
         return False
 
+    def are_changing(self, ids: Collection[str]) -> bool:
+        """The same of many at once, and at this moment; also of ids that nobody knew before."""
+        if connection.vendor == "sqlite":
+            return False
+        try:
+            with impatient(MOMENT):
+                list(self.filter(pk__in=ids).select_for_update().values_list("pk"))
+                # Waits for whoever just writes such a row, and is taken back.
+                self.bulk_create(map(self.model, sorted(ids)), ignore_conflicts=True)
+                transaction.set_rollback(True)
+        except OperationalError:
+            return True
+        return False
+
     def vanished(self) -> Self:
         """Ids that were seen alive and have no project any more, though no signal told of it."""
         return self.filter(~self._project_exists(), deleted_at=None)
@@ -168,15 +190,32 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
         found = self.filter(key__gt=after) if after else self.all()
         return found if last is None else found.filter(key__lte=last)
 
+    def unlisted_by(self, scan: BucketScan) -> Self:
+        """Rows whose keys such a scan did not note that notes them all."""
+        return self.filter(~Exists(scan.listed_keys.filter(key=OuterRef("key"))))
+
     def buckets_of(self, project_id: str) -> set[str]:
         return set(self.filter(project_id=project_id).values_list("bucket", flat=True).distinct())
+
+    def told_by_nobody_alive(self) -> Self:
+        """Rows that a backfill wrote, or whose project is no more, as somebody said."""
+        owner = OuterRef("project_id")
+        known = apps.get_model("storage_audit", "KnownProject").objects
+        alive = Exists(projects.rows().filter(storage_audit_id=owner))
+        unsaid = Exists(known.filter(KnownProjectQuerySet.UNSAID, pk=owner))
+        return self.filter(Q(project_id=None) | Q(source="backfill") | ~alive & ~unsaid)
+
+    def to_judge(self) -> Self:
+        """With what tells of the owner, and whether anything is under way; the rest when asked."""
+        return self.only("key", "project_id", "source", "state")
 
     def lock_for_deletion(self, keys: Collection[str]) -> int:
         """Bar uploads to these keys until they are seen gone; an upload under way wins."""
         idle = Q(state__in=["stored", "upload_failed", "deleting"]) | Q(
             state="uploading", updated_at__lt=timezone.now() - conf().upload_timeout
         )
-        return self.filter(idle, key__in=keys).update(state="deleting", updated_at=timezone.now())
+        rows = self.filter(idle, key__any_of=keys)
+        return rows.update(state="deleting", updated_at=timezone.now())
 
     def unlock(self, items: CleanupItemQuerySet) -> int:
         """Let uploads write again to the keys of these items."""
@@ -353,34 +392,3 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
         groups = self.exclude(reason="").order_by().values("outcome", "reason")
         sums = groups.annotate(n=Count("pk"), total=Coalesce(Sum("size"), 0)).order_by("-n")
         return sums.values_list("outcome", "reason", "n", "total")
-
-
-class FindingQuerySet(models.QuerySet["Finding"]):
-    def see(self, scan: BucketScan, findings: Collection[Finding]) -> None:
-        """Record differences: new ones open, known ones seen again, resolved ones open again."""
-        if not findings:
-            return
-        self.bulk_create(
-            findings,
-            update_conflicts=True,
-            unique_fields=["bucket", "key", "escaped", "kind"],
-            update_fields=[
-                "project_id",
-                "size",
-                "last_modified",
-                "evidence",
-                "last_seen_at",
-                "last_scan",
-            ],
-        )
-        keys = [finding.key for finding in findings]
-        again = self.filter(bucket=scan.bucket, key__in=keys, last_scan=scan, state="resolved")
-        again.update(state="open", note="")
-
-    def resolve_unseen(self, scan: BucketScan, note: str) -> int:
-        """Resolve what nobody has seen since this scan began: for a complete one that means that
-        the object is gone, or that it is no difference any more."""
-        unseen = self.filter(
-            starts_with("key", scan.prefix), bucket=scan.bucket, last_seen_at__lt=scan.started_at
-        )
-        return unseen.exclude(state="resolved").update(state="resolved", note=note)

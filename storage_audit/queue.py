@@ -1,12 +1,13 @@
 """What the queue's tables say. What is put into them is in tasks.py; both know django-q2, and
 nobody else does."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.db.models import Min
 from django_q.models import OrmQ, Schedule
 
 SWEEP = "storage_audit.tasks.sweep"
+RECONCILE = "storage_audit.tasks.reconcile"
 
 
 def is_scheduled() -> bool:
@@ -18,6 +19,12 @@ def sweep_due_at() -> datetime | None:
     sweeps = Schedule.objects.filter(func=SWEEP).exclude(repeats=0)
     due: datetime | None = sweeps.aggregate(at=Min("next_run"))["at"]
     return due
+
+
+def reconciles_every() -> timedelta:
+    """What the schedule says; nothing when there is none."""
+    minutes = Schedule.objects.filter(func=RECONCILE).values_list("minutes", flat=True).first()
+    return timedelta(minutes=minutes or 0)
 
 
 def oldest_task_at() -> datetime | None:

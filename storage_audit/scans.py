@@ -1,87 +1,303 @@
-"""The tables of bucket scans, and of the differences they find."""
+"""The tables of bucket scans: a scan, its parts that any worker may take, and what it saw."""
+
+from __future__ import annotations
 
 import uuid
+from collections.abc import Collection
+from datetime import datetime, timedelta
+from typing import Any, Self
 
-from django.db import models
-from django.db.models import Q
+from django.db import models, transaction
+from django.db.models import F, Q
 from django.utils import timezone
+from django.utils.translation import gettext as _now
 from django.utils.translation import gettext_lazy as _
 
+from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
-from storage_audit.querysets import FindingQuerySet
 from storage_audit.redaction import redact, visible
+from storage_audit.transitions import IllegalTransition
+
+
+class BucketScanQuerySet(models.QuerySet["BucketScan"]):
+    def complete(self) -> Self:
+        return self.filter(status="complete", dry_run=False)
+
+    def running(self) -> Self:
+        return self.filter(status="running")
+
+    def whole(self, bucket: str) -> Self:
+        """Looks at everything in the bucket, and not at a part of it."""
+        return self.filter(bucket=bucket, prefix="", project_id=None, since=None)
+
+    def forgotten(self, moment: datetime) -> Self:
+        """Running ones that workers are to do, for which none was sent since `moment`, and of
+        which none has a part."""
+        return self.idle().filter(enqueued_at__lt=moment, started_at__gt=timezone.now() - RESUMABLE)
+
+    def abandoned(self) -> Self:
+        """Running ones that nobody has gone on with, or may any more."""
+        moment = timezone.now() - RESUMABLE
+        unsent = Q(enqueued_at=None) | Q(enqueued_at__lt=moment)
+        return self.idle().filter(unsent, started_at__lt=moment)
+
+    def idle(self) -> Self:
+        return self.running().exclude(pk__in=self.held(timezone.now()).values("pk"))
+
+    def held(self, now: datetime) -> Self:
+        """Those of which a worker has a part."""
+        shards = ScanShard.objects.filter(scan=models.OuterRef("pk"), lease_until__gt=now)
+        return self.filter(models.Exists(shards))
+
+    def finish(self, scan: BucketScan) -> bool:
+        """Lock the scan for its ending, which is one worker's in one transaction; whether it is
+        still to be ended once nobody else is at it."""
+        mine = self.running().filter(pk=scan.pk).select_for_update()
+        return bool(list(mine.values_list("pk")))
 
 
 class BucketScan(models.Model):
-    """One look at a whole bucket or at a prefix of it."""
+    """One look at a whole bucket, at the keys with a prefix or of a project, or at what the table
+    says was written lately."""
+
+    class Purpose(models.TextChoices):
+        BACKFILL = "backfill", _("backfill: write rows")
+        RECONCILE = "reconcile", _("reconcile: compare only")
 
     class Status(models.TextChoices):
         RUNNING = "running", _("running")
+        STOPPED = "stopped", _("stopped")
         COMPLETE = "complete", _("complete")
         FAILED = "failed", _("failed")
 
     id = models.UUIDField(_("scan id"), primary_key=True, default=uuid.uuid4, editable=False)
     bucket = BytewiseTextField(_("bucket"))
+    purpose = models.CharField(
+        _("purpose"), max_length=10, choices=Purpose, default=Purpose.BACKFILL
+    )
     prefix = BytewiseTextField(_("prefix"), blank=True)
+    project_id = BytewiseTextField(_("project"), null=True, blank=True)
+    since = models.DateTimeField(_("only what was written since"), null=True, blank=True)
     dry_run = models.BooleanField(_("dry run"), default=False)
+    accept_fewer = models.BooleanField(_("fewer objects accepted"), default=False)
+    ceiling = models.PositiveBigIntegerField(_("requests allowed"), null=True, blank=True)
     requested_by = models.TextField(_("requested by"), blank=True)
     status = models.CharField(_("status"), max_length=10, choices=Status, default=Status.RUNNING)
     error = models.TextField(_("message"), blank=True)
+    in_key_order = models.BooleanField(_("listed in the order of keys"), default=True)
+    # None where the store cannot list them.
+    uploads_looked_for = models.BooleanField(_("unfinished uploads looked for"), null=True)
+    requests = models.PositiveBigIntegerField(_("requests"), default=0)
     listed = models.PositiveBigIntegerField(_("listed"), default=0)
     listed_bytes = models.PositiveBigIntegerField(_("bytes listed"), default=0)
     added = models.PositiveBigIntegerField(_("rows added"), default=0)
     updated = models.PositiveBigIntegerField(_("rows updated"), default=0)
     unchanged = models.PositiveBigIntegerField(_("rows unchanged"), default=0)
     orphaned = models.PositiveBigIntegerField(_("orphaned"), default=0)
+    missing = models.PositiveBigIntegerField(_("missing"), default=0)
+    untracked = models.PositiveBigIntegerField(_("untracked"), default=0)
+    changed = models.PositiveBigIntegerField(_("changed"), default=0)
     ambiguous = models.PositiveBigIntegerField(_("ambiguous"), default=0)
     unrecognised = models.PositiveBigIntegerField(_("unrecognised"), default=0)
+    misnamed = models.PositiveBigIntegerField(_("misnamed"), default=0)
     unstorable = models.PositiveBigIntegerField(_("cannot be stored"), default=0)
+    unfinished = models.PositiveBigIntegerField(_("unfinished uploads"), default=0)
+    enqueued_at = models.DateTimeField(null=True, editable=False)
     started_at = models.DateTimeField(_("started"), default=timezone.now)
     finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
+
+    objects = BucketScanQuerySet.as_manager()
 
     class Meta:
         verbose_name = _("bucket scan")
         verbose_name_plural = _("bucket scans")
         constraints = [
             models.CheckConstraint(
-                condition=Q(status__in=["running", "complete", "failed"]),
+                condition=Q(status__in=["running", "stopped", "complete", "failed"]),
                 name="scan_status_is_known",
+            ),
+            models.CheckConstraint(
+                condition=Q(purpose__in=["backfill", "reconcile"]), name="scan_purpose_is_known"
             ),
         ]
 
     def __str__(self) -> str:
         return str(self.pk)
 
-    def before(self) -> "BucketScan | None":
+    @property
+    def is_partial(self) -> bool:
+        """Whether it looks at less than all keys of its scope, and so says nothing of the rest."""
+        return self.since is not None
+
+    @property
+    def writes_rows(self) -> bool:
+        return self.purpose == self.Purpose.BACKFILL and not self.dry_run
+
+    def has_room(self, now: datetime) -> bool:
+        """Whether a worker more would find something to do."""
+        return self.status == self.Status.RUNNING and self.shards.free(now).exists()
+
+    def before(self) -> BucketScan | None:
         """The latest complete scan of the same keys that began earlier."""
-        same = {"bucket": self.bucket, "prefix": self.prefix, "status": self.Status.COMPLETE}
-        earlier = BucketScan.objects.filter(started_at__lt=self.started_at, **same)
+        earlier = BucketScan.objects.filter(
+            bucket=self.bucket,
+            prefix=self.prefix,
+            project_id=self.project_id,
+            since=None,
+            status=self.Status.COMPLETE,
+            started_at__lt=self.started_at,
+        )
         return earlier.order_by("-started_at").first()
 
     def count(self, **figures: int) -> None:
-        for name, more in figures.items():
-            setattr(self, name, getattr(self, name) + more)
-        self.save(update_fields=list(figures))
+        """Add to the figures, beside what other workers add."""
+        more = {name: F(name) + figure for name, figure in figures.items() if figure}
+        if more:
+            BucketScan.objects.filter(pk=self.pk).update(**more)
+        for name, figure in figures.items():
+            setattr(self, name, getattr(self, name) + figure)
 
     def complete(self) -> None:
         self._end(self.Status.COMPLETE)
 
     def fail(self, reason: str) -> None:
-        self._end(self.Status.FAILED, error=redact(reason))
+        self._end(self.Status.FAILED, redact(reason))
+
+    def stop(self, reason: str) -> None:
+        """Leave it as it is, until somebody resumes it."""
+        self._end(self.Status.STOPPED, redact(reason))
 
     def _end(self, status: str, error: str = "") -> None:
-        self.status, self.error, self.finished_at = status, error, timezone.now()
-        self.save(update_fields=["status", "error", "finished_at"])
+        values: dict[str, Any] = {"status": status, "error": error, "finished_at": timezone.now()}
+        if BucketScan.objects.running().filter(pk=self.pk).update(**values):
+            self.shards.release()
+        self.refresh_from_db()
+
+    @transaction.atomic
+    def resume(self, *, ceiling: int | None = None, accept_fewer: bool = False) -> None:
+        """Go on where it stopped or failed. Raises IllegalTransition when it is complete, or when
+        a later one was, or when it is so old that what it saw may not be so any more."""
+        again = BucketScan.objects.filter(pk=self.pk).exclude(status=self.Status.COMPLETE)
+        young = again.filter(started_at__gt=timezone.now() - RESUMABLE)
+        values: dict[str, Any] = {"status": self.Status.RUNNING, "error": "", "finished_at": None}
+        if ceiling is not None:
+            values["ceiling"] = ceiling
+        if accept_fewer:
+            values["accept_fewer"] = True
+        if not self.shards.exists() or not young.update(**values):
+            text = _now("Scan %s is complete, or older than a day. Start a new one.")
+            raise IllegalTransition(text % self.pk)
+        self.refresh_from_db()
+
+    @property
+    def prefixes(self) -> list[str]:
+        """It looks at the keys that start with one of these."""
+        prefixes = self.shards.order_by("prefix").values_list("prefix", flat=True)
+        return list(prefixes.distinct())
+
+    def start_again(self) -> None:
+        """Forget what was seen, to list the keys in whatever order the store has; unless another
+        worker just did."""
+        prefixes, fresh = self.prefixes, dict.fromkeys(FIGURES, 0)
+        with transaction.atomic():
+            # Before the scan, as who writes does.
+            self.shards.all().locked()
+            ordered = BucketScan.objects.filter(pk=self.pk, in_key_order=True)
+            if ordered.update(in_key_order=False, **fresh):
+                self.shards.all().delete()
+                self.sightings.all().delete()
+                self.listed_keys.all().delete()
+                self.shards.bulk_create(ScanShard(scan=self, prefix=prefix) for prefix in prefixes)
+        self.refresh_from_db()
+
+
+# So long what a scan saw can wait for the rest.
+RESUMABLE = timedelta(days=1)
+# Listed of a shard, from which on another worker may take a part of the rest.
+LARGE = 4000
+FIGURES = (
+    "listed",
+    "listed_bytes",
+    "added",
+    "updated",
+    "unchanged",
+    "orphaned",
+    "missing",
+    "untracked",
+    "changed",
+    "ambiguous",
+    "unrecognised",
+    "misnamed",
+    "unstorable",
+    "unfinished",
+)
+
+
+class ScanShardQuerySet(models.QuerySet["ScanShard"]):
+    def unfinished(self) -> Self:
+        return self.filter(complete=False)
+
+    def free(self, now: datetime) -> Self:
+        """Those that nobody has, or whose worker is not heard of any more."""
+        return self.unfinished().filter(Q(lease_until=None) | Q(lease_until__lte=now))
+
+    def claim(self, token: uuid.UUID, count: int) -> list[ScanShard]:
+        """Take up to so many free ones for the lease, past those that others are taking."""
+        now = timezone.now()
+        with transaction.atomic():
+            free = self.free(now).order_by("prefix", "after").select_for_update(skip_locked=True)
+            mine = list(free[:count])
+            taken = self.filter(pk__in=[shard.pk for shard in mine])
+            taken.update(lease_token=token, lease_until=now + conf().lease)
+        for shard in mine:
+            shard.lease_token, shard.lease_until = token, now + conf().lease
+        return mine
+
+    def held_by(self, token: uuid.UUID) -> Self:
+        return self.filter(lease_token=token, lease_until__gt=timezone.now())
+
+    def large(self) -> Self:
+        """Those under way of which several pages were listed already, and more may be to come."""
+        return self.unfinished().filter(lease_until__gt=timezone.now(), listed__gte=LARGE)
+
+    def renew(self, token: uuid.UUID) -> int:
+        """How many this worker still has; it must write nothing for any other."""
+        with transaction.atomic():
+            return self.held_by(token).locked().prolong()
+
+    def prolong(self) -> int:
+        return self.update(lease_until=timezone.now() + conf().lease)
+
+    def locked(self) -> Self:
+        """Locked until the commit, in the same order for all: so of two that want several of them,
+        none has what the other waits for."""
+        list(self.select_for_update().order_by("pk").values_list("pk"))
+        return self.all()
+
+    def keep(self, advanced: Collection[ScanShard]) -> None:
+        """Write how far these are, in the transaction that locked them."""
+        self.bulk_update(advanced, ["cursor", "listed", "complete"])
+
+    def release(self) -> int:
+        with transaction.atomic():
+            return self.locked().update(lease_token=None, lease_until=None)
 
 
 class ScanShard(models.Model):
-    """A part of a scan: the keys that start with `prefix`, done up to and with `cursor`."""
+    """A part of a scan: the keys with `prefix` later than `after`, up to and with `until` (None:
+    all), done up to and with `cursor` (empty: none)."""
 
     scan = models.ForeignKey(BucketScan, models.CASCADE, related_name="shards")
     prefix = BytewiseTextField(_("prefix"), blank=True)
+    after = BytewiseTextField(_("keys later than"), blank=True)
+    until = BytewiseTextField(_("last key"), null=True, blank=True)
     cursor = BytewiseTextField(_("last key done"), blank=True)
     listed = models.PositiveBigIntegerField(_("listed"), default=0)
     complete = models.BooleanField(_("complete"), default=False)
+    lease_token = models.UUIDField(null=True, editable=False)
+    lease_until = models.DateTimeField(null=True, editable=False)
+
+    objects = ScanShardQuerySet.as_manager()
 
     class Meta:
         verbose_name = _("scan shard")
@@ -90,50 +306,25 @@ class ScanShard(models.Model):
     def __str__(self) -> str:
         return f"{self.scan_id}: {self.prefix}"
 
+    def advance(self, cursor: str, more: int, *, complete: bool) -> None:
+        """In memory; `ScanShardQuerySet.keep` writes it."""
+        self.cursor, self.complete = cursor, complete
+        self.listed += more
 
-class Finding(models.Model):
-    """A difference between the bucket and what we know, with its evidence."""
+    @property
+    def done(self) -> str:
+        """The last key that is dealt with: what comes next is later."""
+        return self.cursor or self.after
 
-    class Kind(models.TextChoices):
-        ORPHANED = "orphaned", _("orphaned")
-        AMBIGUOUS = "ambiguous", _("ambiguous")
-        UNRECOGNISED = "unrecognised", _("unrecognised")
-        UNSTORABLE = "unstorable", _("cannot be stored")
 
-    class State(models.TextChoices):
-        OPEN = "open", _("open")
-        ACKNOWLEDGED = "acknowledged", _("acknowledged")
-        RESOLVED = "resolved", _("resolved")
+class ListedKey(models.Model):
+    """A key that a scan saw whose store lists in an order of its own: to tell what it did not."""
 
-    bucket = BytewiseTextField(_("bucket"))
-    key = BytewiseTextField(_("key"))
-    escaped = models.BooleanField(_("shown escaped"), default=False)
-    kind = models.CharField(_("kind"), max_length=15, choices=Kind)
-    project_id = BytewiseTextField(_("project"), null=True)
-    size = models.PositiveBigIntegerField(_("size in bytes"), null=True)
-    last_modified = models.DateTimeField(_("last modified"), null=True)
-    evidence = models.TextField(_("evidence"), blank=True)
-    state = models.CharField(_("state"), max_length=15, choices=State, default=State.OPEN)
-    note = models.TextField(_("note"), blank=True)
-    first_seen_at = models.DateTimeField(_("first seen"), default=timezone.now)
-    last_seen_at = models.DateTimeField(_("last seen"), default=timezone.now)
-    last_scan = models.ForeignKey(BucketScan, models.PROTECT, verbose_name=_("last scan"))
-
-    objects = FindingQuerySet.as_manager()
+    scan = models.ForeignKey(BucketScan, models.CASCADE, related_name="listed_keys")
+    key = BytewiseTextField()
 
     class Meta:
-        verbose_name = _("finding")
-        verbose_name_plural = _("findings")
-        constraints = [
-            models.UniqueConstraint(
-                fields=["bucket", "key", "escaped", "kind"], name="one_finding_per_difference"
-            ),
-            models.CheckConstraint(
-                condition=Q(state__in=["open", "acknowledged", "resolved"]),
-                name="finding_state_is_known",
-            ),
-        ]
-        indexes = [models.Index(fields=["kind"], condition=Q(state="open"), name="finding_open")]
+        constraints = [models.UniqueConstraint(fields=["scan", "key"], name="listed_once_a_scan")]
 
     def __str__(self) -> str:
-        return f"{self.get_kind_display()}: {visible(self.key)}"
+        return visible(self.key)

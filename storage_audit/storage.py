@@ -19,7 +19,7 @@ from storages.backends.s3 import S3File, S3Storage
 from storages.utils import clean_name
 
 from storage_audit.audit import installation
-from storage_audit.audit.ownership import layouts
+from storage_audit.audit.ownership import layouts, plain_under
 from storage_audit.bucket import listing, r2
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.conf import conf
@@ -318,14 +318,17 @@ def says(key: str) -> dict[str, Any]:
     """What a key says of its object, as row values; no project when it may mean several, also
     where a backfill had written one down: from now on the row is an upload's, and evidence."""
     readings = layouts().readings(key)
-    if len({reading.project for reading in readings}) != 1:
-        return {"project_id": None, "scene_id": "", "file_type": "", "layout": ""}
+    names = {reading.project for reading in readings}
+    if len(names) != 1:
+        nothing = {"scene_id": "", "file_type": "", "layout": ""}
+        return {**nothing, "project_id": None, "plain_under": None}
     reading = readings[0]
     return {
         "project_id": reading.project,
         "scene_id": reading.scene or "",
         "file_type": reading.file_type[:40],
         "layout": reading.layout,
+        "plain_under": plain_under(names, reading),
     }
 
 

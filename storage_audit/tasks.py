@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 from django.db import Error, connection, transaction
 from django.dispatch import receiver
 from django.utils import timezone
+from django.utils.translation import gettext as _
 from django_q.conf import Conf
 from django_q.models import Schedule
 from django_q.signals import post_execute_in_worker, pre_execute
@@ -17,10 +18,12 @@ from django_q.tasks import async_task
 
 from storage_audit import logs, queue
 from storage_audit.audit import cleanup, diagnostics, vanished
+from storage_audit.audit import scan as scans
 from storage_audit.audit.counting import counted
 from storage_audit.audit.diagnostics.comparison import WORKER_ANSWERS_WITHIN
+from storage_audit.audit.scan import TooCostly
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation, Diagnosis
+from storage_audit.models import BucketScan, CleanupOperation, Diagnosis
 from storage_audit.querysets import impatient
 
 logger = logging.getLogger(__name__)
@@ -36,6 +39,8 @@ SCHEDULES = {
 # would not help.
 ENQUEUE_AGAIN_AFTER = timedelta(seconds=45)
 QUEUE_IS_LONG = 100
+# A slice of a scan is short, but its ending is one statement over all that was seen, in seconds.
+ENDING_TAKES = 1800
 
 
 def enqueue(operation_id: UUID) -> None:
@@ -111,11 +116,65 @@ def sweep() -> dict[str, int]:
     # With SYNC the work is done here: a failure must stop neither the others nor the notice.
     try:
         with ExitStack() as every:
+            every.callback(take_up_scans, now)
             for operation_id in reversed(ids := list(forgotten)):
                 every.callback(enqueue, operation_id)
     finally:
         noticed = vanished.notice()
     return {"vanished": noticed, "enqueued": len(ids)}
+
+
+def take_up_scans(now: datetime) -> None:
+    """Send workers for scans that lost theirs, and give up those that are too old for it."""
+    for scan in BucketScan.objects.abandoned():
+        scan.fail(_("Nobody went on with it for a day."))
+        logger.warning("Scan %s: %s", scan.pk, scan.error)
+    if queue.ready_tasks(now) < QUEUE_IS_LONG:
+        for scan in BucketScan.objects.forgotten(now - ENQUEUE_AGAIN_AFTER):
+            share(scan, 1)
+
+
+def share(scan: BucketScan, workers: int) -> None:
+    """Have so many workers take part in the scan, or others when these are killed at it. With the
+    setting SYNC there are none."""
+    if not workers or conf().sync:
+        return
+    BucketScan.objects.filter(pk=scan.pk).update(enqueued_at=timezone.now())
+    task = "storage_audit.tasks.take_part"
+    for _each in range(workers):
+        async_task(task, str(scan.pk), group="storage_audit", timeout=ENDING_TAKES)
+
+
+@counted()
+def take_part(scan_id: str) -> str:
+    """In a scan, for one slice; returns its status for the queue's own records."""
+    scan = BucketScan.objects.running().filter(pk=UUID(scan_id)).first()
+    if scan is None:
+        return "over, or not there any more"
+    for _batch in scans.work(scan, seconds=conf().slice.total_seconds()):
+        pass
+    if scan.has_room(timezone.now()):
+        share(scan, 1)
+    elif scan.error:
+        logger.error("Scan %s %s: %s", scan.pk, scan.status, scan.error)
+    return scan.status
+
+
+def reconcile() -> str:
+    """Have a worker compare the whole bucket with the table, unless another scan of it is running.
+    Returns what the queue's own records are to say."""
+    if conf().sync:
+        return "there are no workers"
+    if BucketScan.objects.whole(conf().bucket).running().exists():
+        return "another scan is running"
+    try:
+        scan = scans.begin(purpose=BucketScan.Purpose.RECONCILE)
+    except TooCostly as error:
+        text = "No scan was begun: %s Run reconcile_r2 --ceiling, or raise SCAN_CEILING."
+        logger.error(text, error)
+        return "too costly"
+    share(scan, 1)
+    return str(scan.pk)
 
 
 @receiver(pre_execute, dispatch_uid="storage_audit.task")
@@ -159,17 +218,26 @@ def diagnose(run: str, asked_at: datetime) -> str:
 
 
 def create_schedule(**kwargs: Any) -> None:
-    """Have the cluster sweep twice a minute. Called after each migrate."""
+    """Have the cluster sweep twice a minute, and reconcile as the settings say. Called after each
+    migrate."""
     if Schedule._meta.db_table not in connection.introspection.table_names():
         return  # The queue's own migrations were not run yet, or were undone.
     now = timezone.now()
     for name, later in SCHEDULES.items():
         if not Schedule.objects.filter(func=queue.SWEEP, name=name).exists():
-            Schedule.objects.create(
-                func=queue.SWEEP,
-                name=name,
-                schedule_type=Schedule.MINUTES,
-                minutes=1,
-                repeats=-1,
-                next_run=now + later,
-            )
+            schedule(queue.SWEEP, name, timedelta(minutes=1), now + later)
+    if (pause := conf().reconcile_every) != queue.reconciles_every():
+        Schedule.objects.filter(func=queue.RECONCILE).delete()
+        if pause:
+            schedule(queue.RECONCILE, "storage_audit reconcile", pause, now + pause)
+
+
+def schedule(func: str, name: str, pause: timedelta, first: datetime) -> None:
+    Schedule.objects.create(
+        func=func,
+        name=name,
+        schedule_type=Schedule.MINUTES,
+        minutes=pause // timedelta(minutes=1),
+        repeats=-1,
+        next_run=first,
+    )

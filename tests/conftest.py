@@ -248,7 +248,7 @@ def world(bucket: Bucket, settings: Settings, caplog: pytest.LogCaptureFixture) 
     bucket.upload("proj_1")
     bucket.upload("proj_2")
     bucket.put("stranger")
-    list(scan.backfill(scan.begin()))
+    list(scan.work(scan.begin()))
     Project.objects.get(pk="proj_2").delete()
     assert cleanup.run(CleanupOperation.objects.get().pk).status == "blocked"
     facts = {"name": "t", "func": "time.time", "started": timezone.now(), "stopped": timezone.now()}

@@ -19,6 +19,12 @@ def row(key: str, **facts: object) -> R2Object:
     return R2Object.objects.create(key=key, **given)
 
 
+def found(key: str) -> Finding:
+    scan = BucketScan.objects.create(bucket="tests")
+    seen = {"kind": "orphaned", "first_scan": scan, "last_scan": scan}
+    return Finding.objects.create(bucket="tests", key=key, **seen)
+
+
 def test_rows_whose_project_is_gone_are_listed_with_its_id(db: None) -> None:
     row("projects/proj_gone/scenes/s1/media/a.mp4", project_id="proj_gone")
     shown = text_of(superuser().get(page("r2object")))
@@ -133,9 +139,8 @@ def test_rows_cannot_be_added_or_edited(db: None) -> None:
 
 
 def test_findings_are_searched_by_the_beginning_of_the_key(db: None) -> None:
-    scan = BucketScan.objects.create(bucket="tests")
     for key in ("stray/" + HOSTILE, "other.txt"):
-        Finding.objects.create(bucket="tests", key=key, kind="orphaned", last_scan=scan)
+        found(key)
     shown = text_of(superuser().get(page("finding"), {"q": "stray/"}))
     assert ESCAPED in shown
     assert "other.txt" not in shown
@@ -143,10 +148,9 @@ def test_findings_are_searched_by_the_beginning_of_the_key(db: None) -> None:
 
 @pytest.mark.parametrize("model", ["finding", "bucketscan", "knownproject"])
 def test_what_was_found_is_read_only(db: None, model: str) -> None:
-    scan = BucketScan.objects.create(bucket="tests")
-    finding = Finding.objects.create(bucket="tests", key="a", kind="orphaned", last_scan=scan)
+    finding = found("a")
     known = KnownProject.objects.create(pk="proj_1", evidence="saved")
-    pk = {"finding": finding, "bucketscan": scan, "knownproject": known}[model].pk
+    pk = {"finding": finding, "bucketscan": finding.last_scan, "knownproject": known}[model].pk
     client = superuser()
     text_of(client.get(page(model)))
     text_of(client.get(page(model, "change", pk)))

@@ -3,10 +3,10 @@
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from functools import partial
 from itertools import groupby
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.core.files.storage import default_storage
@@ -17,10 +17,15 @@ from pytest_django import Settings
 from storages.backends.s3 import S3Storage
 
 from storage_audit.audit import cleanup, installation, scan
+from storage_audit.audit.ownership import version
+from storage_audit.audit.scan import batch, worker
+from storage_audit.audit.scan import rows as rows_of_scans
+from storage_audit.audit.scan.lanes import Lanes, PageRead, Stretch
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Broken, Unavailable
-from storage_audit.bucket.listing import exact, pages
+from storage_audit.bucket.listing import entry_pages, exact
 from storage_audit.bucket.r2 import Listed
+from storage_audit.bucket.wire import Entry
 from storage_audit.models import (
     BucketScan,
     CleanupItem,
@@ -39,7 +44,7 @@ State, Source = R2Object.State, R2Object.Source
 
 def backfill(prefix: str = "", *, dry_run: bool = False) -> BucketScan:
     found = scan.begin(prefix, dry_run=dry_run)
-    for _findings in scan.backfill(found):
+    for _batch in scan.work(found):
         pass
     found.refresh_from_db()
     return found
@@ -58,25 +63,37 @@ def kinds() -> dict[str, str]:
     return dict(Finding.objects.filter(state="open").values_list("key", "kind"))
 
 
+def open_findings() -> set[tuple[str, str]]:
+    return set(Finding.objects.filter(state="open").values_list("key", "kind"))
+
+
 def after_listing(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    """Let something happen after each page is listed and before anything is done with it."""
+    """Let something happen after pages are listed and before anything is done with them."""
+    gather = Lanes.gather
 
-    def listed(bucket: str, prefix: str) -> Iterator[list[Listed]]:
-        for page in pages(bucket, prefix):
-            act()
-            yield page
+    def gathered(self: Lanes) -> list[Stretch]:
+        stretches = gather(self)
+        act()
+        return stretches
 
-    monkeypatch.setattr(scan, "pages", listed)
+    monkeypatch.setattr(Lanes, "gather", gathered)
+
+
+Pages = Callable[[str, str, str], Iterator[list[Entry]]]
+
+
+def listing_as(monkeypatch: pytest.MonkeyPatch, pages: Pages) -> None:
+    monkeypatch.setattr(worker, "entry_pages", pages)
 
 
 def also_listed(monkeypatch: pytest.MonkeyPatch, *keys: str) -> None:
     """Show keys that the local R2 cannot hold, as other stores can."""
 
-    def listed(bucket: str, prefix: str) -> Iterator[list[Listed]]:
-        for page in pages(bucket, prefix):
-            yield [*page, *(Listed(key, 1, "etag", timezone.now()) for key in keys)]
+    def listed(bucket: str, prefix: str, after: str) -> Iterator[list[Entry]]:
+        for page in entry_pages(bucket, prefix, after):
+            yield [*page, *(Entry(key, 1, "etag", "2026-01-01T00:00:00.000Z") for key in keys)]
 
-    monkeypatch.setattr(scan, "pages", listed)
+    listing_as(monkeypatch, listed)
 
 
 def fill(bucket: Bucket, keys: list[str]) -> None:
@@ -111,7 +128,7 @@ def test_each_object_gets_a_row_that_says_what_the_bucket_and_the_key_say(bucket
         ([], [], KEY, "proj_1", "orphaned"),
         (["proj_10"], [], KEY, "proj_1", "orphaned"),
         ([], ["proj_1"], KEY, "proj_1", "orphaned"),
-        (["proj_1"], [], "projects/proj_proj_1/scenes/s1/media/a.mp4", "proj_1", None),
+        (["proj_1"], [], "projects/proj_proj_1/scenes/s1/media/a.mp4", "proj_1", "misnamed"),
         (["proj_1"], [], "README.txt", None, "unrecognised"),
     ],
 )
@@ -185,7 +202,9 @@ def test_an_upload_row_decides_over_any_reading_of_its_key(bucket: Bucket) -> No
     bucket.put(FLAT, KEY)
     backfill()
     assert kinds() == {FLAT: "ambiguous"}
-    R2Object.objects.filter(key=FLAT).update(project_id="proj_2", source=Source.UPLOAD)
+    R2Object.objects.filter(key=FLAT).update(
+        project_id="proj_2", source=Source.UPLOAD, plain_under=version()
+    )
     R2Object.objects.filter(key=KEY).update(project_id=None, source=Source.UPLOAD)
     before = rows()
     assert figures(backfill()) == (2, 0, 0, 2)
@@ -220,7 +239,7 @@ def test_a_row_that_changed_after_it_was_read_is_not_written(bucket: Bucket) -> 
     R2Object.objects.update(state=State.DELETING, updated_at=timezone.now())
     before = rows()
     stale.size = 1
-    assert scan.update([stale]) == 0
+    assert rows_of_scans.update([stale]) == 0
     assert rows() == before
 
 
@@ -281,10 +300,10 @@ def test_rows_whose_second_look_failed_are_taken_back(
 ) -> None:
     bucket.put(KEY)
 
-    def unreachable(*args: object) -> dict[str, Listed]:
+    def unreachable(*args: object, **kwargs: object) -> dict[str, Listed]:
         raise Unavailable("The store cannot be reached.")
 
-    monkeypatch.setattr(scan, "find", unreachable)
+    monkeypatch.setattr(rows_of_scans, "find", unreachable)
     found = backfill()
     assert (found.status, found.error) == ("failed", "The store cannot be reached.")
     assert rows() == []
@@ -298,16 +317,16 @@ def test_a_listing_that_breaks_off_fails_the_scan_and_resolves_nothing(
     bucket.r2.remove("README.txt", bucket.name)
     bucket.put(KEY)
 
-    def broken(bucket: str, prefix: str) -> Iterator[list[Listed]]:
-        yield from pages(bucket, prefix)
+    def broken(bucket: str, prefix: str, after: str) -> Iterator[list[Entry]]:
+        yield from entry_pages(bucket, prefix, after)
         raise Broken("The listing does not get on.")
 
-    monkeypatch.setattr(scan, "pages", broken)
+    listing_as(monkeypatch, broken)
     found = backfill()
     assert (found.status, found.error) == ("failed", "The listing does not get on.")
     assert not found.shards.get().complete
     assert R2Object.objects.filter(key=KEY).exists()
-    assert kinds() == {"README.txt": "unrecognised", KEY: "orphaned"}
+    assert kinds() == {"README.txt": "unrecognised"}
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
@@ -338,7 +357,7 @@ def test_keys_that_no_row_can_name_become_findings_and_stop_nothing(
     escaped = Finding.objects.filter(kind="unstorable").values_list("key", "escaped")
     names = ["nul\\x00", "bytes\\xff", "\\xff\\x00", "\\\\xff\\x00"]
     assert set(escaped) == {(name, True) for name in names}
-    assert found.shards.get().cursor == "\\xff"
+    assert found.shards.get().cursor == max(hostile, key=str.encode)
 
 
 def test_where_spellings_are_one_object_the_row_has_the_spelling_of_uploads(
@@ -363,12 +382,13 @@ def test_a_finding_follows_the_truth(bucket: Bucket, settings: Settings) -> None
     bucket.r2.remove("README.txt", bucket.name)
     assert figures(backfill()) == (1, 0, 1, 0)
     assert R2Object.objects.get(key="old/proj_1/a.mp4").project_id == "proj_1"
-    assert kinds() == {}
+    assert kinds() == {"README.txt": "missing"}
+    R2Object.objects.filter(key="README.txt").forget()
 
     settings.STORAGE_AUDIT = plain
     backfill()
     assert kinds() == {"old/proj_1/a.mp4": "unrecognised"}
-    assert Finding.objects.count() == 2
+    assert Finding.objects.count() == 3
 
 
 def test_a_finding_that_a_person_acknowledged_stays_so(bucket: Bucket) -> None:
@@ -387,7 +407,7 @@ def test_a_prefix_leaves_all_else_as_it_is(bucket: Bucket) -> None:
         bucket.r2.remove(key, bucket.name)
     found = backfill("a")
     assert figures(found) == (1, 0, 0, 1)
-    assert kinds() == {"a1": "unrecognised", "b1": "unrecognised"}
+    assert open_findings() == {("a1", "unrecognised"), ("a2", "missing"), ("b1", "unrecognised")}
 
 
 def test_a_dry_run_counts_the_same_and_writes_nothing(bucket: Bucket) -> None:
@@ -406,12 +426,12 @@ def test_a_dry_run_counts_the_same_and_writes_nothing(bucket: Bucket) -> None:
 def test_a_scan_that_is_interrupted_says_so_and_can_be_repeated(bucket: Bucket) -> None:
     bucket.put(KEY)
     found = scan.begin()
-    steps = scan.backfill(found)
+    steps = scan.work(found)
     next(steps)
     steps.close()
     found.refresh_from_db()
-    assert (found.status, found.added) == ("failed", 1)
-    assert "safe to run again" in found.error
+    assert (found.status, found.added) == ("stopped", 1)
+    assert "resume" in found.error
     assert figures(backfill()) == (1, 0, 0, 1)
 
 
@@ -441,9 +461,9 @@ def test_several_pages(bucket: Bucket) -> None:
             r2.delete_batch(bucket.name, keys[start : start + 1000])
 
 
-def page_of(size: int, prefix: str) -> list[Listed]:
-    at = datetime(2026, 1, 1, tzinfo=UTC)
-    return [Listed(f"{prefix}/proj_{i}/s1/{i:04}.mp3", 1, f"etag{i}", at) for i in range(size)]
+def page_of(size: int, prefix: str) -> list[Entry]:
+    at = "2026-01-01T00:00:00.000Z"
+    return [Entry(f"{prefix}/proj_{i:04}/s1/a.mp3", 1, f"etag{i}", at) for i in range(size)]
 
 
 def statements(act: Callable[[], object]) -> list[str]:
@@ -456,12 +476,16 @@ def statements(act: Callable[[], object]) -> list[str]:
 
 
 def test_queries_do_not_grow_with_a_page(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "find", lambda bucket, keys, identity: dict.fromkeys(keys))
-    found = scan.begin()
+    monkeypatch.setattr(
+        rows_of_scans, "find", lambda bucket, keys, *how, **more: dict.fromkeys(keys)
+    )
+    found, token = scan.begin(), uuid4()
+    found.shards.claim(token, 1)
 
     def record(size: int, prefix: str) -> list[str]:
-        page = page_of(size, prefix)
-        return statements(lambda: scan.record(found, page, exact, timezone.now()))
+        stretch = Stretch(found.shards.get(), prefix, prefix, timezone.now())
+        stretch.add(PageRead.of(stretch.shard, page_of(size, prefix), stretch.asked))
+        return statements(lambda: batch.record(found, token, [stretch], exact))
 
     first = record(100, "audio"), record(900, "images")
     assert len(first[0]) == len(first[1])

@@ -2,9 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator
 from io import StringIO
-from typing import Any
+from typing import Any, NoReturn
 from uuid import uuid4
 
 import pytest
@@ -13,10 +12,9 @@ from django.db import transaction
 from django_q.models import OrmQ
 from pytest_django import Settings
 
-from storage_audit.audit import cleanup, discovery, installation, scan
-from storage_audit.bucket.listing import pages
-from storage_audit.bucket.r2 import Listed
-from storage_audit.management.commands import backfill_r2
+from storage_audit.audit import cleanup, discovery, installation
+from storage_audit.audit.scan import worker
+from storage_audit.management import scanning
 from storage_audit.models import (
     BucketScan,
     CleanupOperation,
@@ -74,7 +72,7 @@ def test_backfill_reports_what_it_found(bucket: Bucket) -> None:
         "2 unrecognised:\n"
         "  README.txt (no layout matches)\n"
         "  evil\\x1b[2J (no layout matches)\n"
-        "All of these are findings in the admin, where you can decide.\n",
+        "All of these are findings. To decide on them: the admin, or manage.py findings\n",
         "",
         0,
     )
@@ -96,7 +94,7 @@ def test_backfill_as_a_dry_run_exits_with_0_and_writes_nothing(bucket: Bucket) -
 def test_backfill_shows_the_first_of_many_and_prints_json(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backfill_r2, "SAMPLES", 1)
+    monkeypatch.setattr(scanning, "SAMPLES", 1)
     bucket.put("README.txt", "b", "\u202e")
     out, _err, _code = run("backfill_r2")
     assert "  README.txt (no layout matches)\n  and 2 more\n" in out
@@ -105,19 +103,30 @@ def test_backfill_shows_the_first_of_many_and_prints_json(
     assert facts.pop("scan_id") == "ID"
     assert facts == {
         "bucket": "tests",
+        "purpose": "backfill",
         "prefix": "",
+        "project_id": None,
+        "since": None,
         "dry_run": False,
         "status": "complete",
+        "in_key_order": True,
+        "is_partial": False,
         "message": "",
+        "requests": 1,
         "listed": 3,
         "listed_bytes": 21,
         "added": 0,
         "updated": 0,
         "unchanged": 3,
         "orphaned": 0,
+        "missing": 0,
+        "untracked": 0,
+        "changed": 0,
         "ambiguous": 0,
         "unrecognised": 3,
+        "misnamed": 0,
         "unstorable": 0,
+        "unfinished": 0,
         "samples": [
             {
                 "kind": "unrecognised",
@@ -133,7 +142,7 @@ def test_backfill_shows_progress_on_a_terminal_only(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = iter(range(1000))
-    monkeypatch.setattr(backfill_r2, "monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr(scanning, "monotonic", lambda: float(next(ticks)))
     bucket.put("README.txt")
     terminal = Terminal()
     run("backfill_r2", stderr=terminal)
@@ -148,29 +157,29 @@ def test_backfill_that_cannot_reach_the_bucket_exits_with_1(unreachable: None) -
     assert code == 1
     assert out == "0 objects (0 bytes) in bucket tests: 0 added, 0 updated, 0 unchanged.\n"
     assert re.fullmatch(
-        rf"CommandError: Scan ID failed: .*{NO_ANSWER}.* It is safe to run it again\.\n",
+        rf"CommandError: Scan ID failed: .*{NO_ANSWER}.* To go on from there: manage\.py"
+        r" backfill_r2 --resume ID\n",
         err,
     )
     assert BucketScan.objects.get().status == "failed"
 
 
-def test_backfill_that_is_interrupted_says_that_it_may_be_repeated(
+def test_backfill_that_is_interrupted_says_how_to_go_on(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket.put("README.txt")
 
-    def listed(bucket: str, prefix: str) -> Iterator[list[Listed]]:
-        yield from pages(bucket, prefix)
+    def interrupted(scan: BucketScan) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scan, "pages", listed)
+    monkeypatch.setattr(worker, "end", interrupted)
     assert run("backfill_r2") == (
         "",
-        "CommandError: Interrupted after 1 objects. What was written stays; it is safe to run it"
-        " again.\n",
+        "CommandError: Interrupted after 1 objects. What was written stays. To go on from there:"
+        " manage.py backfill_r2 --resume ID\n",
         130,
     )
-    assert BucketScan.objects.get().status == "failed"
+    assert BucketScan.objects.get().status == "stopped"
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def rows() -> None:
     operation.items.create(key="a", identity="a", found_in="listed")
     R2Object.objects.create(bucket="b", key="a", source="upload", state="stored")
     scan = BucketScan.objects.create(bucket="b")
-    Finding.objects.create(bucket="b", key="a", kind="orphaned", last_scan=scan)
+    Finding.objects.create(bucket="b", key="a", kind="orphaned", first_scan=scan, last_scan=scan)
     Diagnosis.objects.create(context="shell", host="h", pid=1)
 
 

@@ -136,9 +136,9 @@ def test_marker_removed_between_plan_and_batch_blocks(
 ) -> None:
     right, original = marker(tracked), deletion.next_batch
 
-    def next_batch(operation: CleanupOperation) -> list[CleanupItem]:
+    def next_batch(work: Work) -> list[CleanupItem]:
         remove_marker(tracked)()
-        return original(operation)
+        return original(work)
 
     with monkeypatch.context() as patch:
         patch.setattr(deletion, "next_batch", next_batch)
@@ -183,15 +183,15 @@ def test_what_was_seen_in_the_wrong_bucket_is_not_believed_in_the_right_one(
 
 
 def once(
-    original: Callable[[CleanupOperation], list[CleanupItem]],
-) -> Callable[[CleanupOperation], list[CleanupItem]]:
+    original: Callable[[Work], list[CleanupItem]],
+) -> Callable[[Work], list[CleanupItem]]:
     """One batch, and no more."""
     count = 0
 
-    def next_batch(operation: CleanupOperation) -> list[CleanupItem]:
+    def next_batch(work: Work) -> list[CleanupItem]:
         nonlocal count
         count += 1
-        return original(operation) if count == 1 else []
+        return original(work) if count == 1 else []
 
     return next_batch
 
@@ -271,16 +271,18 @@ def test_verification_that_could_not_see_the_bucket_says_nothing(tracked: Bucket
 
 
 def test_claim_learns_the_stores_traits_and_leaves_nothing_behind(bucket: Bucket) -> None:
-    assert installation.claim(bucket.name) == Traits(folds_unicode=False)
-    assert installation.check(bucket.name) == Traits(folds_unicode=False)
+    traits = Traits(folds_unicode=False, lists_in_key_order=True)
+    assert installation.claim(bucket.name) == traits
+    assert installation.check(bucket.name) == traits
     assert bucket.keys() == set()
-    write_marker(bucket, folds_unicode=True)
-    assert installation.check(bucket.name) == Traits(folds_unicode=True)
+    write_marker(bucket, folds_unicode=True, lists_in_key_order=False)
+    traits = Traits(folds_unicode=True, lists_in_key_order=False)
+    assert installation.check(bucket.name) == traits
 
 
 def test_bucket_of_unknown_traits_is_taken_to_fold(bucket: Bucket) -> None:
     content = marker(bucket)
-    del content["folds_unicode"]
+    del content["folds_unicode"], content["lists_in_key_order"]
     bucket.r2.plant(MARKER, json.dumps(content).encode(), bucket.name)
     assert installation.check(bucket.name) == Traits(folds_unicode=True)
 
@@ -297,7 +299,6 @@ def test_each_batch_is_preceded_by_a_look_at_the_marker(
 ) -> None:
     alive("proj_1")
     bucket.put(*(f"projects/proj_1/scenes/s1/media/{n}" for n in range(3)))
-    monkeypatch.setattr(deletion, "LONE_KEYS", 1)
     looks: list[str] = []
     original = Work.look_again
 

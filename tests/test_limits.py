@@ -775,8 +775,8 @@ def test_cleanup_project_says_how_to_release(bucket: Bucket, settings: Settings)
 
 
 def scanned(*, accept_fewer: bool = False, dry_run: bool = False) -> BucketScan:
-    found = scan.begin(dry_run=dry_run)
-    for _findings in scan.backfill(found, accept_fewer=accept_fewer):
+    found = scan.begin(dry_run=dry_run, accept_fewer=accept_fewer)
+    for _batch in scan.work(found):
         pass
     found.refresh_from_db()
     return found

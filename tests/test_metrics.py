@@ -206,14 +206,21 @@ def test_scans_and_findings(bucket: Bucket, admin: Client) -> None:
     assert never["last_scan_age_seconds", bucket.name] == inf
     bucket.put("stranger", "proj_9_s_media.mp4")
     for how in ({"dry_run": True}, {"prefix": "projects/"}):
-        list(scan.backfill(scan.begin(**how)))
+        list(scan.work(scan.begin(**how)))
         assert figures(admin)["last_scan_age_seconds", bucket.name] == inf
+    assert never["last_scan_figures", bucket.name, "listed"] == 0
     done = scan.begin()
-    list(scan.backfill(done))
+    list(scan.work(done))
     assert 0 <= figures(admin)["last_scan_age_seconds", bucket.name] < 60
     done.finished_at = timezone.now() - timedelta(days=3)
     done.save()
+    done.started_at = done.finished_at - timedelta(minutes=5)
+    done.save()
     told = figures(admin)
+    assert told["last_scan_duration_seconds", bucket.name] == 300
+    listed = {name: told["last_scan_figures", bucket.name, name] for name in ("listed", "requests")}
+    assert listed == {"listed": 2, "requests": 1}
+    assert told["last_scan_figures", bucket.name, "unrecognised"] == 1
     assert told["last_scan_age_seconds", bucket.name] == pytest.approx(3 * 86400, abs=60)
     assert told["findings_open", "unrecognised"] == 1
     Finding.objects.update(state="acknowledged")

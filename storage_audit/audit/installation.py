@@ -7,7 +7,7 @@ would seem absent, and a copy of the database would delete what the original sti
 import hashlib
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -20,7 +20,7 @@ from django.utils.translation import gettext as _
 from storage_audit.audit.layouts import OWN_PREFIX
 from storage_audit.bucket import r2, wrangler
 from storage_audit.bucket.errors import Broken
-from storage_audit.bucket.listing import Identity, exact, nfc, pages
+from storage_audit.bucket.listing import Identity, exact, nfc, pages, pages_in_any_order
 from storage_audit.conf import conf
 from storage_audit.models import Installation
 from storage_audit.redaction import visible
@@ -38,6 +38,8 @@ class Traits:
     """What the store takes for the same key."""
 
     folds_unicode: bool
+    # Bytewise, as S3 promises. None where the bucket was claimed before we asked.
+    lists_in_key_order: bool | None = None
 
     @property
     def identity(self) -> Identity:
@@ -141,7 +143,11 @@ def identify(bucket: str) -> Traits:
             )
             % bucket
         )
-    return Traits(folds_unicode=content.get("folds_unicode") is not False)
+    in_order = content.get("lists_in_key_order")
+    return Traits(
+        folds_unicode=content.get("folds_unicode") is not False,
+        lists_in_key_order=in_order if isinstance(in_order, bool) else None,
+    )
 
 
 def read_marker(bucket: str) -> dict[str, object] | None:
@@ -175,7 +181,7 @@ def claim(bucket: str, *, take_over: bool = False) -> Traits:
     installation.claimed_at = timezone.now()
     installation.save()
     traits = probe(bucket)
-    written = {**marker(bucket, installation), "folds_unicode": traits.folds_unicode}
+    written = {**marker(bucket, installation), **asdict(traits)}
     r2.write(bucket, MARKER, json.dumps(written, indent=1).encode())
     return traits
 
@@ -188,18 +194,24 @@ def disown() -> Installation:
 
 
 def probe(bucket: str) -> Traits:
-    """Write one name in two spellings and see whether the store keeps one object or two."""
+    """Write one name in two spellings and see whether the store keeps one object or two, and two
+    names that trees of folders list in an order of their own."""
     name = f"{OWN_PREFIX}probe-{uuid4()}-"
     spellings = [f"{name}\u00e9", f"{name}e\u0301"]
+    in_order = [f"{name}a-b", f"{name}a/b"]
     try:
-        for spelling in spellings:
-            r2.write(bucket, spelling, b"")
-        return Traits(folds_unicode=sum(map(len, pages(bucket, name))) == 1)
+        for key in (*spellings, *in_order):
+            r2.write(bucket, key, b"")
+        listed = [o.key for page in pages_in_any_order(bucket, name) for o in page]
+        return Traits(
+            folds_unicode=len(listed) - len(in_order) == 1,
+            lists_in_key_order=[key for key in listed if key in in_order] == in_order,
+        )
     finally:
         # One that fails must not keep the other from being tried.
         with ExitStack() as every:
-            for spelling in spellings:
-                every.callback(r2.delete_single, bucket, spelling)
+            for key in (*spellings, *in_order):
+                every.callback(r2.delete_single, bucket, key)
 
 
 def see_marker_by_wrangler(bucket: str, *, until: float, ran: wrangler.Ran) -> None:

@@ -75,11 +75,16 @@ class Layout:
         self.name = name
         self.heads = _heads(before, kinds)
         self._template = template
-        self._fields = set(_split(template)[1]) - {"project"}
+        self.fields = set(_split(template)[1]) - {"project"}
         self._project_id = project_id
         self._separator = literals[0]
         self._project_end = re.compile(f"(?={re.escape(self._separator)})")
+        self._starts, self._has = tuple(self.heads), max(literals, key=len)
         self._tail = re.compile(_tail_pattern(literals, fields), re.DOTALL)
+
+    def may_read(self, key: str) -> bool:
+        """A quick answer: most keys are of one layout, and have not what another one asks for."""
+        return self._has in key and key.startswith(self._starts)
 
     def readings(self, key: str) -> Iterator[Reading]:
         """Every project the key could name, the shortest id first; never raises."""
@@ -124,9 +129,9 @@ class Layout:
 
     def _check(self, project: str, values: Mapping[str, str]) -> None:
         self._check_project(project)
-        if values.keys() != self._fields:
+        if values.keys() != self.fields:
             raise ValueError(
-                f"layout {self.name!r} takes {_listed(self._fields)}, not {_listed(values)}"
+                f"layout {self.name!r} takes {_listed(self.fields)}, not {_listed(values)}"
             )
         for name, value in values.items():
             if not self._accepts(name, value):
@@ -159,7 +164,12 @@ class Layouts:
             raise LayoutError(f"no layout {current!r} to be current; have {_listed(templates)}")
         self._current = self._layouts[current]
         prefix = _literal_start(project_id)
-        if prefix and any(head.endswith(prefix) for head in self._current.heads):
+        self._doubled = {
+            name
+            for name, layout in self._layouts.items()
+            if prefix and any(head.endswith(prefix) for head in layout.heads)
+        }
+        if current in self._doubled:
             raise LayoutError(
                 f"layout {current!r} ({templates[current]}) would double the prefix {prefix} "
                 "of ids; such a layout can be read but not be the current one"
@@ -171,12 +181,26 @@ class Layouts:
         if key.startswith(OWN_PREFIX):
             return ()
         return tuple(
-            reading for layout in self._layouts.values() for reading in layout.readings(key)
+            reading
+            for layout in self._layouts.values()
+            if layout.may_read(key)
+            for reading in layout.readings(key)
         )
 
     def build(self, project: str, **fields: str) -> str:
         """The key for a new upload. Raises ValueError as Layout.build does."""
         return self._current.build(project, **fields)
+
+    def build_like(self, reading: Reading) -> str:
+        """The key of the current layout that says the same; a flat key's file is called media.
+
+        Raises ValueError as `build` does, also where the reading says too little.
+        """
+        said = dict(reading.fields)
+        if "ext" in said:
+            said.setdefault("filename", f"media.{said['ext']}")
+        fields = {name: said[name] for name in self._current.fields if name in said}
+        return self.build(reading.project, **fields)
 
     def prefixes(self, project: str) -> list[str]:
         """The fewest prefixes that show every key of the project, in the order of a listing.
@@ -190,6 +214,10 @@ class Layouts:
             if not (fewest and prefix.startswith(fewest[-1])):
                 fewest.append(prefix)
         return fewest
+
+    def is_doubled(self, layout: str) -> bool:
+        """Whether keys of this layout have the prefix of ids twice, by an old mistake."""
+        return layout in self._doubled
 
     def is_project_id(self, text: str) -> bool:
         # New keys are in NFC, so an id in other spelling is found in none of them.

@@ -13,7 +13,7 @@ from storage_audit.audit.installation import Mismatch
 from storage_audit.bucket.wrangler import expected_duration
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, CleanupItem, CleanupOperation, KnownProject, R2Object
-from storage_audit.querysets import CleanupItemQuerySet, starts_with
+from storage_audit.querysets import CleanupItemQuerySet, starts_with_any
 from storage_audit.redaction import redact
 
 Kind, Status = CleanupOperation.Kind, CleanupOperation.Status
@@ -95,7 +95,9 @@ def missing(operation: CleanupOperation) -> str:
     if operation.kind == Kind.VERIFY and operation.names_its_objects:
         return ""  # They were deleted, and are looked for to be absent.
     # A row without an ETag is of an upload that never told what it had stored.
-    stored = operation.items.exclude(found_in=FoundIn.LISTED).exclude(etag="")
+    stored = operation.items.exclude(etag="")
+    if not operation.names_its_objects:
+        stored = stored.exclude(found_in=FoundIn.LISTED)
     gone = unexplained(operation, stored.filter(found_in=FoundIn.TRACKED))
     if is_reasonable(gone, total := stored.count()):
         return ""
@@ -192,16 +194,19 @@ def refuse_shrunken(scan: BucketScan) -> None:
 
 def expected_objects(scan: BucketScan) -> int:
     """What the latest complete scan found and what became of it since; without one, what is
-    tracked."""
-    rows = R2Object.objects.in_bucket(scan.bucket).under(scan.prefix).at_rest()
+    tracked. For a partial look, the rows that it looks at."""
+    rows = R2Object.objects.in_bucket(scan.bucket).at_rest()
+    rows = rows.filter(starts_with_any("key", scan.prefixes))
+    if scan.is_partial:
+        rows = rows.filter(updated_at__gte=scan.since)
     before = scan.before()
-    if before is None:
+    if before is None or scan.is_partial:
         return rows.exclude(etag="").count()
     since = {"created_at__gte": before.started_at, "created_at__lt": scan.started_at}
     uploaded = rows.filter(source=R2Object.Source.UPLOAD, **since).exclude(etag="").count()
     # What came and went in between was in no listing.
     deleted = CleanupItem.objects.filter(
-        starts_with("key", scan.prefix),
+        starts_with_any("key", scan.prefixes),
         operation__bucket=scan.bucket,
         operation__finished_at__gte=before.started_at,
         outcome=Outcome.DELETED,

@@ -128,7 +128,7 @@ class Play:
 
     def backfill(self, dies_after: int | None = None) -> None:
         with self.world.dying(dies_after):
-            for _page in scan.backfill(scan.begin()):
+            for _page in scan.work(scan.begin()):
                 pass
 
     # Deletions, and what else people ask for

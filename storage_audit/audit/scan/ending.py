@@ -1,0 +1,170 @@
+"""What a scan says once all was listed: its sightings become findings, or nothing does."""
+
+from itertools import islice
+from typing import Any
+
+from django.db import connection, transaction
+from django.db.models import Q
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from storage_audit import projects
+from storage_audit.audit import installation, limits
+from storage_audit.audit.installation import Mismatch
+from storage_audit.audit.scan import sightings
+from storage_audit.audit.scan.unfinished import sightings as sightings_of_uploads
+from storage_audit.conf import conf
+from storage_audit.findings import Kind
+from storage_audit.models import BucketScan, Finding, ListedKey, R2Object, ScanShard, Sighting
+from storage_audit.querysets import starts_with_any
+
+CHUNK = 5000
+NAMES = ", ".join(name for name in sightings.NAMES if name != "scan_id")
+# It is still the difference, and the object, that the finding was about.
+SAME = """finding.state <> 'resolved' AND finding.etag = excluded.etag
+    AND (finding.size = excluded.size) IS NOT FALSE
+    AND (finding.last_modified = excluded.last_modified) IS NOT FALSE"""
+# A row that was written, or went, while the scan was under way is not missing any more, nor is one
+# whose object is listed in another spelling.
+NOT_MISSING = f"""
+DELETE FROM {Sighting._meta.db_table} AS seen
+WHERE scan_id = %s AND kind = '{Kind.MISSING.value}' AND (NOT EXISTS (
+        SELECT 1 FROM {R2Object._meta.db_table} AS tracked
+        WHERE tracked.bucket = seen.bucket AND tracked.key = seen.key
+            AND tracked.state = 'stored' AND tracked.updated_at < %s
+    ) OR EXISTS (
+        SELECT 1 FROM {ListedKey._meta.db_table} AS listed
+        WHERE listed.scan_id = seen.scan_id AND listed.key = seen.key
+    ))
+"""
+# What was found, or decided, since this scan began is newer than what it saw.
+PUBLISH = f"""
+INSERT INTO {Finding._meta.db_table} AS finding
+    ({NAMES}, state, note, decided_by, first_seen_at, last_seen_at, first_scan_id, last_scan_id)
+SELECT {NAMES}, 'open', '', '', %s, %s, scan_id, scan_id
+FROM {Sighting._meta.db_table}
+WHERE scan_id = %s
+ORDER BY bucket, kind, key
+ON CONFLICT (bucket, kind, key, escaped, upload_id) DO UPDATE SET
+    project_id = excluded.project_id,
+    size = excluded.size,
+    etag = excluded.etag,
+    last_modified = excluded.last_modified,
+    evidence = excluded.evidence,
+    last_seen_at = excluded.last_seen_at,
+    last_scan_id = excluded.last_scan_id,
+    first_seen_at = CASE WHEN {SAME} THEN finding.first_seen_at ELSE excluded.first_seen_at END,
+    first_scan_id = CASE WHEN {SAME} THEN finding.first_scan_id ELSE excluded.first_scan_id END,
+    note = CASE WHEN finding.state = 'resolved' THEN '' ELSE finding.note END,
+    state = CASE WHEN finding.state = 'resolved' THEN 'open' ELSE finding.state END
+WHERE finding.last_seen_at < excluded.last_seen_at
+    AND (finding.state = 'resolved' AND finding.decided_at >= excluded.last_seen_at) IS NOT TRUE
+"""
+
+
+def end(scan: BucketScan) -> None:
+    """Believe the scan, and say what it saw. Raises Mismatch and StoreError when it is not to be
+    believed, as when it found too little."""
+    # Others may have counted more since.
+    scan.refresh_from_db()
+    if not scan.is_partial:
+        note_unfinished(scan)
+    if not (scan.in_key_order or scan.is_partial):
+        note_unlisted(scan)
+    installation.check(scan.bucket)
+    limits.refuse_empty_table()
+    if not scan.accept_fewer:
+        limits.refuse_shrunken(scan)
+    with transaction.atomic():
+        if BucketScan.objects.finish(scan):
+            refuse_overtaken(scan)
+            take_back(scan)
+            if not (scan.dry_run or scan.is_partial):
+                publish(scan)
+                resolve_unseen(scan)
+                forget_earlier(scan)
+            scan.complete()
+    scan.refresh_from_db()
+
+
+def refuse_overtaken(scan: BucketScan) -> None:
+    """Raises Mismatch when a later scan of the same keys was complete."""
+    same = Q(prefix=scan.prefix, project_id=scan.project_id) | Q(prefix="", project_id=None)
+    later = BucketScan.objects.complete().filter(
+        same, bucket=scan.bucket, since=None, started_at__gt=scan.started_at
+    )
+    if later.exists():
+        raise Mismatch(_("A later scan is complete, and knows more than this one."))
+
+
+def note_unfinished(scan: BucketScan) -> None:
+    """Multipart uploads that were begun long ago, which no listing of objects shows."""
+    found = sightings_of_uploads(scan, scan.prefixes, conf().upload_timeout)
+    scan.uploads_looked_for = found is not None
+    scan.save(update_fields=["uploads_looked_for"])
+    while chunk := list(islice(found or (), CHUNK)):
+        with transaction.atomic():
+            scan.count(unfinished=sightings.save(chunk))
+
+
+def note_unlisted(scan: BucketScan) -> None:
+    """Where the store lists in an order of its own only all keys together tell what is missing."""
+    rows = R2Object.objects.in_bucket(scan.bucket).filter(
+        starts_with_any("key", scan.prefixes), state="stored", updated_at__lt=scan.started_at
+    )
+    after = ""
+    while chunk := list(rows.between(after, None).unlisted_by(scan).order_by("key")[:CHUNK]):
+        after = chunk[-1].key
+        with transaction.atomic():
+            noted = sightings.save(sightings.of_row(scan, row) for row in chunk)
+            scan.count(missing=noted)
+
+
+def take_back(scan: BucketScan) -> None:
+    """What is otherwise by now: missing rows, and orphans of projects that were being created."""
+    began = connection.ops.adapt_datetimefield_value(scan.started_at)
+    with connection.cursor() as cursor:
+        cursor.execute(NOT_MISSING, [database_id(scan), began])
+        scan.count(missing=-cursor.rowcount)
+    orphans = scan.sightings.filter(kind=Kind.ORPHANED)
+    named = [
+        str(each) for each in orphans.order_by().values_list("project_id", flat=True).distinct()
+    ]
+    for start in range(0, len(named), CHUNK):
+        alive = projects.alive(named[start : start + CHUNK])
+        taken, _each = orphans.filter(project_id__in=alive).delete()
+        scan.count(orphaned=-taken)
+
+
+def publish(scan: BucketScan) -> None:
+    """Seen first at the end of the scan, and last at its beginning: a resumed one can have seen it
+    at any time between."""
+    adapt = connection.ops.adapt_datetimefield_value
+    first, last = adapt(timezone.now()), adapt(scan.started_at)
+    with connection.cursor() as cursor:
+        cursor.execute(PUBLISH, [first, last, database_id(scan)])
+
+
+def database_id(scan: BucketScan) -> Any:
+    return BucketScan._meta.pk.get_db_prep_value(scan.pk, connection)
+
+
+def resolve_unseen(scan: BucketScan) -> None:
+    """What no scan has seen since this one began: the object is gone, or is no difference any
+    more."""
+    unseen = Finding.objects.filter(
+        starts_with_any("key", scan.prefixes), bucket=scan.bucket, last_seen_at__lt=scan.started_at
+    )
+    if not scan.uploads_looked_for:
+        unseen = unseen.exclude(kind=Kind.UNFINISHED)
+    unseen.resolve(_("A complete scan did not see it again."))
+
+
+def forget_earlier(scan: BucketScan) -> None:
+    """What earlier scans noted and never said, so that nobody resumes them, and what is said."""
+    earlier = BucketScan.objects.filter(bucket=scan.bucket, started_at__lt=scan.started_at)
+    over = earlier.filter(status__in=["stopped", "failed"]).values("pk")
+    ScanShard.objects.filter(scan__in=over).delete()
+    for noted in (Sighting.objects, ListedKey.objects):
+        noted.filter(scan__in=over)._raw_delete(noted.db)
+        noted.filter(scan=scan)._raw_delete(noted.db)

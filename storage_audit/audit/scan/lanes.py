@@ -1,0 +1,296 @@
+"""Threads that list, each its own shard, some pages ahead of the one that writes."""
+
+import ctypes
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache, partial
+from queue import Empty, Full, Queue
+from threading import Event
+from time import monotonic
+from typing import NamedTuple, Self
+
+from django.utils import timezone
+
+from storage_audit.audit.layouts import OWN_PREFIX
+from storage_audit.audit.scan.sides import Lines, Range, key_of, lines_of, size_of
+from storage_audit.bucket.errors import StoreError, Unavailable
+from storage_audit.bucket.listing import as_bytes, entry_pages, storable
+from storage_audit.bucket.wire import Entry
+from storage_audit.models import ScanShard
+
+logger = logging.getLogger(__name__)
+
+# Pages that wait to be written, in all: about a fifth of a megabyte each.
+AHEAD = 6
+# What is written at once: so many pages, or what there is after so many seconds.
+BATCH = 10
+PATIENCE = 1.0
+# Lanes at first, and the seconds of waiting for a page from which on there are twice as many. Each
+# costs memory, and where the store answers at once more of them bring nothing.
+FEW, STARVED = 4, 0.05
+# Between tries, in seconds, after those that botocore makes by itself.
+PAUSES = (1.0, 2.0, 4.0)
+
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
+
+Pages = Callable[[str, str, str], Iterator[list[Entry]]]
+Find = Callable[[str, ScanShard, Callable[[], None]], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class PageRead:
+    """A page of a shard, asked for at that time; the `last` one ends it, and may be empty.
+
+    As lines, which take half the memory that entries do; see `sides`.
+    """
+
+    shard: ScanShard
+    lines: Lines
+    unstorable: Sequence[Entry]
+    asked: datetime
+    # Of the objects that have lines: how many there are, also if a key is listed twice, and bytes.
+    named: int = 0
+    size: int = 0
+    last: bool = False
+
+    @classmethod
+    def of(cls, shard: ScanShard, entries: Sequence[Entry], asked: datetime, **more: bool) -> Self:
+        shown = [entry for entry in entries if not entry.key.startswith(OWN_PREFIX)]
+        unstorable = [entry for entry in shown if not storable(entry.key)]
+        if unstorable:
+            shown = [entry for entry in shown if storable(entry.key)]
+        size = sum(entry.size for entry in shown)
+        return cls(shard, lines_of(shown), unstorable, asked, len(shown), size, **more)
+
+
+class Cut(NamedTuple):
+    """Where a shard can be cut, or that it is not worth it."""
+
+    shard: ScanShard
+    at: str | None
+    requests: int
+
+
+@dataclass(slots=True)
+class Stretch:
+    """What was read of a shard since it was last written: its keys later than `after`, up to and
+    with the `cursor`."""
+
+    shard: ScanShard
+    after: str
+    cursor: str
+    asked: datetime
+    lines: Lines = field(default_factory=dict)
+    unstorable: list[Entry] = field(default_factory=list)
+    named: int = 0
+    size: int = 0
+    requests: int = 0
+    ended: bool = False
+
+    @classmethod
+    def of(cls, page: PageRead) -> Self:
+        return cls(page.shard, page.shard.done, page.shard.done, page.asked)
+
+    def add(self, page: PageRead) -> None:
+        self.lines |= page.lines
+        self.unstorable += page.unstorable
+        self.named += page.named
+        self.size += page.size
+        # The last key that the database can name: what comes next is later.
+        self.cursor = last_key(self.lines, self.cursor)
+        self.requests += not page.last or bool(page.lines)
+        self.ended = page.last
+
+    @property
+    def listed(self) -> int:
+        return len(self.lines) + len(self.unstorable)
+
+    @property
+    def range(self) -> Range:
+        """All of it was listed."""
+        until = self.shard.until if self.ended else self.cursor
+        return Range(self.shard.prefix, self.after, until)
+
+    def end_at(self, until: str | None) -> None:
+        """Leave what is later to whoever took it over."""
+        self.shard.until = until
+        if until is None or (
+            self.cursor <= until and all(is_up_to(until, each) for each in self.unstorable)
+        ):
+            return
+        self.lines = {line: rest for line, rest in self.lines.items() if key_of(line) <= until}
+        self.unstorable = [entry for entry in self.unstorable if is_up_to(until, entry)]
+        self.size = sum(map(size_of, self.lines))
+        self.cursor, self.ended = last_key(self.lines, self.after), True
+
+
+def last_key(lines: Lines, before: str) -> str:
+    return key_of(next(reversed(lines))) if lines else before
+
+
+def named_at_last(entries: Sequence[Entry]) -> int:
+    """How many there are up to and with the last one that the database can name."""
+    count = len(entries)
+    while count and not storable(entries[count - 1].key):
+        count -= 1
+    return count
+
+
+def is_up_to(until: str, entry: Entry) -> bool:
+    return as_bytes(entry.key) <= as_bytes(until)
+
+
+@cache
+def keep_memory_flat() -> None:
+    """Have glibc give large blocks back at once, and the threads share their heaps: else each keeps
+    what its largest page took. https://man7.org/linux/man-pages/man3/mallopt.3.html"""
+    with suppress(AttributeError, OSError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 128 * 1024)
+        mallopt(M_ARENA_MAX, 2)
+
+
+class Lanes:
+    """Shards are listed at once by `pages`: a few, and more, up to `width`, while who writes has to
+    wait for what is listed. As a context manager it ends with no thread left."""
+
+    def __init__(self, bucket: str, width: int, pages: Pages = entry_pages) -> None:
+        self.bucket, self.width, self.pages = bucket, width, pages
+        self.open = min(FEW, width)
+        self.busy: dict[int, ScanShard] = {}
+        # Where another lane finds that a shard can be cut: see `cut`.
+        self.is_cutting, self.rest_until = False, 0.0
+        self._cuts: list[Cut] = []
+        self._error: Exception | None = None
+        self._read: Queue[PageRead | Cut | Exception] = Queue(AHEAD)
+        self._stop = Event()
+        keep_memory_flat()
+        self._threads = ThreadPoolExecutor(width, thread_name_prefix="lane")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._stop.set()
+        self._threads.shutdown()
+
+    @property
+    def idle(self) -> int:
+        return max(0, self.open - len(self.busy) - self.is_cutting)
+
+    def start(self, shard: ScanShard) -> None:
+        self.busy[shard.pk] = shard
+        self._threads.submit(self._do, lambda: self._read_on(shard))
+
+    def cut(self, shard: ScanShard, find: Find) -> None:
+        """Have an idle lane find where to cut what is left of a shard; see `take_cuts`."""
+        self.is_cutting = True
+        self._threads.submit(self._do, lambda: self._find_cut(shard, find))
+
+    def take_cuts(self) -> list["Cut"]:
+        cuts, self._cuts = self._cuts, []
+        return cuts
+
+    def gather(self) -> list[Stretch]:
+        """What was read, up to a batch, by shard. Raises what a lane raised, the next time."""
+        stretches: dict[int, Stretch] = {}
+        if self._error:
+            raise self._error
+        for page in self._pages_of_a_batch():
+            shard = page.shard
+            if page.last:
+                del self.busy[shard.pk]
+            if shard.complete:
+                continue  # Cut behind what was written of it.
+            if shard.pk not in stretches:
+                stretches[shard.pk] = Stretch.of(page)
+            stretches[shard.pk].add(page)
+        for stretch in stretches.values():
+            stretch.end_at(stretch.shard.until)
+        return list(stretches.values())
+
+    def _pages_of_a_batch(self) -> Iterator[PageRead]:
+        until = monotonic() + PATIENCE
+        for _each in range(BATCH):
+            if not (self.busy or self.is_cutting):
+                return
+            asked = monotonic()
+            try:
+                page = self._read.get(timeout=max(0, until - asked))
+            except Empty:
+                return
+            if isinstance(page, Exception):
+                # What came before it is written first.
+                self._error = page
+                return
+            if isinstance(page, Cut):
+                self.is_cutting = False
+                self._cuts.append(page)
+                return
+            if monotonic() - asked > STARVED:
+                self.open = min(2 * self.open, self.width)
+            yield page
+
+    def _do(self, read: Callable[[], Iterator["PageRead | Cut"]]) -> None:
+        try:
+            for each in read():
+                self._put(each)
+        except Exception as error:  # noqa: BLE001 - `gather` raises it
+            self._put(error)
+
+    def _find_cut(self, shard: ScanShard, find: Find) -> Iterator[Cut]:
+        at, pages = None, list[None]()
+        try:
+            at = find(self.bucket, shard, partial(pages.append, None))
+        except StoreError as error:
+            # It would only have been faster.
+            logger.warning("No cut was found: %s", error)
+        yield Cut(shard, at, len(pages))
+
+    def _read_on(self, shard: ScanShard) -> Iterator[PageRead]:
+        """The pages of the shard, from its cursor to its end. Trouble of the store is tried again
+        from the last page on."""
+        after, pauses = shard.done, iter(PAUSES)
+        while True:
+            try:
+                for page in self._pages_after(shard, after):
+                    yield page
+                    after, pauses = last_key(page.lines, after), iter(PAUSES)
+                return
+            except Unavailable as error:
+                pause = next(pauses, None)
+                if pause is None or self._stop.wait(max(pause, error.retry_after)):
+                    raise
+                logger.warning("Listing again after %s: %s", pause, error)
+
+    def _pages_after(self, shard: ScanShard, after: str) -> Iterator[PageRead]:
+        asking = asked = timezone.now()
+        held: list[Entry] = []
+        for page in self.pages(self.bucket, shard.prefix, after):
+            if self._stop.is_set():
+                return
+            asked, entries = asking, [*held, *page]
+            until = shard.until
+            if until is not None and entries and as_bytes(entries[-1].key) >= as_bytes(until):
+                entries = [entry for entry in entries if is_up_to(until, entry)]
+                yield PageRead.of(shard, entries, asked, last=True)
+                return
+            # What comes after the last key that the database can name would be listed again when
+            # the scan goes on from there.
+            count = named_at_last(entries)
+            entries, held = entries[:count], entries[count:]
+            yield PageRead.of(shard, entries, asked)
+            asking = timezone.now()
+        yield PageRead.of(shard, held, asked, last=True)
+
+    def _put(self, page: PageRead | Cut | Exception) -> None:
+        while not self._stop.is_set():
+            try:
+                self._read.put(page, timeout=0.2)
+            except Full:
+                continue
+            return

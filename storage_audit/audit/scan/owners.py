@@ -1,0 +1,120 @@
+"""Whose is a listed object, going by its key and by its row, and what is wrong with that?"""
+
+from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
+from itertools import chain
+from typing import NamedTuple
+
+from django.utils.translation import gettext as _
+
+from storage_audit import projects
+from storage_audit.audit.discovery import rows_by_identity
+from storage_audit.audit.layouts import Reading
+from storage_audit.audit.ownership import known_among, layouts, plain_under, told_by
+from storage_audit.bucket.listing import Identity, exact
+from storage_audit.bucket.r2 import Listed
+from storage_audit.findings import Kind
+from storage_audit.models import CleanupItem, CleanupOperation, R2Object
+
+Source, State = R2Object.Source, R2Object.State
+
+
+class Owner(NamedTuple):
+    """Whose an object seems to be, and what is wrong with that, if anything is.
+
+    `plain_under` as the row has it.
+    """
+
+    project_id: str | None
+    reading: Reading | None
+    difference: str = ""
+    evidence: str = ""
+    plain_under: int | None = None
+
+    @property
+    def is_misnamed(self) -> bool:
+        return self.reading is not None and layouts().is_doubled(self.reading.layout)
+
+
+class Seen(NamedTuple):
+    """An object of the listing, what is known of it, and whether an upload or a deletion has it
+    in hand and will say itself what becomes of it."""
+
+    listed: Listed
+    row: R2Object | None
+    owner: Owner
+    in_hand: bool
+
+
+def recognise(
+    bucket: str,
+    objects: Sequence[Listed],
+    tracked: Collection[str],
+    identity: Identity,
+    asked: datetime,
+) -> list[Seen]:
+    """The objects, of which only the keys in `tracked` have a row, with their rows and owners: in
+    a number of queries that does not grow with them. Other spellings of a key are looked for."""
+    readings = [layouts().readings(listed.key) for listed in objects]
+    rows = rows_by_identity(bucket, may_have_rows(objects, tracked, identity), identity)
+    to_be_deleted = named_by_deletions(bucket, {identity(o.key) for o in objects} - rows.keys())
+    names = {reading.project for reading in chain.from_iterable(readings)}
+    names |= {row.project_id for row in rows.values() if row.project_id}
+    alive = projects.alive(names)
+    known = known_among(names) | alive
+    seen = []
+    for listed, ways in zip(objects, readings, strict=True):
+        row = rows.get(identity(listed.key))
+        if row:
+            # A row that changed after the page was asked for knows more than the page.
+            in_hand = row.state in (State.UPLOADING, State.DELETING) or row.updated_at >= asked
+        else:
+            in_hand = identity(listed.key) in to_be_deleted
+        seen.append(Seen(listed, row, attribute(ways, row, known, alive), in_hand))
+    return seen
+
+
+def may_have_rows(
+    objects: Iterable[Listed], tracked: Collection[str], identity: Identity
+) -> list[str]:
+    keys = (listed.key for listed in objects)
+    return [k for k in keys if k in tracked or (identity is not exact and not k.isascii())]
+
+
+def named_by_deletions(bucket: str, untracked: Collection[str]) -> set[str]:
+    """Objects whose rows were deleted so that they go: with a new row they would be kept."""
+    deletions = CleanupOperation.objects.open().filter(
+        bucket=bucket, kind=CleanupOperation.Kind.OBJECTS
+    )
+    if not deletions.exists():
+        return set()
+    items = CleanupItem.objects.filter(
+        operation__in=deletions, identity__in=untracked, escaped=False
+    ).exclude(outcome=CleanupItem.Outcome.PROTECTED)
+    return set(items.values_list("identity", flat=True))
+
+
+def attribute(
+    readings: Sequence[Reading], row: R2Object | None, known: set[str], alive: set[str]
+) -> Owner:
+    """`known` are the projects that ever lived, `alive` those that live now."""
+    names, told = {reading.project for reading in readings}, told_by(row) if row else ""
+    if row and row.project_id and told:
+        names = {row.project_id}
+    candidates = names & known or names
+    if len(candidates) == 1:
+        [project_id] = candidates
+        reading = next((r for r in readings if r.project == project_id), None)
+        owner = Owner(project_id, reading, plain_under=plain_under(names, reading))
+        if project_id in alive:
+            return owner
+    evidence = told or "; ".join(f"{reading.layout}: {reading.project}" for reading in readings)
+    if not candidates:
+        return Owner(None, None, Kind.UNRECOGNISED, _("no layout matches"))
+    if len(candidates) > 1:
+        return Owner(None, None, Kind.AMBIGUOUS, evidence)
+    if project_id in known:
+        reason = _("project %s was deleted") % project_id
+    else:
+        reason = _("no project %s was ever known") % project_id
+    return owner._replace(difference=Kind.ORPHANED, evidence=f"{evidence}; {reason}")

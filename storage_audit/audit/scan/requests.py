@@ -1,0 +1,118 @@
+"""What a scan looks at, what that costs, and whether it may."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from math import ceil
+from typing import Any
+
+from django.db import transaction
+from django.db.models import Q
+from django.utils.translation import gettext as _
+
+from storage_audit.audit import limits
+from storage_audit.audit.ownership import layouts
+from storage_audit.audit.scan.shards import cut
+from storage_audit.bucket.r2 import PAGE
+from storage_audit.conf import conf
+from storage_audit.models import BucketScan, ScanShard, Sighting
+from storage_audit.origin import current_origin
+
+# Of a Class A operation of R2: https://developers.cloudflare.com/r2/pricing/
+DOLLARS = 4.50 / 1_000_000
+
+
+class TooCostly(Exception):
+    """The scan would take more requests than it may unasked; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a scan takes, as far as the table and the scan before it know: without rows and without
+    a scan before it nobody does. Of a partial look at most that: neighbours share a request."""
+
+    objects: int
+    requests: int
+    seconds: float | None
+
+    @property
+    def dollars(self) -> float:
+        return self.requests * DOLLARS
+
+
+def cost(scan: BucketScan) -> Cost:
+    before, objects = scan.before(), limits.expected_objects(scan)
+    if scan.is_partial:
+        return Cost(objects, objects or 1, None)
+    seconds = None
+    if before and before.finished_at and before.listed:
+        seconds = (before.finished_at - before.started_at).total_seconds() * objects / before.listed
+    return Cost(objects, ceil(objects / PAGE) or 1, seconds)
+
+
+def estimate(**scope: Any) -> Cost:
+    """What a scan of this scope would cost."""
+    with transaction.atomic():
+        found = cost(create(**scope))
+        transaction.set_rollback(True)
+    return found
+
+
+@transaction.atomic
+def begin(
+    prefix: str = "", *, ceiling: int | None = None, accept_fewer: bool = False, **scope: Any
+) -> BucketScan:
+    """A scan that any number of workers can take part in from now on; the scope as for `create`.
+    Without a ceiling that of the settings holds. Raises TooCostly, and ValueError for what is no
+    project id."""
+    scan = create(prefix, **scope)
+    scan.accept_fewer = accept_fewer
+    scan.ceiling = conf().scan_ceiling if ceiling is None else ceiling
+    scan.save()
+    refuse_costly(scan)
+    if scan.dry_run or scan.is_partial:
+        # Nobody resumes or reads an older one.
+        only_looks = Q(scan__dry_run=True) | Q(scan__since__isnull=False)
+        old = Sighting.objects.filter(only_looks, scan__bucket=scan.bucket)
+        old.exclude(scan__status=BucketScan.Status.RUNNING).delete()
+    return scan
+
+
+def create(
+    prefix: str = "",
+    *,
+    purpose: str = BucketScan.Purpose.BACKFILL,
+    project_id: str | None = None,
+    since: datetime | None = None,
+    dry_run: bool = False,
+) -> BucketScan:
+    """Of the whole bucket, the keys with a prefix, those where files of a project can be, or those
+    of rows that were written since."""
+    scan = BucketScan.objects.create(
+        bucket=conf().bucket,
+        purpose=purpose,
+        prefix=prefix,
+        project_id=project_id,
+        since=since,
+        dry_run=dry_run,
+        requested_by=current_origin().user,
+    )
+    prefixes = layouts().prefixes(project_id) if project_id else [prefix]
+    ScanShard.objects.bulk_create(shard for each in prefixes for shard in cut(scan, each))
+    return scan
+
+
+def refuse_costly(scan: BucketScan) -> None:
+    wanted = cost(scan)
+    if scan.ceiling is not None and wanted.requests > scan.ceiling:
+        raise TooCostly(
+            _(
+                "%(objects)s objects take %(requests)s requests, about $%(dollars).2f; a scan may"
+                " take %(ceiling)s. If it is worth it, ask for it with a higher ceiling."
+            )
+            % {
+                "objects": f"{wanted.objects:,}",
+                "requests": f"{wanted.requests:,}",
+                "dollars": wanted.dollars,
+                "ceiling": f"{scan.ceiling:,}",
+            }
+        )

@@ -1,0 +1,209 @@
+"""Rows that say what the bucket holds. A backfilled row is a reading written down, never evidence
+of who owns the object."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from django.db import connection, transaction
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from storage_audit.audit.scan.bulk import insert_new
+from storage_audit.audit.scan.owners import Owner, Seen
+from storage_audit.bucket.listing import Identity, OutOfOrder, find, pages_in_any_order
+from storage_audit.bucket.r2 import Listed
+from storage_audit.models import CleanupItem, R2Object
+
+Source, State = R2Object.Source, R2Object.State
+# A row that an upload confirmed has its time from a HEAD, which counts in whole seconds.
+SAME_TIME = timedelta(seconds=1)
+CHANGEABLE = [
+    "project_id",
+    "scene_id",
+    "file_type",
+    "layout",
+    "plain_under",
+    "size",
+    "etag",
+    "last_modified",
+    "state",
+    "updated_at",
+]
+# In the order of `new_rows`.
+NAMES = [
+    "key",
+    "size",
+    "etag",
+    "last_modified",
+    "project_id",
+    "scene_id",
+    "file_type",
+    "layout",
+    "plain_under",
+]
+# The second look at new objects: so many keys a thread at a time, in so many threads.
+CHUNK = 1000
+LOOKS = 8
+
+
+def described(owner: Owner) -> dict[str, Any]:
+    reading = owner.reading
+    return {
+        "project_id": owner.project_id,
+        "scene_id": (reading and reading.scene) or "",
+        "file_type": reading.file_type[:40] if reading else "",
+        "layout": reading.layout if reading else "",
+        "plain_under": owner.plain_under,
+    }
+
+
+def bring_up_to_date(seen: Seen) -> bool:
+    """Make the row, in memory, what the bucket shows; whether that changed anything."""
+    row, listed = seen.row, seen.listed
+    assert row is not None
+    values: dict[str, Any] = {"state": State.STORED, "plain_under": seen.owner.plain_under}
+    if row.source == Source.BACKFILL:
+        values |= described(seen.owner)
+    if (row.size, row.etag) != (listed.size, listed.etag) or not same_time(row, listed):
+        values |= facts(listed)
+    changed = {name: value for name, value in values.items() if getattr(row, name) != value}
+    for name, value in changed.items():
+        setattr(row, name, value)
+    return bool(changed)
+
+
+def same_time(row: R2Object, listed: Listed) -> bool:
+    then = row.last_modified
+    return then is not None and abs(listed.last_modified - then) < SAME_TIME
+
+
+def facts(listed: Listed) -> dict[str, Any]:
+    return {"size": listed.size, "etag": listed.etag, "last_modified": listed.last_modified}
+
+
+def update(changed: Collection[R2Object]) -> int:
+    """Write those rows that are still as they were read: an upload or a cleanup knows better."""
+    if not changed:
+        return 0
+    with transaction.atomic():
+        rows = R2Object.objects.filter(pk__in=[row.pk for row in changed]).select_for_update()
+        as_they_are = dict(rows.values_list("pk", "updated_at"))
+        still = [row for row in changed if as_they_are.get(row.pk) == row.updated_at]
+        now = timezone.now()
+        for row in still:
+            row.updated_at = now
+        R2Object.objects.bulk_update(still, CHANGEABLE, batch_size=200)
+    return len(still)
+
+
+def difference(seen: Seen) -> str:
+    """In what the object is not the one of its row, or nothing."""
+    row, listed = seen.row, seen.listed
+    assert row is not None
+    if row.state == State.UPLOAD_FAILED:
+        return _("its upload seemed to fail, and the object is there")
+    if row.size != listed.size:
+        return _("%(row)s bytes by its row, %(listed)s in the bucket") % {
+            "row": row.size,
+            "listed": listed.size,
+        }
+    if row.etag != listed.etag:
+        return _("same size, other content: the ETag is not that of its row")
+    return "" if same_time(row, listed) else _("written again since, with the same content")
+
+
+def is_as_tracked(seen: Seen) -> bool:
+    """Or what is in hand will see to it."""
+    return seen.in_hand or (seen.row is not None and not difference(seen))
+
+
+def add(
+    bucket: str,
+    new: Sequence[Seen],
+    identity: Identity,
+    after_page: Callable[[], None] = lambda: None,
+) -> tuple[int, set[str]]:
+    """Write new rows, and take back those whose object went in the meantime; gives how many there
+    are, and the keys of the latter. `after_page` is called after each page that is listed, in any
+    thread.
+
+    The order matters: the rows are committed first, then the marks of cleanups are read, then the
+    bucket is listed again. So whatever deletes such an object later sees its row, and whatever
+    deleted it before, or is about to, is seen here.
+    """
+    if not new:
+        return 0, set()
+    now = timezone.now()
+    with transaction.atomic(durable=True):
+        at = connection.ops.adapt_datetimefield_value(now)
+        same = {
+            "bucket": bucket,
+            "source": Source.BACKFILL.value,
+            "state": State.STORED.value,
+            "created_at": at,
+            "updated_at": at,
+        }
+        added = insert_new(R2Object, NAMES, new_rows(new, identity), same)
+    as_added = R2Object.objects.in_bucket(bucket).filter(
+        source=Source.BACKFILL, state=State.STORED, updated_at=now
+    )
+    keys = [one.listed.key for one in new]
+    doubtful = {identity(key) for key in keys}
+    try:
+        marked = being_deleted(bucket, doubtful)
+        doubtful = marked | (doubtful - still_there(bucket, keys, identity, after_page))
+    finally:
+        # All of them when the second look failed: then nothing is known of any.
+        for some in in_chunks(sorted(doubtful)):
+            added -= as_added.filter(key__in=some).forget()
+    return added, doubtful
+
+
+def new_rows(new: Iterable[Seen], identity: Identity) -> Iterator[tuple[object, ...]]:
+    adapt = connection.ops.adapt_datetimefield_value
+    for listed, _row, owner, _in_hand in new:
+        # What the store folds to one object is one row, in the spelling of new uploads.
+        what = (identity(listed.key), listed.size, listed.etag, adapt(listed.last_modified))
+        yield (*what, *described(owner).values())
+
+
+def still_there(
+    bucket: str, keys: Sequence[str], identity: Identity, after_page: Callable[[], None]
+) -> set[str]:
+    """Which of these the bucket still lists, by identity."""
+    with ThreadPoolExecutor(LOOKS) as threads:
+        look = partial(look_again, bucket, identity=identity, after_page=after_page)
+        return set().union(*threads.map(look, in_chunks(sorted(keys))))
+
+
+def look_again(
+    bucket: str, keys: Sequence[str], identity: Identity, after_page: Callable[[], None]
+) -> Collection[str]:
+    try:
+        return find(bucket, keys, identity, after_page)
+    except OutOfOrder:
+        # The store has an order of its own, in which a key has no place to look at but itself.
+        return {identity(key) for key in keys if is_listed(bucket, key, after_page)}
+
+
+def is_listed(bucket: str, key: str, after_page: Callable[[], None]) -> bool:
+    for page in pages_in_any_order(bucket, key):
+        after_page()
+        if any(one.key == key for one in page):
+            return True
+    return False
+
+
+def being_deleted(bucket: str, identities: Collection[str]) -> set[str]:
+    items = CleanupItem.objects.filter(operation__bucket=bucket)
+    marked = items.filter(outcome=CleanupItem.Outcome.DELETING)
+    if not marked.exists():
+        return set()
+    return set(marked.filter(identity__in=identities).values_list("identity", flat=True))
+
+
+def in_chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (keys[start : start + CHUNK] for start in range(0, len(keys), CHUNK))

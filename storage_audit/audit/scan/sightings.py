@@ -1,0 +1,113 @@
+"""Differences that a scan has seen, noted until it is complete."""
+
+from collections.abc import Collection, Iterable, Iterator
+from datetime import datetime
+from typing import Any
+
+from django.db import connection
+from django.utils.translation import gettext as _
+
+from storage_audit.audit.scan.bulk import insert_new
+from storage_audit.audit.scan.owners import Owner, Seen
+from storage_audit.audit.scan.rows import difference
+from storage_audit.bucket.listing import escape
+from storage_audit.bucket.r2 import Listed
+from storage_audit.findings import Kind
+from storage_audit.models import BucketScan, R2Object, Sighting
+
+# A database takes only so many values in a query.
+CHUNK = 5000
+NAMES = (
+    "scan_id",
+    "bucket",
+    "key",
+    "escaped",
+    "kind",
+    "upload_id",
+    "project_id",
+    "size",
+    "etag",
+    "last_modified",
+    "evidence",
+)
+
+
+def of_object(scan: BucketScan, seen: Seen) -> Iterator[Sighting]:
+    """What is wrong with an object that no upload and no deletion has in hand."""
+    owner = seen.owner
+    if owner.difference:
+        yield sighting(scan, owner.difference, seen.listed, owner)
+        return
+    if owner.is_misnamed:
+        evidence = _("%s has the prefix of ids twice") % seen.listed.key
+        yield sighting(scan, Kind.MISNAMED, seen.listed, owner, evidence)
+    if scan.purpose == BucketScan.Purpose.BACKFILL:
+        return
+    if seen.row is None:
+        yield sighting(scan, Kind.UNTRACKED, seen.listed, owner, _("no row tracks it"))
+    elif text := difference(seen):
+        yield sighting(scan, Kind.CHANGED, seen.listed, owner, text)
+
+
+def of_unstorable(scan: BucketScan, listed: Listed) -> Sighting:
+    text = _("a NUL, or bytes that are not UTF-8: no row and no request can name it")
+    return sighting(scan, Kind.UNSTORABLE, listed, Owner(None, None), text)
+
+
+def sighting(
+    scan: BucketScan, kind: str, listed: Listed, owner: Owner, evidence: str = ""
+) -> Sighting:
+    key = escape(listed.key)
+    return Sighting(
+        scan=scan,
+        bucket=scan.bucket,
+        key=key,
+        escaped=key != listed.key,
+        kind=kind,
+        project_id=owner.project_id,
+        size=listed.size,
+        etag=listed.etag,
+        last_modified=listed.last_modified,
+        evidence=evidence or owner.evidence,
+    )
+
+
+def missing(scan: BucketScan, keys: Collection[str], asked: datetime) -> Iterator[Sighting]:
+    """Of the rows with these keys those whose object was to be in what was listed, and was not.
+
+    An upload or a cleanup says itself what becomes of its row, and a row that changed after the
+    listing was asked for knows more than the listing.
+    """
+    rows = R2Object.objects.in_bucket(scan.bucket).filter(
+        state=R2Object.State.STORED, updated_at__lt=asked
+    )
+    todo = sorted(keys)
+    for start in range(0, len(todo), CHUNK):
+        for row in rows.filter(key__in=todo[start : start + CHUNK]):
+            yield of_row(scan, row)
+
+
+def of_row(scan: BucketScan, row: R2Object) -> Sighting:
+    return Sighting(
+        scan=scan,
+        bucket=scan.bucket,
+        key=row.key,
+        kind=Kind.MISSING,
+        project_id=row.project_id,
+        size=row.size,
+        etag=row.etag,
+        last_modified=row.last_modified,
+        evidence=_("a row tracks it, and no listing shows it"),
+    )
+
+
+def save(sightings: Iterable[Sighting]) -> int:
+    """In the transaction of the caller; what is noted already stays as it is."""
+    return insert_new(Sighting, NAMES, map(values_of, sightings), {})
+
+
+def values_of(sighting: Sighting) -> tuple[Any, ...]:
+    values = {name: getattr(sighting, name) for name in NAMES}
+    values["scan_id"] = sighting.scan_id.hex
+    values["last_modified"] = connection.ops.adapt_datetimefield_value(sighting.last_modified)
+    return tuple(values.values())

@@ -1,0 +1,57 @@
+"""Multipart uploads that nobody completed: no listing of objects shows them, and all cost money."""
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from itertools import chain
+
+from django.utils import timezone
+
+from storage_audit import projects
+from storage_audit.audit.layouts import OWN_PREFIX
+from storage_audit.audit.ownership import known_among, layouts
+from storage_audit.audit.scan.owners import attribute
+from storage_audit.bucket import uploads
+from storage_audit.bucket.listing import escape, storable
+from storage_audit.bucket.uploads import Upload
+from storage_audit.findings import Kind
+from storage_audit.models import BucketScan, Sighting
+
+
+def sightings(
+    scan: BucketScan, prefixes: Iterable[str], older_than: timedelta
+) -> Iterator[Sighting] | None:
+    """Of the uploads under these prefixes that were begun so long ago; None where the store cannot
+    list them. Only when the iteration ends without an exception these were all. Raises StoreError.
+    """
+    listings = [uploads.unfinished(scan.bucket, prefix) for prefix in prefixes]
+    told = [pages for pages in listings if pages is not None]
+    if len(told) < len(listings):
+        return None
+    moment = timezone.now() - older_than
+    stale = ([one for one in page if is_stale(one, moment)] for page in chain(*told))
+    return chain.from_iterable(sighted(scan, page) for page in stale)
+
+
+def is_stale(upload: Upload, moment: datetime) -> bool:
+    return upload.initiated < moment and not upload.key.startswith(OWN_PREFIX)
+
+
+def sighted(scan: BucketScan, page: list[Upload]) -> Iterator[Sighting]:
+    readings = {upload.key: layouts().readings(upload.key) for upload in page}
+    names = {reading.project for reading in chain.from_iterable(readings.values())}
+    alive = projects.alive(names)
+    known = known_among(names) | alive
+    for upload in page:
+        owner = attribute(readings[upload.key], None, known, alive)
+        told = (f"{reading.layout}: {reading.project}" for reading in readings[upload.key])
+        yield Sighting(
+            scan=scan,
+            bucket=scan.bucket,
+            key=escape(upload.key),
+            escaped=not storable(upload.key),
+            kind=Kind.UNFINISHED,
+            upload_id=upload.upload_id,
+            project_id=owner.project_id,
+            last_modified=upload.initiated,
+            evidence=owner.evidence or "; ".join(told),
+        )

@@ -1,0 +1,158 @@
+"""The tables of the differences between the bucket and what we know, with their evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Self
+
+from django.db import models
+from django.db.models import F, Q
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from storage_audit.conf import conf
+from storage_audit.fields import BytewiseTextField
+from storage_audit.querysets import starts_with
+from storage_audit.redaction import visible
+from storage_audit.scans import BucketScan
+
+
+class Kind(models.TextChoices):
+    ORPHANED = "orphaned", _("orphaned")
+    MISSING = "missing", _("missing")
+    UNTRACKED = "untracked", _("untracked")
+    CHANGED = "changed", _("changed")
+    AMBIGUOUS = "ambiguous", _("ambiguous")
+    UNRECOGNISED = "unrecognised", _("unrecognised")
+    MISNAMED = "misnamed", _("misnamed")
+    UNSTORABLE = "unstorable", _("cannot be stored")
+    UNFINISHED = "unfinished", _("unfinished upload")
+
+
+class Difference(models.Model):
+    """What is where, and what is wrong with it."""
+
+    bucket = BytewiseTextField(_("bucket"))
+    key = BytewiseTextField(_("key"))
+    escaped = models.BooleanField(_("shown escaped"), default=False)
+    kind = models.CharField(_("kind"), max_length=15, choices=Kind)
+    # Of an unfinished multipart upload, of which a key can have several.
+    upload_id = models.TextField(_("upload id"), blank=True)
+    project_id = BytewiseTextField(_("project"), null=True, blank=True)
+    size = models.PositiveBigIntegerField(_("size in bytes"), null=True, blank=True)
+    etag = models.CharField(_("ETag"), max_length=200, blank=True)
+    last_modified = models.DateTimeField(_("last modified"), null=True, blank=True)
+    evidence = models.TextField(_("evidence"), blank=True)
+
+    class Meta:
+        abstract = True
+
+    def __str__(self) -> str:
+        return f"{self.get_kind_display()}: {visible(self.key)}"
+
+
+class Sighting(Difference):
+    """A difference that a scan under way has seen. It becomes a finding when the scan is complete
+    and believed; before, nothing follows from it."""
+
+    scan = models.ForeignKey(BucketScan, models.CASCADE, related_name="sightings")
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["scan", "kind", "key", "escaped", "upload_id"], name="seen_once_a_scan"
+            )
+        ]
+
+
+class FindingQuerySet(models.QuerySet["Finding"]):
+    def open(self) -> Self:
+        return self.filter(state="open")
+
+    def unresolved(self) -> Self:
+        return self.exclude(state="resolved")
+
+    def under(self, bucket: str, prefix: str) -> Self:
+        return self.filter(starts_with("key", prefix), bucket=bucket)
+
+    def about(
+        self,
+        *,
+        kinds: Collection[str] = (),
+        prefix: str = "",
+        project_id: str = "",
+        keys: Collection[str] = (),
+    ) -> Self:
+        """Those that all of these fit, of as many as are given."""
+        wanted = {"kind__in": kinds, "project_id": project_id, "key__in": keys}
+        given = {name: value for name, value in wanted.items() if value}
+        return self.filter(starts_with("key", prefix), **given)
+
+    def deletable(self) -> Self:
+        """Orphans that two complete scans saw unchanged, far enough apart, and that are old enough
+        to be no upload whose project is still to come."""
+        now = timezone.now()
+        return self.open().filter(
+            kind="orphaned",
+            escaped=False,
+            last_seen_at__gte=F("first_seen_at") + conf().orphan_gap,
+            last_modified__lte=now - conf().orphan_age,
+        )
+
+    def acknowledge(self, note: str, by: str) -> int:
+        """Say that these may stay as they are, and why."""
+        return self.open()._decide("acknowledged", note, by)
+
+    def reopen(self, by: str) -> int:
+        return self.filter(state="acknowledged")._decide("open", "", by)
+
+    def resolve(self, how: str, by: str = "") -> int:
+        return self.unresolved()._decide("resolved", how, by)
+
+    def _decide(self, state: str, note: str, by: str) -> int:
+        return self.update(state=state, note=note, decided_by=by, decided_at=timezone.now())
+
+
+class Finding(Difference):
+    """A difference that a complete scan saw, and what became of it."""
+
+    Kind = Kind
+
+    class State(models.TextChoices):
+        OPEN = "open", _("open")
+        ACKNOWLEDGED = "acknowledged", _("acknowledged")
+        RESOLVED = "resolved", _("resolved")
+
+    state = models.CharField(_("state"), max_length=15, choices=State, default=State.OPEN)
+    note = models.TextField(_("note"), blank=True)
+    decided_by = models.TextField(_("decided by"), blank=True)
+    decided_at = models.DateTimeField(_("decided"), null=True, blank=True)
+    # When the scan was over that saw it first as it is now, and when the last one began.
+    first_seen_at = models.DateTimeField(_("first seen"), default=timezone.now)
+    last_seen_at = models.DateTimeField(_("last seen"), default=timezone.now)
+    first_scan = models.ForeignKey(
+        BucketScan, models.PROTECT, verbose_name=_("first scan"), related_name="+"
+    )
+    last_scan = models.ForeignKey(
+        BucketScan, models.PROTECT, verbose_name=_("last scan"), related_name="+"
+    )
+
+    objects = FindingQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("finding")
+        verbose_name_plural = _("findings")
+        constraints = [
+            models.UniqueConstraint(
+                fields=["bucket", "kind", "key", "escaped", "upload_id"],
+                name="one_finding_per_difference",
+            ),
+            models.CheckConstraint(
+                condition=Q(state__in=["open", "acknowledged", "resolved"]),
+                name="finding_state_is_known",
+            ),
+        ]
+        indexes = [
+            models.Index(fields=["kind", "key"], condition=Q(state="open"), name="finding_open"),
+            models.Index(fields=["bucket", "key"], name="finding_key"),
+        ]

@@ -1,0 +1,72 @@
+from argparse import ArgumentParser, ArgumentTypeError
+from datetime import datetime
+
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime, parse_duration
+
+from storage_audit.management.scanning import ScanCommand, shown_size
+from storage_audit.models import BucketScan
+from storage_audit.redaction import visible
+
+
+def since(text: str) -> datetime:
+    """A moment, or how long ago it was."""
+    moment = None
+    try:
+        moment = parse_datetime(text)
+        if moment is None and (ago := parse_duration(text)):
+            moment = timezone.now() - ago
+    except (ValueError, OverflowError):
+        pass
+    if moment is None:
+        raise ArgumentTypeError(
+            f"“{visible(text)}” is no time. Write 2026-11-26T12:00:00Z, or how long ago it was:"
+            " '2 00:00:00' for two days"
+        )
+    moment = moment if timezone.is_aware(moment) else timezone.make_aware(moment)
+    if moment > timezone.now():
+        raise ArgumentTypeError(f"“{visible(text)}” is still to come")
+    return moment
+
+
+class Command(ScanCommand):
+    purpose = BucketScan.Purpose.RECONCILE
+    help = (
+        "Compares the bucket with the tracking table, both to their end, and writes no row: what is"
+        " untracked, changed, missing, orphaned, misnamed or unclear becomes a finding, on which"
+        " you decide. Deletes no object. Safe to repeat, and beside uploads and cleanups."
+    )
+    epilog = """
+    examples:
+      python manage.py reconcile_r2 --cost
+      python manage.py reconcile_r2
+      python manage.py reconcile_r2 --project proj_1 --json
+      python manage.py reconcile_r2 --since '1 00:00:00'
+
+    A scan that did not reach its end goes on where it was with --resume and its id, for a day.
+
+    exit codes:
+      0    both reached their end, whatever was found
+      1    they did not: the store failed, or the bucket is not claimed; or it showed far fewer
+           objects than there should be; or it took as many requests as it may
+      2    wrong use, or it would take more requests than it may
+      130  interrupted with Ctrl-C; nothing is concluded
+
+    Next: manage.py findings lists what was found, and carries out what you decide.
+    """
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        super().add_arguments(parser)
+        parser.add_argument(
+            "--since",
+            type=since,
+            metavar="TIME",
+            help="look up only the objects of rows that were written since then: cheap, and"
+            " partial, so it is shown and nothing follows from it; without it, all is listed",
+        )
+
+    def summary(self, scan: BucketScan) -> str:
+        return (
+            f"{scan.listed} objects ({shown_size(scan)}) in bucket {scan.bucket}: {scan.unchanged}"
+            " as the table says."
+        )

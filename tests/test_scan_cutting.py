@@ -1,0 +1,234 @@
+"""However a scan is cut, and whenever: each key is compared once, and each place of the table."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from storage_audit.audit.installation import Traits
+from storage_audit.audit.scan import batch, lanes
+from storage_audit.audit.scan.batch import Compared
+from storage_audit.audit.scan.lanes import Lanes, Stretch
+from storage_audit.audit.scan.shards import split
+from storage_audit.audit.scan.sides import Range, key_of
+from storage_audit.bucket.errors import StoreError, Unavailable
+from storage_audit.bucket.listing import as_bytes, exact, pages_in_any_order, storable
+from storage_audit.conf import conf
+from storage_audit.models import BucketScan, ListedKey, ScanShard
+from tests import scanning
+from tests.scanning import Listing, a, alive, complete, findings, track
+
+pytestmark = pytest.mark.django_db
+
+LETTERS = ["a", "b", "/", "-", "~", "\x01", "\u00e9", "\ue000", "\U0001f98a", "\U0010ffff"]
+NAMELESS = ["\0", "\udc80", "\udcff"]
+
+
+def as_listed(parts: list[str]) -> str:
+    """Bytes that together are UTF-8 stand for that."""
+    return as_bytes("".join(parts)).decode("utf-8", "surrogateescape")
+
+
+names = st.lists(st.sampled_from(LETTERS), min_size=1, max_size=4).map(as_listed)
+any_names = st.lists(st.sampled_from(LETTERS + NAMELESS), min_size=1, max_size=4).map(as_listed)
+# Threads do not do the same twice, so that a failure cannot be made smaller.
+whatever = settings(
+    max_examples=40,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
+)
+
+
+class Compares:
+    """Instead of comparing, keeps what was to be compared and then written."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.keys: list[str] = []
+        self.ranges: list[Range] = []
+        self.write = batch.write
+        patch.setattr(batch, "compare", lambda *args: Compared())
+        patch.setattr(batch, "write", self)
+
+    def __call__(
+        self, scan: BucketScan, token: object, stretches: Sequence[Stretch], of_them: Compared
+    ) -> None:
+        self.ranges += [stretch.range for stretch in stretches]
+        for stretch in stretches:
+            self.keys += [key_of(line) for line in stretch.lines]
+            self.keys += [entry.key for entry in stretch.unstorable]
+        self.write(scan, token, stretches, of_them)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def compares(monkeypatch: pytest.MonkeyPatch) -> Compares:
+    scanning.quick(monkeypatch)
+    monkeypatch.setattr(lanes, "PATIENCE", 0.05)
+    # Whoever dies would have to wait for lanes that wait for room.
+    monkeypatch.setattr(lanes, "AHEAD", 200)
+    monkeypatch.setattr(lanes.logger, "disabled", True)
+    return Compares(monkeypatch)
+
+
+def parts_of(found: BucketScan, cuts: Sequence[str]) -> None:
+    found.shards.all().delete()
+    for after, until in pairwise(["", *sorted(cuts), None]):
+        assert after is not None
+        found.shards.create(after=after, until=until)
+
+
+@whatever
+@given(data=st.data())
+def test_each_key_and_each_place_is_compared_once(
+    compares: Compares, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
+) -> None:
+    """Pages fail, workers die, and shards are cut, by the worker that has them or by another one,
+    while its lanes are beyond the cut."""
+    keys = data.draw(st.sets(any_names, max_size=30))
+    listing = Listing(*keys, page=data.draw(st.integers(1, 5)))
+    listing.use(monkeypatch)
+    monkeypatch.setattr(lanes, "BATCH", data.draw(st.integers(1, 6)))
+    failing = data.draw(st.sets(st.integers(1, 40), max_size=10))
+    listing.before_page = fails_at(failing)
+    found = BucketScan.objects.create(bucket=conf().bucket)
+    parts_of(found, data.draw(st.lists(names, max_size=3, unique=True)))
+    compares.keys, compares.ranges = [], []
+    width = data.draw(st.integers(1, 3))
+    lives = iter(data.draw(st.lists(st.integers(1, 6), max_size=5)))
+    while found.shards.unfinished().exists():
+        with Lanes(found.bucket, width) as running:
+            for shard, at in steps(data, found, running, next(lives, 1000)):
+                split(shard, at)
+        found.shards.release()
+    assert sorted(compares.keys, key=as_bytes) == sorted(keys, key=as_bytes)
+    assert_cover_all_once(compares.ranges)
+    assert sum(found.shards.values_list("listed", flat=True)) == len(keys)
+
+
+def fails_at(pages: set[int]) -> Callable[[int], None]:
+    def fail(number: int) -> None:
+        if number in pages:
+            raise Unavailable("now and then")
+
+    return fail
+
+
+def steps(
+    data: st.DataObject, found: BucketScan, running: Lanes, life: int
+) -> Iterator[tuple[ScanShard, str]]:
+    """One worker's, until it has nothing to do, or dies; gives what to cut, and where."""
+    token = uuid4()
+    for _step in range(life):
+        for shard in found.shards.claim(token, running.idle):
+            running.start(shard)
+        if not running.busy:
+            return
+        yield from cut_of(data, running.busy)
+        yield from cut_of(data, found.shards.unfinished().in_bulk())
+        try:
+            stretches = running.gather()
+        except StoreError:
+            return
+        yield from cut_of(data, found.shards.unfinished().in_bulk())
+        if stretches:
+            batch.record(found, token, stretches, exact)
+
+
+def cut_of(data: st.DataObject, known: Mapping[int, ScanShard]) -> Iterator[tuple[ScanShard, str]]:
+    """As a worker knows its own, or as another one reads them."""
+    if known and data.draw(st.integers(0, 3)) == 0:
+        yield known[data.draw(st.sampled_from(sorted(known)))], data.draw(names)
+
+
+def assert_cover_all_once(ranges: list[Range]) -> None:
+    """Beside each other, without a gap, from the first key that there can be to the last."""
+    real = [each for each in ranges if each.until is None or each.after < each.until]
+    real.sort(key=lambda each: each.after)
+    assert real[0].after == ""
+    assert real[-1].until is None
+    for before, then in pairwise(real):
+        assert before.until == then.after
+
+
+@whatever
+@given(data=st.data())
+def test_each_key_is_seen_once_in_any_order(
+    compares: Compares, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
+) -> None:
+    keys = data.draw(st.sets(any_names, max_size=20))
+    listing = Listing(*keys, page=data.draw(st.integers(1, 5)))
+    listing.order = lambda key: as_bytes(key)[::-1]
+    listing.use(monkeypatch, Traits(folds_unicode=False, lists_in_key_order=False))
+    monkeypatch.setattr(lanes, "BATCH", data.draw(st.integers(1, 6)))
+    listing.before_page = fails_at(data.draw(st.sets(st.integers(1, 40), max_size=10)))
+    found = BucketScan.objects.create(bucket=conf().bucket, in_key_order=False)
+    found.shards.create()
+    compares.keys = []
+    lives = iter(data.draw(st.lists(st.integers(1, 6), max_size=5)))
+    while found.shards.unfinished().exists():
+        with Lanes(found.bucket, 1, pages_in_any_order) as running:
+            list_on(found, running, next(lives, 1000))
+        found.shards.release()
+    assert sorted(compares.keys, key=as_bytes) == sorted(keys, key=as_bytes)
+    noted = ListedKey.objects.filter(scan=found).values_list("key", flat=True)
+    assert set(noted) == {key for key in keys if storable(key)}
+
+
+def list_on(found: BucketScan, running: Lanes, life: int) -> None:
+    token = uuid4()
+    for shard in found.shards.claim(token, 1):
+        running.start(shard)
+    for _step in range(life):
+        if not running.busy:
+            return
+        try:
+            stretches = running.gather()
+        except StoreError:
+            return
+        if stretches:
+            batch.record(found, token, stretches, exact)
+
+
+def test_trouble_with_a_look_for_a_cut_is_none_of_the_scan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listing = Listing(*(a(n) for n in range(40)))
+    listing.use(monkeypatch)
+    scanning.quick(monkeypatch)
+    monkeypatch.setattr("storage_audit.scans.LARGE", 1)
+    monkeypatch.setattr(lanes, "BATCH", 1)
+    alive("proj_1")
+    track(*listing.entries)
+    looks = []
+
+    def fails(bucket: str, shard: ScanShard, after_page: object) -> str | None:
+        looks.append(shard)
+        raise Unavailable("just now")
+
+    monkeypatch.setattr("storage_audit.audit.scan.worker.find_cut", fails)
+    assert complete().listed == 40
+    assert looks
+
+
+def test_a_scan_that_cuts_itself_says_what_one_says_that_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = [a(n) for n in range(400)]
+    listing = Listing(*keys, "README.txt", page=5)
+    listing.use(monkeypatch)
+    scanning.quick(monkeypatch)
+    alive("proj_1")
+    track(*keys, a(500), a(1, name="b"))
+    found = complete()
+    assert found.shards.count() == 1
+    undisturbed = findings()
+    assert {kind for kind, _key in undisturbed} == {"missing", "unrecognised"}
+    monkeypatch.setattr("storage_audit.scans.LARGE", 1)
+    monkeypatch.setattr(lanes, "BATCH", 2)
+    again = complete()
+    assert again.shards.count() > 3
+    assert (again.listed, again.unchanged) == (found.listed, found.unchanged)
+    assert findings() == undisturbed
+    assert sum(again.shards.values_list("listed", flat=True)) == again.listed

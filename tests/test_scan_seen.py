@@ -1,0 +1,216 @@
+"""When a difference was seen first and last, and what that allows."""
+
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from storage_audit.audit import scan
+from storage_audit.bucket.errors import Unavailable
+from storage_audit.models import Finding, IllegalTransition, Project, R2Object, Sighting
+from tests import scanning
+from tests.scanning import (
+    Listing,
+    a,
+    alive,
+    all_findings,
+    backfill,
+    complete,
+    findings,
+    later,
+    reconcile,
+    resume,
+    track,
+)
+
+pytestmark = pytest.mark.django_db
+ORPHAN = a(1, "proj_9")
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def listing(monkeypatch: pytest.MonkeyPatch) -> Listing:
+    scanning.quick(monkeypatch)
+    alive("proj_1")
+    track(a(1), a(2))
+    found = Listing(a(1), a(2), ORPHAN)
+    found.use(monkeypatch)
+    return found
+
+
+def deletable() -> set[str]:
+    return set(Finding.objects.deletable().values_list("key", flat=True))
+
+
+def the_orphan() -> Finding:
+    return Finding.objects.get(key=ORPHAN, kind="orphaned")
+
+
+def test_an_orphan_may_go_once_two_complete_scans_saw_it_far_enough_apart(
+    listing: Listing,
+) -> None:
+    first = complete()
+    finding = the_orphan()
+    assert (finding.first_scan, finding.last_scan) == (first, first)
+    assert deletable() == set()
+    later(first, 3 * HOUR)
+    second = complete()
+    assert (the_orphan().first_scan, the_orphan().last_scan) == (first, second)
+    assert deletable() == set()
+    later(second, 2 * HOUR)
+    complete()
+    assert deletable() == {ORPHAN}
+
+
+def test_a_backfill_sees_orphans_as_well(listing: Listing) -> None:
+    later(complete(), 5 * HOUR)
+    assert backfill().status == "complete"
+    assert deletable() == {ORPHAN}
+
+
+def test_a_young_orphan_may_not_go(listing: Listing) -> None:
+    at = (timezone.now() - 20 * HOUR).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    listing.entries[ORPHAN] = listing.entries[ORPHAN]._replace(last_modified=at)
+    later(complete(), 5 * HOUR)
+    complete()
+    assert deletable() == set()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"size": 8},
+        {"etag": "other"},
+        {"last_modified": "2026-01-01T00:00:01.000Z"},
+    ],
+    ids=str,
+)
+def test_an_object_that_changed_is_seen_for_the_first_time(
+    listing: Listing, changed: dict[str, object]
+) -> None:
+    later(complete(), 5 * HOUR)
+    listing.entries[ORPHAN] = listing.entries[ORPHAN]._replace(**changed)  # type: ignore[arg-type]
+    second = complete()
+    assert (the_orphan().first_scan, the_orphan().last_scan) == (second, second)
+    assert second.finished_at
+    assert second.started_at <= the_orphan().first_seen_at <= second.finished_at
+    assert deletable() == set()
+
+
+def test_an_orphan_that_was_not_seen_in_between_is_seen_for_the_first_time(
+    listing: Listing,
+) -> None:
+    later(complete(), 9 * HOUR)
+    listing.remove(ORPHAN)
+    later(complete(), 3 * HOUR)
+    assert the_orphan().state == "resolved"
+    listing.add(ORPHAN)
+    third = complete()
+    finding = the_orphan()
+    assert (finding.state, finding.first_scan, finding.note) == ("open", third, "")
+    assert deletable() == set()
+
+
+def test_an_orphan_whose_project_lived_in_between_is_seen_for_the_first_time(
+    listing: Listing,
+) -> None:
+    later(complete(), 9 * HOUR)
+    alive("proj_9")
+    later(complete(), 5 * HOUR)
+    assert the_orphan().state == "resolved"
+    Project.objects.filter(pk="proj_9").delete()
+    third = complete()
+    assert (the_orphan().state, the_orphan().first_scan) == ("open", third)
+    assert deletable() == set()
+
+
+def test_a_scan_of_another_part_neither_sees_it_nor_forgets_it(listing: Listing) -> None:
+    first = complete()
+    later(first, 5 * HOUR)
+    complete("projects/proj_1/")
+    assert (the_orphan().state, the_orphan().last_scan) == ("open", first)
+    assert deletable() == set()
+    complete("projects/proj_9/")
+    assert deletable() == {ORPHAN}
+
+
+def test_what_is_acknowledged_stays_so_and_may_not_go(listing: Listing) -> None:
+    later(complete(), 5 * HOUR)
+    Finding.objects.filter(key=ORPHAN).acknowledge("ours", "zoe")
+    second = complete()
+    finding = the_orphan()
+    assert (finding.state, finding.note, finding.decided_by) == ("acknowledged", "ours", "zoe")
+    assert finding.last_scan == second
+    assert deletable() == set()
+    listing.remove(ORPHAN)
+    complete()
+    assert the_orphan().state == "resolved"
+
+
+@pytest.mark.parametrize("page", [1, 2])
+def test_failed_scans_count_for_nothing(listing: Listing, page: int) -> None:
+    later(complete(), 5 * HOUR)
+    before = all_findings()
+    listing.size = 2
+    asked = len(listing.asked)
+
+    def fail(number: int) -> None:
+        if number >= asked + page:
+            raise Unavailable("down")
+
+    listing.before_page = fail
+    assert reconcile().status == "failed"
+    assert all_findings() == before
+    assert deletable() == set()
+
+
+def test_dry_runs_say_nothing_and_forget_nothing(listing: Listing) -> None:
+    later(complete(), 5 * HOUR)
+    before, rows = all_findings(), R2Object.objects.count()
+    listing.remove(ORPHAN, a(1))
+    listing.add("README.txt")
+    assert reconcile(dry_run=True).status == "complete"
+    dry = backfill(dry_run=True)
+    assert (dry.status, dry.added, dry.missing, dry.unrecognised) == ("complete", 1, 1, 1)
+    assert all_findings() == before
+    assert R2Object.objects.count() == rows
+    shown = Sighting.objects.filter(scan=dry).values_list("kind", flat=True)
+    assert sorted(shown) == ["missing", "unrecognised"]
+
+
+def test_a_stopped_scan_that_went_on_sees_what_it_saw_when_it_began(listing: Listing) -> None:
+    """The first of two must be over for the time that counts to begin: see `deletable`."""
+    listing.size = 2
+    found = scanning.begin()
+    found.stop("later")
+    later(found, 5 * HOUR)
+    found.refresh_from_db()
+    assert resume(found).status == "complete"
+    complete()
+    assert deletable() == set()
+
+
+def test_orphans_of_a_project_that_lives_at_the_end_are_none(listing: Listing) -> None:
+    """It was being created while its objects were looked at."""
+    listing.add(a(2, "proj_9"), other := a(3, "proj_8"))
+    found = scanning.begin()
+    steps = scan.work(found)
+    while not found.shards.filter(complete=True).exists():
+        next(steps)
+    assert found.sightings.filter(kind="orphaned").count() == 3
+    alive("proj_9")
+    for _batch in steps:
+        pass
+    found.refresh_from_db()
+    assert (found.status, found.orphaned) == ("complete", 1)
+    assert findings() == {("orphaned", other)}
+
+
+def test_earlier_scans_that_stopped_cannot_go_on_once_a_later_one_is_complete(
+    listing: Listing,
+) -> None:
+    stopped = scanning.begin()
+    stopped.stop("for now")
+    complete()
+    with pytest.raises(IllegalTransition):
+        stopped.resume()

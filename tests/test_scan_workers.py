@@ -1,0 +1,303 @@
+"""Several workers at one scan: what one would have said, and nothing twice."""
+
+from collections import Counter
+from collections.abc import Callable
+from threading import Barrier, Lock, Thread
+from time import sleep
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.db import connection, connections
+from django.db.transaction import atomic
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from storage_audit.audit import scan
+from storage_audit.audit.scan import batch, ending, lanes, worker
+from storage_audit.audit.scan.lanes import PageRead, Stretch
+from storage_audit.audit.scan.sides import key_of
+from storage_audit.bucket.errors import Unavailable
+from storage_audit.bucket.listing import exact
+from storage_audit.models import BucketScan, Finding, LeaseLost, R2Object, ScanShard
+from tests import scanning
+from tests.scanning import Listing, a, alive, complete, entry, findings, now, said, track
+
+pytestmark = pytest.mark.django_db(transaction=True)
+PROJECTS = [f"proj_{letter}" for letter in "abcdefgh"]
+KEYS = sorted(a(n, project) for project in PROJECTS for n in range(60))
+GONE = KEYS[50:55] + KEYS[300:302]
+FIGURES = ("listed", "listed_bytes", "unchanged", "missing", "untracked", "orphaned")
+
+
+@pytest.fixture
+def listing(monkeypatch: pytest.MonkeyPatch) -> Listing:
+    """What a scan finds to say something of, at many places."""
+    scanning.quick(monkeypatch)
+    monkeypatch.setattr("storage_audit.audit.scan.shards.WORTH", 80)
+    monkeypatch.setattr(lanes, "BATCH", 3)
+    monkeypatch.setattr(lanes, "PATIENCE", 0.1)
+    alive(*PROJECTS[1:])
+    for project in PROJECTS:
+        track(*(a(n, project) for n in range(60)), project_id=project)
+    new = [a(n, project) for project in PROJECTS for n in (70, 71)]
+    found = Listing(*(key for key in KEYS if key not in GONE), *new, page=7)
+    found.use(monkeypatch)
+    return found
+
+
+def together(found: BucketScan, count: int) -> list[BucketScan]:
+    """So many workers, that begin at once, each with connections of its own; the scan as each has
+    it at the end."""
+    ends: list[BucketScan] = []
+    errors: list[BaseException] = []
+    ready = Barrier(count)
+
+    def take_part() -> None:
+        try:
+            mine = BucketScan.objects.get(pk=found.pk)
+            ready.wait()
+            for _batch in scan.work(mine):
+                pass
+            ends.append(mine)
+        except BaseException as error:  # noqa: BLE001 - told below
+            errors.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [Thread(target=take_part) for _each in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    found.refresh_from_db()
+    return ends
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each key was compared and written down."""
+    counts, counting, real = Counter[str](), Lock(), batch.write
+
+    def write(of: BucketScan, token: Any, stretches: list[Stretch], compared: Any) -> None:
+        real(of, token, stretches, compared)
+        with counting:
+            counts.update(key_of(line) for each in stretches for line in each.lines)
+
+    monkeypatch.setattr(batch, "write", write)
+    return counts
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("cuts", [False, True], ids=["as cut", "cutting"])
+def test_several_say_what_one_says(
+    listing: Listing,
+    written: Counter[str],
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    cuts: bool,
+) -> None:
+    alone = complete()
+    expected, seen = findings(), said(FIGURES, alone)
+    assert seen["missing"] == len(GONE) and seen["orphaned"] == 57
+    Finding.objects.all().delete()
+    written.clear()
+    if cuts:
+        monkeypatch.setattr("storage_audit.audit.scan.shards.WORTH", 10_000)
+        monkeypatch.setattr("storage_audit.scans.LARGE", 10)
+    listing.before_page = lambda number: pause()
+    found = scan.begin(purpose=BucketScan.Purpose.RECONCILE)
+    ends = together(found, count)
+    assert found.status == "complete", found.error
+    assert [end.status for end in ends] == ["complete"] * count
+    assert findings() == expected
+    assert said(FIGURES, found) == seen
+    assert written == dict.fromkeys(listing.entries, 1)
+    assert sum(found.shards.values_list("listed", flat=True)) == found.listed
+    assert found.shards.count() >= 2
+
+
+def pause() -> None:
+    """Long enough for others to come between."""
+    sleep(0.003)
+
+
+def test_several_write_each_row_once(listing: Listing, monkeypatch: pytest.MonkeyPatch) -> None:
+    R2Object.objects.all().forget()
+    found = scan.begin()
+    together(found, 3)
+    assert found.status == "complete", found.error
+    assert found.added == R2Object.objects.count() == len(listing.entries)
+    assert found.updated == 0
+
+
+def claimed(found: BucketScan) -> tuple[Any, ScanShard]:
+    token = uuid4()
+    [shard] = found.shards.claim(token, 1)
+    return token, shard
+
+
+def stretch_of(shard: ScanShard, *keys: str) -> Stretch:
+    page = PageRead.of(shard, [entry(key) for key in keys], now(), last=True)
+    stretch = Stretch.of(page)
+    stretch.add(page)
+    return stretch
+
+
+def whole(purpose: str = "reconcile") -> BucketScan:
+    found = BucketScan.objects.create(bucket="tests", purpose=purpose)
+    found.shards.create()
+    return found
+
+
+@pytest.mark.parametrize("how", ["over", "taken", "stopped", "gone"])
+def test_a_worker_that_lost_its_lease_writes_nothing(listing: Listing, how: str) -> None:
+    found = whole()
+    token, shard = claimed(found)
+    shards = found.shards.filter(pk=shard.pk)
+    if how == "over":
+        shards.update(lease_until=timezone.now())
+    elif how == "taken":
+        shards.update(lease_until=timezone.now())
+        assert found.shards.claim(uuid4(), 1)
+    elif how == "stopped":
+        found.stop("by a person")
+    else:
+        shards.delete()
+    with pytest.raises(LeaseLost):
+        batch.record(found, token, [stretch_of(shard, "README.txt")], exact)
+    found.refresh_from_db()
+    assert (found.listed, found.sightings.count()) == (0, 0)
+    assert not found.shards.exclude(cursor="").exists()
+    assert not found.shards.filter(complete=True).exists()
+
+
+def test_a_worker_that_slept_through_its_lease_does_not_count_twice(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It wakes in the middle of its batch, when another one has done all of it."""
+    found, real = whole(), batch.record
+    found.bucket = R2Object.objects.values_list("bucket", flat=True)[0]
+    found.save()
+    slept: list[Any] = []
+
+    def sleeps(of: BucketScan, token: Any, *rest: Any) -> None:
+        if not slept:
+            slept.append(token)
+            ScanShard.objects.filter(lease_token=token).update(lease_until=timezone.now())
+            together(BucketScan.objects.get(pk=found.pk), 1)
+        real(of, token, *rest)
+
+    monkeypatch.setattr(worker, "record", sleeps)
+    scanning.work(found)
+    assert found.status == "complete", found.error
+    assert found.listed == len(listing.entries)
+    assert {key for kind, key in findings() if kind == "missing"} == set(GONE)
+
+
+def test_who_ends_first_says_it_and_the_other_says_nothing(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that find everything done at the same moment."""
+    published, real = list[str](), ending.end
+    monkeypatch.setattr("storage_audit.audit.scan.ending.publish", counted(published, "published"))
+    found = scan.begin(purpose=BucketScan.Purpose.RECONCILE)
+    both = Barrier(2)
+
+    def end(of: BucketScan) -> None:
+        both.wait()
+        real(of)
+
+    monkeypatch.setattr(worker, "end", end)
+    ends = together(found, 2)
+    assert found.status == "complete"
+    assert [each.status for each in ends] == ["complete", "complete"]
+    assert published == ["published"]
+
+
+def counted(calls: list[str], name: str) -> Callable[..., None]:
+    real = ending.publish
+
+    def publish(of: BucketScan) -> None:
+        calls.append(name)
+        real(of)
+
+    return publish
+
+
+def test_figures_of_others_count_before_too_few_are_refused(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker's last batch was written after this one looked at the figures."""
+    complete()
+    found = scan.begin(purpose=BucketScan.Purpose.RECONCILE)
+    stale = BucketScan.objects.get(pk=found.pk)
+    monkeypatch.setattr(worker, "end", lambda of: None)
+    scanning.work(found)
+    monkeypatch.undo()
+    listing.use(monkeypatch)
+    assert stale.listed == 0 and not found.shards.unfinished().exists()
+    ending.end(stale)
+    found.refresh_from_db()
+    assert (found.status, found.error) == ("complete", "")
+
+
+def test_trouble_of_one_ends_the_scan_of_all_and_leaves_it_to_be_resumed(
+    listing: Listing,
+) -> None:
+    def fail(number: int) -> None:
+        pause()
+        if number > 30:
+            raise Unavailable("down")
+
+    listing.before_page = fail
+    found = scan.begin(purpose=BucketScan.Purpose.RECONCILE)
+    ends = together(found, 2)
+    assert {end.status for end in ends} == {"failed"}
+    assert (found.status, found.error) == ("failed", "down")
+    assert not Finding.objects.exists()
+    assert not found.shards.exclude(lease_token=None).exists()
+    listing.before_page = lambda number: None
+    found.resume()
+    together(found, 2)
+    assert (found.status, found.listed) == ("complete", len(listing.entries))
+    assert {key for kind, key in findings() if kind == "missing"} == set(GONE)
+
+
+def test_a_stopped_scan_stops_all_of_its_workers(listing: Listing) -> None:
+    found = scan.begin(purpose=BucketScan.Purpose.RECONCILE)
+
+    def stop(number: int) -> None:
+        pause()
+        if number == 30:
+            BucketScan.objects.get(pk=found.pk).stop("enough")
+            connections.close_all()
+
+    listing.before_page = stop
+    ends = together(found, 2)
+    assert {end.status for end in ends} == {"stopped"}
+    assert found.shards.unfinished().exists()
+
+
+@pytest.mark.only_on("postgresql")  # SQLite has one writer
+def test_who_claims_goes_past_what_others_are_claiming(listing: Listing) -> None:
+    found = scan.begin(purpose=BucketScan.Purpose.RECONCILE)
+    count = found.shards.count()
+    got: list[int] = []
+
+    def claim() -> None:
+        got.extend(shard.pk for shard in found.shards.claim(uuid4(), 1000))
+        connections.close_all()
+
+    with atomic():
+        taken = list(found.shards.order_by("pk").select_for_update()[:2])
+        thread = Thread(target=claim)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+    assert len(got) == count - 2
+    assert not set(got) & {shard.pk for shard in taken}
+    with CaptureQueriesContext(connection) as queries:
+        found.shards.claim(uuid4(), 1)
+    assert any("SKIP LOCKED" in query["sql"] for query in queries)

@@ -41,12 +41,14 @@ class CleanupOperation(Transitions):
     class Kind(models.TextChoices):
         PROJECT = "project", _("project cleanup")
         OBJECTS = "objects", _("deletion of objects")
+        ORPHANS = "orphans", _("deletion of orphans")
         VERIFY = "verify", _("verification")
         VANISHED = "vanished", _("disappearance of many projects")
 
     class Trigger(models.TextChoices):
         DELETED = "deleted", _("deletion")
         FORCED = "forced", _("force-deletion")
+        ORPHANED = "orphaned", _("orphans")
         DECLARED = "declared", _("declared deleted")
         VANISHED = "vanished", _("gone without a signal")
         DRY_RUN = "dry_run", _("dry run")
@@ -189,10 +191,14 @@ class CleanupOperation(Transitions):
         return self.strategy in (self.Strategy.WRANGLER, self.Strategy.WRANGLER_SEQUENTIAL)
 
     @property
+    def about(self) -> str:
+        """Its kind; that of what it looks after, if it follows another."""
+        return self.parent.kind if self.parent else self.kind
+
+    @property
     def names_its_objects(self) -> bool:
         """Its items were given with the request; otherwise they are looked for by project."""
-        named = self.Kind.OBJECTS
-        return self.kind == named or (self.parent is not None and self.parent.kind == named)
+        return self.about in (self.Kind.OBJECTS, self.Kind.ORPHANS)
 
     def record(self, step: str, message: object, **data: Any) -> None:
         """Add a line to the timeline, and to the log once it is committed; secrets are taken out
@@ -209,7 +215,7 @@ class CleanupOperation(Transitions):
         values = {"pruned_at": timezone.now(), "archive": archive, "archive_digest": digest}
         return self.change(self.OVER, **values)
 
-    def add_rows(self, rows: list[Row]) -> None:
+    def add_rows(self, rows: list[Row], evidence: str = "") -> None:
         """Make these deleted rows items of the operation: delete these very objects."""
         if any(row.project_id != self.project_id for row in rows):
             self.change(Q(), project_id=None)
@@ -224,7 +230,7 @@ class CleanupOperation(Transitions):
                     etag=row.etag,
                     last_modified=row.last_modified,
                     found_in=CleanupItem.FoundIn.TRACKED,
-                    evidence=str(_("its tracking row was deleted")),
+                    evidence=evidence or str(_("its tracking row was deleted")),
                 )
                 for row in rows
             ],

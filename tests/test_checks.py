@@ -12,7 +12,7 @@ from django_q.models import Schedule
 from pytest_django import Settings
 
 from devtools.environment import made_up_environment
-from storage_audit import tasks
+from storage_audit import queue, tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,13 +38,19 @@ def test_a_missing_schedule_is_a_warning_that_says_what_to_do(way: str) -> None:
     assert warning.hint is not None
     assert "migrate" in warning.hint and "sweep_cleanups" in warning.hint
     tasks.create_schedule()
-    assert Schedule.objects.count() == len(tasks.SCHEDULES)
+    assert Schedule.objects.filter(func=queue.SWEEP).count() == len(tasks.SCHEDULES)
 
 
 @pytest.mark.django_db
 def test_a_schedule_of_something_else_is_no_sweep() -> None:
     Schedule.objects.update(func="somebody.elses.sweep")
     assert "storage_audit.W001" in found(databases=["default"])
+
+
+@pytest.mark.django_db
+def test_a_bad_entry_does_not_keep_the_database_from_being_checked(settings: Settings) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"RECONCILE_EVERY": 24}
+    assert "storage_audit.E001" in found(databases=["default"])
 
 
 def test_times_without_a_zone_are_an_error(settings: Settings) -> None:

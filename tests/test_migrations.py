@@ -159,7 +159,10 @@ def test_migrate_works_before_the_queue_has_its_tables(migrated_again: None) -> 
     call_command("migrate", "storage_audit", "zero", verbosity=0)
     call_command("migrate", "storage_audit", verbosity=0)
     call_command("migrate", verbosity=0)
-    assert set(Schedule.objects.values_list("func", flat=True)) == {queue.SWEEP}
+    assert set(Schedule.objects.values_list("func", flat=True)) == {
+        queue.SWEEP,
+        queue.RECONCILE,
+    }
 
 
 def test_every_column_of_keys_buckets_and_ids_has_the_bytewise_collation() -> None:

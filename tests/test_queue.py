@@ -56,7 +56,9 @@ class Cluster(Child):
     next_sweep = timedelta(days=1)
 
     def __init__(self, folder: Path, slice_seconds: float | None = None, **variables: str) -> None:
-        Schedule.objects.update(next_run=timezone.now() + self.next_sweep)
+        Schedule.objects.update(next_run=timezone.now() + timedelta(days=1))
+        sweeps = Schedule.objects.filter(func=queue.SWEEP)
+        sweeps.update(next_run=timezone.now() + self.next_sweep)
         environment = os.environ | {"DATABASE_URL": database_url(), "QUEUE_WORKERS": "1"}
         environment |= variables
         environment["DJANGO_SETTINGS_MODULE"] = "autoshorts.settings"

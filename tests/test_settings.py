@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,16 @@ def test_a_variable_that_is_missing_or_blank_is_named_alone(name: str, value: st
         ({"DATABASE_URL": "postgres://u@h/n", "QUEUE_WORKERS": "0"}, "QUEUE_WORKERS"),
         ({"DATABASE_URL": "postgres://u@h/n", "QUEUE_WORKERS": "-2"}, "QUEUE_WORKERS"),
         ({"DATABASE_URL": "postgres://u@h/n", "QUEUE_WORKERS": "two"}, "QUEUE_WORKERS"),
+        ({"SCAN_LANES": "0"}, "SCAN_LANES"),
+        ({"SCAN_LANES": "257"}, "SCAN_LANES"),
+        ({"SCAN_CEILING": "-1"}, "SCAN_CEILING"),
+        ({"SCAN_CEILING": "1e6"}, "SCAN_CEILING"),
+        ({"ORPHAN_GAP_HOURS": "0"}, "ORPHAN_GAP_HOURS"),
+        ({"ORPHAN_GAP_HOURS": "nan"}, "ORPHAN_GAP_HOURS"),
+        ({"ORPHAN_AGE_HOURS": "-1"}, "ORPHAN_AGE_HOURS"),
+        ({"ORPHAN_AGE_HOURS": "inf"}, "ORPHAN_AGE_HOURS"),
+        ({"RECONCILE_EVERY_HOURS": "501"}, "RECONCILE_EVERY_HOURS"),
+        ({"RECONCILE_EVERY_HOURS": "0.5"}, "RECONCILE_EVERY_HOURS"),
         ({"API_RATE_READ": "often"}, "API_RATE_READ"),
         ({"API_RATE_WRITE": "-1"}, "API_RATE_WRITE"),
         ({"API_WAITS": "1.5"}, "API_WAITS"),
@@ -182,6 +193,9 @@ def test_the_least_that_starts_and_its_defaults() -> None:
     more = ("LIMIT_MULTIPLE", "LIMIT_MISSING", "LIMIT_VANISHED")
     assert [storage[name] for name in more] == [10, 0.5, 10]
     assert storage["SYNC"] is False
+    assert (storage["SCAN_LANES"], storage["SCAN_CEILING"]) == (16, 100_000)
+    times = ("ORPHAN_GAP", "ORPHAN_AGE", "RECONCILE_EVERY")
+    assert [storage[name] for name in times] == ["4:00:00", "1 day, 0:00:00", "1 day, 0:00:00"]
 
 
 def test_what_is_set_is_used() -> None:
@@ -197,6 +211,11 @@ def test_what_is_set_is_used() -> None:
         "CLEANUP_LIMIT_MISSING": "0.25",
         "CLEANUP_LIMIT_VANISHED": "0",
         "CLEANUP_SYNC": "yes",
+        "SCAN_LANES": "4",
+        "SCAN_CEILING": "0",
+        "ORPHAN_GAP_HOURS": "0.5",
+        "ORPHAN_AGE_HOURS": "48",
+        "RECONCILE_EVERY_HOURS": "0",
     }
     names = ["ALLOWED_HOSTS", "SECURE_SSL_REDIRECT", "SECURE_HSTS_SECONDS", "DEBUG"]
     assert settings_of(environment, *names) == [["a.example", "b.example"], False, 0, True]
@@ -209,6 +228,9 @@ def test_what_is_set_is_used() -> None:
     assert (storage["LIMIT_OBJECTS"], storage["LIMIT_SHARE"], storage["SYNC"]) == (7, 1.0, True)
     more = ("LIMIT_MULTIPLE", "LIMIT_MISSING", "LIMIT_VANISHED")
     assert [storage[name] for name in more] == [0, 0.25, 0]
+    assert (storage["SCAN_LANES"], storage["SCAN_CEILING"]) == (4, 0)
+    times = ("ORPHAN_GAP", "ORPHAN_AGE", "RECONCILE_EVERY")
+    assert [storage[name] for name in times] == ["0:30:00", "2 days, 0:00:00", "0:00:00"]
 
 
 @pytest.mark.parametrize(
@@ -302,6 +324,12 @@ def errors() -> list[str]:
         ("LIMIT_MISSING", 0, "LIMIT_MISSING"),
         ("LIMIT_VANISHED", -1, "LIMIT_VANISHED"),
         ("LIMIT_OBJECTS", "5", "LIMIT_OBJECTS"),
+        ("SCAN_LANES", 0, "SCAN_LANES"),
+        ("SCAN_CEILING", -1, "SCAN_CEILING"),
+        ("ORPHAN_GAP", timedelta(0), "ORPHAN_GAP"),
+        ("ORPHAN_AGE", 24, "ORPHAN_AGE"),
+        ("RECONCILE_EVERY", timedelta(hours=501), "RECONCILE_EVERY"),
+        ("RECONCILE_EVERY", timedelta(minutes=90), "RECONCILE_EVERY"),
         ("LEASE", 60, "LEASE"),
         ("TRIES", 0, "TRIES"),
         ("API_WAITS", 0, "API_WAITS"),

@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import islice
 from uuid import UUID
 
 from django.db import transaction
@@ -16,7 +17,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from storage_audit import logs
-from storage_audit.audit import deletion, limits, verification
+from storage_audit.audit import deletion, limits, named, verification
 from storage_audit.audit.discovery import discover
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.work import OutOfTime, Reborn, Undecided, Work
@@ -37,6 +38,8 @@ Kind, Status, Step = CleanupOperation.Kind, CleanupOperation.Status, CleanupOper
 # So many workers in a row that took it and did not report back: a person should know.
 TAKEOVERS = 5
 REFUSALS_APART = timedelta(seconds=50)
+# By late checks.
+FOLLOWED = (Kind.PROJECT, Kind.ORPHANS)
 
 
 def run(operation_id: UUID) -> CleanupOperation:
@@ -153,7 +156,8 @@ def plan(work: Work) -> None:
     """Find what there is, freeze it, and hold it against the limits."""
     operation = work.operation
     if operation.planned_at is None:
-        discover(work)
+        look = named.look_up if operation.names_its_objects else discover
+        look(work)
         look_for_uploads(work)
         work.look_again()
         frozen = digest(operation)
@@ -187,16 +191,19 @@ def compare(work: Work) -> None:
 
 def look_for_uploads(work: Work) -> None:
     operation, uploads = work.operation, deletion.unfinished_uploads(work)
+    # The first ones are told by name, and the others counted.
+    keys = [escape(upload.key) for upload in islice(uploads or (), 100)]
+    more = sum(1 for _upload in uploads or ())
     with transaction.atomic():
         operation.renew()
         if uploads is None:
             text = _("Unfinished multipart uploads: not checked, as the store cannot list them.")
             operation.record("plan", text)
-        elif uploads:
-            text = _("Unfinished multipart uploads: %s.") % len(uploads)
+        elif keys:
+            text = _("Unfinished multipart uploads: %s.") % (len(keys) + more)
             if operation.kind != Kind.VERIFY:
                 text += " " + _("They will be aborted.")
-            operation.record("plan", text, keys=[escape(upload.key) for upload in uploads[:100]])
+            operation.record("plan", text, keys=keys)
 
 
 def digest(operation: CleanupOperation) -> str:
@@ -252,14 +259,15 @@ def schedule_late_checks(operation: CleanupOperation) -> None:
     if operation.status not in (Status.INCOMPLETE, Status.FAILED):
         # Those that followed a failure have looked before this end, and say nothing of it.
         scheduled = scheduled.filter(finished_at=None)
-    if operation.kind == Kind.PROJECT and operation.parent is None and not scheduled.exists():
+    if operation.kind in FOLLOWED and operation.parent is None and not scheduled.exists():
         for delay in conf().late_checks:
             late_check(operation, delay)
 
 
 def late_check(operation: CleanupOperation, delay: timedelta) -> None:
+    """What is there again by then is a new object: only a project's own goes without a word."""
     CleanupOperation.objects.request(
-        kind=Kind.PROJECT,
+        kind=Kind.PROJECT if operation.kind == Kind.PROJECT else Kind.VERIFY,
         project_id=operation.project_id,
         project_deleted_at=operation.project_deleted_at,
         bucket=operation.bucket,

@@ -16,10 +16,11 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit import projects
 from storage_audit.audit import installation
-from storage_audit.audit.discovery import CHUNK, LONE_KEYS
+from storage_audit.audit.discovery import CHUNK
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.layouts import Reading
 from storage_audit.audit.ownership import Claim, Deleted, Verdict, alive_among, judge, layouts
+from storage_audit.audit.work import LONE_KEYS
 from storage_audit.bucket import listing, r2
 from storage_audit.bucket.listing import Identity, escape, storable
 from storage_audit.bucket.r2 import Listed

@@ -4,9 +4,10 @@ A batch is what one look proves; it goes in one call, or in some at once.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import groupby
+from itertools import chain, groupby
 from time import monotonic
 from typing import NamedTuple
 
@@ -15,11 +16,11 @@ from django.db.models import F, Q
 from django.utils.translation import gettext as _
 
 from storage_audit import logs, projects
-from storage_audit.audit import installation, pace
-from storage_audit.audit.discovery import LONE_KEYS, rows_by_identity
+from storage_audit.audit import installation, named, pace
+from storage_audit.audit.discovery import by_identity, rows_by_identity
 from storage_audit.audit.ownership import Claim, alive_among, judge, layouts
 from storage_audit.audit.pace import Pace
-from storage_audit.audit.work import Reborn, Undecided, Work
+from storage_audit.audit.work import Reborn, Scattered, Undecided, Work
 from storage_audit.bucket import deleters, uploads
 from storage_audit.bucket.deleters import Answers, Sent
 from storage_audit.bucket.errors import StoreError, TooLate
@@ -32,6 +33,8 @@ from storage_audit.querysets import CleanupItemQuerySet, R2ObjectQuerySet, impat
 from storage_audit.redaction import visible
 
 Outcome = CleanupItem.Outcome
+# Of an item: what its proof needs.
+FACTS = ("operation", "key", "identity", "size", "etag", "last_modified", "found_in", "span")
 NOT_LISTED = "not in the listing before the deletion"
 PROOF_LASTS = 30.0  # seconds
 
@@ -49,29 +52,33 @@ def delete(work: Work) -> None:
     operation = work.operation
     work.look_again()
     abort_uploads(work)
-    while batch := next_batch(operation):
+    while batch := next_batch(work):
         work.look_again()
-        pace.adapt(work, len(batch), delete_batch(work, batch))
+        try:
+            pace.adapt(work, len(batch), delete_batch(work, batch))
+        except Scattered:
+            continue
         work.breathe()
     operation.renew(step=CleanupOperation.Step.VERIFY, cursor={})
 
 
-def next_batch(operation: CleanupOperation) -> list[CleanupItem]:
+def next_batch(work: Work) -> list[CleanupItem]:
     """Items that are planned, then those that were left without an answer, the longest ago first:
     one that never gets an answer must not keep the others from theirs."""
-    place, size = (F("span").asc(nulls_last=True), "key"), Pace.of(operation).size
-    planned = operation.items.planned().order_by(*place)
-    unanswered = operation.items.filter(outcome=Outcome.DELETING, answer="")
-    return first_of(planned, size) or first_of(unanswered.order_by("changed_at", *place), size)
+    items, place = work.operation.items, (F("span").asc(nulls_last=True), "key")
+    planned = items.planned().order_by(*place)
+    unanswered = items.filter(outcome=Outcome.DELETING, answer="")
+    return first_of(work, planned) or first_of(work, unanswered.order_by("changed_at", *place))
 
 
-def first_of(todo: CleanupItemQuerySet, size: int) -> list[CleanupItem]:
+def first_of(work: Work, todo: CleanupItemQuerySet) -> list[CleanupItem]:
     """Few at a time of those that no listed prefix covers, and never beside others."""
     first = todo.first()
     if first is None:
         return []
-    alone = first.span is None
-    return list(todo.filter(span__isnull=alone)[: min(size, LONE_KEYS) if alone else size])
+    alone, size = first.span is None, Pace.of(work.operation).size
+    items = todo.filter(span__isnull=alone).only(*FACTS)
+    return list(items[: min(size, work.together) if alone else size])
 
 
 def delete_batch(work: Work, batch: list[CleanupItem]) -> StoreError | None:
@@ -79,7 +86,7 @@ def delete_batch(work: Work, batch: list[CleanupItem]) -> StoreError | None:
     operation = work.operation
     with transaction.atomic():
         operation.renew()
-        among(operation, batch).mark(Outcome.DELETING)
+        among(batch).mark(Outcome.DELETING)
         bar_uploads(operation, batch)
     started = monotonic()
     proof = prove(work, batch)
@@ -123,8 +130,9 @@ def see_same_bucket(work: Work, *, until: float) -> None:
     work.wrangler_is_here = True
 
 
-def among(operation: CleanupOperation, items: Iterable[CleanupItem]) -> CleanupItemQuerySet:
-    return operation.items.filter(pk__in=[item.pk for item in items])
+def among(items: Iterable[CleanupItem]) -> CleanupItemQuerySet:
+    # The operation, named as well, would lead PostgreSQL to an index that fits less.
+    return CleanupItem.objects.filter(pk__any_of=[item.pk for item in items])
 
 
 def own_rows(operation: CleanupOperation) -> R2ObjectQuerySet:
@@ -133,18 +141,37 @@ def own_rows(operation: CleanupOperation) -> R2ObjectQuerySet:
     rows = R2Object.objects.in_bucket(operation.bucket)
     if operation.kind == CleanupOperation.Kind.OBJECTS or not operation.deletes:
         return rows.none()
+    if operation.kind == CleanupOperation.Kind.ORPHANS:
+        return rows.told_by_nobody_alive()
     return rows.filter(
         Q(project_id=operation.project_id) | Q(project_id=None) | Q(source=R2Object.Source.BACKFILL)
     )
 
 
 def bar_uploads(operation: CleanupOperation, batch: list[CleanupItem]) -> None:
+    keys = {name for item in batch for name in (item.key, item.identity)}
+    with waiting_for_rows():
+        own_rows(operation).lock_for_deletion(keys)
+
+
+def barred_rows(work: Work, batch: list[CleanupItem]) -> dict[str, R2Object]:
+    """The tracking rows as they are by now, by identity. A backfill that did not see our mark may
+    have written some since: these are barred as well."""
+    rows = R2Object.objects.in_bucket(work.operation.bucket).to_judge().select_for_update()
+    with waiting_for_rows():
+        found = by_identity(rows, [item.key for item in batch], work.identity)
+        if late := [r.key for r in found.values() if r.state != R2Object.State.DELETING]:
+            own_rows(work.operation).lock_for_deletion(late)
+    return found
+
+
+@contextmanager
+def waiting_for_rows() -> Iterator[None]:
     """Waits for whoever is just changing a row, such as to hand its object to another project.
     Raises Undecided when that takes long, as others wait for this operation meanwhile."""
-    keys = {name for item in batch for name in (item.key, item.identity)}
     try:
         with impatient():
-            own_rows(operation).lock_for_deletion(keys)
+            yield
     except OperationalError as error:
         text = _("Somebody is changing the tracking rows of objects to be deleted. %s")
         raise Undecided(text % StoreError.advice) from error
@@ -153,25 +180,25 @@ def bar_uploads(operation: CleanupOperation, batch: list[CleanupItem]) -> None:
 def prove(work: Work, batch: list[CleanupItem]) -> Proof:
     """Look at the objects and at their owners once more: only what is as planned may go."""
     operation = work.operation
-    found = find(operation.bucket, [item.key for item in batch], work.identity, operation.renew)
+    found = look_at(work, batch)
     readings = {item.key: layouts().readings(item.key) for item in batch}
     if operation.kind == CleanupOperation.Kind.PROJECT:
         refuse_reborn(operation)
     alive = alive_among(readings.values())
     with transaction.atomic():
         operation.renew()
-        # A backfill that did not see our mark may have written rows since.
-        bar_uploads(operation, batch)
-    rows = rows_by_identity(operation.bucket, [item.key for item in batch], work.identity)
+        rows = barred_rows(work, batch)
+    orphans = operation.kind == CleanupOperation.Kind.ORPHANS
+    doubts = named.doubts_at_proof(readings, rows, work.identity) if orphans else {}
     proof = Proof([], [], [])
     for item in batch:
         identity = work.identity(item.key)
         listed, row = found.get(identity), rows.get(identity)
         if listed is None:
             proof.gone.append(item)
-        elif reason := objection(operation, item, listed, row):
+        elif reason := objection(operation, item, listed, row) or doubts.get(item.key, ""):
             proof.stay.append((item, reason))
-        elif operation.kind == CleanupOperation.Kind.OBJECTS:
+        elif operation.names_its_objects:
             proof.may_go.append(item)
         else:
             verdict = judge(work.project, readings[item.key], row, listed.last_modified, alive)
@@ -180,6 +207,14 @@ def prove(work: Work, batch: list[CleanupItem]) -> Proof:
             else:
                 proof.stay.append((item, verdict.reason or verdict.evidence))
     return proof
+
+
+def look_at(work: Work, batch: list[CleanupItem]) -> dict[str, Listed]:
+    """The objects, by identity. Raises Scattered when there are too many for one look."""
+    keys = [item.key for item in batch]
+    if batch[0].span is None:
+        return work.find_lone(keys)
+    return find(work.operation.bucket, keys, work.identity, work.operation.renew)
 
 
 def objection(
@@ -201,6 +236,8 @@ def objection(
 def what_decides(operation: CleanupOperation) -> str:
     if operation.kind == CleanupOperation.Kind.PROJECT and operation.parent_id is None:
         return _("A late check decides on it.")
+    if operation.kind == CleanupOperation.Kind.ORPHANS:
+        return _("If it is an orphan, the next complete scans say so.")
     return _("Ask for another cleanup to decide on it.")
 
 
@@ -216,10 +253,10 @@ def refuse_reborn(operation: CleanupOperation) -> None:
 
 
 def record_proof(operation: CleanupOperation, proof: Proof) -> None:
-    among(operation, proof.gone).update(answer=NOT_LISTED)
+    among(proof.gone).update(answer=NOT_LISTED)
     for reason, group in groupby(sorted(proof.stay, key=by_reason), key=by_reason):
-        let_go(operation, among(operation, [item for item, _reason in group]), reason)
-    among(operation, proof.may_go).update(tries=F("tries") + 1)
+        let_go(operation, among([item for item, _reason in group]), reason)
+    among(proof.may_go).update(tries=F("tries") + 1)
 
 
 def by_reason(stay: tuple[CleanupItem, str]) -> str:
@@ -269,10 +306,11 @@ def record_answers(operation: CleanupOperation, items: list[CleanupItem], sent: 
 
     answered = [item for item in items if item.key in sent.answers]
     for answer, group in groupby(sorted(answered, key=answer_of), key=answer_of):
-        among(operation, group).update(answer=answer)
+        # The verification would forget when it was seen, at the price of another look at the row.
+        among(group).update(answer=answer, present_at=None)
     # What was in no call does not count as sent when it is gone.
     unasked = set(sent.unasked)
-    among(operation, [item for item in items if item.key in unasked]).update(tries=F("tries") - 1)
+    among([item for item in items if item.key in unasked]).update(tries=F("tries") - 1)
 
 
 def record_commands(operation: CleanupOperation, commands: Iterable[Command]) -> None:
@@ -280,28 +318,29 @@ def record_commands(operation: CleanupOperation, commands: Iterable[Command]) ->
         operation.record("command", command.summary, **asdict(command))
 
 
-def unfinished_uploads(work: Work) -> list[Upload] | None:
+def unfinished_uploads(work: Work) -> Iterator[Upload] | None:
     """The project's multipart uploads; None where the store cannot tell."""
-    operation, found = work.operation, list[Upload]()
-    for prefix in operation.ranges:
-        unfinished = uploads.unfinished(operation.bucket, prefix)
-        if unfinished is None:
-            return None
-        found += unfinished
-    readings = {upload.key: layouts().readings(upload.key) for upload in found}
-    alive = alive_among(readings.values())
-    rows = rows_by_identity(operation.bucket, readings, work.identity)
+    operation = work.operation
+    listings = [uploads.unfinished(operation.bucket, prefix) for prefix in operation.ranges]
+    told = [pages for pages in listings if pages is not None]
+    if len(told) < len(listings):
+        return None
+    return (upload for page in chain(*told) for upload in owned_uploads(work, page))
 
-    def is_owned(upload: Upload) -> bool:
+
+def owned_uploads(work: Work, page: list[Upload]) -> Iterator[Upload]:
+    readings = {upload.key: layouts().readings(upload.key) for upload in page}
+    alive = alive_among(readings.values())
+    rows = rows_by_identity(work.operation.bucket, readings, work.identity)
+    for upload in page:
         row = rows.get(work.identity(upload.key))
         verdict = judge(work.project, readings[upload.key], row, upload.initiated, alive)
-        return verdict.claim is Claim.OWNED
-
-    return [upload for upload in found if is_owned(upload)]
+        if verdict.claim is Claim.OWNED:
+            yield upload
 
 
 def abort_uploads(work: Work) -> None:
-    for upload in unfinished_uploads(work) or []:
+    for upload in unfinished_uploads(work) or ():
         if work.operation.kind == CleanupOperation.Kind.PROJECT:
             refuse_reborn(work.operation)
         work.operation.renew()

@@ -19,27 +19,22 @@ from storage_audit.audit.ownership import (
     judge,
     layouts,
 )
-from storage_audit.audit.work import Work
+from storage_audit.audit.work import LONE_KEYS, Work
 from storage_audit.bucket.listing import Identity, escape, spellings, storable, storable_part
 from storage_audit.bucket.r2 import Listed
+from storage_audit.fields import insert_new
 from storage_audit.models import CleanupItem, CleanupOperation, R2Object
 from storage_audit.querysets import R2ObjectQuerySet
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
 Discovery = CleanupOperation.Discovery
 CHUNK = 1000
-# Keys that are looked up each at its own place, a request for each at worst: so few that the
-# lease outlasts them.
-LONE_KEYS = 100
 
 
 def discover(work: Work) -> None:
     """Make the operation's items, going on where the last turn stopped. Raises OutOfTime,
     StoreError and LeaseLost."""
     operation = work.operation
-    if operation.names_its_objects:
-        look_up_items(work)
-        return
     assert operation.project_id is not None
     if not operation.ranges:
         operation.renew(ranges=ranges_of(operation.project_id))
@@ -106,7 +101,7 @@ def save_absent(
 ) -> None:
     operation = work.operation
     by_identity = {work.identity(row.key): row for row in rows}
-    items = operation.items.filter(identity__in=by_identity, escaped=False)
+    items = operation.items.filter(identity__any_of=by_identity, escaped=False)
     for identity in items.values_list("identity", flat=True):
         del by_identity[identity]
     with transaction.atomic():
@@ -165,7 +160,8 @@ def verdicts(
     """Of each listed object its tracking row, and whether it is the project's."""
     readings = {listed.key: layouts().readings(listed.key) for listed in page}
     alive = alive_among(readings.values())
-    rows = rows_by_identity(bucket, [o.key for o in page], identity)
+    tracked = R2Object.objects.in_bucket(bucket).to_judge()
+    rows = by_identity(tracked, [o.key for o in page], identity)
     for listed in page:
         row = rows.get(identity(listed.key))
         verdict = judge(project, readings[listed.key], row, listed.last_modified, alive)
@@ -174,9 +170,14 @@ def verdicts(
 
 def rows_by_identity(bucket: str, keys: Iterable[str], identity: Identity) -> dict[str, R2Object]:
     """The tracking rows of these keys, by what the store takes for the same key."""
+    return by_identity(R2Object.objects.in_bucket(bucket), keys, identity)
+
+
+def by_identity(
+    rows: R2ObjectQuerySet, keys: Iterable[str], identity: Identity
+) -> dict[str, R2Object]:
     spelled = {s for key in keys if storable(key) for s in spellings(key, identity)}
-    rows = R2Object.objects.in_bucket(bucket).filter(key__in=spelled)
-    return {identity(row.key): row for row in rows}
+    return {identity(row.key): row for row in rows.filter(key__any_of=spelled)}
 
 
 def present(
@@ -221,41 +222,4 @@ def unasked(operation: CleanupOperation, row: R2Object | None, span: int | None)
 
 
 def save(items: list[CleanupItem]) -> None:
-    CleanupItem.objects.bulk_create(items, ignore_conflicts=True, batch_size=CHUNK)
-
-
-def look_up_items(work: Work) -> None:
-    """Compare the objects behind deleted rows with what the rows said of them."""
-    operation = work.operation
-    after = operation.cursor.get("after", "")
-    while items := list(operation.items.filter(key__gt=after).order_by("key")[:LONE_KEYS]):
-        found = work.find([item.key for item in items])
-        after = items[-1].key
-        for item in items:
-            if listed := found.get(work.identity(item.key)):
-                compare(item, listed)
-        with transaction.atomic():
-            operation.progress(cursor={"after": after})
-            CleanupItem.objects.bulk_update(items, COMPARED, batch_size=200)
-        work.breathe()
-
-
-COMPARED = [
-    "key",
-    "size",
-    "etag",
-    "last_modified",
-    "found_in",
-    "outcome",
-    "reason",
-    "present_at",
-]
-
-
-def compare(item: CleanupItem, listed: Listed) -> None:
-    if item.etag and (item.etag, item.size) != (listed.etag, listed.size):
-        item.outcome = Outcome.PROTECTED
-        item.reason = _("The object is not the one that the row described: it was overwritten.")
-    item.key, item.size, item.etag = listed.key, listed.size, listed.etag
-    item.last_modified, item.present_at = listed.last_modified, timezone.now()
-    item.found_in = FoundIn.BOTH
+    insert_new(items)

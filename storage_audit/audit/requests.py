@@ -144,7 +144,10 @@ def force_delete_operation(operation: CleanupOperation) -> list[CleanupOperation
             # The person who releases it says that the project is to be gone.
             say_deleted(operation.project_id)
     elif operation.status == Status.PLANNED:
-        declare(operation.project_id or "")
+        if operation.names_its_objects:
+            refuse_alive(operation.project_id)
+        else:
+            declare(operation.project_id or "")
         operation.execute(user)
     else:
         operation.retry()
@@ -189,7 +192,7 @@ def say_deleted(project_id: str | None) -> None:
     vanished.update(evidence=Evidence.DECLARED)
 
 
-def refuse_alive(project_id: str) -> None:
+def refuse_alive(project_id: str | None) -> None:
     if projects.is_alive(project_id):
         raise StillAlive(
             _("Project %s exists. Delete it in the admin; that cleans up after it.") % project_id

@@ -15,10 +15,10 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from storage_audit.audit import installation
-from storage_audit.audit.discovery import LONE_KEYS, judged, ranges_of, save, verdicts
+from storage_audit.audit.discovery import judged, ranges_of, save, verdicts
 from storage_audit.audit.installation import MARKER
 from storage_audit.audit.ownership import Claim, Deleted
-from storage_audit.audit.work import Work
+from storage_audit.audit.work import LONE_KEYS, Work
 from storage_audit.bucket import cloudflare, listing, r2
 from storage_audit.bucket.errors import Broken, StoreError, TooLate
 from storage_audit.bucket.listing import Identity, escape, spellings

@@ -11,14 +11,14 @@ from django.utils.translation import gettext as _
 from storage_audit import projects
 from storage_audit.audit import limits
 from storage_audit.audit.deletion import NOT_LISTED, own_rows, what_decides
-from storage_audit.audit.discovery import LONE_KEYS, judged, position, save
+from storage_audit.audit.discovery import judged, position, save
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.second_look import SecondLook
 from storage_audit.audit.work import Work
 from storage_audit.bucket.listing import escape
 from storage_audit.bucket.r2 import Listed
 from storage_audit.conf import conf
-from storage_audit.models import CleanupItem, CleanupOperation, R2Object
+from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
 from storage_audit.querysets import CleanupItemQuerySet
 
 Outcome, FoundIn = CleanupItem.Outcome, CleanupItem.FoundIn
@@ -34,7 +34,7 @@ def verify(work: Work) -> None:
     if "span" not in operation.cursor:
         with transaction.atomic():
             operation.renew(cursor={"span": 0})
-            operation.items.update(present_at=None)
+            operation.items.filter(present_at__isnull=False).update(present_at=None)
     for span in range(operation.cursor["span"], len(operation.ranges)):
         look_under_prefix(work, span)
     look_at_keys(work)
@@ -60,7 +60,7 @@ def look_under_prefix(work: Work, span: int) -> None:
 def mark_present(work: Work, page: Sequence[Listed], span: int) -> None:
     """Items seen are marked; objects that are the project's and no item become items that stay."""
     seen = [work.identity(escape(listed.key)) for listed in page]
-    known = work.operation.items.filter(identity__in=seen)
+    known = work.operation.items.filter(identity__any_of=seen)
     known.update(present_at=timezone.now())
     late = {(item.identity, item.escaped): item for item in judged(work, page, span)}
     for facts in known.values_list("identity", "escaped"):
@@ -78,10 +78,9 @@ def look_at_keys(work: Work) -> None:
     operation = work.operation
     after = operation.cursor.get("alone", "")
     alone = operation.items.open().filter(span=None).order_by("key")
-    while items := list(alone.filter(key__gt=after)[:LONE_KEYS]):
-        found = work.find([item.key for item in items])
-        here = [item.pk for item in items if work.identity(item.key) in found]
-        after = items[-1].key
+    while looked := work.look_up(alone.filter(key__gt=after)):
+        here = [item.pk for item, listed in looked if listed]
+        after = looked[-1][0].key
         with transaction.atomic():
             operation.renew(cursor={**operation.cursor, "alone": after})
             operation.items.filter(pk__in=here).update(present_at=timezone.now())
@@ -97,6 +96,7 @@ def settle(work: Work) -> None:
         operation.renew()
         doubt_what_is_back(operation)
         forget_rows(operation, gone)
+        resolve_findings(operation, gone)
         settled = gone.filter(tries=0).mark(Outcome.ALREADY_ABSENT)
         settled += gone.filter(tries__gt=0).mark(Outcome.DELETED)
         # What nobody can name in a request can still be deleted by other means.
@@ -131,6 +131,18 @@ def doubt_what_is_back(operation: CleanupOperation) -> None:
 
 def forget_rows(operation: CleanupOperation, gone: CleanupItemQuerySet) -> None:
     own_rows(operation).filter(state=R2Object.State.DELETING, key__in=gone.names()).forget()
+
+
+def resolve_findings(operation: CleanupOperation, gone: CleanupItemQuerySet) -> None:
+    if operation.kind != CleanupOperation.Kind.ORPHANS:
+        return
+    orphans = Finding.objects.filter(bucket=operation.bucket, kind=Finding.Kind.ORPHANED)
+    for items, text in (
+        (gone.filter(tries__gt=0), _("deleted by operation %s")),
+        (gone.filter(tries=0), _("seen gone by operation %s")),
+    ):
+        found = orphans.filter(escaped=False, key__in=items.names())
+        found.resolve(text % operation.pk, operation.requested_by)
 
 
 def give_up(operation: CleanupOperation, stayed: CleanupItemQuerySet) -> None:

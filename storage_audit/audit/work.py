@@ -9,9 +9,21 @@ from storage_audit.audit.installation import Traits
 from storage_audit.audit.ownership import Deleted
 from storage_audit.bucket import listing
 from storage_audit.bucket.listing import Identity
-from storage_audit.bucket.r2 import Listed
+from storage_audit.bucket.r2 import PAGE, Listed
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation
+from storage_audit.models import CleanupItem, CleanupOperation
+from storage_audit.querysets import CleanupItemQuerySet
+
+# Keys that are looked up each at its own place, a request for each at worst: so few that the
+# lease outlasts them.
+LONE_KEYS = 100
+# More of them are one look while it takes less than QUICK, as neighbours share a page, and no
+# more when it takes more than SLOW. Seconds.
+QUICK, SLOW = 2.0, 10.0
+
+
+class Scattered(Exception):
+    """So many lone keys are no neighbours: look for fewer at a time."""
 
 
 class OutOfTime(Exception):
@@ -33,6 +45,8 @@ class Work:
     deadline: float
     # In a row, though no less can be asked of the store.
     troubles: int = 0
+    # Lone keys at one look.
+    together: int = LONE_KEYS
     # wrangler was seen to look into the same bucket as we do.
     wrangler_is_here: bool = False
 
@@ -71,6 +85,33 @@ class Work:
         operation = self.operation
         found = listing.find(operation.bucket, keys, self.identity, operation.renew)
         installation.see_marker(operation.bucket)
+        return found
+
+    def look_up(self, items: CleanupItemQuerySet) -> list[tuple[CleanupItem, Listed | None]]:
+        """The first of these lone items with their objects, as sure as `find`; none at the end."""
+        while some := list(items[: self.together]):
+            try:
+                found = self.find_lone([item.key for item in some])
+            except Scattered:
+                continue
+            installation.see_marker(self.operation.bucket)
+            return [(item, found.get(self.identity(item.key))) for item in some]
+        return []
+
+    def find_lone(self, keys: Sequence[str]) -> dict[str, Listed]:
+        """The objects of these keys, by identity. Raises Scattered, after which fewer are one
+        look."""
+        began = monotonic()
+
+        def after_page() -> None:
+            self.operation.renew()
+            if len(keys) > LONE_KEYS and monotonic() > began + SLOW:
+                self.together = LONE_KEYS
+                raise Scattered
+
+        found = listing.find(self.operation.bucket, keys, self.identity, after_page)
+        if monotonic() < began + QUICK:
+            self.together = min(2 * self.together, PAGE)
         return found
 
     def breathe(self) -> None:

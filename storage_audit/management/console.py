@@ -3,6 +3,7 @@
 import getpass
 import os
 import socket
+import sys
 from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +11,12 @@ from typing import Any
 from uuid import UUID
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import CommandError
+from django.core.management.base import CommandError, OutputWrapper
 
 from storage_audit.audit.counting import counted
 from storage_audit.audit.installation import Mismatch
 from storage_audit.bucket.errors import StoreError
+from storage_audit.bucket.listing import storable
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, validate_project_id
 from storage_audit.origin import Origin, acting_as
@@ -22,8 +24,11 @@ from storage_audit.querysets import CleanupItemQuerySet
 from storage_audit.redaction import redact, visible
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+CUT_SHORT = 128 + 13  # as a shell says of one that SIGPIPE ended
 SHOWN = 50
-Outcome = CleanupItem.Outcome
+# What a spreadsheet takes for the beginning of a formula.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+Outcome, Status = CleanupItem.Outcome, CleanupOperation.Status
 
 
 @contextmanager
@@ -41,6 +46,36 @@ def asked_from_shell() -> Iterator[None]:
                     returncode=WRONG_USE,
                 ) from error
             raise CommandError(visible(redact(str(error))), returncode=FAILED) from error
+
+
+@contextmanager
+def for_a_reader() -> Iterator[None]:
+    """Ends when whoever reads what is printed, such as head, has had enough."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # https://docs.python.org/3/library/signal.html#note-on-sigpipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(CUT_SHORT)
+
+
+def confirm(question: str) -> None:
+    """Ask a person; nobody is asked where there is no terminal."""
+    if sys.stdin.isatty() and input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+        raise CommandError("Nothing was done.", returncode=FAILED)
+
+
+def stored_text(text: str) -> str:
+    if not storable(text):
+        raise ArgumentTypeError("it must be UTF-8 without NUL")
+    return text
+
+
+def cell(value: object) -> str:
+    """For a table that a spreadsheet may open: never a formula, and nothing hidden."""
+    text = "" if value is None else str(value)
+    return f"'{visible(text)}" if text.startswith(FORMULA) else visible(text)
 
 
 def deletion_id(text: str) -> UUID:
@@ -81,6 +116,47 @@ def lines_of(items: CleanupItemQuerySet) -> Iterator[str]:
     more = items.count() - SHOWN
     if more > 0:
         yield f"  and {more} more; all are on the operation's page in the admin."
+
+
+def lines_of_plan(operation: CleanupOperation) -> Iterator[str]:
+    parts = (("delete", operation.items.planned().order_by("key")), ("keep", staying(operation)))
+    for verb, items in parts:
+        yield f"Would {verb} {items.count()} objects."
+        yield from lines_of(items)
+    yield from lines_of_error(operation)
+
+
+def lines_of_result(operation: CleanupOperation) -> Iterator[str]:
+    books = operation.items.books()
+    yield (
+        f"Found {books['found']}: {books['deleted']} deleted, {books['already_absent']} already"
+        f" absent, {books['protected']} protected, {books['failed']} failed."
+    )
+    yield from lines_of_error(operation)
+    if operation.status == Status.PENDING:
+        yield "Another operation of this project is being worked on; this follows."
+    yield from lines_of(staying(operation))
+
+
+def lines_of_error(operation: CleanupOperation) -> Iterator[str]:
+    if operation.error:
+        yield visible(operation.error)
+    if operation.status == Status.BLOCKED:
+        yield f"To release it: manage.py release_cleanup {operation.pk}"
+
+
+def judge(operations: list[CleanupOperation], stderr: OutputWrapper) -> None:
+    """Exit 1 when one is not over; what stays in doubt is said and is no failure."""
+    fine = (Status.CLEAN, Status.CLEAN_WITH_PROTECTED, Status.PLANNED)
+    if unfinished := [str(o.pk) for o in operations if o.status not in fine]:
+        text = f"Not finished: operation {', '.join(unfinished)}."
+        raise CommandError(text, returncode=FAILED)
+    for operation in operations:
+        if operation.status == Status.CLEAN_WITH_PROTECTED:
+            stderr.write(
+                f"Operation {operation.pk} kept {operation.protected} protected objects:"
+                " a person must decide on them."
+            )
 
 
 def facts_of(operation: CleanupOperation) -> dict[str, Any]:

@@ -11,15 +11,15 @@ from storage_audit.audit.modes import MODES, Mode, usual
 from storage_audit.audit.requests import StillAlive
 from storage_audit.conf import DISCOVERIES, STRATEGIES, conf
 from storage_audit.management.console import (
-    FAILED,
     SHOWN,
     WRONG_USE,
     asked_from_shell,
     deletion_id,
     facts_of,
-    lines_of,
+    judge,
+    lines_of_plan,
+    lines_of_result,
     project_id,
-    staying,
 )
 from storage_audit.management.documented import DocumentedCommand
 from storage_audit.models import (
@@ -27,7 +27,6 @@ from storage_audit.models import (
     IllegalTransition,
     KnownProject,
 )
-from storage_audit.redaction import visible
 
 Status = CleanupOperation.Status
 
@@ -151,7 +150,7 @@ class Command(DocumentedCommand):
             for operation in operations:
                 self.report(operation, enqueued=not here)
         if here:
-            self.judge(operations)
+            judge(operations, self.stderr)
 
     def request(
         self,
@@ -188,18 +187,12 @@ class Command(DocumentedCommand):
             self.report_plan(operation)
         else:
             self.stdout.write(f"Cleanup {where}: {operation.get_status_display()}.")
-            self.report_result(operation)
+            for line in lines_of_result(operation):
+                self.stdout.write(line)
 
     def report_plan(self, operation: CleanupOperation) -> None:
-        parts = (
-            ("delete", operation.items.planned().order_by("key")),
-            ("keep", staying(operation)),
-        )
-        for verb, items in parts:
-            self.stdout.write(f"Would {verb} {items.count()} objects.")
-            for line in lines_of(items):
-                self.stdout.write(line)
-        self.say_error(operation)
+        for line in lines_of_plan(operation):
+            self.stdout.write(line)
         if operation.status != Status.PLANNED:
             return
         if projects.is_alive(operation.project_id):
@@ -207,37 +200,6 @@ class Command(DocumentedCommand):
         else:
             again = f"manage.py cleanup_project {operation.project_id} --plan {operation.pk}"
             self.stdout.write(f"To run exactly this plan: {again}")
-
-    def report_result(self, operation: CleanupOperation) -> None:
-        books = operation.items.books()
-        self.stdout.write(
-            f"Found {books['found']}: {books['deleted']} deleted, {books['already_absent']}"
-            f" already absent, {books['protected']} protected, {books['failed']} failed."
-        )
-        self.say_error(operation)
-        if operation.status == Status.PENDING:
-            self.stdout.write("Another operation of this project is being worked on; this follows.")
-        for line in lines_of(staying(operation)):
-            self.stdout.write(line)
-
-    def say_error(self, operation: CleanupOperation) -> None:
-        if operation.error:
-            self.stdout.write(visible(operation.error))
-        if operation.status == Status.BLOCKED:
-            self.stdout.write(f"To release it: manage.py release_cleanup {operation.pk}")
-
-    def judge(self, operations: list[CleanupOperation]) -> None:
-        fine = (Status.CLEAN, Status.CLEAN_WITH_PROTECTED, Status.PLANNED)
-        unfinished = [str(o.pk) for o in operations if o.status not in fine]
-        if unfinished:
-            text = f"Not finished: operation {', '.join(unfinished)}."
-            raise CommandError(text, returncode=FAILED)
-        for operation in operations:
-            if operation.status == Status.CLEAN_WITH_PROTECTED:
-                self.stderr.write(
-                    f"Operation {operation.pk} kept {operation.protected} protected objects:"
-                    " a person must decide on them."
-                )
 
 
 def chosen(

@@ -1,6 +1,4 @@
 import json
-import os
-import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Iterator
@@ -12,7 +10,13 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.db.models import Model
 
 from storage_audit.audit.meaning import meaning
-from storage_audit.management.console import FAILED, INTERRUPTED, WRONG_USE, deletion_id
+from storage_audit.management.console import (
+    FAILED,
+    INTERRUPTED,
+    WRONG_USE,
+    deletion_id,
+    for_a_reader,
+)
 from storage_audit.management.documented import DocumentedCommand
 from storage_audit.models import CleanupItem, CleanupOperation, OperationEvent
 from storage_audit.pages import operation_page
@@ -20,7 +24,6 @@ from storage_audit.pages.base import amount
 from storage_audit.redaction import visible
 
 POLL = 1.0  # seconds
-CUT_SHORT = 128 + 13  # as a shell says of one that SIGPIPE ended
 Status = CleanupOperation.Status
 EVENT = ("at", "step", "message", "data")
 ITEM = ("key", "outcome", "reason", "answer", "evidence", "found_in", "project_id", "size")
@@ -98,16 +101,13 @@ class Command(DocumentedCommand):
                 returncode=WRONG_USE,
             )
         try:
-            for line in (json_lines if as_json else text_lines)(found, follow, items):
-                self.stdout.write(line)
-                self.stdout.flush()
+            with for_a_reader():
+                for line in (json_lines if as_json else text_lines)(found, follow, items):
+                    self.stdout.write(line)
+                    self.stdout.flush()
         except KeyboardInterrupt as interrupt:
             text = f"Interrupted. Operation {operation} goes on; this only looked at it."
             raise CommandError(text, returncode=INTERRUPTED) from interrupt
-        except BrokenPipeError:
-            # https://docs.python.org/3/library/signal.html#note-on-sigpipe
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(CUT_SHORT)
         if follow and found.status in (Status.BLOCKED, Status.FAILED, Status.INCOMPLETE):
             text = f"Operation {operation} is {found.get_status_display()}, as said above."
             raise CommandError(text, returncode=FAILED)

@@ -1,0 +1,120 @@
+"""What decisions have in common, and those that need no more."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from django.db.models import QuerySet
+from django.utils.translation import gettext as _
+
+from storage_audit.findings import FindingQuerySet
+from storage_audit.models import CleanupOperation, Finding
+from storage_audit.origin import current_origin
+from storage_audit.redaction import redact
+
+State = Finding.State
+Findings = FindingQuerySet | Iterable[int]
+CHUNK = 1000
+# So many a web request decides on, where it looks into the bucket meanwhile.
+AT_ONCE = 100
+
+
+class Refusal(Exception):
+    """Nothing more was decided; the message says why, and what to do."""
+
+
+class Left(NamedTuple):
+    """A finding that stays as it is, and why."""
+
+    key: str
+    reason: str
+
+
+class Result(NamedTuple):
+    """What was done about a finding, where that is not the same for all; or would be."""
+
+    key: str
+    result: str
+
+
+@dataclass
+class Decision:
+    """Of how many findings something was done, and by which operations; and what was left. A plan
+    tells what would be."""
+
+    done: int = 0
+    operations: list[CleanupOperation] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+    is_plan: bool = False
+
+    def leave(self, finding: Finding, reason: str) -> bool:
+        """Whether there is a reason, which is noted, to leave it."""
+        if reason:
+            self.left.append(Left(finding.key, reason))
+        return bool(reason)
+
+    def resolve(self, findings: Iterable[Finding], how: str) -> None:
+        settled = Finding.objects.filter(pk__in=[finding.pk for finding in findings])
+        self.done += settled.resolve(how, current_origin().user)
+
+
+def acknowledge(findings: Findings, note: str) -> Decision:
+    """Say that these may stay as they are, and why. Raises Refusal without a note."""
+    if not note.strip():
+        raise Refusal(_("Say in a note why these may stay as they are."))
+    found = chosen(findings)
+    decision = leave_all(found.exclude(state=State.OPEN))
+    decision.done = found.acknowledge(redact(note.strip()), current_origin().user)
+    return decision
+
+
+def reopen(findings: Findings) -> Decision:
+    """Take the acknowledgements back."""
+    found = chosen(findings)
+    decision = leave_all(found.exclude(state=State.ACKNOWLEDGED))
+    decision.done = found.reopen(current_origin().user)
+    return decision
+
+
+def refuse_many(findings: FindingQuerySet) -> None:
+    """Raises Refusal when they are more than a web request may look into the bucket for."""
+    if findings.order_by("pk")[AT_ONCE : AT_ONCE + 1].exists():
+        text = _(
+            "These are more than %s findings, and each has to be looked at in the bucket. Choose"
+            " fewer, or use manage.py findings."
+        )
+        raise Refusal(text % AT_ONCE)
+
+
+def leave_all(findings: FindingQuerySet) -> Decision:
+    decision = Decision()
+    for finding in findings.order_by("bucket", "key").iterator():
+        decision.leave(finding, as_it_is(finding))
+    return decision
+
+
+def as_it_is(finding: Finding) -> str:
+    if finding.state == State.ACKNOWLEDGED:
+        return _("It is acknowledged: %s") % finding.note
+    if finding.state == State.RESOLVED:
+        return _("It is resolved: %s") % finding.note
+    return _("It is open.")
+
+
+def chosen(findings: Findings) -> FindingQuerySet:
+    # Of a queryset that is cut or joined nothing could be updated.
+    pks: Any = findings.values("pk") if isinstance(findings, QuerySet) else list(findings)
+    return Finding.objects.filter(pk__in=pks)
+
+
+def chunks(findings: Findings) -> Iterator[tuple[str, list[Finding]]]:
+    """By bucket and in the order of keys, as neighbours share a look."""
+    places = chosen(findings).order_by("bucket", "key", "pk").values_list("bucket", "pk")
+    for bucket, group in groupby(list(places), key=itemgetter(0)):
+        pks = [pk for _bucket, pk in group]
+        for start in range(0, len(pks), CHUNK):
+            some = Finding.objects.filter(pk__in=pks[start : start + CHUNK])
+            yield bucket, list(some.order_by("key", "pk"))

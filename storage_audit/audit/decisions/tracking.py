@@ -1,0 +1,226 @@
+"""Rows that a person wants written, given to another project, or forgotten."""
+
+from collections.abc import Collection, Iterable, Iterator
+from copy import copy
+from typing import NamedTuple
+
+from django.db import OperationalError
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from storage_audit import projects
+from storage_audit.audit import installation
+from storage_audit.audit.decisions.base import (
+    Decision,
+    Findings,
+    Refusal,
+    State,
+    as_it_is,
+    chunks,
+)
+from storage_audit.audit.discovery import rows_by_identity
+from storage_audit.audit.ownership import layouts, told_by
+from storage_audit.audit.scan import rows
+from storage_audit.audit.scan.owners import Seen, attribute, recognise
+from storage_audit.bucket.listing import Identity, find
+from storage_audit.models import Finding, R2Object
+from storage_audit.querysets import impatient
+
+Kind = Finding.Kind
+TRACKABLE = (Kind.UNTRACKED, Kind.CHANGED)
+ADOPTABLE = (Kind.ORPHANED, Kind.AMBIGUOUS, Kind.UNRECOGNISED, *TRACKABLE)
+GIVEN = [*rows.CHANGEABLE, "source"]
+
+
+class Look(NamedTuple):
+    """What there is, just now, of the objects of some findings of one bucket."""
+
+    bucket: str
+    identity: Identity
+    seen: list[tuple[Finding, Seen]]
+
+
+def track(findings: Findings) -> Decision:
+    """Have rows say what the bucket holds. Raises Mismatch and StoreError."""
+    decision = Decision()
+    for look in looks(findings, TRACKABLE, decision):
+        decision.resolve(written(look, decision), _("tracked"))
+    return decision
+
+
+def adopt(findings: Findings, project_id: str) -> Decision:
+    """Give the objects to a live project, whose end will be theirs. Raises Refusal when there is
+    no such project, Mismatch and StoreError."""
+    refuse_dead(projects.have_rows([project_id]), project_id)
+    decision = Decision()
+    for look in looks(findings, ADOPTABLE, decision):
+        fit = [(f, s) for f, s in look.seen if not decision.leave(f, kept(f, s, project_id))]
+        held = written(look._replace(seen=fit), decision)
+        mine = given(look, held, project_id, decision)
+        decision.resolve(mine, _("adopted into %s") % project_id)
+    return decision
+
+
+def untrack(findings: Findings) -> Decision:
+    """Forget rows whose objects are seen to be gone. Raises Mismatch and StoreError."""
+    decision = Decision()
+    for bucket, chunk in chunks(findings):
+        identity = installation.check(bucket).identity
+        fit = [one for one in chunk if not decision.leave(one, unfit(one, [Kind.MISSING]))]
+        keys = [finding.key for finding in fit]
+        held = rows_by_identity(bucket, keys, identity)
+        there = find(bucket, keys, identity)
+        installation.see_marker(bucket)
+        forgotten = forget(row for name, row in held.items() if name not in there)
+        gone = [
+            finding
+            for finding in fit
+            if not decision.leave(
+                finding, still_tracked(identity(finding.key), there, held, forgotten)
+            )
+        ]
+        decision.resolve(gone, _("row removed: its object is not there"))
+    return decision
+
+
+def still_tracked(
+    name: str, there: Collection[str], held: dict[str, R2Object], forgotten: Collection[int]
+) -> str:
+    if name in there:
+        return _("Its object is in the bucket. The next complete scan resolves this.")
+    if name not in held:
+        return _("It has no row any more. The next complete scan resolves this.")
+    return "" if held[name].pk in forgotten else in_hand()
+
+
+def refuse_dead(alive: object, project_id: str) -> None:
+    if not alive:
+        text = _("There is no project %s: only a live one can be given an object.")
+        raise Refusal(text % project_id)
+
+
+def looks(findings: Findings, kinds: Collection[str], decision: Decision) -> Iterator[Look]:
+    """At those of these kinds whose objects are there and in nobody's hand."""
+    for bucket, chunk in chunks(findings):
+        asked, identity = timezone.now(), installation.check(bucket).identity
+        fit = [one for one in chunk if not decision.leave(one, unfit(one, kinds))]
+        objects = list(find(bucket, [finding.key for finding in fit], identity).values())
+        keys = {listed.key for listed in objects} | {finding.key for finding in fit}
+        known = recognise(bucket, objects, keys, identity, asked)
+        by_name = {identity(seen.listed.key): seen for seen in known}
+        pairs = [(finding, by_name.get(identity(finding.key))) for finding in fit]
+        yield Look(
+            bucket, identity, [(f, s) for f, s in pairs if not decision.leave(f, gone(s)) and s]
+        )
+
+
+def unfit(finding: Finding, kinds: Collection[str]) -> str:
+    if finding.kind not in kinds:
+        return _("This cannot be done with what is %s.") % finding.get_kind_display()
+    if finding.escaped:
+        return _("No row can name this key.")
+    return as_it_is(finding) if finding.state == State.RESOLVED else ""
+
+
+def gone(seen: Seen | None) -> str:
+    if seen is None:
+        return _("It is not in the bucket any more. The next complete scan resolves this.")
+    return in_hand() if seen.in_hand else ""
+
+
+def in_hand() -> str:
+    return _("An upload, a deletion or somebody else has it in hand. Look again later.")
+
+
+def written(look: Look, decision: Decision) -> list[Finding]:
+    """Those that have rows now that say what the bucket shows."""
+    new = [seen for _finding, seen in look.seen if seen.row is None]
+    _added, lost = rows.add(look.bucket, new, look.identity)
+    held = [seen.row for _finding, seen in look.seen if seen.row and rows.bring_up_to_date(seen)]
+    before = {row.pk: row.updated_at for row in held}
+    rows.update(held)
+    lost |= {look.identity(row.key) for row in held if row.updated_at == before[row.pk]}
+    return [
+        finding
+        for finding, _seen in look.seen
+        if not decision.leave(finding, in_hand() if look.identity(finding.key) in lost else "")
+    ]
+
+
+def kept(finding: Finding, seen: Seen, project_id: str) -> str:
+    """Why an object cannot be given to the project, or nothing."""
+    if (finding.size, finding.etag) != (seen.listed.size, seen.listed.etag):
+        return _("It is not the object of the finding any more: it was overwritten. Scan again.")
+    owner = seen.owner
+    if seen.row and told_by(seen.row) and not owner.difference and owner.project_id != project_id:
+        return _("It belongs to the live project %s.") % owner.project_id
+    return ""
+
+
+def given(look: Look, held: list[Finding], project_id: str, decision: Decision) -> list[Finding]:
+    """Those whose rows name the project now. As with an upload the rows are committed first, and
+    the marks of cleanups read after: of two that run at once, at least one sees the other."""
+    keys = [finding.key for finding in held]
+    found = rows_by_identity(look.bucket, keys, look.identity)
+    before = {name: copy(row) for name, row in found.items()}
+    mine = give(found, project_id)
+    for name in mine & rows.being_deleted(look.bucket, keys):
+        take_back(found[name], before[name])
+        mine.remove(name)
+    return [
+        finding
+        for finding in held
+        if not decision.leave(finding, "" if look.identity(finding.key) in mine else in_hand())
+    ]
+
+
+def give(held: dict[str, R2Object], project_id: str) -> set[str]:
+    """Write the project into those rows that are still as they were read, while it is sure to
+    live; gives their identities. Raises Refusal."""
+    try:
+        with impatient():
+            still, now = unchanged(held.values()), timezone.now()
+            for row in still:
+                row.project_id, row.source, row.updated_at = (
+                    project_id,
+                    R2Object.Source.ADOPTED,
+                    now,
+                )
+                describe(row, project_id)
+            R2Object.objects.bulk_update(still, GIVEN, batch_size=200)
+            # Whoever deletes it waits for us and finds these rows, or was faster.
+            refuse_dead(projects.lock(project_id), project_id)
+    except OperationalError:
+        return set()
+    ours = {row.pk for row in still}
+    return {name for name, row in held.items() if row.pk in ours}
+
+
+def describe(row: R2Object, project_id: str) -> None:
+    owner = attribute(layouts().readings(row.key), row, {project_id}, {project_id})
+    for name, value in rows.described(owner).items():
+        setattr(row, name, value)
+
+
+def unchanged(held: Iterable[R2Object]) -> list[R2Object]:
+    """Those that neither an upload nor a cleanup has changed, locked until the commit."""
+    held = list(held)
+    rested = R2Object.objects.at_rest().filter(pk__in=[row.pk for row in held])
+    now = dict(rested.select_for_update().values_list("pk", "updated_at"))
+    return [row for row in held if now.get(row.pk) == row.updated_at]
+
+
+def take_back(row: R2Object, before: R2Object) -> None:
+    values = {name: getattr(before, name) for name in GIVEN}
+    R2Object.objects.filter(pk=row.pk, updated_at=row.updated_at).update(**values)
+
+
+def forget(held: Iterable[R2Object]) -> set[int]:
+    """Those that are still as they were read; gives their ids."""
+    try:
+        with impatient():
+            pks = {row.pk for row in unchanged(held)}
+            R2Object.objects.filter(pk__in=pks).forget()
+    except OperationalError:
+        return set()
+    return pks

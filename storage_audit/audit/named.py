@@ -1,0 +1,140 @@
+"""Objects that were given with the request: those behind deleted rows, and orphans.
+
+Nothing but the tables tells whose an orphan is, so they are asked when it is planned, and again
+just before it is sent: it goes only while no project that lives could want it.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from django.db import transaction
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from storage_audit import projects
+from storage_audit.audit.discovery import rows_by_identity
+from storage_audit.audit.layouts import Reading
+from storage_audit.audit.ownership import known_among, layouts
+from storage_audit.audit.scan.owners import attribute
+from storage_audit.audit.work import Undecided, Work
+from storage_audit.bucket.listing import Identity
+from storage_audit.bucket.r2 import Listed
+from storage_audit.findings import Kind
+from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2Object
+
+FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
+Readings = Mapping[str, Sequence[Reading]]
+Looked = list[tuple[CleanupItem, Listed | None]]
+COMPARED = [
+    "key",
+    "size",
+    "etag",
+    "last_modified",
+    "found_in",
+    "outcome",
+    "reason",
+    "present_at",
+]
+
+
+def look_up(work: Work) -> None:
+    """Hold the objects against what was said of them. Raises OutOfTime, StoreError, LeaseLost."""
+    operation = work.operation
+    recall(operation)
+    judge = judge_orphans if operation.about == CleanupOperation.Kind.ORPHANS else compare_rows
+    after = operation.cursor.get("after", "")
+    while looked := work.look_up(operation.items.filter(key__gt=after).order_by("key")):
+        after = looked[-1][0].key
+        with transaction.atomic():
+            operation.progress(cursor={"after": after})
+            judge(work, looked)
+        work.breathe()
+
+
+def recall(operation: CleanupOperation) -> None:
+    """A late check looks after what there is by then."""
+    if operation.parent and not operation.items.exists():
+        with transaction.atomic():
+            operation.renew()
+            operation.copy_items(operation.parent)
+
+
+def compare_rows(work: Work, looked: Looked) -> None:
+    for item, listed in looked:
+        if listed:
+            compare(item, listed)
+    CleanupItem.objects.bulk_update([item for item, _seen in looked], COMPARED, batch_size=200)
+
+
+def compare(item: CleanupItem, listed: Listed) -> None:
+    if item.etag and (item.etag, item.size) != (listed.etag, listed.size):
+        item.outcome = Outcome.PROTECTED
+        item.reason = _("The object is not the one that the row described: it was overwritten.")
+    item.key, item.size, item.etag = listed.key, listed.size, listed.etag
+    item.last_modified, item.present_at = listed.last_modified, timezone.now()
+    item.found_in = FoundIn.BOTH
+
+
+def judge_orphans(work: Work, looked: Looked) -> None:
+    """Those that are not what the finding says any more, or no orphans, stay."""
+    readings = {item.key: layouts().readings(item.key) for item, listed in looked if listed}
+    rows = rows_by_identity(work.operation.bucket, readings, work.identity)
+    doubts, alike = doubts_of(readings, rows, work.identity), defaultdict(list)
+    for item, listed in looked:
+        if listed:
+            reason = overwritten(item, listed) or doubts[item.key]
+            place = FoundIn.BOTH if work.identity(item.key) in rows else FoundIn.LISTED
+            alike[place, reason].append(item.pk)
+    for (found_in, reason), pks in alike.items():
+        outcome = Outcome.PROTECTED if reason else Outcome.PLANNED
+        items = work.operation.items.filter(pk__in=pks)
+        items.mark(outcome, reason, found_in=found_in, present_at=timezone.now())
+
+
+def overwritten(item: CleanupItem, listed: Listed) -> str:
+    same = (item.key, item.size, item.etag) == (listed.key, listed.size, listed.etag)
+    # The items that a late check has copied do not say when theirs was written.
+    if same and item.last_modified in (None, listed.last_modified):
+        return ""
+    return _("The object is not the one of the finding: it was overwritten.")
+
+
+def doubts_at_proof(
+    readings: Readings, rows: Mapping[str, R2Object], identity: Identity
+) -> dict[str, str]:
+    """The same once nobody is just creating one of the projects. Raises Undecided."""
+    if KnownProject.objects.are_changing(named_by(readings, rows)):
+        raise Undecided(_("A project that could want these objects is just being created."))
+    return doubts_of(readings, rows, identity)
+
+
+def doubts_of(
+    readings: Readings, rows: Mapping[str, R2Object], identity: Identity
+) -> dict[str, str]:
+    """Why each of these keys may be no orphan's, going by the tables as they are now; empty where
+    it is one. `rows` are by identity, and were read before."""
+    names = named_by(readings, rows)
+    alive = projects.alive(names) | KnownProject.objects.maybe_alive(names)
+    known = known_among(names) | alive
+    return {
+        key: doubt(ways, rows.get(identity(key)), known, alive) for key, ways in readings.items()
+    }
+
+
+def named_by(readings: Readings, rows: Mapping[str, R2Object]) -> set[str]:
+    by_rows = {row.project_id for row in rows.values() if row.project_id}
+    return by_rows | {reading.project for ways in readings.values() for reading in ways}
+
+
+def doubt(
+    readings: Sequence[Reading], row: R2Object | None, known: set[str], alive: set[str]
+) -> str:
+    names = {reading.project for reading in readings}
+    if row and row.project_id:
+        names.add(row.project_id)
+    if living := sorted(names & alive):
+        return _("It could belong to the live project %s.") % ", ".join(living)
+    owner = attribute(readings, row, known, alive)
+    if owner.difference != Kind.ORPHANED:
+        return _("It is no orphan any more, but %s.") % Kind(owner.difference).label
+    return ""

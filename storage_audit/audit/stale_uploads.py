@@ -1,0 +1,97 @@
+"""Multipart uploads that a scan found old and unfinished are aborted, each proved just before."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from storage_audit.audit import installation
+from storage_audit.bucket import uploads
+from storage_audit.bucket.errors import StoreError
+from storage_audit.bucket.uploads import Upload
+from storage_audit.conf import conf
+from storage_audit.fields import spellings
+from storage_audit.models import Finding, R2Object
+from storage_audit.origin import current_origin
+
+
+class Aborted(NamedTuple):
+    """What became of one finding: how it is resolved, or why it is not."""
+
+    finding: Finding
+    resolution: str = ""
+    objection: str = ""
+
+
+def abort(findings: Iterable[Finding], *, dry_run: bool = False) -> Iterator[Aborted]:
+    """Abort these very uploads; gives each as soon as it is done, or cannot be. Raises Mismatch and
+    StoreError; calling it again goes on. A dry run gives the objections, and changes nothing."""
+    checked = set[str]()
+    for finding in findings:
+        if finding.bucket not in checked:
+            installation.check(finding.bucket)
+            checked.add(finding.bucket)
+        one = would_abort(finding) if dry_run else abort_one(finding)
+        if one.resolution and not dry_run:
+            mine = Finding.objects.filter(pk=finding.pk)
+            mine.resolve(one.resolution, current_origin().user)
+        yield one
+
+
+def would_abort(finding: Finding) -> Aborted:
+    objection, upload = look_at(finding)
+    return Aborted(finding, "" if objection or upload else ended(), objection)
+
+
+def abort_one(finding: Finding) -> Aborted:
+    objection, upload = look_at(finding)
+    if objection:
+        return Aborted(finding, objection=objection)
+    if upload is None:
+        return Aborted(finding, ended())
+    resolution, trouble = _("aborted"), ""
+    try:
+        uploads.abort(finding.bucket, upload)
+    except StoreError as error:
+        resolution, trouble = ended(), f"{str(error).rstrip('.')}. "
+    if seen(finding):
+        still = _("The upload is still listed after it was aborted. Try again.")
+        return Aborted(finding, objection=trouble + still)
+    return Aborted(finding, resolution)
+
+
+def ended() -> str:
+    return _("not listed any more: completed, or aborted by somebody else")
+
+
+def look_at(finding: Finding) -> tuple[str, Upload | None]:
+    """Why it must not be aborted, or nothing; and the upload, unless there is none any more."""
+    if finding.kind != Finding.Kind.UNFINISHED or finding.escaped:
+        return _("No request can name this upload. R2 ends it by itself after seven days."), None
+    if finding.state == Finding.State.RESOLVED:
+        return _("It is resolved already: %s") % finding.note, None
+    if is_under_way(finding):
+        return _("The application is uploading to this key. Try again later."), None
+    upload = seen(finding)
+    moment = timezone.now() - conf().upload_timeout
+    if upload and (upload.initiated != finding.last_modified or upload.initiated >= moment):
+        return _("The upload is not as old as it was found. Scan again."), upload
+    return "", upload
+
+
+def is_under_way(finding: Finding) -> bool:
+    """Of which multipart upload such a row tells is not known: of any of the key's."""
+    since = timezone.now() - conf().upload_timeout
+    rows = R2Object.objects.in_bucket(finding.bucket).filter(key__in=spellings(finding.key))
+    return rows.filter(state=R2Object.State.UPLOADING, updated_at__gte=since).exists()
+
+
+def seen(finding: Finding) -> Upload | None:
+    """This very upload, in a complete listing of those of its key. Raises StoreError."""
+    pages = uploads.unfinished(finding.bucket, finding.key)
+    if pages is None:
+        raise StoreError(_("The store cannot list unfinished uploads."))
+    mine = (finding.key, finding.upload_id)
+    there = [upload for page in pages for upload in page if (upload.key, upload.upload_id) == mine]
+    return there[0] if there else None

@@ -1,0 +1,839 @@
+"""What a person decides about findings: done as promised, or left with a reason."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
+from threading import Event
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+from pytest_django import Settings
+
+from storage_audit.audit import decisions, deletion, requests, work
+from storage_audit.audit.decisions import Decision, Refusal, orphans, tracking
+from storage_audit.audit.installation import MARKER, Mismatch
+from storage_audit.audit.work import Work
+from storage_audit.bucket import listing
+from storage_audit.bucket.errors import Broken
+from storage_audit.bucket.r2 import list_page
+from storage_audit.models import (
+    BucketScan,
+    CleanupItem,
+    CleanupOperation,
+    Finding,
+    KnownProject,
+    Project,
+    R2Object,
+)
+from storage_audit.origin import Origin, acting_as
+from tests.admin_client import page, superuser
+from tests.conftest import Bucket
+from tests.promises import (
+    again,
+    alive,
+    between_batch_and_verification,
+    between_plan_and_batch,
+    check,
+    delete,
+    deleted,
+    late_check,
+    outcomes,
+    reason,
+    run,
+    track,
+)
+from tests.test_doubt import fold_unicode
+
+Kind, Status, Source = Finding.Kind, CleanupOperation.Status, R2Object.Source
+UNDER = "projects/proj_9/scenes/s1/media/"
+KEY = UNDER + "old.mp4"
+OTHER = UNDER + "other.mp4"
+LONG_AGO = timedelta(days=3)
+STRANGE = [
+    UNDER + "<script>alert(1)</script>",
+    UNDER + "=cmd()",
+    UNDER + "../up",
+    UNDER + "a\x01b",
+    UNDER + "tab\tand\x7f",
+    UNDER + "b//c",
+    UNDER + "e%2Fb",
+    UNDER + " g ",
+    UNDER + "k\u00e9",
+    UNDER + "le\u0301",
+    UNDER + "x" * (1024 - len(UNDER)),
+]
+
+
+@pytest.fixture(autouse=True)
+def young_orphans_may_go(settings: Settings) -> None:
+    """The objects of a test are as young as the test."""
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(microseconds=1)}
+
+
+def find(bucket: Bucket, *keys: str, kind: str = "orphaned", **values: Any) -> list[Finding]:
+    """Findings of what the bucket shows of these keys, as two complete scans would have them."""
+    scan = BucketScan.objects.create(bucket=bucket.name, status="complete")
+    seen = {o.key: o for o in list_page(bucket.name, "").objects}
+    now = timezone.now()
+    facts = {"kind": kind, "first_scan": scan, "last_scan": scan, "project_id": "proj_9"}
+    facts |= {"first_seen_at": now - LONG_AGO, "last_seen_at": now, "evidence": "hierarchical"}
+    found = []
+    for key in keys:
+        shown = seen.get(key)
+        of_object = {n: getattr(shown, n) for n in ("size", "etag", "last_modified") if shown}
+        given = {**facts, **of_object, **values}
+        found.append(Finding.objects.create(bucket=bucket.name, key=key, **given))
+    return found
+
+
+def orphaned(bucket: Bucket, *keys: str, **values: Any) -> list[Finding]:
+    bucket.put(*keys)
+    return find(bucket, *keys, **values)
+
+
+def ids(found: Iterable[Finding]) -> list[int]:
+    return [finding.pk for finding in found]
+
+
+def ask(found: Iterable[Finding], **how: Any) -> CleanupOperation:
+    decision = decisions.delete_orphans(ids(found), **how)
+    assert decision.left == []
+    [operation] = decision.operations
+    return operation
+
+
+def remove(found: Iterable[Finding]) -> CleanupOperation:
+    return run(ask(found))
+
+
+def whys(decision: Decision) -> dict[str, str]:
+    return dict(decision.left)
+
+
+def states() -> dict[str, str]:
+    return dict(Finding.objects.values_list("key", "state"))
+
+
+def the(finding: Finding) -> Finding:
+    finding.refresh_from_db()
+    return finding
+
+
+# Acknowledged, and open again
+
+
+def test_an_acknowledgement_says_who_when_and_why_and_can_be_taken_back(bucket: Bucket) -> None:
+    [finding, other] = orphaned(bucket, KEY, OTHER)
+    with acting_as(Origin("zoe")):
+        assert decisions.acknowledge([finding.pk], " the web site's ") == Decision(done=1)
+    assert (the(finding).state, finding.note) == ("acknowledged", "the web site's")
+    assert finding.decided_by == "zoe" and finding.decided_at
+    assert the(other).state == "open"
+    decision = decisions.acknowledge(Finding.objects.all(), "both")
+    assert (decision.done, decision.left) == (1, [(KEY, "It is acknowledged: the web site's")])
+    assert decisions.reopen([finding.pk]).done == 1
+    assert (the(finding).state, finding.note) == ("open", "")
+
+
+def test_an_acknowledgement_without_a_note_is_refused(bucket: Bucket) -> None:
+    found = orphaned(bucket, KEY)
+    with pytest.raises(Refusal, match="Say in a note"):
+        decisions.acknowledge(ids(found), " ")
+    assert states() == {KEY: "open"}
+
+
+def test_what_is_open_or_resolved_is_not_reopened_and_says_so(bucket: Bucket) -> None:
+    orphaned(bucket, KEY)
+    orphaned(bucket, OTHER, state="resolved", note="tracked")
+    decision = decisions.reopen(Finding.objects.all())
+    assert whys(decision) == {KEY: "It is open.", OTHER: "It is resolved: tracked"}
+    assert decision.done == 0
+
+
+def test_a_secret_in_a_note_is_not_kept(bucket: Bucket) -> None:
+    [finding] = orphaned(bucket, KEY)
+    decisions.acknowledge([finding.pk], "see https://me:hunter2@example.com\0")
+    assert "hunter2" not in the(finding).note
+
+
+def test_a_part_of_a_list_can_be_decided_on(bucket: Bucket) -> None:
+    orphaned(bucket, KEY, OTHER)
+    assert decisions.acknowledge(Finding.objects.order_by("key")[:1], "fine").done == 1
+    assert states() == {KEY: "acknowledged", OTHER: "open"}
+
+
+# Orphans: which may go
+
+
+def test_orphans_go_with_plan_proof_books_and_their_findings(bucket: Bucket) -> None:
+    found = orphaned(bucket, KEY, "audio/proj_9/s1/voice.mp3")
+    bucket.put("projects/proj_9/scenes/s1/media/unseen.mp4")
+    with acting_as(Origin("zoe", "admin")):
+        operation = ask(found)
+    assert (operation.kind, operation.trigger, operation.status) == (
+        "orphans",
+        "orphaned",
+        "pending",
+    )
+    assert (operation.project_id, operation.requested_by) == ("proj_9", "zoe")
+    operation = run(operation)
+    assert (operation.status, operation.found, operation.deleted) == (Status.CLEAN, 2, 2)
+    assert operation.deleted_bytes == 14 and operation.plan_digest
+    assert bucket.keys() == {"projects/proj_9/scenes/s1/media/unseen.mp4"}
+    assert {the(finding).note for finding in found} == {f"deleted by operation {operation.pk}"}
+    assert {(f.state, f.decided_by) for f in found} == {("resolved", "zoe")}
+    check(bucket)
+
+
+def test_of_several_projects_and_buckets_each_bucket_has_one_operation(
+    bucket: Bucket, local_r2: Any
+) -> None:
+    orphaned(bucket, KEY)
+    orphaned(bucket, "audio/proj_8/s1/a.mp3", project_id="proj_8")
+    other = Bucket(local_r2, "other")
+    other.wipe()
+    local_r2.plant(MARKER, b"{}", "other")
+    find(other, KEY, size=1, etag="e", last_modified=timezone.now())
+    with pytest.raises(Mismatch, match="another installation"):
+        decisions.delete_orphans(Finding.objects.all())
+    assert not CleanupOperation.objects.exists()
+    operation = ask(Finding.objects.filter(bucket=bucket.name))
+    operation.refresh_from_db()
+    assert (operation.project_id, operation.subject) == (None, "objects of several projects")
+    assert run(operation).deleted == 2
+
+
+def test_what_may_not_go_says_why_and_when(bucket: Bucket, settings: Settings) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(days=1)}
+    now, old = timezone.now(), timezone.now() - LONG_AGO
+    orphaned(bucket, "young")
+    bucket.put("once", "kept", "done", "other", "nul", "both")
+    find(bucket, "once", last_modified=old, first_seen_at=now - timedelta(hours=3))
+    find(bucket, "both", first_seen_at=now)
+    find(bucket, "kept", last_modified=old, state="acknowledged", note="mine")
+    find(bucket, "done", last_modified=old, state="resolved", note="gone")
+    find(bucket, "other", last_modified=old, kind="untracked")
+    find(bucket, "nul", last_modified=old, escaped=True)
+    decision = decisions.delete_orphans(Finding.objects.all())
+    told = whys(decision)
+    assert (decision.done, decision.operations, len(told)) == (0, [], 7)
+    assert told["young"].startswith("It is younger than allowed: it may go after ")
+    assert orphans.shown(now - timedelta(hours=3)) in told["once"]
+    assert orphans.shown(now + timedelta(hours=1)) in told["once"]
+    assert "seen only since" in told["both"] and "younger than allowed" in told["both"]
+    assert told["kept"] == "It is acknowledged: mine"
+    assert told["done"] == "It is resolved: gone"
+    assert told["other"] == "It is untracked, and no orphan."
+    assert "No request can name" in told["nul"]
+    assert not CleanupOperation.objects.exists()
+
+
+def test_the_age_and_the_gap_are_those_of_the_settings(bucket: Bucket, settings: Settings) -> None:
+    [finding] = orphaned(bucket, KEY, first_seen_at=timezone.now() - timedelta(hours=3))
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_GAP": timedelta(hours=2)}
+    assert ask([finding]).items.count() == 1
+
+
+def test_what_an_operation_is_to_delete_already_is_not_asked_for_again(bucket: Bucket) -> None:
+    found = orphaned(bucket, KEY)
+    operation = ask(found)
+    decision = decisions.delete_orphans(ids(found))
+    assert whys(decision) == {KEY: f"Operation {operation.pk} is to delete it already."}
+    assert not decision.operations
+
+
+def test_strange_keys_go_and_nothing_else_does(bucket: Bucket) -> None:
+    found = orphaned(bucket, *STRANGE)
+    traps = {UNDER + trap for trap in ("up", "cmd()", "ab", "b/c", "e/b", "g", "ke", "le")}
+    bucket.put(*traps, "up")
+    operation = remove(found)
+    assert outcomes(operation) == dict.fromkeys(STRANGE, "deleted")
+    assert bucket.keys() == traps | {"up"}
+    assert set(states().values()) == {"resolved"}
+    check(bucket)
+
+
+def test_two_spellings_are_two_objects_where_the_store_says_so(bucket: Bucket) -> None:
+    found = orphaned(bucket, UNDER + "\u00e9", UNDER + "e\u0301")
+    track(bucket, found[0].key, "proj_9", "backfill")
+    track(bucket, found[1].key, "proj_9", "backfill")
+    assert remove(found[1:]).deleted == 1
+    assert bucket.keys() == {found[0].key}
+    assert R2Object.objects.get().state == "stored"
+
+
+def test_two_spellings_of_one_object_are_one_item(bucket: Bucket) -> None:
+    fold_unicode(bucket)
+    composed, decomposed = UNDER + "\u00e9", UNDER + "e\u0301"
+    orphaned(bucket, decomposed)
+    find(bucket, composed, size=1, etag="old", last_modified=timezone.now())
+    operation = remove(Finding.objects.all())
+    assert outcomes(operation) == {decomposed: "deleted"}
+    assert set(states().values()) == {"resolved"}
+    check(bucket)
+
+
+# Orphans: what the plan and the proof ask again
+
+
+def test_an_object_that_is_not_the_one_of_the_finding_is_not_planned(bucket: Bucket) -> None:
+    found = orphaned(bucket, KEY, OTHER)
+    bucket.put(KEY, body=b"new content")
+    operation = ask(found)
+    assert run(operation).status == Status.CLEAN_WITH_PROTECTED
+    operation.refresh_from_db()
+    assert outcomes(operation) == {KEY: "protected", OTHER: "deleted"}
+    assert "overwritten" in reason(operation, KEY)
+    assert states() == {KEY: "open", OTHER: "resolved"}
+    check(bucket)
+
+
+def upload_for_a_live_one(bucket: Bucket) -> None:
+    alive("proj_1")
+    track(bucket, KEY, "proj_1")
+
+
+def vanish(bucket: Bucket) -> None:
+    """Nobody said that it is deleted, and there are others."""
+    alive("proj_2")
+    KnownProject.objects.create(pk="proj_9", evidence="saved")
+
+
+STAYS: dict[str, tuple[Callable[[Bucket], object], str]] = {
+    "a project": (lambda bucket: alive("proj_9"), "live project proj_9"),
+    "one that vanished": (vanish, "live project proj_9"),
+    "a row of a live project": (upload_for_a_live_one, "live project proj_1"),
+    "other content": (lambda bucket: bucket.put(KEY, body=b"other"), "overwritten"),
+    "the same content": (lambda bucket: bucket.put(KEY), "overwritten"),
+    "an upload": (lambda bucket: track(bucket, KEY, "proj_9", state="uploading"), "under way"),
+}
+each_change = pytest.mark.parametrize("change", STAYS)
+
+
+@each_change
+def test_what_comes_between_plan_and_batch_keeps_the_object(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    other = OTHER.replace("proj_9", "proj_8")
+    effect, said = STAYS[change]
+    between_plan_and_batch(monkeypatch, partial(effect, bucket))
+    operation = remove(orphaned(bucket, KEY, other))
+    assert operation.status == Status.CLEAN_WITH_PROTECTED
+    assert outcomes(operation) == {KEY: "protected", other: "deleted"}
+    assert said in reason(operation, KEY)
+    assert bucket.keys() == {KEY}
+    assert states() == {KEY: "open", other: "resolved"}
+    assert not R2Object.objects.filter(state="deleting").exists()
+    check(bucket)
+
+
+@each_change
+def test_what_is_so_before_the_plan_keeps_the_object_too(bucket: Bucket, change: str) -> None:
+    found = orphaned(bucket, KEY)
+    effect, said = STAYS[change]
+    effect(bucket)
+    operation = ask(found, dry_run=True)
+    run(operation)
+    if change != "an upload":  # which may be over when the plan is run
+        assert outcomes(operation) == {KEY: "protected"}
+        assert said in reason(operation, KEY)
+    assert bucket.keys() == {KEY}
+
+
+def test_a_key_that_can_be_of_two_deleted_projects_by_now_stays(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "proj_1_x_s1_media.mp4"
+    deleted("proj_1")
+    between_plan_and_batch(monkeypatch, lambda: deleted("proj_1_x"))
+    operation = remove(orphaned(bucket, key, project_id="proj_1"))
+    assert reason(operation, key) == "It is no orphan any more, but ambiguous."
+    assert bucket.keys() == {key}
+
+
+def test_an_object_given_to_a_live_project_after_the_plan_stays(bucket: Bucket) -> None:
+    alive("proj_1")
+    found = orphaned(bucket, KEY)
+    operation = run(ask(found, dry_run=True))
+    assert decisions.adopt(ids(found), "proj_1").done == 1
+    requests.force_delete_operation(operation)
+    assert "live project proj_1" in reason(run(operation), KEY)
+    assert bucket.keys() == {KEY}
+    assert R2Object.objects.get().state == "stored"
+
+
+def test_an_object_that_is_being_deleted_is_given_to_nobody(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    found, told = orphaned(bucket, KEY), list[Decision]()
+    between_plan_and_batch(monkeypatch, lambda: told.append(decisions.adopt(ids(found), "proj_1")))
+    assert remove(found).deleted == 1
+    assert "in hand" in whys(told[0])[KEY]
+    assert not R2Object.objects.exists()
+
+
+@pytest.mark.only_on("postgresql")
+@pytest.mark.parametrize("known", [True, False])
+def test_a_project_that_is_just_being_created_keeps_its_object(bucket: Bucket, known: bool) -> None:
+    if known:
+        deleted("proj_9")
+    found = orphaned(bucket, KEY)
+    operation, made, proved = ask(found), Event(), Event()
+
+    def create() -> None:
+        try:
+            with transaction.atomic():
+                alive("proj_9")
+                made.set()
+                proved.wait(60)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as thread:
+        creation = thread.submit(create)
+        made.wait(60)
+        assert run(operation).status == Status.INCOMPLETE
+        assert "just being created" in CleanupOperation.objects.get(pk=operation.pk).error
+        proved.set()
+        creation.result()
+    assert outcomes(again(CleanupOperation.objects.get(pk=operation.pk))) == {KEY: "protected"}
+    assert bucket.keys() == {KEY}
+
+
+# Orphans: their rows
+
+
+def test_rows_go_once_their_objects_are_seen_gone_and_not_before(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted("proj_9", "proj_8")
+    third = UNDER + "third.mp4"
+    found = orphaned(bucket, KEY, OTHER, third)
+    track(bucket, KEY, "proj_9", "backfill")
+    track(bucket, OTHER, "proj_8")
+    track(bucket, third, None)
+    rows: list[int] = []
+    between_batch_and_verification(monkeypatch, lambda: rows.append(R2Object.objects.count()))
+    operation = remove(found)
+    assert set(outcomes(operation).values()) == {"deleted"}
+    assert rows == [3] and not R2Object.objects.exists()
+
+
+def test_a_row_of_a_live_project_is_never_barred(bucket: Bucket) -> None:
+    alive("proj_1")
+    found = orphaned(bucket, KEY)
+    track(bucket, KEY, "proj_1")
+    operation = ask(found)
+    assert not deletion.own_rows(operation).exists()
+    run(operation)
+    assert R2Object.objects.get().state == "stored"
+
+
+def test_an_upload_to_a_key_that_is_being_deleted_is_barred(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    barred: list[bool] = []
+    original = deletion.send
+
+    def send(*args: Any, **kwargs: Any) -> Any:
+        barred.append(CleanupItem.objects.being_deleted(bucket.name, KEY))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(deletion, "send", send)
+    remove(orphaned(bucket, KEY))
+    assert barred == [True]
+
+
+# Orphans: plan, limits, trouble, late checks
+
+
+def test_a_dry_run_freezes_a_plan_of_which_a_part_is_deleted_later(bucket: Bucket) -> None:
+    found = orphaned(bucket, KEY, OTHER)
+    operation = ask(found, dry_run=True)
+    operation = run(operation)
+    assert (operation.status, operation.error) == (Status.PLANNED, "")
+    assert bucket.keys() == {KEY, OTHER}
+    assert decisions.delete_orphans(ids(found), dry_run=True).done == 2
+    bucket.put(KEY, body=b"changed")
+    bucket.put(UNDER + "new.mp4")
+    digest = operation.plan_digest
+    requests.force_delete_operation(operation)
+    operation = run(operation)
+    assert (operation.status, operation.plan_digest) == (Status.CLEAN_WITH_PROTECTED, digest)
+    assert outcomes(operation) == {KEY: "protected", OTHER: "deleted"}
+    assert bucket.keys() == {KEY, UNDER + "new.mp4"}
+    check(bucket)
+
+
+def test_a_plan_of_a_project_that_lives_again_is_not_run(bucket: Bucket) -> None:
+    operation = run(ask(orphaned(bucket, KEY), dry_run=True))
+    alive("proj_9")
+    with pytest.raises(requests.StillAlive):
+        requests.force_delete_operation(operation)
+
+
+def test_more_than_the_limit_is_blocked_until_a_person_releases_it(
+    bucket: Bucket, settings: Settings
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 1}
+    operation = remove(orphaned(bucket, KEY, OTHER))
+    assert operation.status == Status.BLOCKED and "the limit is 1" in operation.error
+    assert bucket.keys() == {KEY, OTHER}
+    requests.force_delete_operation(operation)
+    assert run(operation).deleted == 2
+
+
+def test_a_listing_that_shows_few_of_them_is_not_believed(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [f"{UNDER}{n:02}" for n in range(24)]
+    found = orphaned(bucket, *keys)
+    for key in keys[1:]:
+        bucket.r2.remove(key)
+    operation = remove(found)
+    assert operation.status == Status.BLOCKED and "rather the listing" in operation.error
+    assert bucket.keys() == {keys[0]}
+
+
+def test_of_many_a_few_may_be_gone_and_are_called_absent(bucket: Bucket) -> None:
+    keys = [f"{UNDER}{n:02}" for n in range(60)]
+    found = orphaned(bucket, *keys)
+    for key in keys[:25]:
+        bucket.r2.remove(key)
+    operation = remove(found)
+    assert (operation.status, operation.already_absent, operation.deleted) == ("clean", 25, 35)
+    notes = Finding.objects.filter(key__in=keys[:25]).values_list("note", flat=True).distinct()
+    assert list(notes) == [f"seen gone by operation {operation.pk}"]
+
+
+def test_a_crash_between_two_batches_is_gone_on_from(
+    bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"BATCH_SIZE": 2}
+    keys = [f"{UNDER}{n}" for n in range(7)]
+    operation, original = ask(orphaned(bucket, *keys)), deletion.delete_batch
+    calls = 0
+
+    def delete_batch(work: Work, batch: list[CleanupItem]) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return original(work, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(deletion, "delete_batch", delete_batch)
+        with pytest.raises(KeyboardInterrupt):
+            run(operation)
+    assert len(bucket.keys()) == 5
+    past = timezone.now() - timedelta(minutes=5)
+    CleanupOperation.objects.update(lease_until=past, next_attempt_at=past)
+    operation = run(operation)
+    assert (operation.status, operation.deleted) == (Status.CLEAN, 7)
+    assert operation.events.filter(step="takeover").exists()
+    check(bucket)
+
+
+def test_trouble_of_the_store_deletes_nothing_and_resolves_nothing(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = orphaned(bucket, KEY)
+
+    def broken(*args: object) -> None:
+        raise Broken("out of order")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(listing, "find", broken)
+        operation = remove(found)
+    assert (operation.status, bucket.keys()) == (Status.INCOMPLETE, {KEY})
+    assert states() == {KEY: "open"}
+    assert again(operation).status == Status.CLEAN
+
+
+def test_late_checks_look_again_and_delete_nothing(bucket: Bucket) -> None:
+    operation = remove(orphaned(bucket, KEY, OTHER))
+    checks = operation.children.order_by("next_attempt_at")
+    assert [(c.kind, c.trigger) for c in checks] == [("verify", "late_check")] * 3
+    bucket.put(KEY)
+    look = late_check(operation)
+    assert look.status == Status.INCOMPLETE
+    assert outcomes(look) == {KEY: "failed", OTHER: "already_absent"}
+    assert bucket.keys() == {KEY}
+    alive("proj_9")
+    look = again(checks[1])
+    assert look.status == Status.CLEAN_WITH_PROTECTED
+    assert "live project proj_9" in reason(look, KEY)
+    check_of_it = requests.verify_operation(operation)
+    assert run(check_of_it).status == Status.CLEAN_WITH_PROTECTED
+
+
+def test_a_deletion_that_a_person_forced_of_a_project_has_its_own_late_checks(
+    bucket: Bucket,
+) -> None:
+    bucket.upload("proj_1")
+    assert {each.kind for each in delete("proj_1").children.all()} == {"project"}
+
+
+def test_neighbours_are_looked_at_together_and_cost_few_queries(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "LONE_KEYS", 10)
+    monkeypatch.setattr(Work, "together", 10)
+    monkeypatch.setattr(Work.__init__, "__defaults__", (0, 10, False))
+    keys = [f"{UNDER}{n:03}" for n in range(300)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(bucket.put, keys))
+    operation = ask(find(bucket, *keys))
+    with CaptureQueriesContext(connection) as few:
+        operation = run(operation)
+    assert operation.deleted == 300
+    batches = operation.events.filter(message__startswith="Batch of").count()
+    assert batches <= 6
+    assert len(few) < 300
+
+
+def test_keys_that_are_no_neighbours_are_looked_at_fewer_at_a_time(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = orphaned(bucket, *(f"{UNDER}{n}" for n in range(6)))
+    monkeypatch.setattr(work, "LONE_KEYS", 2)
+    monkeypatch.setattr(work, "SLOW", -1.0)
+    operation = remove(found)
+    assert (operation.status, operation.deleted) == (Status.CLEAN, 6)
+
+
+# Given to a project
+
+
+def test_an_adopted_object_is_its_project_s_and_goes_with_it(bucket: Bucket) -> None:
+    alive("proj_1")
+    found = orphaned(bucket, KEY, "logo.png", *STRANGE)
+    with acting_as(Origin("zoe")):
+        decision = decisions.adopt(ids(found), "proj_1")
+    assert (decision.done, decision.left) == (len(found), [])
+    row = R2Object.objects.get(key=KEY)
+    assert (row.project_id, row.source, row.state) == ("proj_1", "adopted", "stored")
+    assert (row.size, row.etag) == bucket.facts()[KEY]
+    assert {(the(f).state, f.note, f.decided_by) for f in found} == {
+        ("resolved", "adopted into proj_1", "zoe")
+    }
+    operation = delete("proj_1")
+    assert set(outcomes(operation).values()) == {"deleted"}
+    assert not bucket.keys() and not R2Object.objects.exists()
+    check(bucket)
+
+
+def test_an_adopted_object_stays_when_the_project_that_its_key_names_goes(bucket: Bucket) -> None:
+    alive("proj_1", "proj_9")
+    decisions.adopt(ids(orphaned(bucket, KEY, kind="untracked")), "proj_1")
+    delete("proj_9")
+    assert bucket.keys() == {KEY}
+
+
+def test_a_backfilled_row_is_given_too_and_one_of_a_live_upload_is_not(bucket: Bucket) -> None:
+    alive("proj_1", "proj_2")
+    found = orphaned(bucket, KEY, OTHER)
+    track(bucket, KEY, "proj_9", "backfill", size=1)
+    track(bucket, OTHER, "proj_2")
+    decision = decisions.adopt(ids(found), "proj_1")
+    assert whys(decision) == {OTHER: "It belongs to the live project proj_2."}
+    rows = R2Object.objects.order_by("key").values_list("project_id", "source", "size")
+    assert list(rows) == [("proj_1", "adopted", 7), ("proj_2", "upload", None)]
+
+
+@pytest.mark.parametrize("project_id", ["proj_9", "nobody", "", "a\0"])
+def test_no_object_is_given_to_a_project_that_is_not_there(bucket: Bucket, project_id: str) -> None:
+    deleted("proj_9")
+    found = orphaned(bucket, KEY)
+    with pytest.raises(Refusal, match="only a live one"):
+        decisions.adopt(ids(found), project_id)
+    assert not R2Object.objects.exists()
+
+
+def test_a_project_that_goes_meanwhile_is_given_nothing(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    found, original = orphaned(bucket, KEY), tracking.give
+
+    def give(*args: Any) -> Any:
+        Project.objects.all().delete()
+        return original(*args)
+
+    monkeypatch.setattr(tracking, "give", give)
+    with pytest.raises(Refusal, match="only a live one"):
+        decisions.adopt(ids(found), "proj_1")
+    assert not R2Object.objects.filter(source=Source.ADOPTED).exists()
+    assert states() == {KEY: "open"}
+
+
+def test_what_is_not_as_the_finding_says_is_not_given(bucket: Bucket) -> None:
+    alive("proj_1")
+    found = orphaned(bucket, KEY, OTHER)
+    found += orphaned(bucket, "missing", kind="missing")
+    found += orphaned(bucket, "nul", escaped=True)
+    found += orphaned(bucket, "over", state="resolved", note="x")
+    bucket.put(KEY, body=b"overwritten")
+    bucket.r2.remove(OTHER)
+    told = whys(decisions.adopt(ids(found), "proj_1"))
+    assert "overwritten" in told[KEY] and "not in the bucket" in told[OTHER]
+    assert "cannot be done with what is missing" in told["missing"]
+    assert "No row can name" in told["nul"] and told["over"] == "It is resolved: x"
+    assert not R2Object.objects.exists()
+
+
+@pytest.mark.parametrize("state", ["uploading", "deleting"])
+def test_what_an_upload_or_a_deletion_has_in_hand_is_not_given(bucket: Bucket, state: str) -> None:
+    alive("proj_1")
+    found = orphaned(bucket, KEY)
+    track(bucket, KEY, "proj_9", state=state)
+    assert "in hand" in whys(decisions.adopt(ids(found), "proj_1"))[KEY]
+    assert R2Object.objects.get().project_id == "proj_9"
+
+
+def test_a_row_that_changes_meanwhile_is_not_overwritten(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    found, original = orphaned(bucket, KEY), tracking.unchanged
+    track(bucket, KEY, "proj_9", "backfill")
+
+    def unchanged(held: Iterable[R2Object]) -> list[R2Object]:
+        R2Object.objects.update(state="uploading", updated_at=timezone.now())
+        return original(held)
+
+    monkeypatch.setattr(tracking, "unchanged", unchanged)
+    assert "in hand" in whys(decisions.adopt(ids(found), "proj_1"))[KEY]
+    assert R2Object.objects.get().source == "backfill"
+
+
+def test_a_key_that_a_cleanup_has_marked_is_given_back(bucket: Bucket) -> None:
+    alive("proj_1")
+    found = orphaned(bucket, KEY)
+    track(bucket, KEY, "proj_9", "backfill")
+    operation = CleanupOperation.objects.request(
+        kind="project", project_id="proj_9", bucket=bucket.name, trigger="deleted"
+    )
+    CleanupItem.objects.create(
+        operation=operation, key=KEY, identity=KEY, outcome="deleting", found_in="both"
+    )
+    assert "in hand" in whys(decisions.adopt(ids(found), "proj_1"))[KEY]
+    row = R2Object.objects.get()
+    assert (row.project_id, row.source) == ("proj_9", "backfill")
+    assert states() == {KEY: "open"}
+
+
+def test_an_object_that_could_be_several_projects_is_the_one_s_that_it_is_given(
+    bucket: Bucket,
+) -> None:
+    alive("proj_1", "proj_1_x")
+    key = "proj_1_x_s1_media.mp4"
+    decisions.adopt(ids(orphaned(bucket, key, kind="ambiguous")), "proj_1_x")
+    row = R2Object.objects.get()
+    assert (row.project_id, row.scene_id, row.layout) == ("proj_1_x", "s1", "flat")
+    delete("proj_1")
+    assert bucket.keys() == {key}
+    delete("proj_1_x")
+    assert not bucket.keys()
+
+
+# Rows brought up to date, and forgotten
+
+
+def test_tracking_writes_what_the_bucket_shows_by_now(bucket: Bucket) -> None:
+    alive("proj_9")
+    found = orphaned(bucket, KEY, kind="untracked") + orphaned(bucket, OTHER, kind="changed")
+    track(bucket, OTHER, "proj_9", size=1, etag="old")
+    bucket.put(OTHER, body=b"newer still")
+    with acting_as(Origin("zoe")):
+        decision = decisions.track(ids(found))
+    assert (decision.done, decision.left) == (2, [])
+    rows = R2Object.objects.values_list("key", "project_id", "source", "size", "etag")
+    facts = bucket.facts()
+    assert set(rows) == {
+        (KEY, "proj_9", "backfill", *facts[KEY]),
+        (OTHER, "proj_9", "upload", *facts[OTHER]),
+    }
+    assert {(the(f).note, f.decided_by) for f in found} == {("tracked", "zoe")}
+
+
+def test_tracking_leaves_what_is_gone_in_hand_or_of_another_kind(bucket: Bucket) -> None:
+    found = orphaned(bucket, KEY, OTHER, kind="changed") + orphaned(bucket, "x")
+    bucket.r2.remove(KEY)
+    track(bucket, OTHER, "proj_9", state="uploading")
+    told = whys(decisions.track(ids(found)))
+    assert "not in the bucket" in told[KEY] and "in hand" in told[OTHER]
+    assert told["x"] == "This cannot be done with what is orphaned."
+    assert set(states().values()) == {"open"}
+
+
+def test_a_missing_object_s_row_is_forgotten_and_nothing_follows(bucket: Bucket) -> None:
+    track(bucket, KEY, "proj_9")
+    found = find(bucket, KEY, kind="missing")
+    decision = decisions.untrack(ids(found))
+    assert (decision.done, decision.left) == (1, [])
+    assert not R2Object.objects.exists() and not CleanupOperation.objects.exists()
+    assert the(found[0]).note == "row removed: its object is not there"
+
+
+def test_a_row_is_kept_whose_object_is_there_or_that_changes(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in (KEY, OTHER, "x"):
+        track(bucket, key, "proj_9", state="uploading" if key == OTHER else "stored")
+    found = find(bucket, KEY, OTHER, "no row", "x", kind="missing")
+    bucket.put(KEY)
+    original = tracking.unchanged
+
+    def unchanged(held: Iterable[R2Object]) -> list[R2Object]:
+        R2Object.objects.filter(key="x").update(updated_at=timezone.now())
+        return original(held)
+
+    monkeypatch.setattr(tracking, "unchanged", unchanged)
+    told = whys(decisions.untrack(ids(found)))
+    assert "in the bucket" in told[KEY] and "in hand" in told[OTHER]
+    assert "no row" in told["no row"] and "in hand" in told["x"]
+    assert R2Object.objects.count() == 3
+
+
+def test_no_row_is_forgotten_on_a_listing_that_shows_nothing(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    track(bucket, KEY, "proj_9")
+    bucket.put(KEY)
+    found = find(bucket, KEY, kind="missing")
+
+    def empty(*args: object) -> dict[str, object]:
+        bucket.r2.remove(MARKER)
+        return {}
+
+    monkeypatch.setattr(tracking, "find", empty)
+    with pytest.raises(Mismatch):
+        decisions.untrack(ids(found))
+    assert R2Object.objects.exists()
+
+
+# Shown
+
+
+def test_such_a_deletion_is_shown_wherever_others_are(bucket: Bucket) -> None:
+    operation = remove(orphaned(bucket, *STRANGE))
+    client = superuser()
+    shown = client.get(page("cleanupoperation", "change", operation.pk)).content.decode()
+    assert "deletion of orphans" in shown and "&lt;script&gt;" in shown
+    assert "<script>alert" not in shown and "Force-delete:" not in shown
+    assert "proj_9" in client.get(page("cleanupoperation", "changelist")).content.decode()
+    told = client.get(f"/api/v1/deletions/{operation.pk}").json()
+    assert (told["kind"], told["trigger"], told["over"]) == ("orphans", "orphaned", True)
+    assert 'kind="orphans",status="clean"} 1.0' in client.get("/metrics").content.decode()
+
+
+def test_a_person_runs_a_plan_from_its_page(bucket: Bucket) -> None:
+    operation = run(ask(orphaned(bucket, KEY), dry_run=True))
+    shown = superuser().get(page("cleanupoperation", "change", operation.pk)).content.decode()
+    assert "Run this plan" in shown and "dry run" in shown

@@ -1,0 +1,349 @@
+"""Unfinished multipart uploads are found, and those that are old can be aborted; no others are."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+from pytest_django import Settings
+
+from devtools.faults.kinds import error
+from devtools.faults.matching import is_abort, is_uploads_listing, on
+from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
+from devtools.seaweedfs import SeaweedFS
+from storage_audit.audit import installation, scan, stale_uploads
+from storage_audit.audit.installation import Mismatch
+from storage_audit.audit.scan import unfinished
+from storage_audit.bucket import uploads
+from storage_audit.bucket.errors import Broken, StoreError
+from storage_audit.conf import conf
+from storage_audit.models import BucketScan, Finding, R2Object, Sighting
+from tests.conftest import Bucket
+from tests.network import faulty_network
+from tests.promises import alive, deleted, track
+from tests.test_commands import run
+
+KEY = "projects/proj_1/scenes/s1/media/big one?.mp4"
+AT_ONCE = timedelta(0)
+
+
+@pytest.fixture
+def proxy(seaweedfs: SeaweedFS) -> Iterator[FaultyStore]:
+    with faulty_network(seaweedfs) as running:
+        yield running
+
+
+@pytest.fixture
+def tree(seaweedfs: SeaweedFS, proxy: FaultyStore, transactional_db: None) -> Bucket:
+    """SeaweedFS, which lists unfinished uploads as R2 does, and local R2 does not."""
+    bucket = Bucket(seaweedfs)
+    bucket.wipe()
+    end_all(bucket)
+    installation.claim(bucket.name)
+    return bucket
+
+
+@pytest.fixture
+def old(settings: Settings) -> None:
+    """Whatever is there is old."""
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"UPLOAD_TIMEOUT": AT_ONCE}
+
+
+def end_all(bucket: Bucket) -> None:
+    """As somebody else does it."""
+    client = bucket.r2.client()
+    for begun in client.list_multipart_uploads(Bucket=bucket.name).get("Uploads", []):
+        client.abort_multipart_upload(
+            Bucket=bucket.name, Key=begun["Key"], UploadId=begun["UploadId"]
+        )
+
+
+def begin(bucket: Bucket, *keys: str) -> None:
+    for key in keys:
+        bucket.r2.client().create_multipart_upload(Bucket=bucket.name, Key=key)
+
+
+def there(bucket: Bucket) -> list[str]:
+    pages = uploads.unfinished(bucket.name, "")
+    assert pages is not None
+    return sorted(upload.key for page in pages for upload in page)
+
+
+def sighted(
+    bucket: Bucket, *prefixes: str, older_than: timedelta = AT_ONCE
+) -> list[Sighting] | None:
+    scan = BucketScan.objects.create(bucket=bucket.name)
+    seen = unfinished.sightings(scan, prefixes or [""], older_than)
+    return None if seen is None else Sighting.objects.bulk_create(seen)
+
+
+def findings(bucket: Bucket) -> list[Finding]:
+    """What a scan makes of its sightings."""
+    names = ("bucket", "key", "kind", "upload_id", "project_id", "last_modified", "evidence")
+    return [
+        Finding.objects.create(
+            first_scan=seen.scan,
+            last_scan=seen.scan,
+            **{name: getattr(seen, name) for name in names},
+        )
+        for seen in sighted(bucket) or ()
+    ]
+
+
+def aborted(*found: Finding) -> list[str]:
+    """How each is resolved, or why it is not."""
+    fresh = Finding.objects.filter(pk__in=[finding.pk for finding in found])
+    return [one.resolution or one.objection for one in stale_uploads.abort(fresh)]
+
+
+# Found
+
+
+def test_each_unfinished_upload_is_sighted_with_its_owner(tree: Bucket) -> None:
+    alive("proj_1")
+    deleted("proj_2")
+    begin(tree, KEY, KEY, "projects/proj_2/scenes/s1/media/a", "stranger", ".storage_audit/own")
+    seen = sighted(tree)
+    assert seen is not None
+    told = [(one.kind, one.key, one.project_id, one.evidence) for one in seen]
+    assert sorted(told) == sorted(
+        [
+            ("unfinished", KEY, "proj_1", "hierarchical: proj_1"),
+            ("unfinished", KEY, "proj_1", "hierarchical: proj_1"),
+            (
+                "unfinished",
+                "projects/proj_2/scenes/s1/media/a",
+                "proj_2",
+                "hierarchical: proj_2; project proj_2 was deleted",
+            ),
+            ("unfinished", "stranger", None, "no layout matches"),
+        ]
+    )
+    assert len({one.upload_id for one in seen}) == 4
+    age = [timezone.now() - one.last_modified for one in seen if one.last_modified]
+    assert len(age) == 4 and max(age) < timedelta(minutes=1)
+
+
+def test_uploads_that_are_not_old_are_not_sighted(tree: Bucket) -> None:
+    begin(tree, KEY)
+    assert sighted(tree, older_than=conf().upload_timeout) == []
+
+
+def test_only_what_is_asked_for_is_sighted(tree: Bucket) -> None:
+    begin(tree, "a/1", "b/1", "c/1")
+    seen = sighted(tree, "a/", "c/")
+    assert seen is not None
+    assert sorted(one.key for one in seen) == ["a/1", "c/1"]
+
+
+def test_store_that_cannot_list_uploads_says_nothing_of_them(bucket: Bucket) -> None:
+    """Local R2 answers NotImplemented."""
+    assert sighted(bucket) is None
+
+
+def test_memory_does_not_grow_with_the_uploads(tree: Bucket, proxy: FaultyStore) -> None:
+    """Each page is asked for when the one before is done with."""
+    asked: list[str] = []
+
+    def page(request: Request, forward: Forward) -> Reply:
+        number = int(request.query.get("key-marker") or 0) + 1
+        asked.append(str(number))
+        entry = f"<Upload><Key>{number}</Key><UploadId>u</UploadId>" + (
+            "<Initiated>2026-01-01T00:00:00.000Z</Initiated></Upload>"
+        )
+        more = f"<IsTruncated>{'true' if number < 5 else 'false'}</IsTruncated>"
+        next_one = f"<NextKeyMarker>{number}</NextKeyMarker><NextUploadIdMarker>u" + (
+            "</NextUploadIdMarker>"
+        )
+        body = f"<ListMultipartUploadsResult>{more}{next_one}{entry}</ListMultipartUploadsResult>"
+        return Reply(200, body.encode())
+
+    proxy.rules.append(on(is_uploads_listing, page))
+    scan = BucketScan.objects.create(bucket=tree.name)
+    seen = unfinished.sightings(scan, [""], AT_ONCE)
+    assert seen is not None
+    for number in range(1, 6):
+        assert next(seen).key == str(number)
+        assert len(asked) == number
+    assert next(seen, None) is None
+
+
+def test_listing_that_does_not_get_on_is_no_listing(tree: Bucket, proxy: FaultyStore) -> None:
+    body = """<ListMultipartUploadsResult><IsTruncated>true</IsTruncated><NextKeyMarker>a
+</NextKeyMarker><NextUploadIdMarker>u</NextUploadIdMarker></ListMultipartUploadsResult>"""
+    proxy.rules.append(on(is_uploads_listing, Reply(200, body.encode())))
+    with pytest.raises(Broken):
+        sighted(tree)
+
+
+# Aborted
+
+
+def test_old_upload_is_aborted_and_no_other(tree: Bucket, old: None) -> None:
+    begin(tree, KEY, KEY, KEY + ".more")
+    found = findings(tree)
+    mine = next(finding for finding in found if finding.key == KEY)
+    assert aborted(mine) == ["aborted"]
+    assert there(tree) == [KEY, KEY + ".more"]
+    mine.refresh_from_db()
+    assert (mine.state, mine.note) == ("resolved", "aborted")
+    assert sorted(aborted(*found)) == ["It is resolved already: aborted", "aborted", "aborted"]
+    assert not there(tree) and not Finding.objects.unresolved().exists()
+
+
+def test_dry_run_aborts_nothing(tree: Bucket, old: None) -> None:
+    begin(tree, KEY)
+    assert [one.objection for one in stale_uploads.abort(findings(tree), dry_run=True)] == [""]
+    assert there(tree) == [KEY]
+    assert Finding.objects.get().state == "open"
+
+
+def test_upload_that_is_not_old_is_not_aborted(tree: Bucket) -> None:
+    begin(tree, KEY)
+    [told] = aborted(*findings(tree))
+    assert "not as old" in told
+    assert there(tree) == [KEY]
+    assert Finding.objects.get().state == "open"
+
+
+def test_upload_of_another_age_is_not_aborted(tree: Bucket, old: None) -> None:
+    begin(tree, KEY)
+    [finding] = findings(tree)
+    Finding.objects.update(last_modified=timezone.now() - timedelta(days=9))
+    [told] = aborted(finding)
+    assert "not as old" in told
+    assert there(tree) == [KEY]
+
+
+def test_key_that_the_application_uploads_to_is_spared(
+    tree: Bucket, old: None, settings: Settings
+) -> None:
+    begin(tree, KEY)
+    row = track(tree, KEY, "proj_1", state="uploading")
+    found = findings(tree)
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"UPLOAD_TIMEOUT": timedelta(seconds=1)}
+    R2Object.objects.update(updated_at=timezone.now() + timedelta(seconds=60))
+    [told] = aborted(*found)
+    assert "is uploading to this key" in told
+    assert there(tree) == [KEY]
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"UPLOAD_TIMEOUT": AT_ONCE}
+    R2Object.objects.update(updated_at=row.created_at - timedelta(seconds=60))
+    assert aborted(*found) == ["aborted"]
+
+
+def test_upload_that_ended_by_itself_is_not_called_aborted(tree: Bucket, old: None) -> None:
+    begin(tree, KEY)
+    found = findings(tree)
+    end_all(tree)
+    [told] = aborted(*found)
+    assert "not listed any more" in told
+    assert Finding.objects.get().state == "resolved"
+
+
+def test_upload_that_ends_just_before_is_not_called_aborted(
+    tree: Bucket, old: None, proxy: FaultyStore
+) -> None:
+    begin(tree, KEY)
+    found = findings(tree)
+
+    def end(request: Request, forward: Forward) -> Reply:
+        end_all(tree)
+        return Reply(404, error("NoSuchUpload"))
+
+    proxy.rules.append(on(is_abort, end))
+    [told] = aborted(*found)
+    assert "not listed any more" in told
+
+
+def test_abortion_is_believed_when_it_is_seen(tree: Bucket, old: None, proxy: FaultyStore) -> None:
+    begin(tree, KEY)
+    found = findings(tree)
+    for answer in (Reply(204), Reply(403, error("AccessDenied"))):
+        proxy.rules[:] = [on(is_abort, answer)]
+        [told] = aborted(*found)
+        assert "still listed" in told
+        assert ("AccessDenied" in told) == (answer.status == 403)
+        assert Finding.objects.get().state == "open"
+    proxy.rules.clear()
+    assert aborted(*found) == ["aborted"]
+
+
+def test_listing_that_fails_resolves_nothing(tree: Bucket, old: None, proxy: FaultyStore) -> None:
+    begin(tree, KEY)
+    found = findings(tree)
+    proxy.rules.append(on(is_uploads_listing, Reply(403, error("AccessDenied"))))
+    with pytest.raises(StoreError):
+        aborted(*found)
+    assert Finding.objects.get().state == "open"
+    assert not proxy.asked(is_abort)
+
+
+def test_nothing_is_aborted_in_another_bucket(tree: Bucket, old: None) -> None:
+    begin(tree, KEY)
+    found = findings(tree)
+    tree.r2.remove(installation.MARKER, tree.name)
+    with pytest.raises(Mismatch):
+        aborted(*found)
+    assert there(tree) == [KEY]
+
+
+@pytest.mark.parametrize(
+    "key", ["a b", "i?b#c", "=cmd()", "<x>&amp;", "k\u00e9", "le\u0301", "e/f/g"]
+)
+def test_uploads_to_strange_keys_are_aborted(tree: Bucket, old: None, key: str) -> None:
+    """SeaweedFS says that it encodes keys here, and does not: so no `+` and no `%`."""
+    begin(tree, key, key + "x")
+    found = [finding for finding in findings(tree) if finding.key == key]
+    assert aborted(*found) == ["aborted"]
+    assert there(tree) == [key + "x"]
+
+
+def test_what_is_no_such_finding_is_refused(tree: Bucket, old: None) -> None:
+    begin(tree, KEY)
+    [finding] = findings(tree)
+    Finding.objects.update(kind="orphaned")
+    [told] = aborted(finding)
+    assert "No request can name" in told
+    Finding.objects.update(kind="unfinished", state="resolved", note="gone")
+    [told] = aborted(finding)
+    assert "resolved already: gone" in told
+    assert there(tree) == [KEY]
+
+
+def test_command_aborts_them(tree: Bucket, old: None) -> None:
+    begin(tree, KEY)
+    findings(tree)
+    asked = ["findings", "--kind", "unfinished", "--abort-uploads"]
+    planned = f"  {KEY} -> would be aborted\n"
+    assert run(*asked, "--dry-run")[0].endswith(planned)
+    assert there(tree) == [KEY]
+    assert run(*asked) == (f"Findings dealt with: 1.\n  {KEY} -> aborted\n", "", 0)
+    assert not there(tree)
+
+
+def scanned() -> BucketScan:
+    done = scan.begin(purpose="reconcile")
+    list(scan.work(done))
+    assert done.status == BucketScan.Status.COMPLETE
+    return done
+
+
+def test_a_scan_ends_with_the_unfinished_uploads(tree: Bucket, old: None) -> None:
+    alive("proj_1")
+    begin(tree, KEY)
+    assert (scanned().unfinished, scanned().uploads_looked_for) == (1, True)
+    [finding] = Finding.objects.all()
+    assert (finding.kind, finding.key, finding.project_id) == ("unfinished", KEY, "proj_1")
+    end_all(tree)
+    assert scanned().unfinished == 0
+    finding.refresh_from_db()
+    assert finding.state == Finding.State.RESOLVED
+
+
+def test_what_was_not_looked_for_is_not_resolved(bucket: Bucket) -> None:
+    seen = BucketScan.objects.create(bucket=bucket.name, started_at=timezone.now())
+    Finding.objects.create(
+        bucket=bucket.name, key=KEY, kind="unfinished", first_scan=seen, last_scan=seen
+    )
+    assert scanned().uploads_looked_for is False
+    assert Finding.objects.get().state == Finding.State.OPEN

@@ -23,6 +23,10 @@ ASKING = {
     "r2object-delete-many": ("r2object-list", "Delete selected R2 objects"),
     "r2object-untrack": ("r2object-list", "Untrack, and keep the objects"),
     "operation-force": ("cleanupoperation-list", "Force-delete"),
+    "finding-acknowledge": ("finding-list", "Acknowledge"),
+    "finding-delete-orphans": ("finding-list", "Delete orphans"),
+    "finding-adopt": ("finding-list", "Adopt into a project"),
+    "finding-rename": ("finding-list", "Rename misnamed objects"),
 }
 EPILOG = """\
 It needs Chromium or Chrome, as the tests do.

@@ -2,7 +2,7 @@ from datetime import datetime
 from typing import Any
 
 from django import forms
-from django.contrib.admin.widgets import AdminTextInputWidget
+from django.contrib.admin.widgets import AdminTextareaWidget, AdminTextInputWidget
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -12,6 +12,12 @@ from storage_audit.models import validate_project_id
 class ProjectIdForm(forms.Form):
     project_id = forms.CharField(
         label=_("Project id"), validators=[validate_project_id], widget=AdminTextInputWidget
+    )
+
+
+class NoteForm(forms.Form):
+    note = forms.CharField(
+        label=_("Why they may stay"), max_length=2000, widget=AdminTextareaWidget(attrs={"rows": 3})
     )
 
 

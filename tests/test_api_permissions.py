@@ -1,10 +1,13 @@
 """Which permission opens which address of the API; each is found in the code, so that a new one
 fails here until somebody decides on it."""
 
+import json
+from typing import Any
+
 import pytest
 
 from storage_audit.api.urls import api
-from storage_audit.models import CleanupOperation
+from storage_audit.models import BucketScan, CleanupOperation, Finding
 from tests.api_client import API, PROBLEM, Program, program, staff
 from tests.conftest import Bucket
 from tests.test_permissions import DECIDED_ELSEWHERE, patterns, state
@@ -23,20 +26,56 @@ DECIDED = {
     "GET /debug/list-project-files/{project_id}": LOOK,
     "GET /debug/verify-cleanup/{project_id}": LOOK,
     "POST /debug/cleanup/{project_id}": "force_cleanup",
+    "GET /findings": "view_finding",
+    "GET /findings/{finding_id}": "view_finding",
+    "POST /findings/actions/acknowledge": "change_finding",
+    "POST /findings/actions/reopen": "change_finding",
+    "POST /findings/actions/delete-orphans": "delete_r2object",
+    "POST /findings/actions/adopt": "change_r2object",
+    "POST /findings/actions/track": "change_r2object",
+    "POST /findings/actions/untrack": "delete_r2object",
+    "POST /findings/actions/rename": "change_r2object",
+    "POST /findings/actions/abort-uploads": "delete_r2object",
+    "GET /scans": "view_bucketscan",
+    "GET /scans/{scan_id}": "view_bucketscan",
+    "POST /scans": "add_bucketscan",
+    "POST /scans/{scan_id}/stop": "change_bucketscan",
+    "POST /scans/{scan_id}/resume": "change_bucketscan",
     "GET /diagnostics": DIAGNOSE,
     "POST /diagnostics": "add_diagnosis",
 }
 # It depends on what is asked for.
-DRY_RUN = {"POST /debug/cleanup/{project_id}?dry_run=true": "dry_run_cleanup"}
+DRY_RUN = {
+    "POST /debug/cleanup/{project_id}?dry_run=true": "dry_run_cleanup",
+    "POST /findings/actions/delete-orphans#dry_run": "dry_run_cleanup",
+}
+MORE_OF_A_BODY: dict[str, dict[str, Any]] = {
+    "acknowledge": {"note": "ours"},
+    "adopt": {"project_id": "proj_1"},
+    "delete-orphans#dry_run": {"dry_run": True},
+}
 ASKED = DECIDED | DRY_RUN
 OTHERS = {"openapi-json", "api-root"}
+
+
+def body_of(path: str, finding_id: object) -> dict[str, Any] | None:
+    *_before, start, act = path.split("/")
+    if start == "actions":
+        return {"findings": [finding_id], **MORE_OF_A_BODY.get(act, {})}
+    return {"/scans": {"purpose": "reconcile"}, "/scans/{scan_id}/resume": {}}.get(path)
 
 
 def ask(who: Program, line: str) -> int:
     """The status of the answer."""
     method, path = line.split()
-    deletion_id = CleanupOperation.objects.earliest("created_at").pk
-    answer = who.ask(method, path.format(project_id="proj_1", deletion_id=deletion_id))
+    ids = {
+        "project_id": "proj_1",
+        "deletion_id": CleanupOperation.objects.earliest("created_at").pk,
+        "finding_id": Finding.objects.get().pk,
+        "scan_id": BucketScan.objects.earliest("started_at").pk,
+    }
+    address, body = path.partition("#")[0].format(**ids), body_of(path, ids["finding_id"])
+    answer = who.ask(method, address, json.dumps(body) if body is not None else "")
     assert answer["Content-Type"] == PROBLEM or answer.status_code < 300
     status: int = answer.status_code
     return status
@@ -65,7 +104,7 @@ def test_each_permission_opens_its_addresses_and_no_other(world: Bucket, permiss
         assert ask(who, line) == 403, line
     assert state(world) == before
     for line in (line for line, needed in ASKED.items() if needed == permission):
-        # 409, as the project lives.
+        # 409, as the project lives, and the scan is complete.
         assert ask(who, line) in (200, 202, 409), line
 
 

@@ -16,8 +16,10 @@ from ninja.errors import HttpError
 from pytest_django import Settings
 
 from storage_audit.api import deletions, problems
+from storage_audit.audit.decisions import Refusal
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.requests import StillAlive
+from storage_audit.audit.scan import TooCostly
 from storage_audit.bucket.errors import Barred, Broken, Overloaded, TooLate, Unavailable
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, IllegalTransition
@@ -60,6 +62,8 @@ ERRORS: list[tuple[Exception, int, str]] = [
     (Mismatch("told"), 503, "bucket-not-ours"),
     (StillAlive("told"), 409, "project-exists"),
     (IllegalTransition("told"), 409, "wrong-state"),
+    (Refusal("told"), 409, "refused"),
+    (TooCostly("told"), 409, "refused"),
     (ValidationError("told"), 422, "invalid-values"),
     (Unavailable("told"), 503, "store-unavailable"),
     (Overloaded("told"), 503, "store-unavailable"),

@@ -16,10 +16,23 @@ from pytest_django import Settings
 from schemathesis.core.parameters import ParameterLocation as Place
 
 from storage_audit.api.urls import api
-from storage_audit.models import ApiToken, CleanupOperation, Diagnosis, Project
+from storage_audit.models import (
+    ApiToken,
+    BucketScan,
+    CleanupOperation,
+    Diagnosis,
+    Finding,
+    Project,
+)
 from tests.conftest import Bucket
 
-KNOWN = {"deletion_id": str(UUID(int=1)), "project_id": "proj_1"}
+KNOWN: dict[str, Any] = {
+    "deletion_id": str(UUID(int=1)),
+    "project_id": "proj_1",
+    "scan_id": str(UUID(int=2)),
+    "finding_id": 3,
+    "findings": [3],
+}
 EXAMINE = "/api/v1/diagnostics"
 
 
@@ -47,9 +60,11 @@ class Visitor:
     def ask(self, case: "schemathesis.Case[Any]") -> None:
         """Every other time for something that is there, as nobody would guess an id."""
         assert case.meta
-        odd = sum(map(ord, repr(case.path_parameters))) % 2
+        odd = sum(map(ord, repr((case.path_parameters, case.body)))) % 2
         if odd and not case.meta.is_negative_at(Place.PATH):
             case.path_parameters = {name: KNOWN[name] for name in case.path_parameters}
+        if odd and isinstance(case.body, dict) and not case.meta.is_negative_at(Place.BODY):
+            case.body |= {name: KNOWN[name] for name in KNOWN.keys() & case.body.keys()}
         if case.method == "DELETE":
             Project.objects.get_or_create(pk=KNOWN["project_id"])
         # What is to be refused for its key keeps it.
@@ -79,6 +94,10 @@ def visitor(bucket: Bucket, settings: Settings) -> Iterator[Visitor]:
     )
     operation.items.create(key="proj_0_s1_media.mp4", identity="x", found_in="both")
     Diagnosis.objects.create(context="web", host="h", pid=1)
+    scan = BucketScan.objects.create(pk=KNOWN["scan_id"], bucket=bucket.name, status="stopped")
+    scan.shards.create()
+    both = {"first_scan": scan, "last_scan": scan, "bucket": bucket.name}
+    Finding.objects.create(pk=KNOWN["finding_id"], key="stranger", kind="unrecognised", **both)
     anna = User.objects.create_superuser("anna")
     come = Visitor(ApiToken.issue(name="schemathesis", user=anna, may_write=True)[1])
     yield come

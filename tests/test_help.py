@@ -11,6 +11,7 @@ import pytest
 from django.core.management import find_commands, load_command_class
 from django.core.management.base import CommandError, DjangoHelpFormatter
 
+import benchmarks.__main__
 import devtools.crash.__main__
 import devtools.demo.__main__
 import devtools.faults.__main__
@@ -35,6 +36,7 @@ def management_commands() -> Iterator[tuple[str, ArgumentParser]]:
 PARSERS: dict[str, ArgumentParser] = {
     **dict(management_commands()),
     "make demo": devtools.demo.__main__.command_line(),
+    "make bench": benchmarks.__main__.command_line(),
     "make test": devtools.test.command_line(),
     "make test-crash": devtools.crash.__main__.command_line(),
     "-m devtools.faults": devtools.faults.__main__.command_line(),

@@ -3,7 +3,7 @@ found in the code, so that a new one fails here until somebody decides on it."""
 
 import re
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from socket import gethostname
 from typing import Any, NamedTuple
@@ -22,8 +22,10 @@ from pytest_django import Settings
 
 from autoshorts import urls
 from storage_audit.audit.diagnostics import comparison
+from storage_audit.bucket import uploads
+from storage_audit.bucket.r2 import list_page
 from storage_audit.management.console import login_name
-from storage_audit.models import CleanupOperation, Project, StoreCalls
+from storage_audit.models import CleanupOperation, Finding, Project, R2Object, StoreCalls
 from storage_audit.pages.base import DJANGO_6_1
 from storage_audit.pages.projects import OwnerAdmin
 from tests.admin_client import page
@@ -94,6 +96,15 @@ ACTIONS = {
     ("storage_audit.project", "force_delete"): "storage_audit.force_cleanup",
     ("storage_audit.r2object", "delete_selected"): "storage_audit.delete_r2object",
     ("storage_audit.r2object", "untrack"): "storage_audit.delete_r2object",
+    ("storage_audit.finding", "acknowledge"): "storage_audit.change_finding",
+    ("storage_audit.finding", "reopen"): "storage_audit.change_finding",
+    ("storage_audit.finding", "plan_deletion"): "storage_audit.dry_run_cleanup",
+    ("storage_audit.finding", "delete_orphans"): "storage_audit.delete_r2object",
+    ("storage_audit.finding", "adopt"): "storage_audit.change_r2object",
+    ("storage_audit.finding", "track"): "storage_audit.change_r2object",
+    ("storage_audit.finding", "untrack"): "storage_audit.delete_r2object",
+    ("storage_audit.finding", "rename"): "storage_audit.change_r2object",
+    ("storage_audit.finding", "abort_uploads"): "storage_audit.delete_r2object",
     ("storage_audit.apitoken", "revoke"): "storage_audit.change_apitoken",
     ("storage_audit.cleanupoperation", "verify_cleanup"): "storage_audit.verify_cleanup",
     ("storage_audit.cleanupoperation", "force_delete"): "storage_audit.force_cleanup",
@@ -106,6 +117,20 @@ ACTIONS = {
     ("auth.user", "delete_selected"): "auth.delete_user",
     ("auth.group", "delete_selected"): "auth.delete_group",
 }
+# What the finding must be about which each of these can do something.
+LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
+ORPHAN = {"kind": "orphaned", "first_seen_at": LONG_AGO, "last_modified": LONG_AGO}
+MISNAMED = "projects/proj_proj_1/scenes/s1/media/a.mp4"
+SUITABLE: dict[str, dict[str, Any]] = {
+    "reopen": {"state": "acknowledged"},
+    "plan_deletion": ORPHAN,
+    "delete_orphans": ORPHAN,
+    "track": {"kind": "untracked"},
+    "untrack": {"kind": "missing", "key": "gone"},
+    "rename": {"kind": "misnamed", "key": MISNAMED, "project_id": "proj_1"},
+    "abort_uploads": {"kind": "unfinished", "upload_id": "x"},
+}
+TYPED = {"note": "ours", "project_id": "proj_1"}
 OURS = [(model, action) for model, action in ACTIONS if model.startswith("storage_audit")]
 
 
@@ -318,10 +343,23 @@ def test_each_permission_brings_its_actions_and_no_other(world: Bucket) -> None:
         assert state(world) == before, name
 
 
+def suit(world: Bucket, action: str) -> None:
+    world.put(MISNAMED)
+    R2Object.objects.create(bucket=world.name, key="gone", source="upload", state="stored")
+    found = Finding.objects.filter(pk=Finding.objects.get().pk)
+    found.update(**SUITABLE.get(action, {}))
+    for shown in list_page(world.name, found.get().key).objects:
+        names = ("size", "etag", "last_modified")
+        found.update(**{n: getattr(shown, n) for n in names if action == "rename"})
+
+
 @pytest.mark.parametrize(("model", "action"), OURS)
 def test_the_permission_of_an_action_and_the_list_suffice(
-    world: Bucket, model: str, action: str
+    world: Bucket, model: str, action: str, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 10}
+    monkeypatch.setattr(uploads, "unfinished", lambda bucket, prefix: iter([[]]))
+    suit(world, action)
     needed = {ACTIONS[model, action], *to("view", model)}
     client = client_of(staff(*(p for name, p in permissions() if name in needed)))
     before = state(world)
@@ -331,7 +369,7 @@ def test_the_permission_of_an_action_and_the_list_suffice(
     # What is asked for is confirmed with what its page says.
     fields = dict(re.findall('type="hidden" name="(.*?)" value="(.*?)"', answer.content.decode()))
     if "post" in fields:
-        answer = client.post(url, fields, follow=True)
+        answer = client.post(url, TYPED | fields, follow=True)
     assert answer.status_code == 200
     assert 'class="success"' in answer.content.decode()
     assert state(world) != before
@@ -418,8 +456,10 @@ COMMANDS = {
     "compare_discovery": "proj_1",
     "compare_strategies": "--objects 1 --strategies batch",
     "deletion_log": "DELETION_ID",
+    "findings": "",
     "prune_operations": "--to FOLDER",
     "r2_doctor": "",
+    "reconcile_r2": "",
     "release_cleanup": "DELETION_ID --confirm FIGURES",
     "sweep_cleanups": "--sync",
     "verify_cleanup": "proj_1",

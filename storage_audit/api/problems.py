@@ -19,8 +19,10 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from ninja.errors import AuthenticationError, HttpError, Throttled, ValidationError
 
+from storage_audit.audit.decisions import Refusal
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.requests import StillAlive
+from storage_audit.audit.scan import TooCostly
 from storage_audit.bucket.errors import StoreError, TooLate, Unavailable
 from storage_audit.models import IllegalTransition
 from storage_audit.places import COME_BACK_AFTER, Full
@@ -48,7 +50,8 @@ KINDS = {
     "method-not-allowed": Kind(405, gettext_lazy("Nothing answers to this method here")),
     "in-use": Kind(409, gettext_lazy("Something else needs it")),
     "project-exists": Kind(409, gettext_lazy("The project exists")),
-    "wrong-state": Kind(409, gettext_lazy("The deletion is in no state for this")),
+    "wrong-state": Kind(409, gettext_lazy("It is in no state for this")),
+    "refused": Kind(409, gettext_lazy("It was not done")),
     "invalid-values": Kind(422, gettext_lazy("Some values are not valid")),
     "too-many-requests": Kind(429, gettext_lazy("Too many requests")),
     "internal-error": Kind(500, gettext_lazy("Something is broken here")),
@@ -112,6 +115,8 @@ SPOKEN: dict[type[Exception], str] = {
     InvalidValue: "invalid-values",
     StillAlive: "project-exists",
     IllegalTransition: "wrong-state",
+    Refusal: "refused",
+    TooCostly: "refused",
     ProtectedError: "in-use",
     RestrictedError: "in-use",
     Mismatch: "bucket-not-ours",

@@ -4,7 +4,7 @@ from django.urls import path, re_path
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 
-from storage_audit.api import debug, deletions, diagnostics, projects
+from storage_audit.api import debug, deletions, diagnostics, findings, projects, scans
 from storage_audit.api.auth import BearerToken, StaffSession
 from storage_audit.api.docs import page
 from storage_audit.api.openapi import Api
@@ -16,7 +16,8 @@ api = Api(
     version="1.0.0",
     description=(
         "Deletes projects with their files, follows each deletion to the proof, and says why files"
-        " stay. Every error is a problem detail (RFC 9457)."
+        " stay; scans the bucket, and decides about what was found. Every error is a problem detail"
+        " (RFC 9457)."
     ),
     urls_namespace="storage_audit_api",
     auth=[BearerToken(), StaffSession()],
@@ -26,6 +27,8 @@ api = Api(
 )
 api.add_router("projects", projects.router)
 api.add_router("deletions", deletions.router)
+api.add_router("findings", findings.router)
+api.add_router("scans", scans.router)
 api.add_router("debug", debug.router)
 api.add_router("diagnostics", diagnostics.router)
 

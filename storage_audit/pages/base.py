@@ -108,10 +108,14 @@ class AuditAdmin(ModelAdmin[M]):
         self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
     ) -> HttpResponse:
         if context["original"] and not DJANGO_6_1:
-            # Django itself offers them from 6.1 on; of the stock ones, deletion has its button.
-            choices = self.get_action_choices(request, [])
-            context["object_actions"] = [c for c in choices if c[0] != "delete_selected"]
+            # Django itself offers them from 6.1 on.
+            choices, row = self.get_action_choices(request, []), context["original"]
+            context["object_actions"] = [c for c in choices if self.is_fit(row, c[0])]
         return super().render_change_form(request, context, *args, **kwargs)
+
+    def is_fit(self, row: M, name: str) -> bool:
+        """Whether the row's page offers this action; of the stock ones, deletion has its button."""
+        return name != "delete_selected"
 
     def has_dry_run_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("storage_audit.dry_run_cleanup")
@@ -245,5 +249,7 @@ def selection(request: HttpRequest, queryset: models.QuerySet[Any]) -> dict[str,
 
 
 def digest(queryset: models.QuerySet[Any]) -> str:
-    keys = queryset.order_by("pk").values_list("pk", flat=True)
-    return hashlib.sha256("\n".join(map(str, keys)).encode()).hexdigest()
+    whole = hashlib.sha256()
+    for pk in queryset.order_by("pk").values_list("pk", flat=True).iterator():
+        whole.update(f"{pk}\n".encode())
+    return whole.hexdigest()

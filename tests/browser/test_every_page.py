@@ -35,6 +35,12 @@ ASKING = [
     ("r2object", "Delete selected R2 objects"),
     ("r2object", "Untrack, and keep the objects"),
     ("cleanupoperation", "Force-delete"),
+    ("finding", "Acknowledge"),
+    ("finding", "Delete orphans"),
+    ("finding", "Adopt into a project"),
+    ("finding", "Track"),
+    ("finding", "Remove the rows of missing objects"),
+    ("finding", "Rename misnamed objects"),
 ]
 CONTRAST = (Path(__file__).parent / "contrast.js").read_text()
 

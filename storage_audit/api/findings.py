@@ -1,0 +1,201 @@
+"""What complete scans found, and what is decided about it."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from django.contrib.admin.models import ADDITION
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404
+from django.utils.translation import gettext as _
+from ninja import Path, Query, Router, Status
+
+from storage_audit import tasks
+from storage_audit.api import history
+from storage_audit.api.auth import require
+from storage_audit.api.deletions import Limit, Text, first, status_url
+from storage_audit.api.openapi import refusals
+from storage_audit.api.problems import Problem
+from storage_audit.api.scan_schemas import (
+    ABSENT,
+    Acknowledge,
+    Adopt,
+    Decide,
+    Decided,
+    DryRunnable,
+    Filter,
+    FindingKind,
+    FindingPage,
+    FindingShown,
+    FindingState,
+    LeftAsItIs,
+    WhatBecame,
+)
+from storage_audit.api.schemas import OneDeletion
+from storage_audit.audit import decisions
+from storage_audit.audit.decisions import Decision
+from storage_audit.findings import FindingQuerySet
+from storage_audit.models import Finding
+from storage_audit.places import place
+
+router = Router(tags=["findings"])
+
+VIEW, JUDGE = "storage_audit.view_finding", "storage_audit.change_finding"
+TRACK, REMOVE = "storage_audit.change_r2object", "storage_audit.delete_r2object"
+SHOWN = 1000
+State = Finding.State
+LOOKS = {200: Decided, **refusals(404, 409, 502)}
+
+
+@router.get("", response={200: FindingPage, **refusals()})
+def list_findings(
+    request: HttpRequest,
+    kind: FindingKind = ABSENT,
+    state: FindingState = ABSENT,
+    prefix: Text = ABSENT,
+    project: Text = ABSENT,
+    cursor: Annotated[int, Query(ge=0, lt=2**63)] = 0,
+    limit: Limit = 50,
+) -> FindingPage:
+    """In the order in which they were found, in all states. `cursor` is the `next_cursor` of the
+    page before. Needs the permission view_finding."""
+    require(request, VIEW)
+    found = matching(kind, prefix, project).filter(pk__gt=cursor).order_by("pk")
+    page, more = first(found.filter(state=state) if state else found, limit)
+    return FindingPage(
+        items=[shown(each) for each in page], next_cursor=page[-1].pk if more else None
+    )
+
+
+@router.get("/{finding_id}", response={200: FindingShown, **refusals(404)})
+def get_finding(
+    request: HttpRequest, finding_id: Annotated[int, Path(ge=0, lt=2**63)]
+) -> FindingShown:
+    """One finding, with its evidence. Needs the permission view_finding."""
+    require(request, VIEW)
+    return shown(get_object_or_404(Finding, pk=finding_id))
+
+
+@router.post("/actions/acknowledge", response={200: Decided, **refusals(404)})
+def acknowledge(request: HttpRequest, asked: Acknowledge) -> Decided:
+    """They may stay as they are, and the note says why. Needs the permission change_finding."""
+    require(request, JUDGE)
+    return told(decisions.acknowledge(chosen(asked), asked.note))
+
+
+@router.post("/actions/reopen", response={200: Decided, **refusals(404)})
+def reopen(request: HttpRequest, asked: Decide) -> Decided:
+    """Take acknowledgements back: a filter without a state is about those that are acknowledged.
+    Needs the permission change_finding."""
+    require(request, JUDGE)
+    return told(decisions.reopen(chosen(asked, State.ACKNOWLEDGED)))
+
+
+@router.post("/actions/delete-orphans", response={202: Decided, **LOOKS})
+def delete_orphans(
+    request: HttpRequest, asked: DryRunnable, response: HttpResponse
+) -> Status[Decided]:
+    """Delete the objects of those that may go: a worker does it, in one deletion for each bucket,
+    or plans to. When none may go, there is no deletion, and the status is 200. Needs the permission
+    delete_r2object, or dry_run_cleanup for a dry run."""
+    require(request, "storage_audit.dry_run_cleanup" if asked.dry_run else REMOVE)
+    with place():
+        decision = decisions.delete_orphans(chosen(asked), dry_run=asked.dry_run)
+    decision.is_plan = asked.dry_run
+    with transaction.atomic():
+        for operation in decision.operations:
+            history.log(request, operation, ADDITION, _("Deletion of orphans requested."))
+        tasks.enqueue_on_commit(decision.operations)
+    if not decision.operations:
+        return Status(200, told(decision))
+    response["Location"] = status_url(decision.operations[0])
+    return Status(202, told(decision))
+
+
+@router.post("/actions/adopt", response=LOOKS)
+def adopt(request: HttpRequest, asked: Adopt) -> Decided:
+    """Give the objects to a live project: they are deleted with it. At most 100 at once. Needs the
+    permission change_r2object."""
+    require(request, TRACK)
+    return look(asked, decisions.adopt, project_id=asked.project_id)
+
+
+@router.post("/actions/track", response=LOOKS)
+def track(request: HttpRequest, asked: Decide) -> Decided:
+    """Have rows say what the bucket shows by now. At most 100 at once. Needs the permission
+    change_r2object."""
+    require(request, TRACK)
+    return look(asked, decisions.track)
+
+
+@router.post("/actions/untrack", response=LOOKS)
+def untrack(request: HttpRequest, asked: Decide) -> Decided:
+    """Remove the rows of objects that are seen to be missing. At most 100 at once. Needs the
+    permission delete_r2object."""
+    require(request, REMOVE)
+    return look(asked, decisions.untrack)
+
+
+@router.post("/actions/rename", response=LOOKS)
+def rename(request: HttpRequest, asked: DryRunnable) -> Decided:
+    """Copy misnamed objects to keys of the current layout, and then delete the old ones. At most
+    100 at once; asked again, it goes on. Needs the permission change_r2object."""
+    require(request, TRACK)
+    return look(asked, decisions.rename, dry_run=asked.dry_run)
+
+
+@router.post("/actions/abort-uploads", response=LOOKS)
+def abort_uploads(request: HttpRequest, asked: DryRunnable) -> Decided:
+    """Abort unfinished multipart uploads. At most 100 at once. Needs the permission
+    delete_r2object."""
+    require(request, REMOVE)
+    return look(asked, decisions.abort_uploads, dry_run=asked.dry_run)
+
+
+def look(asked: Decide, decide: Callable[..., Decision], **how: Any) -> Decided:
+    """Decide about some, while a place of those who ask the store is taken."""
+    findings = chosen(asked)
+    decisions.refuse_many(findings)
+    with place():
+        return told(decide(findings, **how))
+
+
+def chosen(asked: Decide, usual: str = State.OPEN) -> FindingQuerySet:
+    """Raises Problem when an id is of none."""
+    which = asked.findings
+    if isinstance(which, Filter):
+        found = matching(which.kind, which.prefix, which.project)
+        return found.filter(state=which.state or usual)
+    found = Finding.objects.filter(pk__in=which)
+    if unknown := set(which).difference(found.values_list("pk", flat=True)):
+        raise Problem("not-found", _("There is no finding %s.") % min(unknown))
+    return found
+
+
+def matching(kind: str | None, prefix: str | None, project: str | None) -> FindingQuerySet:
+    return Finding.objects.about(
+        kinds=[kind] if kind else (), prefix=prefix or "", project_id=project or ""
+    )
+
+
+def shown(finding: Finding) -> FindingShown:
+    ids = {"finding_id": "pk", "first_scan": "first_scan_id", "last_scan": "last_scan_id"}
+    return FindingShown(
+        **{name: getattr(finding, ids.get(name, name)) for name in FindingShown.model_fields}
+    )
+
+
+def told(decision: Decision) -> Decided:
+    counts = {"left": len(decision.left), "results": len(decision.results)}
+    return Decided(
+        done=decision.done,
+        dry_run=decision.is_plan,
+        deletions=[
+            OneDeletion(deletion_id=each.pk, bucket=each.bucket, status_url=status_url(each))
+            for each in decision.operations
+        ],
+        results=[WhatBecame(**each._asdict()) for each in decision.results[:SHOWN]],
+        left=[LeftAsItIs(**each._asdict()) for each in decision.left[:SHOWN]],
+        counts=counts,
+        is_cut=max(counts.values()) > SHOWN,
+    )

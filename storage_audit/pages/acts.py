@@ -1,0 +1,243 @@
+"""What staff can decide about findings, and what the page shows that asks first."""
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, NamedTuple
+
+from django import forms
+from django.template.defaultfilters import filesizeformat
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
+
+from storage_audit.audit import decisions
+from storage_audit.audit.decisions import Decision, tracking
+from storage_audit.findings import FindingQuerySet, Kind
+from storage_audit.forms import NoteForm, ProjectIdForm
+from storage_audit.models import Finding
+from storage_audit.pages.base import amount, shown_key
+from storage_audit.redaction import visible
+
+SHOWN = 20
+
+
+def listed(findings: FindingQuerySet) -> dict[str, Any]:
+    first = findings.order_by("bucket", "key", "pk")[:SHOWN]
+    rows: list[tuple[Any, ...]] = [
+        (shown_key(one.key), one.get_kind_display(), one.get_state_display(), size_of(one))
+        for one in first
+    ]
+    heads = (_("Key"), _("Kind"), _("State"), _("Size"))
+    return {"heads": heads, "rows": rows + more(findings.count() - len(rows))}
+
+
+def planned(decide: Callable[..., Decision]) -> Callable[[FindingQuerySet], dict[str, Any]]:
+    """What a dry run tells: of few, and so of all of them."""
+
+    def plan(findings: FindingQuerySet) -> dict[str, Any]:
+        decision = decide(findings, dry_run=True)
+        return {
+            "heads": (_("Key"), _("What becomes of it")),
+            "rows": [(shown_key(key), visible(result)) for key, result in decision.results],
+            **staying(decision.left, len(decision.left)),
+            **({} if decision.results else NOTHING),
+        }
+
+    return plan
+
+
+def deletion(findings: FindingQuerySet) -> dict[str, Any]:
+    would = decisions.would_delete(findings, SHOWN)
+    return {
+        "figures": f"{would.objects}-{would.bytes}",
+        "rows": [(amount(would.objects, would.bytes),)],
+        "heads": (_("To be deleted from R2"),),
+        **staying(would.left, would.stay),
+        **({} if would.objects else NOTHING),
+    }
+
+
+def staying(left: list[decisions.Left], count: int) -> dict[str, Any]:
+    title = ngettext("%d stays as it is", "%d stay as they are", count) % count
+    rows: list[tuple[Any, ...]] = [(shown_key(key), visible(reason)) for key, reason in left]
+    return {"left_title": title, "left": rows + more(count - len(left))}
+
+
+def more(count: int) -> list[tuple[Any, ...]]:
+    return [(_("… and %d more") % count,)] if count > 0 else []
+
+
+def size_of(finding: Finding) -> str | None:
+    return None if finding.size is None else filesizeformat(finding.size)
+
+
+def with_lines(text: str, pairs: Iterable[tuple[str, str]]) -> SafeString:
+    """The first keys, each with what there is to say of it, and how many there are more."""
+    found = list(pairs)
+    lines = [(shown_key(key), visible(said)) for key, said in found[:SHOWN]]
+    rest = [(one[0],) for one in more(len(found) - SHOWN)]
+    told = format_html_join("", "<br>{}: {}", lines), format_html_join("", "<br>{}", rest)
+    return format_html("{}{}{}", text, *told)
+
+
+# Of a page on which there is nothing to say yes to.
+NOTHING: dict[str, Any] = {
+    "rows": (),
+    "button": "",
+    "sentences": (gettext_lazy("Nothing can be done: each of these stays as it is."),),
+}
+
+
+class Act(NamedTuple):
+    """What can be decided: `did` says it of the findings; `foresee` gives what the page shows that
+    asks. One that `looks` into the bucket takes few findings at once."""
+
+    name: str
+    decide: Callable[..., Decision]
+    title: Any
+    did: Any
+    sentences: tuple[Any, ...] = ()
+    button: Any = ""
+    form: type[forms.Form] = forms.Form
+    asks: bool = True
+    looks: bool = False
+    foresee: Callable[[FindingQuerySet], dict[str, Any]] = listed
+    kinds: Collection[str] = tuple(Kind)
+    state: str = Finding.State.OPEN
+
+    def fits(self, finding: Finding) -> bool:
+        """Whether to offer it on the finding's page: what it is asked for, it may yet leave."""
+        return finding.kind in self.kinds and finding.state == self.state
+
+
+def plan_deletion(findings: FindingQuerySet) -> Decision:
+    return decisions.delete_orphans(findings, dry_run=True)
+
+
+ACKNOWLEDGE = Act(
+    "acknowledge",
+    decisions.acknowledge,
+    gettext_lazy("Acknowledge findings"),
+    gettext_lazy("acknowledged"),
+    (
+        gettext_lazy(
+            "They may stay as they are: they leave the list of what is open, and nothing in the"
+            " bucket changes. “Reopen” takes it back."
+        ),
+    ),
+    gettext_lazy("Acknowledge"),
+    NoteForm,
+)
+REOPEN = Act(
+    "reopen",
+    decisions.reopen,
+    gettext_lazy("Reopen findings"),
+    gettext_lazy("open again"),
+    asks=False,
+    state=Finding.State.ACKNOWLEDGED,
+)
+PLAN = Act(
+    "plan_deletion",
+    plan_deletion,
+    gettext_lazy("Plan the deletion of orphans"),
+    gettext_lazy("taken up: a dry run deletes nothing, and shows what would go"),
+    asks=False,
+    kinds=[Kind.ORPHANED],
+)
+DELETE = Act(
+    "delete_orphans",
+    decisions.delete_orphans,
+    gettext_lazy("Delete orphans?"),
+    gettext_lazy("taken up: a cleanup deletes the objects, and says when they are seen gone"),
+    (
+        gettext_lazy(
+            "A cleanup deletes these very objects. It looks at each again just before, is held to"
+            " the limits, and says when they are seen gone. This cannot be undone."
+        ),
+    ),
+    gettext_lazy("Yes, delete"),
+    foresee=deletion,
+    kinds=[Kind.ORPHANED],
+)
+ADOPT = Act(
+    "adopt",
+    decisions.adopt,
+    gettext_lazy("Adopt into a project"),
+    gettext_lazy("adopted: what was given to the project goes when it is deleted"),
+    (
+        gettext_lazy(
+            "The objects are given to a project that exists. They stay where they are, and are"
+            " deleted with it. Each is looked at in the bucket first."
+        ),
+    ),
+    gettext_lazy("Adopt"),
+    ProjectIdForm,
+    looks=True,
+    kinds=tracking.ADOPTABLE,
+)
+TRACK = Act(
+    "track",
+    decisions.track,
+    gettext_lazy("Track objects"),
+    gettext_lazy("tracked: the table says what the bucket shows"),
+    (
+        gettext_lazy(
+            "The table gets what the bucket shows of these objects by now. Nothing in the bucket"
+            " changes."
+        ),
+    ),
+    gettext_lazy("Track"),
+    looks=True,
+    kinds=tracking.TRACKABLE,
+)
+UNTRACK = Act(
+    "untrack",
+    decisions.untrack,
+    gettext_lazy("Remove the rows of missing objects"),
+    gettext_lazy("resolved: no row tells of what is missing any more"),
+    (
+        gettext_lazy(
+            "The rows of objects that are seen to be missing are removed; what the upload recorded"
+            " cannot be brought back. Where the object is there after all, the row stays."
+        ),
+    ),
+    gettext_lazy("Yes, remove the rows"),
+    looks=True,
+    kinds=[Kind.MISSING],
+)
+RENAME = Act(
+    "rename",
+    decisions.rename,
+    gettext_lazy("Rename misnamed objects?"),
+    gettext_lazy("renamed"),
+    (
+        gettext_lazy(
+            "Each object is copied to its new key, and the old one is deleted once the copy is"
+            " seen. Links to the old keys break. It takes some seconds; if it is stopped, ask"
+            " again, and it goes on."
+        ),
+    ),
+    gettext_lazy("Yes, rename"),
+    looks=True,
+    foresee=planned(decisions.rename),
+    kinds=[Kind.MISNAMED],
+)
+ABORT = Act(
+    "abort_uploads",
+    decisions.abort_uploads,
+    gettext_lazy("Abort unfinished uploads?"),
+    gettext_lazy("resolved"),
+    (
+        gettext_lazy(
+            "What was uploaded of them so far is discarded, which cannot be undone. Objects that"
+            " are there already stay."
+        ),
+    ),
+    gettext_lazy("Yes, abort"),
+    looks=True,
+    foresee=planned(decisions.abort_uploads),
+    kinds=[Kind.UNFINISHED],
+)
+
+
+ACTS = (ACKNOWLEDGE, REOPEN, PLAN, DELETE, ADOPT, TRACK, UNTRACK, RENAME, ABORT)

@@ -1,0 +1,185 @@
+"""Findings: the list, and what staff decide about them. It asks first, and says of what is left as
+it is, why."""
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
+
+from storage_audit import tasks
+from storage_audit.audit import decisions
+from storage_audit.audit.decisions import Decision, Refusal
+from storage_audit.audit.installation import Mismatch
+from storage_audit.bucket.errors import StoreError
+from storage_audit.findings import FindingQuerySet
+from storage_audit.models import Finding
+from storage_audit.pages import acts
+from storage_audit.pages.acts import Act, size_of, with_lines
+from storage_audit.pages.base import ConfirmingAdmin, ReadOnlyAdmin, action, shown_key
+from storage_audit.places import Full, place
+from storage_audit.redaction import redact, visible
+
+Answer = HttpResponse | None
+
+
+@admin.register(Finding)
+class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
+    list_display = (
+        "shown",
+        "kind",
+        "state",
+        "owner",
+        "shown_size",
+        "first_seen_at",
+        "last_seen_at",
+        "shown_evidence",
+    )
+    list_filter = ("state", "kind")
+    search_fields = ("key",)
+    search_help_text = gettext_lazy(
+        "The beginning of a key, such as projects/proj_1/. Case counts."
+    )
+    prefix_field = "key"
+    ordering = ("key", "pk")
+    actions = tuple(act.name for act in acts.ACTS)
+    fields = (
+        "bucket",
+        "shown",
+        "escaped",
+        "kind",
+        "upload_id",
+        "state",
+        "owner",
+        "shown_size",
+        "etag",
+        "last_modified",
+        "shown_evidence",
+        "shown_note",
+        "decided_by",
+        "decided_at",
+        "first_seen_at",
+        "last_seen_at",
+        "first_scan",
+        "last_scan",
+    )
+
+    @admin.display(description=gettext_lazy("key"), ordering="key")
+    def shown(self, finding: Finding) -> SafeString:
+        return shown_key(finding.key)
+
+    @admin.display(description=gettext_lazy("project"), ordering="project_id")
+    def owner(self, finding: Finding) -> str | None:
+        return finding.project_id and visible(finding.project_id)
+
+    @admin.display(description=gettext_lazy("size"), ordering="size")
+    def shown_size(self, finding: Finding) -> str | None:
+        return size_of(finding)
+
+    @admin.display(description=gettext_lazy("evidence"))
+    def shown_evidence(self, finding: Finding) -> str:
+        return visible(finding.evidence)
+
+    @admin.display(description=gettext_lazy("note"))
+    def shown_note(self, finding: Finding) -> str:
+        return visible(finding.note)
+
+    def is_fit(self, row: Finding, name: str) -> bool:
+        return any(act.name == name and act.fits(row) for act in acts.ACTS)
+
+    def has_decide_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("storage_audit.change_finding")
+
+    def has_track_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("storage_audit.change_r2object")
+
+    def has_remove_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("storage_audit.delete_r2object")
+
+    @action("decide", gettext_lazy("Acknowledge"))
+    def acknowledge(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
+        return self.decide(request, queryset, acts.ACKNOWLEDGE)
+
+    @action("decide", gettext_lazy("Reopen"))
+    def reopen(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
+        return self.decide(request, queryset, acts.REOPEN)
+
+    @action("dry_run", gettext_lazy("Dry-run deletion of orphans"))
+    def plan_deletion(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
+        return self.decide(request, queryset, acts.PLAN)
+
+    @action("remove", gettext_lazy("Delete orphans"))
+    def delete_orphans(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
+        shown = request.POST.get("figures")
+        if "post" in request.POST and shown != acts.deletion(queryset)["figures"]:
+            text = _("Nothing was done: the figures changed while you looked at them. Look again.")
+            self.message_user(request, text, messages.WARNING)
+            return None
+        return self.decide(request, queryset, acts.DELETE)
+
+    @action("track", gettext_lazy("Adopt into a project"))
+    def adopt(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
+        return self.decide(request, queryset, acts.ADOPT)
+
+    @action("track", gettext_lazy("Track"))
+    def track(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
+        return self.decide(request, queryset, acts.TRACK)
+
+    @action("remove", gettext_lazy("Remove the rows of missing objects"))
+    def untrack(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
+        return self.decide(request, queryset, acts.UNTRACK)
+
+    @action("track", gettext_lazy("Rename misnamed objects"))
+    def rename(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
+        return self.decide(request, queryset, acts.RENAME)
+
+    @action("remove", gettext_lazy("Abort unfinished uploads"))
+    def abort_uploads(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
+        return self.decide(request, queryset, acts.ABORT)
+
+    def decide(self, request: HttpRequest, findings: FindingQuerySet, act: Act) -> Answer:
+        confirmed = self.is_confirmed(request, findings)
+        if confirmed is None:
+            return None
+        form = act.form(request.POST if confirmed or not act.asks else None)
+        try:
+            with place():
+                if act.looks:
+                    decisions.refuse_many(findings)
+                if not form.is_valid():
+                    return self.ask(request, findings, act, form)
+                decision = act.decide(findings, **form.cleaned_data)
+        except (Refusal, Mismatch, StoreError, Full) as trouble:
+            self.message_user(request, visible(redact(str(trouble))), messages.ERROR)
+            return None
+        return self.tell(request, act, decision)
+
+    def ask(
+        self, request: HttpRequest, findings: FindingQuerySet, act: Act, form: forms.Form
+    ) -> HttpResponse:
+        page: dict[str, Any] = {name: getattr(act, name) for name in ("sentences", "button")}
+        page |= {"action": act.name, "title": act.title, "form": form, **act.foresee(findings)}
+        return self.confirm(request, findings, **page)
+
+    def tell(self, request: HttpRequest, act: Act, decision: Decision) -> Answer:
+        operations: list[Any] = decision.operations
+        with transaction.atomic():
+            for operation in operations:
+                self.log_addition(request, operation, str(act.title))
+            tasks.enqueue_on_commit(operations)
+        if left := len(decision.left):
+            text = ngettext(
+                "%d finding is left as it is:", "%d findings are left as they are:", left
+            )
+            told = with_lines(text % left, decision.left)
+            self.message_user(request, told, messages.WARNING)
+        text = ngettext(
+            "%(count)d finding is %(did)s.", "%(count)d findings are %(did)s.", decision.done
+        ) % {"count": decision.done, "did": act.did}
+        if decision.done and not operations:
+            self.message_user(request, with_lines(text, decision.results), messages.SUCCESS)
+        return self.announce(request, text, operations)

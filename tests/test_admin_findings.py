@@ -1,0 +1,359 @@
+"""What staff decide about findings in the admin: asked first, done, and told with reasons."""
+
+import re
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django_q.models import OrmQ
+from pytest_django import Settings
+
+from storage_audit.audit.decisions import base
+from storage_audit.bucket import uploads
+from storage_audit.conf import conf
+from storage_audit.models import BucketScan, CleanupOperation, Finding, Project, R2Object
+from storage_audit.pages import acts
+from storage_audit.places import place
+from tests.admin_client import act, confirm, page, person, superuser, text_of
+from tests.conftest import Bucket
+from tests.promises import run
+from tests.test_admin_objects import ESCAPED, HOSTILE
+from tests.test_decisions import KEY, OTHER, UNDER, find, orphaned, states
+
+ACROSS = {"select_across": "1", "index": "0"}
+OLD, NEW = (f"projects/{name}/scenes/s1/media/a.mp4" for name in ("proj_proj_1", "proj_1"))
+# What has to be typed.
+TYPED = {"acknowledge": {"note": "ours"}, "adopt": {"project_id": "proj_1"}}
+ASKING = ["acknowledge", "delete_orphans", "adopt", "track", "untrack", "rename", "abort_uploads"]
+LOOKING = ["adopt", "track", "untrack", "rename", "abort_uploads"]
+
+
+@pytest.fixture(autouse=True)
+def young_orphans_may_go(settings: Settings) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(microseconds=1)}
+
+
+def listed(*keys: str, **values: Any) -> list[Finding]:
+    """Findings of which nobody looks into a bucket."""
+    scan = BucketScan.objects.create(bucket="tests", status="complete")
+    facts = {"bucket": "tests", "kind": "orphaned", "first_scan": scan, "last_scan": scan}
+    return [Finding.objects.create(key=key, **facts | values) for key in keys]
+
+
+def pks(found: list[Finding]) -> list[int]:
+    return [one.pk for one in found]
+
+
+def decide(action: str, found: list[Finding], **data: Any) -> str:
+    return confirm(superuser(), "finding", action, *pks(found), **{**TYPED.get(action, {}), **data})
+
+
+# Asking first
+
+
+@pytest.mark.parametrize("action", ASKING)
+def test_a_page_asks_and_nothing_is_done_before(bucket: Bucket, action: str) -> None:
+    found = orphaned(bucket, KEY)
+    shown = act(superuser(), "finding", action, *pks(found))
+    assert f'value="{action}"' in shown
+    assert states() == {KEY: "open"} and not CleanupOperation.objects.exists()
+    assert bucket.keys() == {KEY}
+
+
+@pytest.mark.parametrize("action", [*ASKING, "reopen", "plan_deletion"])
+def test_an_address_does_nothing(bucket: Bucket, action: str) -> None:
+    [one] = orphaned(bucket, KEY, state="acknowledged" if action == "reopen" else "open")
+    data: dict[str, Any] = {"action": action, "post": "yes", "figures": "1-7"}
+    data |= {"_selected_action": one.pk, **TYPED.get(action, {})}
+    text_of(superuser().get(page("finding"), data, follow=True))
+    assert states() == {KEY: one.state} and not CleanupOperation.objects.exists()
+
+
+@pytest.mark.parametrize("action", ASKING)
+def test_hostile_keys_are_escaped_and_visible(
+    bucket: Bucket, action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "unfinished", lambda bucket, prefix: iter([[]]))
+    kind = {"abort_uploads": "unfinished"}.get(action, "unrecognised")
+    found = find(bucket, HOSTILE, kind=kind, state="resolved", note=HOSTILE)
+    for shown in (act(superuser(), "finding", action, *pks(found)), decide(action, found)):
+        assert ESCAPED in shown
+        assert "<script>alert" not in shown and "\u202e" not in shown
+
+
+@pytest.mark.parametrize("action", ["acknowledge", "adopt", "track", "untrack"])
+def test_of_many_the_first_are_shown_and_the_rest_counted(db: None, action: str) -> None:
+    found = listed(*(f"{n:02}" for n in range(25)))
+    shown = act(superuser(), "finding", action, *pks(found))
+    assert all(f">{n:02}</code>" in shown for n in range(acts.SHOWN))
+    assert ">20</code>" not in shown and "… and 5 more" in shown
+
+
+@pytest.mark.parametrize(
+    ("facts", "fitting"),
+    [
+        ({"kind": "orphaned"}, {"acknowledge", "plan_deletion", "delete_orphans", "adopt"}),
+        ({"kind": "missing"}, {"acknowledge", "untrack"}),
+        ({"kind": "untracked"}, {"acknowledge", "adopt", "track"}),
+        ({"kind": "misnamed"}, {"acknowledge", "rename"}),
+        ({"kind": "unfinished"}, {"acknowledge", "abort_uploads"}),
+        ({"kind": "missing", "state": "acknowledged"}, {"reopen"}),
+        ({"kind": "missing", "state": "resolved"}, set()),
+    ],
+)
+def test_the_page_of_a_finding_offers_what_fits(
+    db: None, facts: dict[str, str], fitting: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From Django 6.1 on it has Django's own form, with all of them."""
+    monkeypatch.setattr("storage_audit.pages.base.DJANGO_6_1", False)
+    [one] = listed("a", **facts)
+    shown = text_of(superuser().get(page("finding", "change", one.pk)))
+    offered = {a.name for a in acts.ACTS if f'name="action" value="{a.name}"' in shown}
+    assert offered == fitting
+
+
+# All that a list shows
+
+
+def test_all_are_decided_on_by_the_list_that_was_seen(db: None) -> None:
+    listed(*(f"{n:03}" for n in range(120)))
+    listed("other", kind="missing")
+    client, url = superuser(), page("finding") + "?kind__exact=orphaned"
+    data: dict[str, Any] = {"action": "acknowledge", "_selected_action": "all", **ACROSS}
+    shown = text_of(client.post(url, data))
+    assert shown.count('name="_selected_action"') == 1 and "… and 100 more" in shown
+    fields = dict(re.findall('type="hidden" name="(.*?)" value="(.*?)"', shown))
+    listed("new")
+    changed = text_of(client.post(url, fields | {"note": "ours"}, follow=True))
+    assert "Nothing was done: the selection changed" in changed
+    assert set(states().values()) == {"open"}
+    Finding.objects.filter(key="new").delete()
+    assert "120 findings are acknowledged." in text_of(
+        client.post(url, fields | {"note": "ours"}, follow=True)
+    )
+    assert Finding.objects.filter(state="acknowledged", kind="orphaned").count() == 120
+    assert states()["other"] == "open"
+
+
+def test_to_ask_costs_as_many_queries_for_all_as_for_one(db: None) -> None:
+    client, counts = superuser(), list[int]()
+    for more in (1, 150):
+        listed(*(f"{more}-{n}" for n in range(more)))
+        for action in ("acknowledge", "delete_orphans"):
+            act(client, "finding", action, "all", **ACROSS)
+            with CaptureQueriesContext(connection) as captured:
+                act(client, "finding", action, "all", **ACROSS)
+            counts.append(len(captured))
+    assert counts[:2] == counts[2:]
+
+
+# Each decision
+
+
+def test_findings_are_acknowledged_with_a_note_and_reopened(db: None) -> None:
+    found = [*listed("a", "b"), *listed("c", state="resolved", note="gone")]
+    shown = decide("acknowledge", found, note="made by <b>")
+    assert "2 findings are acknowledged." in shown
+    assert "1 finding is left as it is:" in shown
+    assert "It is resolved: gone" in shown
+    one = Finding.objects.get(key="a")
+    assert (one.note, one.decided_by) == ("made by <b>", "anna")
+    assert "1 finding is open again." in act(superuser(), "finding", "reopen", one.pk)
+    assert states() == {"a": "open", "b": "acknowledged", "c": "resolved"}
+
+
+@pytest.mark.parametrize(
+    ("action", "data"),
+    [
+        ("acknowledge", {"note": "  "}),
+        ("acknowledge", {"note": "x" * 2001}),
+        ("adopt", {"project_id": ""}),
+        ("adopt", {"project_id": "<script>alert(1)</script>"}),
+        ("adopt", {"project_id": "a\0"}),
+    ],
+)
+def test_what_is_typed_wrongly_is_asked_for_again(
+    bucket: Bucket, action: str, data: dict[str, str]
+) -> None:
+    found = orphaned(bucket, KEY)
+    shown = decide(action, found, **data)
+    assert 'class="errorlist"' in shown and 'value="yes"' in shown
+    assert "<script>alert" not in shown
+    assert states() == {KEY: "open"}
+
+
+def test_orphans_are_deleted_by_a_cleanup_to_follow(bucket: Bucket) -> None:
+    orphaned(bucket, KEY, OTHER)
+    now = Finding.objects.earliest("pk").last_seen_at
+    orphaned(bucket, "young", first_seen_at=now)
+    orphaned(bucket, "kept", state="acknowledged", note="mine")
+    OrmQ.objects.all().delete()
+    found = list(Finding.objects.all())
+    shown = act(superuser(), "finding", "delete_orphans", *pks(found))
+    assert "2 objects, 14 bytes" in shown and "2 stay as they are" in shown
+    assert "It is acknowledged: mine" in shown and "It is seen only since" in shown
+    shown = decide("delete_orphans", found)
+    operation = CleanupOperation.objects.get()
+    assert page("cleanupoperation", "change", operation.pk) in shown
+    assert "2 findings are taken up: a cleanup deletes the objects" in shown
+    assert "2 findings are left as they are:" in shown
+    assert OrmQ.objects.count() == 1
+    assert LogEntry.objects.get().object_id == str(operation.pk)
+    assert run(operation).status == "clean"
+    assert bucket.keys() == {"young", "kept"}
+    again = act(superuser(), "finding", "delete_orphans", *pks(found))
+    assert "4 stay as they are" in again and 'type="submit" value="Yes' not in again
+
+
+def test_no_more_is_deleted_than_the_page_said(bucket: Bucket) -> None:
+    found = orphaned(bucket, KEY)
+    young = orphaned(bucket, "young", first_seen_at=found[0].last_seen_at)
+    chosen = pks(found + young)
+    figures = re.findall(
+        'name="figures" value="(.*?)"', act(superuser(), "finding", "delete_orphans", *chosen)
+    )
+    Finding.objects.update(first_seen_at=found[0].first_seen_at)
+    confirmed = {"post": "yes", "figures": figures[0]}
+    shown = act(superuser(), "finding", "delete_orphans", *chosen, **confirmed)
+    assert "Nothing was done: the figures changed" in shown
+    assert not CleanupOperation.objects.exists()
+
+
+def test_what_a_cleanup_is_to_delete_already_is_not_counted_again(bucket: Bucket) -> None:
+    found = orphaned(bucket, KEY)
+    decide("delete_orphans", found)
+    shown = act(superuser(), "finding", "delete_orphans", *pks(found))
+    assert "is to delete it already" in shown and "0 objects" not in shown
+    decide("delete_orphans", found)
+    assert CleanupOperation.objects.count() == 1
+
+
+def test_a_dry_run_plans_and_deletes_nothing(bucket: Bucket) -> None:
+    found = orphaned(bucket, KEY)
+    shown = act(person("view_finding", "dry_run_cleanup"), "finding", "plan_deletion", *pks(found))
+    assert "1 finding is taken up: a dry run deletes nothing" in shown
+    assert run(CleanupOperation.objects.get()).status == "planned"
+    assert bucket.keys() == {KEY}
+
+
+def test_objects_are_adopted_into_a_live_project(bucket: Bucket) -> None:
+    found = orphaned(bucket, KEY)
+    assert "There is no project proj_1" in decide("adopt", found)
+    Project.objects.create(pk="proj_1")
+    assert "1 finding is adopted" in decide("adopt", found)
+    assert R2Object.objects.get().project_id == "proj_1"
+    assert states() == {KEY: "resolved"}
+
+
+def test_objects_are_tracked_and_others_left_with_the_reason(bucket: Bucket) -> None:
+    found = orphaned(bucket, KEY, kind="untracked") + find(bucket, OTHER, kind="untracked")
+    found += find(bucket, "misnamed", kind="misnamed")
+    shown = decide("track", found)
+    assert "1 finding is tracked" in shown and "2 findings are left as they are:" in shown
+    assert "It is not in the bucket any more." in shown
+    assert "This cannot be done with what is misnamed." in shown
+    assert R2Object.objects.get().key == KEY
+
+
+def test_rows_of_what_is_missing_are_removed(bucket: Bucket) -> None:
+    there = bucket.upload("proj_1")
+    R2Object.objects.create(bucket=bucket.name, key="gone", source="upload", state="stored")
+    shown = decide("untrack", find(bucket, there, "gone", kind="missing"))
+    assert "1 finding is resolved: no row tells of what is missing any more." in shown
+    assert "Its object is in the bucket." in shown
+    assert R2Object.objects.get().key == there
+
+
+def test_misnamed_objects_are_renamed_as_the_page_said(bucket: Bucket) -> None:
+    Project.objects.create(pk="proj_1")
+    found = orphaned(bucket, OLD, "projects/proj_proj_2/scenes/s1/media/a.mp4", kind="misnamed")
+    Finding.objects.update(project_id="proj_1")
+    shown = act(superuser(), "finding", "rename", *pks(found))
+    assert f"<td>{NEW}</td>" in shown and "1 stays as it is" in shown
+    assert bucket.facts(OLD)
+    shown = decide("rename", found)
+    assert "1 finding is renamed." in shown and f"</code>: {NEW}" in shown
+    assert bucket.facts(NEW) and not bucket.facts(OLD)
+
+
+def test_where_nothing_can_be_renamed_there_is_no_button(bucket: Bucket) -> None:
+    found = orphaned(bucket, KEY)
+    shown = act(superuser(), "finding", "rename", *pks(found))
+    assert "Nothing can be done: each of these stays as it is." in shown
+    assert 'type="submit" value="Yes' not in shown
+
+
+def test_unfinished_uploads_are_aborted(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Local R2 cannot list them; tests/test_stale_uploads.py has a store that can."""
+    found = find(bucket, KEY, kind="unfinished", upload_id="x", last_modified=None)
+    assert "The store cannot list unfinished uploads." in decide("abort_uploads", found)
+    monkeypatch.setattr(uploads, "unfinished", lambda bucket, prefix: iter([[]]))
+    assert "not listed any more" in act(superuser(), "finding", "abort_uploads", *pks(found))
+    assert "1 finding is resolved." in decide("abort_uploads", found)
+    assert states() == {KEY: "resolved"}
+
+
+# What is told
+
+
+def test_of_many_reasons_the_first_are_told_and_the_rest_counted(db: None) -> None:
+    found = listed(*(f"{n:02}" for n in range(25)), state="resolved", note="gone")
+    shown = decide("acknowledge", found)
+    assert "25 findings are left as they are:" in shown
+    assert shown.count("It is resolved: gone") == 20 and "<br>… and 5 more" in shown
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("action", LOOKING)
+def test_so_many_are_looked_at_in_one_request(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    monkeypatch.setattr(base, "AT_ONCE", 2)
+    orphaned(bucket, *"abc")
+    for data in ({}, {"post": "yes", **TYPED.get(action, {})}):
+        chosen = list(Finding.objects.values_list("pk", flat=True))
+        shown = act(superuser(), "finding", action, *chosen, **data)
+        assert "use manage.py findings" in shown
+    assert states() == dict.fromkeys("abc", "open")
+    Project.objects.create(pk="proj_1")
+    assert "use manage.py findings" not in act(superuser(), "finding", action, *chosen[:2])
+
+
+@pytest.mark.parametrize("action", ["track", "delete_orphans"])
+def test_trouble_is_told_and_nothing_is_done(bucket: Bucket, action: str) -> None:
+    found = orphaned(bucket, KEY)
+    with ExitStack() as all_places:
+        for _place in range(conf().api_waits):
+            all_places.enter_context(place())
+        assert "Try again in 5 seconds." in act(superuser(), "finding", action, *pks(found))
+    bucket.wipe()
+    assert "claim_bucket" in decide(action, found)
+    assert states() == {KEY: "open"} and not CleanupOperation.objects.exists()
+
+
+@pytest.mark.parametrize("action", [*ASKING, "reopen", "plan_deletion"])
+def test_who_may_only_look_is_offered_nothing_and_does_nothing(db: None, action: str) -> None:
+    [one] = listed("a", state="acknowledged" if action == "reopen" else "open")
+    client = person("view_finding", "force_cleanup", "verify_cleanup")
+    assert f'value="{action}"' not in text_of(client.get(page("finding")))
+    confirmed = {"post": "yes", "figures": "0-0", **TYPED.get(action, {})}
+    act(client, "finding", action, one.pk, **confirmed)
+    assert states() == {"a": one.state} and not CleanupOperation.objects.exists()
+
+
+def test_under_the_prefix_that_is_searched_for(bucket: Bucket) -> None:
+    """All of a search are these, and no others."""
+    orphaned(bucket, KEY, "stray")
+    url = f"{page('finding')}?q={UNDER}"
+    data = {"action": "acknowledge", "_selected_action": "all", **ACROSS, **TYPED["acknowledge"]}
+    client = superuser()
+    asked = text_of(client.post(url, data))
+    fields = dict(re.findall('type="hidden" name="(.*?)" value="(.*?)"', asked))
+    client.post(url, data | fields)
+    assert states() == {KEY: "acknowledged", "stray": "open"}

@@ -1,0 +1,72 @@
+"""The canned store of the benchmarks shows the application exactly the objects that it should."""
+
+from collections.abc import Iterator
+
+import pytest
+from pytest_django import Settings
+
+from benchmarks.keys import etag_at, key_at, size_at
+from benchmarks.stores import BUCKET, Canned, canned
+from devtools.processes import stop_on_signals
+from storage_audit.audit import installation
+from storage_audit.bucket import r2
+from storage_audit.bucket.listing import pages
+
+COUNT = 2345
+KEYS = [key_at(n) for n in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Canned]:
+    with stop_on_signals(), canned(COUNT, tmp_path_factory.mktemp("canned")) as store:
+        yield store
+
+
+@pytest.fixture(autouse=True)
+def used(store: Canned, settings: Settings) -> None:
+    where = {"ENDPOINT_URL": store.address, "BUCKET": BUCKET}
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | where
+
+
+def listed(prefix: str = "", after: str = "") -> list[str]:
+    return [one.key for page in pages(BUCKET, prefix, after) for one in page]
+
+
+def test_its_keys_are_in_the_order_of_their_bytes() -> None:
+    assert sorted(key.encode() for key in KEYS) == [key.encode() for key in KEYS]
+
+
+@pytest.mark.parametrize("index", [0, 1, 999, 1000, 1344, 1345, 2343, 2344])
+def test_lists_what_comes_after_a_key(index: int) -> None:
+    assert listed(after=KEYS[index]) == KEYS[index + 1 :]
+    assert listed(after=KEYS[index][:-1]) == KEYS[index:]
+
+
+def test_lists_what_starts_with_a_prefix() -> None:
+    prefix = "projects/proj_000012/"
+    assert listed(prefix) == KEYS[1200:1300]
+    assert listed(prefix, KEYS[1234]) == KEYS[1235:1300]
+    assert listed(prefix, KEYS[1300]) == listed("projects/proj_000012x") == []
+
+
+def test_says_of_each_object_what_the_formula_says() -> None:
+    found = [one for page in pages(BUCKET, "") for one in page]
+    assert [one.key for one in found] == KEYS
+    assert [(one.size, one.etag) for one in found] == [
+        (size_at(n), etag_at(n)) for n in range(COUNT)
+    ]
+
+
+def test_a_page_of_one(store: Canned) -> None:
+    page = store.get(f"/{BUCKET}?list-type=2&max-keys=1&start-after={KEYS[5]}").decode()
+    assert page.count("<Contents>") == 1
+    assert f"<Key>{KEYS[6]}</Key>" in page
+    assert "<IsTruncated>true</IsTruncated>" in page
+
+
+@pytest.mark.django_db(transaction=True)
+def test_can_be_claimed() -> None:
+    assert installation.claim(BUCKET).folds_unicode
+    installation.check(BUCKET)
+    assert listed() == [installation.MARKER, *KEYS]
+    r2.delete_single(BUCKET, installation.MARKER)

@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: help demo test test-crash screenshots
+.PHONY: help demo test test-crash screenshots bench
 
 define HELP
 make demo          try it: a local R2, a database, a worker and the admin, with example data
 make test          every check, and all tests on SQLite and on PostgreSQL
 make test-crash    kill everything again and again, and prove that nothing is lost (takes half an hour)
+make bench         how fast it is, beside what others use; an hour and more, or ARGS=--quick
 make screenshots   a picture of each page of the admin; ARGS is the folder for them
 make help          this text, as bare `make` does
 
@@ -34,3 +35,7 @@ help:
 demo test test-crash screenshots:
 	@$(PYTHON) -m devtools.install $(VENV)
 	@exec $(VENV)/bin/python -m devtools.$(@:test-%=%) $(ARGS)
+
+bench:
+	@$(PYTHON) -m devtools.install $(VENV)
+	@exec $(VENV)/bin/python -m benchmarks $(ARGS)

@@ -1,0 +1,133 @@
+"""What one writes at first, each as a process of its own: `python -m benchmarks.naive NAME`.
+
+The store and the database are those of the environment. Each imports only what it needs, so that
+none pays for another.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+    from storage_audit.models import R2Object
+
+BUCKET = os.environ.get("R2_BUCKET_NAME", "")
+CHANGEABLE = ["project_id", "size", "etag", "last_modified", "source", "state"]
+NEXT_TOKEN = b"<NextContinuationToken>"
+
+
+def client() -> "S3Client":
+    import boto3
+
+    return boto3.client(
+        "s3",
+        endpoint_url=os.environ["R2_ENDPOINT_URL"],
+        aws_access_key_id=os.environ["R2_ACCESS_KEY_ID"],
+        aws_secret_access_key=os.environ["R2_SECRET_ACCESS_KEY"],
+        region_name="auto",
+    )
+
+
+def pages() -> Iterator[list[Any]]:
+    for page in client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
+        yield page.get("Contents", [])
+
+
+def paginator() -> None:
+    """boto3's paginator, which lists and does nothing else."""
+    print(sum(len(page) for page in pages()))
+
+
+def floor() -> None:
+    """The same pages fetched one after the other, and only searched for where the next begins."""
+    from http.client import HTTPConnection
+    from urllib.parse import quote, urlsplit
+
+    address = urlsplit(os.environ["R2_ENDPOINT_URL"])
+    connection = HTTPConnection(address.hostname or "", address.port)
+    first = f"/{BUCKET}?list-type=2&encoding-type=url"
+    target = first
+    while target:
+        connection.request("GET", target)
+        _page, found, rest = connection.getresponse().read().rpartition(NEXT_TOKEN)
+        token = quote(rest.partition(b"<")[0], safe="")
+        target = f"{first}&continuation-token={token}" if found else ""
+
+
+def delete_all() -> None:
+    """boto3's `bucket.objects.delete()`."""
+    import boto3
+
+    # The resource makes its client itself, from the same variables as the other programs.
+    bucket = boto3.resource("s3").Bucket(BUCKET)
+    bucket.objects.filter(Prefix="projects/").delete()
+
+
+def delete_one_by_one() -> None:
+    s3 = client()
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix="projects/"):
+        for listed in page.get("Contents", []):
+            s3.delete_object(Bucket=BUCKET, Key=listed["Key"])
+
+
+def values_of(listed: Any) -> dict[str, Any]:
+    found = re.match("projects/(proj_[^/]+)/", listed["Key"])
+    return {
+        "project_id": found[1] if found else None,
+        "size": listed["Size"],
+        "etag": listed["ETag"].strip('"'),
+        "last_modified": listed["LastModified"],
+        "source": "backfill",
+        "state": "stored",
+    }
+
+
+def rows() -> "type[R2Object]":
+    import django
+
+    django.setup()
+    from storage_audit.models import R2Object
+
+    return R2Object
+
+
+def update_or_create() -> None:
+    """A loop over the paginator that asks the database for each key."""
+    table = rows()
+    for page in pages():
+        for listed in page:
+            table.objects.update_or_create(
+                bucket=BUCKET, key=listed["Key"], defaults=values_of(listed)
+            )
+
+
+def bulk_create() -> None:
+    """A page of the paginator is one upsert."""
+    table = rows()
+    for page in pages():
+        table.objects.bulk_create(
+            [table(bucket=BUCKET, key=listed["Key"], **values_of(listed)) for listed in page],
+            update_conflicts=True,
+            unique_fields=["bucket", "key"],
+            update_fields=CHANGEABLE,
+        )
+
+
+SCRIPTS = {
+    script.__name__: script
+    for script in (
+        paginator,
+        floor,
+        delete_all,
+        delete_one_by_one,
+        update_or_create,
+        bulk_create,
+    )
+}
+
+if __name__ == "__main__":
+    SCRIPTS[sys.argv[1]]()

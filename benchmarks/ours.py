@@ -1,0 +1,73 @@
+"""The application, by the commands that staff have."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import ROOT, Contender, Failed
+from devtools.environment import made_up_environment
+
+# The bucket of one row is smaller than that of the row before.
+HOW = ["--accept-fewer", "--json"]
+BACKFILL, RECONCILE = ["backfill_r2", *HOW], ["reconcile_r2", *HOW]
+MANAGE = [sys.executable, "manage.py"]
+
+
+class Application:
+    """On one store and one database."""
+
+    def __init__(self, store: Mapping[str, str], database_url: str, home: Path) -> None:
+        self.environment = {
+            **made_up_environment(),
+            **store,
+            "DATABASE_URL": database_url,
+            "DJANGO_SETTINGS_MODULE": "autoshorts.settings",
+            "HTTPS": "false",
+            "LOG_FORMAT": "text",
+            "CLEANUP_LIMIT_OBJECTS": str(10**9),
+            "HOME": str(home),
+        }
+
+    def manage(self, *argv: str) -> str:
+        """Run a command that is not measured. Raises Failed."""
+        done = subprocess.run(
+            [*MANAGE, *argv], env=self.environment, cwd=ROOT, capture_output=True, text=True
+        )
+        if done.returncode != 0:
+            raise Failed(f"manage.py {argv[0]} failed\n{done.stderr}")
+        return done.stdout
+
+    def claim(self) -> None:
+        self.manage("migrate", "--verbosity", "0")
+        self.manage("claim_bucket", "--take-over")
+
+    def contender(
+        self,
+        name: str,
+        argv: Sequence[str],
+        keys: int,
+        check: Callable[[dict[str, Any]], None],
+        *,
+        prepare: Callable[[], object] = lambda: None,
+        target: float | None = None,
+    ) -> Contender:
+        return Contender(
+            name=name,
+            argv=argv,
+            environment=self.environment,
+            keys=keys,
+            prepare=prepare,
+            check=lambda output: check(json.loads(output)),
+            target=target,
+            ours=True,
+        )
+
+
+def demand(facts: Mapping[str, Any], **expected: object) -> None:
+    """Raises Failed when it did not do, or did not see, what it is timed for."""
+    seen = {name: facts.get(name) for name in expected}
+    if seen != expected:
+        raise Failed(f"ours: {seen} instead of {expected}: {json.dumps(facts)[:2000]}")

@@ -66,6 +66,7 @@ REFUSED = [
     ("storage_audit_cleanupitem", "outcome = 'gone'", "item_outcome_is_known"),
     ("storage_audit_r2object", "state = 'lost'", "object_state_is_known"),
     ("storage_audit_bucketscan", "status = 'done'", "scan_status_is_known"),
+    ("storage_audit_bucketscan", "purpose = 'look'", "scan_purpose_is_known"),
     ("storage_audit_finding", "state = 'closed'", "finding_state_is_known"),
 ]
 # Their neighbours that are right: a constraint that refuses everything guards nothing.
@@ -88,6 +89,10 @@ TAKEN = [
     *(("storage_audit_cleanupitem", f"outcome = '{o}'") for o in ("deleting", "deleted", "failed")),
     *(("storage_audit_r2object", f"state = '{state}'") for state in R2Object.State.values),
     *(("storage_audit_bucketscan", f"status = '{status}'") for status in BucketScan.Status.values),
+    *(
+        ("storage_audit_bucketscan", f"purpose = '{purpose}'")
+        for purpose in BucketScan.Purpose.values
+    ),
     *(("storage_audit_finding", f"state = '{state}'") for state in Finding.State.values),
 ]
 

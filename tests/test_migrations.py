@@ -59,7 +59,7 @@ def test_the_migrations_say_all_that_the_models_say() -> None:
 
 def test_the_tables_go_and_come_back(migrated_again: None) -> None:
     before = tables()
-    assert len(before) == 13
+    assert len(before) == 15
     call_command("migrate", "storage_audit", "zero", verbosity=0)
     assert tables() == set()
     call_command("migrate", "storage_audit", verbosity=0)
@@ -105,7 +105,10 @@ def fill() -> None:
     pruned.mark_pruned("a.jsonl.gz", "0" * 64)
     scan = BucketScan.objects.create(bucket="b", status="complete", listed=2**40)
     scan.shards.create(prefix="a", cursor="a\u001fb")
-    Finding.objects.create(bucket="b", key="\u001f", kind="orphaned", last_scan=scan)
+    seen = {"first_scan": scan, "last_scan": scan}
+    Finding.objects.create(bucket="b", key="\u001f", kind="orphaned", **seen)
+    scan.sightings.create(bucket="b", key="\u001f", kind="missing", evidence="é")
+    scan.listed_keys.create(key="é \n")
     Installation.objects.create(fingerprint="a")
     Diagnosis.objects.create(context="shell", host="é", pid=1, probes=[{"name": "\u001f"}])
     StoreCalls.objects.create(kind="ListObjectsV2", result="ok", calls=2**40)

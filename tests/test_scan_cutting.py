@@ -152,6 +152,35 @@ def assert_cover_all_once(ranges: list[Range]) -> None:
         assert before.until == then.after
 
 
+def test_pages_behind_a_cut_that_were_read_already_are_left_to_the_rest(
+    compares: Compares, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker cuts what this one has read to its end, and written in part."""
+    keys = [a(n) for n in range(8)]
+    Listing(*keys, page=1).use(monkeypatch)
+    monkeypatch.setattr(lanes, "PATIENCE", 10.0)
+    monkeypatch.setattr(lanes, "BATCH", 2)
+    found, token = BucketScan.objects.create(bucket=conf().bucket), uuid4()
+    found.shards.create()
+    with Lanes(found.bucket, 1) as running:
+        [shard] = found.shards.claim(token, 1)
+        running.start(shard)
+        batch.record(found, token, running.gather(), exact)
+        assert split(found.shards.get(), f"{keys[2]}5")
+        batch.record(found, token, running.gather(), exact)
+        assert (shard.complete, shard.until) == (True, f"{keys[2]}5")
+        while running.busy:
+            assert running.gather() == []
+    assert compares.keys == keys[:3]
+    [first, rest] = found.shards.order_by("after")
+    assert (first.complete, first.listed, rest.after, rest.complete) == (
+        True,
+        3,
+        f"{keys[2]}5",
+        False,
+    )
+
+
 @whatever
 @given(data=st.data())
 def test_each_key_is_seen_once_in_any_order(

@@ -7,7 +7,14 @@ from django.utils import timezone
 
 from storage_audit.audit import scan
 from storage_audit.bucket.errors import Unavailable
-from storage_audit.models import Finding, IllegalTransition, Project, R2Object, Sighting
+from storage_audit.models import (
+    Finding,
+    IllegalTransition,
+    KnownProject,
+    Project,
+    R2Object,
+    Sighting,
+)
 from tests import scanning
 from tests.scanning import (
     Listing,
@@ -204,6 +211,18 @@ def test_orphans_of_a_project_that_lives_at_the_end_are_none(listing: Listing) -
     found.refresh_from_db()
     assert (found.status, found.orphaned) == ("complete", 1)
     assert findings() == {("orphaned", other)}
+
+
+def test_objects_of_a_project_that_vanished_without_a_word_are_no_orphans(
+    listing: Listing,
+) -> None:
+    """It may be an accident with the table: nobody said that it is deleted."""
+    KnownProject.objects.create(pk="proj_9", evidence="saved")
+    complete()
+    assert "orphaned" not in {kind for kind, _key in findings()}
+    KnownProject.objects.update(evidence="deleted", deleted_at=timezone.now())
+    complete()
+    assert findings() >= {("orphaned", ORPHAN)}
 
 
 def test_earlier_scans_that_stopped_cannot_go_on_once_a_later_one_is_complete(

@@ -198,7 +198,7 @@ def probe(bucket: str) -> Traits:
     names that trees of folders list in an order of their own."""
     name = f"{OWN_PREFIX}probe-{uuid4()}-"
     spellings = [f"{name}\u00e9", f"{name}e\u0301"]
-    in_order = [f"{name}a-b", f"{name}a/b"]
+    in_order = [f"{name}a!", f"{name}a/b"]
     try:
         for key in (*spellings, *in_order):
             r2.write(bucket, key, b"")

@@ -55,13 +55,12 @@ def take_part(scan: BucketScan, traits: Traits, deadline: float) -> Steps:
         scan.start_again()
     look = look_up_rows if scan.is_partial else list_shards
     while scan.shards.unfinished().exists():
-        in_key_order = scan.in_key_order
         try:
             yield from look(scan, traits, deadline)
         except LeaseLost as error:
             logger.warning("Scan %s: %s", scan.pk, error)
         except OutOfOrder:
-            if traits.lists_in_key_order or not in_key_order:
+            if traits.lists_in_key_order or not scan.in_key_order:
                 raise
             logger.warning("Scan %s starts again: the store has an order of its own.", scan.pk)
             scan.start_again()

@@ -10,7 +10,6 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 import pytest
-from botocore.config import Config
 from botocore.retries.standard import ExponentialBackoff
 
 from devtools.faults import kinds
@@ -296,10 +295,7 @@ def attempt(operation: CleanupOperation, struck: Struck) -> CleanupOperation:
 
 def impatient_client() -> "S3Client":
     """The application's, which waits for an answer for half a second, and tries once."""
-    hasty = r2.client_config(1).merge(Config(read_timeout=READ_TIMEOUT))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(r2, "client_config", lambda attempts: hasty)
-        return r2._client.__wrapped__(conf(), 1, os.getpid())
+    return r2._client.__wrapped__(conf(), 1, READ_TIMEOUT, os.getpid())
 
 
 def nothing_wrong(network: Network, bucket: Bucket) -> None:

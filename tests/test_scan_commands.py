@@ -23,7 +23,15 @@ from devtools.local_r2 import LocalR2
 from devtools.processes import Child
 from storage_audit.audit import installation, limits, scan
 from storage_audit.bucket import r2
-from storage_audit.models import BucketScan, Finding, Project, R2Object, ScanShard, Sighting
+from storage_audit.models import (
+    BucketScan,
+    Finding,
+    KnownProject,
+    Project,
+    R2Object,
+    ScanShard,
+    Sighting,
+)
 from tests.conftest import Bucket
 from tests.test_commands import run, run_json
 from tests.test_queue import ROOT, database_url
@@ -153,6 +161,7 @@ def test_since_sees_what_belongs_to_a_deleted_project(bucket: Bucket) -> None:
     key = bucket.upload("proj_1")
     bucket.upload("proj_2")
     Project.objects.filter(pk="proj_1")._raw_delete("default")
+    KnownProject.objects.saw_deleted("proj_1", timezone.now(), "deleted")
     facts, code = run_json("reconcile_r2", "--since", timezone.now().date().isoformat())
     assert (code, facts["is_partial"], facts["orphaned"]) == (0, True, 1)
     assert [sample["key"] for sample in facts["samples"]] == [key]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from time import sleep
 from uuid import uuid4
 
 import pytest
@@ -256,8 +257,10 @@ def test_a_scan_that_cuts_itself_says_what_one_says_that_does_not(
     assert {kind for kind, _key in undisturbed} == {"missing", "unrecognised"}
     monkeypatch.setattr("storage_audit.scans.LARGE", 1)
     monkeypatch.setattr(lanes, "BATCH", 2)
+    # Slower than those that look for a cut.
+    listing.before_page = lambda number: sleep(0.005)
     again = complete()
-    assert again.shards.count() > 3
+    assert again.shards.count() > 1
     assert (again.listed, again.unchanged) == (found.listed, found.unchanged)
     assert findings() == undisturbed
     assert sum(again.shards.values_list("listed", flat=True)) == again.listed

@@ -161,7 +161,8 @@ def test_each_fault_at_the_last_look_at_the_marker_says_nothing(
 ) -> None:
     """All was listed by then, and is not believed."""
     before, is_canary = all_findings(), is_listing_under(installation.MARKER)
-    for name in faults(1):
+    # A page of one key is the same backwards.
+    for name in set(faults(1)) - {"page-backwards"}:
         struck, mark = 0, len(store.seen)
 
         def last_look(
@@ -183,10 +184,8 @@ def test_each_fault_at_the_last_look_at_the_marker_says_nothing(
             found = scanning.reconcile()
         store.rules.clear()
         lateness.set()
-        if struck:
-            assert found.status == "failed", name
-            assert all_findings() == before, name
-        elif name != "page-backwards":
-            raise AssertionError(f"{name} struck nothing")
+        assert struck, f"{name} struck nothing"
+        assert found.status == "failed", name
+        assert all_findings() == before, name
         restore(before)
     assert complete().listed == len(KEYS) + 2

@@ -163,6 +163,8 @@ def resolve_unseen(scan: BucketScan) -> None:
 def forget_earlier(scan: BucketScan) -> None:
     """What earlier scans noted and never said, so that nobody resumes them, and what is said."""
     earlier = BucketScan.objects.filter(bucket=scan.bucket, started_at__lt=scan.started_at)
+    if scan.prefix or scan.project_id:
+        earlier = earlier.filter(prefix=scan.prefix, project_id=scan.project_id)
     over = earlier.filter(status__in=["stopped", "failed"]).values("pk")
     ScanShard.objects.filter(scan__in=over).delete()
     for noted in (Sighting.objects, ListedKey.objects):

@@ -14,7 +14,7 @@ from storage_audit.querysets import starts_with
 
 # Of this many tracked keys a shard is worth its row, and so many shards are enough for any number
 # of workers, as who has none left takes a part of another's.
-WORTH, MOST = 5_000, 256
+WORTH, MOST = 10_000, 1000
 # Keys that are looked at to find the quantiles.
 SAMPLE = 50_000
 BYTES_A_ROW = 250

@@ -39,7 +39,7 @@ def of_object(scan: BucketScan, seen: Seen) -> Iterator[Sighting]:
         yield sighting(scan, owner.difference, seen.listed, owner)
         return
     if owner.is_misnamed:
-        evidence = _("%s has the prefix of ids twice") % seen.listed.key
+        evidence = _("of %s, whose prefix the key has twice") % owner.project_id
         yield sighting(scan, Kind.MISNAMED, seen.listed, owner, evidence)
     if scan.purpose == BucketScan.Purpose.BACKFILL:
         return

@@ -3,6 +3,7 @@
 from datetime import datetime
 from itertools import islice
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from django.db import transaction
 from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Subquery, Sum, UUIDField
@@ -28,6 +29,7 @@ from storage_audit.findings import FindingQuerySet
 from storage_audit.models import CleanupItem, CleanupOperation, Finding
 
 Kind, Trigger = CleanupOperation.Kind, CleanupOperation.Trigger
+NOBODY = UUID(int=0)
 FACTS = ("key", "project_id", "size", "etag", "last_modified", "evidence")
 
 
@@ -112,7 +114,8 @@ def under_way(bucket: str) -> QuerySet[CleanupItem]:
     deletions = CleanupOperation.objects.open().filter(
         bucket=bucket, kind=Kind.ORPHANS, dry_run=False
     )
-    pks = list(deletions.values_list("pk", flat=True))
+    # Where it sees that there is none, Django 6.1 gives 0 for the subquery, and no NULL.
+    pks = list(deletions.values_list("pk", flat=True)) or [NOBODY]
     return CleanupItem.objects.open().filter(operation__in=pks, identity=OuterRef("key"))
 
 

@@ -49,11 +49,11 @@ class AnyOf(models.Lookup):
         return f"{column} IN (SELECT value FROM json_each(%s))", (*params, json.dumps(self.rhs))
 
 
-def insert_new(rows: Sequence[models.Model]) -> None:
-    """Those that break no unique constraint, as they are, without what a save does beside. As fast
-    as `bulk_create` is slow: they go to the database as one parameter."""
+def insert_new(rows: Sequence[models.Model]) -> int:
+    """Those that break no unique constraint, as they are, without what a save does beside; how many
+    they were. As fast as `bulk_create` is slow: they go to the database as one parameter."""
     if not rows:
-        return
+        return 0
     model = type(rows[0])
     fields = [field for field in model._meta.concrete_fields if not field.primary_key]
     names = [field.attname for field in fields]
@@ -69,6 +69,7 @@ def insert_new(rows: Sequence[models.Model]) -> None:
             " WHERE true ON CONFLICT DO NOTHING",
             [json.dumps(values, default=in_json)],
         )
+        return int(cursor.rowcount)
 
 
 # A row's value of a column, and all the rows.

@@ -85,7 +85,7 @@ class BucketScan(models.Model):
     status = models.CharField(_("status"), max_length=10, choices=Status, default=Status.RUNNING)
     error = models.TextField(_("message"), blank=True)
     in_key_order = models.BooleanField(_("listed in the order of keys"), default=True)
-    # None where the store cannot list them.
+    # False where the store cannot list them, None before the end.
     uploads_looked_for = models.BooleanField(_("unfinished uploads looked for"), null=True)
     requests = models.PositiveBigIntegerField(_("requests"), default=0)
     listed = models.PositiveBigIntegerField(_("listed"), default=0)

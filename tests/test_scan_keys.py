@@ -151,8 +151,8 @@ def test_any_text_comes_out_of_the_database_as_it_went_in(keys: set[str]) -> Non
     late = connection.ops.adapt_datetimefield_value(scanning.LONG_AGO)
     values = [("b", key, 7, key[:5], at, None, "backfill", "stored") for key in keys]
     texts = {"scene_id": "", "file_type": "", "layout": "", "created_at": late, "updated_at": late}
-    assert bulk.insert_new(R2Object, names, values, texts) == len(keys)
-    assert bulk.insert_new(R2Object, names, values, texts) == 0
+    assert bulk.load(R2Object, names, values, texts) == len(keys)
+    assert bulk.load(R2Object, names, values, texts) == 0
     assert dict(R2Object.objects.values_list("key", "etag")) == {key: key[:5] for key in keys}
     lines = sides.tracked_in("b", [sides.Range("", "", None)], [])
     assert {sides.key_of(line) for line in lines} == keys

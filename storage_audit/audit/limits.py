@@ -6,8 +6,9 @@ from statistics import median
 from django.db import DatabaseError
 from django.db.models import Count, Exists, OuterRef, Sum
 from django.db.models.functions import Coalesce
+from django.utils.functional import Promise
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.audit.installation import Mismatch
 from storage_audit.bucket.wrangler import expected_duration
@@ -21,6 +22,7 @@ FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
 # A median is taken of so many cleanups, and of no fewer than these: one that a person released
 # must not say what is usual.
 RECENT, ENOUGH = 20, 5
+AGAIN = gettext_lazy("Then force-delete this operation.")
 # So many may well have been removed by hand.
 FEW = 20
 
@@ -153,27 +155,29 @@ def percent(share: float) -> str:
     return f"{share * 100:g}"
 
 
-def refuse_empty_table() -> None:
+def refuse_empty_table(then: str | Promise = AGAIN) -> None:
     """Who lives is asked of the table of projects, so that it must tell. Raises Mismatch when it
-    cannot be read, and when it is empty though nobody said that its projects are deleted."""
+    cannot be read, and when it is empty though nobody said that its projects are deleted; `then`
+    is what to do once that is mended."""
     try:
         stranded = KnownProject.objects.stranded().count()
     except DatabaseError as error:
         raise Mismatch(
             _(
-                "The table of projects cannot be read, so nothing is deleted. Mend that, then"
-                " force-delete this operation. The database says: %s"
+                "The table of projects cannot be read, so nothing is concluded and nothing is"
+                " deleted. Mend that. %(then)s The database says: %(error)s"
             )
-            % redact(str(error))
+            % {"then": then, "error": redact(str(error))}
         ) from error
     if stranded:
         raise Mismatch(
             _(
-                "The table of projects is empty, though of %s projects nobody said that they are"
-                " deleted. So nothing is deleted. Restore the rows, or decide on the operations of"
-                " the projects that are gone without a signal; then force-delete this one."
+                "The table of projects is empty, though of %(stranded)s projects nobody said that"
+                " they are deleted. So nothing is concluded and nothing is deleted. Restore the"
+                " rows, or decide on the operations of the projects that are gone without a signal."
+                " %(then)s"
             )
-            % stranded
+            % {"stranded": stranded, "then": then}
         )
 
 

@@ -83,7 +83,11 @@ def told_by(row: R2Object) -> str:
 
 def alive_among(readings: Iterable[Iterable[Reading]]) -> set[str]:
     """Which of the projects that these keys could name live, or vanished without a word."""
-    ids = {reading.project for of_key in readings for reading in of_key}
+    return alive_of({reading.project for of_key in readings for reading in of_key})
+
+
+def alive_of(ids: Collection[str]) -> set[str]:
+    """Which of these live, or vanished and nobody said that they are deleted."""
     return projects.alive(ids) | KnownProject.objects.maybe_alive(ids)
 
 

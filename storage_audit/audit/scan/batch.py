@@ -12,7 +12,6 @@ from django.utils.translation import gettext as _
 
 from storage_audit import projects
 from storage_audit.audit.scan import rows, sightings
-from storage_audit.audit.scan.bulk import insert_new
 from storage_audit.audit.scan.lanes import Stretch
 from storage_audit.audit.scan.owners import Seen, recognise
 from storage_audit.audit.scan.sides import (
@@ -21,12 +20,12 @@ from storage_audit.audit.scan.sides import (
     entry_of,
     key_of,
     projects_in,
-    size_of,
     tracked_in,
 )
 from storage_audit.bucket.errors import Broken
 from storage_audit.bucket.listing import Identity
 from storage_audit.bucket.r2 import listed
+from storage_audit.fields import insert_new
 from storage_audit.models import BucketScan, LeaseLost, ListedKey, ScanShard, Sighting
 
 # So many objects are given a closer look at a time.
@@ -84,13 +83,13 @@ def compare(scan: BucketScan, stretches: Sequence[Stretch], identity: Identity) 
 
 def figures_of(stretches: Sequence[Stretch]) -> dict[str, int]:
     """Of all objects; what is not plainly as the table says is to be subtracted."""
-    lines = [line for stretch in stretches for line in stretch.lines]
     unstorable = [entry for stretch in stretches for entry in stretch.unstorable]
     return {
         "requests": sum(stretch.requests for stretch in stretches),
-        "listed": len(lines) + len(unstorable),
-        "listed_bytes": sum(map(size_of, lines)) + sum(entry.size for entry in unstorable),
-        "unchanged": len(lines),
+        "listed": sum(stretch.listed for stretch in stretches),
+        "listed_bytes": sum(stretch.size for stretch in stretches)
+        + sum(entry.size for entry in unstorable),
+        "unchanged": sum(len(stretch.lines) for stretch in stretches),
     }
 
 
@@ -160,7 +159,7 @@ def write(scan: BucketScan, token: UUID, stretches: Sequence[Stretch], compared:
 
 
 def note_keys(scan: BucketScan, keys: Iterable[str]) -> int:
-    return insert_new(ListedKey, ["key"], [(key,) for key in keys], {"scan_id": scan.pk.hex})
+    return insert_new([ListedKey(scan=scan, key=key) for key in keys])
 
 
 def note_each_once(scan: BucketScan, stretches: Sequence[Stretch]) -> None:

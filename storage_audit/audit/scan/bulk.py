@@ -12,7 +12,7 @@ from django.db import connection, models
 ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
-def insert_new(
+def load(
     model: type[models.Model],
     names: Sequence[str],
     rows: Iterable[Sequence[Any]],
@@ -45,7 +45,7 @@ def copy_in(
     text = StringIO("".join(["\t".join(map(told, row)) + "\n" for row in rows]))
     marks = ", %s" * len(same)
     with connection.cursor() as cursor:
-        # The transaction may insert more than once.
+        # The transaction may load more than once.
         cursor.execute("DROP TABLE IF EXISTS pg_temp.incoming")
         cursor.execute(
             f"CREATE TEMPORARY TABLE incoming ON COMMIT DROP AS SELECT {own} FROM {table}"

@@ -14,12 +14,12 @@ from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.scan import sightings
 from storage_audit.audit.scan.unfinished import sightings as sightings_of_uploads
 from storage_audit.conf import conf
-from storage_audit.findings import Kind
+from storage_audit.findings import Difference, Kind
 from storage_audit.models import BucketScan, Finding, ListedKey, R2Object, ScanShard, Sighting
 from storage_audit.querysets import starts_with_any
 
 CHUNK = 5000
-NAMES = ", ".join(name for name in sightings.NAMES if name != "scan_id")
+NAMES = ", ".join(field.attname for field in Difference._meta.local_concrete_fields)
 # It is still the difference, and the object, that the finding was about.
 SAME = """finding.state <> 'resolved' AND finding.etag = excluded.etag
     AND (finding.size = excluded.size) IS NOT FALSE
@@ -72,7 +72,7 @@ def end(scan: BucketScan) -> None:
     if not (scan.in_key_order or scan.is_partial):
         note_unlisted(scan)
     installation.check(scan.bucket)
-    limits.refuse_empty_table()
+    limits.refuse_empty_table(_("Then start the scan again."))
     if not scan.accept_fewer:
         limits.refuse_shrunken(scan)
     with transaction.atomic():

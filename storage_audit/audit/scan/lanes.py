@@ -165,6 +165,7 @@ class Lanes:
         # Where another lane finds that a shard can be cut: see `cut`.
         self.is_cutting, self.rest_until = False, 0.0
         self._cuts: list[Cut] = []
+        self.not_worth = set[int]()
         self._error: Exception | None = None
         self._read: Queue[PageRead | Cut | Exception] = Queue(AHEAD)
         self._stop = Event()
@@ -193,6 +194,8 @@ class Lanes:
 
     def take_cuts(self) -> list["Cut"]:
         cuts, self._cuts = self._cuts, []
+        # What is left of a shard only becomes less.
+        self.not_worth |= {cut.shard.pk for cut in cuts if cut.at is None}
         return cuts
 
     def gather(self) -> list[Stretch]:

@@ -7,14 +7,13 @@ from typing import NamedTuple
 
 from django.utils.translation import gettext as _
 
-from storage_audit import projects
 from storage_audit.audit.discovery import rows_by_identity
 from storage_audit.audit.layouts import Reading
-from storage_audit.audit.ownership import known_among, layouts, plain_under, told_by
+from storage_audit.audit.ownership import alive_of, known_among, layouts, plain_under, told_by
 from storage_audit.bucket.listing import Identity, exact
 from storage_audit.bucket.r2 import Listed
 from storage_audit.findings import Kind
-from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2Object
+from storage_audit.models import CleanupItem, CleanupOperation, R2Object
 
 Source, State = R2Object.Source, R2Object.State
 
@@ -60,8 +59,7 @@ def recognise(
     to_be_deleted = named_by_deletions(bucket, {identity(o.key) for o in objects} - rows.keys())
     names = {reading.project for reading in chain.from_iterable(readings)}
     names |= {row.project_id for row in rows.values() if row.project_id}
-    # Of those that vanished without a word nobody said that they are deleted.
-    alive = projects.alive(names) | KnownProject.objects.maybe_alive(names)
+    alive = alive_of(names)
     known = known_among(names) | alive
     seen = []
     for listed, ways in zip(objects, readings, strict=True):

@@ -11,7 +11,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from storage_audit.audit.scan.bulk import insert_new
+from storage_audit.audit.scan.bulk import load
 from storage_audit.audit.scan.owners import Owner, Seen
 from storage_audit.bucket.listing import Identity, OutOfOrder, find, pages_in_any_order
 from storage_audit.bucket.r2 import Listed
@@ -146,7 +146,7 @@ def add(
             "created_at": at,
             "updated_at": at,
         }
-        added = insert_new(R2Object, NAMES, new_rows(new, identity), same)
+        added = load(R2Object, NAMES, new_rows(new, identity), same)
     as_added = R2Object.objects.in_bucket(bucket).filter(
         source=Source.BACKFILL, state=State.STORED, updated_at=now
     )

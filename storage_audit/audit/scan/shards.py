@@ -1,16 +1,15 @@
 """Where to cut the keys of a scan, so that many can list at once and end at about the same time."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from django.db import connection, transaction
-from django.db.models import F
 
+from storage_audit.audit.scan.sides import TABLE, Range
 from storage_audit.bucket.listing import storable_part
 from storage_audit.bucket.r2 import PAGE, list_entries
 from storage_audit.fields import after_prefix
-from storage_audit.models import BucketScan, R2Object, ScanShard
-from storage_audit.querysets import starts_with
+from storage_audit.models import BucketScan, ScanShard
 
 # Of this many tracked keys a shard is worth its row, and so many shards are enough for any number
 # of workers, as who has none left takes a part of another's.
@@ -36,19 +35,18 @@ def cut(scan: BucketScan, prefix: str) -> list[ScanShard]:
 
 def sample(bucket: str, prefix: str) -> tuple[Sequence[str], float]:
     """Some of the tracked keys, in order, and how many times as many there are about."""
-    rows = R2Object.objects.in_bucket(bucket).filter(starts_with("key", prefix)).order_by("key")
-    table = R2Object._meta.db_table
+    condition, values = Range(prefix, "", None).condition()
     with connection.cursor() as cursor:
         if connection.vendor == "sqlite":
-            cursor.execute(f"SELECT coalesce(max(id), 0) FROM {table}")
+            cursor.execute(f"SELECT coalesce(max(id), 0) FROM {TABLE}")
             every = max(1, cursor.fetchone()[0] // SAMPLE)
-            some = rows.annotate(nth=F("pk") % every).filter(nth=0)
-            return list(some.values_list("key", flat=True)), every
-        cursor.execute("SELECT pg_relation_size(%s)", [table])
-        every = max(1, cursor.fetchone()[0] / BYTES_A_ROW / SAMPLE)
-        sql, values = rows.values_list("key").query.sql_with_params()
-        sampled = f'FROM "{table}" TABLESAMPLE SYSTEM ({100 / every})'
-        cursor.execute(sql.replace(f'FROM "{table}"', sampled), values)
+            some, condition = TABLE, f"id %% {every} = 0 AND {condition}"
+        else:
+            cursor.execute("SELECT pg_relation_size(%s)", [TABLE])
+            every = max(1, cursor.fetchone()[0] / BYTES_A_ROW / SAMPLE)
+            some = f"{TABLE} TABLESAMPLE SYSTEM ({100 / every})"
+        sql = f"SELECT key FROM {some} WHERE bucket = %s AND {condition} ORDER BY key"
+        cursor.execute(sql, [bucket, *values])
         return [key for [key] in cursor], every
 
 
@@ -112,7 +110,7 @@ def split(shard: ScanShard, at: str) -> bool:
     return True
 
 
-def largest(shards: Sequence[ScanShard]) -> ScanShard | None:
+def largest(shards: Iterable[ScanShard]) -> ScanShard | None:
     """Of which most seems to be left: its ends differ earliest."""
     return min(shards, key=in_common, default=None)
 

@@ -2,34 +2,19 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
-from typing import Any
 
-from django.db import connection
 from django.utils.translation import gettext as _
 
-from storage_audit.audit.scan.bulk import insert_new
 from storage_audit.audit.scan.owners import Owner, Seen
 from storage_audit.audit.scan.rows import difference
 from storage_audit.bucket.listing import escape
 from storage_audit.bucket.r2 import Listed
+from storage_audit.fields import insert_new
 from storage_audit.findings import Kind
 from storage_audit.models import BucketScan, R2Object, Sighting
 
 # A database takes only so many values in a query.
 CHUNK = 5000
-NAMES = (
-    "scan_id",
-    "bucket",
-    "key",
-    "escaped",
-    "kind",
-    "upload_id",
-    "project_id",
-    "size",
-    "etag",
-    "last_modified",
-    "evidence",
-)
 
 
 def of_object(scan: BucketScan, seen: Seen) -> Iterator[Sighting]:
@@ -102,12 +87,5 @@ def of_row(scan: BucketScan, row: R2Object) -> Sighting:
 
 
 def save(sightings: Iterable[Sighting]) -> int:
-    """In the transaction of the caller; what is noted already stays as it is."""
-    return insert_new(Sighting, NAMES, map(values_of, sightings), {})
-
-
-def values_of(sighting: Sighting) -> tuple[Any, ...]:
-    values = {name: getattr(sighting, name) for name in NAMES}
-    values["scan_id"] = sighting.scan_id.hex
-    values["last_modified"] = connection.ops.adapt_datetimefield_value(sighting.last_modified)
-    return tuple(values.values())
+    """How many are new; what is noted already stays as it is."""
+    return insert_new(list(sightings))

@@ -6,9 +6,8 @@ from itertools import chain
 
 from django.utils import timezone
 
-from storage_audit import projects
 from storage_audit.audit.layouts import OWN_PREFIX
-from storage_audit.audit.ownership import known_among, layouts
+from storage_audit.audit.ownership import alive_of, known_among, layouts
 from storage_audit.audit.scan.owners import attribute
 from storage_audit.bucket import uploads
 from storage_audit.bucket.listing import escape, storable
@@ -39,7 +38,7 @@ def is_stale(upload: Upload, moment: datetime) -> bool:
 def sighted(scan: BucketScan, page: list[Upload]) -> Iterator[Sighting]:
     readings = {upload.key: layouts().readings(upload.key) for upload in page}
     names = {reading.project for reading in chain.from_iterable(readings.values())}
-    alive = projects.alive(names)
+    alive = alive_of(names)
     known = known_among(names) | alive
     for upload in page:
         owner = attribute(readings[upload.key], None, known, alive)

@@ -130,6 +130,6 @@ def fill(scan: BucketScan, lanes: Lanes, token: UUID) -> bool:
             lanes.start(shard)
         if lanes.idle and scan.in_key_order:
             lanes.rest_until = monotonic() + PAUSE
-            if found := largest(list(scan.shards.large())):
+            if found := largest(scan.shards.large().exclude(pk__in=lanes.not_worth)):
                 lanes.cut(lanes.busy.get(found.pk, found), find_cut)
     return bool(lanes.busy or lanes.is_cutting)

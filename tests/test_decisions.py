@@ -434,6 +434,22 @@ def test_a_row_of_a_live_project_is_never_barred(bucket: Bucket) -> None:
     assert R2Object.objects.get().state == "stored"
 
 
+@pytest.mark.parametrize("last_look", ["proof", "verification"])
+def test_a_row_whose_project_lives_again_since_it_was_barred_is_opened_or_forgotten(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, last_look: str
+) -> None:
+    deleted("proj_9")
+    found = orphaned(bucket, KEY)
+    track(bucket, KEY, "proj_9", size=7)
+    at_proof = last_look == "proof"
+    between = between_plan_and_batch if at_proof else between_batch_and_verification
+    between(monkeypatch, lambda: alive("proj_9"))
+    assert outcomes(remove(found)) == {KEY: "protected" if at_proof else "deleted"}
+    states = R2Object.objects.values_list("state", flat=True)
+    assert list(states) == (["stored"] if at_proof else [])
+    check(bucket)
+
+
 def test_an_upload_to_a_key_that_is_being_deleted_is_barred(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -605,6 +621,8 @@ def test_keys_that_are_no_neighbours_are_looked_at_fewer_at_a_time(
     monkeypatch.setattr(work, "SLOW", -1.0)
     operation = remove(found)
     assert (operation.status, operation.deleted) == (Status.CLEAN, 6)
+    batches = operation.events.filter(message__startswith="Batch of")
+    assert [batch.message for batch in batches] == ["Batch of 2 objects sent."] * 3
 
 
 # Given to a project
@@ -712,20 +730,22 @@ def test_a_row_that_changes_meanwhile_is_not_overwritten(
     assert R2Object.objects.get().source == "backfill"
 
 
-def test_a_key_that_a_cleanup_has_marked_is_given_back(bucket: Bucket) -> None:
+@pytest.mark.parametrize("key", [KEY, UNDER + "e\u0301"])
+def test_a_key_that_a_cleanup_has_marked_is_given_back(bucket: Bucket, key: str) -> None:
+    fold_unicode(bucket)
     alive("proj_1")
-    found = orphaned(bucket, KEY)
-    track(bucket, KEY, "proj_9", "backfill")
+    found, same = orphaned(bucket, key), listing.nfc(key)
+    track(bucket, same, "proj_9", "backfill")
     operation = CleanupOperation.objects.request(
         kind="project", project_id="proj_9", bucket=bucket.name, trigger="deleted"
     )
     CleanupItem.objects.create(
-        operation=operation, key=KEY, identity=KEY, outcome="deleting", found_in="both"
+        operation=operation, key=key, identity=same, outcome="deleting", found_in="both"
     )
-    assert "in hand" in whys(decisions.adopt(ids(found), "proj_1"))[KEY]
+    assert "in hand" in whys(decisions.adopt(ids(found), "proj_1"))[key]
     row = R2Object.objects.get()
     assert (row.project_id, row.source) == ("proj_9", "backfill")
-    assert states() == {KEY: "open"}
+    assert states() == {key: "open"}
 
 
 def test_an_object_that_could_be_several_projects_is_the_one_s_that_it_is_given(

@@ -152,6 +152,10 @@ def test_a_dry_run_deletes_nothing_and_its_plan_can_be_run(bucket: Bucket) -> No
     )
     assert bucket.keys() == {KEY}
     plan = str(CleanupOperation.objects.get().pk)
+    for choice in (["--key", OTHER], ["--state", "open"], ["--csv"]):
+        _out, err, code = run("findings", "--plan", plan, "--sync", *choice)
+        assert code == 2 and err
+    assert bucket.keys() == {KEY}
     out, _err, code = run("findings", "--plan", plan, "--sync")
     assert code == 0 and "1 deleted" in out
     assert not bucket.keys()

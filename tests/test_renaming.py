@@ -135,6 +135,14 @@ def test_untracked_object_gets_a_row_that_is_no_evidence(bucket: Bucket, misname
     assert R2Object.objects.get().source == "backfill"
 
 
+def test_row_that_was_no_evidence_does_not_become_one(bucket: Bucket, misnamed: Finding) -> None:
+    """Of an upload whose key could be several projects' once."""
+    R2Object.objects.update(project_id=None)
+    renamed(misnamed)
+    assert_renamed(bucket, misnamed)
+    assert R2Object.objects.get().source == "backfill"
+
+
 @pytest.mark.parametrize(
     "old, new",
     [
@@ -496,6 +504,26 @@ def test_old_object_that_no_operation_has_is_deleted_later(
     monkeypatch.undo()
     renamed(misnamed)
     assert_renamed(bucket, misnamed)
+
+
+def test_deletion_of_an_earlier_object_is_not_taken_for_that_of_this_one(
+    bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renaming, "ask_for_deletion", lambda rows: None)
+    renamed(misnamed)
+    monkeypatch.undo()
+    names = {"key": A, "identity": A}
+    for kind, outcome in (("objects", "deleted"), ("project", "deleting")):
+        operation = CleanupOperation.objects.create(
+            kind=kind, bucket=bucket.name, trigger="deleted", status="running"
+        )
+        CleanupItem.objects.create(operation=operation, outcome=outcome, **names)
+    CleanupOperation.objects.filter(kind="objects").update(status="clean")
+    [one] = renamed(misnamed)
+    assert "a cleanup has the old object in hand" in one.objection
+    assert bucket.keys() == {A, A_NEW}
+    misnamed.refresh_from_db()
+    assert misnamed.state == "open"
 
 
 def test_blind_listing_is_not_believed(

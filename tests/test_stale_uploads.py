@@ -303,8 +303,11 @@ def test_what_is_no_such_finding_is_refused(tree: Bucket, old: None) -> None:
     [finding] = findings(tree)
     Finding.objects.update(kind="orphaned")
     [told] = aborted(finding)
+    assert told == "It is orphaned, and no unfinished upload."
+    Finding.objects.update(kind="unfinished", escaped=True)
+    [told] = aborted(finding)
     assert "No request can name" in told
-    Finding.objects.update(kind="unfinished", state="resolved", note="gone")
+    Finding.objects.update(escaped=False, state="resolved", note="gone")
     [told] = aborted(finding)
     assert "resolved already: gone" in told
     assert there(tree) == [KEY]

@@ -136,8 +136,8 @@ def among(items: Iterable[CleanupItem]) -> CleanupItemQuerySet:
 
 
 def own_rows(operation: CleanupOperation) -> R2ObjectQuerySet:
-    """The tracking rows that this operation may bar, open and forget: no other project's upload,
-    and none at all for a look, a dry run, and objects whose rows were deleted."""
+    """The tracking rows that this operation may bar: no other project's upload, and none at all for
+    a look, a dry run, and objects whose rows were deleted."""
     rows = R2Object.objects.in_bucket(operation.bucket)
     if operation.kind == CleanupOperation.Kind.OBJECTS or not operation.deletes:
         return rows.none()
@@ -146,6 +146,14 @@ def own_rows(operation: CleanupOperation) -> R2ObjectQuerySet:
     return rows.filter(
         Q(project_id=operation.project_id) | Q(project_id=None) | Q(source=R2Object.Source.BACKFILL)
     )
+
+
+def barred_by(operation: CleanupOperation) -> R2ObjectQuerySet:
+    """Among these are the rows that it has barred, to be opened again or forgotten: also that of a
+    project that lives again by now, which would stay barred for ever."""
+    if operation.kind == CleanupOperation.Kind.ORPHANS and operation.deletes:
+        return R2Object.objects.in_bucket(operation.bucket)
+    return own_rows(operation)
 
 
 def bar_uploads(operation: CleanupOperation, batch: list[CleanupItem]) -> None:
@@ -265,7 +273,7 @@ def by_reason(stay: tuple[CleanupItem, str]) -> str:
 
 def let_go(operation: CleanupOperation, items: CleanupItemQuerySet, reason: str) -> None:
     """Protect the items, and open their keys to uploads again."""
-    own_rows(operation).unlock(items)
+    barred_by(operation).unlock(items)
     items.mark(Outcome.PROTECTED, reason)
 
 
@@ -277,7 +285,7 @@ def rest(operation: CleanupOperation) -> None:
     """
     marked = operation.items.filter(outcome=Outcome.DELETING)
     marked.exclude(tries__gt=0, answer="").mark(Outcome.PLANNED, answer="")
-    own_rows(operation).unlock(operation.items.planned())
+    barred_by(operation).unlock(operation.items.planned())
 
 
 def send(operation: CleanupOperation, items: list[CleanupItem], *, until: float) -> Sent:

@@ -18,7 +18,7 @@ from django.utils.translation import gettext as _
 from storage_audit import logs, projects
 from storage_audit.audit import cleanup
 from storage_audit.audit.new_names import Look, Over, Renaming, chunks, gone, objection, take_look
-from storage_audit.audit.ownership import layouts, plain_under
+from storage_audit.audit.ownership import layouts, plain_under, told_by
 from storage_audit.audit.scan.rows import being_deleted, facts
 from storage_audit.bucket import copies
 from storage_audit.bucket.errors import StoreError
@@ -90,7 +90,7 @@ def hold(one: Renaming, look: Look) -> bool:
         mine = one.target.filter(state=State.UPLOADING).update(updated_at=timezone.now())
     if not mine:
         one.objection = _("Somebody else just took the new key. Try again later.")
-    elif being_deleted(one.bucket, [one.new]):
+    elif being_deleted(one.bucket, [look.identity(one.new)]):
         one.objection = Over(_("A cleanup has the new key in hand. Try again later."))
     return not one.objection
 
@@ -105,7 +105,7 @@ def described(one: Renaming, look: Look) -> dict[str, Any]:
         "file_type": readings[0].file_type[:40],
         "layout": readings[0].layout,
         "plain_under": plain_under(names, readings[0]),
-        "source": row.source if row else Source.BACKFILL,
+        "source": row.source if row and told_by(row) else Source.BACKFILL,
     }
 
 
@@ -220,6 +220,8 @@ def finish(renamed: list[Renaming], look: Look) -> None:
     latest = {item.identity: item for item in items.select_related("operation").order_by("pk")}
     for one in renamed:
         item = latest.get(look.identity(one.old))
+        if item and item.outcome in GONE and item.last_modified != one.finding.last_modified:
+            item = None  # It was an earlier object of this key that went.
         if look.objects(one)[0] is None or (item and item.outcome in GONE):
             note = _("renamed to %s") % visible(one.new)
             Finding.objects.filter(pk=one.finding.pk).resolve(note, current_origin().user)

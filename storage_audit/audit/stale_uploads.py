@@ -67,7 +67,9 @@ def ended() -> str:
 
 def look_at(finding: Finding) -> tuple[str, Upload | None]:
     """Why it must not be aborted, or nothing; and the upload, unless there is none any more."""
-    if finding.kind != Finding.Kind.UNFINISHED or finding.escaped:
+    if finding.kind != Finding.Kind.UNFINISHED:
+        return _("It is %s, and no unfinished upload.") % finding.get_kind_display(), None
+    if finding.escaped:
         return _("No request can name this upload. R2 ends it by itself after seven days."), None
     if finding.state == Finding.State.RESOLVED:
         return _("It is resolved already: %s") % finding.note, None

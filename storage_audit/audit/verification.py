@@ -10,7 +10,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit import projects
 from storage_audit.audit import limits
-from storage_audit.audit.deletion import NOT_LISTED, own_rows, what_decides
+from storage_audit.audit.deletion import NOT_LISTED, barred_by, what_decides
 from storage_audit.audit.discovery import judged, position, save
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.second_look import SecondLook
@@ -130,7 +130,7 @@ def doubt_what_is_back(operation: CleanupOperation) -> None:
 
 
 def forget_rows(operation: CleanupOperation, gone: CleanupItemQuerySet) -> None:
-    own_rows(operation).filter(state=R2Object.State.DELETING, key__in=gone.names()).forget()
+    barred_by(operation).filter(state=R2Object.State.DELETING, key__in=gone.names()).forget()
 
 
 def resolve_findings(operation: CleanupOperation, gone: CleanupItemQuerySet) -> None:
@@ -146,7 +146,7 @@ def resolve_findings(operation: CleanupOperation, gone: CleanupItemQuerySet) -> 
 
 
 def give_up(operation: CleanupOperation, stayed: CleanupItemQuerySet) -> None:
-    own_rows(operation).unlock(stayed)
+    barred_by(operation).unlock(stayed)
     said = Concat(Value(_("Still in the bucket; the store's answer: ")), F("answer"))
     stayed.update(outcome=Outcome.FAILED, reason=said, changed_at=timezone.now())
 

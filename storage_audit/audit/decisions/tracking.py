@@ -164,7 +164,7 @@ def given(look: Look, held: list[Finding], project_id: str, decision: Decision) 
     found = rows_by_identity(look.bucket, keys, look.identity)
     before = {name: copy(row) for name, row in found.items()}
     mine = give(found, project_id)
-    for name in mine & rows.being_deleted(look.bucket, keys):
+    for name in mine & rows.being_deleted(look.bucket, mine):
         take_back(found[name], before[name])
         mine.remove(name)
     return [

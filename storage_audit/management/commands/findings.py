@@ -124,6 +124,12 @@ class Command(DocumentedCommand):
         )
         refuse(sync and not (deletes or options["plan"]), "--sync goes with a deletion.")
         if options["plan"]:
+            refuse(
+                options["state"] or says_which(options),
+                "--plan runs all of its plan: leave out --kind, --state, --prefix, --project and"
+                " --key.",
+            )
+            refuse(options["as_csv"], "--csv is for the list; of a plan, --json tells all.")
             operations = self.run_plan(options["plan"], ask)
             self.finish(Decision(operations=operations), sync or conf().sync, options["as_json"])
         elif act is None:
@@ -153,8 +159,9 @@ class Command(DocumentedCommand):
         *,
         ask: bool,
     ) -> Decision:
-        named = any(options[name] for name in ("kind", "prefix", "project", "key"))
-        refuse(not named, "Say which findings: add --kind, --prefix, --project or --key.")
+        refuse(
+            not says_which(options), "Say which findings: add --kind, --prefix, --project or --key."
+        )
         if ask:
             confirm(f"This is about {chosen.count()} findings. Go on?")
         with asked_from_shell():
@@ -240,6 +247,10 @@ def add_acts(parser: ArgumentParser) -> None:
 def refuse(wrong: object, text: str) -> None:
     if wrong:
         raise CommandError(text, returncode=WRONG_USE)
+
+
+def says_which(options: dict[str, Any]) -> bool:
+    return any(options[name] for name in ("kind", "prefix", "project", "key"))
 
 
 def act_of(options: dict[str, Any], dry_run: bool) -> Callable[[FindingQuerySet], Decision] | None:

@@ -41,7 +41,6 @@ class Application:
         return done.stdout
 
     def claim(self) -> None:
-        self.manage("migrate", "--verbosity", "0")
         self.manage("claim_bucket", "--take-over")
 
     def contender(

@@ -17,19 +17,14 @@ READY_WITHIN = 600  # ten million keys are rendered first
 
 
 @dataclass(frozen=True)
-class Store:
-    """Where it is, in the words of the application's settings."""
-
+class Canned:
     environment: Mapping[str, str]
+    """Where it is, in the words of the application's settings."""
+    port: int
 
     @property
     def address(self) -> str:
         return self.environment["R2_ENDPOINT_URL"]
-
-
-@dataclass(frozen=True)
-class Canned(Store):
-    port: int
 
     def get(self, target: str) -> bytes:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=READY_WITHIN)

@@ -337,6 +337,15 @@ def test_trouble_is_told_and_nothing_is_done(bucket: Bucket, action: str) -> Non
     assert states() == {KEY: "open"} and not CleanupOperation.objects.exists()
 
 
+def test_what_asks_nothing_of_the_store_needs_no_place_there(db: None) -> None:
+    [one] = listed("a")
+    with ExitStack() as all_places:
+        for _place in range(conf().api_waits):
+            all_places.enter_context(place())
+        assert "1 finding is acknowledged." in decide("acknowledge", [one])
+        assert "1 finding is open again." in act(superuser(), "finding", "reopen", one.pk)
+
+
 @pytest.mark.parametrize("action", [*ASKING, "reopen", "plan_deletion"])
 def test_who_may_only_look_is_offered_nothing_and_does_nothing(db: None, action: str) -> None:
     [one] = listed("a", state="acknowledged" if action == "reopen" else "open")

@@ -426,19 +426,31 @@ def test_what_cannot_be_resumed_says_why(bucket: Bucket, values: Any, says: str)
 
 @pytest.mark.parametrize(
     "arguments",
+    [["--dry-run"], ["--since", "1:00:00"], ["--cost"], ["--prefix", "a"], ["--project", "proj_1"]],
+)
+def test_a_scan_is_resumed_as_it_was_begun(
+    bucket: Bucket, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = scan.begin(purpose="reconcile")
+    begun.stop("later")
+    out, err, code = run("reconcile_r2", "--resume", str(begun.pk), *arguments)
+    assert (out, code) == ("", 2)
+    assert "--resume" in err + capsys.readouterr().err
+    assert BucketScan.objects.get().status == "stopped"
+
+
+@pytest.mark.parametrize(
+    "arguments",
     [
         ["--resume", str(uuid4())],
         ["--resume", "nonsense"],
-        ["--resume", str(uuid4()), "--dry-run"],
-        ["--resume", str(uuid4()), "--since", "1:00:00"],
-        ["--resume", str(uuid4()), "--cost"],
-        ["--resume", str(uuid4()), "--prefix", "a"],
         ["--prefix", "a", "--project", "proj_1"],
         ["--prefix", "\udcff"],
         ["--project", "1"],
         ["--since", "yesterday"],
         ["--since", "2026-13-01"],
         ["--since", "2999-01-01"],
+        ["--since", "0001-01-01T00:00:00+14:00"],
         ["--since", "-1 00:00:00"],
         ["--since", "9999999999 00:00:00"],
         ["--ceiling", "-1"],

@@ -18,6 +18,7 @@ from storage_audit.api import history
 from storage_audit.api.auth import require
 from storage_audit.api.openapi import refusals
 from storage_audit.api.schemas import (
+    ABSENT,
     Accepted,
     Amount,
     Books,
@@ -40,8 +41,6 @@ EVENTS_SHOWN, VALUES_SHOWN = 200, 100
 OUTCOMES = ("found", "deleted", "already_absent", "protected", "failed")
 # What a NUL is in, no table holds.
 Text = Annotated[str, Query(min_length=1, max_length=1024, pattern=r"^[^\x00]+$")]
-# Of no declared type, as null is nothing that a query can say.
-ABSENT: Any = None
 Limit = Annotated[int, Query(ge=1, le=200)]
 
 

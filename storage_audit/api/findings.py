@@ -17,7 +17,6 @@ from storage_audit.api.deletions import Limit, Text, first, status_url
 from storage_audit.api.openapi import refusals
 from storage_audit.api.problems import Problem
 from storage_audit.api.scan_schemas import (
-    ABSENT,
     Acknowledge,
     Adopt,
     Decide,
@@ -31,7 +30,7 @@ from storage_audit.api.scan_schemas import (
     LeftAsItIs,
     WhatBecame,
 )
-from storage_audit.api.schemas import OneDeletion
+from storage_audit.api.schemas import ABSENT, OneDeletion
 from storage_audit.audit import decisions
 from storage_audit.audit.decisions import Decision
 from storage_audit.findings import FindingQuerySet

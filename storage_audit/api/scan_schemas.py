@@ -2,7 +2,7 @@
 they are stored; show them as text, never as HTML."""
 
 from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 from uuid import UUID
 
 from django.db.models import TextChoices
@@ -10,7 +10,7 @@ from django.utils.translation import gettext as _
 from ninja import Field, Schema
 from pydantic import BeforeValidator, ConfigDict, StrictBool, WithJsonSchema, model_validator
 
-from storage_audit.api.schemas import OneDeletion
+from storage_audit.api.schemas import ABSENT, OneDeletion
 from storage_audit.findings import Kind
 from storage_audit.models import BucketScan, Finding
 
@@ -25,8 +25,6 @@ def no_flag(value: object) -> object:
 
 
 Number = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(no_flag)]
-# Of no declared type, as null is nothing that can be asked for.
-ABSENT: Any = None
 
 
 def choices(of: type[TextChoices]) -> WithJsonSchema:

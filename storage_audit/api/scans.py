@@ -19,7 +19,6 @@ from storage_audit.api.deletions import Limit, first
 from storage_audit.api.openapi import refusals
 from storage_audit.api.problems import Problem
 from storage_audit.api.scan_schemas import (
-    ABSENT,
     NewScan,
     Purpose,
     Resume,
@@ -28,6 +27,7 @@ from storage_audit.api.scan_schemas import (
     ScanPage,
     ScanStatus,
 )
+from storage_audit.api.schemas import ABSENT
 from storage_audit.audit import scan as scans
 from storage_audit.audit.ownership import layouts
 from storage_audit.conf import conf

@@ -8,6 +8,9 @@ from ninja import Field, Schema
 
 from storage_audit.models import CleanupItem, CleanupOperation, Diagnosis
 
+# Of no declared type, as null is nothing that can be asked for.
+ABSENT: Any = None
+
 
 class ProblemDetails(Schema):
     """https://www.rfc-editor.org/rfc/rfc9457"""

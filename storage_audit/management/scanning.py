@@ -53,7 +53,7 @@ def count(text: str) -> int:
 class ScanCommand(DocumentedCommand):
     purpose: ClassVar[BucketScan.Purpose]
     # Those of the settings. All of them load the whole site, which takes as much memory as a scan.
-    requires_system_checks = (Tags.compatibility, Tags.database)
+    requires_system_checks = (Tags.compatibility,)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         scope = parser.add_mutually_exclusive_group()

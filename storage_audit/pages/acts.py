@@ -90,7 +90,8 @@ NOTHING: dict[str, Any] = {
 
 class Act(NamedTuple):
     """What can be decided: `did` says it of the findings; `foresee` gives what the page shows that
-    asks. One that `looks` into the bucket takes few findings at once."""
+    asks. One that `looks` into the bucket takes few findings at once; one that never
+    `asks_store` takes no place of those who do."""
 
     name: str
     decide: Callable[..., Decision]
@@ -101,6 +102,7 @@ class Act(NamedTuple):
     form: type[forms.Form] = forms.Form
     asks: bool = True
     looks: bool = False
+    asks_store: bool = True
     foresee: Callable[[FindingQuerySet], dict[str, Any]] = listed
     kinds: Collection[str] = tuple(Kind)
     state: str = Finding.State.OPEN
@@ -127,6 +129,7 @@ ACKNOWLEDGE = Act(
     ),
     gettext_lazy("Acknowledge"),
     NoteForm,
+    asks_store=False,
 )
 REOPEN = Act(
     "reopen",
@@ -134,6 +137,7 @@ REOPEN = Act(
     gettext_lazy("Reopen findings"),
     gettext_lazy("open again"),
     asks=False,
+    asks_store=False,
     state=Finding.State.ACKNOWLEDGED,
 )
 PLAN = Act(

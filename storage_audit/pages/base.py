@@ -164,7 +164,7 @@ class ConfirmingAdmin(AuditAdmin[M]):
     def confirm(
         self, request: HttpRequest, queryset: models.QuerySet[M], **context: Any
     ) -> HttpResponse:
-        """A page that posts the same action again. `rows` is a table, its first row the heads."""
+        """A page that posts the same action again. `rows` is a table under `heads`."""
         request.current_app = self.admin_site.name
         return TemplateResponse(
             request,

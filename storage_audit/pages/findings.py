@@ -1,6 +1,7 @@
 """Findings: the list, and what staff decide about them. It asks first, and says of what is left as
 it is, why."""
 
+from contextlib import nullcontext
 from typing import Any
 
 from django import forms
@@ -147,7 +148,7 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
             return None
         form = act.form(request.POST if confirmed or not act.asks else None)
         try:
-            with place():
+            with place() if act.asks_store else nullcontext():
                 if act.looks:
                     decisions.refuse_many(findings)
                 if not form.is_valid():

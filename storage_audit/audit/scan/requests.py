@@ -46,7 +46,8 @@ def cost(scan: BucketScan) -> Cost:
     seconds = None
     if before and before.finished_at and before.listed:
         seconds = (before.finished_at - before.started_at).total_seconds() * objects / before.listed
-    return Cost(objects, ceil(objects / PAGE) or 1, seconds)
+    # Each part takes one, also where there is nothing.
+    return Cost(objects, max(ceil(objects / PAGE), scan.shards.count()), seconds)
 
 
 def estimate(**scope: Any) -> Cost:

@@ -1,5 +1,5 @@
 from argparse import ArgumentParser, ArgumentTypeError
-from datetime import datetime
+from datetime import UTC, datetime
 
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime, parse_duration
@@ -11,20 +11,22 @@ from storage_audit.redaction import visible
 
 def since(text: str) -> datetime:
     """A moment, or how long ago it was."""
-    moment = None
+    moment, now = None, timezone.now()
     try:
-        moment = parse_datetime(text)
-        if moment is None and (ago := parse_duration(text)):
-            moment = timezone.now() - ago
+        if given := parse_datetime(text):
+            moment = given if timezone.is_aware(given) else timezone.make_aware(given)
+            # As it is stored: what is a time elsewhere may be none there.
+            moment = moment.astimezone(UTC)
+        elif ago := parse_duration(text):
+            moment = now - ago
     except (ValueError, OverflowError):
-        pass
+        moment = None
     if moment is None:
         raise ArgumentTypeError(
             f"“{visible(text)}” is no time. Write 2026-11-26T12:00:00Z, or how long ago it was:"
             " '2 00:00:00' for two days"
         )
-    moment = moment if timezone.is_aware(moment) else timezone.make_aware(moment)
-    if moment > timezone.now():
+    if moment > now:
         raise ArgumentTypeError(f"“{visible(text)}” is still to come")
     return moment
 

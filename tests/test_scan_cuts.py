@@ -1,5 +1,7 @@
 """Where a scan is cut: by the tracked keys at first, and then by what the bucket shows."""
 
+import sys
+
 import pytest
 
 from storage_audit.audit.scan import shards
@@ -12,12 +14,18 @@ from tests.scanning import Listing, a, track
 pytestmark = pytest.mark.django_db
 
 
+def look_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers go on from where tests before have left them, and a sample is taken by them."""
+    monkeypatch.setattr(shards, "SAMPLE", sys.maxsize)
+
+
 @pytest.mark.parametrize("count", [0, 1, 9, 10, 11, 39, 40, 100])
 def test_parts_have_about_as_many_of_the_tracked_keys(
     monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     Listing().use(monkeypatch)
     monkeypatch.setattr(shards, "WORTH", 10)
+    look_at_all(monkeypatch)
     keys = [a(n) for n in range(count)]
     track(*keys, project_id=None)
     found = scanning.begin()
@@ -35,6 +43,7 @@ def test_only_keys_of_the_prefix_and_of_the_bucket_say_where(
 ) -> None:
     Listing().use(monkeypatch)
     monkeypatch.setattr(shards, "WORTH", 10)
+    look_at_all(monkeypatch)
     mine = [a(n, "proj_2") for n in range(40)]
     track(*(a(n) for n in range(100)), *mine)
     track(*(a(n, "proj_3") for n in range(30)), bucket="other")

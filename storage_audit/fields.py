@@ -1,5 +1,8 @@
 import json
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 from unicodedata import normalize
 from uuid import UUID
@@ -45,19 +48,31 @@ class AnyOf(models.Lookup):
     def as_sql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> tuple[str, Any]:
         column, params = self.process_lhs(compiler, connection)
         if connection.vendor == "postgresql":
-            return f"{column} = ANY(%s)", (*params, self.rhs)
+            # Of the column's type, as the text has none.
+            return f"{column} = ANY(%s)", (*params, in_array(self.rhs))
         return f"{column} IN (SELECT value FROM json_each(%s))", (*params, json.dumps(self.rhs))
+
+
+def in_array(values: Iterable[str | int]) -> str:
+    """As PostgreSQL reads an array from text, in a third of the time that it takes for one from
+    an expression. https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO"""
+    texts = map(str, values)
+    quoted = ['"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"' for text in texts]
+    return "{" + ",".join(quoted) + "}"
 
 
 def insert_new(rows: Sequence[models.Model]) -> int:
     """Those that break no unique constraint, as they are, without what a save does beside; how many
     they were. As fast as `bulk_create` is slow: they go to the database as one parameter."""
+    return insert_values(type(rows[0]), list(map(vars, rows))) if rows else 0
+
+
+def insert_values(model: type[models.Model], rows: Sequence[dict[str, Any]]) -> int:
+    """The same of the values of such rows, by their columns."""
     if not rows:
         return 0
-    model = type(rows[0])
     fields = [field for field in model._meta.concrete_fields if not field.primary_key]
-    names = [field.attname for field in fields]
-    values = [[vars(row)[name] for name in names] for row in rows]
+    values = list(map(itemgetter(*(field.attname for field in fields)), rows))
     columns = ", ".join(connection.ops.quote_name(str(field.column)) for field in fields)
     given, source = GIVEN[connection.vendor]
     # Without its length: a cast cuts off what is too long, where an insert refuses it.
@@ -80,6 +95,11 @@ GIVEN = {
 
 
 def in_json(value: Any) -> str:
+    return as_text(value) if isinstance(value, UUID | datetime) else str(value)
+
+
+@lru_cache(maxsize=64)  # Most are those of all rows, or of the row before.
+def as_text(value: UUID | datetime) -> str:
     if isinstance(value, UUID):
         return value.hex
     return str(connection.ops.adapt_datetimefield_value(value))
@@ -87,6 +107,8 @@ def in_json(value: Any) -> str:
 
 def spellings(text: str) -> set[str]:
     """What a store that folds Unicode takes for the same text."""
+    if text.isascii():
+        return {text}
     return {text, normalize("NFC", text), normalize("NFD", text)}
 
 

@@ -205,10 +205,6 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
         unsaid = Exists(known.filter(KnownProjectQuerySet.UNSAID, pk=owner))
         return self.filter(Q(project_id=None) | Q(source="backfill") | ~alive & ~unsaid)
 
-    def to_judge(self) -> Self:
-        """With what tells of the owner, and whether anything is under way; the rest when asked."""
-        return self.only("key", "project_id", "source", "state")
-
     def lock_for_deletion(self, keys: Collection[str]) -> int:
         """Bar uploads to these keys until they are seen gone; an upload under way wins."""
         idle = Q(state__in=["stored", "upload_failed", "deleting"]) | Q(

@@ -312,6 +312,11 @@ class ScanShard(models.Model):
         self.listed += more
 
     @property
+    def is_to_prolong(self) -> bool:
+        """Long before the end of its lease, as the next chance may be late; and not each time."""
+        return self.lease_until is None or self.lease_until < timezone.now() + conf().lease * 3 / 4
+
+    @property
     def done(self) -> str:
         """The last key that is dealt with: what comes next is later."""
         return self.cursor or self.after

@@ -7,7 +7,7 @@ import pytest
 from django.utils import timezone
 
 from storage_audit.audit import cleanup, deletion, verification
-from storage_audit.audit.deletion import Proof
+from storage_audit.audit.sending import Planned, Proof
 from storage_audit.audit.work import Work
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, Project, R2Object
 from tests.conftest import Bucket
@@ -101,7 +101,7 @@ def between_plan_and_batch(patch: pytest.MonkeyPatch, *effects: Callable[[], obj
     """Let these happen once, after the plan is frozen and before its first batch is proved."""
     original, todo = deletion.prove, list(effects)
 
-    def prove(work: Work, batch: list[CleanupItem]) -> Proof:
+    def prove(work: Work, batch: list[Planned]) -> Proof:
         while todo:
             todo.pop(0)()
         return original(work, batch)

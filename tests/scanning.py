@@ -15,7 +15,7 @@ from storage_audit.audit.scan import lanes, worker
 from storage_audit.bucket import uploads
 from storage_audit.bucket.listing import as_bytes
 from storage_audit.bucket.r2 import Page
-from storage_audit.bucket.wire import Entry
+from storage_audit.bucket.wire import Entries, Entry
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, Finding, Project, R2Object
 
@@ -60,7 +60,7 @@ class Listing:
         token: str | None = None,
         *,
         max_keys: int | None = None,
-    ) -> Page[Entry]:
+    ) -> Page[Entries]:
         self.asked.append((prefix, token or start_after))
         self.before_page(len(self.asked))
         after = token or start_after
@@ -69,7 +69,8 @@ class Listing:
         found = [one for one in found if not after or self.order(one.key) > self.order(after)]
         found.sort(key=lambda one: self.order(one.key))
         shown = found[: max_keys or self.size]
-        return Page(shown, shown[-1].key if len(found) > len(shown) else None)
+        more = len(found) > len(shown)
+        return Page(Entries.of(shown), shown[-1].key if more else None)
 
     def use(self, patch: pytest.MonkeyPatch, traits: Traits | None = None) -> None:
         """Instead of the store; the bucket is claimed."""

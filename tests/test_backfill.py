@@ -25,7 +25,7 @@ from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Broken, Unavailable
 from storage_audit.bucket.listing import entry_pages, exact
 from storage_audit.bucket.r2 import Listed
-from storage_audit.bucket.wire import Entry
+from storage_audit.bucket.wire import Entries, Entry
 from storage_audit.models import (
     BucketScan,
     CleanupItem,
@@ -79,7 +79,7 @@ def after_listing(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) ->
     monkeypatch.setattr(Lanes, "gather", gathered)
 
 
-Pages = Callable[[str, str, str], Iterator[list[Entry]]]
+Pages = Callable[[str, str, str], Iterator[Entries]]
 
 
 def listing_as(monkeypatch: pytest.MonkeyPatch, pages: Pages) -> None:
@@ -89,9 +89,11 @@ def listing_as(monkeypatch: pytest.MonkeyPatch, pages: Pages) -> None:
 def also_listed(monkeypatch: pytest.MonkeyPatch, *keys: str) -> None:
     """Show keys that the local R2 cannot hold, as other stores can."""
 
-    def listed(bucket: str, prefix: str, after: str) -> Iterator[list[Entry]]:
+    def listed(bucket: str, prefix: str, after: str) -> Iterator[Entries]:
         for page in entry_pages(bucket, prefix, after):
-            yield [*page, *(Entry(key, 1, "etag", "2026-01-01T00:00:00.000Z") for key in keys)]
+            yield page + Entries.of(
+                Entry(key, 1, "etag", "2026-01-01T00:00:00.000Z") for key in keys
+            )
 
     listing_as(monkeypatch, listed)
 
@@ -303,7 +305,7 @@ def test_rows_whose_second_look_failed_are_taken_back(
     def unreachable(*args: object, **kwargs: object) -> dict[str, Listed]:
         raise Unavailable("The store cannot be reached.")
 
-    monkeypatch.setattr(rows_of_scans, "find", unreachable)
+    monkeypatch.setattr(rows_of_scans, "look_again", unreachable)
     found = backfill()
     assert (found.status, found.error) == ("failed", "The store cannot be reached.")
     assert rows() == []
@@ -317,7 +319,7 @@ def test_a_listing_that_breaks_off_fails_the_scan_and_resolves_nothing(
     bucket.r2.remove("README.txt", bucket.name)
     bucket.put(KEY)
 
-    def broken(bucket: str, prefix: str, after: str) -> Iterator[list[Entry]]:
+    def broken(bucket: str, prefix: str, after: str) -> Iterator[Entries]:
         yield from entry_pages(bucket, prefix, after)
         raise Broken("The listing does not get on.")
 
@@ -476,15 +478,13 @@ def statements(act: Callable[[], object]) -> list[str]:
 
 
 def test_queries_do_not_grow_with_a_page(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        rows_of_scans, "find", lambda bucket, keys, *how, **more: dict.fromkeys(keys)
-    )
+    monkeypatch.setattr(rows_of_scans, "look_again", lambda bucket, keys, **how: keys)
     found, token = scan.begin(), uuid4()
     found.shards.claim(token, 1)
 
     def record(size: int, prefix: str) -> list[str]:
         stretch = Stretch(found.shards.get(), prefix, prefix, timezone.now())
-        stretch.add(PageRead.of(stretch.shard, page_of(size, prefix), stretch.asked))
+        stretch.add(PageRead.of(stretch.shard, Entries.of(page_of(size, prefix)), stretch.asked))
         return statements(lambda: batch.record(found, token, [stretch], exact))
 
     first = record(100, "audio"), record(900, "images")

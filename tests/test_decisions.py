@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit.audit import decisions, deletion, requests, work
+from storage_audit.audit import decisions, deletion, requests, sending, work
 from storage_audit.audit.decisions import Decision, Refusal, orphans, tracking
 from storage_audit.audit.installation import MARKER, Mismatch
 from storage_audit.audit.work import Work
@@ -454,13 +454,13 @@ def test_an_upload_to_a_key_that_is_being_deleted_is_barred(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     barred: list[bool] = []
-    original = deletion.send
+    original = sending.send
 
     def send(*args: Any, **kwargs: Any) -> Any:
         barred.append(CleanupItem.objects.being_deleted(bucket.name, KEY))
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(deletion, "send", send)
+    monkeypatch.setattr(sending, "send", send)
     remove(orphaned(bucket, KEY))
     assert barred == [True]
 
@@ -535,12 +535,12 @@ def test_a_crash_between_two_batches_is_gone_on_from(
     operation, original = ask(orphaned(bucket, *keys)), deletion.delete_batch
     calls = 0
 
-    def delete_batch(work: Work, batch: list[CleanupItem]) -> Any:
+    def delete_batch(work: Work, *batch: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise KeyboardInterrupt
-        return original(work, batch)
+        return original(work, *batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(deletion, "delete_batch", delete_batch)

@@ -9,7 +9,15 @@ from django.core.files.storage import default_storage
 from django.core.management import call_command
 from django.utils import timezone
 
-from storage_audit.audit import cleanup, deletion, installation, requests, vanished, verification
+from storage_audit.audit import (
+    cleanup,
+    deletion,
+    installation,
+    requests,
+    sending,
+    vanished,
+    verification,
+)
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.work import Work
 from storage_audit.bucket import r2
@@ -87,7 +95,7 @@ def test_verification_of_deleted_rows_sees_what_was_never_deleted(
     key = bucket.upload("proj_1")
     R2Object.objects.get(key=key).delete()
     with monkeypatch.context() as patch:
-        fails(patch, deletion, "send", Unavailable("no answer"))
+        fails(patch, sending, "send", Unavailable("no answer"))
         operation = run(CleanupOperation.objects.get())
     check = run(requests.verify_operation(operation))
     assert (check.status, outcomes(check)) == (Status.INCOMPLETE, {key: "failed"})
@@ -146,7 +154,7 @@ def test_where_spellings_are_one_object_uploads_to_the_other_are_barred(
     alive("proj_1")
     bucket.put(NFD)
     call_command("backfill_r2")
-    real = deletion.send
+    real = sending.send
 
     def upload_first(*args: object, **kwargs: object) -> object:
         with pytest.raises(KeyBeingDeleted):
@@ -154,7 +162,7 @@ def test_where_spellings_are_one_object_uploads_to_the_other_are_barred(
         assert R2Object.objects.get().state == R2Object.State.DELETING
         return real(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(deletion, "send", upload_first)
+    monkeypatch.setattr(sending, "send", upload_first)
     assert outcomes(delete("proj_1")) == {NFD: "deleted"}
     assert not R2Object.objects.exists()
 
@@ -171,7 +179,7 @@ def test_upload_that_was_refused_does_not_keep_the_object(
         raise Unavailable("no answer")
 
     with monkeypatch.context() as patch:
-        patch.setattr(deletion, "send", refuse_upload)
+        patch.setattr(sending, "send", refuse_upload)
         operation = run(CleanupOperation.objects.get())
     assert outcomes(again(operation)) == {key: "deleted"}
 
@@ -182,7 +190,7 @@ def test_key_whose_deletion_was_not_answered_stays_barred_for_a_while(
     """The store may still be at it, and would delete what is uploaded now."""
     key = bucket.upload("proj_1")
     with monkeypatch.context() as patch:
-        fails(patch, deletion, "send", Unavailable("no answer"))
+        fails(patch, sending, "send", Unavailable("no answer"))
         operation = delete("proj_1")
     assert operation.status == Status.INCOMPLETE
     with pytest.raises(KeyBeingDeleted):
@@ -237,7 +245,7 @@ def test_key_whose_deletion_was_not_answered_stays_barred_when_the_id_lives_agai
 ) -> None:
     key = bucket.upload("proj_1")
     with monkeypatch.context() as patch:
-        fails(patch, deletion, "send", Unavailable("no answer"))
+        fails(patch, sending, "send", Unavailable("no answer"))
         operation = delete("proj_1")
     alive("proj_1")
     operation = again(operation)

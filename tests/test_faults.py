@@ -40,7 +40,7 @@ from devtools.faults.matching import (
     then,
 )
 from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, Rule
-from storage_audit.audit import cleanup, deletion, installation, requests
+from storage_audit.audit import cleanup, deletion, installation, requests, sending
 from storage_audit.audit.installation import Traits
 from storage_audit.bucket import r2
 from storage_audit.conf import conf
@@ -722,7 +722,7 @@ def test_database_connection_that_breaks_after_the_send_loses_nothing(
     alive("proj_1")
     fill(bucket)
     operation = requested("proj_1")
-    real = deletion.send
+    real = sending.send
 
     def send(*args: Any, **kwargs: Any) -> Any:
         answers = real(*args, **kwargs)
@@ -731,7 +731,7 @@ def test_database_connection_that_breaks_after_the_send_loses_nothing(
         return answers
 
     with monkeypatch.context() as patch:
-        patch.setattr(deletion, "send", send)
+        patch.setattr(sending, "send", send)
         with pytest.raises(Error):
             run(operation)
     connection.close()

@@ -141,7 +141,7 @@ def test_orphans_are_deleted_here_and_now_and_what_stays_is_said(bucket: Bucket)
 def test_a_dry_run_deletes_nothing_and_its_plan_can_be_run(bucket: Bucket) -> None:
     orphaned(bucket, KEY)
     assert run(*DELETE, "--dry-run") == (
-        "Findings dealt with: 1.\n"
+        "Findings that would be dealt with: 1. Nothing was changed.\n"
         "Plan ID, proj_9, bucket tests: planned.\n"
         "Would delete 1 objects.\n"
         f"  to be deleted: {KEY}: hierarchical\n"

@@ -10,11 +10,12 @@ import pytest
 from django.db import connection
 
 from devtools.local_r2 import LocalR2
-from storage_audit.audit import deletion, installation, requests
+from storage_audit.audit import deletion, installation, requests, sending
 from storage_audit.audit.installation import MARKER, Mismatch, Traits
+from storage_audit.audit.sending import Planned
 from storage_audit.audit.work import Work
 from storage_audit.bucket.deleters import Sent
-from storage_audit.models import CleanupItem, CleanupOperation, Installation, R2Object
+from storage_audit.models import CleanupOperation, Installation, R2Object
 from tests.conftest import BUCKETS, Bucket
 from tests.promises import (
     HIERARCHICAL,
@@ -136,7 +137,7 @@ def test_marker_removed_between_plan_and_batch_blocks(
 ) -> None:
     right, original = marker(tracked), deletion.next_batch
 
-    def next_batch(work: Work) -> list[CleanupItem]:
+    def next_batch(work: Work) -> list[Planned]:
         remove_marker(tracked)()
         return original(work)
 
@@ -171,7 +172,7 @@ def test_what_was_seen_in_the_wrong_bucket_is_not_believed_in_the_right_one(
         return Sent({}, [], [], [])
 
     with monkeypatch.context() as patch:
-        patch.setattr(deletion, "send", send_nothing)
+        patch.setattr(sending, "send", send_nothing)
         patch.setattr(deletion, "next_batch", once(deletion.next_batch))
         operation = blocked(tracked, delete("proj_1"))
     tracked.put(*keys)
@@ -183,12 +184,12 @@ def test_what_was_seen_in_the_wrong_bucket_is_not_believed_in_the_right_one(
 
 
 def once(
-    original: Callable[[Work], list[CleanupItem]],
-) -> Callable[[Work], list[CleanupItem]]:
+    original: Callable[[Work], list[Planned]],
+) -> Callable[[Work], list[Planned]]:
     """One batch, and no more."""
     count = 0
 
-    def next_batch(work: Work) -> list[CleanupItem]:
+    def next_batch(work: Work) -> list[Planned]:
         nonlocal count
         count += 1
         return original(work) if count == 1 else []

@@ -23,7 +23,7 @@ from storage_audit.bucket.listing import (
     storable,
 )
 from storage_audit.bucket.r2 import Page
-from storage_audit.bucket.wire import Entry
+from storage_audit.bucket.wire import Entries, Entry
 from tests.conftest import Bucket
 
 LONGEST = "long/" + "é" * 509 + "x"
@@ -115,7 +115,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def counted(
         bucket: str, prefix: str, start_after: str = "", token: str | None = None
-    ) -> Page[Entry]:
+    ) -> Page[Entries]:
         asked.append(prefix)
         return original(bucket, prefix, start_after, token)
 
@@ -166,11 +166,11 @@ def test_keys_that_are_no_text_hide_no_others(monkeypatch: pytest.MonkeyPatch) -
 
     def list_entries(
         bucket: str, prefix: str, start_after: str = "", token: str | None = None
-    ) -> Page[Entry]:
+    ) -> Page[Entries]:
         last = as_bytes(token or start_after)
         rest = [key for key in stored if as_bytes(key) > last][:2]
         more = bool(rest) and rest[-1] != stored[-1]
-        return Page([entry(key) for key in rest], rest[-1] if more else None)
+        return Page(Entries.of(map(entry, rest)), rest[-1] if more else None)
 
     monkeypatch.setattr("storage_audit.bucket.listing.list_entries", list_entries)
     for key in ("a", "é", "\ue000", "\U0010ffff"):
@@ -188,7 +188,7 @@ def entry(key: str) -> Entry:
 def test_key_out_of_order_breaks_the_listing(monkeypatch: pytest.MonkeyPatch) -> None:
     given = [["b", "a"], ["a", "a"], ["p/a", "q"]]
     for keys, prefix in zip(given, ["", "", "p/"], strict=True):
-        page = Page([entry(key) for key in keys], None)
+        page = Page(Entries.of(map(entry, keys)), None)
         monkeypatch.setattr("storage_audit.bucket.listing.list_entries", lambda *a, page=page: page)
         with pytest.raises(Broken):
             list(pages("tests", prefix))

@@ -8,7 +8,7 @@ from django.db import DataError, connection
 from django.test.utils import CaptureQueriesContext
 
 from storage_audit.audit import deletion
-from storage_audit.audit.deletion import Proof
+from storage_audit.audit.sending import Proof
 from storage_audit.fields import insert_new
 from storage_audit.models import CleanupItem, CleanupOperation, R2Object
 from tests.conftest import Bucket
@@ -95,6 +95,16 @@ def test_any_of_many_texts_or_numbers(operation: CleanupOperation) -> None:
     assert list(rows.filter(pk__any_of=first).values_list("pk", flat=True)) == first
     assert not rows.filter(pk__any_of=[]).exists()
     assert not rows.filter(key__any_of=[]).exists()
+
+
+@pytest.mark.only_on("postgresql")
+def test_items_have_room_for_new_versions(operation: CleanupOperation) -> None:
+    """Else each of the writes of an item is one to all of its indexes, too."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT reloptions FROM pg_class WHERE relname = %s", [CleanupItem._meta.db_table]
+        )
+        assert cursor.fetchone() == (["fillfactor=50"],)
 
 
 def test_row_that_a_backfill_writes_after_the_mark_is_barred_and_forgotten(

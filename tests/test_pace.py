@@ -13,8 +13,8 @@ from devtools.faults.kinds import error
 from devtools.faults.matching import is_delete_batch, is_listing_under, keys_sent, on, then
 from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, Rule
 from storage_audit.audit import cleanup, deletion, pace
-from storage_audit.audit.deletion import Proof
 from storage_audit.audit.pace import Pace
+from storage_audit.audit.sending import Proof
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import TooLate
 from storage_audit.models import CleanupItem, CleanupOperation
@@ -281,8 +281,9 @@ def test_lease_that_is_lost_stops_all_but_what_is_under_way(
     store.rules.append(on(is_delete_batch, then(lose), times=1))
     cleanup.run_slice(operation.pk)
     assert sizes(store) == [1] * 4
-    assert operation.items.filter(outcome="deleting", answer="").count() == 4
-    assert operation.items.filter(outcome="planned").count() == 8
+    assert operation.items.filter(outcome="deleting", answer="", tries=1).count() == 4
+    # Some of these may have been marked by then, as their look was under way.
+    assert operation.items.filter(outcome__in=["planned", "deleting"], tries=0).count() == 8
 
 
 def test_trouble_with_one_call_keeps_the_answers_of_the_others(

@@ -1,7 +1,7 @@
 """Whatever keys there are, rows and findings are of these very keys; and what a scan asks of the
 database does not grow with them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -18,8 +18,9 @@ from storage_audit.audit.scan import batch, bulk, lanes, rows, shards, sides, wo
 from storage_audit.audit.scan.lanes import PageRead, Stretch
 from storage_audit.bucket import r2
 from storage_audit.bucket.listing import as_bytes, escape, exact, nfc, storable
+from storage_audit.bucket.wire import Entries
 from storage_audit.conf import conf
-from storage_audit.models import CleanupItem, CleanupOperation, R2Object
+from storage_audit.models import BucketScan, CleanupItem, CleanupOperation, R2Object
 from tests import scanning
 from tests.conftest import Bucket
 from tests.scanning import Listing, a, alive, backfill, complete, entry, findings, row, track
@@ -151,26 +152,25 @@ def test_any_text_comes_out_of_the_database_as_it_went_in(keys: set[str]) -> Non
     late = connection.ops.adapt_datetimefield_value(scanning.LONG_AGO)
     values = [("b", key, 7, key[:5], at, None, "backfill", "stored") for key in keys]
     texts = {"scene_id": "", "file_type": "", "layout": "", "created_at": late, "updated_at": late}
-    assert bulk.load(R2Object, names, values, texts) == len(keys)
-    assert bulk.load(R2Object, names, values, texts) == 0
+    lines = [*map(bulk.line, values)]
+    assert bulk.load(R2Object, names, lines, texts, ["bucket", "key"]) == len(keys)
+    assert bulk.load(R2Object, names, lines, texts, ["bucket", "key"]) == 0
     assert dict(R2Object.objects.values_list("key", "etag")) == {key: key[:5] for key in keys}
-    lines = sides.tracked_in("b", [sides.Range("", "", None)], [])
-    assert {sides.key_of(line) for line in lines} == keys
+    assert sides.tracked_in("b", [sides.Range("", "", None)]) == ({}, keys)
     some = sorted(keys)[: len(keys) // 2 + 1]
-    lines = sides.tracked_in("b", [sides.Keys(some)], [])
-    assert {sides.key_of(line) for line in lines} == set(some)
+    assert sides.tracked_in("b", [sides.Keys(some)]) == ({}, set(some))
 
 
 @pytest.mark.django_db
 def test_a_line_of_the_table_is_that_of_the_same_object_in_a_listing() -> None:
     keys = [UNDER + key for key in HARD]
     R2Object.objects.bulk_create(row(key) for key in keys)
-    lines = sides.tracked_in(conf().bucket, [sides.Range("", "", None)], [])
-    plain = {key for key in keys if row(key).plain_under is not None}
-    assert lines & set(sides.lines_of([entry(key) for key in keys])) == {
-        line for line in lines if sides.key_of(line) in plain
-    }
-    assert {sides.key_of(line) for line in lines} == set(keys)
+    lines, others = sides.tracked_in(conf().bucket, [sides.Range("", "", None)])
+    plain = {key for key in keys if row(key).plain_under is not None and "\n" not in key}
+    assert lines.keys() == {"proj_1"} and plain
+    told = sides.lines_of(Entries.of(map(entry, keys)))
+    assert set(lines["proj_1"]) == {line for line in told if sides.key_of(line) in plain}
+    assert others == set(keys) - plain
     assert all(map(storable, keys)) and sorted(keys, key=as_bytes) == sorted(keys)
 
 
@@ -218,19 +218,13 @@ def asked(patch: pytest.MonkeyPatch, act: Callable[[], object]) -> int:
     return sum("SAVEPOINT" not in query["sql"] for query in context) + copies.count
 
 
-@pytest.mark.django_db
-def test_a_repeat_asks_the_database_at_most_once_for_a_thousand_keys(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Of a batch that is full, with all that comes between it and the next."""
-    alive("proj_1")
-    keys = [a(n) for n in range(1000 * lanes.BATCH)]
-    monkeypatch.setattr(shards, "WORTH", 10 * len(keys))
-    track(*keys)
-    token, found = uuid4(), scanning.begin()
+def asked_by_a_batch(patch: pytest.MonkeyPatch, found: BucketScan, keys: Sequence[str]) -> int:
+    """With all that comes between it and the next."""
+    patch.setattr(shards, "WORTH", 10 * len(keys))
+    token = uuid4()
     [shard] = found.shards.claim(token, 2)
     pages = [
-        PageRead.of(shard, [entry(key) for key in keys[start : start + 1000]], scanning.now())
+        PageRead.of(shard, Entries.of(map(entry, keys[start : start + 1000])), scanning.now())
         for start in range(0, len(keys), 1000)
     ]
     stretch = Stretch.of(pages[0])
@@ -241,8 +235,31 @@ def test_a_repeat_asks_the_database_at_most_once_for_a_thousand_keys(
         assert worker.is_running(found)
         batch.record(found, token, [stretch], exact)
 
-    assert asked(monkeypatch, one_batch) <= len(keys) / 1000
+    return asked(patch, one_batch)
+
+
+@pytest.mark.django_db
+def test_a_repeat_asks_the_database_at_most_once_for_a_thousand_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a batch that is full."""
+    alive("proj_1")
+    keys = [a(n) for n in range(1000 * lanes.BATCH)]
+    track(*keys)
+    found = scanning.begin()
+    assert asked_by_a_batch(monkeypatch, found, keys) <= len(keys) / 1000
     assert (found.unchanged, found.requests) == (len(keys), lanes.BATCH)
+
+
+@pytest.mark.django_db
+def test_a_first_backfill_asks_little_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose projects live, what is being deleted, and three times to write the rows."""
+    alive("proj_1", "proj_2")
+    keys = [a(n, f"proj_{1 + n % 2}") for n in range(1000 * lanes.BATCH)]
+    Listing(*keys, page=1000).use(monkeypatch)
+    found = scanning.begin(purpose=BucketScan.Purpose.BACKFILL)
+    assert asked_by_a_batch(monkeypatch, found, sorted(keys)) <= 12
+    assert (found.added, found.requests) == (len(keys), 2 * lanes.BATCH)
 
 
 @pytest.mark.django_db

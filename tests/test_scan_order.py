@@ -14,7 +14,7 @@ from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Broken
 from storage_audit.bucket.listing import OutOfOrder, as_bytes, entry_pages
 from storage_audit.bucket.r2 import Page
-from storage_audit.bucket.wire import Entry
+from storage_audit.bucket.wire import Entries
 from storage_audit.models import BucketScan, Finding, ListedKey, R2Object, Sighting
 from tests import scanning
 from tests.conftest import Bucket
@@ -133,11 +133,11 @@ def test_a_store_that_promised_the_order_of_bytes_and_breaks_it_is_not_believed(
 class Twice(Listing):
     """Shows a page again as the next one, in the place of that, as some networks do."""
 
-    def page(self, *args: Any, **options: Any) -> Page[Entry]:
+    def page(self, *args: Any, **options: Any) -> Page[Entries]:
         found = super().page(*args, **options)
         if len(self.asked) % 3 != 2 or args[1]:
             return found
-        return Page(self.before, found.next_token)
+        return Page(Entries.of(self.before), found.next_token)
 
     def use(self, patch: pytest.MonkeyPatch, traits: Traits | None = None) -> None:
         self.before = sorted(self.entries.values(), key=lambda one: as_tree(one.key))[: self.size]
@@ -164,9 +164,9 @@ def test_a_key_twice_on_a_page_in_any_order_is_not_believed(
 ) -> None:
     listing.use(monkeypatch, OWN_ORDER)
 
-    def page(*args: Any, **options: Any) -> Page[Entry]:
+    def page(*args: Any, **options: Any) -> Page[Entries]:
         found = Listing.page(listing, *args, **options)
-        return Page([*found.objects, *found.objects[-1:]], found.next_token)
+        return Page(found.objects + found.objects[-1:], found.next_token)
 
     for place in ("bucket.r2", "bucket.listing"):
         monkeypatch.setattr(f"storage_audit.{place}.list_entries", page)
@@ -188,7 +188,7 @@ def test_one_page_out_of_order_makes_a_scan_start_again_and_be_right(
     before = findings()
     real = entry_pages
 
-    def backwards(*args: str) -> Iterator[list[Entry]]:
+    def backwards(*args: str) -> Iterator[Entries]:
         for number, page in enumerate(real(*args)):
             if number == 5:
                 raise OutOfOrder("backwards")

@@ -19,6 +19,7 @@ from storage_audit.audit.scan.lanes import PageRead, Stretch
 from storage_audit.audit.scan.sides import key_of
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.bucket.listing import exact
+from storage_audit.bucket.wire import Entries
 from storage_audit.models import BucketScan, Finding, LeaseLost, R2Object, ScanShard
 from tests import scanning
 from tests.scanning import Listing, a, alive, complete, entry, findings, now, said, track
@@ -139,7 +140,7 @@ def claimed(found: BucketScan) -> tuple[Any, ScanShard]:
 
 
 def stretch_of(shard: ScanShard, *keys: str) -> Stretch:
-    page = PageRead.of(shard, [entry(key) for key in keys], now(), last=True)
+    page = PageRead.of(shard, Entries.of(map(entry, keys)), now(), last=True)
     stretch = Stretch.of(page)
     stretch.add(page)
     return stretch

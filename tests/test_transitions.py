@@ -9,7 +9,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from storage_audit.audit import cleanup, deletion, verification
+from storage_audit.audit import cleanup, sending, verification
 from storage_audit.audit.work import Work
 from storage_audit.models import CleanupItem, CleanupOperation, IllegalTransition, LeaseLost
 from tests.conftest import Bucket
@@ -165,14 +165,14 @@ def test_stalled_worker_changes_nothing_and_the_next_one_ends_the_work(
         elif moment == "while verifying":
             between_batch_and_verification(patch, lose)
         else:
-            original = deletion.send
+            original = sending.send
 
             def send(*args: object, **kwargs: object) -> object:
                 answers = original(*args, **kwargs)  # type: ignore[arg-type]
                 lose()
                 return answers
 
-            patch.setattr(deletion, "send", send)
+            patch.setattr(sending, "send", send)
         cleanup.run_slice(operation.pk)
     assert seen
     assert state(operation) == seen

@@ -17,11 +17,11 @@ from storage_audit.bucket import r2, wire
 from storage_audit.bucket.errors import Broken, StoreError
 from storage_audit.bucket.listing import OutOfOrder, as_bytes, entry_pages, pages
 from storage_audit.bucket.r2 import Listed
-from storage_audit.bucket.wire import Entry
+from storage_audit.bucket.wire import NONE, Entries, Entry
 from tests.conftest import Bucket
 from tests.network import faulty_network
 
-Cut = Callable[[bytes], tuple[bytes, list[Entry]]]
+Cut = Callable[[bytes], tuple[bytes, Entries]]
 
 KEYS = ["a b", "a+b", "a%b", "a%2Fb", "a&b", "a<b>", "a&lt;b", "a\"b'", "é", "日本", "x\x01y"]
 KEYS += ["x\x7f", "t\tb", "z\uffff", "z\U00010000", "d/e/f~!*()", "=,;:@$", "<Contents>"]
@@ -44,8 +44,8 @@ def page(*entries: str, end: str = ECHO + WHOLE, between: str = "") -> bytes:
     ).encode()
 
 
-def uncut(body: bytes) -> tuple[bytes, list[Entry]]:
-    return body, []
+def uncut(body: bytes) -> tuple[bytes, Entries]:
+    return body, NONE
 
 
 def read(body: bytes, cut: Cut) -> list[Listed] | None:
@@ -59,7 +59,8 @@ def read(body: bytes, cut: Cut) -> list[Listed] | None:
     try:
         answer = parser.parse({"body": rest, "headers": {}, "status_code": 200}, shape)
         encoded = answer.get("EncodingType") == "url"
-        entries += [wire.parsed(entry, encoded) for entry in answer.get("Contents", [])]
+        left = [wire.parsed(entry, encoded) for entry in answer.get("Contents", [])]
+        entries += Entries.of(left)
         wire.next_token(answer, len(entries))
         return [r2.listed(entry) for entry in entries]
     except (AttributeError, Broken, KeyError, TypeError, ValueError, parsers.ResponseParserError):
@@ -91,7 +92,7 @@ def test_pages_of_another_store(seaweedfs: SeaweedFS, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("tags", list(permutations([KEY, SIZE, DATE, ETAG])))
 def test_tags_may_come_in_any_order(tags: tuple[str, ...]) -> None:
     rest, entries = wire.cut(page("".join(tags), "".join(tags)))
-    assert entries == [LISTED, LISTED]
+    assert list(entries) == [LISTED, LISTED]
     assert rest == page().replace(b"<KeyCount>0", b"<KeyCount>2")
 
 
@@ -112,7 +113,7 @@ def test_tags_may_come_in_any_order(tags: tuple[str, ...]) -> None:
 )
 def test_entries_of_any_one_shape_are_read(entry: str) -> None:
     body = page(entry, entry)
-    assert wire.cut(body)[1] == [LISTED, LISTED]
+    assert list(wire.cut(body)[1]) == [LISTED, LISTED]
     assert read(body, wire.cut) == read(body, uncut) == [r2.listed(LISTED)] * 2
 
 
@@ -153,7 +154,7 @@ def test_entries_of_any_one_shape_are_read(entry: str) -> None:
     ],
 )
 def test_anything_else_is_left_as_it_is(body: bytes) -> None:
-    assert wire.cut(body) == (body, [])
+    assert wire.cut(body) == (body, NONE)
 
 
 @pytest.mark.parametrize(

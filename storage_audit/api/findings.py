@@ -100,7 +100,6 @@ def delete_orphans(
     require(request, "storage_audit.dry_run_cleanup" if asked.dry_run else REMOVE)
     with place():
         decision = decisions.delete_orphans(chosen(asked), dry_run=asked.dry_run)
-    decision.is_plan = asked.dry_run
     with transaction.atomic():
         for operation in decision.operations:
             history.log(request, operation, ADDITION, _("Deletion of orphans requested."))

@@ -210,8 +210,9 @@ def digest(operation: CleanupOperation) -> str:
     """SHA-256 of the plan: its ranges, and each key with what was seen of it and what is to be."""
     sums = hashlib.sha256(json.dumps(operation.ranges).encode())
     facts = ("key", "escaped", "size", "etag", "last_modified", "outcome")
+    write = json.JSONEncoder(default=str).encode
     for row in operation.items.order_by("key", "pk").values_list(*facts).iterator():
-        sums.update(json.dumps(row, default=str).encode() + b"\n")
+        sums.update(write(row).encode() + b"\n")
     return sums.hexdigest()
 
 

@@ -3,48 +3,34 @@
 A batch is what one look proves; it goes in one call, or in some at once.
 """
 
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import chain, groupby
 from time import monotonic
-from typing import NamedTuple
 
 from django.db import OperationalError, transaction
 from django.db.models import F, Q
 from django.utils.translation import gettext as _
 
-from storage_audit import logs, projects
+from storage_audit import projects
 from storage_audit.audit import installation, named, pace
-from storage_audit.audit.discovery import by_identity, rows_by_identity
+from storage_audit.audit.discovery import rows_by_identity, to_judge
 from storage_audit.audit.ownership import Claim, alive_among, judge, layouts
 from storage_audit.audit.pace import Pace
+from storage_audit.audit.sending import Flight, Planned, Proof, among, record_commands
 from storage_audit.audit.work import Reborn, Scattered, Undecided, Work
-from storage_audit.bucket import deleters, uploads
-from storage_audit.bucket.deleters import Answers, Sent
+from storage_audit.bucket import uploads
 from storage_audit.bucket.errors import StoreError, TooLate
 from storage_audit.bucket.listing import escape, find
-from storage_audit.bucket.r2 import DELETED, Listed
+from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.uploads import Upload
 from storage_audit.bucket.wrangler import Command
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2Object
 from storage_audit.querysets import CleanupItemQuerySet, R2ObjectQuerySet, impatient
-from storage_audit.redaction import visible
 
 Outcome = CleanupItem.Outcome
-# Of an item: what its proof needs.
-FACTS = ("operation", "key", "identity", "size", "etag", "last_modified", "found_in", "span")
 NOT_LISTED = "not in the listing before the deletion"
 PROOF_LASTS = 30.0  # seconds
-
-
-class Proof(NamedTuple):
-    """What may be sent, what is absent already, and what must stay, with the reason."""
-
-    may_go: list[CleanupItem]
-    gone: list[CleanupItem]
-    stay: list[tuple[CleanupItem, str]]
 
 
 def delete(work: Work) -> None:
@@ -52,17 +38,21 @@ def delete(work: Work) -> None:
     operation = work.operation
     work.look_again()
     abort_uploads(work)
-    while batch := next_batch(work):
-        work.look_again()
-        try:
-            pace.adapt(work, len(batch), delete_batch(work, batch))
-        except Scattered:
-            continue
-        work.breathe()
+    with Flight(work) as flight:
+        while batch := next_batch(work):
+            if flight.carries(batch):
+                flight.land()
+                continue
+            work.look_again()
+            try:
+                delete_batch(work, batch, flight)
+            except Scattered:
+                continue
+            work.breathe()
     operation.renew(step=CleanupOperation.Step.VERIFY, cursor={})
 
 
-def next_batch(work: Work) -> list[CleanupItem]:
+def next_batch(work: Work) -> list[Planned]:
     """Items that are planned, then those that were left without an answer, the longest ago first:
     one that never gets an answer must not keep the others from theirs."""
     items, place = work.operation.items, (F("span").asc(nulls_last=True), "key")
@@ -71,48 +61,37 @@ def next_batch(work: Work) -> list[CleanupItem]:
     return first_of(work, planned) or first_of(work, unanswered.order_by("changed_at", *place))
 
 
-def first_of(work: Work, todo: CleanupItemQuerySet) -> list[CleanupItem]:
+def first_of(work: Work, todo: CleanupItemQuerySet) -> list[Planned]:
     """Few at a time of those that no listed prefix covers, and never beside others."""
     first = todo.first()
     if first is None:
         return []
     alone, size = first.span is None, Pace.of(work.operation).size
-    items = todo.filter(span__isnull=alone).only(*FACTS)
-    return list(items[: min(size, work.together) if alone else size])
+    items = todo.filter(span__isnull=alone).values_list(*Planned._fields)
+    return list(map(Planned._make, items[: min(size, work.together) if alone else size]))
 
 
-def delete_batch(work: Work, batch: list[CleanupItem]) -> StoreError | None:
-    """Prove and send these items; the trouble that the store had with them, if any."""
+def delete_batch(work: Work, batch: list[Planned], flight: Flight) -> None:
+    """Prove these items, while the batch before them may still be on its way, and send them; not
+    after trouble with that one, as then it takes a new look."""
     operation = work.operation
     with transaction.atomic():
         operation.renew()
         among(batch).mark(Outcome.DELETING)
         bar_uploads(operation, batch)
-    started = monotonic()
+    until = monotonic() + PROOF_LASTS
     proof = prove(work, batch)
-    if proof.may_go and monotonic() > started + PROOF_LASTS:
-        return TooLate(_("The look at the objects took longer than it may be relied on."))
+    if flight.land():
+        return
+    if proof.may_go and monotonic() > until:
+        late = TooLate(_("The look at the objects took longer than it may be relied on."))
+        return pace.adapt(work, len(batch), late)
     if proof.may_go:
-        see_same_bucket(work, until=started + PROOF_LASTS)
+        see_same_bucket(work, until=until)
     with transaction.atomic():
         operation.renew()
         record_proof(operation, proof)
-    sent = send(operation, proof.may_go, until=started + PROOF_LASTS)
-    log_keys(proof.may_go, sent.answers)
-    with transaction.atomic():
-        operation.renew()
-        record_answers(operation, proof.may_go, sent)
-        record_commands(operation, sent.commands)
-        asked = len(proof.may_go) - len(sent.unasked)
-        operation.record(
-            "delete",
-            _("Batch of %s objects sent.") % asked,
-            absent=len(proof.gone),
-            protected=len(proof.stay),
-            refused=sum(answer != DELETED for answer in sent.answers.values()),
-            unanswered=asked - len(sent.answers),
-        )
-    return pace.trouble_in(sent)
+    flight.depart(proof, until=until)
 
 
 def see_same_bucket(work: Work, *, until: float) -> None:
@@ -128,11 +107,6 @@ def see_same_bucket(work: Work, *, until: float) -> None:
             operation.renew()
             record_commands(operation, ran)
     work.wrangler_is_here = True
-
-
-def among(items: Iterable[CleanupItem]) -> CleanupItemQuerySet:
-    # The operation, named as well, would lead PostgreSQL to an index that fits less.
-    return CleanupItem.objects.filter(pk__any_of=[item.pk for item in items])
 
 
 def own_rows(operation: CleanupOperation) -> R2ObjectQuerySet:
@@ -156,18 +130,18 @@ def barred_by(operation: CleanupOperation) -> R2ObjectQuerySet:
     return own_rows(operation)
 
 
-def bar_uploads(operation: CleanupOperation, batch: list[CleanupItem]) -> None:
+def bar_uploads(operation: CleanupOperation, batch: list[Planned]) -> None:
     keys = {name for item in batch for name in (item.key, item.identity)}
     with waiting_for_rows():
         own_rows(operation).lock_for_deletion(keys)
 
 
-def barred_rows(work: Work, batch: list[CleanupItem]) -> dict[str, R2Object]:
+def barred_rows(work: Work, batch: list[Planned]) -> dict[str, R2Object]:
     """The tracking rows as they are by now, by identity. A backfill that did not see our mark may
     have written some since: these are barred as well."""
-    rows = R2Object.objects.in_bucket(work.operation.bucket).to_judge().select_for_update()
+    rows = R2Object.objects.in_bucket(work.operation.bucket).select_for_update()
     with waiting_for_rows():
-        found = by_identity(rows, [item.key for item in batch], work.identity)
+        found = to_judge(rows, [item.key for item in batch], work.identity)
         if late := [r.key for r in found.values() if r.state != R2Object.State.DELETING]:
             own_rows(work.operation).lock_for_deletion(late)
     return found
@@ -185,7 +159,7 @@ def waiting_for_rows() -> Iterator[None]:
         raise Undecided(text % StoreError.advice) from error
 
 
-def prove(work: Work, batch: list[CleanupItem]) -> Proof:
+def prove(work: Work, batch: list[Planned]) -> Proof:
     """Look at the objects and at their owners once more: only what is as planned may go."""
     operation = work.operation
     found = look_at(work, batch)
@@ -217,7 +191,7 @@ def prove(work: Work, batch: list[CleanupItem]) -> Proof:
     return proof
 
 
-def look_at(work: Work, batch: list[CleanupItem]) -> dict[str, Listed]:
+def look_at(work: Work, batch: list[Planned]) -> dict[str, Listed]:
     """The objects, by identity. Raises Scattered when there are too many for one look."""
     keys = [item.key for item in batch]
     if batch[0].span is None:
@@ -226,7 +200,7 @@ def look_at(work: Work, batch: list[CleanupItem]) -> dict[str, Listed]:
 
 
 def objection(
-    operation: CleanupOperation, item: CleanupItem, listed: Listed, row: R2Object | None
+    operation: CleanupOperation, item: Planned, listed: Listed, row: R2Object | None
 ) -> str:
     """Why the object is not the one of the plan any more, or nothing."""
     if row and row.state == R2Object.State.UPLOADING:
@@ -261,13 +235,14 @@ def refuse_reborn(operation: CleanupOperation) -> None:
 
 
 def record_proof(operation: CleanupOperation, proof: Proof) -> None:
-    among(proof.gone).update(answer=NOT_LISTED)
+    if proof.gone:
+        among(proof.gone).update(answer=NOT_LISTED)
     for reason, group in groupby(sorted(proof.stay, key=by_reason), key=by_reason):
         let_go(operation, among([item for item, _reason in group]), reason)
     among(proof.may_go).update(tries=F("tries") + 1)
 
 
-def by_reason(stay: tuple[CleanupItem, str]) -> str:
+def by_reason(stay: tuple[Planned, str]) -> str:
     return stay[1]
 
 
@@ -286,44 +261,6 @@ def rest(operation: CleanupOperation) -> None:
     marked = operation.items.filter(outcome=Outcome.DELETING)
     marked.exclude(tries__gt=0, answer="").mark(Outcome.PLANNED, answer="")
     barred_by(operation).unlock(operation.items.planned())
-
-
-def send(operation: CleanupOperation, items: list[CleanupItem], *, until: float) -> Sent:
-    now = Pace.of(operation)
-    keys = [item.key for item in items]
-    return deleters.delete(
-        operation.strategy,
-        operation.bucket,
-        keys,
-        until=until,
-        size=now.keys,
-        calls=now.calls,
-    )
-
-
-def log_keys(items: list[CleanupItem], answers: Answers) -> None:
-    if logs.keys.isEnabledFor(logging.DEBUG):
-        for item in items:
-            answer = str(answers.get(item.key, "no answer"))
-            logs.keys.debug("%s: %s", visible(item.key), visible(answer))
-
-
-def record_answers(operation: CleanupOperation, items: list[CleanupItem], sent: Sent) -> None:
-    def answer_of(item: CleanupItem) -> str:
-        return str(sent.answers[item.key])
-
-    answered = [item for item in items if item.key in sent.answers]
-    for answer, group in groupby(sorted(answered, key=answer_of), key=answer_of):
-        # The verification would forget when it was seen, at the price of another look at the row.
-        among(group).update(answer=answer, present_at=None)
-    # What was in no call does not count as sent when it is gone.
-    unasked = set(sent.unasked)
-    among([item for item in items if item.key in unasked]).update(tries=F("tries") - 1)
-
-
-def record_commands(operation: CleanupOperation, commands: Iterable[Command]) -> None:
-    for command in commands:
-        operation.record("command", command.summary, **asdict(command))
 
 
 def unfinished_uploads(work: Work) -> Iterator[Upload] | None:

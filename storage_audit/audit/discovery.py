@@ -5,6 +5,7 @@ that goes on, and memory does not grow with the project.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 from django.db import transaction
 from django.utils import timezone
@@ -22,13 +23,15 @@ from storage_audit.audit.ownership import (
 from storage_audit.audit.work import LONE_KEYS, Work
 from storage_audit.bucket.listing import Identity, escape, spellings, storable, storable_part
 from storage_audit.bucket.r2 import Listed
-from storage_audit.fields import insert_new
+from storage_audit.fields import insert_new, insert_values
 from storage_audit.models import CleanupItem, CleanupOperation, R2Object
 from storage_audit.querysets import R2ObjectQuerySet
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
 Discovery = CleanupOperation.Discovery
 CHUNK = 1000
+COLUMNS = [field for field in CleanupItem._meta.concrete_fields if not field.primary_key]
+AS_NEW = {field.attname: field.get_default() for field in COLUMNS}
 
 
 def discover(work: Work) -> None:
@@ -68,7 +71,7 @@ def discover_listed(work: Work, span: int) -> None:
         before = operation.cursor
         with transaction.atomic():
             operation.progress(cursor=position(span, page, after))
-            save(judged(work, page, span))
+            insert_values(CleanupItem, list(described(work, page, span)))
         if operation.cursor != before:
             work.breathe()
     operation.progress(cursor={"span": span, "tracked": ""})
@@ -84,8 +87,8 @@ def discover_tracked(work: Work, span: int) -> None:
     operation = work.operation
     rows = tracked_rows(operation).under(operation.ranges[span])
     after = operation.cursor["tracked"]
-    while chunk := list(rows.between(after, None)[:CHUNK]):
-        after = chunk[-1].key
+    while chunk := list(rows.between(after, None).values_list("key", flat=True)[:CHUNK]):
+        after = chunk[-1]
         save_absent(work, chunk, span, {**operation.cursor, "tracked": after})
         work.breathe()
     operation.progress(cursor={"span": span + 1})
@@ -97,16 +100,18 @@ def tracked_rows(operation: CleanupOperation) -> R2ObjectQuerySet:
 
 
 def save_absent(
-    work: Work, rows: Iterable[R2Object], span: int | None, cursor: dict[str, object]
+    work: Work, keys: Iterable[str], span: int | None, cursor: dict[str, object]
 ) -> None:
+    """Items of these tracked keys, but of those whose object is one already."""
     operation = work.operation
-    by_identity = {work.identity(row.key): row for row in rows}
-    items = operation.items.filter(identity__any_of=by_identity, escaped=False)
+    left = {work.identity(key): key for key in keys}
+    items = operation.items.filter(identity__any_of=left, escaped=False)
     for identity in items.values_list("identity", flat=True):
-        del by_identity[identity]
+        del left[identity]
     with transaction.atomic():
         operation.progress(cursor=cursor)
-        save([absent(operation, row, identity, span) for identity, row in by_identity.items()])
+        rows = tracked_rows(operation).filter(key__any_of=left.values()) if left else ()
+        save([absent(operation, row, work.identity(row.key), span) for row in rows])
 
 
 def absent(
@@ -138,74 +143,95 @@ def discover_outside(work: Work) -> None:
         with transaction.atomic():
             operation.renew()
             save(judged(work, here, None))
-        rows = [row for row in rows if work.identity(row.key) not in found]
-        save_absent(work, rows, None, {"span": len(operation.ranges), "outside": after})
+        keys = [row.key for row in rows if work.identity(row.key) not in found]
+        save_absent(work, keys, None, {"span": len(operation.ranges), "outside": after})
         work.breathe()
 
 
 def judged(work: Work, page: Sequence[Listed], span: int | None) -> list[CleanupItem]:
     """The listed objects that are the project's, or may be, as items; three queries in all."""
-    return [
-        present(work, listed, row, verdict, span)
-        for listed, row, verdict in verdicts(
-            work.operation.bucket, page, work.project, work.identity
-        )
-        if verdict.claim is not Claim.ELSEWHERE
-    ]
+    return [CleanupItem(**values) for values in described(work, page, span)]
+
+
+def described(work: Work, page: Sequence[Listed], span: int | None) -> Iterator[dict[str, Any]]:
+    """The same as the values of the items' columns, which takes a fraction of the time."""
+    operation = work.operation
+    same = {**AS_NEW, "operation_id": operation.pk, "span": span}
+    same["present_at"] = same["changed_at"] = timezone.now()
+    for listed, row, verdict in verdicts(operation.bucket, page, work.project, work.identity):
+        if verdict.claim is not Claim.ELSEWHERE:
+            yield same | present(work, listed, row, verdict, span)
 
 
 def verdicts(
     bucket: str, page: Sequence[Listed], project: Deleted, identity: Identity
 ) -> Iterator[tuple[Listed, R2Object | None, Verdict]]:
-    """Of each listed object its tracking row, and whether it is the project's."""
+    """Of each listed object its tracking row, as `to_judge` gives it, and whether it is the
+    project's."""
     readings = {listed.key: layouts().readings(listed.key) for listed in page}
     alive = alive_among(readings.values())
-    tracked = R2Object.objects.in_bucket(bucket).to_judge()
-    rows = by_identity(tracked, [o.key for o in page], identity)
+    rows = to_judge(R2Object.objects.in_bucket(bucket), readings, identity)
     for listed in page:
         row = rows.get(identity(listed.key))
         verdict = judge(project, readings[listed.key], row, listed.last_modified, alive)
         yield listed, row, verdict
 
 
-def rows_by_identity(bucket: str, keys: Iterable[str], identity: Identity) -> dict[str, R2Object]:
-    """The tracking rows of these keys, by what the store takes for the same key."""
-    return by_identity(R2Object.objects.in_bucket(bucket), keys, identity)
+class Tracked(NamedTuple):
+    """Of a tracking row: what tells of the owner, and whether anything is under way."""
+
+    key: str
+    project_id: str | None
+    source: str
+    state: str
 
 
-def by_identity(
+def to_judge(
     rows: R2ObjectQuerySet, keys: Iterable[str], identity: Identity
 ) -> dict[str, R2Object]:
-    spelled = {s for key in keys if storable(key) for s in spellings(key, identity)}
-    return {identity(row.key): row for row in rows.filter(key__any_of=spelled)}
+    """The rows of these keys by identity, with nothing but what `Tracked` has, as whole ones take
+    ten times as long."""
+    found = spelled(rows, keys, identity).values_list(*Tracked._fields)
+    told = {identity(row.key): row for row in map(Tracked._make, found)}
+    return cast("dict[str, R2Object]", told)
+
+
+def rows_by_identity(bucket: str, keys: Iterable[str], identity: Identity) -> dict[str, R2Object]:
+    """The tracking rows of these keys, by what the store takes for the same key."""
+    rows = spelled(R2Object.objects.in_bucket(bucket), keys, identity)
+    return {identity(row.key): row for row in rows}
+
+
+def spelled(rows: R2ObjectQuerySet, keys: Iterable[str], identity: Identity) -> R2ObjectQuerySet:
+    names = {s for key in keys if storable(key) for s in spellings(key, identity)}
+    return rows.filter(key__any_of=names)
 
 
 def present(
     work: Work, listed: Listed, row: R2Object | None, verdict: Verdict, span: int | None
-) -> CleanupItem:
-    item = CleanupItem(
-        operation=work.operation,
-        key=escape(listed.key),
-        escaped=not storable(listed.key),
-        identity=work.identity(escape(listed.key)),
-        span=span,
-        project_id=row.project_id if row else work.operation.project_id,
-        size=listed.size,
-        etag=listed.etag,
-        last_modified=listed.last_modified,
-        present_at=timezone.now(),
-        found_in=FoundIn.BOTH if row else FoundIn.LISTED,
-        evidence=verdict.evidence,
-        reason=verdict.reason,
-    )
+) -> dict[str, Any]:
+    key, outcome, reason = escape(listed.key), Outcome.PLANNED, verdict.reason
+    escaped = not storable(listed.key)
     if verdict.claim is Claim.PROTECTED:
-        item.outcome = Outcome.PROTECTED
-    elif reason := unasked(work.operation, row, span):
-        item.outcome, item.reason = Outcome.PROTECTED, reason
-    elif item.escaped:
-        item.outcome = Outcome.FAILED
-        item.reason = _("No request can name this key. Delete it in the Cloudflare dashboard.")
-    return item
+        outcome = Outcome.PROTECTED
+    elif left_out := unasked(work.operation, row, span):
+        outcome, reason = Outcome.PROTECTED, left_out
+    elif escaped:
+        outcome = Outcome.FAILED
+        reason = _("No request can name this key. Delete it in the Cloudflare dashboard.")
+    return {
+        "key": key,
+        "escaped": escaped,
+        "identity": work.identity(key),
+        "project_id": row.project_id if row else work.operation.project_id,
+        "size": listed.size,
+        "etag": listed.etag,
+        "last_modified": listed.last_modified,
+        "found_in": FoundIn.BOTH if row else FoundIn.LISTED,
+        "evidence": verdict.evidence,
+        "reason": reason,
+        "outcome": outcome,
+    }
 
 
 def unasked(operation: CleanupOperation, row: R2Object | None, span: int | None) -> str:

@@ -2,7 +2,7 @@
 
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from unicodedata import is_normalized, normalize
@@ -27,6 +27,10 @@ RULES = {
     "ext": "ASCII letters and digits, not empty",
 }
 FIELDS = ("project", *RULES)
+
+# What most files are called, with their type; and such a name.
+PLAIN_NAME, MADE_UP = r"[A-Za-z0-9_-]+\.([A-Za-z0-9]{1,40})", "a.a"
+PLAIN_CHARACTERS = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 class LayoutError(ValueError):
@@ -79,12 +83,15 @@ class Layout:
         self._project_id = project_id
         self._separator = literals[0]
         self._project_end = re.compile(f"(?={re.escape(self._separator)})")
-        self._starts, self._has = tuple(self.heads), max(literals, key=len)
+        self._starts, self.has = tuple(self.heads), max(literals, key=len)
+        # It ends in {filename}, and no literal can be found in a plain name, or reach into one:
+        # then it is the folder alone that says how a key is divided.
+        self.goes_by_folder = fields[-1:] == ["filename"] and not any(map(_reaches, literals))
         self._tail = re.compile(_tail_pattern(literals, fields), re.DOTALL)
 
     def may_read(self, key: str) -> bool:
         """A quick answer: most keys are of one layout, and have not what another one asks for."""
-        return self._has in key and key.startswith(self._starts)
+        return self.has in key and key.startswith(self._starts)
 
     def readings(self, key: str) -> Iterator[Reading]:
         """Every project the key could name, the shortest id first; never raises."""
@@ -174,6 +181,8 @@ class Layouts:
                 f"layout {current!r} ({templates[current]}) would double the prefix {prefix} "
                 "of ids; such a layout can be read but not be the current one"
             )
+        self._barred = [x.has for x in self._layouts.values() if not x.goes_by_folder]
+        self.plain_name = _plain_name(self._barred)
 
     def readings(self, key: str) -> tuple[Reading, ...]:
         """Every reading in every layout, at most one for each layout and project; none of the
@@ -186,6 +195,13 @@ class Layouts:
             if layout.may_read(key)
             for reading in layout.readings(key)
         )
+
+    def readings_in(self, folder: str) -> tuple[Reading, ...]:
+        """Those of every key that is a `plain_name` in this folder: they differ in that name alone.
+        None also if it takes more than the folder to tell."""
+        if not folder or any(text in folder for text in self._barred):
+            return ()
+        return self.readings(f"{folder}/{MADE_UP}")
 
     def build(self, project: str, **fields: str) -> str:
         """The key for a new upload. Raises ValueError as Layout.build does."""
@@ -291,6 +307,18 @@ def _tail_pattern(literals: Sequence[str], fields: Sequence[str]) -> str:
         # Atomic where it can be: trying every split of a hostile key would take seconds.
         pattern += part if follower in (None, "ext") else f"(?>{part})"
     return pattern
+
+
+def _reaches(literal: str) -> bool:
+    """Whether the text can be found in a plain name, or begin in the folder and end there."""
+    return PLAIN_CHARACTERS.fullmatch(literal.rpartition("/")[2]) is not None
+
+
+def _plain_name(barred: Collection[str]) -> re.Pattern[str]:
+    """Of files whose keys the layouts that have these literals cannot read."""
+    if any("/" in text for text in barred):
+        return re.compile("(?!)")
+    return re.compile("".join(f"(?!.*{re.escape(text)})" for text in set(barred)) + PLAIN_NAME)
 
 
 def _listed(names: Iterable[str]) -> str:

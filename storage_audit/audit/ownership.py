@@ -88,11 +88,15 @@ def alive_among(readings: Iterable[Iterable[Reading]]) -> set[str]:
 
 def alive_of(ids: Collection[str]) -> set[str]:
     """Which of these live, or vanished and nobody said that they are deleted."""
-    return projects.alive(ids) | KnownProject.objects.maybe_alive(ids)
+    alive = projects.alive(ids)
+    left = set(ids) - alive
+    return alive | KnownProject.objects.maybe_alive(left) if left else alive
 
 
-def known_among(ids: Iterable[str]) -> set[str]:
-    return set(KnownProject.objects.filter(pk__in=set(ids)).values_list("pk", flat=True))
+def known_among(ids: Collection[str]) -> set[str]:
+    if not ids:
+        return set()
+    return set(KnownProject.objects.filter(pk__any_of=set(ids)).values_list("pk", flat=True))
 
 
 def judge(

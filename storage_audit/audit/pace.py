@@ -79,6 +79,13 @@ def most_of(operation: CleanupOperation) -> Pace:
     return most._replace(keys=min(most.keys, conf().batch_size))
 
 
+def keeps_up(operation: CleanupOperation) -> bool:
+    """Whether the next batch may be proved while one is on its way: the store bears the most that
+    is asked of it, and a batch leaves at once, so that no proof grows old behind it."""
+    one_call_a_lane = operation.strategy == Strategy.BATCH
+    return one_call_a_lane and Pace.of(operation) == most_of(operation)
+
+
 def adapt(work: Work, size: int, trouble: StoreError | None) -> None:
     """Ask for more or for less from now on; `size` keys were asked for. After trouble, wait.
 

@@ -79,7 +79,7 @@ def pages(bucket: str, prefix: str, after: str = "") -> Iterator[list[Listed]]:
 
 def list_page(
     bucket: str, prefix: str, start_after: str = "", token: str | None = None
-) -> Page[Listed]:
+) -> Page[list[Listed]]:
     """One page of a listing, as the API gives it. Raises StoreError."""
     where = {"cursor": token} if token else {"start_after": start_after} if start_after else {}
     if conf().jurisdiction:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import NamedTuple, Protocol
 
 from storage_audit import logs
@@ -16,6 +17,7 @@ Lane = Sequence[list[str]]
 
 # What XML 1.0 cannot carry, or carries changed: https://www.w3.org/TR/xml/#charsets
 NOT_IN_XML = re.compile("[\0-\x1f\x7f\ufffe\uffff]")
+PLAIN = re.compile("[!-~]+")
 UNDELETABLE = (
     "no S3 call can name this key: a control character, or a space at an end, needs a single"
     " delete, and a '.' or '..' segment breaks a single delete's signature. Delete it in the"
@@ -100,21 +102,32 @@ DELETERS: dict[str, Deleter] = {
 
 
 def delete(
-    strategy: str, bucket: str, keys: Collection[str], *, until: float, size: int, calls: int
+    strategy: str,
+    bucket: str,
+    keys: Collection[str],
+    *,
+    until: float,
+    size: int,
+    calls: int,
+    broken_off: Event | None = None,
 ) -> Sent:
     """Ask once for each key, in the strategy's way: `size` keys in a lane, `calls` lanes at once.
 
-    Nothing leaves after the clock says `until`, or after a call had trouble. Keys that were not
-    sent have no answer, nor have those whose call failed: what became of them is unknown.
+    Nothing leaves after the clock says `until`, after a call had trouble, or once another thread
+    says `broken_off`. Keys that were not sent have no answer, nor have those whose call failed:
+    what became of them is unknown.
     """
-    deleter = DELETERS[strategy]
+    deleter, stop = DELETERS[strategy], broken_off or Event()
     objections = {key: deleter.objection(key) for key in keys}
     sent = Sent({k: Answer("Undeletable", why) for k, why in objections.items() if why}, [], [], [])
 
     def work_through(lane: Lane) -> Answers:
         answers: Answers = {}
         for call in lane:
-            answers |= ask(deleter, bucket, call, until, sent)
+            if sent.troubles or stop.is_set():
+                sent.unasked.extend(call)
+            else:
+                answers |= ask(deleter, bucket, call, until, sent)
         return answers
 
     lanes = deleter.lanes([key for key, why in objections.items() if not why], size)
@@ -124,15 +137,12 @@ def delete(
                 sent.answers.update(answers)
         except BaseException:
             # The queue breaks off what takes too long: the lanes must make no further call.
-            sent.troubles.append(StoreError("broken off"))
+            stop.set()
             raise
     return sent
 
 
 def ask(deleter: Deleter, bucket: str, keys: list[str], until: float, sent: Sent) -> Answers:
-    if sent.troubles:
-        sent.unasked.extend(keys)
-        return {}
     try:
         return deleter.ask(bucket, keys, until, sent.commands)
     except TooLate as error:
@@ -154,6 +164,8 @@ def parts(keys: list[str], size: int) -> list[list[str]]:
 def survives_xml(key: str) -> bool:
     """Some stores trim the text of an element, and would delete the object of the trimmed key:
     local R2 does, and R2 did (release notes of 2022-08-17)."""
+    if PLAIN.fullmatch(key):
+        return True
     return not NOT_IN_XML.search(key) and key == key.strip().strip("\ufeff")
 
 

@@ -4,10 +4,12 @@ import os.path
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+from operator import lt
 
 from storage_audit.bucket.errors import Broken
 from storage_audit.bucket.r2 import Listed, Page, Shown, list_entries, listed
-from storage_audit.bucket.wire import Entry
+from storage_audit.bucket.wire import Entries
 
 Identity = Callable[[str], str]
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -42,39 +44,59 @@ def pages(bucket: str, prefix: str, after: str = "") -> Iterator[list[Listed]]:
         yield [listed(entry) for entry in page]
 
 
-def entry_pages(bucket: str, prefix: str, after: str = "") -> Iterator[list[Entry]]:
+def entry_pages(bucket: str, prefix: str, after: str = "") -> Iterator[Entries]:
     """The same promise as that of `pages`, for those who have no use for dates."""
     return checked(prefix, after, lambda token: list_entries(bucket, prefix, after, token))
 
 
 def checked(
     prefix: str, after: str, page_at: Callable[[str | None], Page[Shown]]
-) -> Iterator[list[Shown]]:
+) -> Iterator[Shown]:
     """The pages of such a listing, from its first one to the one that names no next."""
-    last, token = as_bytes(after), None
+    token: str | None = None
     while True:
-        page = page_at(token)
-        for each in page.objects:
-            key = as_bytes(each.key)
-            if key <= last or not each.key.startswith(prefix):
-                raise OutOfOrder(f"The listing shows {escape(each.key)!r} where it cannot be.")
-            last = key
+        page: Page[Shown] = page_at(token)
+        keys = [after, *page.keys]
+        if not is_in_order(keys, prefix):
+            other = escape(stray(keys, prefix))
+            raise OutOfOrder(f"The listing shows {other!r} where it cannot be.")
+        after = keys[-1]
         yield page.objects
         if page.next_token is None:
             return
         if page.next_token == token or not page.objects:
             raise Broken("The listing does not get on.")
         token = page.next_token
+        del page, keys  # They would be kept as long as the next page takes.
 
 
-def pages_in_any_order(bucket: str, prefix: str, after: str = "") -> Iterator[list[Entry]]:
+def is_in_order(keys: Sequence[str], prefix: str) -> bool:
+    """Whether the first one is before the others, and these are in order and have the prefix."""
+    texts: Sequence[str | bytes] = keys if "".join(keys).isascii() else list(map(as_bytes, keys))
+    # What is between two keys with a prefix has it too.
+    ends = (keys[1], keys[-1]) if len(keys) > 1 else ()
+    return all(map(lt, texts, texts[1:])) and all(key.startswith(prefix) for key in ends)
+
+
+def stray(keys: Sequence[str], prefix: str) -> str:
+    """The first of the keys for which that is not so."""
+    pairs = pairwise(keys)
+    return next(
+        key
+        for before, key in pairs
+        if as_bytes(key) <= as_bytes(before) or not key.startswith(prefix)
+    )
+
+
+def pages_in_any_order(bucket: str, prefix: str, after: str = "") -> Iterator[Entries]:
     """Of a store that lists in an order of its own, in which `after` counts too. Complete when the
     iteration ends without an exception, if no key comes twice; who asks has to see to that."""
     token = None
     while True:
         page = list_entries(bucket, prefix, after, token)
-        if stray := next((o.key for o in page.objects if not o.key.startswith(prefix)), None):
-            raise Broken(f"The listing shows {escape(stray)!r} where it cannot be.")
+        for key in page.keys:
+            if not key.startswith(prefix):
+                raise Broken(f"The listing shows {escape(key)!r} where it cannot be.")
         yield page.objects
         if page.next_token is None:
             return
@@ -103,10 +125,10 @@ def find(
         reached = None
         for page in entry_pages(bucket, "", after=before(todo[0])):
             after_page()
-            named = ((identity(entry.key), entry) for entry in page)
-            found |= {name: listed(entry) for name, entry in named if name in wanted}
-            if page and as_bytes(page[-1].key) >= as_bytes(todo[0]):
-                reached = as_bytes(page[-1].key)
+            names = enumerate(map(identity, page.keys))
+            found |= {name: listed(page[n]) for n, name in names if name in wanted}
+            if page and as_bytes(page.keys[-1]) >= as_bytes(todo[0]):
+                reached = as_bytes(page.keys[-1])
                 break
         todo = [key for key in todo[1:] if reached is not None and as_bytes(key) > reached]
     if identity is nfc:

@@ -70,7 +70,7 @@ def delete_orphans(
 ) -> Decision:
     """Ask for the deletion of those that may go: an operation for each bucket, which the caller
     enqueues. Raises Mismatch and StoreError."""
-    found, decision = chosen(findings), Decision()
+    found, decision = chosen(findings), Decision(is_plan=dry_run)
     identities = {bucket: installation.check(bucket).identity for bucket in buckets_of(found)}
     values = {"dry_run": dry_run, **(mode or usual())._asdict()}
     with transaction.atomic():

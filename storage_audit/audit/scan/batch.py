@@ -2,7 +2,7 @@
 the scan is."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from uuid import UUID
@@ -11,20 +11,19 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
-from storage_audit.audit.scan import rows, sightings
+from storage_audit.audit.scan import plain, rows, sightings
 from storage_audit.audit.scan.lanes import Stretch
 from storage_audit.audit.scan.owners import Seen, recognise
 from storage_audit.audit.scan.sides import (
     Keys,
     Place,
-    entry_of,
     key_of,
-    projects_in,
     tracked_in,
 )
 from storage_audit.bucket.errors import Broken
 from storage_audit.bucket.listing import Identity
 from storage_audit.bucket.r2 import listed
+from storage_audit.bucket.wire import Entry
 from storage_audit.fields import insert_new
 from storage_audit.models import BucketScan, LeaseLost, ListedKey, ScanShard, Sighting
 
@@ -48,26 +47,24 @@ def record(scan: BucketScan, token: UUID, stretches: Sequence[Stretch], identity
     while True:
         compared = compare(scan, stretches, identity)
         with transaction.atomic():
-            if is_still_ours(token, stretches):
-                write(scan, token, stretches, compared)
+            held = lock(token, stretches)
+            if not are_cut(stretches, held):
+                write(scan, held, stretches, compared)
                 return
 
 
 def compare(scan: BucketScan, stretches: Sequence[Stretch], identity: Identity) -> Compared:
-    tracked = tracked_lines(scan, stretches)
-    different = [
-        entry_of(line, stretch.lines[line])
-        for stretch in stretches
-        for line in stretch.lines.keys() - tracked
-    ]
+    tracked, unmatched = tracked_lines(scan, stretches)
+    different = [entry for stretch in stretches for entry in stretch.unlike(tracked)]
     tracked.difference_update(*(stretch.lines for stretch in stretches))
-    unmatched = {key_of(line) for line in tracked}
+    unmatched.update(map(key_of, tracked))
     asked = min(stretch.asked for stretch in stretches)
     compared = Compared()
     compared.figures.update(figures_of(stretches))
     compared.figures["unchanged"] -= len(different)
-    for start in range(0, len(different), CHUNK):
-        objects = [listed(entry) for entry in different[start : start + CHUNK]]
+    others = add_plain(scan, compared, different, unmatched, identity)
+    for start in range(0, len(others), CHUNK):
+        objects = [listed(entry) for entry in others[start : start + CHUNK]]
         seen = recognise(scan.bucket, objects, unmatched, identity, asked)
         look_closer(scan, compared, seen, identity)
     if scan.in_key_order:
@@ -93,17 +90,40 @@ def figures_of(stretches: Sequence[Stretch]) -> dict[str, int]:
     }
 
 
-def tracked_lines(scan: BucketScan, stretches: Sequence[Stretch]) -> set[str]:
-    """What the table says of what was listed: of these stretches, or where the store has an order
-    of its own, of these keys."""
+def tracked_lines(scan: BucketScan, stretches: Sequence[Stretch]) -> tuple[set[str], set[str]]:
+    """What the table is sure of, and the keys of rows that need a closer look: of these stretches,
+    or where the store has an order of its own, of these keys."""
     places: list[Place] = [stretch.range for stretch in stretches]
     if not scan.in_key_order:
         keys = [key_of(line) for stretch in stretches for line in stretch.lines]
         places = [Keys(keys[start : start + CHUNK]) for start in range(0, len(keys), CHUNK)]
     if not places:
-        return set()
-    named = projects_in(scan.bucket, places)
-    return tracked_in(scan.bucket, places, sorted(named - projects.alive(named)))
+        return set(), set()
+    owned, unsure = tracked_in(scan.bucket, places)
+    alive = projects.alive(owned)
+    for project_id in owned.keys() - alive:
+        unsure.update(map(key_of, owned.pop(project_id)))
+    return set().union(*owned.values()), unsure
+
+
+def add_plain(
+    scan: BucketScan,
+    compared: Compared,
+    different: Sequence[Entry],
+    tracked: set[str],
+    identity: Identity,
+) -> Sequence[Entry]:
+    """If the scan is to write rows, those of plain new objects; gives the objects that need a
+    closer look."""
+    if scan.purpose != BucketScan.Purpose.BACKFILL or not different:
+        return different
+    keys, lines, others = plain.sort_out(scan.bucket, different, tracked)
+    added, pages = len(keys), list[None]()
+    if scan.writes_rows:
+        after_page = partial(pages.append, None)
+        added, _gone = rows.add_lines(scan.bucket, keys, lines, identity, after_page)
+    compared.figures.update(added=added, requests=len(pages), unchanged=len(keys) - added)
+    return others
 
 
 def look_closer(
@@ -132,21 +152,30 @@ def look_closer(
             compared.sightings += sightings.of_object(scan, one)
 
 
-def is_still_ours(token: UUID, stretches: Sequence[Stretch]) -> bool:
-    """Lock the shards until the commit, and whether they still go as far as was listed of them.
-    Raises LeaseLost."""
-    # All that this worker has, as `write` renews the leases of all.
-    held = ScanShard.objects.held_by(token).select_for_update().order_by("pk")
-    untils = dict(held.values_list("pk", "until"))
-    if not untils.keys() >= {each.shard.pk for each in stretches}:
+def lock(token: UUID, stretches: Sequence[Stretch]) -> dict[int, ScanShard]:
+    """All shards that this worker has, by primary key, for which others wait until the commit.
+    Raises LeaseLost when those that were listed are not among them."""
+    locked = ScanShard.objects.held_by(token).select_for_update().order_by("pk")
+    held = {shard.pk: shard for shard in locked.only("until", "lease_until")}
+    if not held.keys() >= {each.shard.pk for each in stretches}:
         raise LeaseLost(_("Another worker may have taken over a part of the scan."))
-    ceded = [each for each in stretches if untils[each.shard.pk] != each.shard.until]
-    for stretch in ceded:
-        stretch.end_at(untils[stretch.shard.pk])
-    return not ceded
+    return held
 
 
-def write(scan: BucketScan, token: UUID, stretches: Sequence[Stretch], compared: Compared) -> None:
+def are_cut(stretches: Sequence[Stretch], held: Mapping[int, ScanShard]) -> bool:
+    """Whether others took parts of what was listed, which is left to them then."""
+    cut = [each for each in stretches if held[each.shard.pk].until != each.shard.until]
+    for stretch in cut:
+        stretch.end_at(held[stretch.shard.pk].until)
+    return bool(cut)
+
+
+def write(
+    scan: BucketScan,
+    held: Mapping[int, ScanShard],
+    stretches: Sequence[Stretch],
+    compared: Compared,
+) -> None:
     sightings.save(compared.sightings)
     note_keys(scan, compared.elsewhere)
     if not scan.in_key_order:
@@ -155,7 +184,8 @@ def write(scan: BucketScan, token: UUID, stretches: Sequence[Stretch], compared:
     for stretch in stretches:
         stretch.shard.advance(stretch.cursor, stretch.listed, complete=stretch.ended)
     scan.shards.keep([stretch.shard for stretch in stretches])
-    scan.shards.held_by(token).prolong()
+    if any(shard.is_to_prolong for shard in held.values()):
+        scan.shards.filter(pk__in=held).prolong()
 
 
 def note_keys(scan: BucketScan, keys: Iterable[str]) -> int:
@@ -165,6 +195,5 @@ def note_keys(scan: BucketScan, keys: Iterable[str]) -> int:
 def note_each_once(scan: BucketScan, stretches: Sequence[Stretch]) -> None:
     """Raises Broken when the store lists a key again, in whatever order it does."""
     keys = [key_of(line) for stretch in stretches for line in stretch.lines]
-    named = sum(stretch.named for stretch in stretches)
-    if (noted := note_keys(scan, keys)) < named:
-        raise Broken(_("The store lists %s keys twice.") % (named - noted))
+    if (noted := note_keys(scan, keys)) < len(keys):
+        raise Broken(_("The store lists %s keys twice.") % (len(keys) - noted))

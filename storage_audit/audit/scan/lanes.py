@@ -2,7 +2,8 @@
 
 import ctypes
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,10 +17,10 @@ from typing import NamedTuple, Self
 from django.utils import timezone
 
 from storage_audit.audit.layouts import OWN_PREFIX
-from storage_audit.audit.scan.sides import Lines, Range, key_of, lines_of, size_of
+from storage_audit.audit.scan.sides import Range, entry_of, key_of, lines_of, size_of
 from storage_audit.bucket.errors import StoreError, Unavailable
 from storage_audit.bucket.listing import as_bytes, entry_pages, storable
-from storage_audit.bucket.wire import Entry
+from storage_audit.bucket.wire import NONE, Entries, Entry
 from storage_audit.models import ScanShard
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ PAUSES = (1.0, 2.0, 4.0)
 
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 
-Pages = Callable[[str, str, str], Iterator[list[Entry]]]
+Pages = Callable[[str, str, str], Iterator[Entries]]
 Find = Callable[[str, ScanShard, Callable[[], None]], str | None]
 
 
@@ -49,22 +50,25 @@ class PageRead:
     """
 
     shard: ScanShard
-    lines: Lines
+    lines: Sequence[str]
+    times: Sequence[str]
     unstorable: Sequence[Entry]
     asked: datetime
-    # Of the objects that have lines: how many there are, also if a key is listed twice, and bytes.
-    named: int = 0
-    size: int = 0
-    last: bool = False
+    # In bytes, of the objects that have lines.
+    size: int
+    last: bool
 
     @classmethod
-    def of(cls, shard: ScanShard, entries: Sequence[Entry], asked: datetime, **more: bool) -> Self:
-        shown = [entry for entry in entries if not entry.key.startswith(OWN_PREFIX)]
-        unstorable = [entry for entry in shown if not storable(entry.key)]
-        if unstorable:
-            shown = [entry for entry in shown if storable(entry.key)]
-        size = sum(entry.size for entry in shown)
-        return cls(shard, lines_of(shown), unstorable, asked, len(shown), size, **more)
+    def of(cls, shard: ScanShard, page: Entries, asked: datetime, *, last: bool = False) -> Self:
+        unstorable: list[Entry] = []
+        text = "\n".join(page.keys)
+        if OWN_PREFIX in text:
+            page = page.only([not key.startswith(OWN_PREFIX) for key in page.keys])
+        if not storable(text):
+            unstorable = list(page.only([not storable(key) for key in page.keys]))
+            page = page.only([storable(key) for key in page.keys])
+        size = sum(map(int, page.sizes))
+        return cls(shard, lines_of(page), page.times, unstorable, asked, size, last)
 
 
 class Cut(NamedTuple):
@@ -84,9 +88,9 @@ class Stretch:
     after: str
     cursor: str
     asked: datetime
-    lines: Lines = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    times: list[str] = field(default_factory=list)
     unstorable: list[Entry] = field(default_factory=list)
-    named: int = 0
     size: int = 0
     requests: int = 0
     ended: bool = False
@@ -96,9 +100,9 @@ class Stretch:
         return cls(page.shard, page.shard.done, page.shard.done, page.asked)
 
     def add(self, page: PageRead) -> None:
-        self.lines |= page.lines
+        self.lines += page.lines
+        self.times += page.times
         self.unstorable += page.unstorable
-        self.named += page.named
         self.size += page.size
         # The last key that the database can name: what comes next is later.
         self.cursor = last_key(self.lines, self.cursor)
@@ -115,6 +119,11 @@ class Stretch:
         until = self.shard.until if self.ended else self.cursor
         return Range(self.shard.prefix, self.after, until)
 
+    def unlike(self, tracked: Container[str]) -> list[Entry]:
+        """The objects whose lines the table does not have."""
+        pairs = zip(self.lines, self.times, strict=True)
+        return [entry_of(line, time) for line, time in pairs if line not in tracked]
+
     def end_at(self, until: str | None) -> None:
         """Leave what is later to whoever took it over."""
         self.shard.until = until
@@ -122,20 +131,21 @@ class Stretch:
             self.cursor <= until and all(is_up_to(until, each) for each in self.unstorable)
         ):
             return
-        self.lines = {line: rest for line, rest in self.lines.items() if key_of(line) <= until}
+        count = bisect_right(self.lines, until, key=key_of)
+        del self.lines[count:], self.times[count:]
         self.unstorable = [entry for entry in self.unstorable if is_up_to(until, entry)]
         self.size = sum(map(size_of, self.lines))
         self.cursor, self.ended = last_key(self.lines, self.after), True
 
 
-def last_key(lines: Lines, before: str) -> str:
-    return key_of(next(reversed(lines))) if lines else before
+def last_key(lines: Sequence[str], before: str) -> str:
+    return key_of(lines[-1]) if lines else before
 
 
-def named_at_last(entries: Sequence[Entry]) -> int:
+def named_at_last(page: Entries) -> int:
     """How many there are up to and with the last one that the database can name."""
-    count = len(entries)
-    while count and not storable(entries[count - 1].key):
+    count = len(page)
+    while count and not storable(page.keys[count - 1]):
         count -= 1
     return count
 
@@ -242,6 +252,7 @@ class Lanes:
         try:
             for each in read():
                 self._put(each)
+                del each  # It would be kept as long as the next one takes; so below.
         except Exception as error:  # noqa: BLE001 - `gather` raises it
             self._put(error)
 
@@ -263,6 +274,7 @@ class Lanes:
                 for page in self._pages_after(shard, after):
                     yield page
                     after, pauses = last_key(page.lines, after), iter(PAUSES)
+                    del page
                 return
             except Unavailable as error:
                 pause = next(pauses, None)
@@ -272,21 +284,22 @@ class Lanes:
 
     def _pages_after(self, shard: ScanShard, after: str) -> Iterator[PageRead]:
         asking = asked = timezone.now()
-        held: list[Entry] = []
+        held = NONE
         for page in self.pages(self.bucket, shard.prefix, after):
             if self._stop.is_set():
                 return
-            asked, entries = asking, [*held, *page]
+            asked, entries = asking, held + page
             until = shard.until
-            if until is not None and entries and as_bytes(entries[-1].key) >= as_bytes(until):
-                entries = [entry for entry in entries if is_up_to(until, entry)]
-                yield PageRead.of(shard, entries, asked, last=True)
+            if until is not None and entries and as_bytes(entries.keys[-1]) >= as_bytes(until):
+                count = bisect_right(entries.keys, as_bytes(until), key=as_bytes)
+                yield PageRead.of(shard, entries[:count], asked, last=True)
                 return
             # What comes after the last key that the database can name would be listed again when
             # the scan goes on from there.
             count = named_at_last(entries)
             entries, held = entries[:count], entries[count:]
             yield PageRead.of(shard, entries, asked)
+            del page, entries
             asking = timezone.now()
         yield PageRead.of(shard, held, asked, last=True)
 

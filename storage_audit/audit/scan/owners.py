@@ -55,12 +55,13 @@ def recognise(
     """The objects, of which only the keys in `tracked` have a row, with their rows and owners: in
     a number of queries that does not grow with them. Other spellings of a key are looked for."""
     readings = [layouts().readings(listed.key) for listed in objects]
-    rows = rows_by_identity(bucket, may_have_rows(objects, tracked, identity), identity)
+    keys = may_have_rows(objects, tracked, identity)
+    rows = rows_by_identity(bucket, keys, identity) if keys else {}
     to_be_deleted = named_by_deletions(bucket, {identity(o.key) for o in objects} - rows.keys())
     names = {reading.project for reading in chain.from_iterable(readings)}
     names |= {row.project_id for row in rows.values() if row.project_id}
     alive = alive_of(names)
-    known = known_among(names) | alive
+    known = known_among(names - alive) | alive
     seen = []
     for listed, ways in zip(objects, readings, strict=True):
         row = rows.get(identity(listed.key))
@@ -88,7 +89,7 @@ def named_by_deletions(bucket: str, untracked: Collection[str]) -> set[str]:
     if not deletions.exists():
         return set()
     items = CleanupItem.objects.filter(
-        operation__in=deletions, identity__in=untracked, escaped=False
+        operation__in=deletions, identity__any_of=untracked, escaped=False
     ).exclude(outcome=CleanupItem.Outcome.PROTECTED)
     return set(items.values_list("identity", flat=True))
 

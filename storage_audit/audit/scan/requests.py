@@ -103,8 +103,7 @@ def create(
 
 
 def refuse_costly(scan: BucketScan) -> None:
-    wanted = cost(scan)
-    if scan.ceiling is not None and wanted.requests > scan.ceiling:
+    if scan.ceiling is not None and (wanted := cost(scan)).requests > scan.ceiling:
         raise TooCostly(
             _(
                 "%(objects)s objects take %(requests)s requests, about $%(dollars).2f; a scan may"

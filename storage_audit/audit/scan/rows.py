@@ -11,9 +11,16 @@ from django.db import connection, transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from storage_audit.audit.scan.bulk import load
+from storage_audit.audit.scan.bulk import line, load
 from storage_audit.audit.scan.owners import Owner, Seen
-from storage_audit.bucket.listing import Identity, OutOfOrder, find, pages_in_any_order
+from storage_audit.bucket.listing import (
+    Identity,
+    OutOfOrder,
+    before,
+    entry_pages,
+    find,
+    pages_in_any_order,
+)
 from storage_audit.bucket.r2 import Listed
 from storage_audit.models import CleanupItem, R2Object
 
@@ -23,16 +30,16 @@ SAME_TIME = timedelta(seconds=1)
 CHANGEABLE = [
     "project_id",
     "scene_id",
-    "file_type",
     "layout",
     "plain_under",
+    "file_type",
     "size",
     "etag",
     "last_modified",
     "state",
     "updated_at",
 ]
-# In the order of `new_rows`.
+# In the order of `new_lines`.
 NAMES = [
     "key",
     "size",
@@ -40,13 +47,13 @@ NAMES = [
     "last_modified",
     "project_id",
     "scene_id",
-    "file_type",
     "layout",
     "plain_under",
+    "file_type",
 ]
 # The second look at new objects: so many keys a thread at a time, in so many threads.
 CHUNK = 1000
-LOOKS = 8
+LOOKS = 5
 
 
 def described(owner: Owner) -> dict[str, Any]:
@@ -54,9 +61,9 @@ def described(owner: Owner) -> dict[str, Any]:
     return {
         "project_id": owner.project_id,
         "scene_id": (reading and reading.scene) or "",
-        "file_type": reading.file_type[:40] if reading else "",
         "layout": reading.layout if reading else "",
         "plain_under": owner.plain_under,
+        "file_type": reading.file_type[:40] if reading else "",
     }
 
 
@@ -126,6 +133,18 @@ def add(
     identity: Identity,
     after_page: Callable[[], None] = lambda: None,
 ) -> tuple[int, set[str]]:
+    """Write rows of new objects: see `add_lines`."""
+    keys = [one.listed.key for one in new]
+    return add_lines(bucket, keys, new_lines(new, identity), identity, after_page)
+
+
+def add_lines(
+    bucket: str,
+    keys: Sequence[str],
+    lines: Sequence[str],
+    identity: Identity,
+    after_page: Callable[[], None] = lambda: None,
+) -> tuple[int, set[str]]:
     """Write new rows, and take back those whose object went in the meantime; gives how many there
     are, and the keys of the latter. `after_page` is called after each page that is listed, in any
     thread.
@@ -134,7 +153,7 @@ def add(
     bucket is listed again. So whatever deletes such an object later sees its row, and whatever
     deleted it before, or is about to, is seen here.
     """
-    if not new:
+    if not keys:
         return 0, set()
     now = timezone.now()
     with transaction.atomic(durable=True):
@@ -146,11 +165,10 @@ def add(
             "created_at": at,
             "updated_at": at,
         }
-        added = load(R2Object, NAMES, new_rows(new, identity), same)
+        added = load(R2Object, NAMES, lines, same, ["bucket", "key"])
     as_added = R2Object.objects.in_bucket(bucket).filter(
         source=Source.BACKFILL, state=State.STORED, updated_at=now
     )
-    keys = [one.listed.key for one in new]
     doubtful = {identity(key) for key in keys}
     try:
         marked = being_deleted(bucket, doubtful)
@@ -162,18 +180,20 @@ def add(
     return added, doubtful
 
 
-def new_rows(new: Iterable[Seen], identity: Identity) -> Iterator[tuple[object, ...]]:
-    adapt = connection.ops.adapt_datetimefield_value
+def new_lines(new: Iterable[Seen], identity: Identity) -> list[str]:
+    adapt, lines = connection.ops.adapt_datetimefield_value, []
     for listed, _row, owner, _in_hand in new:
         # What the store folds to one object is one row, in the spelling of new uploads.
         what = (identity(listed.key), listed.size, listed.etag, adapt(listed.last_modified))
-        yield (*what, *described(owner).values())
+        lines.append(line([*what, *described(owner).values()]))
+    return lines
 
 
 def still_there(
     bucket: str, keys: Sequence[str], identity: Identity, after_page: Callable[[], None]
 ) -> set[str]:
     """Which of these the bucket still lists, by identity."""
+    # Not more at once: each holds a page, of about a megabyte.
     with ThreadPoolExecutor(LOOKS) as threads:
         look = partial(look_again, bucket, identity=identity, after_page=after_page)
         return set().union(*threads.map(look, in_chunks(sorted(keys))))
@@ -183,10 +203,22 @@ def look_again(
     bucket: str, keys: Sequence[str], identity: Identity, after_page: Callable[[], None]
 ) -> Collection[str]:
     try:
-        return find(bucket, keys, identity, after_page)
+        there = set(map(identity, at_a_glance(bucket, keys, after_page)))
+        left = [key for key in keys if identity(key) not in there]
+        return there.union(find(bucket, left, identity, after_page)) if left else there
     except OutOfOrder:
         # The store has an order of its own, in which a key has no place to look at but itself.
         return {identity(key) for key in keys if is_listed(bucket, key, after_page)}
+
+
+def at_a_glance(bucket: str, keys: Sequence[str], after_page: Callable[[], None]) -> set[str]:
+    """Those of the keys, which are in order, that one page shows: mostly all. None where `find`
+    must look at their folders as well."""
+    if "//" in "/".join(["", *keys]):
+        return set()
+    page = next(entry_pages(bucket, "", after=before(keys[0])))
+    after_page()
+    return set(keys).intersection(page.keys)
 
 
 def is_listed(bucket: str, key: str, after_page: Callable[[], None]) -> bool:
@@ -202,7 +234,7 @@ def being_deleted(bucket: str, identities: Collection[str]) -> set[str]:
     marked = items.filter(outcome=CleanupItem.Outcome.DELETING)
     if not marked.exists():
         return set()
-    return set(marked.filter(identity__in=identities).values_list("identity", flat=True))
+    return set(marked.filter(identity__any_of=identities).values_list("identity", flat=True))
 
 
 def in_chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:

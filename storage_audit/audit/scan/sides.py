@@ -1,19 +1,18 @@
 """The listing and the table as lines of text, which sets compare at a tenth of a microsecond each.
 
 A line says all that a scan compares: size, ETag, time to the second, key. What the table is sure of
-is such a line as well; of a row that needs a closer look only the key is given.
+is such a line as well; of a row that needs a closer look only the key is known.
 """
 
-import re
+import json
 from collections.abc import Iterable, Sequence
-from io import BytesIO
-from sys import intern
-from typing import Any, NamedTuple, Protocol
+from operator import itemgetter
+from typing import NamedTuple, Protocol
 
 from django.db import connection
 
 from storage_audit.audit.ownership import version
-from storage_audit.bucket.wire import Entry
+from storage_audit.bucket.wire import Entries, Entry
 from storage_audit.fields import after_prefix
 from storage_audit.models import R2Object
 
@@ -22,17 +21,17 @@ TIME = {
     "postgresql": "left((last_modified AT TIME ZONE 'UTC')::text, 19)",
     "sqlite": "substr(last_modified, 1, 19)",
 }
+NEWLINE = {"postgresql": "chr(10)", "sqlite": "char(10)"}
+# Texts on as many lines, and as a list in JSON.
+LINES = {"postgresql": "string_agg({}, chr(10))", "sqlite": "group_concat({}, char(10))"}
+LIST = {"postgresql": "json_agg({})", "sqlite": "json_group_array({})"}
 # An upload or a cleanup may be at such a row, its key may be read in more ways than one or its
 # project be gone, or nobody knows what it should say.
-PLAIN = "state = 'stored' AND plain_under = %s AND project_id IS NOT NULL"
-UNSURE = "?"
-# COPY writes these with a backslash. https://www.postgresql.org/docs/current/sql-copy.html
-ESCAPED = re.compile(r"\\(.)")
-MEANT = {"n": "\n", "r": "\r", "t": "\t", "b": "\b", "f": "\f", "v": "\v"}
-
-
-# Each with the rest of the time, below a second.
-Lines = dict[str, str]
+PLAIN = (
+    "state = 'stored' AND plain_under = %s AND project_id IS NOT NULL AND size IS NOT NULL"
+    " AND last_modified IS NOT NULL AND replace(key, {newline}, '') = key"
+)
+SECONDS = itemgetter(slice(19))
 
 
 class Place(Protocol):
@@ -67,43 +66,49 @@ class Range(NamedTuple):
         return " AND ".join(given) or "TRUE", list(given.values())
 
 
-def lines_of(entries: Iterable[Entry]) -> Lines:
-    return {
-        f"{size} {etag} {modified[:10]} {modified[11:19]} {key}": intern(modified[19:])
-        for key, size, etag, modified in entries
-    }
+def lines_of(page: Entries) -> list[str]:
+    fields = zip(page.sizes, page.etags, map(SECONDS, page.times), page.keys, strict=True)
+    return list(map(" ".join, fields))
 
 
-def entry_of(line: str, rest: str) -> Entry:
-    size, etag, day, time, key = line.split(" ", 4)
-    return Entry(key, int(size), etag, f"{day}T{time}{rest}")
+def entry_of(line: str, time: str) -> Entry:
+    """With all of the time, of which the line has only the seconds."""
+    size, etag, _seconds, key = line.split(" ", 3)
+    return Entry(key, int(size), etag, time)
 
 
 def key_of(line: str) -> str:
     """The key that a line is about."""
-    return line[1:] if line.startswith(UNSURE) else line.split(" ", 4)[4]
+    return line.split(" ", 3)[3]
 
 
 def size_of(line: str) -> int:
     return int(line[: line.index(" ")])
 
 
-def tracked_in(bucket: str, places: Sequence[Place], gone: Sequence[str]) -> set[str]:
-    """A line for each row in these places. Rows of the projects `gone` need a closer look."""
-    told = f"size || ' ' || etag || ' ' || {TIME[connection.vendor]} || ' ' || key"
-    alive = f" AND project_id NOT IN ({', '.join(['%s'] * len(gone))})" if gone else ""
+def tracked_in(bucket: str, places: Sequence[Place]) -> tuple[dict[str, list[str]], set[str]]:
+    """What the table says of these places: the lines of plain rows, by project, and the keys of
+    all other rows. In one query, whose rows are few."""
+    vendor = connection.vendor
     rows, values = rows_in(bucket, places)
-    shown = f"coalesce(CASE WHEN {PLAIN}{alive} THEN {told} END, '{UNSURE}' || key)"
-    return set(read(f"SELECT {shown} FROM ({rows}) AS found", [version(), *gone, *values]))
-
-
-def projects_in(bucket: str, places: Sequence[Place]) -> set[str]:
-    """The projects of the plain rows in these places."""
-    rows, values = rows_in(bucket, places)
-    sql = f"SELECT DISTINCT project_id FROM ({rows}) AS found WHERE {PLAIN}"
+    plain = PLAIN.format(newline=NEWLINE[vendor])
+    time = f"replace({TIME[vendor]}, ' ', 'T')"
+    line = f"size || ' ' || etag || ' ' || {time} || ' ' || key"
+    sql = f"""
+        SELECT owner, {LINES[vendor].format(line)} FILTER (WHERE owner IS NOT NULL),
+            CAST({LIST[vendor].format("key")} FILTER (WHERE owner IS NULL) AS text)
+        FROM (SELECT *, CASE WHEN {plain} THEN project_id END AS owner FROM ({rows}) AS found) AS it
+        GROUP BY owner
+    """
+    lines, others = dict[str, list[str]](), set[str]()
     with connection.cursor() as cursor:
-        cursor.execute(sql, [*values, version()])
-        return {project_id for [project_id] in cursor}
+        cursor.execute(sql, [version(), *values])
+        for owner, told, keys in cursor:
+            if owner is None:
+                others.update(json.loads(keys))
+            else:
+                lines[owner] = told.split("\n")
+    return lines, others
 
 
 def rows_in(bucket: str, places: Iterable[Place]) -> tuple[str, list[str]]:
@@ -114,20 +119,3 @@ def rows_in(bucket: str, places: Iterable[Place]) -> tuple[str, list[str]]:
         parts.append(f"SELECT * FROM {TABLE} WHERE bucket = %s AND {condition}")
         values += [bucket, *bounds]
     return " UNION ALL ".join(parts), values
-
-
-def read(sql: str, values: Sequence[Any]) -> list[str]:
-    """The one column of the rows, by the fastest way out of the database."""
-    with connection.cursor() as cursor:
-        if connection.vendor == "sqlite":
-            cursor.execute(sql, values)
-            return [text for [text] in cursor.fetchall()]
-        copied = BytesIO()
-        cursor.copy_expert(f"COPY ({cursor.mogrify(sql, values).decode()}) TO STDOUT", copied)
-    text = copied.getvalue().decode()
-    lines = text.split("\n")[:-1]
-    return [ESCAPED.sub(meant, each) for each in lines] if "\\" in text else lines
-
-
-def meant(escaped: re.Match[str]) -> str:
-    return MEANT.get(escaped[1], escaped[1])

@@ -1,0 +1,95 @@
+"""Objects of which nothing is to be said but that they are there: new, plainly named, and in a
+folder that is plainly a live project's. Of a first backfill most are such. They cost a tenth of a
+closer look: what is the same for all files of a folder is found out once, and rows are text."""
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import datetime
+from operator import itemgetter
+from typing import NamedTuple
+
+from django.db import connection
+
+from storage_audit.audit.layouts import Reading
+from storage_audit.audit.ownership import alive_of, layouts, plain_under
+from storage_audit.audit.scan.bulk import line
+from storage_audit.audit.scan.owners import named_by_deletions
+from storage_audit.bucket.wire import Entry
+
+# `2024-01-02T03:04:05.678901Z`: of what is longer, the database would round what Python cuts off.
+LONGEST_TIME = 27
+
+
+class Sorted(NamedTuple):
+    """The keys of plain objects and their rows, as lines of `rows.NAMES`; and all other objects."""
+
+    keys: list[str]
+    lines: list[str]
+    others: list[Entry]
+
+
+def sort_out(bucket: str, entries: Sequence[Entry], tracked: Collection[str]) -> Sorted:
+    """Only the keys in `tracked` have a row. What is not exactly as expected is not plain."""
+    new = sorted((one for one in entries if one.key not in tracked), key=itemgetter(0))
+    folders = told_of({one.key.rpartition("/")[0] for one in new})
+    if not folders or not are_as_expected(new):
+        return Sorted([], [], list(entries))
+    found = Sorted([], [], [one for one in entries if one.key in tracked])
+    to_be_deleted = named_by_deletions(bucket, [one.key for one in new])
+    is_plain, stamp = layouts().plain_name.fullmatch, STAMPS[connection.vendor]
+    for one in new:
+        key, size, etag, time = one
+        folder, _slash, name = key.rpartition("/")
+        told = folders.get(folder)
+        plain = is_plain(name) if told else None
+        if plain and key not in to_be_deleted:
+            found.keys.append(key)
+            found.lines.append(f"{key}\t{size}\t{etag}\t{stamp(time)}\t{told}\t{plain[1].lower()}")
+        else:
+            found.others.append(one)
+    return found
+
+
+def adapted(time: str) -> str:
+    return str(connection.ops.adapt_datetimefield_value(datetime.fromisoformat(time)))
+
+
+# PostgreSQL reads what the store says.
+STAMPS: dict[str, Callable[[str], str]] = {"postgresql": str, "sqlite": adapted}
+
+
+def are_as_expected(entries: Iterable[Entry]) -> bool:
+    """Whether COPY, and the database, take their ETags and times for what we do."""
+    _keys, _sizes, etags, times = zip(*entries, strict=True)
+    if not is_harmless("".join(etags)) or max(map(len, times)) > LONGEST_TIME:
+        return False
+    try:
+        deque(map(datetime.fromisoformat, times), maxlen=0)
+    except ValueError:
+        return False
+    return True
+
+
+def is_harmless(text: str) -> bool:
+    return text.isascii() and text.isprintable() and "\\" not in text
+
+
+def told_of(folders: Iterable[str]) -> dict[str, str]:
+    """What a row says of any plain file in these folders, up to its type; of those that are plainly
+    of one project each, which is alive."""
+    ways = {each: layouts().readings_in(each) for each in folders if is_harmless(each)}
+    readings = {folder: found[0] for folder, found in ways.items() if len(found) == 1}
+    alive = alive_of({reading.project for reading in readings.values()})
+    return {
+        folder: told
+        for folder, reading in readings.items()
+        if reading.project in alive and (told := told_by_reading(reading))
+    }
+
+
+def told_by_reading(reading: Reading) -> str:
+    """Nothing if a finding is to be made of it."""
+    version = plain_under({reading.project}, reading)
+    if version is None:
+        return ""
+    return line([reading.project, reading.scene or "", reading.layout, version])

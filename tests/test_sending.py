@@ -1,0 +1,406 @@
+"""A batch on its way while the next one is proved."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from threading import Event, Lock
+from time import monotonic, sleep
+from uuid import uuid4
+
+import pytest
+from django.conf import settings
+from django.db import connection
+from django.test import override_settings
+
+from devtools.faults.matching import is_delete_batch, is_delete_single, keys_sent, on
+from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
+from storage_audit.audit import cleanup, deletion, pace, sending
+from storage_audit.audit.installation import Mismatch
+from storage_audit.audit.sending import Planned, Proof
+from storage_audit.audit.work import OutOfTime, Reborn, Undecided, Work
+from storage_audit.bucket import deleters
+from storage_audit.bucket.errors import Unavailable
+from storage_audit.models import CleanupItem, CleanupOperation
+from tests.conftest import Bucket
+from tests.promises import Status, check, outcomes, requested, run
+from tests.test_pace import BUSY, fill
+
+Effect = Callable[[], None]
+
+
+@pytest.fixture
+def at_full_pace(store: FaultyStore) -> Iterator[None]:
+    """Four calls at once, of one key each: no more are allowed."""
+    with override_settings(STORAGE_AUDIT={**settings.STORAGE_AUDIT, "BATCH_SIZE": 1}):
+        yield
+
+
+@pytest.fixture
+def call_by_call(store: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lanes of many calls, whose next batch would not be proved beside them otherwise."""
+    monkeypatch.setattr(pace, "keeps_up", lambda operation: True)
+    changed = {"BATCH_SIZE": 2, "STRATEGY": "parallel"}
+    with override_settings(STORAGE_AUDIT={**settings.STORAGE_AUDIT, **changed}):
+        yield
+
+
+def two_batches(bucket: Bucket) -> CleanupOperation:
+    fill(bucket, 8)
+    operation = requested("proj_1")
+    CleanupOperation.objects.update(pace={"keys": 1, "calls": 4})
+    return operation
+
+
+def two_long_batches(bucket: Bucket) -> CleanupOperation:
+    fill(bucket, 20)
+    operation = requested("proj_1")
+    CleanupOperation.objects.update(pace={"keys": 2, "calls": 5})
+    return operation
+
+
+def before_second_proof(patch: pytest.MonkeyPatch, effect: Effect) -> list[list[str]]:
+    """The keys of each proof that is made from now on."""
+    proofs, real = list[list[str]](), deletion.prove
+
+    def prove(work: Work, batch: list[Planned]) -> Proof:
+        proofs.append([item.key for item in batch])
+        if len(proofs) == 2:
+            effect()
+        return real(work, batch)
+
+    patch.setattr(deletion, "prove", prove)
+    return proofs
+
+
+class Gate:
+    """Holds the calls until it is opened, and a moment longer."""
+
+    def __init__(self) -> None:
+        self.opened, self.all_here = Event(), Event()
+        self.asked, self._lock = 0, Lock()
+
+    def __call__(self, request: Request, forward: Forward) -> Reply:
+        with self._lock:
+            self.asked += 1
+            if self.asked == 5:
+                self.all_here.set()
+        self.opened.wait(timeout=30)
+        sleep(0.5)
+        return forward()
+
+    def open(self) -> None:
+        assert self.all_here.wait(timeout=30)
+        self.opened.set()
+
+
+def test_while_a_batch_is_on_its_way_the_next_one_is_proved(
+    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operation, looks_again, in_time = two_batches(bucket), Event(), list[bool]()
+    proofs = before_second_proof(monkeypatch, looks_again.set)
+
+    def wait_for_the_look(request: Request, forward: Forward) -> Reply:
+        in_time.append(looks_again.wait(timeout=10))
+        return forward()
+
+    store.rules.append(on(is_delete_batch, wait_for_the_look, times=4))
+    assert run(operation).status == Status.CLEAN
+    assert in_time == [True] * 4
+    # The last look for items finds those under way, and waits for their answers.
+    assert len(proofs) == 2
+    assert len(store.asked(is_delete_batch)) == 8
+    assert set(operation.items.values_list("tries", "answer")) == {(1, "Deleted")}
+    check(bucket)
+
+
+def test_next_batch_leaves_when_the_one_before_has_its_answers(
+    at_full_pace: None, store: FaultyStore, bucket: Bucket
+) -> None:
+    fill(bucket, 12)
+    operation, lock = requested("proj_1"), Lock()
+    CleanupOperation.objects.update(pace={"keys": 1, "calls": 4})
+    under_way = most = 0
+
+    def count(request: Request, forward: Forward) -> Reply:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        sleep(0.1)
+        reply = forward()
+        with lock:
+            under_way -= 1
+        return reply
+
+    store.rules.append(on(is_delete_batch, count))
+    assert run(operation).status == Status.CLEAN
+    assert most == 4
+
+
+@pytest.mark.parametrize("strategy", ["parallel", "sequential", "wrangler", "wrangler_sequential"])
+def test_proof_never_grows_old_behind_a_batch_of_many_calls(strategy: str) -> None:
+    operation = CleanupOperation(strategy=strategy)
+    operation.pace = pace.most_of(operation)._asdict()
+    assert not pace.keeps_up(operation)
+    operation.strategy = "batch"
+    operation.pace = pace.most_of(operation)._asdict()
+    assert pace.keeps_up(operation)
+    operation.pace = pace.most_of(operation).slower()._asdict()
+    assert not pace.keeps_up(operation)
+
+
+def test_nothing_is_sent_on_a_look_from_before_trouble(
+    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operation, refused = two_batches(bucket), set[str]()
+    proofs = before_second_proof(monkeypatch, lambda: None)
+
+    def refuse_once(request: Request, forward: Forward) -> Reply:
+        [key] = keys_sent(request)
+        if key in refused or key not in proofs[0]:
+            return forward()
+        refused.add(key)
+        return BUSY
+
+    store.rules.append(on(is_delete_batch, refuse_once))
+    assert run(operation).status == Status.CLEAN
+    assert refused
+    for key in proofs[1]:
+        assert sum(key in proof for proof in proofs) == 2
+        assert sum(key in keys_sent(call) for call in store.asked(is_delete_batch)) == 1
+    assert set(operation.items.values_list("tries", flat=True)) <= {1, 2}
+    check(bucket)
+
+
+def test_nothing_is_sent_on_a_look_that_grew_old_behind_the_batch_before(
+    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operation, now = two_batches(bucket), [0.0]
+    proofs = before_second_proof(monkeypatch, lambda: None)
+    real = sending.Flight.land
+
+    def land_late(flight: sending.Flight) -> object:
+        if len(proofs) == 2:
+            now[0] = deletion.PROOF_LASTS + 1
+        return real(flight)
+
+    monkeypatch.setattr(sending.Flight, "land", land_late)
+    monkeypatch.setattr(deletion, "monotonic", lambda: now[0])
+    monkeypatch.setattr("storage_audit.bucket.r2.monotonic", lambda: now[0])
+    assert run(operation).status == Status.CLEAN
+    for key in proofs[1]:
+        assert sum(key in proof for proof in proofs) == 2
+        assert sum(key in keys_sent(call) for call in store.asked(is_delete_batch)) == 1
+    check(bucket)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Undecided("wait"), Reborn(), Mismatch("no"), Unavailable("busy"), ZeroDivisionError()],
+    ids=lambda error: type(error).__name__,
+)
+def test_answers_count_also_when_the_next_look_fails(
+    at_full_pace: None,
+    store: FaultyStore,
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    operation = two_batches(bucket)
+
+    def fail() -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        proofs = before_second_proof(patch, fail)
+        with suppress(ZeroDivisionError):
+            run(operation)
+    sent = operation.items.filter(tries=1).order_by("key")
+    assert list(sent.values_list("key", flat=True)) == proofs[0]
+    # Without their answers, those that were sent would stay marked.
+    assert not set(outcomes(operation).values()) & {"deleting"}
+    assert operation.items.exclude(tries=1).count() == 4
+    assert len(store.asked(is_delete_batch)) == 4
+    check(bucket)
+
+
+def test_pause_that_the_store_asks_for_is_kept_when_the_next_look_fails(
+    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operation, gate = two_batches(bucket), Event()
+    asks = Reply(503, BUSY.body, (*BUSY.headers, ("Retry-After", "1800")))
+
+    def fail() -> None:
+        gate.set()
+        raise Undecided("wait")
+
+    def ask_for_a_pause(request: Request, forward: Forward) -> Reply:
+        gate.wait(timeout=30)
+        return asks
+
+    before_second_proof(monkeypatch, fail)
+    store.rules.append(on(is_delete_batch, ask_for_a_pause, times=4))
+    operation = run(operation)
+    assert operation.status == Status.INCOMPLETE
+    assert operation.next_attempt_at and operation.finished_at
+    assert (operation.next_attempt_at - operation.finished_at).total_seconds() >= 1799
+
+
+def test_pause_that_the_store_asks_for_is_kept_at_the_end_of_a_turn(
+    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operation = two_batches(bucket)
+    store.rules.append(on(is_delete_batch, BUSY, times=4))
+    monkeypatch.setattr(Work, "breathe", end_while_deleting)
+    operation = run(operation)
+    assert operation.status == Status.INCOMPLETE
+    assert "SlowDown" in operation.error
+    assert operation.next_attempt_at is not None
+    check(bucket)
+
+
+def end_while_deleting(work: Work) -> None:
+    if work.operation.step == CleanupOperation.Step.DELETE:
+        work.deadline = 0
+        raise OutOfTime
+
+
+def test_turn_ends_with_the_answers_of_what_was_sent(
+    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operation = two_batches(bucket)
+    with monkeypatch.context() as patch:
+        patch.setattr(Work, "breathe", end_while_deleting)
+        cleanup.run_slice(operation.pk)
+    sent = [key for call in store.asked(is_delete_batch) for key in keys_sent(call)]
+    answered = operation.items.filter(answer="Deleted", tries=1)
+    assert sorted(answered.values_list("key", flat=True)) == sorted(sent)
+    assert len(sent) == 4
+    assert run(operation).status == Status.CLEAN
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt(), SystemExit(), Reborn(), Mismatch("no"), ZeroDivisionError()],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_broken_off_makes_no_further_call(
+    call_by_call: None,
+    store: FaultyStore,
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:
+    """As by the queue, when a task takes too long."""
+    operation, gate = two_long_batches(bucket), Gate()
+
+    def interrupt() -> None:
+        gate.open()
+        raise error
+
+    before_second_proof(monkeypatch, interrupt)
+    store.rules.append(on(is_delete_single, gate))
+    with suppress(type(error)):
+        cleanup.run_slice(operation.pk)
+    assert gate.asked == 5
+    assert len(bucket.keys()) == 15
+    # Who was in no call does not count as sent, unless nobody was left to write that down.
+    uncertain = not isinstance(error, Exception)
+    assert operation.items.filter(tries=1).count() == (10 if uncertain else 5)
+    check(bucket)
+
+
+def test_what_is_broken_off_while_it_is_waited_for_makes_no_further_call(
+    call_by_call: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last batch, after which no other is proved."""
+    fill(bucket, 10)
+    operation, gate = requested("proj_1"), Gate()
+    CleanupOperation.objects.update(pace={"keys": 2, "calls": 5})
+
+    def interrupt(flight: sending.Flight) -> None:
+        if flight._sent:
+            gate.open()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sending.Flight, "land", interrupt)
+    store.rules.append(on(is_delete_single, gate))
+    with pytest.raises(KeyboardInterrupt):
+        cleanup.run_slice(operation.pk)
+    assert gate.asked == 5
+    assert len(bucket.keys()) == 5
+
+
+def test_lease_that_is_lost_stops_what_has_not_left(
+    call_by_call: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operation, gate = two_long_batches(bucket), Gate()
+    mine, theirs = CleanupOperation.objects.filter(pk=operation.pk), uuid4()
+
+    def lose() -> None:
+        mine.update(lease_token=theirs)
+        gate.open()
+
+    proofs = before_second_proof(monkeypatch, lose)
+    store.rules.append(on(is_delete_single, gate))
+    assert cleanup.run_slice(operation.pk) is None
+    assert gate.asked == 5
+    assert len(bucket.keys()) == 15
+    assert len(proofs) == 2
+    # Nothing is written any more, neither answers nor a pace.
+    assert set(operation.items.filter(tries=1).values_list("answer", flat=True)) == {""}
+    assert mine.get().lease_token == theirs
+
+
+def test_only_the_thread_that_proves_asks_the_database(
+    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another thread asks goes through a connection of its own, outside of the lease."""
+    operation, real, seen = two_batches(bucket), sending.send, list[bool]()
+
+    def send(*args: object, **kwargs: object) -> object:
+        before = connection.connection
+        try:
+            return real(*args, **kwargs)  # type: ignore[arg-type]
+        finally:
+            seen.append(connection.connection is before is None)
+
+    monkeypatch.setattr(sending, "send", send)
+    assert run(operation).status == Status.CLEAN
+    assert seen == [True, True]
+
+
+def test_no_item_is_in_two_batches(
+    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is under way has no answer yet, as has what an earlier worker left without one."""
+    operation, batches = two_batches(bucket), list[set[str]]()
+    under_way, real = set[str](), sending.send
+
+    def send(operation: CleanupOperation, keys: list[str], **kwargs: object) -> object:
+        assert not under_way & set(keys)
+        under_way.update(keys)
+        batches.append(set(keys))
+        sleep(0.3)
+        try:
+            return real(operation, keys, **kwargs)  # type: ignore[arg-type]
+        finally:
+            under_way.clear()
+
+    monkeypatch.setattr(sending, "send", send)
+    assert run(operation).status == Status.CLEAN
+    assert [len(batch) for batch in batches] == [4, 4]
+    assert not batches[0] & batches[1]
+    assert CleanupItem.objects.filter(tries=1).count() == 8
+
+
+def test_another_thread_can_break_off_before_the_first_call(
+    store: FaultyStore, bucket: Bucket
+) -> None:
+    broken_off = Event()
+    broken_off.set()
+    sent = deleters.delete(
+        "batch", bucket.name, ["a"], until=monotonic() + 9, size=1, calls=1, broken_off=broken_off
+    )
+    assert sent.unasked == ["a"]
+    assert not sent.troubles
+    assert not store.asked(is_delete_batch)

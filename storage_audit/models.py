@@ -116,7 +116,7 @@ class R2Object(models.Model):
     bucket = BytewiseTextField(_("bucket"))
     key = BytewiseTextField(_("key"))
     # No foreign key: the row outlives its project, and the project may be of any model.
-    project_id = BytewiseTextField(_("project"), null=True, blank=True, db_index=True)
+    project_id = BytewiseTextField(_("project"), null=True, blank=True)
     scene_id = models.TextField(_("scene"), blank=True)
     file_type = models.CharField(_("file type"), max_length=40, blank=True)
     layout = models.CharField(_("layout"), max_length=60, blank=True)
@@ -137,6 +137,8 @@ class R2Object(models.Model):
     class Meta:
         verbose_name = _("R2 object")
         verbose_name_plural = _("R2 objects")
+        # On the field it would be two, one of them for LIKE.
+        indexes = [models.Index(fields=["project_id"], name="objects_of_a_project")]
         constraints = [
             models.UniqueConstraint(fields=["bucket", "key"], name="one_row_per_object"),
             models.CheckConstraint(

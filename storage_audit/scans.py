@@ -256,9 +256,12 @@ class ScanShardQuerySet(models.QuerySet["ScanShard"]):
     def held_by(self, token: uuid.UUID) -> Self:
         return self.filter(lease_token=token, lease_until__gt=timezone.now())
 
+    def under_way(self) -> Self:
+        return self.unfinished().filter(lease_until__gt=timezone.now())
+
     def large(self) -> Self:
         """Those under way of which several pages were listed already, and more may be to come."""
-        return self.unfinished().filter(lease_until__gt=timezone.now(), listed__gte=LARGE)
+        return self.under_way().filter(listed__gte=LARGE)
 
     def renew(self, token: uuid.UUID) -> int:
         """How many this worker still has; it must write nothing for any other."""

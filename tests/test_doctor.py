@@ -61,7 +61,7 @@ Told = dict[str, dict[str, Any]]
 WRANGLER = {"STRATEGY": "wrangler"}
 OPENS_NOTHING = "The API token is right, and opens nothing in the account that is set."
 REFUSED = Reply(403, error("AccessDenied"))
-LATEST = "0005_scans_and_findings"
+LATEST = "0007_one_index_for_projects"
 TWENTY_MINUTES = timedelta(minutes=20)
 # Those of production, before `at_its_pace`.
 LOOK, PATIENCE = wrangler.LOOK, examination.PATIENCE

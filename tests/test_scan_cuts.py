@@ -1,15 +1,17 @@
 """Where a scan is cut: by the tracked keys at first, and then by what the bucket shows."""
 
 import sys
+from time import sleep
 
 import pytest
 
 from storage_audit.audit.scan import shards
-from storage_audit.audit.scan.shards import find_cut, largest, split
+from storage_audit.audit.scan.shards import find_cut, largest, middle, split
 from storage_audit.bucket.listing import as_bytes, storable
+from storage_audit.conf import conf
 from storage_audit.models import BucketScan, R2Object, ScanShard
 from tests import scanning
-from tests.scanning import Listing, a, track
+from tests.scanning import LONG_AGO, Listing, a, alive, complete, track
 
 pytestmark = pytest.mark.django_db
 
@@ -111,6 +113,46 @@ def test_workers_that_cut_again_and_again_come_to_parts_of_about_a_size(
 
 def size(shard: ScanShard, keys: list[str]) -> int:
     return sum(shard.after < key and (shard.until is None or key <= shard.until) for key in keys)
+
+
+def test_the_middle_is_that_of_the_tracked_keys_that_are_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Listing(page=10).use(monkeypatch)
+    keys = [a(n, "proj_2") for n in range(50)]
+    track(*(a(n) for n in range(50)), *keys, *(a(n, "proj_3") for n in range(50)))
+    track(*(a(n, "proj_2", "thumbs") for n in range(50)), bucket="other")
+    found = BucketScan.objects.create(bucket=conf().bucket)
+    shards_of = found.shards
+    prefix = "projects/proj_2/"
+    assert middle(found, shards_of.create(prefix=prefix)) == keys[25]
+    assert middle(found, shards_of.create(prefix=prefix, cursor=keys[9])) == keys[30]
+    assert middle(found, shards_of.create(prefix=prefix, until=keys[20])) == keys[10]
+    # Two pages may be under way already.
+    assert middle(found, shards_of.create(prefix=prefix, until=keys[19])) is None
+    found.started_at = LONG_AGO
+    assert middle(found, shards_of.create(prefix=prefix)) is None
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_idle_lanes_take_halves_by_the_table(
+    monkeypatch: pytest.MonkeyPatch, tracked: bool
+) -> None:
+    scanning.quick(monkeypatch)
+    alive("proj_1")
+    keys = [a(n) for n in range(400)]
+    listing = Listing(*keys, page=10)
+    listing.use(monkeypatch)
+    listing.before_page = lambda number: sleep(0.01)
+    monkeypatch.setattr("storage_audit.audit.scan.lanes.BATCH", 2)
+    if tracked:
+        track(*keys)
+    found = complete()
+    assert (found.listed, found.unchanged) == (400, 400 * tracked)
+    assert (found.untracked, found.missing) == (400 * (not tracked), 0)
+    parts = found.shards.count()
+    assert parts >= 4 if tracked else parts == 1
+    assert sum(found.shards.values_list("listed", flat=True)) == 400
 
 
 def test_what_only_gets_longer_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:

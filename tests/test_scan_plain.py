@@ -22,9 +22,9 @@ from storage_audit.audit.layouts import (
 )
 from storage_audit.audit.scan import plain, rows
 from storage_audit.audit.scan.plain import Sorted
+from storage_audit.audit.scan.sides import Line
 from storage_audit.bucket import listing
 from storage_audit.bucket.errors import Broken
-from storage_audit.bucket.wire import Entry
 from storage_audit.conf import conf
 from storage_audit.models import (
     BucketScan,
@@ -94,8 +94,8 @@ def owners(db: None) -> None:
     )
 
 
-def no_plain(bucket: str, entries: Sequence[Entry], tracked: object) -> Sorted:
-    return Sorted([], [], list(entries))
+def no_plain(bucket: str, objects: Sequence[Line], tracked: object) -> Sorted:
+    return Sorted([], [], list(objects))
 
 
 def written() -> dict[str, dict[str, Any]]:

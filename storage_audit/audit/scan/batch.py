@@ -16,14 +16,15 @@ from storage_audit.audit.scan.lanes import Stretch
 from storage_audit.audit.scan.owners import Seen, recognise
 from storage_audit.audit.scan.sides import (
     Keys,
+    Line,
     Place,
+    entry_of,
     key_of,
     tracked_in,
 )
 from storage_audit.bucket.errors import Broken
 from storage_audit.bucket.listing import Identity
 from storage_audit.bucket.r2 import listed
-from storage_audit.bucket.wire import Entry
 from storage_audit.fields import insert_new
 from storage_audit.models import BucketScan, LeaseLost, ListedKey, ScanShard, Sighting
 
@@ -55,7 +56,7 @@ def record(scan: BucketScan, token: UUID, stretches: Sequence[Stretch], identity
 
 def compare(scan: BucketScan, stretches: Sequence[Stretch], identity: Identity) -> Compared:
     tracked, unmatched = tracked_lines(scan, stretches)
-    different = [entry for stretch in stretches for entry in stretch.unlike(tracked)]
+    different = [line for stretch in stretches for line in stretch.unlike(tracked)]
     tracked.difference_update(*(stretch.lines for stretch in stretches))
     unmatched.update(map(key_of, tracked))
     asked = min(stretch.asked for stretch in stretches)
@@ -64,11 +65,11 @@ def compare(scan: BucketScan, stretches: Sequence[Stretch], identity: Identity) 
     compared.figures["unchanged"] -= len(different)
     others = add_plain(scan, compared, different, unmatched, identity)
     for start in range(0, len(others), CHUNK):
-        objects = [listed(entry) for entry in others[start : start + CHUNK]]
+        objects = [listed(entry_of(*line)) for line in others[start : start + CHUNK]]
         seen = recognise(scan.bucket, objects, unmatched, identity, asked)
         look_closer(scan, compared, seen, identity)
     if scan.in_key_order:
-        absent = unmatched.difference(entry.key for entry in different)
+        absent = unmatched.difference(key_of(line) for line, _time in different)
         compared.sightings += sightings.missing(scan, absent, asked)
     for stretch in stretches:
         compared.sightings += (
@@ -109,10 +110,10 @@ def tracked_lines(scan: BucketScan, stretches: Sequence[Stretch]) -> tuple[set[s
 def add_plain(
     scan: BucketScan,
     compared: Compared,
-    different: Sequence[Entry],
+    different: Sequence[Line],
     tracked: set[str],
     identity: Identity,
-) -> Sequence[Entry]:
+) -> Sequence[Line]:
     """If the scan is to write rows, those of plain new objects; gives the objects that need a
     closer look."""
     if scan.purpose != BucketScan.Purpose.BACKFILL or not different:

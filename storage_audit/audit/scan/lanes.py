@@ -17,7 +17,7 @@ from typing import NamedTuple, Self
 from django.utils import timezone
 
 from storage_audit.audit.layouts import OWN_PREFIX
-from storage_audit.audit.scan.sides import Range, entry_of, key_of, lines_of, size_of
+from storage_audit.audit.scan.sides import Line, Range, key_of, lines_of, size_of
 from storage_audit.bucket.errors import StoreError, Unavailable
 from storage_audit.bucket.listing import as_bytes, entry_pages, storable
 from storage_audit.bucket.wire import NONE, Entries, Entry
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 # Pages that wait to be written, in all: about a fifth of a megabyte each.
 AHEAD = 6
 # What is written at once: so many pages, or what there is after so many seconds.
-BATCH = 10
+BATCH = 14
 PATIENCE = 1.0
 # Lanes at first, and the seconds of waiting for a page from which on there are twice as many. Each
 # costs memory, and where the store answers at once more of them bring nothing.
@@ -119,10 +119,10 @@ class Stretch:
         until = self.shard.until if self.ended else self.cursor
         return Range(self.shard.prefix, self.after, until)
 
-    def unlike(self, tracked: Container[str]) -> list[Entry]:
-        """The objects whose lines the table does not have."""
-        pairs = zip(self.lines, self.times, strict=True)
-        return [entry_of(line, time) for line, time in pairs if line not in tracked]
+    def unlike(self, tracked: Container[str]) -> list[Line]:
+        """What the table does not have."""
+        lines = zip(self.lines, self.times, strict=True)
+        return [each for each in lines if each[0] not in tracked]
 
     def end_at(self, until: str | None) -> None:
         """Leave what is later to whoever took it over."""
@@ -176,6 +176,8 @@ class Lanes:
         self.is_cutting, self.rest_until = False, 0.0
         self._cuts: list[Cut] = []
         self.not_worth = set[int]()
+        # Of these the table has too few rows to cut them by.
+        self.few_rows = set[int]()
         self._error: Exception | None = None
         self._read: Queue[PageRead | Cut | Exception] = Queue(AHEAD)
         self._stop = Event()

@@ -5,7 +5,6 @@ closer look: what is the same for all files of a folder is found out once, and r
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
-from operator import itemgetter
 from typing import NamedTuple
 
 from django.db import connection
@@ -14,7 +13,7 @@ from storage_audit.audit.layouts import Reading
 from storage_audit.audit.ownership import alive_of, layouts, plain_under
 from storage_audit.audit.scan.bulk import line
 from storage_audit.audit.scan.owners import named_by_deletions
-from storage_audit.bucket.wire import Entry
+from storage_audit.audit.scan.sides import Line, key_of
 
 # `2024-01-02T03:04:05.678901Z`: of what is longer, the database would round what Python cuts off.
 LONGEST_TIME = 27
@@ -25,26 +24,28 @@ class Sorted(NamedTuple):
 
     keys: list[str]
     lines: list[str]
-    others: list[Entry]
+    others: list[Line]
 
 
-def sort_out(bucket: str, entries: Sequence[Entry], tracked: Collection[str]) -> Sorted:
+def sort_out(bucket: str, objects: Sequence[Line], tracked: Collection[str]) -> Sorted:
     """Only the keys in `tracked` have a row. What is not exactly as expected is not plain."""
-    new = sorted((one for one in entries if one.key not in tracked), key=itemgetter(0))
-    folders = told_of({one.key.rpartition("/")[0] for one in new})
+    new = [one for one in objects if key_of(one[0]) not in tracked]
+    folders = told_of({key_of(line).rpartition("/")[0] for line, _time in new})
     if not folders or not are_as_expected(new):
-        return Sorted([], [], list(entries))
-    found = Sorted([], [], [one for one in entries if one.key in tracked])
-    to_be_deleted = named_by_deletions(bucket, [one.key for one in new])
+        return Sorted([], [], list(objects))
+    found = Sorted([], [], [one for one in objects if key_of(one[0]) in tracked])
+    to_be_deleted = named_by_deletions(bucket, [key_of(line) for line, _time in new])
     is_plain, stamp = layouts().plain_name.fullmatch, STAMPS[connection.vendor]
     for one in new:
-        key, size, etag, time = one
+        size, etag, _seconds, key = one[0].split(" ", 3)
         folder, _slash, name = key.rpartition("/")
         told = folders.get(folder)
         plain = is_plain(name) if told else None
         if plain and key not in to_be_deleted:
             found.keys.append(key)
-            found.lines.append(f"{key}\t{size}\t{etag}\t{stamp(time)}\t{told}\t{plain[1].lower()}")
+            found.lines.append(
+                f"{key}\t{size}\t{etag}\t{stamp(one[1])}\t{told}\t{plain[1].lower()}"
+            )
         else:
             found.others.append(one)
     return found
@@ -58,9 +59,10 @@ def adapted(time: str) -> str:
 STAMPS: dict[str, Callable[[str], str]] = {"postgresql": str, "sqlite": adapted}
 
 
-def are_as_expected(entries: Iterable[Entry]) -> bool:
+def are_as_expected(objects: Sequence[Line]) -> bool:
     """Whether COPY, and the database, take their ETags and times for what we do."""
-    _keys, _sizes, etags, times = zip(*entries, strict=True)
+    etags = [line.split(" ", 2)[1] for line, _time in objects]
+    times = [time for _line, time in objects]
     if not is_harmless("".join(etags)) or max(map(len, times)) > LONGEST_TIME:
         return False
     try:

@@ -9,7 +9,8 @@ from storage_audit.audit.scan.sides import TABLE, Range
 from storage_audit.bucket.listing import storable_part
 from storage_audit.bucket.r2 import PAGE, list_entries
 from storage_audit.fields import after_prefix
-from storage_audit.models import BucketScan, ScanShard
+from storage_audit.models import BucketScan, R2Object, ScanShard
+from storage_audit.querysets import starts_with
 
 # Of this many tracked keys a shard is worth its row, and so many shards are enough for any number
 # of workers, as who has none left takes a part of another's.
@@ -48,6 +49,17 @@ def sample(bucket: str, prefix: str) -> tuple[Sequence[str], float]:
         sql = f"SELECT key FROM {some} WHERE bucket = %s AND {condition} ORDER BY key"
         cursor.execute(sql, [bucket, *values])
         return [key for [key] in cursor], every
+
+
+def middle(scan: BucketScan, shard: ScanShard) -> str | None:
+    """The tracked key in the middle of what is left of a shard; None if there are only pages of
+    them that may be under way already. Rows that a worker is just adding do not count."""
+    rows = R2Object.objects.in_bucket(scan.bucket).filter(
+        starts_with("key", shard.prefix), created_at__lt=scan.started_at
+    )
+    keys = rows.between(shard.done, shard.until).order_by("key").values_list("key", flat=True)
+    count = keys.count()
+    return keys[count // 2] if count > 2 * PAGE else None
 
 
 def find_cut(

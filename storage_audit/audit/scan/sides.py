@@ -34,6 +34,10 @@ PLAIN = (
 SECONDS = itemgetter(slice(19))
 
 
+# With all of the time, of which the line has only the seconds.
+Line = tuple[str, str]
+
+
 class Place(Protocol):
     def condition(self) -> tuple[str, list[str]]:
         """SQL for the rows there, and its values."""
@@ -72,7 +76,6 @@ def lines_of(page: Entries) -> list[str]:
 
 
 def entry_of(line: str, time: str) -> Entry:
-    """With all of the time, of which the line has only the seconds."""
     size, etag, _seconds, key = line.split(" ", 3)
     return Entry(key, int(size), etag, time)
 

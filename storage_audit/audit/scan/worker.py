@@ -13,7 +13,7 @@ from storage_audit.audit.installation import Mismatch, Traits
 from storage_audit.audit.scan.batch import record
 from storage_audit.audit.scan.ending import end
 from storage_audit.audit.scan.lanes import Lanes
-from storage_audit.audit.scan.shards import find_cut, largest, split
+from storage_audit.audit.scan.shards import find_cut, largest, middle, split
 from storage_audit.audit.scan.since import look_up
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import OutOfOrder, entry_pages, pages_in_any_order
@@ -126,10 +126,36 @@ def fill(scan: BucketScan, lanes: Lanes, token: UUID) -> bool:
         if at is not None:
             split(shard, at)
     if lanes.idle and not lanes.is_cutting and monotonic() >= lanes.rest_until:
-        for shard in scan.shards.claim(token, lanes.idle):
-            lanes.start(shard)
+        start(scan, lanes, token)
         if lanes.idle and scan.in_key_order:
-            lanes.rest_until = monotonic() + PAUSE
-            if found := largest(scan.shards.large().exclude(pk__in=lanes.not_worth)):
-                lanes.cut(lanes.busy.get(found.pk, found), find_cut)
+            share(scan, lanes, token)
     return bool(lanes.busy or lanes.is_cutting)
+
+
+def start(scan: BucketScan, lanes: Lanes, token: UUID) -> None:
+    for shard in scan.shards.claim(token, lanes.idle):
+        lanes.start(shard)
+
+
+def share(scan: BucketScan, lanes: Lanes, token: UUID) -> None:
+    """Take parts of what others list: by the table, at once; or else by the bucket, which costs
+    pages."""
+    if halve(scan, lanes):
+        return start(scan, lanes, token)
+    lanes.rest_until = monotonic() + PAUSE
+    if found := largest(scan.shards.large().exclude(pk__in=lanes.not_worth)):
+        lanes.cut(lanes.busy.get(found.pk, found), find_cut)
+    return None
+
+
+def halve(scan: BucketScan, lanes: Lanes) -> int:
+    """Cut as many shards as there are idle lanes in two, those of which the least was listed so
+    far; gives how many."""
+    found = scan.shards.under_way().exclude(pk__in=lanes.few_rows).order_by("listed", "pk")
+    count = 0
+    for shard in found[: lanes.idle]:
+        if (at := middle(scan, shard)) is None:
+            lanes.few_rows.add(shard.pk)
+        else:
+            count += split(lanes.busy.get(shard.pk, shard), at)
+    return count

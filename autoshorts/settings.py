@@ -230,7 +230,7 @@ STORAGE_AUDIT = {
     ),
     "SCAN_LANES": env.number(
         "SCAN_LANES",
-        16,
+        24,
         int,
         hint="a whole number from 1 to 256",
         accept=lambda n: 1 <= n <= 256,

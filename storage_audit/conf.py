@@ -80,7 +80,7 @@ class Conf:
     reconcile_every: timedelta = timedelta(days=1)
     # Requests that a worker has under way at once, and that a scan may cost unasked (Class A: at
     # 1,000 objects each, the default is a hundred million objects, and about half a dollar).
-    scan_lanes: int = 16
+    scan_lanes: int = 24
     scan_ceiling: int = 100_000
     # So long after its end, an operation's items and timeline may be exported and deleted.
     retention: timedelta = timedelta(days=400)

@@ -119,17 +119,17 @@ def test_the_middle_is_that_of_the_tracked_keys_that_are_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Listing(page=10).use(monkeypatch)
-    keys = [a(n, "proj_2") for n in range(50)]
-    track(*(a(n) for n in range(50)), *keys, *(a(n, "proj_3") for n in range(50)))
-    track(*(a(n, "proj_2", "thumbs") for n in range(50)), bucket="other")
+    keys = [a(n, "proj_2") for n in range(60)]
+    track(*(a(n) for n in range(60)), *keys, *(a(n, "proj_3") for n in range(60)))
+    track(*(a(n, "proj_2", "thumbs") for n in range(60)), bucket="other")
     found = BucketScan.objects.create(bucket=conf().bucket)
     shards_of = found.shards
     prefix = "projects/proj_2/"
-    assert middle(found, shards_of.create(prefix=prefix)) == keys[25]
-    assert middle(found, shards_of.create(prefix=prefix, cursor=keys[9])) == keys[30]
-    assert middle(found, shards_of.create(prefix=prefix, until=keys[20])) == keys[10]
-    # Two pages may be under way already.
-    assert middle(found, shards_of.create(prefix=prefix, until=keys[19])) is None
+    assert middle(found, shards_of.create(prefix=prefix)) == keys[30]
+    assert middle(found, shards_of.create(prefix=prefix, cursor=keys[9])) == keys[35]
+    assert middle(found, shards_of.create(prefix=prefix, until=keys[50])) == keys[25]
+    # Four pages may be under way already.
+    assert middle(found, shards_of.create(prefix=prefix, until=keys[39])) is None
     found.started_at = LONG_AGO
     assert middle(found, shards_of.create(prefix=prefix)) is None
 

@@ -193,7 +193,7 @@ def test_the_least_that_starts_and_its_defaults() -> None:
     more = ("LIMIT_MULTIPLE", "LIMIT_MISSING", "LIMIT_VANISHED")
     assert [storage[name] for name in more] == [10, 0.5, 10]
     assert storage["SYNC"] is False
-    assert (storage["SCAN_LANES"], storage["SCAN_CEILING"]) == (16, 100_000)
+    assert (storage["SCAN_LANES"], storage["SCAN_CEILING"]) == (24, 100_000)
     times = ("ORPHAN_GAP", "ORPHAN_AGE", "RECONCILE_EVERY")
     assert [storage[name] for name in times] == ["4:00:00", "1 day, 0:00:00", "1 day, 0:00:00"]
 

@@ -52,14 +52,14 @@ def sample(bucket: str, prefix: str) -> tuple[Sequence[str], float]:
 
 
 def middle(scan: BucketScan, shard: ScanShard) -> str | None:
-    """The tracked key in the middle of what is left of a shard; None if there are only pages of
+    """The tracked key in the middle of what is left of a shard; None if that is only pages of
     them that may be under way already. Rows that a worker is just adding do not count."""
     rows = R2Object.objects.in_bucket(scan.bucket).filter(
         starts_with("key", shard.prefix), created_at__lt=scan.started_at
     )
     keys = rows.between(shard.done, shard.until).order_by("key").values_list("key", flat=True)
     count = keys.count()
-    return keys[count // 2] if count > 2 * PAGE else None
+    return keys[count // 2] if count > 4 * PAGE else None
 
 
 def find_cut(

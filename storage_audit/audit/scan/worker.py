@@ -138,12 +138,13 @@ def start(scan: BucketScan, lanes: Lanes, token: UUID) -> None:
 
 
 def share(scan: BucketScan, lanes: Lanes, token: UUID) -> None:
-    """Take parts of what others list: by the table, at once; or else by the bucket, which costs
-    pages."""
+    """Take parts of what others list: by the table, at once; or by the bucket, which costs pages,
+    where the table does not know it."""
     if halve(scan, lanes):
         return start(scan, lanes, token)
     lanes.rest_until = monotonic() + PAUSE
-    if found := largest(scan.shards.large().exclude(pk__in=lanes.not_worth)):
+    large = scan.shards.large().exclude(pk__in=lanes.not_worth)
+    if 2 * scan.unchanged < scan.listed and (found := largest(large)):
         lanes.cut(lanes.busy.get(found.pk, found), find_cut)
     return None
 

@@ -26,6 +26,7 @@ class Site:
         self.environment = rivals.environment(store, bench.folder)
         if not bench.rivals_alone:
             self.application.claim()
+        bench.database.empty()
         # One that lives: the application distrusts a table without projects.
         bench.database.add_projects(1)
 

@@ -43,7 +43,8 @@ class AnyOf(models.Lookup):
     lookup_name = "any_of"
 
     def get_prep_lookup(self) -> list[Any]:
-        return list(self.rhs)
+        # NULL is equal to nothing.
+        return [value for value in self.rhs if value is not None]
 
     def as_sql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper) -> tuple[str, Any]:
         column, params = self.process_lhs(compiler, connection)

@@ -213,7 +213,7 @@ class BucketScan(models.Model):
 
 # So long what a scan saw can wait for the rest.
 RESUMABLE = timedelta(days=1)
-# Listed of a shard, from which on another worker may take a part of the rest.
+# Listed of a shard, from which on a look for a cut in the bucket may be worth its pages.
 LARGE = 4000
 FIGURES = (
     "listed",
@@ -316,8 +316,8 @@ class ScanShard(models.Model):
 
     @property
     def is_to_prolong(self) -> bool:
-        """Long before the end of its lease, as the next chance may be late; and not each time."""
-        return self.lease_until is None or self.lease_until < timezone.now() + conf().lease * 3 / 4
+        """Not each time, and long enough before the end of its lease for three tries of a page."""
+        return self.lease_until is None or self.lease_until < timezone.now() + conf().lease * 0.9
 
     @property
     def done(self) -> str:

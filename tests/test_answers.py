@@ -155,3 +155,9 @@ def test_every_answer_is_read_beside_an_error(store: FaultyStore, bucket: Bucket
     store.rules.append(on(is_delete_batch, refuse_one, times=1))
     said = r2.delete_batch(bucket.name, [key, "b", "c"])
     assert said == {key: r2.DELETED, "b": r2.Answer("AccessDenied", "no"), "c": r2.SILENCE}
+
+
+@pytest.mark.parametrize("key", ["a\rb", "a\n", "\0", "a\x7f", "\ufffe"])
+def test_keys_that_xml_carries_changed_are_left_to_botocore(key: str) -> None:
+    assert answers.asks_plainly({"Objects": [{"Key": "a b<é>"}]})
+    assert not answers.asks_plainly({"Objects": [{"Key": "a"}, {"Key": key}]})

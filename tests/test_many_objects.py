@@ -95,6 +95,8 @@ def test_any_of_many_texts_or_numbers(operation: CleanupOperation) -> None:
     assert list(rows.filter(pk__any_of=first).values_list("pk", flat=True)) == first
     assert not rows.filter(pk__any_of=[]).exists()
     assert not rows.filter(key__any_of=[]).exists()
+    insert_new([item("None", operation)])
+    assert not rows.filter(key__any_of=[None]).exists()
 
 
 @pytest.mark.only_on("postgresql")

@@ -10,6 +10,7 @@ from storage_audit.audit.scan.shards import find_cut, largest, middle, split
 from storage_audit.bucket.listing import as_bytes, storable
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, R2Object, ScanShard
+from storage_audit.querysets import R2ObjectQuerySet
 from tests import scanning
 from tests.scanning import LONG_AGO, Listing, a, alive, complete, track
 
@@ -132,6 +133,31 @@ def test_the_middle_is_that_of_the_tracked_keys_that_are_left(
     assert middle(found, shards_of.create(prefix=prefix, until=keys[39])) is None
     found.started_at = LONG_AGO
     assert middle(found, shards_of.create(prefix=prefix)) is None
+
+
+def test_rows_that_go_while_they_are_counted_give_no_middle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = BucketScan.objects.create(bucket=conf().bucket)
+    monkeypatch.setattr(R2ObjectQuerySet, "count", lambda rows: 10_000)
+    assert middle(found, found.shards.create()) is None
+
+
+def test_what_the_table_does_not_know_is_cut_by_the_bucket_beside_what_it_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scanning.quick(monkeypatch)
+    alive("proj_1")
+    keys = [a(n) for n in range(1600)]
+    listing = Listing(*keys, page=5)
+    listing.use(monkeypatch)
+    listing.before_page = lambda number: sleep(0.003)
+    monkeypatch.setattr("storage_audit.scans.LARGE", 10)
+    monkeypatch.setattr("storage_audit.audit.scan.lanes.BATCH", 2)
+    track(*keys[:1000])
+    found = complete()
+    assert (found.listed, found.unchanged, found.untracked) == (1600, 1000, 600)
+    assert found.shards.filter(after__gt=keys[1005]).exists()
 
 
 @pytest.mark.parametrize("tracked", [True, False])

@@ -174,6 +174,16 @@ def test_a_line_of_the_table_is_that_of_the_same_object_in_a_listing() -> None:
     assert all(map(storable, keys)) and sorted(keys, key=as_bytes) == sorted(keys)
 
 
+@pytest.mark.django_db
+@pytest.mark.parametrize("etag", ["a b", "a\nb", " a", "a\n"])
+def test_a_row_whose_etag_is_none_needs_a_closer_look(etag: str) -> None:
+    """Others may write rows, too."""
+    R2Object.objects.bulk_create([row(a(1), etag=etag), row(a(2))])
+    lines, others = sides.tracked_in(conf().bucket, [sides.Range("", "", None)])
+    assert others == {a(1)}
+    assert list(map(sides.key_of, lines["proj_1"])) == [a(2)]
+
+
 def test_an_object_that_is_listed_otherwise_than_it_is_being_deleted_gets_no_row(
     transactional_db: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

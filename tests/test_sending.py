@@ -245,6 +245,27 @@ def test_pause_that_the_store_asks_for_is_kept_when_the_next_look_fails(
     assert (operation.next_attempt_at - operation.finished_at).total_seconds() >= 1799
 
 
+def test_trouble_on_the_way_slows_down_when_the_next_look_fails(
+    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operation, gate = two_batches(bucket), Event()
+
+    def fail() -> None:
+        gate.set()
+        raise Undecided("wait")
+
+    def is_busy(request: Request, forward: Forward) -> Reply:
+        gate.wait(timeout=30)
+        return BUSY
+
+    before_second_proof(monkeypatch, fail)
+    store.rules.append(on(is_delete_batch, is_busy, times=4))
+    operation = run(operation)
+    assert operation.status == Status.INCOMPLETE
+    assert operation.pace == {"keys": 1, "calls": 2}
+    assert "SlowDown" in operation.events.get(step="pace").message
+
+
 def test_pause_that_the_store_asks_for_is_kept_at_the_end_of_a_turn(
     at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,7 +81,8 @@ def most_of(operation: CleanupOperation) -> Pace:
 
 def keeps_up(operation: CleanupOperation) -> bool:
     """Whether the next batch may be proved while one is on its way: the store bears the most that
-    is asked of it, and a batch leaves at once, so that no proof grows old behind it."""
+    is asked of it, and a batch leaves at once but for keys that go alone, so that hardly a proof
+    grows old behind it."""
     one_call_a_lane = operation.strategy == Strategy.BATCH
     return one_call_a_lane and Pace.of(operation) == most_of(operation)
 
@@ -97,9 +98,18 @@ def adapt(work: Work, size: int, trouble: StoreError | None) -> None:
     elif isinstance(trouble, Barred) or (isinstance(trouble, TooLate) and size == 1):
         raise trouble
     elif isinstance(trouble, TooLate):
-        slow_down(work.operation, Pace(max(1, size // 4), 1), trouble)
+        give_way(work.operation, size, trouble)
     else:
-        endure(work, trouble)
+        endure(work, size, trouble)
+
+
+def give_way(operation: CleanupOperation, size: int, trouble: StoreError) -> None:
+    """Ask for less; for as much where that would change nothing. `size` keys were asked for."""
+    if isinstance(trouble, Barred):
+        return
+    late = isinstance(trouble, TooLate)
+    slower = Pace(max(1, size // 4), 1) if late else Pace.of(operation).slower()
+    slow_down(operation, slower, trouble)
 
 
 def trouble_in(sent: Sent) -> StoreError | None:
@@ -137,12 +147,11 @@ def tell(operation: CleanupOperation, pace: Pace, why: str) -> None:
     operation.record("pace", f"{why} {text % figures}", **pace._asdict())
 
 
-def endure(work: Work, trouble: StoreError) -> None:
+def endure(work: Work, size: int, trouble: StoreError) -> None:
     """Slow down and wait; what was not answered is proved anew before it is sent again."""
     before = Pace.of(work.operation)
-    pace = before.slower()
-    slow_down(work.operation, pace, trouble)
-    work.troubles += pace == before
+    give_way(work.operation, size, trouble)
+    work.troubles += Pace.of(work.operation) == before
     pause = max(trouble.retry_after, uniform(PAUSE / 2, PAUSE))
     left = min(work.deadline - monotonic(), conf().lease.total_seconds() / 2)
     if pause > left or work.troubles == LAST_TROUBLES:

@@ -23,7 +23,7 @@ from storage_audit.audit.pace import Pace
 from storage_audit.audit.work import OutOfTime, Undecided, Work
 from storage_audit.bucket import deleters
 from storage_audit.bucket.deleters import Answers, Sent
-from storage_audit.bucket.errors import StoreError
+from storage_audit.bucket.errors import Barred, StoreError
 from storage_audit.bucket.r2 import DELETED
 from storage_audit.bucket.wrangler import Command
 from storage_audit.models import CleanupItem, CleanupOperation
@@ -113,11 +113,15 @@ class Flight:
 
     def _end_early(self, error: Exception) -> None:
         """No further call leaves: the look behind it may be wrong by now, or the operation another
-        worker's. Raises the store's trouble if that asks for a longer pause than the error."""
+        worker's. Raises the store's trouble if that weighs more than the error."""
         self._broken_off.set()
-        trouble, asked = self._end(), getattr(error, "retry_after", 0)
-        if isinstance(error, StoreError | Undecided) and trouble and trouble.retry_after > asked:
-            raise trouble from error
+        if trouble := self._end():
+            pace.give_way(self.work.operation, self._proof.size, trouble)
+            longer = trouble.retry_after > getattr(error, "retry_after", 0)
+            if isinstance(error, StoreError | Undecided) and (
+                longer or isinstance(trouble, Barred)
+            ):
+                raise trouble from error
 
     def _end(self) -> StoreError | None:
         if self._sent is None:

@@ -22,6 +22,7 @@ HEAD = re.compile(
 )
 TAIL = re.compile(r"</DeleteResult>\s*")
 # Of the keys: what XML gives a meaning, carries changed, or does not carry.
+CHANGES = re.compile("[\0-\x1f\x7f\ufffe\uffff]")
 MEANS_MORE = re.compile("[<>&\0-\x1f\x7f\ufffe\uffff]")
 
 
@@ -43,9 +44,12 @@ def cut(body: bytes) -> tuple[bytes, list[str]]:
 
 
 def asks_plainly(delete: Mapping[str, Any]) -> bool:
-    """Whether such a call names objects by their keys alone, and asks for all answers."""
+    """Whether such a call names objects by their keys alone, none of which XML carries changed, and
+    asks for all answers."""
     objects = delete["Objects"]
-    return not delete.get("Quiet") and all(each.keys() == {"Key"} for each in objects)
+    if delete.get("Quiet") or any(each.keys() != {"Key"} for each in objects):
+        return False
+    return not CHANGES.search("".join(each["Key"] for each in objects))
 
 
 def request(keys: Iterable[str]) -> bytes:

@@ -126,7 +126,7 @@ def expected(leaf: re.Match[str]) -> str:
 
 def parsed(entry: Mapping[str, Any], encoded: bool) -> Entry:
     """An entry that botocore has read. Raises ValueError for what is no ETag by RFC 9110."""
-    if " " in entry["ETag"]:
+    if re.search(r"\s", entry["ETag"]):
         raise ValueError("an ETag with a space")
     return Entry(
         key=decode(entry["Key"]) if encoded else entry["Key"],

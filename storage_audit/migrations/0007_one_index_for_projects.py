@@ -9,15 +9,16 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
+        # First, as to drop one shuts out readers for the rest of the transaction.
+        migrations.AddIndex(
+            model_name="r2object",
+            index=models.Index(fields=["project_id"], name="objects_of_a_project"),
+        ),
         migrations.AlterField(
             model_name="r2object",
             name="project_id",
             field=storage_audit.fields.BytewiseTextField(
                 blank=True, null=True, verbose_name="project"
             ),
-        ),
-        migrations.AddIndex(
-            model_name="r2object",
-            index=models.Index(fields=["project_id"], name="objects_of_a_project"),
         ),
     ]

@@ -10,7 +10,7 @@ from storage_audit.bucket.listing import storable_part
 from storage_audit.bucket.r2 import PAGE, list_entries
 from storage_audit.fields import after_prefix
 from storage_audit.models import BucketScan, R2Object, ScanShard
-from storage_audit.querysets import starts_with
+from storage_audit.querysets import R2ObjectQuerySet, starts_with
 
 # Of this many tracked keys a shard is worth its row, and so many shards are enough for any number
 # of workers, as who has none left takes a part of another's.
@@ -18,6 +18,8 @@ WORTH, MOST = 10_000, 1000
 # Keys that are looked at to find the quantiles.
 SAMPLE = 50_000
 BYTES_A_ROW = 250
+# Rows that are counted at most, as who counts them keeps the lanes waiting.
+MANY = 100_000
 SURROGATES = 0x800
 # One may be later than the last.
 LETTERS = 0x110000 - SURROGATES
@@ -54,12 +56,23 @@ def sample(bucket: str, prefix: str) -> tuple[Sequence[str], float]:
 def middle(scan: BucketScan, shard: ScanShard) -> str | None:
     """The tracked key in the middle of what is left of a shard; None if that is only pages of
     them that may be under way already. Rows that a worker is just adding do not count."""
-    rows = R2Object.objects.in_bucket(scan.bucket).filter(
-        starts_with("key", shard.prefix), created_at__lt=scan.started_at
-    )
-    keys = rows.between(shard.done, shard.until).order_by("key").values_list("key", flat=True)
-    count = keys.count()
-    return keys[count // 2] if count > 4 * PAGE else None
+    rows = older_rows(scan, shard).between(shard.done, shard.until)
+    keys = rows.order_by("key").values_list("key", flat=True)
+    count = keys[:MANY].count()
+    # They may go meanwhile.
+    return keys[count // 2 :].first() if count > 4 * PAGE else None
+
+
+def is_known(scan: BucketScan, shard: ScanShard) -> bool:
+    """Whether the table has tracked about as much of a shard as was listed of it, so that where it
+    has few more rows there are few more objects."""
+    rows = older_rows(scan, shard).between(shard.after, shard.cursor)
+    return 2 * rows[:MANY].count() > min(shard.listed, MANY)
+
+
+def older_rows(scan: BucketScan, shard: ScanShard) -> R2ObjectQuerySet:
+    rows = R2Object.objects.in_bucket(scan.bucket)
+    return rows.filter(starts_with("key", shard.prefix), created_at__lt=scan.started_at)
 
 
 def find_cut(

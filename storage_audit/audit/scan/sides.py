@@ -30,6 +30,7 @@ LIST = {"postgresql": "json_agg({})", "sqlite": "json_group_array({})"}
 PLAIN = (
     "state = 'stored' AND plain_under = %s AND project_id IS NOT NULL AND size IS NOT NULL"
     " AND last_modified IS NOT NULL AND replace(key, {newline}, '') = key"
+    " AND replace(replace(etag, ' ', ''), {newline}, '') = etag"
 )
 SECONDS = itemgetter(slice(19))
 

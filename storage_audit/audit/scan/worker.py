@@ -13,7 +13,7 @@ from storage_audit.audit.installation import Mismatch, Traits
 from storage_audit.audit.scan.batch import record
 from storage_audit.audit.scan.ending import end
 from storage_audit.audit.scan.lanes import Lanes
-from storage_audit.audit.scan.shards import find_cut, largest, middle, split
+from storage_audit.audit.scan.shards import find_cut, is_known, largest, middle, split
 from storage_audit.audit.scan.since import look_up
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import OutOfOrder, entry_pages, pages_in_any_order
@@ -141,12 +141,12 @@ def share(scan: BucketScan, lanes: Lanes, token: UUID) -> None:
     """Take parts of what others list: by the table, at once; or by the bucket, which costs pages,
     where the table does not know it."""
     if halve(scan, lanes):
-        return start(scan, lanes, token)
+        start(scan, lanes, token)
+        return
     lanes.rest_until = monotonic() + PAUSE
-    large = scan.shards.large().exclude(pk__in=lanes.not_worth)
-    if 2 * scan.unchanged < scan.listed and (found := largest(large)):
+    large = scan.shards.large().filter(pk__in=lanes.few_rows).exclude(pk__in=lanes.not_worth)
+    if found := largest(shard for shard in large if not is_known(scan, shard)):
         lanes.cut(lanes.busy.get(found.pk, found), find_cut)
-    return None
 
 
 def halve(scan: BucketScan, lanes: Lanes) -> int:

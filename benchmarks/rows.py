@@ -164,8 +164,7 @@ def workers(bench: Bench) -> Row:
 
 
 def started(count: int, lanes: int) -> list[str]:
-    run = [sys.executable, "-m", "benchmarks.workers", str(count)]
-    return ["env", f"SCAN_LANES={lanes}", *run]
+    return [sys.executable, "-m", "benchmarks.workers", str(count), str(lanes)]
 
 
 ROWS: dict[str, Callable[[Bench], Row]] = {

@@ -1,6 +1,7 @@
-"""So many processes that work on one scan: the first begins it, the others join it.
+"""So many processes, with so many lanes each, that work on one scan: the first begins it, the
+others join it.
 
-python -m benchmarks.workers 2 reconcile_r2 --json
+python -m benchmarks.workers 2 8 reconcile_r2 --json
 """
 
 import os
@@ -26,7 +27,8 @@ def running_scan() -> str:
     raise TimeoutError("no scan began")
 
 
-def main(count: int, argv: list[str]) -> int:
+def main(count: int, lanes: int, argv: list[str]) -> int:
+    os.environ["SCAN_LANES"] = str(lanes)
     processes = [subprocess.Popen([*MANAGE, *argv])]
     if count > 1:
         join = [*MANAGE, argv[0], "--resume", running_scan()]
@@ -35,4 +37,4 @@ def main(count: int, argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))

@@ -143,17 +143,22 @@ def test_rows_that_go_while_they_are_counted_give_no_middle(
     assert middle(found, found.shards.create()) is None
 
 
+def list_slowly(patch: pytest.MonkeyPatch, keys: list[str], *, page: int, pause: float) -> None:
+    """So that lanes are idle while others list, and little is written at once."""
+    scanning.quick(patch)
+    alive("proj_1")
+    listing = Listing(*keys, page=page)
+    listing.use(patch)
+    listing.before_page = lambda number: sleep(pause)
+    patch.setattr("storage_audit.audit.scan.lanes.BATCH", 2)
+
+
 def test_what_the_table_does_not_know_is_cut_by_the_bucket_beside_what_it_knows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    scanning.quick(monkeypatch)
-    alive("proj_1")
     keys = [a(n) for n in range(1600)]
-    listing = Listing(*keys, page=5)
-    listing.use(monkeypatch)
-    listing.before_page = lambda number: sleep(0.003)
+    list_slowly(monkeypatch, keys, page=5, pause=0.003)
     monkeypatch.setattr("storage_audit.scans.LARGE", 10)
-    monkeypatch.setattr("storage_audit.audit.scan.lanes.BATCH", 2)
     track(*keys[:1000])
     found = complete()
     assert (found.listed, found.unchanged, found.untracked) == (1600, 1000, 600)
@@ -164,13 +169,8 @@ def test_what_the_table_does_not_know_is_cut_by_the_bucket_beside_what_it_knows(
 def test_idle_lanes_take_halves_by_the_table(
     monkeypatch: pytest.MonkeyPatch, tracked: bool
 ) -> None:
-    scanning.quick(monkeypatch)
-    alive("proj_1")
     keys = [a(n) for n in range(400)]
-    listing = Listing(*keys, page=10)
-    listing.use(monkeypatch)
-    listing.before_page = lambda number: sleep(0.01)
-    monkeypatch.setattr("storage_audit.audit.scan.lanes.BATCH", 2)
+    list_slowly(monkeypatch, keys, page=10, pause=0.01)
     if tracked:
         track(*keys)
     found = complete()

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from datetime import timedelta
 from threading import Barrier, Lock, Thread
 from time import sleep
 from typing import Any
@@ -172,6 +173,22 @@ def test_a_worker_that_lost_its_lease_writes_nothing(listing: Listing, how: str)
     assert (found.listed, found.sightings.count()) == (0, 0)
     assert not found.shards.exclude(cursor="").exists()
     assert not found.shards.filter(complete=True).exists()
+
+
+@pytest.mark.parametrize("left, prolongs", [(52, True), (58, False)])
+def test_who_writes_prolongs_all_of_its_leases_when_they_are_due(
+    listing: Listing, left: int, prolongs: bool
+) -> None:
+    """Also those of which nothing was written; three tries of a page may take 51 seconds."""
+    found = whole()
+    found.shards.create(after="m")
+    token = uuid4()
+    one, other = found.shards.claim(token, 2)
+    until = timezone.now() + timedelta(seconds=left)
+    found.shards.update(lease_until=until)
+    batch.record(found, token, [stretch_of(one, "README.txt")], exact)
+    prolonged = set(found.shards.filter(lease_until__gt=until))
+    assert prolonged == ({one, other} if prolongs else set())
 
 
 def test_a_worker_that_slept_through_its_lease_does_not_count_twice(

@@ -223,24 +223,32 @@ def test_answers_count_also_when_the_next_look_fails(
     check(bucket)
 
 
-def test_pause_that_the_store_asks_for_is_kept_when_the_next_look_fails(
-    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def run_while_the_next_look_fails(
+    bucket: Bucket, store: FaultyStore, patch: pytest.MonkeyPatch, answer: Reply
+) -> CleanupOperation:
+    """Four calls are answered so, once the look for the batch behind them has failed."""
     operation, gate = two_batches(bucket), Event()
-    asks = Reply(503, BUSY.body, (*BUSY.headers, ("Retry-After", "1800")))
 
     def fail() -> None:
         gate.set()
         raise Undecided("wait")
 
-    def ask_for_a_pause(request: Request, forward: Forward) -> Reply:
+    def late(request: Request, forward: Forward) -> Reply:
         gate.wait(timeout=30)
-        return asks
+        return answer
 
-    before_second_proof(monkeypatch, fail)
-    store.rules.append(on(is_delete_batch, ask_for_a_pause, times=4))
+    before_second_proof(patch, fail)
+    store.rules.append(on(is_delete_batch, late, times=4))
     operation = run(operation)
     assert operation.status == Status.INCOMPLETE
+    return operation
+
+
+def test_pause_that_the_store_asks_for_is_kept_when_the_next_look_fails(
+    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks = Reply(503, BUSY.body, (*BUSY.headers, ("Retry-After", "1800")))
+    operation = run_while_the_next_look_fails(bucket, store, monkeypatch, asks)
     assert operation.next_attempt_at and operation.finished_at
     assert (operation.next_attempt_at - operation.finished_at).total_seconds() >= 1799
 
@@ -248,20 +256,7 @@ def test_pause_that_the_store_asks_for_is_kept_when_the_next_look_fails(
 def test_trouble_on_the_way_slows_down_when_the_next_look_fails(
     at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operation, gate = two_batches(bucket), Event()
-
-    def fail() -> None:
-        gate.set()
-        raise Undecided("wait")
-
-    def is_busy(request: Request, forward: Forward) -> Reply:
-        gate.wait(timeout=30)
-        return BUSY
-
-    before_second_proof(monkeypatch, fail)
-    store.rules.append(on(is_delete_batch, is_busy, times=4))
-    operation = run(operation)
-    assert operation.status == Status.INCOMPLETE
+    operation = run_while_the_next_look_fails(bucket, store, monkeypatch, BUSY)
     assert operation.pace == {"keys": 1, "calls": 2}
     assert "SlowDown" in operation.events.get(step="pace").message
 

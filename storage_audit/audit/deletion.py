@@ -15,7 +15,7 @@ from django.utils.translation import gettext as _
 from storage_audit import projects
 from storage_audit.audit import installation, named, pace
 from storage_audit.audit.discovery import rows_by_identity, to_judge
-from storage_audit.audit.ownership import Claim, alive_among, judge, layouts
+from storage_audit.audit.ownership import Claim, Row, alive_among, judge, layouts
 from storage_audit.audit.pace import Pace
 from storage_audit.audit.sending import Flight, Planned, Proof, among, record_commands
 from storage_audit.audit.work import Reborn, Scattered, Undecided, Work
@@ -136,7 +136,7 @@ def bar_uploads(operation: CleanupOperation, batch: list[Planned]) -> None:
         own_rows(operation).lock_for_deletion(keys)
 
 
-def barred_rows(work: Work, batch: list[Planned]) -> dict[str, R2Object]:
+def barred_rows(work: Work, batch: list[Planned]) -> dict[str, Row]:
     """The tracking rows as they are by now, by identity. A backfill that did not see our mark may
     have written some since: these are barred as well."""
     rows = R2Object.objects.in_bucket(work.operation.bucket).select_for_update()
@@ -199,9 +199,7 @@ def look_at(work: Work, batch: list[Planned]) -> dict[str, Listed]:
     return find(work.operation.bucket, keys, work.identity, work.operation.renew)
 
 
-def objection(
-    operation: CleanupOperation, item: Planned, listed: Listed, row: R2Object | None
-) -> str:
+def objection(operation: CleanupOperation, item: Planned, listed: Listed, row: Row | None) -> str:
     """Why the object is not the one of the plan any more, or nothing."""
     if row and row.state == R2Object.State.UPLOADING:
         return _("An upload to this key is under way.")

@@ -5,7 +5,7 @@ that goes on, and memory does not grow with the project.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from django.db import transaction
 from django.utils import timezone
@@ -15,6 +15,7 @@ from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.ownership import (
     Claim,
     Deleted,
+    Row,
     Verdict,
     alive_among,
     judge,
@@ -30,8 +31,6 @@ from storage_audit.querysets import R2ObjectQuerySet
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
 Discovery = CleanupOperation.Discovery
 CHUNK = 1000
-COLUMNS = [field for field in CleanupItem._meta.concrete_fields if not field.primary_key]
-AS_NEW = {field.attname: field.get_default() for field in COLUMNS}
 
 
 def discover(work: Work) -> None:
@@ -156,7 +155,8 @@ def judged(work: Work, page: Sequence[Listed], span: int | None) -> list[Cleanup
 def described(work: Work, page: Sequence[Listed], span: int | None) -> Iterator[dict[str, Any]]:
     """The same as the values of the items' columns, which takes a fraction of the time."""
     operation = work.operation
-    same = {**AS_NEW, "operation_id": operation.pk, "span": span}
+    same = {field.attname: field.get_default() for field in CleanupItem._meta.concrete_fields}
+    same |= {"operation_id": operation.pk, "span": span}
     same["present_at"] = same["changed_at"] = timezone.now()
     for listed, row, verdict in verdicts(operation.bucket, page, work.project, work.identity):
         if verdict.claim is not Claim.ELSEWHERE:
@@ -165,7 +165,7 @@ def described(work: Work, page: Sequence[Listed], span: int | None) -> Iterator[
 
 def verdicts(
     bucket: str, page: Sequence[Listed], project: Deleted, identity: Identity
-) -> Iterator[tuple[Listed, R2Object | None, Verdict]]:
+) -> Iterator[tuple[Listed, Row | None, Verdict]]:
     """Of each listed object its tracking row, as `to_judge` gives it, and whether it is the
     project's."""
     readings = {listed.key: layouts().readings(listed.key) for listed in page}
@@ -178,7 +178,7 @@ def verdicts(
 
 
 class Tracked(NamedTuple):
-    """Of a tracking row: what tells of the owner, and whether anything is under way."""
+    """A `Row` that is no more than that."""
 
     key: str
     project_id: str | None
@@ -186,14 +186,11 @@ class Tracked(NamedTuple):
     state: str
 
 
-def to_judge(
-    rows: R2ObjectQuerySet, keys: Iterable[str], identity: Identity
-) -> dict[str, R2Object]:
+def to_judge(rows: R2ObjectQuerySet, keys: Iterable[str], identity: Identity) -> dict[str, Row]:
     """The rows of these keys by identity, with nothing but what `Tracked` has, as whole ones take
     ten times as long."""
     found = spelled(rows, keys, identity).values_list(*Tracked._fields)
-    told = {identity(row.key): row for row in map(Tracked._make, found)}
-    return cast("dict[str, R2Object]", told)
+    return {identity(row.key): row for row in map(Tracked._make, found)}
 
 
 def rows_by_identity(bucket: str, keys: Iterable[str], identity: Identity) -> dict[str, R2Object]:
@@ -208,7 +205,7 @@ def spelled(rows: R2ObjectQuerySet, keys: Iterable[str], identity: Identity) -> 
 
 
 def present(
-    work: Work, listed: Listed, row: R2Object | None, verdict: Verdict, span: int | None
+    work: Work, listed: Listed, row: Row | None, verdict: Verdict, span: int | None
 ) -> dict[str, Any]:
     key, outcome, reason = escape(listed.key), Outcome.PLANNED, verdict.reason
     escaped = not storable(listed.key)
@@ -234,7 +231,7 @@ def present(
     }
 
 
-def unasked(operation: CleanupOperation, row: R2Object | None, span: int | None) -> str:
+def unasked(operation: CleanupOperation, row: Row | None, span: int | None) -> str:
     """Why the discovery that was chosen leaves this object out, or nothing: it is shown all the
     same, or what is left behind would be in no count."""
     tracked = row is not None and row.project_id == operation.project_id

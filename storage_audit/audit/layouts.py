@@ -198,7 +198,7 @@ class Layouts:
 
     def readings_in(self, folder: str) -> tuple[Reading, ...]:
         """Those of every key that is a `plain_name` in this folder: they differ in that name alone.
-        None also if it takes more than the folder to tell."""
+        Empty also if it takes more than the folder to tell."""
         if not folder or any(text in folder for text in self._barred):
             return ()
         return self.readings(f"{folder}/{MADE_UP}")

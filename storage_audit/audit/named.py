@@ -14,13 +14,13 @@ from django.utils.translation import gettext as _
 from storage_audit import projects
 from storage_audit.audit.discovery import rows_by_identity
 from storage_audit.audit.layouts import Reading
-from storage_audit.audit.ownership import known_among, layouts
+from storage_audit.audit.ownership import Row, known_among, layouts
 from storage_audit.audit.scan.owners import attribute
 from storage_audit.audit.work import Undecided, Work
 from storage_audit.bucket.listing import Identity
 from storage_audit.bucket.r2 import Listed
 from storage_audit.findings import Kind
-from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2Object
+from storage_audit.models import CleanupItem, CleanupOperation, KnownProject
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
 Readings = Mapping[str, Sequence[Reading]]
@@ -100,7 +100,7 @@ def overwritten(item: CleanupItem, listed: Listed) -> str:
 
 
 def doubts_at_proof(
-    readings: Readings, rows: Mapping[str, R2Object], identity: Identity
+    readings: Readings, rows: Mapping[str, Row], identity: Identity
 ) -> dict[str, str]:
     """The same once nobody is just creating one of the projects. Raises Undecided."""
     if KnownProject.objects.are_changing(named_by(readings, rows)):
@@ -108,9 +108,7 @@ def doubts_at_proof(
     return doubts_of(readings, rows, identity)
 
 
-def doubts_of(
-    readings: Readings, rows: Mapping[str, R2Object], identity: Identity
-) -> dict[str, str]:
+def doubts_of(readings: Readings, rows: Mapping[str, Row], identity: Identity) -> dict[str, str]:
     """Why each of these keys may be no orphan's, going by the tables as they are now; empty where
     it is one. `rows` are by identity, and were read before."""
     names = named_by(readings, rows)
@@ -121,14 +119,12 @@ def doubts_of(
     }
 
 
-def named_by(readings: Readings, rows: Mapping[str, R2Object]) -> set[str]:
+def named_by(readings: Readings, rows: Mapping[str, Row]) -> set[str]:
     by_rows = {row.project_id for row in rows.values() if row.project_id}
     return by_rows | {reading.project for ways in readings.values() for reading in ways}
 
 
-def doubt(
-    readings: Sequence[Reading], row: R2Object | None, known: set[str], alive: set[str]
-) -> str:
+def doubt(readings: Sequence[Reading], row: Row | None, known: set[str], alive: set[str]) -> str:
     names = {reading.project for reading in readings}
     if row and row.project_id:
         names.add(row.project_id)

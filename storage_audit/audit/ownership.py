@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from functools import cache
+from typing import Protocol
 from zlib import crc32
 
 from django.utils import timezone
@@ -14,6 +15,19 @@ from storage_audit import projects
 from storage_audit.audit.layouts import DEFAULT_KINDS, DEFAULT_TEMPLATES, Layouts, Reading
 from storage_audit.conf import Conf, conf
 from storage_audit.models import KnownProject, R2Object
+
+
+class Row(Protocol):
+    """What a tracking row, whole or not, tells of the owner, and whether anything is under way."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def project_id(self) -> str | None: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def state(self) -> str: ...
 
 
 @cache
@@ -72,7 +86,7 @@ class Deleted:
     at: datetime
 
 
-def told_by(row: R2Object) -> str:
+def told_by(row: Row) -> str:
     """Why the row decides over any reading of its key, or nothing."""
     if not row.project_id or row.source not in R2Object.TELLING:
         return ""
@@ -102,7 +116,7 @@ def known_among(ids: Collection[str]) -> set[str]:
 def judge(
     project: Deleted,
     readings: Sequence[Reading],
-    row: R2Object | None,
+    row: Row | None,
     last_modified: datetime | None,
     alive: set[str],
 ) -> Verdict:

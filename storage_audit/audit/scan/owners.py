@@ -9,7 +9,14 @@ from django.utils.translation import gettext as _
 
 from storage_audit.audit.discovery import rows_by_identity
 from storage_audit.audit.layouts import Reading
-from storage_audit.audit.ownership import alive_of, known_among, layouts, plain_under, told_by
+from storage_audit.audit.ownership import (
+    Row,
+    alive_of,
+    known_among,
+    layouts,
+    plain_under,
+    told_by,
+)
 from storage_audit.bucket.listing import Identity, exact
 from storage_audit.bucket.r2 import Listed
 from storage_audit.findings import Kind
@@ -95,7 +102,7 @@ def named_by_deletions(bucket: str, untracked: Collection[str]) -> set[str]:
 
 
 def attribute(
-    readings: Sequence[Reading], row: R2Object | None, known: set[str], alive: set[str]
+    readings: Sequence[Reading], row: Row | None, known: set[str], alive: set[str]
 ) -> Owner:
     """`known` are the projects that ever lived, `alive` those that live now."""
     names, told = {reading.project for reading in readings}, told_by(row) if row else ""

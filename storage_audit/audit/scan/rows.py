@@ -212,8 +212,8 @@ def look_again(
 
 
 def at_a_glance(bucket: str, keys: Sequence[str], after_page: Callable[[], None]) -> set[str]:
-    """Those of the keys, which are in order, that one page shows: mostly all. None where `find`
-    must look at their folders as well."""
+    """Those of the keys, which are in order, that one page shows: mostly all. Empty where
+    `find` must look at their folders as well."""
     if "//" in "/".join(["", *keys]):
         return set()
     page = next(entry_pages(bucket, "", after=before(keys[0])))

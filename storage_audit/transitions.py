@@ -102,14 +102,14 @@ class Transitions(models.Model):
         is set before the work begins, so that work that kills its worker is not tried at once.
         Must be called inside a transaction.
         """
+        self.lock()
         now = timezone.now()
-        rivals = type(self).objects.rivals(self)
         # A lease that nobody gave back: its worker died, or was too slow for it.
         takeovers = self.takeovers + 1 if self.lease_until else 0
         free = Q(status__in=self.WORKABLE, next_attempt_at__lte=now) & (
             Q(lease_until=None) | Q(lease_until__lte=now)
         )
-        if rivals.lock().held(now).exists():
+        if type(self).objects.rivals(self).held(now).exists():
             return False
         return self.change(
             free,
@@ -122,6 +122,15 @@ class Transitions(models.Model):
             finished_at=None,
             takeovers=takeovers,
         )
+
+    def lock(self) -> None:
+        """Wait for whoever claims this operation or a rival, and see how they left it.
+
+        Must be called inside a transaction.
+        """
+        type(self).objects.rivals(self).lock()
+        self.refresh_from_db()
+        self.lease_token = None  # of another worker, for whom this one must not write
 
     @staticmethod
     def pause_after(attempts: int) -> timedelta:

@@ -70,6 +70,16 @@ def test_two_who_read_it_at_once_do_not_both_get_it() -> None:
     assert other.lease_token is None
 
 
+def test_turn_that_ended_after_the_other_looked_is_no_worker_that_died() -> None:
+    one = held()
+    other = CleanupOperation.objects.get(pk=one.pk)
+    one.progress(cursor={"after": "key"})
+    one.hand_over()
+    assert claim(other)
+    assert other.takeovers == 0
+    assert other.cursor == one.cursor
+
+
 def test_operations_of_one_project_in_one_bucket_run_one_after_the_other() -> None:
     first, second = held(), make()
     assert not claim(second)

@@ -67,12 +67,13 @@ def run_slice(operation_id: UUID) -> CleanupOperation | None:
 def take_up(operation_id: UUID) -> CleanupOperation | None:
     with transaction.atomic():
         operation = CleanupOperation.objects.get(pk=operation_id)
-        ended, died = operation.finished_at is not None, operation.lease_until is not None
+        operation.lock()
+        ended = operation.finished_at is not None
         if not operation.claim():
             return None
         if ended:
             start_again(operation)
-        if died:
+        if operation.takeovers:
             text = _("The worker before did not report back; this one goes on from there.")
             operation.record("takeover", text)
             if operation.takeovers >= TAKEOVERS:

@@ -1,4 +1,6 @@
 #!/usr/bin/env python
+import atexit
+import gc
 import os
 import sys
 
@@ -10,6 +12,8 @@ def main() -> None:
     local_r2 = sys.argv[1:2] == ["local_r2"]
     settings = "devtools.settings" if local_r2 else "autoshorts.settings"
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", settings)
+    # Nothing is left to clean up at the end, and to look for it takes a fifth of a second.
+    atexit.register(gc.freeze)
     execute_from_command_line(sys.argv)
 
 

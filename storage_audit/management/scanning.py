@@ -5,6 +5,7 @@ from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
+from functools import cached_property
 from time import monotonic, sleep
 from typing import Any, ClassVar
 from uuid import UUID
@@ -28,12 +29,14 @@ from storage_audit.management.console import (
     stored_text,
 )
 from storage_audit.management.documented import DocumentedCommand
+from storage_audit.management.processes import beside
 from storage_audit.models import BucketScan, Finding, IllegalTransition, Sighting
 from storage_audit.redaction import visible
 from storage_audit.scans import FIGURES
 
 SAMPLES = 20
 MOST_WORKERS = 100
+MOST_PROCESSES = 64
 Status = BucketScan.Status
 
 
@@ -84,6 +87,7 @@ class ScanCommand(DocumentedCommand):
         resume: UUID | None,
         cost: bool,
         workers: int,
+        processes: int,
         as_json: bool,
         ceiling: int | None,
         accept_fewer: bool,
@@ -93,6 +97,7 @@ class ScanCommand(DocumentedCommand):
         new = cost or scope.get("dry_run") or scope.get("since")
         refuse(resume and new, "A scan is resumed as it was begun: --resume goes without these.")
         refuse(workers > MOST_WORKERS, f"--workers: at most {MOST_WORKERS}.")
+        refuse(not 0 < processes <= MOST_PROCESSES, f"--processes: 1 to {MOST_PROCESSES}.")
         refuse(workers and conf().sync, "With the setting SYNC there are no workers.")
         with asked_from_shell():
             if cost:
@@ -100,7 +105,7 @@ class ScanCommand(DocumentedCommand):
                 return
             scan = self.resumed(resume, **how) if resume else self.begun(**how, **scope)
             tasks.share(scan, workers)
-            self.follow(scan)
+            self.follow(scan, processes)
         self.report(scan, as_json)
 
     def begun(self, **how: Any) -> BucketScan:
@@ -128,13 +133,14 @@ class ScanCommand(DocumentedCommand):
             raise CommandError(str(error), returncode=WRONG_USE) from error
         return scan
 
-    def follow(self, scan: BucketScan) -> None:
-        progress = Progress(self.stderr, scans.cost(scan).objects, scan.listed)
+    def follow(self, scan: BucketScan, processes: int) -> None:
+        progress = Progress(self.stderr, scan)
         try:
-            work(scan, progress)
-            while scan.status == Status.RUNNING:
-                sleep(1)  # Another worker is at its ending.
+            with beside(scan, processes - 1):
                 work(scan, progress)
+                while scan.status == Status.RUNNING:
+                    sleep(1)  # Another worker is at its ending.
+                    work(scan, progress)
         except KeyboardInterrupt as interrupt:
             raise CommandError(
                 f"Interrupted after {scan.listed:,} objects. What was written stays."
@@ -197,6 +203,14 @@ def add_manners(parser: ArgumentParser) -> None:
         help="have so many workers of the queue take part beside this process (default: 0)",
     )
     parser.add_argument(
+        "--processes",
+        type=count,
+        default=1,
+        metavar="N",
+        help="use so many cores of this machine (default: 1); a process takes up to 100 MiB and"
+        " lists SCAN_LANES parts at once",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="report the same, and write no row and no finding"
     )
     parser.add_argument(
@@ -221,7 +235,7 @@ def scope_of(options: dict[str, Any]) -> dict[str, Any]:
 def work(scan: BucketScan, progress: "Progress") -> None:
     with closing(scans.work(scan)) as steps:
         for _batch in steps:
-            progress.show(scan.listed)
+            progress.show()
 
 
 def caveats(scan: BucketScan) -> Iterator[str]:
@@ -285,13 +299,19 @@ def shown_time(seconds: float) -> str:
 class Progress:
     """One line that changes on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, out: OutputWrapper, expected: int, before: int) -> None:
+    def __init__(self, out: OutputWrapper, scan: BucketScan) -> None:
         self.out, self.terminal = out, out.isatty()
-        self.expected, self.before = expected, before
+        self.scan, self.before = scan, scan.listed
         self.began = self.shown = monotonic()
         self.pause = 0.2 if self.terminal else 10.0
 
-    def show(self, listed: int) -> None:
+    @cached_property
+    def expected(self) -> int:
+        """Counted only when it is to be shown, as that takes a while."""
+        return scans.cost(self.scan).objects
+
+    def show(self) -> None:
+        listed = self.scan.listed
         now = monotonic()
         if now - self.shown < self.pause:
             return

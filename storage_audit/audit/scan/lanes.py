@@ -3,7 +3,7 @@
 import ctypes
 import logging
 from bisect import bisect_right
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -119,8 +119,10 @@ class Stretch:
         until = self.shard.until if self.ended else self.cursor
         return Range(self.shard.prefix, self.after, until)
 
-    def unlike(self, tracked: Container[str]) -> list[Line]:
+    def unlike(self, tracked: set[str]) -> list[Line]:
         """What the table does not have."""
+        if tracked.issuperset(self.lines):  # in half the time
+            return []
         lines = zip(self.lines, self.times, strict=True)
         return [each for each in lines if each[0] not in tracked]
 

@@ -22,8 +22,8 @@ from storage_audit.models import BucketScan, LeaseLost
 
 logger = logging.getLogger(__name__)
 
-# Between looks for something to do, in seconds, when others have all of it.
-PAUSE = 1.0
+# Between looks for something to do, in seconds, when others have all of it: first, and at most.
+SHORT, PAUSE = 0.05, 1.0
 
 Steps = Generator[None, None, None]
 
@@ -54,6 +54,7 @@ def take_part(scan: BucketScan, traits: Traits, deadline: float) -> Steps:
     if scan.in_key_order and traits.lists_in_key_order is False:
         scan.start_again()
     look = look_up_rows if scan.is_partial else list_shards
+    pause = SHORT
     while scan.shards.unfinished().exists():
         try:
             yield from look(scan, traits, deadline)
@@ -70,7 +71,8 @@ def take_part(scan: BucketScan, traits: Traits, deadline: float) -> Steps:
         if scan.shards.unfinished().exists():
             if monotonic() >= deadline:
                 return
-            sleep(PAUSE)
+            sleep(pause)
+            pause = min(2 * pause, PAUSE)
             yield
     end(scan)
 

@@ -30,7 +30,8 @@ from storage_audit.querysets import R2ObjectQuerySet
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
 Discovery = CleanupOperation.Discovery
-CHUNK = 1000
+# Tracked keys at a time.
+CHUNK = 5000
 
 
 def discover(work: Work) -> None:

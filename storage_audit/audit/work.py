@@ -1,9 +1,12 @@
 """One worker's turn on one operation."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import monotonic
+from typing import TypeVar
 
+from storage_audit import logs
 from storage_audit.audit import installation, limits
 from storage_audit.audit.installation import Traits
 from storage_audit.audit.ownership import Deleted
@@ -20,6 +23,9 @@ LONE_KEYS = 100
 # More of them are one look while it takes less than QUICK, as neighbours share a page, and no
 # more when it takes more than SLOW. Seconds.
 QUICK, SLOW = 2.0, 10.0
+
+
+Page = TypeVar("Page")
 
 
 class Scattered(Exception):
@@ -77,7 +83,7 @@ class Work:
     def pages(self, prefix: str, after: str = "") -> Iterator[list[Listed]]:
         """A listing that is complete when the iteration ends without an exception, and that comes
         from a store whose listings show what is there. Raises Mismatch and StoreError."""
-        yield from listing.pages(self.operation.bucket, prefix, after)
+        yield from ahead(listing.pages(self.operation.bucket, prefix, after))
         installation.see_marker(self.operation.bucket)
 
     def find(self, keys: Sequence[str]) -> dict[str, Listed]:
@@ -118,3 +124,12 @@ class Work:
         """Call where the turn may end. Raises OutOfTime."""
         if monotonic() >= self.deadline:
             raise OutOfTime
+
+
+def ahead(pages: Iterator[Page]) -> Iterator[Page]:
+    """The same, each asked for while whoever wants them is at the one before."""
+    with ThreadPoolExecutor(1, initializer=logs.carried()) as pool:
+        coming = pool.submit(next, pages, None)
+        while (page := coming.result()) is not None:
+            coming = pool.submit(next, pages, None)
+            yield page

@@ -50,8 +50,8 @@ class BucketScanQuerySet(models.QuerySet["BucketScan"]):
         return self.filter(models.Exists(shards))
 
     def finish(self, scan: BucketScan) -> bool:
-        """Lock the scan for its ending, which is one worker's in one transaction; whether it is
-        still to be ended once nobody else is at it."""
+        """Lock the scan for a step of its ending, which is one worker's in one transaction; whether
+        it is still to be ended once nobody else is at it."""
         mine = self.running().filter(pk=scan.pk).select_for_update()
         return bool(list(mine.values_list("pk")))
 

@@ -1,7 +1,7 @@
 """Several workers at one scan: what one would have said, and nothing twice."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from threading import Barrier, Lock, Thread
 from time import sleep
@@ -18,10 +18,12 @@ from storage_audit.audit import scan
 from storage_audit.audit.scan import batch, ending, lanes, worker
 from storage_audit.audit.scan.lanes import PageRead, Stretch
 from storage_audit.audit.scan.sides import key_of
+from storage_audit.bucket import uploads
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.bucket.listing import exact
+from storage_audit.bucket.uploads import Upload
 from storage_audit.bucket.wire import Entries
-from storage_audit.models import BucketScan, Finding, LeaseLost, R2Object, ScanShard
+from storage_audit.models import BucketScan, Finding, LeaseLost, R2Object, ScanShard, Sighting
 from tests import scanning
 from tests.scanning import Listing, a, alive, complete, entry, findings, now, said, track
 
@@ -46,6 +48,28 @@ def listing(monkeypatch: pytest.MonkeyPatch) -> Listing:
     found = Listing(*(key for key in KEYS if key not in GONE), *new, page=7)
     found.use(monkeypatch)
     return found
+
+
+def test_who_comes_late_to_the_end_notes_nothing_more(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One looks for unfinished uploads while another ends the scan, and a third comes later."""
+    found = scan.begin(purpose=BucketScan.Purpose.RECONCILE)
+    third = BucketScan.objects.get(pk=found.pk)
+    upload = Upload(KEYS[0], "upload", now() - timedelta(days=30))
+    others = [BucketScan.objects.get(pk=found.pk)]
+
+    def unfinished(bucket: str, prefix: str) -> Iterator[list[Upload]]:
+        if others:
+            scanning.work(others.pop())
+        return iter([[upload]])
+
+    monkeypatch.setattr(uploads, "unfinished", unfinished)
+    for one in (found, third):
+        scanning.work(one)
+        assert (one.status, one.unfinished) == ("complete", 1)
+        assert not Sighting.objects.exists()
+    assert Finding.objects.filter(kind="unfinished").count() == 1
 
 
 def together(found: BucketScan, count: int) -> list[BucketScan]:

@@ -127,7 +127,8 @@ class Work:
 
 
 def ahead(pages: Iterator[Page]) -> Iterator[Page]:
-    """The same, each asked for while whoever wants them is at the one before."""
+    """The same, each asked for while whoever wants them is at the one before. Whoever has enough
+    waits for the one under way."""
     with ThreadPoolExecutor(1, initializer=logs.carried()) as pool:
         coming = pool.submit(next, pages, None)
         while (page := coming.result()) is not None:

@@ -1,8 +1,10 @@
 """More processes of this machine that take part in the scan of a command: one can use one core."""
 
+import logging
 import multiprocessing
+import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from uuid import UUID
 
 from django.db import connections
@@ -11,6 +13,8 @@ from storage_audit.audit import scan as scans
 from storage_audit.audit.counting import counted
 from storage_audit.models import BucketScan
 
+logger = logging.getLogger(__name__)
+
 
 @contextmanager
 def beside(scan: BucketScan, count: int) -> Iterator[None]:
@@ -18,26 +22,36 @@ def beside(scan: BucketScan, count: int) -> Iterator[None]:
 
     Forks, so must come before the first thread and outside a transaction.
     """
-    if not count:
+    with ExitStack() as others:
+        if count:
+            # Two processes cannot talk over one connection.
+            connections.close_all()
+        for _each in range(count):
+            others.enter_context(another(scan.pk))
         yield
-        return
+
+
+@contextmanager
+def another(scan_id: UUID) -> Iterator[None]:
     fork = multiprocessing.get_context("fork")
-    others = [fork.Process(target=take_part, args=[scan.pk], daemon=True) for _each in range(count)]
-    # Two processes cannot talk over one connection.
-    connections.close_all()
-    for other in others:
-        other.start()
+    process = fork.Process(target=take_part, args=[scan_id, os.getpid()], daemon=True)
+    process.start()
     try:
         yield
+    except Exception:
+        process.kill()
+        raise
     finally:
-        for other in others:
-            other.join()
+        process.join()
 
 
-def take_part(scan_id: UUID) -> None:
-    parent = multiprocessing.parent_process()
-    scan = BucketScan.objects.get(pk=scan_id)
-    with counted(), suppress(KeyboardInterrupt), closing(scans.work(scan)) as steps:
-        for _batch in steps:
-            if parent and not parent.is_alive():
-                return
+def take_part(scan_id: UUID, parent: int) -> None:
+    with counted(), suppress(KeyboardInterrupt):
+        try:
+            for _batch in scans.work(BucketScan.objects.get(pk=scan_id)):
+                if os.getppid() != parent:
+                    # As if it had been killed as well: to stop the scan could stop somebody who
+                    # has resumed it.
+                    os._exit(1)
+        except Exception:
+            logger.exception("A process of scan %s failed.", scan_id)

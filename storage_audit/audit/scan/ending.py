@@ -65,8 +65,10 @@ WHERE finding.last_seen_at < excluded.last_seen_at
 def end(scan: BucketScan) -> None:
     """Believe the scan, and say what it saw. Raises Mismatch and StoreError when it is not to be
     believed, as when it found too little."""
-    # Others may have counted more since.
+    # Others may have counted more since, or ended it.
     scan.refresh_from_db()
+    if scan.status != BucketScan.Status.RUNNING:
+        return
     if not scan.is_partial:
         note_unfinished(scan)
     if not (scan.in_key_order or scan.is_partial):
@@ -103,8 +105,7 @@ def note_unfinished(scan: BucketScan) -> None:
     scan.uploads_looked_for = found is not None
     scan.save(update_fields=["uploads_looked_for"])
     while chunk := list(islice(found or (), CHUNK)):
-        with transaction.atomic():
-            scan.count(unfinished=sightings.save(chunk))
+        note(scan, "unfinished", chunk)
 
 
 def note_unlisted(scan: BucketScan) -> None:
@@ -115,9 +116,14 @@ def note_unlisted(scan: BucketScan) -> None:
     after = ""
     while chunk := list(rows.between(after, None).unlisted_by(scan).order_by("key")[:CHUNK]):
         after = chunk[-1].key
-        with transaction.atomic():
-            noted = sightings.save(sightings.of_row(scan, row) for row in chunk)
-            scan.count(missing=noted)
+        note(scan, "missing", [sightings.of_row(scan, row) for row in chunk])
+
+
+def note(scan: BucketScan, figure: str, seen: list[Sighting]) -> None:
+    """Unless another worker has ended the scan meanwhile, and all of this has been said."""
+    with transaction.atomic():
+        if BucketScan.objects.finish(scan):
+            scan.count(**{figure: sightings.save(seen)})
 
 
 def take_back(scan: BucketScan) -> None:

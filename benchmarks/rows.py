@@ -1,6 +1,5 @@
 """The rows of the table of targets, in its order."""
 
-import sys
 from collections.abc import Callable
 
 from benchmarks.deletion import deletion
@@ -15,14 +14,15 @@ MOST_MEMORY, MOST_GROWTH = 100, 10
 SMALL = 100_000
 # Of a scan that is shared: so many times as many keys, so that the start of its workers does not
 # decide, and fewer lanes for each, as with all of them one takes more than a core.
-SHARED, LANES = 2, 8
+SHARED, LANES = 2, "8"
+BOTH_CORES = ["--processes", "2"]
 
 
 def reconcile(bench: Bench) -> Row:
     with stage(bench, bench.keys) as it:
         it.filled()
         measured = bench.measure(
-            it.ours("reconcile_r2 --processes 2", [*RECONCILE, "--processes", "2"]),
+            it.ours("reconcile_r2 --processes 2", [*RECONCILE, *BOTH_CORES]),
             it.lister("s5cmd ls", 3),
             it.lister("rclone size"),
             it.lister("aws s3 ls"),
@@ -54,14 +54,14 @@ def first(bench: Bench) -> Row:
     some, database = min(bench.keys, UPDATE_OR_CREATE_KEYS), bench.database
     with stage(bench, bench.keys) as it, stage(bench, some) as smaller:
         measured = bench.measure(
-            it.ours("backfill_r2", BACKFILL, prepare=database.empty),
+            it.ours("backfill_r2 --processes 2", [*BACKFILL, *BOTH_CORES], prepare=database.empty),
             writer(it, "bulk_create", 3, database.empty),
             writer(smaller, "update_or_create", 60, database.empty),
         )
     how = (
-        "Canned store, PostgreSQL, empty table. The rivals list with boto3's paginator and know"
-        f" neither owners nor findings. update_or_create has {some:,} keys, and is compared by the"
-        " time for a key."
+        "Canned store, PostgreSQL, empty table. Ours has a process for each of two cores. The"
+        " rivals list with boto3's paginator and know neither owners nor findings. update_or_create"
+        f" has {some:,} keys, and is compared by the time for a key."
     )
     return Row(f"First backfill of {bench.keys:,} keys", how, measured, ratios(measured))
 
@@ -149,9 +149,10 @@ def workers(bench: Bench) -> Row:
     keys = SHARED * bench.keys
     with stage(bench, keys, LATENCY) as it:
         it.filled()
+        it.application.environment["SCAN_LANES"] = LANES
         measured = bench.measure(
             *(
-                it.ours(f"{count} of them", RECONCILE, started_by=started(count, LANES))
+                it.ours(f"{count} of them", [*RECONCILE, "--processes", str(count)])
                 for count in (1, 2, 4)
             )
         )
@@ -160,14 +161,10 @@ def workers(bench: Bench) -> Row:
         ratio = measured[0].seconds / measured[1].seconds
         demands = [Demand("at least 1.8x one process", f"{ratio:.2f}x", ratio >= 1.8)]
     how = (
-        f"100 ms a request, {LANES} lanes (SCAN_LANES) for each process. The others join the scan"
-        " of the first. CPU is of all."
+        f"reconcile_r2 --processes, 100 ms a request, {LANES} lanes (SCAN_LANES) for each. CPU is"
+        " of all of them."
     )
     return Row(f"Worker processes, {keys:,} keys", how, measured, demands)
-
-
-def started(count: int, lanes: int) -> list[str]:
-    return [sys.executable, "-m", "benchmarks.workers", str(count), str(lanes)]
 
 
 ROWS: dict[str, Callable[[Bench], Row]] = {

@@ -58,15 +58,13 @@ class Stage:
     keys: int
     application: Application
 
-    def ours(
-        self, name: str, argv: Sequence[str], started_by: Sequence[str] = MANAGE, **more: Any
-    ) -> Contender:
+    def ours(self, name: str, argv: Sequence[str], **more: Any) -> Contender:
         """It must end well, and have seen every key."""
 
         def check(facts: dict[str, Any]) -> None:
             demand(facts, status="complete", listed=self.keys)
 
-        whole = [*started_by, *argv]
+        whole = [*MANAGE, *argv]
         return self.application.contender(name, whole, self.keys, **{"check": check, **more})
 
     def rival(self, name: str, target: float | None = None, **more: Any) -> Contender:

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 # Pages that wait to be written, in all: about a fifth of a megabyte each.
 AHEAD = 6
 # What is written at once: so many pages, or what there is after so many seconds.
-BATCH = 14
+BATCH = 15
 PATIENCE = 1.0
 # Lanes at first, and the seconds of waiting for a page from which on there are twice as many. Each
 # costs memory, and where the store answers at once more of them bring nothing.
@@ -247,7 +247,9 @@ class Lanes:
             if isinstance(page, Cut):
                 self.is_cutting = False
                 self._cuts.append(page)
-                return
+                # An idle lane waits for it: only with what is there already.
+                until = asked
+                continue
             if monotonic() - asked > STARVED:
                 self.open = min(2 * self.open, self.width)
             yield page

@@ -218,7 +218,8 @@ def at_a_glance(bucket: str, keys: Sequence[str], after_page: Callable[[], None]
         return set()
     page = next(entry_pages(bucket, "", after=before(keys[0])))
     after_page()
-    return set(keys).intersection(page.keys)
+    # The texts of `keys`, so that those of the page can go.
+    return set(page.keys).intersection(keys)
 
 
 def is_listed(bucket: str, key: str, after_page: Callable[[], None]) -> bool:

@@ -123,7 +123,7 @@ def test_the_sweep_sends_one_worker_for_a_scan_that_lost_its_own(bucket: Bucket)
 @pytest.mark.parametrize(
     "values",
     [
-        {"enqueued_at": timezone.now() + timedelta(minutes=10)},
+        {"enqueued_at": timezone.now() + timedelta(days=1)},
         {"enqueued_at": None},
         {"status": "stopped"},
         {"status": "complete"},

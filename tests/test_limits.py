@@ -824,6 +824,14 @@ def test_first_scan_is_held_against_what_is_tracked(bucket: Bucket) -> None:
     assert scanned().status == BucketScan.Status.FAILED
 
 
+def test_rows_written_since_a_first_scan_began_are_not_expected(bucket: Bucket) -> None:
+    alive("proj_1")
+    lost(bucket, 2)
+    begun = scan.begin()
+    track(bucket, media(3)[-1], "proj_1", etag="e", size=1)
+    assert limits.expected_objects(begun) == 2
+
+
 def test_uploads_since_the_scan_before_are_expected(bucket: Bucket) -> None:
     scanned()
     lost(bucket, MANY)

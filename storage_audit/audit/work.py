@@ -24,7 +24,6 @@ LONE_KEYS = 100
 # more when it takes more than SLOW. Seconds.
 QUICK, SLOW = 2.0, 10.0
 
-
 Page = TypeVar("Page")
 
 

@@ -38,7 +38,7 @@ def another(scan_id: UUID) -> Iterator[None]:
     process.start()
     try:
         yield
-    except Exception:
+    except Exception:  # Not Ctrl-C, which the other gets too, or sees by the scan that is stopped.
         process.kill()
         raise
     finally:

@@ -121,7 +121,7 @@ class Stretch:
 
     def unlike(self, tracked: set[str]) -> list[Line]:
         """What the table does not have."""
-        if tracked.issuperset(self.lines):  # in half the time
+        if tracked.issuperset(self.lines):  # as mostly, and told in half the time
             return []
         lines = zip(self.lines, self.times, strict=True)
         return [each for each in lines if each[0] not in tracked]

@@ -243,6 +243,25 @@ def test_trouble_with_a_look_for_a_cut_is_none_of_the_scan(
     assert len(looks) == 1
 
 
+def test_where_a_shard_can_be_cut_comes_with_the_pages_that_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    Listing(*(a(n) for n in range(8)), page=2).use(monkeypatch)
+    found, token = BucketScan.objects.create(bucket=conf().bucket), uuid4()
+    found.shards.create()
+    with Lanes(found.bucket, 2) as running:
+        [shard] = found.shards.claim(token, 1)
+        running.cut(shard, lambda *args: "cut")
+        while running._read.empty():
+            sleep(0.01)
+        running.start(shard)
+        while running._read.qsize() < 5:
+            sleep(0.01)
+        [stretch] = running.gather()
+        assert stretch.listed == 8
+        assert [cut.at for cut in running.take_cuts()] == ["cut"]
+
+
 @pytest.mark.parametrize("every", [1, 3, 400])
 def test_a_scan_that_cuts_itself_says_what_one_says_that_does_not(
     monkeypatch: pytest.MonkeyPatch, every: int

@@ -69,33 +69,45 @@ def insert_new(rows: Sequence[models.Model]) -> int:
 
 
 def insert_values(model: type[models.Model], rows: Sequence[dict[str, Any]]) -> int:
-    """The same of the values of such rows, by their columns."""
+    """The same of the values of such rows, by their columns. What all rows have is sent, and read
+    by the database, once."""
     if not rows:
         return 0
     fields = [field for field in model._meta.concrete_fields if not field.primary_key]
-    values = list(map(itemgetter(*(field.attname for field in fields)), rows))
+    attributes = itemgetter(*(field.attname for field in fields))
+    each, one, source = GIVEN[connection.vendor]
+    wanted, same, different = list[str](), list[Any](), list[Sequence[Any]]()
+    for field, values in zip(fields, zip(*map(attributes, rows), strict=True), strict=True):
+        # Without its length: a cast cuts off what is too long, where an insert refuses it.
+        type_ = str(field.db_type(connection)).partition("(")[0]
+        if values.count(values[0]) == len(values):
+            wanted.append(one.format(type=type_))
+            same.append(in_json(values[0]))
+        else:
+            wanted.append(each.format(i=len(different), type=type_))
+            different.append(values)
+    given = list(zip(*different, strict=True)) or [()] * len(rows)
     columns = ", ".join(connection.ops.quote_name(str(field.column)) for field in fields)
-    given, source = GIVEN[connection.vendor]
-    # Without its length: a cast cuts off what is too long, where an insert refuses it.
-    types = [str(field.db_type(connection)).partition("(")[0] for field in fields]
-    wanted = ", ".join(given.format(i=i, type=type_) for i, type_ in enumerate(types))
     with connection.cursor() as cursor:
         cursor.execute(
-            f"INSERT INTO {model._meta.db_table} ({columns}) SELECT {wanted} FROM {source}"
-            " WHERE true ON CONFLICT DO NOTHING",
-            [json.dumps(values, default=in_json)],
+            f"INSERT INTO {model._meta.db_table} ({columns}) SELECT {', '.join(wanted)}"
+            f" FROM {source} WHERE true ON CONFLICT DO NOTHING",
+            [*same, json.dumps(given, default=in_json)],
         )
         return int(cursor.rowcount)
 
 
-# A row's value of a column, and all the rows.
+# A row's value of a column, that of all rows, and the rows.
 GIVEN = {
-    "postgresql": ("(value->>{i})::{type}", "jsonb_array_elements(%s::jsonb)"),
-    "sqlite": ("json_extract(value, '$[{i}]')", "json_each(%s)"),
+    "postgresql": ("(value->>{i})::{type}", "%s::{type}", "jsonb_array_elements(%s::jsonb)"),
+    "sqlite": ("json_extract(value, '$[{i}]')", "%s", "json_each(%s)"),
 }
 
 
-def in_json(value: Any) -> str:
+def in_json(value: Any) -> Any:
+    """A value of a column as JSON has one."""
+    if value is None or isinstance(value, int):
+        return value
     return as_text(value) if isinstance(value, UUID | datetime) else str(value)
 
 

@@ -67,6 +67,14 @@ def test_rows_inserted_at_once_are_those_that_a_save_makes(
         assert getattr(found, name) == getattr(given, name)
         if name not in ("key", "identity", "changed_at"):
             assert getattr(found, name) == getattr(saved, name)
+    other = item(f"z{text}", operation, **{**facts, "escaped": False, "span": None, "size": 1})
+    other.etag, other.evidence, other.project_id = "other", "other", text
+    insert_new([other, item(f"y{text}", operation, **facts)])  # Hardly a column has one value.
+    assert operation.items.filter(key=f"y{text}", etag=text, project_id=None, span=3).exists()
+    found = operation.items.get(key=other.key)
+    for name in names:
+        assert getattr(found, name) == getattr(other, name)
+    operation.items.filter(key__in=[f"y{text}", other.key]).delete()
     assert operation.items.filter(last_modified=at).count() == 2
     assert operation.items.filter(operation_id=operation.pk, size=2**62).count() == 2
 

@@ -1,10 +1,11 @@
 """One worker's turn on one operation."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, islice, takewhile
 from time import monotonic
-from typing import TypeVar
 
 from storage_audit import logs
 from storage_audit.audit import installation, limits
@@ -24,7 +25,8 @@ LONE_KEYS = 100
 # more when it takes more than SLOW. Seconds.
 QUICK, SLOW = 2.0, 10.0
 
-Page = TypeVar("Page")
+# Pages that are asked for before they are wanted.
+AHEAD = 5
 
 
 class Scattered(Exception):
@@ -125,11 +127,22 @@ class Work:
             raise OutOfTime
 
 
-def ahead(pages: Iterator[Page]) -> Iterator[Page]:
-    """The same, each asked for while whoever wants them is at the one before. Whoever has enough
-    waits for the one under way."""
+def ahead(pages: Iterator[list[Listed]]) -> Iterator[list[Listed]]:
+    """The same, some asked for while whoever wants them is at those before; what has come by then
+    is one page. Whoever has enough waits for the one under way."""
     with ThreadPoolExecutor(1, initializer=logs.carried()) as pool:
-        coming = pool.submit(next, pages, None)
-        while (page := coming.result()) is not None:
-            coming = pool.submit(next, pages, None)
-            yield page
+        coming = deque(pool.submit(next, pages, None) for _page in range(AHEAD))
+        try:
+            while (page := coming[0].result()) is not None:
+                rest = takewhile(has_come, islice(coming, 1, None))
+                found = [page, *(more.result() or [] for more in rest)]
+                for _page in found:
+                    coming.popleft()
+                    coming.append(pool.submit(next, pages, None))
+                yield list(chain(*found))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def has_come(page: Future[list[Listed] | None]) -> bool:
+    return page.done() and page.exception() is None and page.result() is not None

@@ -1,0 +1,75 @@
+"""Pages of a listing that are asked for before they are wanted."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from threading import Event
+
+import pytest
+
+from storage_audit.audit.work import AHEAD, ahead
+from storage_audit.bucket.errors import Broken
+from storage_audit.bucket.r2 import Listed
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def page(number: int) -> list[Listed]:
+    return [Listed(f"{number}{letter}", 1, "etag", AT) for letter in "ab"]
+
+
+def keys(pages: list[list[Listed]]) -> list[str]:
+    return [each.key for page in pages for each in page]
+
+
+def test_what_has_come_meanwhile_is_one_page() -> None:
+    is_wanted, last_comes = Event(), Event()
+
+    def listing() -> Iterator[list[Listed]]:
+        yield page(1)
+        assert is_wanted.wait(timeout=10)
+        for number in range(2, AHEAD + 1):
+            yield page(number)
+        last_comes.set()
+        yield page(AHEAD + 1)
+
+    pages = ahead(listing())
+    assert keys([next(pages)]) == keys([page(1)])
+    is_wanted.set()
+    assert last_comes.wait(timeout=10)
+    second = next(pages)
+    assert keys([second])[: 2 * (AHEAD - 1)] == keys([page(n) for n in range(2, AHEAD + 1)])
+    assert keys([second, *pages]) == keys([page(n) for n in range(2, AHEAD + 2)])
+
+
+def test_no_more_are_asked_for_than_are_kept() -> None:
+    asked = 0
+
+    def listing() -> Iterator[list[Listed]]:
+        nonlocal asked
+        while asked < 1000:
+            asked += 1
+            yield page(asked)
+
+    pages = ahead(listing())
+    first = len(next(pages)) // 2
+    assert first <= asked <= first + AHEAD + 1
+    pages.close()  # type: ignore[attr-defined]
+    assert asked <= first + AHEAD + 1
+    assert first <= AHEAD
+
+
+def test_pages_before_a_failure_are_given_and_then_it_is_raised() -> None:
+    def listing() -> Iterator[list[Listed]]:
+        for number in (1, 2, 3):
+            yield page(number)
+        raise Broken("cut short")
+
+    given = []
+    with pytest.raises(Broken):
+        for each in ahead(listing()):
+            given.append(each)
+    assert keys(given) == keys([page(n) for n in (1, 2, 3)])
+
+
+def test_empty_listing_has_one_empty_page() -> None:
+    assert list(ahead(iter([[]]))) == [[]]

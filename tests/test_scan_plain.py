@@ -308,6 +308,16 @@ def replaced(reading: Reading, name: str, by: str) -> Reading:
     return replace(reading, fields=fields)
 
 
+@hypothesis_settings(max_examples=500)
+@given(cases())
+def test_many_keys_name_the_projects_that_each_names_alone(case: Case) -> None:
+    layouts, folder, name = case
+    keys = [f"{folder}/{name}", f"{folder}/{MADE_UP}", f"{folder}{name}", name]
+    for key, found in layouts.readings_of(keys).items():
+        alone = layouts.readings(key)
+        assert [(r.layout, r.project) for r in found] == [(r.layout, r.project) for r in alone]
+
+
 def test_the_usual_layouts_have_a_short_way() -> None:
     layouts = Layouts(DEFAULT_TEMPLATES, project_id=IDS[0], kinds=DEFAULT_KINDS, current="")
     for folder in (FOLDERS[0], "video/proj_1/s1"):

@@ -163,7 +163,7 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
     """Look at the objects and at their owners once more: only what is as planned may go."""
     operation = work.operation
     found = look_at(work, batch)
-    readings = {item.key: layouts().readings(item.key) for item in batch}
+    readings = layouts().readings_of(item.key for item in batch)
     if operation.kind == CleanupOperation.Kind.PROJECT:
         refuse_reborn(operation)
     alive = alive_among(readings.values())
@@ -272,7 +272,7 @@ def unfinished_uploads(work: Work) -> Iterator[Upload] | None:
 
 
 def owned_uploads(work: Work, page: list[Upload]) -> Iterator[Upload]:
-    readings = {upload.key: layouts().readings(upload.key) for upload in page}
+    readings = layouts().readings_of(upload.key for upload in page)
     alive = alive_among(readings.values())
     rows = rows_by_identity(work.operation.bucket, readings, work.identity)
     for upload in page:

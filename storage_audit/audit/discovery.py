@@ -169,7 +169,7 @@ def verdicts(
 ) -> Iterator[tuple[Listed, Row | None, Verdict]]:
     """Of each listed object its tracking row, as `to_judge` gives it, and whether it is the
     project's."""
-    readings = {listed.key: layouts().readings(listed.key) for listed in page}
+    readings = layouts().readings_of(listed.key for listed in page)
     alive = alive_among(readings.values())
     rows = to_judge(R2Object.objects.in_bucket(bucket), readings, identity)
     for listed in page:

@@ -203,6 +203,20 @@ class Layouts:
             return ()
         return self.readings(f"{folder}/{MADE_UP}")
 
+    def readings_of(self, keys: Iterable[str]) -> dict[str, tuple[Reading, ...]]:
+        """The layouts and projects of each key. What only a file's name says is made up where the
+        readings of a folder do for all plain names in it."""
+        in_folder = dict[str, tuple[Reading, ...]]()
+        found = {}
+        for key in keys:
+            folder, _slash, name = key.rpartition("/")
+            if (shared := in_folder.get(folder)) is None:
+                shared = in_folder[folder] = self.readings_in(folder)
+            found[key] = (
+                shared if shared and self.plain_name.fullmatch(name) else self.readings(key)
+            )
+        return found
+
     def build(self, project: str, **fields: str) -> str:
         """The key for a new upload. Raises ValueError as Layout.build does."""
         return self._current.build(project, **fields)

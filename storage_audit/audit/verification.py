@@ -102,11 +102,7 @@ def settle(work: Work) -> None:
         # What nobody can name in a request can still be deleted by other means.
         nameless = operation.items.filter(outcome=Outcome.FAILED, escaped=True, present_at=None)
         settled += nameless.mark(Outcome.ALREADY_ABSENT)
-        # Looks that contradict each other count as tries, or they might do so for ever.
-        there.filter(answer=NOT_LISTED).update(tries=F("tries") + 1)
-        give_up(operation, there.locked())
-        again = there.filter(tries__lt=conf().tries).mark(Outcome.PLANNED, answer="")
-        give_up(operation, there)
+        again = try_again(operation, there) if there.exists() else 0
         operation.record(
             "verify",
             _("Every range was listed to its end: %(gone)s gone, %(again)s to be tried again.")
@@ -118,6 +114,16 @@ def settle(work: Work) -> None:
             operation.renew(step=CleanupOperation.Step.DELETE, cursor={})
         else:
             operation.renew(cursor={"settled": True})
+
+
+def try_again(operation: CleanupOperation, there: CleanupItemQuerySet) -> int:
+    """How many of the items that are still there are sent once more; the others are given up."""
+    # Looks that contradict each other count as tries, or they might do so for ever.
+    there.filter(answer=NOT_LISTED).update(tries=F("tries") + 1)
+    give_up(operation, there.locked())
+    again = there.filter(tries__lt=conf().tries).mark(Outcome.PLANNED, answer="")
+    give_up(operation, there)
+    return again
 
 
 def doubt_what_is_back(operation: CleanupOperation) -> None:

@@ -59,7 +59,7 @@ class Conf:
     limit_multiple: float = 10
     limit_missing: float = 0.5
     limit_vanished: int = 10
-    batch_size: int = 1000
+    batch_size: int = 250
     tries: int = 3
     slice: timedelta = timedelta(seconds=60)
     lease: timedelta = timedelta(seconds=60)

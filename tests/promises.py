@@ -1,6 +1,8 @@
 """What the tests of cleanups do and demand again and again."""
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import pytest
@@ -9,6 +11,8 @@ from django.utils import timezone
 from storage_audit.audit import cleanup, deletion, verification
 from storage_audit.audit.sending import Planned, Proof
 from storage_audit.audit.work import Work
+from storage_audit.bucket import deleters
+from storage_audit.bucket.deleters import Sent
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, Project, R2Object
 from tests.conftest import Bucket
 
@@ -40,6 +44,16 @@ def run(operation: CleanupOperation) -> CleanupOperation:
 
 def delete(project_id: str) -> CleanupOperation:
     return run(requested(project_id))
+
+
+def send(
+    strategy: str, bucket: str, keys: list[str], *, until: float, size: int = 1, calls: int = 1
+) -> Sent:
+    """Ask the store for these deletions, and nobody whether they may be."""
+    with ThreadPoolExecutor(calls) as pool:
+        return deleters.delete(
+            strategy, bucket, keys, until=until, size=size, pool=pool, stop=Event()
+        )
 
 
 def make_due(operation: CleanupOperation) -> CleanupOperation:

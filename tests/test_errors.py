@@ -19,7 +19,7 @@ from devtools.faults.matching import (
 )
 from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, Rule
 from devtools.local_r2 import LocalR2
-from storage_audit.bucket import deleters, r2
+from storage_audit.bucket import r2
 from storage_audit.bucket.errors import (
     LOCKED,
     Barred,
@@ -31,7 +31,7 @@ from storage_audit.bucket.errors import (
 from storage_audit.models import CleanupOperation, OperationEvent
 from tests.conftest import Bucket
 from tests.network import faulty_network
-from tests.promises import Status, again, alive, check, delete, outcomes, reason
+from tests.promises import Status, again, alive, check, delete, outcomes, reason, send
 
 KEYS = [f"projects/proj_1/scenes/s1/media/{n}.mp4" for n in range(4)]
 HOURS = timedelta(hours=6)
@@ -111,7 +111,7 @@ def test_key_has_an_answer_only_when_the_store_is_done_with_it(
 ) -> None:
     """Otherwise uploads to it stay barred, as it may still be deleted."""
     store.rules.append(on(is_delete_batch, answer))
-    sent = deleters.delete("batch", bucket.name, KEYS[:1], until=monotonic() + 30, size=1, calls=1)
+    sent = send("batch", bucket.name, KEYS[:1], until=monotonic() + 30)
     assert set(sent.answers) == (set(KEYS[:1]) if answered else set())
     assert bool(sent.troubles) == (answer.status in (0, 500, 504, 524))
 
@@ -120,7 +120,7 @@ def test_trouble_with_one_call_holds_back_those_that_wait_for_it(
     store: FaultyStore, bucket: Bucket
 ) -> None:
     store.rules.append(on(is_delete_batch, RESET))
-    sent = deleters.delete("batch", bucket.name, KEYS, until=monotonic() + 30, size=1, calls=1)
+    sent = send("batch", bucket.name, KEYS, until=monotonic() + 30)
     assert not sent.answers
     assert len(store.asked(is_delete_batch)) == 1
 

@@ -48,12 +48,13 @@ def one_key_a_call(store: FaultyStore) -> Iterator[None]:
         yield
 
 
-def test_pace_falls_in_leaps_and_rises_call_by_call() -> None:
-    fastest = Pace(1000, 4)
-    falling = [fastest, Pace(250, 2), Pace(1, 1)]
+def test_pace_falls_in_leaps_and_rises_by_doubling() -> None:
+    fastest = pace.most_of(CleanupOperation())
+    assert fastest == Pace(250, 16)
+    falling = [fastest, Pace(25, 8), Pace(1, 4), Pace(1, 2), Pace(1, 1)]
     assert [one.slower() for one in falling] == [*falling[1:], Pace(1, 1)]
-    rising = [Pace(keys, calls) for keys in (1, 250, 1000) for calls in (1, 2, 3, 4)]
-    assert [one.faster(pace.MOST["batch"]) for one in rising] == [*rising[1:], fastest]
+    rising = [Pace(keys, calls) for keys in (1, 25, 250) for calls in (1, 2, 4, 8, 16)]
+    assert [one.faster(fastest) for one in rising] == [*rising[1:], fastest]
 
 
 @pytest.mark.parametrize("most", [1, 100, 250, 999])
@@ -63,31 +64,31 @@ def test_no_call_is_ever_larger_than_the_setting(most: int) -> None:
         for _step in range(20):
             assert one.keys <= most
             one = one.faster(pace.most_of(CleanupOperation()))
-        assert one == Pace(most, 4)
+        assert one == Pace(most, 16)
 
 
 @pytest.mark.parametrize("trouble", [BUSY, BROKEN, RESET], ids=["503", "500", "reset"])
 def test_trouble_makes_calls_smaller_and_success_larger_again(
     store: FaultyStore, bucket: Bucket, trouble: Reply
 ) -> None:
-    fill(bucket, 262)
+    fill(bucket, 306)
     store.rules.append(on(is_delete_batch, trouble, times=2))
     operation = delete("proj_1")
     assert operation.status == Status.CLEAN
     assert not bucket.keys()
-    assert sizes(store)[:13] == [262, 250, *[1] * 10, 250]
-    assert operation.pace["keys"] >= 250
+    assert sizes(store)[:34] == [250, 25, *[1] * 31, 25]
+    assert operation.pace["keys"] == 25
     check(bucket)
 
 
 def test_timeline_tells_of_each_change(store: FaultyStore, bucket: Bucket) -> None:
-    fill(bucket, 12)
+    fill(bucket, 31)
     store.rules.append(on(is_delete_batch, BUSY, times=2))
     assert told(delete("proj_1")) == [
         "DeleteObjects failed: SlowDown a fault, made on purpose."
         f" From now on at most {keys} objects after one look, 1 calls at once."
-        for keys in (250, 1)
-    ] + ["The store keeps up. From now on at most 250 objects after one look, 1 calls at once."]
+        for keys in (25, 1)
+    ] + ["The store keeps up. From now on at most 25 objects after one look, 1 calls at once."]
 
 
 def test_errors_of_single_keys_slow_down_too(store: FaultyStore, bucket: Bucket) -> None:
@@ -117,12 +118,12 @@ def test_what_one_key_was_refused_for_slows_nothing_down(
 def test_store_that_is_down_is_asked_ten_times_for_one_key_and_then_left_alone(
     store: FaultyStore, bucket: Bucket
 ) -> None:
-    keys = fill(bucket, 260)
+    keys = fill(bucket, 280)
     store.rules.append(on(is_delete_batch, BROKEN))
     operation = delete("proj_1")
     assert operation.status == Status.INCOMPLETE
     assert "InternalError" in operation.error
-    assert sizes(store) == [260, 250, *[1] * 10]
+    assert sizes(store) == [250, 25, *[1] * 10]
     store.seen.clear()
     assert again(operation).status == Status.INCOMPLETE
     assert sizes(store) == [1] * 10, "the pace is kept"
@@ -240,12 +241,12 @@ def test_pause_that_the_turn_is_too_short_for_is_made_between_attempts(
 # Calls at once
 
 
-def test_up_to_four_calls_are_under_way_at_once(
+def test_up_to_sixteen_calls_are_under_way_at_once(
     one_key_a_call: None, store: FaultyStore, bucket: Bucket
 ) -> None:
-    """The rounds are of one, two, three and then always four."""
-    fill(bucket, 14)
-    rounds = [each for count in (1, 2, 3, 4, 4) for each in [Barrier(count)] * count]
+    """The rounds are of one, two, four, eight and then always sixteen."""
+    fill(bucket, 47)
+    rounds = [each for count in (1, 2, 4, 8, 16, 16) for each in [Barrier(count)] * count]
     lock, under_way, most = Lock(), 0, 0
 
     def wait_for_the_others(request: Request, forward: Forward) -> Reply:
@@ -263,7 +264,7 @@ def test_up_to_four_calls_are_under_way_at_once(
     operation = delete("proj_1")
     assert operation.status == Status.CLEAN
     assert not told(operation)
-    assert most == 4
+    assert most == 16
     check(bucket)
 
 

@@ -1,6 +1,7 @@
 """A batch on its way while the next one is proved."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import Event, Lock
 from time import monotonic, sleep
@@ -15,6 +16,7 @@ from devtools.faults.matching import is_delete_batch, is_delete_single, keys_sen
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from storage_audit.audit import cleanup, deletion, pace, sending
 from storage_audit.audit.installation import Mismatch
+from storage_audit.audit.pace import Pace
 from storage_audit.audit.sending import Planned, Proof
 from storage_audit.audit.work import OutOfTime, Reborn, Undecided, Work
 from storage_audit.bucket import deleters
@@ -28,8 +30,9 @@ Effect = Callable[[], None]
 
 
 @pytest.fixture
-def at_full_pace(store: FaultyStore) -> Iterator[None]:
+def at_full_pace(store: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Four calls at once, of one key each: no more are allowed."""
+    monkeypatch.setitem(pace.MOST, "batch", Pace(1000, 4))
     with override_settings(STORAGE_AUDIT={**settings.STORAGE_AUDIT, "BATCH_SIZE": 1}):
         yield
 
@@ -112,7 +115,28 @@ def test_while_a_batch_is_on_its_way_the_next_one_is_proved(
     check(bucket)
 
 
-def test_next_batch_leaves_when_the_one_before_has_its_answers(
+def test_next_batch_takes_up_the_calls_that_the_one_before_has_ended(
+    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operation, other_has_left, in_time = two_batches(bucket), Event(), list[bool]()
+    proofs = before_second_proof(monkeypatch, lambda: None)
+
+    def wait_for_the_other(request: Request, forward: Forward) -> Reply:
+        [key] = keys_sent(request)
+        if key not in proofs[0]:
+            other_has_left.set()
+        elif key != proofs[0][0]:
+            in_time.append(other_has_left.wait(timeout=10))
+        return forward()
+
+    store.rules.append(on(is_delete_batch, wait_for_the_other))
+    assert run(operation).status == Status.CLEAN
+    assert in_time == [True] * 3
+    assert set(operation.items.values_list("tries", "answer")) == {(1, "Deleted")}
+    check(bucket)
+
+
+def test_two_batches_have_no_more_calls_at_once_than_one(
     at_full_pace: None, store: FaultyStore, bucket: Bucket
 ) -> None:
     fill(bucket, 12)
@@ -174,15 +198,21 @@ def test_nothing_is_sent_on_a_look_from_before_trouble(
 def test_nothing_is_sent_on_a_look_that_grew_old_behind_the_batch_before(
     at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operation, now = two_batches(bucket), [0.0]
+    operation, now, is_late = two_batches(bucket), [0.0], Event()
     proofs = before_second_proof(monkeypatch, lambda: None)
     real = sending.Flight.land
 
-    def land_late(flight: sending.Flight) -> object:
+    def land_late(flight: sending.Flight, all_but: int = 0) -> None:
         if len(proofs) == 2:
             now[0] = deletion.PROOF_LASTS + 1
-        return real(flight)
+            is_late.set()
+        real(flight, all_but)
 
+    def wait(request: Request, forward: Forward) -> Reply:
+        assert is_late.wait(timeout=10)
+        return forward()
+
+    store.rules.append(on(is_delete_batch, wait, times=4))
     monkeypatch.setattr(sending.Flight, "land", land_late)
     monkeypatch.setattr(deletion, "monotonic", lambda: now[0])
     monkeypatch.setattr("storage_audit.bucket.r2.monotonic", lambda: now[0])
@@ -333,8 +363,8 @@ def test_what_is_broken_off_while_it_is_waited_for_makes_no_further_call(
     operation, gate = requested("proj_1"), Gate()
     CleanupOperation.objects.update(pace={"keys": 2, "calls": 5})
 
-    def interrupt(flight: sending.Flight) -> None:
-        if flight._sent:
+    def interrupt(flight: sending.Flight, all_but: int = 0) -> None:
+        if flight._under_way:
             gate.open()
             raise KeyboardInterrupt
 
@@ -400,7 +430,7 @@ def test_no_item_is_in_two_batches(
         try:
             return real(operation, keys, **kwargs)  # type: ignore[arg-type]
         finally:
-            under_way.clear()
+            under_way.difference_update(keys)
 
     monkeypatch.setattr(sending, "send", send)
     assert run(operation).status == Status.CLEAN
@@ -412,11 +442,12 @@ def test_no_item_is_in_two_batches(
 def test_another_thread_can_break_off_before_the_first_call(
     store: FaultyStore, bucket: Bucket
 ) -> None:
-    broken_off = Event()
-    broken_off.set()
-    sent = deleters.delete(
-        "batch", bucket.name, ["a"], until=monotonic() + 9, size=1, calls=1, broken_off=broken_off
-    )
+    stop = Event()
+    stop.set()
+    with ThreadPoolExecutor(1) as pool:
+        sent = deleters.delete(
+            "batch", bucket.name, ["a"], until=monotonic() + 9, size=1, pool=pool, stop=stop
+        )
     assert sent.unasked == ["a"]
     assert not sent.troubles
     assert not store.asked(is_delete_batch)

@@ -21,7 +21,7 @@ from devtools.local_r2 import LocalR2
 from storage_audit.audit import deletion, installation, requests
 from storage_audit.audit.installation import MARKER, Mismatch
 from storage_audit.audit.modes import MODES, Mode
-from storage_audit.bucket import deleters, wrangler
+from storage_audit.bucket import wrangler
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, R2Object
 from tests.conftest import BUCKETS, Bucket
@@ -38,6 +38,7 @@ from tests.promises import (
     outcomes,
     reason,
     run,
+    send,
     track,
 )
 from tests.test_commands import run as command
@@ -389,7 +390,7 @@ def test_a_wrangler_that_hangs_is_not_asked_for_its_version_by_each_lane(
     monkeypatch.setattr(wrangler, "LONGEST", 1.0)
     keys = [f"k{n}" for n in range(8)]
     with configured(WRANGLER=str(program), ACCOUNT_ID="a" * 32):
-        sent = deleters.delete("wrangler", "tests", keys, until=monotonic() + 0.5, size=2, calls=4)
+        sent = send("wrangler", "tests", keys, until=monotonic() + 0.5, size=2, calls=4)
     assert len(starts.read_text().splitlines()) == 1
     assert sent.troubles and not sent.answers
 
@@ -434,7 +435,7 @@ def test_nothing_is_started_when_the_work_is_broken_off(tmp_path: Path) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0.8)
         try:
             with pytest.raises(SystemExit):
-                deleters.delete("wrangler", "tests", keys, until=monotonic() + 30, size=10, calls=4)
+                send("wrangler", "tests", keys, until=monotonic() + 30, size=10, calls=4)
         finally:
             signal.signal(signal.SIGALRM, before)
     assert len(starts.read_text().splitlines()) <= 4

@@ -133,15 +133,15 @@ class Verdict:
         )
 
     def redone(self) -> Iterator[str]:
-        """At most one batch for each worker that was interrupted."""
-        batch = conf().batch_size * MOST["batch"].calls
+        """At most the two batches on their way, for each worker that was interrupted."""
+        batches = 2 * conf().batch_size * MOST["batch"].calls
         events = OperationEvent.objects.filter(step__in=INTERRUPTIONS)
         interrupted = Counter(
             ROWS if kind == "objects" else id
             for kind, id in events.values_list("operation__kind", "operation__project_id")
         )
         for id, keys in self.observer.again.items():
-            if keys > batch * interrupted[id]:
+            if keys > batches * interrupted[id]:
                 yield f"{id}: {keys} keys sent again, with {interrupted[id]} interruptions"
 
 

@@ -72,8 +72,8 @@ def first_of(work: Work, todo: CleanupItemQuerySet) -> list[Planned]:
 
 
 def delete_batch(work: Work, batch: list[Planned], flight: Flight) -> None:
-    """Prove these items, while the batch before them may still be on its way, and send them; not
-    after trouble with that one, as then it takes a new look."""
+    """Prove these items, while the batch before them may still be on its way, and send them behind
+    it; what waits there is not sent after trouble with that one, as then it takes a new look."""
     operation = work.operation
     with transaction.atomic():
         operation.renew()
@@ -81,8 +81,6 @@ def delete_batch(work: Work, batch: list[Planned], flight: Flight) -> None:
         bar_uploads(operation, batch)
     until = monotonic() + PROOF_LASTS
     proof = prove(work, batch)
-    if flight.land():
-        return
     if proof.may_go and monotonic() > until:
         late = TooLate(_("The look at the objects took longer than it may be relied on."))
         return pace.adapt(work, len(batch), late)

@@ -3,6 +3,7 @@
 The pace is kept in the operation, so that its next turn begins with what the store could bear.
 """
 
+from collections.abc import Sequence
 from random import uniform
 from time import monotonic, sleep
 from typing import NamedTuple
@@ -27,7 +28,7 @@ from storage_audit.models import CleanupOperation
 
 Strategy = CleanupOperation.Strategy
 
-SMALLER = (1, 250)  # keys a lane, below the most
+SMALLER = (1, 25)  # keys a lane, below the most
 PAUSE = 2.0  # seconds
 # Troubles in a row at the slowest pace: fewer may be about a few keys, and stop no others.
 LAST_TROUBLES = 10
@@ -50,9 +51,9 @@ class Pace(NamedTuple):
         return cls(min(kept.get("keys", most.keys), most.keys), kept.get("calls", first))
 
     def faster(self, most: "Pace") -> "Pace":
-        """One lane more, or as many keys in fewer lanes."""
+        """Twice the lanes, or more keys in one lane."""
         if self.calls < most.calls:
-            return Pace(self.keys, self.calls + 1)
+            return Pace(self.keys, min(2 * self.calls, most.calls))
         larger = min((size for size in SMALLER if size > self.keys), default=most.keys)
         return Pace(min(larger, most.keys), 1) if self.keys < most.keys else self
 
@@ -63,7 +64,7 @@ class Pace(NamedTuple):
 
 # A lane's calls must be over before the look that allows them is too old.
 MOST: dict[str, Pace] = {
-    Strategy.BATCH: Pace(1000, 4),  # one call a lane
+    Strategy.BATCH: Pace(1000, 16),  # one call a lane
     Strategy.PARALLEL: Pace(100, 8),
     Strategy.SEQUENTIAL: Pace(100, 1),
     # A second each, or more, and at most two starts a second.
@@ -116,8 +117,11 @@ def trouble_in(sent: Sent) -> StoreError | None:
     """The worst that the store had, with calls or with single keys of theirs."""
     kept = [answer for answer in sent.answers.values() if answer != DELETED]
     of_keys = [classify(answer.code)(str(answer), answer.code) for answer in kept]
-    troubles = sent.troubles + [e for e in of_keys if isinstance(e, Unavailable | Broken)]
-    return max(troubles, key=severity, default=None)
+    return worst(sent.troubles + [e for e in of_keys if isinstance(e, Unavailable | Broken)])
+
+
+def worst(troubles: Sequence[StoreError | None]) -> StoreError | None:
+    return max(filter(None, troubles), key=severity, default=None)
 
 
 def severity(error: StoreError) -> tuple[bool, float, bool]:

@@ -1,13 +1,15 @@
-"""A batch on its way: sent once, and what the store answered written down.
+"""Batches on their way: each is sent once, and what the store answered is written down.
 
 While the store keeps up, the next batch is proved meanwhile; the database is left to one thread.
 """
 
 import logging
+from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from itertools import groupby
 from threading import Event
 from types import TracebackType
@@ -57,15 +59,20 @@ class Proof(NamedTuple):
 
 
 class Flight:
-    """The batch that is on its way, if one is. Left only when its answers are written down, unless
-    the process is to end, or the lease is lost: then they count as not given."""
+    """The batches that are on their way, in the order in which they left: two while the store keeps
+    up, so that it never waits for us. Left only when their answers are written down, unless the
+    process is to end, or the lease is lost: then they count as not given."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
+        self._under_way = deque[tuple[Proof, Future[Sent]]]()
+        self._senders = ThreadPoolExecutor(2, initializer=logs.carried())
         self._broken_off = Event()
-        self._pool = ThreadPoolExecutor(1, initializer=logs.carried())
-        self._sent: Future[Sent] | None = None
-        self._proof = Proof([], [], [])
+        self._open_lanes()
+
+    def _open_lanes(self) -> None:
+        self._calls = Pace.of(self.work.operation).calls
+        self._lanes = ThreadPoolExecutor(self._calls, initializer=logs.carried())
 
     def __enter__(self) -> Self:
         return self
@@ -76,7 +83,7 @@ class Flight:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._pool:  # Which waits for the calls that have left.
+        with self._lanes, self._senders:  # Which wait for the calls that have left.
             try:
                 if error is None or isinstance(error, OutOfTime):
                     self.land()
@@ -86,68 +93,72 @@ class Flight:
                 self._broken_off.set()
 
     def carries(self, batch: list[Planned]) -> bool:
-        under_way = {item.pk for item in self._proof.may_go} if self._sent else set()
+        under_way = {item.pk for proof, _sent in self._under_way for item in proof.may_go}
         return any(item.pk in under_way for item in batch)
 
     def depart(self, proof: Proof, *, until: float) -> None:
-        """Send what may go. The one before must have landed."""
-        assert self._sent is None
-        operation, self._proof = self.work.operation, proof
-        keys, stop = [item.key for item in proof.may_go], self._broken_off
+        """Send what may go, behind what is on its way, and wait for the answers to that."""
+        operation, keys = self.work.operation, [item.key for item in proof.may_go]
+        if Pace.of(operation).calls != self._calls:
+            self._lanes.shutdown()
+            self._open_lanes()
+        sent = partial(send, operation, keys, until=until, pool=self._lanes, stop=self._broken_off)
         if pace.keeps_up(operation):
-            self._sent = self._pool.submit(send, operation, keys, until=until, broken_off=stop)
+            self._under_way.append((proof, self._senders.submit(sent)))
+            self.land(all_but=1)
         else:
-            sent = send(operation, keys, until=until, broken_off=stop)
-            self._sent = Future()
-            self._sent.set_result(sent)
+            done = Future[Sent]()
+            done.set_result(sent())
+            self._under_way.append((proof, done))
             self.land()
 
-    def land(self) -> StoreError | None:
-        """Wait for the answers and adapt the pace to them; the trouble that the store had. Raises
-        it when this turn is too short for it, and LeaseLost."""
-        if self._sent is None:
-            return None
-        trouble = self._end()
-        pace.adapt(self.work, self._proof.size, trouble)
-        return trouble
+    def land(self, all_but: int = 0) -> None:
+        """Wait for the answers to all but so many batches, or to all of them after trouble, and
+        adapt the pace. Raises the trouble when this turn is too short for it, and LeaseLost."""
+        while len(self._under_way) > all_but:
+            size, trouble = self._end()
+            if trouble or self._broken_off.is_set():
+                self._broken_off.set()
+                trouble = pace.worst([trouble, *self._end_all()])
+                self._broken_off = Event()
+            pace.adapt(self.work, size, trouble)
 
     def _end_early(self, error: Exception) -> None:
         """No further call leaves: the look behind it may be wrong by now, or the operation another
         worker's. Raises the store's trouble if that weighs more than the error."""
         self._broken_off.set()
-        if trouble := self._end():
-            pace.give_way(self.work.operation, self._proof.size, trouble)
+        size = self._under_way[0][0].size if self._under_way else 0
+        if trouble := pace.worst(self._end_all()):
+            pace.give_way(self.work.operation, size, trouble)
             longer = trouble.retry_after > getattr(error, "retry_after", 0)
             if isinstance(error, StoreError | Undecided) and (
                 longer or isinstance(trouble, Barred)
             ):
                 raise trouble from error
 
-    def _end(self) -> StoreError | None:
-        if self._sent is None:
-            return None
-        ended, self._sent = self._sent, None
-        record_answers(self.work.operation, self._proof, sent := ended.result())
-        return pace.trouble_in(sent)
+    def _end_all(self) -> list[StoreError | None]:
+        """The trouble of each."""
+        return [self._end()[1] for _batch in range(len(self._under_way))]
+
+    def _end(self) -> tuple[int, StoreError | None]:
+        """How many objects were in the batch that left first, and what trouble it had."""
+        proof, ended = self._under_way.popleft()
+        record_answers(self.work.operation, proof, sent := ended.result())
+        return proof.size, pace.trouble_in(sent)
 
 
 def send(
-    operation: CleanupOperation,
-    keys: list[str],
-    *,
-    until: float,
-    broken_off: Event,
+    operation: CleanupOperation, keys: list[str], *, until: float, pool: Executor, stop: Event
 ) -> Sent:
     """In a thread of its own, perhaps: it does not ask the database."""
-    now = Pace.of(operation)
     return deleters.delete(
         operation.strategy,
         operation.bucket,
         keys,
         until=until,
-        size=now.keys,
-        calls=now.calls,
-        broken_off=broken_off,
+        size=Pace.of(operation).keys,
+        pool=pool,
+        stop=stop,
     )
 
 

@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from threading import Event
 from typing import NamedTuple, Protocol
 
-from storage_audit import logs
 from storage_audit.bucket import r2, wrangler
 from storage_audit.bucket.errors import Barred, StoreError, TooLate, Unavailable
 from storage_audit.bucket.r2 import Answer
@@ -108,37 +107,39 @@ def delete(
     *,
     until: float,
     size: int,
-    calls: int,
-    broken_off: Event | None = None,
+    pool: Executor,
+    stop: Event,
 ) -> Sent:
-    """Ask once for each key, in the strategy's way: `size` keys in a lane, `calls` lanes at once.
+    """Ask once for each key, in the strategy's way: `size` keys in a lane, and as many lanes at
+    once as the pool has threads.
 
-    Nothing leaves after the clock says `until`, after a call had trouble, or once another thread
-    says `broken_off`. Keys that were not sent have no answer, nor have those whose call failed:
-    what became of them is unknown.
+    Nothing leaves after the clock says `until`, or once `stop` is set, as it is after a call had
+    trouble: also for others that share it. Keys that were not sent have no answer, nor have those
+    whose call failed: what became of them is unknown.
     """
-    deleter, stop = DELETERS[strategy], broken_off or Event()
+    deleter = DELETERS[strategy]
     objections = {key: deleter.objection(key) for key in keys}
     sent = Sent({k: Answer("Undeletable", why) for k, why in objections.items() if why}, [], [], [])
 
     def work_through(lane: Lane) -> Answers:
         answers: Answers = {}
         for call in lane:
-            if sent.troubles or stop.is_set():
+            if stop.is_set():
                 sent.unasked.extend(call)
             else:
                 answers |= ask(deleter, bucket, call, until, sent)
+                if sent.troubles:
+                    stop.set()
         return answers
 
     lanes = deleter.lanes([key for key, why in objections.items() if not why], size)
-    with ThreadPoolExecutor(calls, initializer=logs.carried()) as pool:
-        try:
-            for answers in pool.map(work_through, lanes):
-                sent.answers.update(answers)
-        except BaseException:
-            # The queue breaks off what takes too long: the lanes must make no further call.
-            stop.set()
-            raise
+    try:
+        for answers in pool.map(work_through, lanes):
+            sent.answers.update(answers)
+    except BaseException:
+        # The queue breaks off what takes too long: the lanes must make no further call.
+        stop.set()
+        raise
     return sent
 
 

@@ -1,4 +1,5 @@
-"""The object store over S3, and the only module that knows boto3."""
+"""The object store over S3, and the only module that knows botocore, which is all of boto3 but the
+transfer of files: that takes two megabytes in each process, and django-storages does it."""
 
 import os
 import threading
@@ -11,9 +12,9 @@ from functools import cache, lru_cache
 from itertools import chain
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
-import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as NoConnection
@@ -180,15 +181,15 @@ def spare_the_target(params: dict[str, Any], **kwargs: Any) -> None:
 
 
 @cache
-def _session() -> boto3.session.Session:
+def _session() -> botocore.session.Session:
     """One for all clients: each reads its model of S3 anew, which takes a tenth of a second."""
-    return boto3.session.Session()
+    return botocore.session.Session()
 
 
 # A client has megabytes, and tests change the settings again and again.
 @lru_cache(maxsize=8)
 def _client(settings: Conf, attempts: int, patience: int, process: int) -> "S3Client":
-    client = _session().client(
+    client = _session().create_client(
         "s3",
         endpoint_url=settings.endpoint_url,
         aws_access_key_id=settings.access_key_id,
@@ -198,7 +199,7 @@ def _client(settings: Conf, attempts: int, patience: int, process: int) -> "S3Cl
     prepare(client)
     client.meta.events.register("before-send.s3", check_the_clock)
     client.meta.events.register("before-call.s3.CopyObject", spare_the_target)
-    return client
+    return cast("S3Client", client)
 
 
 _creating = threading.Lock()

@@ -105,9 +105,11 @@ GIVEN = {
 
 
 def in_json(value: Any) -> Any:
-    """A value of a column as JSON has one."""
+    """A value of a column as JSON has one. Raises TypeError for what is none, or many."""
     if value is None or isinstance(value, int):
         return value
+    if isinstance(value, dict | list | float):
+        raise TypeError(f"{value!r} cannot be inserted so")
     return as_text(value) if isinstance(value, UUID | datetime) else str(value)
 
 

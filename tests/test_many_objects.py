@@ -74,9 +74,18 @@ def test_rows_inserted_at_once_are_those_that_a_save_makes(
     found = operation.items.get(key=other.key)
     for name in names:
         assert getattr(found, name) == getattr(other, name)
-    operation.items.filter(key__in=[f"y{text}", other.key]).delete()
+    same = [item(f"{name}{text}", operation, etag=name[0]) for name in ("p1", "q", "p2")]
+    insert_new(same)  # The first and the last alone are alike.
+    made = operation.items.filter(key__in=[each.key for each in same])
+    assert list(made.order_by("key").values_list("etag", flat=True)) == ["p", "p", "q"]
+    operation.items.exclude(key=given.key).exclude(key=saved.key).delete()
     assert operation.items.filter(last_modified=at).count() == 2
     assert operation.items.filter(operation_id=operation.pk, size=2**62).count() == 2
+
+
+def test_what_is_no_value_of_a_column_is_refused(operation: CleanupOperation) -> None:
+    with pytest.raises(TypeError, match="cannot be inserted so"):
+        insert_new([item("a", operation, evidence=["a"])])
 
 
 def test_rows_that_are_there_already_stay_as_they_are(operation: CleanupOperation) -> None:

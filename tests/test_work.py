@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from threading import Event
+from time import sleep
 
 import pytest
 
@@ -41,21 +42,24 @@ def test_what_has_come_meanwhile_is_one_page() -> None:
     assert keys([second, *pages]) == keys([page(n) for n in range(2, AHEAD + 2)])
 
 
-def test_no_more_are_asked_for_than_are_kept() -> None:
+def test_no_more_are_asked_for_than_are_kept_and_none_when_enough_have_come() -> None:
     asked = 0
 
     def listing() -> Iterator[list[Listed]]:
         nonlocal asked
         while asked < 1000:
             asked += 1
+            sleep(0.02)
             yield page(asked)
 
     pages = ahead(listing())
-    first = len(next(pages)) // 2
-    assert first <= asked <= first + AHEAD + 1
+    assert keys([next(pages)]) == keys([page(1)])
+    sleep(0.5)
+    assert asked == 1 + AHEAD
+    assert keys([next(pages)]) == keys([page(n) for n in range(2, 2 + AHEAD)])
     pages.close()  # type: ignore[attr-defined]
-    assert asked <= first + AHEAD + 1
-    assert first <= AHEAD
+    # One was under way, and perhaps another by the time that nobody wanted more.
+    assert asked <= 1 + AHEAD + 2
 
 
 def test_pages_before_a_failure_are_given_and_then_it_is_raised() -> None:

@@ -105,14 +105,15 @@ def save_absent(
     """Items of these tracked keys, but of those whose object is one already."""
     operation = work.operation
     left = {work.identity(key): key for key in keys}
-    items = operation.items.filter(escaped=False).order_by("identity")
+    identities = operation.items.filter(escaped=False).values_list("identity", flat=True)
     if left:
         # Most are neighbours: to name the ends takes a fraction of the time.
-        near = items.filter(identity__gte=min(left), identity__lte=max(left))[: len(left)]
-        for identity in near.values_list("identity", flat=True):
+        near = identities.filter(identity__gte=min(left), identity__lte=max(left))
+        for identity in near.order_by("identity")[: len(left)]:
             left.pop(identity, None)
-    for identity in items.filter(identity__any_of=left).values_list("identity", flat=True):
-        del left[identity]
+    if left:
+        for identity in identities.filter(identity__any_of=left):
+            del left[identity]
     with transaction.atomic():
         operation.progress(cursor=cursor)
         rows = tracked_rows(operation).filter(key__any_of=left.values()) if left else ()

@@ -130,19 +130,19 @@ class Work:
 def ahead(pages: Iterator[list[Listed]]) -> Iterator[list[Listed]]:
     """The same, some asked for while whoever wants them is at those before; what has come by then
     is one page. Whoever has enough waits for the one under way."""
-    with ThreadPoolExecutor(1, initializer=logs.carried()) as pool:
+    pool = ThreadPoolExecutor(1, initializer=logs.carried())
+    try:
         coming = deque(pool.submit(next, pages, None) for _page in range(AHEAD))
-        try:
-            while (page := coming[0].result()) is not None:
-                rest = takewhile(has_come, islice(coming, 1, None))
-                found = [page, *(more.result() or [] for more in rest)]
-                for _page in found:
-                    coming.popleft()
-                    coming.append(pool.submit(next, pages, None))
-                yield list(chain(*found))
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while (page := coming[0].result()) is not None:
+            rest = takewhile(has_come, islice(coming, 1, None))
+            found = [page, *(more.result() or [] for more in rest)]
+            for _page in found:
+                coming.popleft()
+                coming.append(pool.submit(next, pages, None))
+            yield list(chain(*found))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def has_come(page: Future[list[Listed] | None]) -> bool:
-    return page.done() and page.exception() is None and page.result() is not None
+    return page.done() and page.exception() is None

@@ -155,7 +155,7 @@ def test_limit_holds_for_deleted_rows_too(bucket: Bucket, settings: Settings) ->
     assert bucket.keys() == keys
 
 
-def test_a_thousand_and_one_objects_are_blocked_and_then_go_in_two_batches(
+def test_a_thousand_and_one_objects_are_blocked_and_then_go_in_three_batches(
     bucket: Bucket, settings: Settings
 ) -> None:
     alive("proj_1")
@@ -168,7 +168,7 @@ def test_a_thousand_and_one_objects_are_blocked_and_then_go_in_two_batches(
     operation = run(operation)
     assert (operation.status, operation.deleted) == (Status.CLEAN, 1001)
     assert not bucket.keys()
-    assert operation.events.filter(message__startswith="Batch of").count() == 2
+    assert operation.events.filter(message__startswith="Batch of").count() == 3
     check(bucket)
 
 

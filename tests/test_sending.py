@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import timedelta
 from threading import Event, Lock
 from time import monotonic, sleep
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -172,8 +174,18 @@ def test_proof_never_grows_old_behind_a_batch_of_many_calls(strategy: str) -> No
     assert not pace.keeps_up(operation)
 
 
+KEY_BY_KEY = Reply(
+    200, b"<DeleteResult><Error><Key>%s</Key><Code>SlowDown</Code></Error></DeleteResult>"
+)
+
+
+@pytest.mark.parametrize("trouble", [BUSY, KEY_BY_KEY], ids=["call", "key"])
 def test_nothing_is_sent_on_a_look_from_before_trouble(
-    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    at_full_pace: None,
+    store: FaultyStore,
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: Reply,
 ) -> None:
     operation, refused = two_batches(bucket), set[str]()
     proofs = before_second_proof(monkeypatch, lambda: None)
@@ -183,7 +195,7 @@ def test_nothing_is_sent_on_a_look_from_before_trouble(
         if key in refused or key not in proofs[0]:
             return forward()
         refused.add(key)
-        return BUSY
+        return Reply(trouble.status, trouble.body.replace(b"%s", key.encode()), trouble.headers)
 
     store.rules.append(on(is_delete_batch, refuse_once))
     assert run(operation).status == Status.CLEAN
@@ -287,8 +299,119 @@ def test_trouble_on_the_way_slows_down_when_the_next_look_fails(
     at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     operation = run_while_the_next_look_fails(bucket, store, monkeypatch, BUSY)
-    assert operation.pace == {"keys": 1, "calls": 2}
+    assert operation.pace == {"keys": 1, "calls": 1}
     assert "SlowDown" in operation.events.get(step="pace").message
+
+
+@pytest.mark.parametrize("is_first_to_end", [True, False])
+def test_trouble_of_the_batch_behind_counts_as_that_of_the_one_in_front(
+    at_full_pace: None,
+    store: FaultyStore,
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    is_first_to_end: bool,
+) -> None:
+    operation, failed, landed = two_batches(bucket), Event(), Event()
+    proofs, real = before_second_proof(monkeypatch, lambda: None), sending.record_answers
+
+    def record(*args: object) -> None:
+        real(*args)  # type: ignore[arg-type]
+        landed.set()
+
+    def answer(request: Request, forward: Forward) -> Reply:
+        [key] = keys_sent(request)
+        if key == proofs[0][0] or (key in proofs[0] and not is_first_to_end):
+            return forward()
+        if key in proofs[0]:
+            assert failed.wait(timeout=10)
+            return forward()
+        assert is_first_to_end or landed.wait(timeout=10)
+        failed.set()
+        return Reply(503, BUSY.body, (*BUSY.headers, ("Retry-After", "1800")))
+
+    monkeypatch.setattr(sending, "record_answers", record)
+    store.rules.append(on(is_delete_batch, answer))
+    operation = run(operation)
+    assert operation.status == Status.INCOMPLETE
+    assert operation.pace == {"keys": 1, "calls": 1}
+    assert operation.next_attempt_at and operation.finished_at
+    assert (operation.next_attempt_at - operation.finished_at).total_seconds() >= 1799
+    assert not bucket.keys() & set(proofs[0])
+    assert len(proofs) == 2, "no third look while the store is in trouble"
+    check(bucket)
+
+
+def test_pace_after_trouble_is_that_of_the_batch_that_had_it(bucket: Bucket) -> None:
+    operation = CleanupOperation(strategy="batch")
+    for size, expected in ((4000, Pace(250, 4)), (1000, Pace(250, 1)), (7, Pace(1, 1))):
+        assert Pace.for_size(size // 4, pace.most_of(operation)) == expected
+
+
+def test_answers_to_the_batch_behind_count_when_those_to_the_one_in_front_are_lost(
+    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operation, real, recorded = two_batches(bucket), sending.record_answers, list[Proof]()
+
+    def fail_once(operation: CleanupOperation, proof: Proof, sent: deleters.Sent) -> None:
+        recorded.append(proof)
+        if len(recorded) == 1:
+            raise ZeroDivisionError
+        real(operation, proof, sent)
+
+    monkeypatch.setattr(sending, "record_answers", fail_once)
+    with pytest.raises(ZeroDivisionError):
+        cleanup.run_slice(operation.pk)
+    assert len(recorded) == 2
+    answers = dict(operation.items.values_list("key", "answer"))
+    assert {answers[item.key] for item in recorded[0].may_go} == {""}
+    # What had not left by then was not asked for, and does not count.
+    for item in operation.items.filter(key__in=[each.key for each in recorded[1].may_go]):
+        assert (item.answer == "Deleted") == (item.tries == 1)
+    check(bucket)
+
+
+def test_a_look_that_takes_too_long_is_not_relied_on_and_the_next_one_is_smaller(
+    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operation, now, is_late = two_batches(bucket), [0.0], Event()
+
+    def let_time_pass() -> None:
+        now[0] = deletion.PROOF_LASTS + 1
+        is_late.set()
+
+    def wait(request: Request, forward: Forward) -> Reply:
+        assert is_late.wait(timeout=10)
+        return forward()
+
+    proofs = before_second_proof(monkeypatch, let_time_pass)
+    monkeypatch.setattr(deletion, "monotonic", lambda: now[0])
+    monkeypatch.setattr("storage_audit.bucket.r2.monotonic", lambda: now[0])
+    store.rules.append(on(is_delete_batch, wait, times=4))
+    assert run(operation).status == Status.CLEAN
+    assert [len(proof) for proof in proofs[:3]] == [4, 4, 1]
+    [told, *_others] = operation.events.filter(step="pace").values_list("message", flat=True)
+    assert "took longer than it may be relied on" in told
+    assert "at most 1 objects after one look, 1 calls at once" in told
+    assert set(operation.items.values_list("tries", "answer")) == {(1, "Deleted")}
+    check(bucket)
+
+
+def test_nothing_leaves_after_the_lease_that_it_was_proved_under(
+    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not asked for anew when a batch leaves behind another."""
+    operation, real, left = two_batches(bucket), sending.send, list[float]()
+
+    def send(*args: Any) -> object:
+        left.append(args[3] - monotonic())
+        return real(*args)
+
+    monkeypatch.setattr(sending, "send", send)
+    lease = {"LEASE": timedelta(seconds=20)}
+    with override_settings(STORAGE_AUDIT={**settings.STORAGE_AUDIT, **lease}):
+        assert run(operation).status == Status.CLEAN
+    assert len(left) == 2
+    assert max(left) <= 20
 
 
 def test_pause_that_the_store_asks_for_is_kept_at_the_end_of_a_turn(
@@ -422,13 +545,13 @@ def test_no_item_is_in_two_batches(
     operation, batches = two_batches(bucket), list[set[str]]()
     under_way, real = set[str](), sending.send
 
-    def send(operation: CleanupOperation, keys: list[str], **kwargs: object) -> object:
+    def send(operation: CleanupOperation, keys: list[str], *how: object) -> object:
         assert not under_way & set(keys)
         under_way.update(keys)
         batches.append(set(keys))
         sleep(0.3)
         try:
-            return real(operation, keys, **kwargs)  # type: ignore[arg-type]
+            return real(operation, keys, *how)  # type: ignore[arg-type]
         finally:
             under_way.difference_update(keys)
 

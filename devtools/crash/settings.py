@@ -6,7 +6,7 @@ from datetime import timedelta
 from devtools.demo.settings import *  # noqa: F403
 from devtools.demo.settings import STORAGE_AUDIT
 
-BATCH_SIZE = 12
+BATCH_SIZE = 3
 
 STORAGE_AUDIT |= {
     "BATCH_SIZE": BATCH_SIZE,

@@ -25,6 +25,7 @@ from storage_audit.bucket.listing import escape, find
 from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.uploads import Upload
 from storage_audit.bucket.wrangler import Command
+from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2Object
 from storage_audit.querysets import CleanupItemQuerySet, R2ObjectQuerySet, impatient
 
@@ -40,7 +41,7 @@ def delete(work: Work) -> None:
     abort_uploads(work)
     with Flight(work) as flight:
         while batch := next_batch(work):
-            if flight.carries(batch):
+            if flight.must_land_before(batch):
                 flight.land()
                 continue
             work.look_again()
@@ -79,10 +80,11 @@ def delete_batch(work: Work, batch: list[Planned], flight: Flight) -> None:
         operation.renew()
         among(batch).mark(Outcome.DELETING)
         bar_uploads(operation, batch)
-    until = monotonic() + PROOF_LASTS
+    until = monotonic() + min(PROOF_LASTS, conf().lease.total_seconds())
     proof = prove(work, batch)
     if proof.may_go and monotonic() > until:
         late = TooLate(_("The look at the objects took longer than it may be relied on."))
+        flight.land()
         return pace.adapt(work, len(batch), late)
     if proof.may_go:
         see_same_bucket(work, until=until)

@@ -40,7 +40,7 @@ def slowness(operation: CleanupOperation) -> str:
     return _(
         "wrangler would be started for each of %(wanted)s objects, which takes about %(time)s; the"
         " limit is %(limit)s. If it is force-deleted, this operation goes on with the strategy"
-        " batch, which deletes 1000 objects in a call."
+        " batch, which deletes many objects in a call."
     ) % {"wanted": wanted, "time": wrangler_takes(wanted), "limit": conf().wrangler_limit}
 
 

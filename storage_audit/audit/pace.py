@@ -3,7 +3,6 @@
 The pace is kept in the operation, so that its next turn begins with what the store could bear.
 """
 
-from collections.abc import Sequence
 from random import uniform
 from time import monotonic, sleep
 from typing import NamedTuple
@@ -12,17 +11,12 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.work import Work
-from storage_audit.bucket.deleters import Sent
 from storage_audit.bucket.errors import (
     Barred,
-    Broken,
     Overloaded,
     StoreError,
     TooLate,
-    Unavailable,
-    classify,
 )
-from storage_audit.bucket.r2 import DELETED
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation
 
@@ -48,7 +42,12 @@ class Pace(NamedTuple):
     def of(cls, operation: CleanupOperation) -> "Pace":
         most, kept = most_of(operation), operation.pace
         first = FIRST_CALLS.get(operation.strategy, 1)
-        return cls(min(kept.get("keys", most.keys), most.keys), kept.get("calls", first))
+        keys, calls = kept.get("keys", most.keys), kept.get("calls", first)
+        return cls(min(keys, most.keys), min(calls, most.calls))
+
+    @classmethod
+    def for_size(cls, size: int, most: "Pace") -> "Pace":
+        return cls(max(1, min(size, most.keys)), max(1, min(size // most.keys, most.calls)))
 
     def faster(self, most: "Pace") -> "Pace":
         """Twice the lanes, or more keys in one lane."""
@@ -59,7 +58,7 @@ class Pace(NamedTuple):
 
     def slower(self) -> "Pace":
         smaller = max((size for size in SMALLER if size < self.keys), default=1)
-        return Pace(smaller, max(1, self.calls // 2))
+        return Pace(smaller, max(1, self.calls // 4))
 
 
 # A lane's calls must be over before the look that allows them is too old.
@@ -109,19 +108,8 @@ def give_way(operation: CleanupOperation, size: int, trouble: StoreError) -> Non
     if isinstance(trouble, Barred):
         return
     late = isinstance(trouble, TooLate)
-    slower = Pace(max(1, size // 4), 1) if late else Pace.of(operation).slower()
-    slow_down(operation, slower, trouble)
-
-
-def trouble_in(sent: Sent) -> StoreError | None:
-    """The worst that the store had, with calls or with single keys of theirs."""
-    kept = [answer for answer in sent.answers.values() if answer != DELETED]
-    of_keys = [classify(answer.code)(str(answer), answer.code) for answer in kept]
-    return worst(sent.troubles + [e for e in of_keys if isinstance(e, Unavailable | Broken)])
-
-
-def worst(troubles: Sequence[StoreError | None]) -> StoreError | None:
-    return max(filter(None, troubles), key=severity, default=None)
+    smaller = Pace.for_size(size // 4, most_of(operation))
+    slow_down(operation, smaller if late else Pace.of(operation).slower(), trouble)
 
 
 def severity(error: StoreError) -> tuple[bool, float, bool]:

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import datetime
-from functools import partial
 from itertools import groupby
 from threading import Event
 from types import TracebackType
@@ -58,6 +57,13 @@ class Proof(NamedTuple):
         return len(self.may_go) + len(self.gone) + len(self.stay)
 
 
+class Landed(NamedTuple):
+    """How many objects were in a batch, and what trouble the store had with it."""
+
+    size: int
+    troubles: list[StoreError]
+
+
 class Flight:
     """The batches that are on their way, in the order in which they left: two while the store keeps
     up, so that it never waits for us. Left only when their answers are written down, unless the
@@ -66,8 +72,9 @@ class Flight:
     def __init__(self, work: Work) -> None:
         self.work = work
         self._under_way = deque[tuple[Proof, Future[Sent]]]()
+        self._landed = list[Landed]()
         self._senders = ThreadPoolExecutor(2, initializer=logs.carried())
-        self._broken_off = Event()
+        self._stop = Event()
         self._open_lanes()
 
     def _open_lanes(self) -> None:
@@ -90,45 +97,41 @@ class Flight:
                 elif isinstance(error, Exception):
                     self._end_early(error)
             finally:
-                self._broken_off.set()
+                self._stop.set()
 
-    def carries(self, batch: list[Planned]) -> bool:
+    def must_land_before(self, batch: list[Planned]) -> bool:
+        """Whether a look at these is in vain: they are on their way, or trouble holds them back."""
         under_way = {item.pk for proof, _sent in self._under_way for item in proof.may_go}
-        return any(item.pk in under_way for item in batch)
+        held_back = bool(self._under_way) and self._stop.is_set()
+        return held_back or any(item.pk in under_way for item in batch)
 
     def depart(self, proof: Proof, *, until: float) -> None:
         """Send what may go, behind what is on its way, and wait for the answers to that."""
-        operation, keys = self.work.operation, [item.key for item in proof.may_go]
-        if Pace.of(operation).calls != self._calls:
+        operation, now = self.work.operation, Pace.of(self.work.operation)
+        if now.calls != self._calls:  # As all have landed: the pace changes with nothing under way.
             self._lanes.shutdown()
             self._open_lanes()
-        sent = partial(send, operation, keys, until=until, pool=self._lanes, stop=self._broken_off)
-        if pace.keeps_up(operation):
-            self._under_way.append((proof, self._senders.submit(sent)))
-            self.land(all_but=1)
-        else:
-            done = Future[Sent]()
-            done.set_result(sent())
-            self._under_way.append((proof, done))
-            self.land()
+        keys, how = [item.key for item in proof.may_go], (now.keys, until, self._lanes, self._stop)
+        self._under_way.append((proof, self._senders.submit(send, operation, keys, *how)))
+        self.land(all_but=1 if pace.keeps_up(operation) else 0)
 
     def land(self, all_but: int = 0) -> None:
         """Wait for the answers to all but so many batches, or to all of them after trouble, and
         adapt the pace. Raises the trouble when this turn is too short for it, and LeaseLost."""
         while len(self._under_way) > all_but:
-            size, trouble = self._end()
-            if trouble or self._broken_off.is_set():
-                self._broken_off.set()
-                trouble = pace.worst([trouble, *self._end_all()])
-                self._broken_off = Event()
-            pace.adapt(self.work, size, trouble)
+            self._end()
+            if self._stop.is_set() or self._landed[0].troubles:
+                self._end_all()
+                self._stop = Event()
+            pace.adapt(self.work, *self._worst())
 
     def _end_early(self, error: Exception) -> None:
         """No further call leaves: the look behind it may be wrong by now, or the operation another
         worker's. Raises the store's trouble if that weighs more than the error."""
-        self._broken_off.set()
-        size = self._under_way[0][0].size if self._under_way else 0
-        if trouble := pace.worst(self._end_all()):
+        self._stop.set()
+        self._end_all()
+        size, trouble = self._worst()
+        if trouble:
             pace.give_way(self.work.operation, size, trouble)
             longer = trouble.retry_after > getattr(error, "retry_after", 0)
             if isinstance(error, StoreError | Undecided) and (
@@ -136,27 +139,41 @@ class Flight:
             ):
                 raise trouble from error
 
-    def _end_all(self) -> list[StoreError | None]:
-        """The trouble of each."""
-        return [self._end()[1] for _batch in range(len(self._under_way))]
+    def _end_all(self) -> None:
+        while self._under_way:
+            self._end()
 
-    def _end(self) -> tuple[int, StoreError | None]:
-        """How many objects were in the batch that left first, and what trouble it had."""
+    def _end(self) -> None:
         proof, ended = self._under_way.popleft()
-        record_answers(self.work.operation, proof, sent := ended.result())
-        return proof.size, pace.trouble_in(sent)
+        sent = ended.result()
+        self._landed.append(Landed(proof.size, sent.troubles))
+        record_answers(self.work.operation, proof, sent)
+
+    def _worst(self) -> tuple[int, StoreError | None]:
+        """The worst trouble since it was last asked for, with the size of the batch that had it."""
+        landed, self._landed = self._landed, []
+        of_all = [(trouble, one.size) for one in landed for trouble in one.troubles]
+        if not of_all:
+            return 0, None
+        trouble, size = max(of_all, key=lambda each: pace.severity(each[0]))
+        return size, trouble
 
 
 def send(
-    operation: CleanupOperation, keys: list[str], *, until: float, pool: Executor, stop: Event
+    operation: CleanupOperation,
+    keys: list[str],
+    size: int,
+    until: float,
+    pool: Executor,
+    stop: Event,
 ) -> Sent:
-    """In a thread of its own, perhaps: it does not ask the database."""
+    """In a thread of its own: it does not ask the database."""
     return deleters.delete(
         operation.strategy,
         operation.bucket,
         keys,
         until=until,
-        size=Pace.of(operation).keys,
+        size=size,
         pool=pool,
         stop=stop,
     )
@@ -169,14 +186,15 @@ def record_answers(operation: CleanupOperation, proof: Proof, sent: Sent) -> Non
         operation.renew()
         write_answers(proof.may_go, sent)
         record_commands(operation, sent.commands)
-        operation.record(
-            "delete",
-            _("Batch of %s objects sent.") % asked,
-            absent=len(proof.gone),
-            protected=len(proof.stay),
-            refused=sum(answer != DELETED for answer in sent.answers.values()),
-            unanswered=asked - len(sent.answers),
-        )
+        if asked or proof.gone or proof.stay:  # Not so where trouble held all of it back.
+            operation.record(
+                "delete",
+                _("Batch of %s objects sent.") % asked,
+                absent=len(proof.gone),
+                protected=len(proof.stay),
+                refused=sum(answer != DELETED for answer in sent.answers.values()),
+                unanswered=asked - len(sent.answers),
+            )
 
 
 def write_answers(items: list[Planned], sent: Sent) -> None:

@@ -1,14 +1,21 @@
 """Ways to ask the store for deletions. None of them says that an object is gone: verify does."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Executor
 from threading import Event
 from typing import NamedTuple, Protocol
 
 from storage_audit.bucket import r2, wrangler
-from storage_audit.bucket.errors import Barred, StoreError, TooLate, Unavailable
-from storage_audit.bucket.r2 import Answer
+from storage_audit.bucket.errors import (
+    Barred,
+    Broken,
+    StoreError,
+    TooLate,
+    Unavailable,
+    classify,
+)
+from storage_audit.bucket.r2 import DELETED, Answer
 from storage_audit.bucket.wrangler import Command
 
 Answers = dict[str, Answer]
@@ -26,7 +33,7 @@ UNDELETABLE = (
 
 class Sent(NamedTuple):
     """What came of the calls: the answers, by key, the keys that were asked for in none, what
-    ended them early, and the programs run."""
+    trouble the store had, and the programs run."""
 
     answers: Answers
     unasked: list[str]
@@ -127,7 +134,8 @@ def delete(
             if stop.is_set():
                 sent.unasked.extend(call)
             else:
-                answers |= ask(deleter, bucket, call, until, sent)
+                answers |= (told := ask(deleter, bucket, call, until, sent))
+                sent.troubles.extend(troubles_told_in(told))
                 if sent.troubles:
                     stop.set()
         return answers
@@ -156,6 +164,13 @@ def ask(deleter: Deleter, bucket: str, keys: list[str], until: float, sent: Sent
         if not alone or isinstance(error, Unavailable):
             sent.troubles.append(error)
         return {keys[0]: r2.refusal(error.code, str(error))} if alone else {}
+
+
+def troubles_told_in(answers: Answers) -> Iterator[StoreError]:
+    """What the store could not do for single keys, and might later."""
+    for answer in answers.values():
+        if answer != DELETED and issubclass(kind := classify(answer.code), Unavailable | Broken):
+            yield kind(str(answer), answer.code)
 
 
 def parts(keys: list[str], size: int) -> list[list[str]]:

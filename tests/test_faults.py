@@ -722,16 +722,15 @@ def test_database_connection_that_breaks_after_the_send_loses_nothing(
     alive("proj_1")
     fill(bucket)
     operation = requested("proj_1")
-    real = sending.send
+    real = sending.record_answers
 
-    def send(*args: Any, **kwargs: Any) -> Any:
-        answers = real(*args, **kwargs)
+    def record(*args: Any) -> None:
         assert connection.connection is not None
         connection.connection.close()
-        return answers
+        real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sending, "send", send)
+        patch.setattr(sending, "record_answers", record)
         with pytest.raises(Error):
             run(operation)
     connection.close()

@@ -120,7 +120,7 @@ class Flight:
         adapt the pace. Raises the trouble when this turn is too short for it, and LeaseLost."""
         while len(self._under_way) > all_but:
             self._end()
-            if self._stop.is_set() or self._landed[0].troubles:
+            if self._landed[0].troubles:
                 self._end_all()
                 self._stop = Event()
             pace.adapt(self.work, *self._worst())

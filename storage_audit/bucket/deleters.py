@@ -145,7 +145,7 @@ def delete(
         for answers in pool.map(work_through, lanes):
             sent.answers.update(answers)
     except BaseException:
-        # The queue breaks off what takes too long: the lanes must make no further call.
+        # Whatever it is, the other lanes must make no further call.
         stop.set()
         raise
     return sent

@@ -1,0 +1,9 @@
+from django.db import migrations
+
+
+class Migration(migrations.Migration):
+    dependencies = [
+        ("storage_audit", "0010_incidents"),
+    ]
+
+    operations = []

@@ -2,7 +2,11 @@ from datetime import datetime
 from typing import Any
 
 from django import forms
-from django.contrib.admin.widgets import AdminTextareaWidget, AdminTextInputWidget
+from django.contrib.admin.widgets import (
+    AdminSplitDateTime,
+    AdminTextareaWidget,
+    AdminTextInputWidget,
+)
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -29,6 +33,15 @@ class DeclareDeletedForm(ProjectIdForm):
         if repeated != self.cleaned_data.get("project_id", repeated):
             raise forms.ValidationError(_("This is not the id that you typed above."))
         return repeated
+
+
+class DateAndTime(AdminSplitDateTime):
+    """Two fields, of which each says what it is."""
+
+    def __init__(self, attrs: dict[str, Any] | None = None) -> None:
+        super().__init__(attrs)
+        for widget, label in zip(self.widgets, (_("Date"), _("Time")), strict=True):
+            widget.attrs["aria-label"] = label
 
 
 class ApiTokenForm(forms.ModelForm):  # type: ignore[type-arg]  # Not subscriptable when run.

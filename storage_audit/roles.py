@@ -1,5 +1,9 @@
 """What each of the three groups may do, and which of them to ask for."""
 
+from typing import Any
+
+from django.apps import apps as current
+from django.contrib.auth.management import create_permissions
 from django.http import HttpRequest
 from django.utils.translation import gettext as _
 
@@ -36,10 +40,27 @@ ADMIN = OPERATOR | {
 ROLES = {"Storage viewer": VIEWER, "Storage operator": OPERATOR, "Storage admin": ADMIN}
 
 
+def make_groups(apps: Any, using: str) -> None:
+    """Make the groups that are missing, and give each what it lacks; nobody loses anything.
+
+    `apps` is that of a migration. The permissions of a project model that is not ours are left to
+    its own application.
+    """
+    # Django makes permissions after all migrations, and a new database has none yet.
+    create_permissions(current.get_app_config("storage_audit"), 0, using=using, apps=apps)
+    permissions = apps.get_model("auth", "Permission").objects.using(using)
+    ours = permissions.filter(content_type__app_label="storage_audit")
+    for name, held in ROLES.items():
+        group, _made = apps.get_model("auth", "Group").objects.using(using).get_or_create(name=name)
+        group.permissions.add(*ours.filter(codename__in=held))
+
+
 def refusal(request: HttpRequest, permission: str) -> str:
     """Why this person may not do what the permission is for, such as "verify_cleanup", and whom to
     ask for what; empty for who may."""
     if request.user.has_perm(f"storage_audit.{permission}"):
         return ""
-    role = next(name for name, held in ROLES.items() if permission in held)
+    role = next((name for name, held in ROLES.items() if permission in held), None)
+    if role is None:
+        return _("You may not do this. Ask an administrator for the permission.")
     return _("You may not do this. Ask an administrator to add you to the group “%s”.") % role

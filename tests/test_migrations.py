@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from django.apps import apps
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Group, Permission, User
 from django.core.management import call_command
 from django.db import IntegrityError, connection
 from django.db.migrations.loader import MigrationLoader
@@ -30,6 +30,7 @@ from storage_audit.models import (
     R2Object,
     StoreCalls,
 )
+from storage_audit.roles import ROLES
 from tests.test_signals import track
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
@@ -62,8 +63,14 @@ def test_the_tables_go_and_come_back(migrated_again: None) -> None:
     assert len(before) == 15
     call_command("migrate", "storage_audit", "zero", verbosity=0)
     assert tables() == set()
+    # As in a new database, which has neither when the groups are made.
+    Group.objects.all().delete()
+    Permission.objects.all().delete()
     call_command("migrate", "storage_audit", verbosity=0)
     assert tables() == before
+    for name, held in ROLES.items():
+        given = Group.objects.get(name=name).permissions.values_list("codename", flat=True)
+        assert set(given) == held
     Project.objects.create(pk="proj_1").delete()
     assert CleanupOperation.objects.get().project_id == "proj_1"
     assert queue.is_scheduled()

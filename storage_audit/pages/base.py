@@ -10,6 +10,7 @@ import django
 from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.options import ShowFacets
+from django.contrib.admin.utils import model_format_dict
 from django.db import models, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.defaultfilters import filesizeformat
@@ -24,9 +25,21 @@ from django.utils.translation import gettext_lazy, ngettext
 from storage_audit.models import CleanupOperation
 from storage_audit.querysets import starts_with
 from storage_audit.redaction import visible
+from storage_audit.roles import refusal
 
 M = TypeVar("M", bound=models.Model)
 F = TypeVar("F", bound=Callable[..., Any])
+
+# What an action is for, and the permission where it is not one that Django makes for the model.
+PERMISSIONS = {
+    "dry_run": "dry_run_cleanup",
+    "verify": "verify_cleanup",
+    "force": "force_cleanup",
+    "decide": "change_finding",
+    "track": "change_r2object",
+    "remove": "delete_r2object",
+    "revoke": "change_apitoken",
+}
 
 DJANGO_6_1 = django.VERSION >= (6, 1)
 
@@ -111,6 +124,8 @@ class AuditAdmin(ModelAdmin[M]):
             # Django itself offers them from 6.1 on.
             choices, row = self.get_action_choices(request, []), context["original"]
             context["object_actions"] = [c for c in choices if self.is_fit(row, c[0])]
+        if context["original"]:
+            context["refused"] = self.refused(request, context["original"])
         return super().render_change_form(request, context, *args, **kwargs)
 
     def is_fit(self, row: M, name: str) -> bool:
@@ -125,6 +140,30 @@ class AuditAdmin(ModelAdmin[M]):
 
     def has_force_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("storage_audit.force_cleanup")
+
+    def refused(self, request: HttpRequest, row: M | None = None) -> list[tuple[str, str]]:
+        """The actions that this person may not run, on the list or on the row's page, each with the
+        reason."""
+        found = []
+        for name in map(str, self.actions or ()):
+            act = getattr(self, name)
+            [needed] = act.allowed_permissions
+            if (
+                getattr(self, f"has_{needed}_permission")(request)
+                or row
+                and not self.is_fit(row, name)
+            ):
+                continue
+            permission = PERMISSIONS.get(needed, f"{needed}_{self.opts.model_name}")
+            label = act.short_description % model_format_dict(self.model)
+            found.append((label, refusal(request, permission)))
+        return found
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        refused = {"refused": self.refused(request)}
+        return super().changelist_view(request, refused | (extra_context or {}))
 
     def announce(
         self, request: HttpRequest, text: str, operations: Sequence[CleanupOperation]

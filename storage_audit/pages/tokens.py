@@ -5,14 +5,14 @@ from typing import Any, cast
 from django.contrib import admin, messages
 from django.contrib.auth import get_user_model
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import DateTimeField, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from storage_audit.forms import ApiTokenForm
+from storage_audit.forms import ApiTokenForm, DateAndTime
 from storage_audit.models import ApiToken
 from storage_audit.pages.base import ConfirmingAdmin, ReadOnlyAdmin, action
 from storage_audit.redaction import visible
@@ -21,6 +21,7 @@ from storage_audit.redaction import visible
 @admin.register(ApiToken)
 class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
     form = ApiTokenForm
+    formfield_overrides = {DateTimeField: {"widget": DateAndTime}}
     list_display = ("shown", "user", "may_write", "state", "last_used_at", "expires_at")
     list_filter = ("may_write",)
     list_select_related = ("user",)

@@ -30,7 +30,9 @@ def blocked(bucket: Bucket) -> CleanupOperation:
     return CleanupOperation.objects.get()
 
 
-def test_who_may_only_look_is_offered_nothing_else(page: Page, blocked: CleanupOperation) -> None:
+def test_who_may_only_look_is_told_whom_to_ask_for_more(
+    page: Page, blocked: CleanupOperation
+) -> None:
     come_to_look(page)
     main = page.get_by_role("main")
     for url in (

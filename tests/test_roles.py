@@ -1,0 +1,84 @@
+"""The three groups, and what is said to those who may not."""
+
+import pytest
+from django.apps import apps
+from django.contrib.auth.models import Group, Permission, User
+from django.db import connection
+from django.test import Client
+
+from storage_audit.models import CleanupOperation, Project
+from storage_audit.roles import ADMIN, OPERATOR, ROLES, VIEWER, make_groups
+from tests.admin_client import page, signed_in, text_of
+from tests.conftest import Bucket
+
+
+@pytest.fixture(autouse=True)
+def groups(db: None) -> None:
+    """As a migration makes them; tests that empty the tables have taken them away."""
+    make_groups(apps, connection.alias)
+
+
+def member(role: str) -> Client:
+    user = User.objects.create_user(role, is_staff=True)
+    user.groups.add(Group.objects.get(name=role))
+    return signed_in(user)
+
+
+def held(role: str) -> set[str]:
+    found = Group.objects.get(name=role).permissions.all()
+    assert {each.content_type.app_label for each in found} == {"storage_audit"}
+    return {each.codename for each in found}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_group_has_all_permissions_of_its_role_and_no_other(role: str) -> None:
+    assert held(role) == ROLES[role]
+
+
+def test_each_role_may_what_the_lesser_one_may_and_a_viewer_changes_nothing() -> None:
+    assert VIEWER < OPERATOR < ADMIN
+    assert all(each.startswith("view_") for each in VIEWER)
+
+
+def test_every_permission_that_the_application_asks_for_is_in_a_role() -> None:
+    ours = Permission.objects.filter(content_type__app_label="storage_audit")
+    custom = {p.codename for p in ours if p.codename.split("_")[0] not in ("add", "change", "view")}
+    asked = {each for each in custom if not each.startswith("delete_")}
+    assert asked and asked <= ADMIN
+
+
+def test_a_group_that_was_given_more_keeps_it() -> None:
+    more = Permission.objects.get(codename="view_logentry")
+    Group.objects.get(name="Storage viewer").permissions.add(more)
+    make_groups(apps, connection.alias)
+    assert more in Group.objects.get(name="Storage viewer").permissions.all()
+
+
+@pytest.mark.parametrize(
+    ("role", "asks_for"),
+    [
+        ("Storage viewer", {"Dry-run cleanup": "operator", "Force-delete": "admin"}),
+        ("Storage operator", {"Force-delete": "admin"}),
+        ("Storage admin", {}),
+    ],
+)
+def test_what_a_person_may_not_do_is_shown_with_whom_to_ask(
+    bucket: Bucket, role: str, asks_for: dict[str, str]
+) -> None:
+    Project.objects.create(pk="proj_1")
+    client = member(role)
+    for url in (page("project"), page("project", "change", "proj_1")):
+        shown = text_of(client.get(url))
+        for action in ("Dry-run cleanup", "Verify cleanup", "Force-delete"):
+            disabled = f'value="{action}" disabled> <small>You may not do this. Ask'
+            assert (disabled in shown) == (action in asks_for or role == "Storage viewer"), action
+        for action, more in asks_for.items():
+            assert f'value="{action}" disabled' in shown
+            assert f"the group “Storage {more}”" in shown
+
+
+def test_a_viewer_who_asks_by_hand_is_refused(bucket: Bucket) -> None:
+    Project.objects.create(pk="proj_1")
+    asked = {"action": "dry_run_cleanup", "_selected_action": "proj_1"}
+    member("Storage viewer").post(page("project"), asked)
+    assert not CleanupOperation.objects.exists()

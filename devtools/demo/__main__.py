@@ -7,11 +7,12 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
 from devtools.demo.browser import Refused
-from devtools.demo.site import ROOT, USER, running_site
+from devtools.demo.site import ROOT, USER, queue_worker, running_site
 from devtools.processes import StartError, stop_on_signals
 
 FOLDER = ROOT / ".local" / "demo"
@@ -39,11 +40,12 @@ User name         {user}
 Password          {site.password}
 
 What to try next:
-  * Delete proj_10 in the admin, and watch its cleanup at
-    {site.address}/admin/storage_audit/cleanupoperation/
-  * Select proj_1_x and the action "Dry-run cleanup": see what would go and what would stay.
-  * In another terminal, see whether bucket and table agree on proj_launch:
-    (. {exports} && {python} manage.py verify_cleanup proj_launch)
+  * See what needs you, and find each file that was left behind, with its reason:
+    {site.address}/admin/storage_audit/
+  * Delete proj_10 in the admin, and watch its cleanup.
+  * Select proj_autumn-sale and the action "Dry-run cleanup": see what would go and what would stay.
+  * In another terminal, see whether bucket and table agree on proj_10:
+    (. {exports} && {python} manage.py verify_cleanup proj_10)
 
 To stop: Ctrl-C. The next demo starts afresh. Logs: {site.folder}
 """
@@ -106,17 +108,23 @@ def demo(folder: Path, *, once: bool) -> None:
     print("Starting a local R2, a queue worker and the admin ...", flush=True)
     with running_site(folder) as site:
         # Its models can be imported only now that Django is set up.
+        from devtools.demo.states import make_states
         from devtools.demo.story import tell
 
         if not tell(site):
             sys.exit(1)
-        if not once:
+        if once:
+            return
+        print("\nSome more trouble for you to find ...", flush=True)
+        site.worker.stop()
+        make_states(site.r2)
+        with queue_worker(folder) as worker:
             exports = shlex.quote(str(site.exports))
             python = shlex.quote(os.path.relpath(sys.executable, ROOT))
             print(
                 INVITATION.format(site=site, user=USER, exports=exports, python=python), flush=True
             )
-            site.serve()
+            replace(site, worker=worker).serve()
 
 
 if __name__ == "__main__":

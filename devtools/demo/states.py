@@ -1,4 +1,4 @@
-"""What the story leaves out: operations in the states that ask for a person, a plan, a scan."""
+"""What the story leaves out: files left behind, operations that ask for a person, a plan."""
 
 from io import StringIO
 from uuid import UUID, uuid4
@@ -35,12 +35,22 @@ MODELS = (
 )
 # Nobody can delete it over S3.
 NEWLINE = "projects/proj_intro/scenes/s1/media/first\nsecond.mp4"
+# What a project left behind that was deleted before anybody watched.
+LEFT_BEHIND = [
+    "projects/proj_winter/scenes/s1/media/take.mp4",
+    "projects/proj_winter/scenes/s1/media/captions.srt",
+    "proj_proj_winter_s2_media.mp4",
+]
+# Somebody deleted it past us.
+LOST = "projects/proj_10/scenes/s2/media/take.mp4"
 UNTRACKED = "projects/proj_autumn-sale/scenes/s9/media/unknown.mp4"
 
 
 def make_states(r2: LocalR2) -> dict[str, CleanupOperation]:
     """By their names. No worker may run beside: it would take them before we do."""
-    r2.plant(NEWLINE, b"content")
+    for key in (NEWLINE, *LEFT_BEHIND):
+        r2.plant(key, b"content" * 1000)
+    r2.remove(LOST)
     call_command("backfill_r2", stdout=StringIO(), stderr=StringIO())
     r2.plant(UNTRACKED, b"content")
     with acting_as(Origin(USER, "web, 127.0.0.1")):

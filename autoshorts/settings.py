@@ -249,6 +249,14 @@ STORAGE_AUDIT = {
             accept=lambda n: 0 <= n <= 500,
         )
     ),
+    "PRICE_PER_GB": env.number(
+        "R2_PRICE_PER_GB",
+        0.015,
+        float,
+        hint="a number from 0, such as 0.015",
+        accept=lambda price: 0 <= price < float("inf"),
+    ),
+    "CURRENCY": env.text("R2_CURRENCY", "$"),
     "API_RATE_READ": env.number(
         "API_RATE_READ", 300, int, hint="a whole number from 0", accept=lambda n: n >= 0
     ),

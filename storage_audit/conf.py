@@ -84,6 +84,10 @@ class Conf:
     scan_ceiling: int = 100_000
     # So long after its end, an operation's items and timeline may be exported and deleted.
     retention: timedelta = timedelta(days=400)
+    # What the store takes for 10^9 bytes a month: R2's price, in dollars.
+    # https://developers.cloudflare.com/r2/pricing/
+    price_per_gb: float = 0.015
+    currency: str = "$"
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -110,6 +114,7 @@ class Conf:
             "limit_objects",
             "limit_multiple",
             "limit_vanished",
+            "price_per_gb",
             "scan_ceiling",
             "wrangler_limit",
             "api_rate_read",

@@ -128,6 +128,9 @@ def test_a_variable_that_is_missing_or_blank_is_named_alone(name: str, value: st
         ({"ORPHAN_AGE_HOURS": "inf"}, "ORPHAN_AGE_HOURS"),
         ({"RECONCILE_EVERY_HOURS": "501"}, "RECONCILE_EVERY_HOURS"),
         ({"RECONCILE_EVERY_HOURS": "0.5"}, "RECONCILE_EVERY_HOURS"),
+        ({"R2_PRICE_PER_GB": "-1"}, "R2_PRICE_PER_GB"),
+        ({"R2_PRICE_PER_GB": "free"}, "R2_PRICE_PER_GB"),
+        ({"R2_PRICE_PER_GB": "nan"}, "R2_PRICE_PER_GB"),
         ({"API_RATE_READ": "often"}, "API_RATE_READ"),
         ({"API_RATE_WRITE": "-1"}, "API_RATE_WRITE"),
         ({"API_WAITS": "1.5"}, "API_WAITS"),
@@ -196,6 +199,7 @@ def test_the_least_that_starts_and_its_defaults() -> None:
     assert (storage["SCAN_LANES"], storage["SCAN_CEILING"]) == (24, 100_000)
     times = ("ORPHAN_GAP", "ORPHAN_AGE", "RECONCILE_EVERY")
     assert [storage[name] for name in times] == ["4:00:00", "1 day, 0:00:00", "1 day, 0:00:00"]
+    assert (storage["PRICE_PER_GB"], storage["CURRENCY"]) == (0.015, "$")
 
 
 def test_what_is_set_is_used() -> None:
@@ -321,6 +325,9 @@ def errors() -> list[str]:
         ("LIMIT_SHARE", float("nan"), "LIMIT_SHARE"),
         ("LIMIT_OBJECTS", -1, "LIMIT_OBJECTS"),
         ("LIMIT_MULTIPLE", float("inf"), "LIMIT_MULTIPLE"),
+        ("PRICE_PER_GB", -0.01, "PRICE_PER_GB"),
+        ("PRICE_PER_GB", float("nan"), "PRICE_PER_GB"),
+        ("CURRENCY", 1, "CURRENCY"),
         ("LIMIT_MISSING", 0, "LIMIT_MISSING"),
         ("LIMIT_VANISHED", -1, "LIMIT_VANISHED"),
         ("LIMIT_OBJECTS", "5", "LIMIT_OBJECTS"),

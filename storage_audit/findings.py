@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Self
+from typing import Any, Self
 
 from django.db import models
-from django.db.models import F, Q
+from django.db.models import Count, F, Min, Q, Sum
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -88,16 +88,37 @@ class FindingQuerySet(models.QuerySet["Finding"]):
         given = {name: value for name, value in wanted.items() if value}
         return self.filter(starts_with("key", prefix), **given)
 
+    def orphaned(self) -> Self:
+        return self.open().filter(kind="orphaned")
+
     def deletable(self) -> Self:
+        return self.open().filter(self.ripe())
+
+    @staticmethod
+    def ripe() -> Q:
         """Orphans that two complete scans saw unchanged, far enough apart, and that are old enough
         to be no upload whose project is still to come."""
-        now = timezone.now()
-        return self.open().filter(
+        return Q(
             kind="orphaned",
             escaped=False,
             last_seen_at__gte=F("first_seen_at") + conf().orphan_gap,
-            last_modified__lte=now - conf().orphan_age,
+            last_modified__lte=timezone.now() - conf().orphan_age,
         )
+
+    def by_kind(self) -> dict[str, dict[str, Any]]:
+        """Of each kind there is: how many, how many of them may be deleted, the bytes, and when the
+        first was seen; in one pass."""
+        groups = (
+            self.order_by()
+            .values("kind")
+            .annotate(
+                n=Count("*"),
+                ripe=Count("pk", filter=self.ripe()),
+                bytes=Sum("size", default=0),
+                since=Min("first_seen_at"),
+            )
+        )
+        return {group["kind"]: {**group} for group in groups}
 
     def acknowledge(self, note: str, by: str) -> int:
         """Say that these may stay as they are, and why."""

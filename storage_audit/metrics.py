@@ -10,8 +10,7 @@ from typing import Any
 
 import django
 from django.db import connection
-from django.db.models import Count, Min, OuterRef, Q, Subquery, Sum
-from django.db.models.functions import Coalesce
+from django.db.models import Count, Min, Q, Sum
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.views.decorators.http import require_safe
@@ -34,7 +33,6 @@ from storage_audit.models import (
     BucketScan,
     CleanupOperation,
     Finding,
-    OperationEvent,
     StoreCalls,
 )
 from storage_audit.redaction import visible
@@ -136,10 +134,7 @@ def books(deletions: list[dict[str, Any]]) -> Iterator[Metric]:
 
 
 def oldest_open_deletion(now: datetime) -> Metric:
-    runs = OperationEvent.objects.filter(operation=OuterRef("pk"), step="run").order_by("at")
-    # A plan is a deletion from when somebody runs it.
-    asked_at = Coalesce(Subquery(runs.values("at")[:1]), "created_at")
-    deletions = CleanupOperation.objects.cleanups().open().annotate(asked_at=asked_at)
+    deletions = CleanupOperation.objects.cleanups().open().with_asked_at()
     oldest = deletions.aggregate(at=Min("asked_at"))["at"]
     return GaugeMetricFamily(
         PREFIX + "oldest_open_deletion_age",

@@ -14,7 +14,7 @@ from storage_audit.access import ApiToken
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
 from storage_audit.findings import Finding, Sighting
-from storage_audit.observations import Diagnosis, StoreCalls
+from storage_audit.observations import DailyFigures, Diagnosis, StoreCalls
 from storage_audit.operations import CleanupItem, CleanupOperation, OperationEvent, Row
 from storage_audit.querysets import KnownProjectQuerySet, R2ObjectQuerySet
 from storage_audit.redaction import visible
@@ -26,6 +26,7 @@ __all__ = [
     "BucketScan",
     "CleanupItem",
     "CleanupOperation",
+    "DailyFigures",
     "Diagnosis",
     "Finding",
     "IllegalTransition",

@@ -1,7 +1,10 @@
-"""What was seen of the environment: reports of the doctor's probes, and calls to the store."""
+"""What was seen of the environment: reports of the doctor's probes, calls to the store, and how
+much each day held."""
 
 import uuid
 from collections.abc import Mapping
+from datetime import date
+from typing import Any, Self
 
 from django.db import models
 from django.db.models import F, Max, Q
@@ -82,3 +85,40 @@ class StoreCalls(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.result}"
+
+
+class DailyFiguresQuerySet(models.QuerySet["DailyFigures"]):
+    def latest_first(self) -> Self:
+        return self.order_by("-day")
+
+    def since(self, day: date) -> Self:
+        return self.filter(day__gte=day)
+
+    def take(self, **figures: Any) -> None:
+        """Those of today, in place of what was taken earlier in the day."""
+        row = self.model(day=timezone.localdate(), taken_at=timezone.now(), **figures)
+        written = ["taken_at", *figures]
+        # One statement: of two sweeps at once neither makes a second row, and neither fails.
+        self.bulk_create([row], update_conflicts=True, unique_fields=["day"], update_fields=written)
+
+
+class DailyFigures(models.Model):
+    """What was tracked and left behind on a day, as the last sweep of it that counted saw it."""
+
+    day = models.DateField(_("day"), unique=True)
+    taken_at = models.DateTimeField(_("taken"))
+    tracked = models.PositiveBigIntegerField(_("tracked objects"))
+    tracked_bytes = models.PositiveBigIntegerField(_("tracked bytes"))
+    left_behind = models.PositiveBigIntegerField(_("left behind"))
+    left_behind_bytes = models.PositiveBigIntegerField(_("bytes left behind"))
+    # {file type: [objects, bytes]}, the largest ones; the rest of them together.
+    file_types = models.JSONField(_("file types"), default=dict)
+
+    objects = DailyFiguresQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("daily figures")
+        verbose_name_plural = _("daily figures")
+
+    def __str__(self) -> str:
+        return str(self.day)

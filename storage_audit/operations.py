@@ -121,7 +121,15 @@ class CleanupOperation(Transitions):
     class Meta:
         verbose_name = _("cleanup operation")
         verbose_name_plural = _("cleanup operations")
-        indexes = [models.Index(fields=["next_attempt_at"], name="operation_due")]
+        indexes = [
+            models.Index(fields=["next_attempt_at"], name="operation_due"),
+            # Written at the end of an attempt only.
+            models.Index(
+                fields=["finished_at"],
+                condition=Q(finished_at__isnull=False),
+                name="operation_finished",
+            ),
+        ]
         constraints = [
             models.CheckConstraint(
                 condition=Q(status__in=Transitions.Status.values),

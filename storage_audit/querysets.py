@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any, Self
@@ -12,7 +12,7 @@ from uuid import UUID
 
 from django.apps import apps
 from django.db import OperationalError, connection, models, transaction
-from django.db.models import Case, Count, Exists, OuterRef, Q, Sum, Value, When
+from django.db.models import Case, Count, Exists, Max, OuterRef, Q, Sum, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -46,6 +46,7 @@ def starts_with_any(field: str, prefixes: Iterable[str]) -> Q:
     return reduce(or_, (starts_with(field, prefix) for prefix in prefixes))
 
 
+KEPT_LATELY = timedelta(days=30)
 PATIENCE = 5000  # milliseconds
 # Less than what it takes PostgreSQL to look for a deadlock: whoever waits for us never meets one.
 MOMENT = 100
@@ -327,6 +328,46 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
     def pruned(self) -> Self:
         return self.filter(pruned_at__isnull=False)
 
+    def with_asked_at(self) -> Self:
+        """When each was asked for: a plan is a deletion from when somebody runs it."""
+        events = apps.get_model("storage_audit", "OperationEvent").objects
+        runs = events.filter(operation=OuterRef("pk"), step="run").order_by("at")
+        return self.annotate(
+            asked_at=Coalesce(models.Subquery(runs.values("at")[:1]), "created_at")
+        )
+
+    def waiting(self) -> Self:
+        """Blocked, or failed for hours: a person must decide, or look. A look that was blocked is
+        done with once it was repeated, as nobody can release it."""
+        same = Q(project_id=OuterRef("project_id")) | Q(parent=OuterRef("parent"))
+        repeated = self.model.objects.filter(
+            same | Q(parent=OuterRef("pk")),
+            kind="verify",
+            bucket=OuterRef("bucket"),
+            created_at__gt=OuterRef("created_at"),
+        )
+        return self.filter(
+            Q(status="failed") | Q(status="blocked") & (~Q(kind="verify") | ~Exists(repeated))
+        )
+
+    def leaving(self) -> Self:
+        """Deletions that could not be brought to their end so far."""
+        return self.filter(status__in=["incomplete", "failed"], dry_run=False).exclude(
+            kind="verify"
+        )
+
+    def keeping(self) -> Self:
+        """Those of the last weeks that kept protected objects, and after which nobody looked
+        again. Of what stays for longer the findings tell."""
+        later = self.model.objects.filter(
+            bucket=OuterRef("bucket"),
+            project_id=OuterRef("project_id"),
+            status__in=self.model.ENDED,
+            finished_at__gt=OuterRef("finished_at"),
+        )
+        lately = timezone.now() - KEPT_LATELY
+        return self.filter(~Exists(later), status="clean_with_protected", finished_at__gte=lately)
+
     def disappearances(self) -> Self:
         """Of many projects at once, and nobody decided on them yet."""
         return self.filter(kind="vanished", status="blocked")
@@ -342,6 +383,25 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
 
     def open(self) -> Self:
         return self.filter(outcome__in=self.model.OPEN)
+
+    def left_behind(self) -> Self:
+        """What deletions could not see gone so far, but for the objects of which an open finding
+        tells as well: those are counted there."""
+        operations = apps.get_model("storage_audit", "CleanupOperation").objects
+        findings = apps.get_model("storage_audit", "Finding").objects.orphaned()
+        found = findings.filter(bucket=OuterRef("operation__bucket"), escaped=OuterRef("escaped"))
+        return self.filter(
+            # R2 lists a key as it was last spelled, which may be neither.
+            ~Exists(found.filter(key=OuterRef("key"))),
+            ~Exists(found.filter(key=OuterRef("identity"))),
+            operation__in=operations.leaving(),
+            outcome__in=["failed", *self.model.OPEN],
+        )
+
+    def as_objects(self) -> models.QuerySet[Any, Any]:
+        """Each object once, though several operations may have it, with its latest item."""
+        objects = self.order_by().values("operation__bucket", "identity", "escaped")
+        return objects.annotate(latest=Max("pk"), bytes=Max("size", default=0))
 
     def locked(self) -> Self:
         """Items that a lock rule of the bucket kept when they were last sent."""

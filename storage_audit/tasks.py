@@ -17,7 +17,7 @@ from django_q.signals import post_execute_in_worker, pre_execute
 from django_q.tasks import async_task
 
 from storage_audit import logs, queue
-from storage_audit.audit import cleanup, diagnostics, vanished
+from storage_audit.audit import cleanup, diagnostics, overview, vanished
 from storage_audit.audit import scan as scans
 from storage_audit.audit.counting import counted
 from storage_audit.audit.diagnostics.comparison import WORKER_ANSWERS_WITHIN
@@ -121,7 +121,16 @@ def sweep() -> dict[str, int]:
                 every.callback(enqueue, operation_id)
     finally:
         noticed = vanished.notice()
+    take_figures()
     return {"vanished": noticed, "enqueued": len(ids)}
+
+
+def take_figures() -> None:
+    """Last of all, as nothing depends on them, and to count everything takes a while."""
+    try:
+        overview.take_figures()
+    except Exception:
+        logger.exception("The day's figures were not taken; the next sweep tries again.")
 
 
 def take_up_scans(now: datetime) -> None:

@@ -1,0 +1,139 @@
+"""The figures that tell staff how things are, from aggregates alone."""
+
+from datetime import date, datetime, timedelta
+from typing import Any, NamedTuple
+
+from django.db.models import Count, Min, Q, Sum
+from django.db.models.functions import TruncDate
+from django.utils import timezone
+
+from storage_audit.conf import conf
+from storage_audit.models import (
+    BucketScan,
+    CleanupItem,
+    CleanupOperation,
+    DailyFigures,
+    Finding,
+    R2Object,
+)
+
+# The table of objects is read as a whole for them: not more often.
+FIGURES_EVERY = timedelta(hours=1)
+# Extensions are made up by strangers. No type is called like the rest of them.
+TYPES_KEPT = 20
+OTHER_TYPES = "…"
+GB = 10**9
+
+
+class Amount(NamedTuple):
+    objects: int
+    bytes: int
+
+    @property
+    def price(self) -> float:
+        """What the store takes for it in a month."""
+        return self.bytes / GB * conf().price_per_gb
+
+
+class OpenDeletions(NamedTuple):
+    number: int
+    oldest: datetime | None
+
+
+class Kept(NamedTuple):
+    """What operations kept as it may be somebody else's, and since when."""
+
+    operations: int
+    objects: int
+    since: datetime | None
+
+
+class Outcomes(NamedTuple):
+    """What ended on a day with one status. `bytes` are those that went, also by late checks."""
+
+    day: date
+    status: str
+    deletions: int
+    bytes: int
+
+
+def open_deletions() -> OpenDeletions:
+    deletions = CleanupOperation.objects.cleanups().open().with_asked_at()
+    return OpenDeletions(**deletions.aggregate(number=Count("pk"), oldest=Min("asked_at")))
+
+
+def kept() -> Kept:
+    return Kept(
+        **CleanupOperation.objects.keeping().aggregate(
+            operations=Count("pk"), objects=Sum("protected", default=0), since=Min("finished_at")
+        )
+    )
+
+
+def left_behind(findings: dict[str, dict[str, Any]]) -> Amount:
+    """Each object once that nothing keeps and that is still there: those of the open findings,
+    counted already, that are orphaned, and what deletions could not see gone.
+
+    Neither what is protected nor what a blocked operation would delete: a person must say first
+    whether it may go.
+    """
+    orphaned = findings.get(Finding.Kind.ORPHANED, {"n": 0, "bytes": 0})
+    remain = CleanupItem.objects.left_behind().as_objects()
+    undeleted = remain.aggregate(objects=Count("*"), size=Sum("bytes", default=0))
+    return Amount(orphaned["n"] + undeleted["objects"], orphaned["bytes"] + undeleted["size"])
+
+
+def outcomes(since: date) -> list[Outcomes]:
+    """Of each day from `since` on, by the statuses there are."""
+    begin = timezone.make_aware(datetime.combine(since, datetime.min.time()))
+    first = Q(parent=None, dry_run=False) & ~Q(kind="verify")
+    ended = CleanupOperation.objects.filter(finished_at__gte=begin).order_by()
+    sums = ended.values("status", day=TruncDate("finished_at")).annotate(
+        deletions=Count("pk", filter=first), bytes=Sum("deleted_bytes", default=0)
+    )
+    return [Outcomes(**group) for group in sums]
+
+
+def last_complete_scan() -> BucketScan | None:
+    whole = BucketScan.objects.whole(conf().bucket).complete().exclude(finished_at=None)
+    return whole.order_by("-finished_at").first()
+
+
+def is_overdue(scan: BucketScan) -> bool:
+    pause, ended = conf().reconcile_every, scan.finished_at
+    return bool(pause and ended and timezone.now() - ended > 2 * pause)
+
+
+def failed_scan() -> BucketScan | None:
+    """The latest scan of the whole bucket, if it failed."""
+    latest = BucketScan.objects.whole(conf().bucket).order_by("-started_at").first()
+    return latest if latest and latest.status == BucketScan.Status.FAILED else None
+
+
+def take_figures() -> bool:
+    """Write down what is tracked and left behind by now; whether it was time to."""
+    latest = DailyFigures.objects.latest_first().first()
+    now = timezone.now()
+    if latest and latest.day == timezone.localdate(now) and now - latest.taken_at < FIGURES_EVERY:
+        return False
+    types, left = by_file_type(), left_behind(Finding.objects.open().by_kind())
+    DailyFigures.objects.take(
+        tracked=sum(amount.objects for amount in types.values()),
+        tracked_bytes=sum(amount.bytes for amount in types.values()),
+        left_behind=left.objects,
+        left_behind_bytes=left.bytes,
+        file_types=types,
+    )
+    return True
+
+
+def by_file_type() -> dict[str, Amount]:
+    """The tracked objects, the largest types first and the others together. This reads the whole
+    table: never in a request."""
+    groups = R2Object.objects.order_by().values_list("file_type")
+    sums = groups.annotate(n=Count("*"), total=Sum("size", default=0))
+    types = {name: Amount(*sums) for name, *sums in sums.order_by("-total", "file_type")}
+    rest = [types.pop(name) for name in list(types)[TYPES_KEPT:]]
+    if rest:
+        types[OTHER_TYPES] = Amount(*map(sum, zip(*rest, strict=True)))
+    return types

@@ -78,6 +78,8 @@ OTHER_PAGES = {
     "admin:autocomplete": NOBODY,
     "admin:storage_audit_declare_deleted": "storage_audit.force_cleanup",
     "admin:storage_audit_compare": "storage_audit.verify_cleanup",
+    # Keys of both: to look at findings and at operations.
+    "admin:storage_audit_left_behind": SUPERUSER,
 }
 # Who is unknown there is asked for a token, and is sent nowhere.
 TO_PROGRAMS = {"metrics"}

@@ -4,6 +4,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit import projects
+from storage_audit.findings import Kind as Difference
 from storage_audit.models import CleanupOperation
 
 Kind, Status = CleanupOperation.Kind, CleanupOperation.Status
@@ -65,6 +66,45 @@ MANY = {
         " or a person releases this operation."
     ),
     Status.SUPERSEDED: gettext_lazy("It is settled; the message says how."),
+}
+# What each kind of finding means, and what a person does about it.
+DIFFERENCES = {
+    Difference.ORPHANED: (
+        gettext_lazy("Objects whose project was deleted, or was never known."),
+        gettext_lazy("A later scan must see them once more before they can be deleted."),
+    ),
+    Difference.MISSING: (
+        gettext_lazy("Rows that tell of objects which are not in the bucket."),
+        gettext_lazy("Upload them again, or remove the rows."),
+    ),
+    Difference.UNTRACKED: (
+        gettext_lazy("Objects of projects that exist, of which no row tells."),
+        gettext_lazy("Track them, so that they go when their project does."),
+    ),
+    Difference.CHANGED: (
+        gettext_lazy("Objects that are not as their rows say: something else wrote them."),
+        gettext_lazy("Find out what did, then track them as they are."),
+    ),
+    Difference.AMBIGUOUS: (
+        gettext_lazy("Objects that may be one project’s or another’s, going by their keys."),
+        gettext_lazy("Adopt them into the right project, or acknowledge them."),
+    ),
+    Difference.UNRECOGNISED: (
+        gettext_lazy("Objects whose keys no layout knows."),
+        gettext_lazy("Adopt them into a project, or acknowledge them."),
+    ),
+    Difference.MISNAMED: (
+        gettext_lazy("Objects whose keys have the project’s id with its prefix twice."),
+        gettext_lazy("Rename them, once nothing links to the old keys."),
+    ),
+    Difference.UNSTORABLE: (
+        gettext_lazy("Objects whose keys no table can hold, and this application cannot delete."),
+        gettext_lazy("Delete them in Cloudflare’s dashboard, or acknowledge them."),
+    ),
+    Difference.UNFINISHED: (
+        gettext_lazy("Uploads that nobody completed; their parts cost money."),
+        gettext_lazy("Abort them, if nothing uploads there any more."),
+    ),
 }
 NOT_WHILE_ALIVE = gettext_lazy(
     "The project exists, so this plan cannot be run. Deleting the project starts a cleanup of its"

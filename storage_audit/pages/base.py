@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from urllib.parse import urlencode
 
@@ -19,6 +19,7 @@ from django.urls import ResolverMatch, reverse
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
@@ -70,6 +71,13 @@ def amount(count: int, size: int) -> str:
         "count": count,
         "size": filesizeformat(size),
     }
+
+
+def age(moment: datetime) -> str:
+    """Such as “3 days, 2 hours”, since then."""
+    if timezone.now() - moment < timedelta(minutes=1):
+        return _("less than a minute")
+    return timesince(moment)
 
 
 def will_go(bucket: str, count: int, size: int) -> str:

@@ -8,6 +8,7 @@ from django import forms
 from django.contrib import admin, messages
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
+from django.urls import URLPattern, path
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
@@ -19,9 +20,10 @@ from storage_audit.audit.installation import Mismatch
 from storage_audit.bucket.errors import StoreError
 from storage_audit.findings import FindingQuerySet
 from storage_audit.models import Finding
-from storage_audit.pages import acts
+from storage_audit.pages import acts, left_behind
 from storage_audit.pages.acts import Act, size_of, with_lines
 from storage_audit.pages.base import ConfirmingAdmin, ReadOnlyAdmin, action, shown_key
+from storage_audit.pages.filters import MayBeDeleted
 from storage_audit.places import Full, place
 from storage_audit.redaction import redact, visible
 
@@ -40,7 +42,7 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         "last_seen_at",
         "shown_evidence",
     )
-    list_filter = ("state", "kind")
+    list_filter = (MayBeDeleted, "state", "kind")
     search_fields = ("key",)
     search_help_text = gettext_lazy(
         "The beginning of a key, such as projects/proj_1/. Case counts."
@@ -68,6 +70,13 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         "first_scan",
         "last_scan",
     )
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view(self.left_behind)
+        return [path("left-behind/", view, name="storage_audit_left_behind"), *super().get_urls()]
+
+    def left_behind(self, request: HttpRequest) -> HttpResponse:
+        return left_behind.view(request, self)
 
     @admin.display(description=gettext_lazy("key"), ordering="key")
     def shown(self, finding: Finding) -> SafeString:

@@ -33,6 +33,7 @@ from storage_audit.pages.base import (
     badge,
     label_of,
 )
+from storage_audit.pages.filters import Needs
 from storage_audit.querysets import starts_with
 from storage_audit.redaction import visible
 
@@ -48,7 +49,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         "trigger",
         "created_at",
     )
-    list_filter = ("status", "kind", "trigger")
+    list_filter = (Needs, "status", "kind", "trigger")
     search_fields = ("project_id", "id")
     search_help_text = gettext_lazy(
         "The beginning of a project id, such as proj_1, or a whole deletion id."

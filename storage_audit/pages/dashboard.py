@@ -1,0 +1,144 @@
+"""The page of the application in the admin: how things are, and what a person must do."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from django.template import Context
+from django.template.defaultfilters import filesizeformat
+from django.utils.formats import number_format
+from django.utils.timezone import now
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
+from storage_audit import queue, roles
+from storage_audit.audit import overview
+from storage_audit.audit.delays import Delay, delays
+from storage_audit.audit.overview import Amount
+from storage_audit.conf import conf
+from storage_audit.models import CleanupOperation, Finding
+from storage_audit.pages.base import age, amount
+from storage_audit.pages.history import charts_of
+from storage_audit.pages.links import Links
+from storage_audit.pages.needs import OPERATIONS_SHOWN, needs
+
+PERIODS = (30, 90)
+PERMISSION = "view_cleanupoperation"
+
+
+class Tile(NamedTuple):
+    """A figure, what it says, and where those are that it counts. `look` is the colour of `word`,
+    which says how things are."""
+
+    title: Any
+    figure: str
+    words: list[str]
+    url: str
+    look: str = "ok"
+    word: Any = ""
+
+
+def board(context: Context) -> dict[str, Any]:
+    """The whole page; for who may not see it, whom to ask."""
+    request: Any = context["request"]
+    if refusal := roles.refusal(request, PERMISSION):
+        return {"refusal": refusal}
+    links, late = Links(context), delays()
+    findings = Finding.objects.open().by_kind() if links.leads_to("finding") else {}
+    waiting = CleanupOperation.objects.waiting().count()
+    days = period(request.GET.get("days"))
+    return {
+        "tiles": list(tiles(links, findings, waiting, late)),
+        "needs": needs(links, findings, late),
+        "more": max(waiting - OPERATIONS_SHOWN, 0),
+        "more_url": links.list("cleanupoperation", needs="person"),
+        "days": days,
+        "periods": PERIODS,
+        "charts": charts_of(links, days),
+    }
+
+
+def panel(context: Context) -> dict[str, Any]:
+    """What the admin's home shows of it; nothing to who may not see it."""
+    if roles.refusal(context["request"], PERMISSION):
+        return {}
+    links = Links(context)
+    findings = Finding.objects.open().by_kind() if links.leads_to("finding") else {}
+    waiting = CleanupOperation.objects.waiting().count()
+    return {"tiles": list(tiles(links, findings, waiting, delays()))}
+
+
+def period(asked: str | None) -> int:
+    return next((days for days in PERIODS if asked == str(days)), PERIODS[0])
+
+
+def tiles(
+    links: Links, findings: dict[str, dict[str, Any]], waiting: int, late: list[Delay]
+) -> Iterator[Tile]:
+    """Those whose lists the person may look at."""
+    if links.leads_to("cleanupoperation"):
+        yield open_deletions(links)
+        yield for_a_person(links, waiting)
+    if links.left_behind():
+        yield left_behind(links, overview.left_behind(findings))
+    if links.leads_to("bucketscan"):
+        yield last_scan(links)
+    if links.leads_to("diagnosis"):
+        yield worker(links, late)
+
+
+def open_deletions(links: Links) -> Tile:
+    deletions = overview.open_deletions()
+    words = _("None is under way.")
+    if deletions.oldest:
+        words = _("The oldest was asked for %s ago.") % age(deletions.oldest)
+    url = links.list("cleanupoperation", needs="end")
+    return Tile(_("Open deletions"), str(deletions.number), [words], url)
+
+
+def for_a_person(links: Links, waiting: int) -> Tile:
+    url = links.list("cleanupoperation", needs="person")
+    title = _("Waiting for a person")
+    if not waiting:
+        return Tile(title, "0", [_("Nothing is blocked, and nothing has failed.")], url)
+    words = _("Blocked, or failed for hours: each says what to do.")
+    return Tile(title, str(waiting), [words], url, "failed", _("decide"))
+
+
+def left_behind(links: Links, left: Amount) -> Tile:
+    objects = ngettext("%d object", "%d objects", left.objects) % left.objects
+    words = [
+        _("%(size)s, %(price)s") % {"size": filesizeformat(left.bytes), "price": price(left)},
+        _("Without what is protected or blocked: a person must say first whether it may go."),
+    ]
+    look = ("warning", _("look")) if left.objects else ("ok", "")
+    return Tile(_("Left behind"), objects, words, links.left_behind(), *look)
+
+
+def price(left: Amount) -> str:
+    if 0 < left.price < 0.005:
+        return _("less than %s a month") % f"{conf().currency}{number_format(0.01, 2)}"
+    return _("%s a month") % f"{conf().currency}{number_format(left.price, 2)}"
+
+
+def last_scan(links: Links) -> Tile:
+    title, scan = _("Last complete scan"), overview.last_complete_scan()
+    if not scan or not scan.finished_at:
+        words = _("Files that are left behind are found by the first one only.")
+        return Tile(title, _("never"), [words], links.list("bucketscan"), "warning", _("scan"))
+    words = _("Of the whole bucket: %s") % amount(scan.listed, scan.listed_bytes)
+    figure = _("%s ago") % age(scan.finished_at)
+    overdue = overview.is_overdue(scan)
+    look = ("warning", _("overdue")) if overdue else ("ok", "")
+    return Tile(title, figure, [words], links.page("bucketscan", scan.pk), *look)
+
+
+def worker(links: Links, late: list[Delay]) -> Tile:
+    title, url = _("Worker and queue"), links.list("diagnosis")
+    if late:
+        return Tile(title, _("late"), [each.text for each in late], url, "wrong", _("act"))
+    if conf().sync:
+        words = _("No worker is needed: with CLEANUP_SYNC each request does its own work.")
+        return Tile(title, _("none"), [words], url)
+    waiting = queue.ready_tasks(now())
+    words = ngettext("%d task waits for a worker.", "%d tasks wait for a worker.", waiting)
+    return Tile(title, _("on time"), [words % waiting], url)

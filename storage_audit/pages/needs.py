@@ -1,0 +1,164 @@
+"""What a person must decide, each with the next step."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from django.utils.text import Truncator
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
+from storage_audit.audit import overview
+from storage_audit.audit.delays import Delay
+from storage_audit.audit.diagnostics import Comparison
+from storage_audit.audit.meaning import DIFFERENCES
+from storage_audit.findings import Kind
+from storage_audit.models import CleanupOperation, Diagnosis
+from storage_audit.pages.base import age
+from storage_audit.pages.links import Links
+from storage_audit.redaction import visible
+
+OPERATIONS_SHOWN = 10
+REASON_SHOWN = 200
+
+
+class Need(NamedTuple):
+    """`look` is the colour of the word before it."""
+
+    look: str
+    word: Any
+    title: Any
+    step: Any
+    url: str
+    reason: str = ""
+    since: datetime | None = None
+
+    @property
+    def age(self) -> str:
+        return age(self.since) if self.since else ""
+
+
+def needs(links: Links, findings: dict[str, dict[str, Any]], late: list[Delay]) -> list[Need]:
+    """First what holds up all the rest; then decisions, and of each sort the oldest first."""
+    return [
+        *delayed(links, late),
+        *of_diagnosis(links),
+        *of_scans(links),
+        *of_operations(links),
+        *of_findings(links, findings),
+        *of_kept(links),
+    ]
+
+
+def delayed(links: Links, late: list[Delay]) -> Iterator[Need]:
+    url = links.list("diagnosis")
+    for delay in late:
+        yield Need("wrong", _("late"), visible(delay.text), delay.advice, url)
+
+
+def of_scans(links: Links) -> Iterator[Need]:
+    if not links.leads_to("bucketscan"):
+        return
+    if scan := overview.failed_scan():
+        yield Need(
+            "failed",
+            scan.get_status_display(),
+            _("The latest scan of the bucket"),
+            _("Settle what the message says, then scan again: manage.py reconcile_r2"),
+            links.page("bucketscan", scan.pk),
+            short(scan.error),
+            scan.finished_at,
+        )
+    elif not overview.last_complete_scan():
+        yield Need(
+            "warning",
+            _("no scan"),
+            _("Nobody has compared the whole bucket with the table yet"),
+            _("Run: manage.py backfill_r2. Files that are left behind are found only then."),
+            links.list("bucketscan"),
+        )
+
+
+def of_operations(links: Links) -> Iterator[Need]:
+    waiting = CleanupOperation.objects.waiting().order_by("created_at", "pk")
+    for operation in waiting[:OPERATIONS_SHOWN]:
+        yield Need(
+            operation.status,
+            operation.get_status_display(),
+            visible(operation.subject),
+            next_step(operation),
+            links.page("cleanupoperation", operation.pk),
+            short(operation.error),
+            operation.created_at,
+        )
+
+
+def next_step(operation: CleanupOperation) -> str:
+    if operation.status == CleanupOperation.Status.FAILED:
+        return _("See what stands in the way, settle it, and try again.")
+    if operation.kind == CleanupOperation.Kind.VERIFY:
+        return _("Settle what the message says, then verify again.")
+    return _("Check the figures. If they are right, force-delete it to release it.")
+
+
+def of_kept(links: Links) -> Iterator[Need]:
+    """In one line, as nobody has to decide on most of them."""
+    kept = overview.kept()
+    if not kept.operations:
+        return
+    title = ngettext(
+        "%d cleanup kept what may be somebody else’s",
+        "%d cleanups kept what may be somebody else’s",
+        kept.operations,
+    )
+    objects = ngettext("%d object in all.", "%d objects in all.", kept.objects)
+    yield Need(
+        "clean_with_protected",
+        _("kept"),
+        title % kept.operations,
+        _("Each says whose it may be. If it is nobody’s, delete it by its finding; else leave it."),
+        links.list("cleanupoperation", needs="judgement"),
+        objects % kept.objects,
+        kept.since,
+    )
+
+
+def of_findings(links: Links, findings: dict[str, dict[str, Any]]) -> Iterator[Need]:
+    for kind, figures in sorted(findings.items(), key=lambda each: each[1]["since"]):
+        meaning, step = DIFFERENCES[Kind(kind)]
+        filters: dict[str, str] = {"state__exact": "open", "kind__exact": kind}
+        if ripe := figures["ripe"]:
+            filters = {"may": "go"}
+            text = ngettext(
+                "%d of them may be deleted: “Delete orphans” in the list.",
+                "%d of them may be deleted: “Delete orphans” in the list.",
+                ripe,
+            )
+            step = text % ripe
+        yield Need(
+            "warning",
+            f"{figures['n']} {Kind(kind).label}",
+            meaning,
+            step,
+            links.list("finding", **filters),
+            since=figures["since"],
+        )
+
+
+def of_diagnosis(links: Links) -> Iterator[Need]:
+    if not links.leads_to("diagnosis"):
+        return
+    latest = Diagnosis.objects.order_by("-at", "-pk").first()
+    if latest and Comparison.of(latest).is_wrong:
+        yield Need(
+            "wrong",
+            _("wrong"),
+            _("The last diagnosis"),
+            _("Do what it says first, then examine again."),
+            links.page("diagnosis", latest.pk),
+            since=latest.at,
+        )
+
+
+def short(reason: str) -> str:
+    return Truncator(visible(reason)).chars(REASON_SHOWN)

@@ -1,0 +1,20 @@
+"""What the templates of the admin's own pages ask for, as no view of ours makes these."""
+
+from typing import Any
+
+from django import template
+from django.template import Context
+
+from storage_audit.pages import dashboard
+
+register = template.Library()
+
+
+@register.simple_tag(takes_context=True)
+def storage_board(context: Context) -> dict[str, Any]:
+    return dashboard.board(context)
+
+
+@register.simple_tag(takes_context=True)
+def storage_panel(context: Context) -> dict[str, Any]:
+    return dashboard.panel(context)

@@ -1,0 +1,664 @@
+"""The dashboard: figures that are right and lead to what they count, and what a person must do."""
+
+import re
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.contrib import admin
+from django.contrib.admin import AdminSite
+from django.contrib.auth.models import Permission, User
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import path, reverse
+from django.utils import timezone
+from django.utils.html import escape
+from django_q.models import OrmQ, Schedule
+from pytest_django import Settings
+
+from autoshorts import urls
+from storage_audit import tasks
+from storage_audit.audit import overview
+from storage_audit.audit import scan as scans
+from storage_audit.audit.overview import OTHER_TYPES, Amount
+from storage_audit.conf import conf
+from storage_audit.models import (
+    BucketScan,
+    CleanupItem,
+    CleanupOperation,
+    DailyFigures,
+    Diagnosis,
+    Finding,
+    KnownProject,
+    OperationEvent,
+    Project,
+)
+from storage_audit.pages import charts
+from storage_audit.pages.charts import Series
+from tests.admin_client import person, superuser, text_of, words
+from tests.conftest import Bucket
+from tests.promises import delete
+from tests.test_admin_objects import ESCAPED, HOSTILE, row
+from tests.test_admin_operations import make
+from tests.test_admin_projects import queries
+
+BOARD = reverse("admin:app_list", args=["storage_audit"])
+LEFT_BEHIND = reverse("admin:storage_audit_left_behind")
+EVERYTHING = ("view_finding", "view_bucketscan", "view_diagnosis")
+NOW = timezone.now()
+LONG_AGO = NOW - timedelta(days=9)
+
+
+@pytest.fixture(autouse=True)
+def on_time(db: None) -> None:
+    """As if a worker had just swept."""
+    Schedule.objects.update(next_run=NOW + timedelta(hours=1))
+
+
+def scan(**values: Any) -> BucketScan:
+    given = {"bucket": conf().bucket, "status": "complete", "finished_at": timezone.now()}
+    return BucketScan.objects.create(**given | values)
+
+
+def find(key: str, kind: str = "orphaned", **values: Any) -> Finding:
+    seen = BucketScan.objects.first() or scan()
+    given = {"bucket": "tests", "size": 10, "first_scan": seen, "last_scan": seen, **values}
+    return Finding.objects.create(key=key, kind=kind, **given)
+
+
+def add(operation: CleanupOperation, key: str, outcome: str = "failed", **values: Any) -> None:
+    facts = {"identity": key, "size": 10, "found_in": "both", **values}
+    CleanupItem.objects.create(operation=operation, key=key, outcome=outcome, **facts)
+
+
+def remaining(*keys: str, status: str = "incomplete", **values: Any) -> CleanupOperation:
+    """A deletion that could not see these gone."""
+    operation = make(status, failed=len(keys), found=len(keys), **values)
+    for key in keys:
+        add(operation, key, reason=f"why {key} stays")
+    return operation
+
+
+def tile(shown: str, title: str) -> tuple[str, str, str]:
+    """Its address, its figure, and all that it says."""
+    for url, text in re.findall(
+        '<li class="audit-tile [^"]*"><a href="(.*?)">(.*?)</a></li>', shown
+    ):
+        plain = " ".join(re.sub("<.*?>", " ", text).split())
+        if plain.startswith(title):
+            [figure] = re.findall("<strong>(.*?)</strong>", text)
+            return url.replace("&amp;", "&"), figure, plain
+    raise AssertionError(f"No tile {title}: {shown}")
+
+
+def listed(client: Client, url: str) -> int:
+    """How many rows a list has."""
+    return int(client.get(url).context["cl"].result_count)
+
+
+def left_behind() -> Amount:
+    return overview.left_behind(Finding.objects.open().by_kind())
+
+
+# What the tiles say, and where they lead
+
+
+def many_operations() -> None:
+    for status in CleanupOperation.Status.values:
+        for _each in range(2):
+            make(status)
+    make("planned", dry_run=True)
+    make("pending", kind="verify")
+    parent = CleanupOperation.objects.filter(status="clean").first()
+    make("pending", parent=parent)
+
+
+def test_open_deletions_are_counted_with_the_age_of_the_oldest_and_lead_to_them(db: None) -> None:
+    many_operations()
+    make("incomplete", created_at=NOW - timedelta(days=3, minutes=5))
+    client = superuser()
+    url, figure, said = tile(text_of(client.get(BOARD)), "Open deletions")
+    # Pending, running, incomplete, failed, blocked; no look, plan, or late check.
+    assert figure == "11"
+    assert listed(client, url) == 11
+    assert "The oldest was asked for 3 days" in said
+
+
+def test_a_plan_is_as_old_as_its_run(db: None) -> None:
+    ran = make("pending", created_at=LONG_AGO)
+    OperationEvent.objects.create(operation=ran, step="run", at=NOW - timedelta(hours=2))
+    assert overview.open_deletions() == (1, NOW - timedelta(hours=2))
+
+
+def test_what_waits_for_a_person_is_counted_and_leads_to_it(db: None) -> None:
+    many_operations()
+    client = superuser()
+    url, figure, said = tile(text_of(client.get(BOARD)), "Waiting for a person")
+    assert (figure, listed(client, url)) == ("4", 4)
+    assert "decide" in said
+
+
+def test_a_blocked_look_waits_until_it_was_repeated(db: None) -> None:
+    """Nobody can release it, and it would be shown for ever."""
+    make("blocked", kind="verify", created_at=LONG_AGO)
+    deletion = make("clean", project_id="proj_other")
+    of_deletion = {"kind": "verify", "project_id": None, "parent": deletion}
+    make("blocked", **of_deletion, created_at=LONG_AGO)
+    assert CleanupOperation.objects.waiting().count() == 2
+    make("pending", kind="verify", project_id="proj_unrelated")
+    assert CleanupOperation.objects.waiting().count() == 2
+    make("clean", kind="verify")
+    make("pending", **of_deletion)
+    assert not CleanupOperation.objects.waiting().exists()
+
+
+def test_left_behind_has_each_object_once_with_its_size(db: None) -> None:
+    find("a", size=100)
+    find("b", size=None)
+    find("acknowledged", state="acknowledged")
+    find("gone", state="resolved")
+    find("doubted", kind="ambiguous")
+    # Known as a finding, and to the late check as well.
+    first = remaining("a", "c", "d")
+    remaining("c", "d", status="failed", parent=first)
+    add(first, "settled", "deleted")
+    add(first, "unsent", "planned")
+    # Decided on by nobody, or not deleting at all.
+    for status, values in (
+        ("blocked", {}),
+        ("running", {}),
+        ("clean", {"failed": 0, "found": 0}),
+        ("incomplete", {"dry_run": True}),
+        ("incomplete", {"kind": "verify"}),
+    ):
+        add(make(status, **values), f"{status} {sorted(values)}")
+    assert left_behind() == (5, 100 + 0 + 10 + 10 + 10)
+    client = superuser()
+    url, figure, _said = tile(text_of(client.get(BOARD)), "Left behind")
+    assert figure == "5 objects"
+    keys = [left.key for left in client.get(url).context["rows"]]
+    assert keys == ["a", "b", "c", "d", "unsent"]
+
+
+def test_the_same_key_in_two_buckets_is_two_objects_and_two_spellings_are_one(db: None) -> None:
+    find("k", bucket="other")
+    remaining("k")
+    assert left_behind().objects == 2
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    find(composed)
+    add(make("failed"), decomposed, identity=composed)
+    assert left_behind().objects == 3
+
+
+@pytest.mark.parametrize(
+    "size, price, said",
+    [
+        (10**9, 0.42, "€0.42 a month"),
+        (200 * 10**9, 0.015, "€3.00 a month"),
+        (10, 0.015, "less than €0.01 a month"),
+        (0, 0.015, "€0.00 a month"),
+    ],
+)
+def test_left_behind_is_told_in_money(
+    db: None, settings: Settings, size: int, price: float, said: str
+) -> None:
+    changed = {"PRICE_PER_GB": price, "CURRENCY": "€"}
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | changed
+    find("a", size=size)
+    assert said in tile(text_of(superuser().get(BOARD)), "Left behind")[2]
+
+
+def test_each_left_behind_object_is_reached_with_its_reason_page_by_page(db: None) -> None:
+    keys = [f"k{n:03}" for n in range(120)]
+    for key in keys[::2]:
+        find(key, evidence=f"why {key} stays")
+    remaining(*keys[1::2])
+    client = superuser()
+    url: str = tile(text_of(client.get(BOARD)), "Left behind")[0]
+    seen: list[str] = []
+    while url:
+        answer = client.get(url)
+        seen += re.findall("why (k[0-9]+) stays", words(answer))
+        more = re.findall(r'<a href="(\?after=[^"]*)">Next page', words(answer))
+        url = LEFT_BEHIND + more[0] if more else ""
+    assert seen == keys
+
+
+def test_the_page_of_what_is_left_behind_shows_hostile_keys_as_text(db: None) -> None:
+    for key in (f"{n:02}{HOSTILE}&after=#?%" for n in range(60)):
+        find(key, evidence=HOSTILE, bucket=HOSTILE)
+    remaining("zz" + HOSTILE)
+    client = superuser()
+    shown = text_of(client.get(LEFT_BEHIND))
+    assert ESCAPED in shown
+    [after] = re.findall(r'<a href="(\?after=[^"]*)">Next page', shown)
+    second = text_of(client.get(LEFT_BEHIND + after))
+    for text in (shown, second):
+        assert "<script>alert" not in text
+    assert len(re.findall('<th scope="row">', second)) == 11
+
+
+def test_the_last_complete_scan_of_the_whole_bucket_is_told_and_overdue_after_twice_its_pause(
+    db: None, settings: Settings
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"RECONCILE_EVERY": timedelta(hours=6)}
+    client = superuser()
+    url, figure, said = tile(text_of(client.get(BOARD)), "Last complete scan")
+    assert figure == "never"
+    whole = scan(finished_at=timezone.now() - timedelta(hours=11), listed=7, listed_bytes=2048)
+    for values in ({"prefix": "a/"}, {"dry_run": True}, {"status": "failed"}, {"bucket": "other"}):
+        scan(**values)
+    url, figure, said = tile(text_of(client.get(BOARD)), "Last complete scan")
+    assert figure == "11 hours ago"
+    assert "7 objects, 2.0 KB" in said and "overdue" not in said
+    assert url == reverse("admin:storage_audit_bucketscan_change", args=[whole.pk])
+    BucketScan.objects.update(finished_at=timezone.now() - timedelta(hours=13))
+    assert "overdue" in tile(text_of(client.get(BOARD)), "Last complete scan")[2]
+
+
+def test_a_late_sweep_and_waiting_tasks_are_told(db: None, settings: Settings) -> None:
+    OrmQ.objects.create(key="autoshorts", payload="x", lock=timezone.now())
+    client = superuser()
+    figure, said = tile(text_of(client.get(BOARD)), "Worker and queue")[1:]
+    assert figure == "on time" and "1 task waits for a worker." in said
+    Schedule.objects.update(next_run=timezone.now() - timedelta(hours=1))
+    shown = text_of(client.get(BOARD))
+    figure, said = tile(shown, "Worker and queue")[1:]
+    assert figure == "late" and "No worker runs: the sweep is 60 minutes late." in said
+    assert "start the worker again" in shown
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True}
+    assert tile(text_of(client.get(BOARD)), "Worker and queue")[1] == "none"
+
+
+# What needs a person
+
+
+def test_nothing_needs_a_person_where_all_is_well(db: None) -> None:
+    scan()
+    make("clean")
+    make("incomplete")
+    assert "Nothing needs you." in text_of(superuser().get(BOARD))
+
+
+def test_each_need_says_why_and_what_to_do_and_leads_there(db: None) -> None:
+    blocked = make("blocked", error="1,204 objects are more than 1,000.", created_at=LONG_AGO)
+    failed = make("failed", error="AccessDenied")
+    broken = scan(status="failed", error="The listing broke off.")
+    find("a", first_seen_at=LONG_AGO, last_modified=LONG_AGO)
+    find("b", kind="missing")
+    wrong = Diagnosis.objects.create(
+        context="web", host="h", pid=1, at=LONG_AGO, probes=[PROBE | {"status": "wrong"}]
+    )
+    client = superuser()
+    shown = text_of(client.get(BOARD)).partition("Needs you")[2].partition("Over time")[0]
+    for url, said in {
+        change("cleanupoperation", blocked.pk): ["1,204 objects are more than", "force-delete it"],
+        change("cleanupoperation", failed.pk): ["AccessDenied", "try again"],
+        change("bucketscan", broken.pk): ["The listing broke off.", "manage.py reconcile_r2"],
+        change("diagnosis", wrong.pk): ["The last diagnosis", "examine again"],
+    }.items():
+        entry = need(shown, url)
+        assert all(escape(text) in entry for text in said), entry
+    orphans, missing = (kind_need(shown, text) for text in ("1 orphaned", "1 missing"))
+    assert "1 of them may be deleted" in orphans[1]
+    assert listed(client, orphans[0]) == listed(client, missing[0]) == 1
+    # The oldest first.
+    assert shown.index(str(blocked.pk)) < shown.index(str(failed.pk))
+
+
+PROBE = {"name": "p", "status": "ok", "summary": "s", "advice": "a", "facts": {}, "readings": {}}
+
+
+def change(model: str, pk: object) -> str:
+    return reverse(f"admin:storage_audit_{model}_change", args=[pk])
+
+
+def need(shown: str, url: str) -> str:
+    [entry] = [each for each in shown.split("<li>") if f'href="{url}"' in each]
+    return entry
+
+
+def kind_need(shown: str, word: str) -> tuple[str, str]:
+    [entry] = [each for each in shown.split("<li>") if f">{word}</span>" in each]
+    entry = entry.partition("</li>")[0]
+    [url] = re.findall('href="(.*?)"', entry)
+    return url.replace("&amp;", "&"), entry
+
+
+def test_only_the_first_ten_operations_are_shown_and_the_rest_counted(db: None) -> None:
+    for _each in range(12):
+        make("blocked")
+    client = superuser()
+    shown = text_of(client.get(BOARD))
+    assert shown.count("If they are right, force-delete it") == 10
+    [url] = re.findall('href="([^"]*)">… and 2 more', shown)
+    assert listed(client, url) == 12
+
+
+def test_kept_objects_are_one_line_until_a_later_look_finds_none(db: None) -> None:
+    ended = {"protected": 2, "found": 2, "finished_at": LONG_AGO}
+    make("clean_with_protected", **{**ended, "finished_at": NOW - timedelta(days=31)})
+    make("clean_with_protected", **ended)
+    make("clean_with_protected", **{**ended, "finished_at": NOW})
+    make("clean_with_protected", **ended, project_id="proj_b")
+    client = superuser()
+    shown = text_of(client.get(BOARD))
+    url, entry = kind_need(shown, "kept")
+    assert "2 cleanups kept" in entry and "4 objects in all." in entry
+    assert listed(client, url) == 2
+    make("clean", project_id="proj_b", kind="verify", finished_at=NOW)
+    assert "2 objects in all." in kind_need(text_of(client.get(BOARD)), "kept")[1]
+
+
+def test_real_leftovers_are_found_from_the_dashboard_with_their_reasons(bucket: Bucket) -> None:
+    """A real file that a deletion cannot remove, and a real orphan: both, with their reasons."""
+    bucket.r2.plant("projects/proj_1/scenes/s1/media/first\nsecond.mp4", b"content", bucket.name)
+    bucket.put("projects/proj_old/scenes/s1/media/old.mp4")
+    Project.objects.create(pk="proj_1")
+    list(scans.work(scans.begin()))
+    delete("proj_1")
+    client = superuser()
+    url = tile(text_of(client.get(BOARD)), "Left behind")[0]
+    rows = {left.key: left.reason for left in client.get(url).context["rows"]}
+    assert sorted(rows) == [
+        "projects/proj_1/scenes/s1/media/first\\nsecond.mp4",
+        "projects/proj_old/scenes/s1/media/old.mp4",
+    ]
+    assert all(rows.values()), rows
+
+
+# Who may see it
+
+
+def test_who_may_not_look_at_operations_sees_the_lists_and_whom_to_ask(db: None) -> None:
+    make("blocked", error="secret reason")
+    User.objects.create_user("cleo", is_staff=True)
+    client = Client()
+    client.force_login(User.objects.get(username="cleo"))
+    assert client.get(BOARD).status_code == 404  # No model of ours is theirs.
+    assert "storage dashboard" not in text_of(client.get(reverse("admin:index")))
+    client = allowed("view_project")
+    shown = text_of(client.get(BOARD))
+    assert "add you to the group “Storage viewer”" in shown
+    assert "Known" not in shown and "Projects" in shown
+    for hidden in ("audit-tile", "secret reason", "audit-chart"):
+        assert hidden not in shown
+    assert "storage dashboard" not in text_of(client.get(reverse("admin:index")))
+
+
+def allowed(*permissions: str) -> Client:
+    client = person()
+    user = User.objects.get(username="ben")
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    return client
+
+
+def test_a_figure_is_shown_to_who_may_see_its_list(db: None) -> None:
+    find("a", evidence="secret evidence")
+    scan(status="failed", error="secret message")
+    Diagnosis.objects.create(context="web", host="h", pid=1, probes=[PROBE | {"status": "wrong"}])
+    client = allowed("view_cleanupoperation")
+    shown = text_of(client.get(BOARD))
+    titles = re.findall('audit-tile-title">(.*?) ?<', shown)
+    assert titles == ["Open deletions", "Waiting for a person"]
+    for hidden in ("1 orphaned", "secret", "The last diagnosis", "file type"):
+        assert hidden not in shown
+    assert client.get(LEFT_BEHIND).status_code == 403
+    user = User.objects.get(username="ben")
+    for permission in EVERYTHING:
+        user.user_permissions.add(Permission.objects.get(codename=permission))
+    shown = text_of(client.get(BOARD))
+    assert len(re.findall('audit-tile-title">', shown)) == 5
+    assert "secret evidence" in text_of(client.get(LEFT_BEHIND))
+
+
+def test_the_home_of_the_admin_tells_it_in_a_line_and_no_other_app_does(db: None) -> None:
+    make("blocked")
+    find("a", size=10**9)
+    client = superuser()
+    shown = text_of(client.get(reverse("admin:index")))
+    panel = shown.partition('class="audit-panel"')[2].partition("</section>")[0]
+    plain = re.sub("<.*?>", "", panel)
+    assert "Waiting for a person: 1 decide" in plain
+    assert "Left behind: 1 object" in plain
+    assert f'<a href="{BOARD}">Open the storage dashboard</a>' in panel
+    assert "audit-panel" not in text_of(client.get(reverse("admin:app_list", args=["auth"])))
+    assert "audit-panel" not in text_of(client.get(BOARD))
+
+
+class OtherSite(AdminSite):
+    pass
+
+
+newsroom = OtherSite(name="newsroom")
+for model, pages in admin.site._registry.items():
+    newsroom.register(model, type(pages))
+bare = OtherSite(name="bare")
+bare.register(CleanupOperation, type(admin.site._registry[CleanupOperation]))
+urlpatterns = [path("newsroom/", newsroom.urls), path("bare/", bare.urls), *urls.urlpatterns]
+
+
+@pytest.mark.urls(__name__)
+def test_it_works_on_another_site_and_leads_to_its_pages(db: None) -> None:
+    find("a")
+    make("blocked")
+    client = superuser()
+    shown = text_of(client.get("/newsroom/storage_audit/"))
+    links = [
+        url for url, _text in re.findall('<li class="audit-tile [^"]*"><a href="(.*?)">(.)', shown)
+    ]
+    assert len(links) == 5
+    assert all(url.startswith("/newsroom/") for url in links)
+    shown = text_of(client.get("/bare/storage_audit/"))
+    assert len(re.findall("audit-tile-title", shown)) == 2
+
+
+# What it costs, and what it must not hold
+
+
+def add_rows(numbers: Iterable[int]) -> None:
+    for n in numbers:
+        for status in CleanupOperation.Status.values:
+            make(status, project_id=f"proj_{n}", finished_at=NOW - timedelta(days=n % 20))
+        remaining(f"left{n}")
+        find(f"k{n}")
+        find(f"k{n}", kind="missing")
+        row(f"r{n}", file_type=f"t{n}")
+        day = NOW.date() - timedelta(days=n)
+        DailyFigures.objects.create(day=day, taken_at=NOW, file_types={f"t{n}": [1, 1]}, **ZERO)
+        Diagnosis.objects.create(context="web", host="h", pid=1, probes=[PROBE])
+
+
+ZERO = {"tracked": 0, "tracked_bytes": 0, "left_behind": 0, "left_behind_bytes": 0}
+
+
+@pytest.mark.parametrize("url", [BOARD, reverse("admin:index"), LEFT_BEHIND])
+def test_many_rows_cost_as_many_queries_as_few(db: None, url: str) -> None:
+    client = superuser()
+    add_rows([0])
+    few = queries(client, url)
+    add_rows(range(1, 12))
+    assert queries(client, url) == few < 40
+
+
+def test_no_request_reads_the_table_of_objects(db: None) -> None:
+    client = superuser()
+    for url in (BOARD, reverse("admin:index"), LEFT_BEHIND):
+        with CaptureQueriesContext(connection) as captured:
+            text_of(client.get(url))
+        assert not [each for each in captured if "storage_audit_r2object" in each["sql"]]
+
+
+def test_hostile_names_are_shown_as_text_and_nothing_is_inline(db: None) -> None:
+    make("blocked", project_id=HOSTILE, error=HOSTILE)
+    types = {HOSTILE[:40]: [1, 1], OTHER_TYPES: [2, 2], "": [1, 0]}
+    DailyFigures.objects.create(day=NOW.date(), taken_at=NOW, **ZERO, file_types=types)
+    find(HOSTILE)
+    scan(status="failed", error=HOSTILE)
+    for url in (BOARD, BOARD + "?days=90", BOARD + f"?days={HOSTILE}", reverse("admin:index")):
+        shown = text_of(superuser().get(url))
+        assert "<script>alert" not in shown
+        main = shown.partition('id="content-start"')[2]
+        assert not re.findall(r"<[^>]* (?:style|on[a-z]+)=|<style|<script(?! src)", main)
+    assert text_of(superuser().get(BOARD)).count(ESCAPED) >= 3
+
+
+# The charts
+
+
+def ended(days_ago: int, status: str, number: int = 1, **values: Any) -> None:
+    for _each in range(number):
+        make(status, finished_at=timezone.now() - timedelta(days=days_ago), **values)
+
+
+def charts_on(client: Client, query: str = "") -> dict[str, str]:
+    parts = text_of(client.get(BOARD + query)).split('<section class="audit-figure">')[1:]
+    return {
+        re.findall("<h3>(.*?)</h3>", part)[0]: part.partition("</section>")[0] for part in parts
+    }
+
+
+def table_of(chart: str) -> list[list[str]]:
+    rows = re.findall("<tr>(.*?)</tr>", chart)
+    return [re.findall("<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+
+
+def test_deletions_and_bytes_freed_are_drawn_a_day_with_the_same_figures_in_a_table(
+    db: None,
+) -> None:
+    ended(0, "clean", 3, deleted=1, found=1, deleted_bytes=1024, found_bytes=1024)
+    ended(0, "failed")
+    ended(29, "clean_with_protected", 2)
+    ended(30, "incomplete", 5)
+    # No deletions of their own; but what a late check deleted is freed as well.
+    ended(0, "clean", kind="verify")
+    parent = CleanupOperation.objects.filter(status="clean").first()
+    late = {"deleted": 1, "found": 1, "deleted_bytes": 2048, "found_bytes": 2048}
+    ended(0, "clean", parent=parent, **late)
+    today = timezone.localdate()
+    client = superuser()
+    shown = charts_on(client)
+    deletions, freed = shown["Deletions by outcome, a day"], shown["Bytes freed, a day"]
+    for text in ("clean: 3", "clean, some protected: 2", "incomplete: 0", "failed: 1"):
+        assert f"</svg> {text}</li>" in deletions
+    assert f"<title>{today}: 3 clean</title>" in deletions
+    rows = {day: figures for day, *figures in table_of(deletions)}
+    assert len(rows) == 31
+    assert rows[str(today)] == ["3", "0", "0", "0", "1"]
+    assert rows[str(today - timedelta(days=29))] == ["0", "2", "0", "0", "0"]
+    assert [f"{today}", "5.0 KB"] in table_of(freed)
+    assert "In all: 5.0 KB" in freed
+    longer = charts_on(client, "?days=90")["Deletions by outcome, a day"]
+    assert len(table_of(longer)) == 91
+    assert "</svg> incomplete: 5</li>" in longer
+
+
+def test_each_chart_has_a_name_a_summary_and_a_heading_of_its_own(db: None) -> None:
+    row("a", file_type="mp4")
+    ended(0, "clean")
+    overview.take_figures()
+    shown = charts_on(superuser())
+    assert len(shown) == 4
+    named = []
+    for title, chart in shown.items():
+        [(name, summary)] = re.findall('role="img" aria-labelledby="(.*?) (.*?)"', chart)
+        assert f'<title id="{name}">{title}</title>' in chart
+        assert re.findall(f'<desc id="{summary}">[^<]+</desc>', chart)
+        assert "<summary>Show as a table</summary>" in chart
+        named += [name, summary]
+    assert len(set(named)) == 8
+
+
+def test_bars_are_as_high_as_their_share(db: None) -> None:
+    drawn = charts.stacked("n", "t", "s", ["a", "b"], [Series("x", "solid", [5, 10])])
+    heights = re.findall('height="([0-9.]+)"', drawn)
+    assert heights == ["76.0", "152.0"]
+    assert [charts.ceiling(n) for n in (0, 1, 3, 11, 500, 501)] == [1, 1, 5, 20, 500, 1000]
+    assert charts.ceiling(1500, 1024) == 2048
+    assert charts.ceiling(1024**3, 1024) == 1024**3
+
+
+def test_a_line_goes_through_the_days_that_were_counted(db: None) -> None:
+    drawn = charts.line("n", "t", "s", ["a", "b", "c"], [2, None, 1])
+    assert 'points="102.0,12.0 302.0,88.0"' in drawn
+    assert "<title>c: 1</title>" in drawn
+
+
+def test_file_types_are_those_of_the_last_count_and_say_of_when(db: None) -> None:
+    client = superuser()
+    title = "Objects and bytes by file type"
+    assert "the next sweep does it" in charts_on(client)[title]
+    row("a", file_type="mp4", size=3000)
+    row("b", file_type="mp4", size=None)
+    row("c", file_type="srt", size=5)
+    row("d", size=1)
+    overview.take_figures()
+    DailyFigures.objects.update(taken_at=timezone.now() - timedelta(minutes=20))
+    chart = charts_on(client)[title]
+    assert table_of(chart)[1:] == [
+        ["mp4", "2", "2.9 KB"],
+        ["srt", "1", "5 bytes"],
+        ["none", "1", "1 byte"],
+    ]
+    assert "Tracked in all: 4 objects, 2.9 KB" in chart
+    assert "Counted 20 minutes ago" in chart
+
+
+def test_of_many_file_types_the_largest_are_kept_and_the_rest_together(db: None) -> None:
+    for n in range(23):
+        row(f"k{n}", file_type=f"t{n:02}", size=n)
+    overview.take_figures()
+    types = DailyFigures.objects.get().file_types
+    assert len(types) == 21
+    assert types["t22"] == [1, 22]
+    assert types[OTHER_TYPES] == [3, 0 + 1 + 2]
+
+
+# The sweep counts
+
+
+def test_the_sweep_counts_once_an_hour_and_keeps_one_row_a_day(db: None) -> None:
+    find("a", size=7)
+    row("a", size=5)
+    tasks.sweep()
+    first = DailyFigures.objects.get()
+    assert (first.tracked, first.tracked_bytes) == (1, 5)
+    assert (first.left_behind, first.left_behind_bytes) == (1, 7)
+    row("b", size=5)
+    tasks.sweep()
+    assert DailyFigures.objects.get().tracked == 1
+    DailyFigures.objects.update(taken_at=timezone.now() - timedelta(minutes=61))
+    tasks.sweep()
+    assert DailyFigures.objects.get().tracked == 2
+    DailyFigures.objects.update(day=timezone.localdate() - timedelta(days=1))
+    tasks.sweep()
+    assert DailyFigures.objects.count() == 2
+
+
+def test_two_sweeps_at_once_make_one_row(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = overview.by_file_type
+
+    def while_another_sweeps() -> dict[str, Amount]:
+        monkeypatch.undo()
+        assert overview.take_figures()
+        return count()
+
+    monkeypatch.setattr(overview, "by_file_type", while_another_sweeps)
+    assert overview.take_figures()
+    assert DailyFigures.objects.count() == 1
+
+
+def test_a_count_that_fails_stops_nothing_else_and_is_logged(
+    db: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    late = make("pending", next_attempt_at=LONG_AGO)
+    Project.objects.bulk_create([Project(pk="proj_unseen")])
+    monkeypatch.setattr(overview, "by_file_type", lambda: 1 / 0)
+    assert tasks.sweep() == {"vanished": 0, "enqueued": 1}
+    late.refresh_from_db()
+    assert late.enqueued_at
+    assert KnownProject.objects.filter(pk="proj_unseen").exists()
+    assert "The day's figures were not taken" in caplog.text
+    assert not DailyFigures.objects.exists()

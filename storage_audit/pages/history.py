@@ -125,7 +125,10 @@ def file_types(latest: DailyFigures | None) -> Chart:
     title = _("Objects and bytes by file type")
     if latest is None:
         return Chart(title, "", note=_("Not counted yet: the next sweep does it."))
-    types = [(name_of(name), Amount(*sums)) for name, sums in latest.file_types.items()]
+    # PostgreSQL keeps the keys of JSON in an order of its own.
+    known = {name: Amount(*sums) for name, sums in latest.file_types.items()}
+    names = sorted(known, key=lambda name: (name == OTHER_TYPES, -known[name].bytes, name))
+    types = [(name_of(name), known[name]) for name in names]
     most = Amount(*(max((a[i] for _name, a in types), default=0) for i in range(2)))
     total = _("Tracked in all: %(objects)d objects, %(size)s") % {
         "objects": latest.tracked,

@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from django_q.models import OrmQ
 from pytest_django import Settings
 
-from storage_audit.management import console
+from storage_audit import exports
 from storage_audit.models import CleanupOperation, Finding, R2Object
 from storage_audit.redaction import visible
 from tests.conftest import Bucket
@@ -77,7 +77,7 @@ def test_nothing_in_the_csv_is_a_formula(bucket: Bucket) -> None:
     rows = list(csv.DictReader(StringIO(out)))
     assert code == 0 and len(rows) == len(hostile)
     for row in rows:
-        assert not any(value.startswith(console.FORMULA) for value in row.values())
+        assert not any(value.startswith(exports.FORMULA) for value in row.values())
         assert "".join(row.values()).isprintable()
     cells = {row["key"] for row in rows}
     assert {"'=cmd()", "'+1", "'-1", "'@sum", "'\\tx", "'\\rx", 'a"b,c', "<b>", "\\x1b[2J"} == cells

@@ -8,7 +8,7 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.template.defaultfilters import filesizeformat
 
 from storage_audit.findings import FindingQuerySet
-from storage_audit.management.console import cell, stored_text
+from storage_audit.management.console import stored_text
 from storage_audit.models import Finding
 from storage_audit.redaction import visible
 
@@ -82,5 +82,5 @@ def as_text(finding: Finding) -> str:
     return f"{finding.get_kind_display()}{state}: {visible(finding.key)} ({facts}): {why}"
 
 
-def as_cells(finding: Finding) -> list[str]:
-    return [cell(getattr(finding, name)) for name in COLUMNS]
+def as_row(finding: Finding) -> list[object]:
+    return [getattr(finding, name) for name in COLUMNS]

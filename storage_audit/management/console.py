@@ -26,8 +26,6 @@ from storage_audit.redaction import redact, visible
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 CUT_SHORT = 128 + 13  # as a shell says of one that SIGPIPE ended
 SHOWN = 50
-# What a spreadsheet takes for the beginning of a formula.
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
 Outcome, Status = CleanupItem.Outcome, CleanupOperation.Status
 
 
@@ -70,12 +68,6 @@ def stored_text(text: str) -> str:
     if not storable(text):
         raise ArgumentTypeError("it must be UTF-8 without NUL")
     return text
-
-
-def cell(value: object) -> str:
-    """For a table that a spreadsheet may open: never a formula, and nothing hidden."""
-    text = "" if value is None else str(value)
-    return f"'{visible(text)}" if text.startswith(FORMULA) else visible(text)
 
 
 def deletion_id(text: str) -> UUID:

@@ -1,8 +1,8 @@
-import csv
 import json
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
@@ -13,12 +13,13 @@ from storage_audit import tasks
 from storage_audit.audit import cleanup, decisions, requests
 from storage_audit.audit.decisions import Decision
 from storage_audit.conf import conf
+from storage_audit.exports import csv_lines
 from storage_audit.findings import FindingQuerySet
 from storage_audit.management.choosing import (
     COLUMNS,
     add_choices,
-    as_cells,
     as_json,
+    as_row,
     as_text,
     selection,
 )
@@ -143,10 +144,8 @@ class Command(DocumentedCommand):
     def show(self, chosen: FindingQuerySet, options: dict[str, Any]) -> None:
         found = chosen.order_by("bucket", "key", "pk").iterator()
         if options["as_csv"]:
-            write = csv.writer(self.stdout, lineterminator="\n").writerow
-            write(COLUMNS)
-            for finding in found:
-                write(as_cells(finding))
+            for line in csv_lines(chain([COLUMNS], map(as_row, found))):
+                self.stdout.write(line, ending="")
             return
         for line in map(as_json if options["as_json"] else as_text, found):
             self.stdout.write(line)

@@ -1,5 +1,23 @@
 """The admin. It shows and asks; what is asked for is done in audit/requests.py."""
 
-from storage_audit.pages import diagnoses, findings, objects, operations, projects, scans, tokens
+from storage_audit.pages import (
+    diagnoses,
+    findings,
+    jobs,
+    objects,
+    operations,
+    projects,
+    scans,
+    tokens,
+)
 
-__all__ = ["diagnoses", "findings", "objects", "operations", "projects", "scans", "tokens"]
+__all__ = [
+    "diagnoses",
+    "findings",
+    "jobs",
+    "objects",
+    "operations",
+    "projects",
+    "scans",
+    "tokens",
+]

@@ -14,6 +14,7 @@ from storage_audit.access import ApiToken
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
 from storage_audit.findings import Finding, Sighting
+from storage_audit.jobs import Job
 from storage_audit.observations import DailyFigures, Diagnosis, StoreCalls
 from storage_audit.operations import CleanupItem, CleanupOperation, OperationEvent, Row
 from storage_audit.querysets import KnownProjectQuerySet, R2ObjectQuerySet
@@ -31,6 +32,7 @@ __all__ = [
     "Finding",
     "IllegalTransition",
     "Installation",
+    "Job",
     "KnownProject",
     "LeaseLost",
     "ListedKey",

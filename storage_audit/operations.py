@@ -15,6 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from storage_audit import logs
 from storage_audit.fields import BytewiseTextField
+from storage_audit.jobs import Job
 from storage_audit.querysets import CleanupItemQuerySet
 from storage_audit.redaction import redact
 from storage_audit.transitions import Transitions
@@ -81,6 +82,15 @@ class CleanupOperation(Transitions):
     parent = models.ForeignKey(
         "self", models.PROTECT, verbose_name=_("follows"), null=True, related_name="children"
     )
+    job = models.ForeignKey(
+        Job,
+        models.PROTECT,
+        verbose_name=_("job"),
+        null=True,
+        # Most have none: see the index below.
+        db_index=False,
+        related_name="operations",
+    )
     trigger = models.CharField(_("trigger"), max_length=12, choices=Trigger)
     requested_by = models.TextField(_("requested by"), blank=True)
     origin = models.TextField(_("requested from"), blank=True)
@@ -128,6 +138,11 @@ class CleanupOperation(Transitions):
                 fields=["finished_at"],
                 condition=Q(finished_at__isnull=False),
                 name="operation_finished",
+            ),
+            models.Index(
+                fields=["job", "status"],
+                condition=Q(job__isnull=False),
+                name="operation_of_job",
             ),
         ]
         constraints = [

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from uuid import UUID
 
 from django.apps import apps
@@ -244,6 +244,24 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
         return self.filter(state__in=["stored", "upload_failed"])
 
 
+class StatusSums(NamedTuple):
+    """The operations with one status: how many, how many with a message, and their books."""
+
+    status: str
+    operations: int
+    messages: int
+    found: int
+    found_bytes: int
+    deleted: int
+    deleted_bytes: int
+    already_absent: int
+    already_absent_bytes: int
+    protected: int
+    protected_bytes: int
+    failed: int
+    failed_bytes: int
+
+
 class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
     def request(self, **values: Any) -> CleanupOperation:
         """Create an operation, with who asked and from where; in the transaction that deletes."""
@@ -367,6 +385,15 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         )
         lately = timezone.now() - KEPT_LATELY
         return self.filter(~Exists(later), status="clean_with_protected", finished_at__gte=lately)
+
+    def by_status(self) -> dict[str, StatusSums]:
+        """What the operations with each status have in their books, from one aggregate."""
+        sums: dict[str, Any] = {f"sum_{name}": Sum(name) for name in StatusSums._fields[3:]}
+        with_message = Count("pk", filter=~Q(error=""))
+        groups = self.order_by().values("status")
+        groups = groups.annotate(operations=Count("pk"), messages=with_message, **sums)
+        found = groups.values_list("status", "operations", "messages", *sums)
+        return {row[0]: StatusSums(*row) for row in found}
 
     def disappearances(self) -> Self:
         """Of many projects at once, and nobody decided on them yet."""

@@ -15,6 +15,7 @@ LOOKED_AT = (
     "finding",
     "knownproject",
     "diagnosis",
+    "job",
 )
 VIEWER = frozenset(f"view_{model}" for model in LOOKED_AT)
 OPERATOR = VIEWER | {

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -17,13 +17,13 @@ from django_q.signals import post_execute_in_worker, pre_execute
 from django_q.tasks import async_task
 
 from storage_audit import logs, queue
-from storage_audit.audit import cleanup, diagnostics, overview, vanished
+from storage_audit.audit import cleanup, diagnostics, jobs, overview, vanished
 from storage_audit.audit import scan as scans
 from storage_audit.audit.counting import counted
 from storage_audit.audit.diagnostics.comparison import WORKER_ANSWERS_WITHIN
 from storage_audit.audit.scan import TooCostly
 from storage_audit.conf import conf
-from storage_audit.models import BucketScan, CleanupOperation, Diagnosis
+from storage_audit.models import BucketScan, CleanupOperation, Diagnosis, Job
 from storage_audit.querysets import impatient
 
 logger = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ def sweep() -> dict[str, int]:
     try:
         with ExitStack() as every:
             every.callback(take_up_scans, now)
+            every.callback(take_up_jobs, now)
             for operation_id in reversed(ids := list(forgotten)):
                 every.callback(enqueue, operation_id)
     finally:
@@ -141,6 +142,53 @@ def take_up_scans(now: datetime) -> None:
     if queue.ready_tasks(now) < QUEUE_IS_LONG:
         for scan in BucketScan.objects.forgotten(now - ENQUEUE_AGAIN_AFTER):
             share(scan, 1)
+
+
+def take_up_jobs(now: datetime) -> None:
+    """Send a worker for each job that lost its own."""
+    if queue.ready_tasks(now) < QUEUE_IS_LONG:
+        forgotten = Job.objects.forgotten(now - ENQUEUE_AGAIN_AFTER)
+        for job_id in list(forgotten.values_list("pk", flat=True)):
+            enqueue_job(job_id)
+
+
+def enqueue_job_on_commit(job: Job) -> None:
+    """As with operations."""
+
+    def enqueue_it() -> None:
+        enqueue_job(job.pk)
+
+    transaction.on_commit(enqueue_it, robust=True)
+
+
+def enqueue_job(job_id: UUID) -> None:
+    """Have a worker go on with the job; with the setting SYNC, do it here and now."""
+    if not Job.objects.filter(pk=job_id).update(enqueued_at=timezone.now()):
+        return  # Rolled back with a savepoint made by hand.
+    if conf().sync:
+        run_job(str(job_id))
+    else:
+        async_task("storage_audit.tasks.run_job", str(job_id), group="storage_audit")
+
+
+@counted()
+def run_job(job_id: str) -> str:
+    """Make the operations of some of its projects and enqueue them, and then the job again: what
+    others ask for meanwhile does not wait for all of it. Returns what the queue's own records are
+    to say."""
+    job = Job.objects.unfinished().filter(pk=UUID(job_id)).first()
+    if job is None:
+        return "over, or not there any more"
+    made = jobs.take_up(job)
+    if not made:
+        return "another worker is at it"
+    # One commit for all; with SYNC the work itself is done here, in none of ours.
+    with nullcontext() if conf().sync else transaction.atomic():
+        for operation in made:
+            enqueue(operation.pk)
+    if not job.finished_at:
+        enqueue_job(job.pk)
+    return f"{job.position} of {job.projects} projects"
 
 
 def share(scan: BucketScan, workers: int) -> None:

@@ -29,7 +29,14 @@ from devtools.seaweedfs import SeaweedFS
 from devtools.store import Store
 from storage_audit.audit import cleanup, installation, pace, scan
 from storage_audit.bucket import calls
-from storage_audit.models import ApiToken, CleanupOperation, Diagnosis, Installation, Project
+from storage_audit.models import (
+    ApiToken,
+    CleanupOperation,
+    Diagnosis,
+    Installation,
+    Job,
+    Project,
+)
 from storage_audit.storage import key_for
 from tests.network import faulty_network
 
@@ -256,6 +263,7 @@ def world(bucket: Bucket, settings: Settings, caplog: pytest.LogCaptureFixture) 
         Task.objects.create(id=f"{success}", success=success, **facts)
     assert Schedule.objects.exists() and OrmQ.objects.exists()
     Diagnosis.objects.create(context=Diagnosis.Context.SHELL, host="h", pid=1)
+    Job.objects.request(Job.Action.VERIFY, ["proj_1"])
     Group.objects.create(name="g")
     ApiToken.issue(name="nightly", user=User.objects.create_user("zoe"))
     return bucket

@@ -52,6 +52,7 @@ PAGES = {
     "storage_audit.apitoken": {**FACTS, "add": "add"},
     # To add one is to run the probes.
     "storage_audit.diagnosis": {**FACTS, "add": "add"},
+    "storage_audit.job": {"add": NOBODY, "delete": NOBODY},
     # Whoever may add or change a schedule has the worker run any function: superusers only.
     "django_q.schedule": STOCK,
     "django_q.success": KEPT,
@@ -61,6 +62,8 @@ PAGES = {
     "auth.user": {**STOCK, "add": SUPERUSER, "password_change": "change"},
     "auth.group": STOCK,
 }
+# Who may see the operations may see what they were made for.
+JOBS = "storage_audit.view_job storage_audit.view_cleanupoperation"
 OTHER_PAGES = {
     "": ANYBODY,
     "health/": ANYBODY,
@@ -80,6 +83,7 @@ OTHER_PAGES = {
     "admin:storage_audit_compare": "storage_audit.verify_cleanup",
     # Keys of both: to look at findings and at operations.
     "admin:storage_audit_left_behind": SUPERUSER,
+    **{f"admin:storage_audit_job_{kind}": JOBS for kind in LOOK},
 }
 # Who is unknown there is asked for a token, and is sent nowhere.
 TO_PROGRAMS = {"metrics"}

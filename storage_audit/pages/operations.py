@@ -38,6 +38,8 @@ from storage_audit.querysets import starts_with
 from storage_audit.redaction import visible
 
 OUTCOMES = ("deleted", "already_absent", "protected", "failed")
+# Verified in one request; of whole projects, a job verifies any number.
+MOST_AT_ONCE = 100
 
 
 @admin.register(CleanupOperation)
@@ -115,6 +117,13 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
     def verify_cleanup(
         self, request: HttpRequest, queryset: QuerySet[CleanupOperation]
     ) -> HttpResponse | None:
+        if queryset[: MOST_AT_ONCE + 1].count() > MOST_AT_ONCE:
+            text = _(
+                "Nothing was done: at most %d operations can be verified at once. Select fewer, or"
+                " verify their projects, of which you may select any number."
+            )
+            self.message_user(request, text % MOST_AT_ONCE, messages.ERROR)
+            return None
         with transaction.atomic():
             checks = []
             # In the order in which all who lock several lock them.

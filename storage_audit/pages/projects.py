@@ -1,6 +1,6 @@
 """Projects, and the ids that ever were one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from django.contrib import admin, messages
@@ -8,6 +8,7 @@ from django.contrib.admin.widgets import AdminTextInputWidget
 from django.db import transaction
 from django.db.models import ProtectedError, QuerySet, RestrictedError
 from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
 from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -15,9 +16,10 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit import projects, tasks
-from storage_audit.audit import requests
+from storage_audit.audit import jobs, requests
+from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
-from storage_audit.models import CleanupOperation, KnownProject, Project, R2Object
+from storage_audit.models import Job, KnownProject, Project, R2Object
 from storage_audit.origin import of_request
 from storage_audit.pages.base import (
     DeletingAdmin,
@@ -31,6 +33,7 @@ from storage_audit.pages.base import (
     page_of,
     will_go,
 )
+from storage_audit.pages.jobs import may_see_jobs
 from storage_audit.querysets import with_storage
 from storage_audit.redaction import visible
 
@@ -96,30 +99,47 @@ class OwnerAdmin(DeletingAdmin[M]):
     def dry_run_cleanup(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse | None:
         log = _("Dry run requested: operation %s.")
         text = _("A dry run is queued. It deletes nothing, and shows what a deletion would do.")
-        return self.announce(request, text, self.ask(request, queryset, requests.dry_run, log))
+        return self.ask(request, queryset, Job.Action.DRY_RUN, text, log)
 
     @action("verify", gettext_lazy("Verify cleanup"))
     def verify_cleanup(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse | None:
         log = _("Verification requested: operation %s.")
         text = _("A verification is queued. It compares the bucket with the table.")
-        made = self.ask(request, queryset, requests.verify_project, log)
-        return self.announce(request, text, made)
+        return self.ask(request, queryset, Job.Action.VERIFY, text, log)
 
-    @transaction.atomic
     def ask(
-        self,
-        request: HttpRequest,
-        owners: QuerySet[M],
-        make: Callable[[str], list[CleanupOperation]],
-        log: str,
-    ) -> list[CleanupOperation]:
-        operations = []
-        for project in owners:
-            for operation in make(projects.id_of(project)):
+        self, request: HttpRequest, owners: QuerySet[M], action: Job.Action, text: str, log: str
+    ) -> HttpResponse | None:
+        """An operation for a single project, and a job for many."""
+        ids = list(owners.order_by("pk").values_list("storage_audit_id", flat=True))
+        if len(ids) != 1:
+            return self.ask_for_many(request, action, ids)
+        with transaction.atomic():
+            project, operations = owners.get(), jobs.MAKE[action](ids[0])
+            for operation in operations:
                 self.log_change(request, project, log % operation.pk)
-                operations.append(operation)
-        tasks.enqueue_on_commit(operations)
-        return operations
+            tasks.enqueue_on_commit(operations)
+        return self.announce(request, text, operations)
+
+    def ask_for_many(
+        self, request: HttpRequest, action: Job.Action, ids: list[str]
+    ) -> HttpResponse | None:
+        if conf().sync and len(ids) > jobs.SLICE:
+            text = _(
+                "Nothing was done: with the setting SYNC there are no workers, and you would have"
+                " to wait for all of them here. Select at most %d projects."
+            )
+            self.message_user(request, text % jobs.SLICE, messages.ERROR)
+            return None
+        with transaction.atomic():
+            job: Any = Job.objects.request(action, ids)
+            self.log_addition(request, job, _("Requested of %d projects.") % job.projects)
+            tasks.enqueue_job_on_commit(job)
+        text = _("%d projects are queued as one job. Its page shows how far it is.")
+        self.message_user(request, text % job.projects, messages.SUCCESS)
+        if not may_see_jobs(request):
+            return None
+        return redirect("admin:storage_audit_job_change", job.pk)
 
     @action("force", gettext_lazy("Force-delete"))
     def force_delete(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse | None:

@@ -1,0 +1,86 @@
+"""The table of jobs: one thing that a person asked for of many projects at once."""
+
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Self
+
+from django.db import models
+from django.db.models import Q
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
+
+from storage_audit.origin import current_origin
+
+
+class JobQuerySet(models.QuerySet["Job"]):
+    def request(self, action: str, project_ids: Sequence[str]) -> "Job":
+        """Create a job, with who asked and from where."""
+        origin = current_origin()
+        return self.create(
+            action=action,
+            project_ids=project_ids,
+            projects=len(project_ids),
+            requested_by=origin.user,
+            origin=origin.place,
+        )
+
+    def unfinished(self) -> Self:
+        return self.filter(finished_at=None)
+
+    def forgotten(self, moment: datetime) -> Self:
+        """Unfinished ones for which no worker was sent since `moment`."""
+        unsent = Q(enqueued_at=None) | Q(enqueued_at__lt=moment)
+        return self.unfinished().filter(unsent, created_at__lt=moment)
+
+
+class Job(models.Model):
+    """Makes an operation of each project, or several where it has objects in several buckets; how
+    these go on, they say themselves. It is finished when all of them are made."""
+
+    class Action(models.TextChoices):
+        DRY_RUN = "dry_run", _("dry run")
+        VERIFY = "verify", _("verification")
+
+    id = models.UUIDField(_("job id"), primary_key=True, default=uuid.uuid4, editable=False)
+    action = models.CharField(_("what is done"), max_length=10, choices=Action)
+    # Text, as the projects may go meanwhile. Megabytes: leave it out of lists.
+    project_ids = models.JSONField(editable=False)
+    projects = models.PositiveIntegerField(_("projects"))
+    position = models.PositiveIntegerField(_("taken up"), default=0)
+    requested_by = models.TextField(_("requested by"), blank=True)
+    origin = models.TextField(_("requested from"), blank=True)
+    created_at = models.DateTimeField(_("requested"), default=timezone.now)
+    enqueued_at = models.DateTimeField(null=True, editable=False)
+    finished_at = models.DateTimeField(_("all taken up"), null=True, blank=True)
+
+    objects = JobQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("job")
+        verbose_name_plural = _("jobs")
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(action__in=["dry_run", "verify"]), name="job_action_is_known"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        text = ngettext(
+            "%(action)s of %(count)d project", "%(action)s of %(count)d projects", self.projects
+        )
+        return text % {"action": self.get_action_display(), "count": self.projects}
+
+    def advance(self, projects: int) -> bool:
+        """Note that so many projects more are taken up, and keep other workers from the job until
+        the commit; False if one of them was quicker."""
+        position = self.position + projects
+        values: dict[str, Any] = {"position": position}
+        if position >= self.projects:
+            values["finished_at"] = timezone.now()
+        if not Job.objects.filter(pk=self.pk, position=self.position).update(**values):
+            return False
+        for name, value in values.items():
+            setattr(self, name, value)
+        return True

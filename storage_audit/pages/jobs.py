@@ -1,0 +1,152 @@
+"""What was asked for of many projects at once: how far it is, and what came of it."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from django.contrib import admin
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.utils.text import capfirst
+from django.utils.translation import gettext as _
+
+from storage_audit.models import CleanupOperation, Job
+from storage_audit.pages.base import ReadOnlyAdmin, label_of, list_of
+from storage_audit.querysets import StatusSums
+from storage_audit.redaction import visible
+
+Status = CleanupOperation.Status
+UNDER_WAY = (Status.PENDING, Status.RUNNING)
+FACTS = ("id", "requested_by", "origin", "created_at", "finished_at")
+
+
+@admin.register(Job)
+class JobAdmin(ReadOnlyAdmin[Job]):
+    list_display = ("created_at", "action", "projects", "position", "requested_by", "finished_at")
+    list_filter = ("action",)
+    ordering = ("-created_at", "pk")
+    fields = ()
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Job]:
+        return super().get_queryset(request).defer("project_ids")
+
+    def has_view_permission(self, request: HttpRequest, obj: Job | None = None) -> bool:
+        return may_see_jobs(request)
+
+    def render_change_form(
+        self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        job = context["original"]
+        context |= {"title": capfirst(str(job)), "subtitle": None, **page(job)}
+        return super().render_change_form(request, context, *args, **kwargs)
+
+
+def may_see_jobs(request: HttpRequest) -> bool:
+    """Whoever may see the operations may see what they were made for."""
+    names = ("view_job", "view_cleanupoperation")
+    return any(request.user.has_perm(f"storage_audit.{name}") for name in names)
+
+
+class Line(NamedTuple):
+    """The operations with one status; `x` is where they begin in the bar."""
+
+    status: str
+    label: Any
+    sums: StatusSums
+    x: int
+    url: str
+
+
+class Need(NamedTuple):
+    """Something that waits for a person."""
+
+    text: str
+    url: str
+
+
+def page(job: Job) -> dict[str, Any]:
+    sums = job.operations.by_status()
+    made = sum(each.operations for each in sums.values())
+    under_way = sum(sums[status].operations for status in UNDER_WAY if status in sums)
+    return {
+        "job": job,
+        "is_live": not job.finished_at or under_way > 0,
+        "sentence": sentence(job, made, under_way),
+        "made": made,
+        # What is not taken up yet has its place in the bar, too.
+        "whole": made + job.projects - job.position,
+        "lines": list(lines(job, sums)),
+        "needs": list(needs(job, sums)),
+        "books": books(job, sums),
+        "all_operations": operations_of(job),
+        "facts": list(facts(job)),
+    }
+
+
+def facts(job: Job) -> Iterator[tuple[Any, Any]]:
+    for name in FACTS:
+        if value := getattr(job, name):
+            yield label_of(job, name), visible(value) if isinstance(value, str) else value
+
+
+def operations_of(job: Job, **filters: object) -> str:
+    return list_of("cleanupoperation", job=job.pk, **filters)
+
+
+def sentence(job: Job, made: int, under_way: int) -> str:
+    if not job.finished_at:
+        text = _(
+            "%(position)d of %(projects)d projects are taken up. A worker goes on with the rest by"
+            " itself; you may leave this page."
+        )
+        return text % {"position": job.position, "projects": job.projects}
+    if under_way:
+        text = _(
+            "All projects are taken up. Of %(made)d operations, %(open)d are still to be done; you"
+            " may leave this page."
+        )
+        return text % {"open": under_way, "made": made}
+    return _("Done: each project was looked at.")
+
+
+def lines(job: Job, sums: dict[str, StatusSums]) -> Iterator[Line]:
+    x = 0
+    for status in Status:
+        if each := sums.get(status):
+            url = operations_of(job, status__exact=status.value)
+            yield Line(status, status.label, each, x, url)
+            x += each.operations
+
+
+def needs(job: Job, sums: dict[str, StatusSums]) -> Iterator[Need]:
+    texts = {
+        Status.BLOCKED: _("Stopped; each says by what: %d"),
+        Status.FAILED: _("Failed after hours of trying: %d"),
+    }
+    if job.action == Job.Action.VERIFY:
+        texts[Status.INCOMPLETE] = _("Bucket and table differ, or something was left behind: %d")
+    for status, text in texts.items():
+        if each := sums.get(status):
+            yield Need(text % each.operations, operations_of(job, status__exact=status.value))
+    plans = sums.get(Status.PLANNED)
+    if plans and plans.messages:
+        text = _("A safety limit would block the deletion: %d")
+        shown = {"status__exact": Status.PLANNED.value, "error__gt": ""}
+        yield Need(text % plans.messages, operations_of(job, **shown))
+
+
+def books(job: Job, sums: dict[str, StatusSums]) -> list[tuple[str, int, int]]:
+    """Objects and bytes of all its operations, as far as these are."""
+    labels = {
+        "found": _("found"),
+        "deleted": _("deleted"),
+        "already_absent": _("already absent"),
+        "protected": _("protected"),
+        # What a plan would delete is not gone, and so counts as failed.
+        "failed": _("to be deleted") if job.action == Job.Action.DRY_RUN else _("failed"),
+    }
+
+    def total(name: str) -> int:
+        return sum(getattr(each, name) for each in sums.values())
+
+    figures = [(label, total(name), total(f"{name}_bytes")) for name, label in labels.items()]
+    return [figures[0], *(line for line in figures[1:] if line[1])]

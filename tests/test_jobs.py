@@ -1,0 +1,367 @@
+"""One thing asked for of many projects at once: one job, of which each project gets its operations
+once, whoever dies meanwhile or does the same."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from threading import Barrier
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
+from django.db import connection, transaction
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+from django_q.models import OrmQ
+from pytest_django import Settings
+
+from storage_audit import tasks
+from storage_audit.audit import jobs, requests
+from storage_audit.models import CleanupOperation, Job, Project
+from storage_audit.origin import Origin, acting_as
+from tests.admin_client import act, page, person, signed_in, superuser, text_of
+from tests.conftest import Bucket
+from tests.test_signals import Rollback, enqueued_ids, track
+
+pytestmark = pytest.mark.usefixtures("transactional_db")
+Action, Status = Job.Action, CleanupOperation.Status
+ANNA = Origin("anna", "web, 127.0.0.1")
+SECONDS = 20
+
+
+@pytest.fixture(autouse=True)
+def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "SLICE", 3)
+
+
+def projects(count: int) -> list[str]:
+    made = Project.objects.bulk_create(Project(pk=f"proj_{n:03}") for n in range(count))
+    return [project.pk for project in made]
+
+
+def asked(count: int, action: str = Action.VERIFY) -> Job:
+    with acting_as(ANNA):
+        return Job.objects.request(action, projects(count))
+
+
+def begin(client: Client, action: str = "verify_cleanup") -> Any:
+    """Select all projects across the pages, as the list's form does."""
+    data = {"action": action, "_selected_action": "proj_000", "select_across": "1"}
+    return client.post(page("project"), data)
+
+
+def work(job: Job) -> None:
+    """What workers do: each task once, in the order of the queue; the operations' own tasks end
+    without work."""
+    while job_tasks := [each for each in OrmQ.objects.order_by("pk") if is_of(each, job)]:
+        job_tasks[0].delete()
+        tasks.run_job(str(job.pk))
+
+
+def is_of(task: OrmQ, job: Job) -> bool:
+    return bool(task.task["args"] == (str(job.pk),))
+
+
+def made_for() -> Counter[str | None]:
+    return Counter(CleanupOperation.objects.values_list("project_id", flat=True))
+
+
+def once(count: int) -> Counter[str | None]:
+    return Counter(f"proj_{n:03}" for n in range(count))
+
+
+# The request
+
+
+def test_500_projects_become_one_job_by_as_many_queries_as_two() -> None:
+    client = superuser()
+    begin(client)
+
+    def queries(count: int) -> int:
+        Project.objects.all()._raw_delete("default")
+        projects(count)
+        with CaptureQueriesContext(connection) as captured:
+            assert begin(client).status_code == 302
+        return len(captured)
+
+    assert queries(2) == queries(500)
+    latest = Job.objects.latest("created_at")
+    assert latest.project_ids == [f"proj_{n:03}" for n in range(500)]
+    assert not CleanupOperation.objects.exists()
+    assert enqueued_ids()[-1] == str(latest.pk)
+
+
+@pytest.mark.parametrize(
+    ("action", "trigger", "dry_run"),
+    [("verify_cleanup", "verify", False), ("dry_run_cleanup", "dry_run", True)],
+)
+def test_each_project_has_its_operation_in_the_name_of_who_asked(
+    action: str, trigger: str, dry_run: bool
+) -> None:
+    projects(7)
+    answer = begin(superuser(), action)
+    job = Job.objects.get()
+    assert answer.headers["Location"] == page("job", "change", job.pk)
+    work(job)
+    assert made_for() == once(7)
+    for operation in CleanupOperation.objects.all():
+        told = (operation.requested_by, operation.origin, operation.trigger, operation.dry_run)
+        assert told == ("anna", "web, 127.0.0.1", trigger, dry_run)
+        assert operation.job == job and operation.enqueued_at
+    assert LogEntry.objects.get().change_message == "Requested of 7 projects."
+
+
+def test_a_project_in_two_buckets_has_an_operation_in_each() -> None:
+    job = asked(4)
+    track("a", project="proj_002", bucket="other")
+    tasks.enqueue_job(job.pk)
+    work(job)
+    assert made_for() == once(4) + Counter(["proj_002"])
+
+
+def test_a_project_that_went_meanwhile_is_looked_at_all_the_same() -> None:
+    job = asked(4)
+    Project.objects.filter(pk="proj_001")._raw_delete("default")
+    tasks.enqueue_job(job.pk)
+    work(job)
+    assert made_for() == once(4)
+
+
+def test_one_project_alone_has_no_job() -> None:
+    projects(2)
+    shown = act(superuser(), "project", "verify_cleanup", "proj_001")
+    assert "A verification is queued." in shown
+    assert made_for() == Counter(["proj_001"])
+    assert not Job.objects.exists()
+
+
+def test_a_request_that_is_rolled_back_leaves_nothing() -> None:
+    with pytest.raises(Rollback), transaction.atomic():
+        tasks.enqueue_job_on_commit(asked(4))
+        raise Rollback
+    assert not Job.objects.exists()
+    assert not OrmQ.objects.exists()
+
+
+def test_with_sync_few_are_done_in_the_request_and_many_refused(
+    bucket: Bucket, settings: Settings
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True}
+    projects(3)
+    client = superuser()
+    begin(client)
+    job = Job.objects.get()
+    assert job.finished_at
+    assert {each.status for each in job.operations.all()} == {Status.CLEAN}
+    Project.objects.create(pk="proj_003")
+    shown = text_of(client.get(begin(client).headers["Location"]))
+    assert "Nothing was done: with the setting SYNC there are no workers" in shown
+    assert Job.objects.count() == 1
+
+
+# Workers
+
+
+class Died(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", range(8))
+def test_a_worker_that_dies_at_any_project_makes_none_twice_and_forgets_none(
+    after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, calls = asked(8), iter(range(100))
+
+    def verify(project_id: str) -> list[CleanupOperation]:
+        made = requests.verify_project(project_id)
+        if next(calls) == after:
+            raise Died
+        return made
+
+    monkeypatch.setitem(jobs.MAKE, Action.VERIFY, verify)
+    tasks.enqueue_job(job.pk)
+    with pytest.raises(Died):
+        work(job)
+    job.refresh_from_db()
+    assert made_for().total() == job.position == after // 3 * 3
+    sweep_later()
+    work(job)
+    assert made_for() == once(8)
+
+
+def test_a_worker_that_dies_between_the_operations_and_their_tasks_forgets_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = asked(4)
+
+    def die(*args: object) -> None:
+        raise Died
+
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        patch.setattr(tasks, "enqueue", die)
+        tasks.enqueue_job(job.pk)
+        work(job)
+    assert made_for().total() == 3
+    sweep_later()
+    work(job)
+    assert made_for() == once(4)
+    assert not CleanupOperation.objects.filter(enqueued_at=None).exists()
+
+
+def sweep_later() -> None:
+    """When the task was lost a minute ago."""
+    lost = timezone.now() - timedelta(minutes=1)
+    Job.objects.update(enqueued_at=lost, created_at=lost)
+    tasks.sweep()
+
+
+def test_the_sweep_takes_up_a_forgotten_job_and_no_other() -> None:
+    lost, now = timezone.now() - timedelta(minutes=1), timezone.now()
+    forgotten, finished, fresh = (Job.objects.request(Action.VERIFY, ["proj_1"]) for _n in "abc")
+    never_sent = Job.objects.request(Action.VERIFY, ["proj_1"])
+    Job.objects.filter(pk__in=[forgotten.pk, never_sent.pk]).update(created_at=lost)
+    Job.objects.filter(pk=forgotten.pk).update(enqueued_at=lost)
+    Job.objects.filter(pk=finished.pk).update(enqueued_at=lost, created_at=lost, finished_at=now)
+    tasks.sweep()
+    assert sorted(enqueued_ids()) == sorted([str(forgotten.pk), str(never_sent.pk)])
+    assert fresh.enqueued_at is None
+    tasks.sweep()
+    assert len(enqueued_ids()) == 2
+
+
+def test_two_workers_at_once_make_each_operation_once() -> None:
+    job, both = asked(30), Barrier(2)
+
+    def take_all(_worker: int) -> int:
+        try:
+            made = 0
+            while (mine := Job.objects.get(pk=job.pk)).finished_at is None:
+                if mine.position == 0:
+                    both.wait(SECONDS)
+                made += len(jobs.take_up(mine))
+            return made
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sum(pool.map(take_all, range(2))) == 30
+    assert made_for() == once(30)
+
+
+def test_a_task_that_comes_twice_leaves_the_job_to_the_first() -> None:
+    job = asked(7)
+    stale = Job.objects.get()
+    assert len(jobs.take_up(job)) == 3
+    assert jobs.take_up(stale) == []
+    assert made_for().total() == 3
+
+
+def test_a_job_enqueues_itself_behind_its_operations_and_lets_others_in_between() -> None:
+    job = asked(7)
+    tasks.run_job(str(job.pk))
+    *operations, last = enqueued_ids()
+    assert last == str(job.pk)
+    assert len(operations) == 3
+
+
+# The page
+
+
+@pytest.fixture
+def done(bucket: Bucket) -> Iterator[Job]:
+    bucket.upload("proj_000")
+    bucket.put("projects/proj_001/scenes/s1/media/left.mp4")
+    with acting_as(ANNA):
+        job = Job.objects.request(Action.VERIFY, ["proj_000", "proj_001"])
+    Project.objects.create(pk="proj_001")
+    yield job
+
+
+def test_the_page_says_how_far_it_is_and_what_waits_for_a_person(done: Job) -> None:
+    client, address = superuser(), page("job", "change", done.pk)
+    shown = text_of(client.get(address))
+    assert "0 of 2 projects are taken up." in shown
+    assert "None yet: a worker makes the first ones next." in shown
+    made = jobs.take_up(done)
+    shown = text_of(client.get(address))
+    assert "Of 2 operations, 2 are still to be done" in shown
+    assert "data-live" in shown and "live.js" in shown and 'http-equiv="refresh"' in shown
+    for operation in made:
+        tasks.run_operation(str(operation.pk))
+    shown = text_of(client.get(address))
+    assert "Done: each project was looked at." in shown
+    assert "data-live" not in shown and "live.js" not in shown
+    assert "Bucket and table differ, or something was left behind: 1" in shown
+    [link, *_same] = re.findall('href="([^"]*status__exact=incomplete)"', shown)
+    listed = text_of(client.get(link.replace("&amp;", "&")))
+    assert "proj_001" in listed and "proj_000" not in listed
+
+
+def test_the_page_of_a_dry_run_says_what_a_deletion_would_do(
+    bucket: Bucket, settings: Settings
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 0}
+    bucket.upload("proj_000", body=b"x" * 2048)
+    Project.objects.create(pk="proj_001")
+    job = Job.objects.request(Action.DRY_RUN, ["proj_000", "proj_001"])
+    for operation in jobs.take_up(job):
+        tasks.run_operation(str(operation.pk))
+    shown = text_of(superuser().get(page("job", "change", job.pk)))
+    assert "To be deleted</th><td>1</td><td>2.0 KB</td>" in shown
+    assert "A safety limit would block the deletion: 1" in shown
+
+
+def test_the_page_costs_as_many_queries_for_60_operations_as_for_none() -> None:
+    job, client = asked(60), superuser()
+    address = page("job", "change", job.pk)
+
+    def queries() -> int:
+        client.get(address)
+        with CaptureQueriesContext(connection) as captured:
+            text_of(client.get(address))
+        assert not any("project_ids" in query["sql"] for query in captured.captured_queries)
+        return len(captured)
+
+    before = queries()
+    while not job.finished_at:
+        jobs.take_up(job)
+    assert queries() == before
+
+
+@pytest.mark.parametrize("permission", ["view_job", "view_cleanupoperation"])
+def test_who_may_see_operations_or_jobs_sees_jobs(permission: str) -> None:
+    job = asked(2)
+    user = User.objects.create_user("ben", is_staff=True)
+    addresses = (page("job"), page("job", "change", job.pk))
+    assert {signed_in(user).get(each).status_code for each in addresses} == {403}
+    user.user_permissions.set(Permission.objects.filter(codename=permission))
+    assert {signed_in(user).get(each).status_code for each in addresses} == {200}
+
+
+def test_who_may_not_verify_makes_no_job() -> None:
+    projects(3)
+    begin(person("dry_run_cleanup"))
+    assert not Job.objects.exists()
+
+
+# Many operations
+
+
+def test_more_operations_than_a_request_can_bear_are_not_verified_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("storage_audit.pages.operations.MOST_AT_ONCE", 3)
+    for n in range(4):
+        CleanupOperation.objects.request(
+            kind="project", project_id=f"proj_{n}", bucket="tests", trigger="deleted"
+        )
+    client, pks = superuser(), list(CleanupOperation.objects.values_list("pk", flat=True))
+    shown = act(client, "cleanupoperation", "verify_cleanup", *pks)
+    assert "Nothing was done: at most 3 operations can be verified at once." in shown
+    assert CleanupOperation.objects.count() == 4
+    act(client, "cleanupoperation", "verify_cleanup", *pks[:3])
+    assert CleanupOperation.objects.count() == 7

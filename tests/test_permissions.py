@@ -39,19 +39,20 @@ LOGIN = "/admin/login/"
 # nobody. Else which permissions, of which one suffices.
 ANYBODY, STAFF, SUPERUSER, NOBODY = "anybody", "staff", "superuser", ""
 LOOK = dict.fromkeys(("changelist", "change", "history"), "view change")
+EXPORT = {"export": "view change"}
 FACTS = {**LOOK, "add": NOBODY, "delete": NOBODY}
 KEPT = {**LOOK, "add": NOBODY, "delete": "delete"}
 STOCK = {**LOOK, "add": "add", "delete": "delete"}
 PAGES = {
-    "storage_audit.project": STOCK,
-    "storage_audit.r2object": KEPT,
-    "storage_audit.cleanupoperation": FACTS,
-    "storage_audit.knownproject": FACTS,
-    "storage_audit.bucketscan": FACTS,
-    "storage_audit.finding": FACTS,
-    "storage_audit.apitoken": {**FACTS, "add": "add"},
+    "storage_audit.project": {**STOCK, **EXPORT},
+    "storage_audit.r2object": {**KEPT, **EXPORT},
+    "storage_audit.cleanupoperation": {**FACTS, **EXPORT},
+    "storage_audit.knownproject": {**FACTS, **EXPORT},
+    "storage_audit.bucketscan": {**FACTS, **EXPORT},
+    "storage_audit.finding": {**FACTS, **EXPORT},
+    "storage_audit.apitoken": {**FACTS, **EXPORT, "add": "add"},
     # To add one is to run the probes.
-    "storage_audit.diagnosis": {**FACTS, "add": "add"},
+    "storage_audit.diagnosis": {**FACTS, **EXPORT, "add": "add"},
     "storage_audit.job": {"add": NOBODY, "delete": NOBODY},
     # Whoever may add or change a schedule has the worker run any function: superusers only.
     "django_q.schedule": STOCK,
@@ -83,7 +84,7 @@ OTHER_PAGES = {
     "admin:storage_audit_compare": "storage_audit.verify_cleanup",
     # Keys of both: to look at findings and at operations.
     "admin:storage_audit_left_behind": SUPERUSER,
-    **{f"admin:storage_audit_job_{kind}": JOBS for kind in LOOK},
+    **{f"admin:storage_audit_job_{kind}": JOBS for kind in (*LOOK, "export")},
 }
 # Who is unknown there is asked for a token, and is sent nowhere.
 TO_PROGRAMS = {"metrics"}
@@ -176,6 +177,7 @@ def address(pattern: str) -> str:
     model = next((m for m in PAGES if f"admin/{m.replace('.', '/')}/" in pattern), None)
     values = {"<path:object_id>": pk_of(model), "<id>": pk_of(model)} if model else {}
     values |= {"<path:content_type_id>/<path:object_id>": "1/1", "(?P<url>.*)$": "no/such"}
+    values["<str:form>"] = "csv"
     values |= {"^(?P<app_label>auth|django_q|storage_audit)/$": "storage_audit/"}
     for field, value in values.items():
         pattern = pattern.replace(field, value)

@@ -9,21 +9,24 @@ from urllib.parse import urlencode
 import django
 from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
-from django.contrib.admin.options import ShowFacets
+from django.contrib.admin.options import IncorrectLookupParameters, ShowFacets
 from django.contrib.admin.utils import model_format_dict
+from django.core.exceptions import PermissionDenied
 from django.db import models, transaction
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.template.defaultfilters import filesizeformat
 from django.template.response import TemplateResponse
-from django.urls import ResolverMatch, reverse
+from django.urls import ResolverMatch, URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
+from django.views.decorators.http import require_GET
 
 from storage_audit.models import CleanupOperation
+from storage_audit.pages import exports
 from storage_audit.querysets import starts_with
 from storage_audit.redaction import visible
 from storage_audit.roles import refusal
@@ -114,9 +117,35 @@ class AuditAdmin(ModelAdmin[M]):
     show_full_result_count = False
     show_facets = ShowFacets.NEVER
     prefix_field = ""
+    change_list_template = "admin/storage_audit/change_list.html"
 
     class Media:
         css = {"all": ["storage_audit/admin.css"]}
+
+    def get_urls(self) -> list[URLPattern]:
+        export = self.admin_site.admin_view(require_GET(self.export))
+        name = f"{self.opts.app_label}_{self.opts.model_name}_export"
+        return [path("export/<str:form>/", export, name=name), *super().get_urls()]
+
+    def export(self, request: HttpRequest, form: str) -> HttpResponseBase:
+        """The list as it is filtered, searched and ordered, all of its pages."""
+        if not self.has_view_or_change_permission(request):
+            raise PermissionDenied
+        if form not in exports.CONTENT_TYPES:
+            raise Http404
+        try:
+            rows = self.get_changelist_instance(request).get_queryset(request)
+        except IncorrectLookupParameters:
+            return HttpResponseRedirect(f"{self.list_address()}?e=1")
+        return exports.answer(form, rows, self.export_columns(request))
+
+    def export_columns(self, request: HttpRequest) -> list[str]:
+        """All that is no inner affair."""
+        fields = self.opts.concrete_fields
+        return [field.attname for field in fields if field.editable or field.primary_key]
+
+    def list_address(self) -> str:
+        return reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist")
 
     def get_search_results(
         self, request: HttpRequest, queryset: models.QuerySet[M], search_term: str
@@ -230,7 +259,7 @@ class ConfirmingAdmin(AuditAdmin[M]):
         """Where an action can be posted: the list, filtered as it is when we come from there."""
         if "object_id" not in cast(ResolverMatch, request.resolver_match).kwargs:
             return request.get_full_path()
-        return reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist")
+        return self.list_address()
 
     def is_confirmed(self, request: HttpRequest, queryset: models.QuerySet[M]) -> bool | None:
         """None when what was confirmed is not what is selected now.

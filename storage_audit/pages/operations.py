@@ -59,6 +59,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
     ordering = ("-created_at", "pk")
     fields = ()
     actions = ("verify_cleanup", "force_delete")
+    change_list_template = "admin/storage_audit/cleanupoperation/change_list.html"
 
     def get_urls(self) -> list[URLPattern]:
         declare = self.admin_site.admin_view(self.declare_deleted)

@@ -37,6 +37,9 @@ from storage_audit.pages.jobs import may_see_jobs
 from storage_audit.querysets import with_storage
 from storage_audit.redaction import visible
 
+# What `with_storage` says of each project.
+STORAGE = ("object_count", "object_bytes", "last_operation_id", "last_operation_status")
+
 
 class OwnerAdmin(DeletingAdmin[M]):
     """What the admin of a model whose rows own objects needs; see docs/adopting.md."""
@@ -80,6 +83,13 @@ class OwnerAdmin(DeletingAdmin[M]):
             list_of("cleanupoperation", project_id=project.storage_audit_id),
             _("Show the cleanups"),
         )
+
+    def export_columns(self, request: HttpRequest) -> list[str]:
+        """Of the model only what the list shows, as an adopter's may have secrets."""
+        key, shown = conf().project_field, self.get_list_display(request)
+        fields = [f.attname for f in self.opts.concrete_fields if f.name in shown]
+        first = self.opts.pk.attname if key == "pk" else key
+        return list(dict.fromkeys([first, *fields, *STORAGE]))
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         listed, counts, *rest = super().get_deleted_objects(objs, request)

@@ -1,0 +1,291 @@
+"""Each list of the admin as a file: just what is listed, all pages of it, whatever its length."""
+
+import csv
+import json
+import re
+import tracemalloc
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.db import connection
+from django.test import Client
+
+from storage_audit import exports as texts
+from storage_audit.models import (
+    ApiToken,
+    BucketScan,
+    CleanupOperation,
+    Finding,
+    Job,
+    KnownProject,
+    Project,
+    R2Object,
+)
+from storage_audit.pages import exports
+from tests.admin_client import page, signed_in, superuser, words
+from tests.test_admin_scans import finding, scanned
+from tests.test_signals import track
+
+pytestmark = pytest.mark.django_db
+HOSTILE = ["=1+1", "@SUM(A1)", "<script>alert(1)</script>", 'a"b,c\nd', "\u202e-e\u0301", "../../x"]
+LONG_AGO = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+
+
+def export(client: Client, model: str, form: str, query: str = "") -> str:
+    answer: Any = client.get(page(model, "export", form) + query)
+    assert answer.status_code == 200
+    return b"".join(answer).decode()
+
+
+def rows_of(client: Client, model: str, query: str = "") -> list[dict[str, Any]]:
+    """Both forms of it, which must say the same."""
+    told: list[dict[str, Any]] = json.loads(export(client, model, "json", query))
+    names, *lines = csv.reader(StringIO(export(client, model, "csv", query)))
+    cells = [dict(zip(names, map(texts.text_of, line), strict=True)) for line in lines]
+    assert cells == [{k: "" if v is None else str(v) for k, v in row.items()} for row in told]
+    return told
+
+
+def make_projects() -> None:
+    Project.objects.bulk_create(
+        Project(pk=f"proj_{n:03}", title=HOSTILE[n % 6]) for n in range(120)
+    )
+
+
+def make_objects() -> None:
+    track(*(f"{n:03}{HOSTILE[n % 6]}" for n in range(120)))
+
+
+def make_operations() -> None:
+    for n in range(120):
+        CleanupOperation.objects.request(
+            kind="project", project_id=f"proj_{n:03}", bucket="tests", trigger="deleted"
+        )
+
+
+def make_findings() -> None:
+    scan = scanned()
+    for n in range(120):
+        finding(scan, f"{n:03}{HOSTILE[n % 6]}", evidence=HOSTILE[n % 6])
+
+
+def make_known() -> None:
+    KnownProject.objects.bulk_create(KnownProject(pk=f"proj_{n:03}") for n in range(120))
+
+
+def make_scans() -> None:
+    for n in range(120):
+        scanned(prefix=f"{n:03}{HOSTILE[n % 6]}", purpose=("reconcile", "backfill")[n % 2])
+
+
+def make_jobs() -> None:
+    for n in range(120):
+        Job.objects.request(("verify", "dry_run")[n % 2], [HOSTILE[n % 6]])
+
+
+# How to fill the list; a query of it; and how many rows it has then.
+LISTS: dict[str, tuple[Callable[[], None], str, int]] = {
+    "project": (make_projects, "?q=proj_01&o=1", 10),
+    "r2object": (make_objects, "?q=01&o=-1", 10),
+    "cleanupoperation": (make_operations, "?q=proj_1&o=1", 20),
+    "finding": (make_findings, "?q=11&o=-1", 10),
+    "knownproject": (make_known, "?q=proj_00&o=-1", 10),
+    "bucketscan": (make_scans, "?purpose__exact=backfill", 60),
+    "job": (make_jobs, "?action__exact=verify&o=-1", 60),
+}
+MODELS: dict[str, Any] = {
+    str(each._meta.model_name): each
+    for each in (Project, R2Object, CleanupOperation, Finding, KnownProject, BucketScan, Job)
+}
+
+
+def listed(client: Client, model: str, query: str) -> list[str]:
+    """The rows of all pages of the list, by their order."""
+    found: list[str] = []
+    for number in range(1, 4):
+        answer = client.get(page(model), {**query_of(query), "p": str(number)})
+        if answer.status_code == 302:
+            break
+        found += re.findall(rf"{model}/([^/\"?]+)/change/", words(answer))
+    return list(dict.fromkeys(found))
+
+
+def query_of(query: str) -> dict[str, str]:
+    return dict(part.split("=") for part in query.removeprefix("?").split("&") if part)
+
+
+@pytest.mark.parametrize("model", LISTS)
+def test_an_export_is_the_list_as_filtered_searched_and_ordered_and_all_of_it(model: str) -> None:
+    make, query, count = LISTS[model]
+    make()
+    client = superuser()
+    for some, expected in ((query, count), ("", 120)):
+        told = rows_of(client, model, some)
+        assert len(told) == expected
+        pks = [str(row["id"]) for row in told]
+        assert [
+            pk.replace("_", "_5F") if model in ("project", "knownproject") else pk for pk in pks
+        ] == (listed(client, model, some))
+        for row in told:
+            stored = MODELS[model].objects.get(pk=row["id"])
+            for name in ("key", "evidence", "project_id", "title", "prefix", "bucket"):
+                if name in row:
+                    assert row[name] == getattr(stored, name)
+
+
+@pytest.mark.parametrize("model", ["project", "r2object", "finding", "bucketscan"])
+def test_no_cell_is_a_formula_or_hides_something(model: str) -> None:
+    LISTS[model][0]()
+    for row in csv.reader(StringIO(export(superuser(), model, "csv"))):
+        for cell in row:
+            assert not cell.startswith(texts.FORMULA)
+            assert cell.isprintable()
+
+
+def test_values_are_data_and_not_what_a_page_says_of_them() -> None:
+    Project.objects.create(pk="proj_1", title="A", created_at=LONG_AGO)
+    track("a", "b", project="proj_1")
+    operation = CleanupOperation.objects.request(
+        kind="project", project_id="proj_1", bucket="tests", trigger="deleted"
+    )
+    [row] = rows_of(superuser(), "project")
+    assert row == {
+        "id": "proj_1",
+        "title": "A",
+        "created_at": "2026-01-02T03:04:05.678901+00:00",
+        "object_count": 2,
+        "object_bytes": 6,
+        "last_operation_id": str(operation.pk),
+        "last_operation_status": "pending",
+    }
+
+
+def test_inner_affairs_and_secrets_are_in_no_export() -> None:
+    ApiToken.issue(name="nightly", user=User.objects.create_user("zoe"))
+    [row] = rows_of(superuser(), "apitoken")
+    assert "digest" not in row
+    make_operations()
+    assert not {"lease_token", "cursor", "enqueued_at"} & set(
+        rows_of(superuser(), "cleanupoperation")[0]
+    )
+    make_jobs()
+    assert "project_ids" not in rows_of(superuser(), "job")[0]
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_the_file_has_a_plain_name_and_an_empty_list_is_a_whole_file(form: str) -> None:
+    answer: Any = superuser().get(page("finding", "export", form) + "?q=%22%0d%0aX: y/../")
+    name = answer.headers["Content-Disposition"]
+    assert re.fullmatch(rf'attachment; filename="finding-\d{{4}}-\d\d-\d\d\.{form}"', name)
+    text = b"".join(answer).decode()
+    assert json.loads(text) == [] if form == "json" else text.startswith("id,bucket,")
+
+
+@pytest.mark.parametrize("model", LISTS)
+def test_each_list_links_to_the_exports_of_what_it_shows(model: str) -> None:
+    make, query, _count = LISTS[model]
+    make()
+    shown = words(superuser().get(page(model) + query + "&p=1"))
+    for form in ("csv", "json"):
+        link = page(model, "export", form) + query.replace("&", "&amp;")
+        assert f'href="{link}" download' in shown
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_an_export_is_for_who_may_see_the_list(form: str) -> None:
+    user = User.objects.create_user("ben", is_staff=True)
+    address = page("finding", "export", form)
+    assert signed_in(user).get(address).status_code == 403
+    user.user_permissions.set(Permission.objects.filter(codename="view_finding"))
+    assert signed_in(user).get(address).status_code == 200
+    assert signed_in(user).get(page("r2object", "export", form)).status_code == 403
+    assert Client().get(address).status_code == 302
+
+
+def test_another_form_and_a_filter_that_is_none_are_refused() -> None:
+    client = superuser()
+    assert client.get(page("finding", "export", "xml")).status_code == 404
+    assert client.post(page("finding", "export", "csv")).status_code == 405
+    answer = client.get(page("cleanupoperation", "export", "csv") + "?job=nonsense")
+    assert answer.headers["Location"] == page("cleanupoperation") + "?e=1"
+
+
+# Length
+
+
+def peak(count: int) -> int:
+    """The most memory that an export of so many rows takes."""
+    ids = (KnownProject(pk=f"proj_{count}_{n:06}", evidence="saved") for n in range(count))
+    KnownProject.objects.bulk_create(ids, batch_size=5000)
+    answer = exports.answer("csv", KnownProject.objects.order_by("pk"), ["id", "evidence"])
+    lines = 0
+    tracemalloc.start()
+    for piece in answer:
+        lines += piece.count(b"\n")
+        del piece
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert lines == KnownProject.objects.count() + 1
+    return taken
+
+
+def test_ten_times_as_many_rows_take_no_more_memory() -> None:
+    few = peak(4_000)
+    assert peak(24_000) < 1.5 * few
+
+
+@pytest.mark.only_on("postgresql")
+@pytest.mark.django_db(transaction=True)
+def test_the_server_gives_the_rows_as_they_are_read() -> None:
+    """What the client's library held would be in no figure of Python's, and a result that is held
+    for a time without a transaction would be written down first."""
+    KnownProject.objects.bulk_create(KnownProject(pk=f"proj_{n}") for n in range(5000))
+    rows: Any = exports.values(KnownProject.objects.all(), ["id"])
+    next(rows)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT is_holdable FROM pg_cursors WHERE statement LIKE '%%knownproject%%'")
+        assert cursor.fetchall() == [(False,)]
+    rows.close()
+    assert not connection.in_atomic_block
+
+
+# Trouble
+
+
+class Broken(Exception):
+    pass
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_what_breaks_off_does_not_look_whole(
+    form: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_known()
+    whole = exports.values
+
+    def breaking(*args: Any) -> Iterator[list[Any]]:
+        for number, row in enumerate(whole(*args)):
+            if number == 100:
+                raise Broken
+            yield row
+
+    monkeypatch.setattr(exports, "values", breaking)
+    monkeypatch.setattr(texts, "LINES_AT_A_TIME", 10)
+    answer, sent = superuser().get(page("knownproject", "export", form)), b""
+    with pytest.raises(Broken):  # So the server ends the connection, and not the answer.
+        for piece in answer:
+            sent += piece
+    assert sent.count(b"proj_") >= 90
+    if form == "csv":
+        assert sent.endswith(
+            b"INCOMPLETE: an error ended this list before its end. Export it again.\n"
+        )
+    else:
+        with pytest.raises(json.JSONDecodeError):
+            json.loads(sent)
+    [record] = [each for each in caplog.records if each.name == exports.logger.name]
+    assert record.getMessage().startswith("The export knownproject-")

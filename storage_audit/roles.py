@@ -27,6 +27,7 @@ OPERATOR = VIEWER | {
     "change_finding",
     "change_r2object",
     "add_bucketscan",
+    "change_bucketscan",
     "add_diagnosis",
 }
 ADMIN = OPERATOR | {

@@ -1,14 +1,26 @@
 """Scans and findings in the admin: what each scan looked at and saw, and what is to be decided."""
 
+import re
 from datetime import timedelta
 
 import pytest
+from django.contrib import admin
+from django.contrib.admin.models import LogEntry
+from django.test import Client
 from django.utils import timezone
+from django_q.models import OrmQ
+from pytest_django import Settings
 
-from storage_audit.models import BucketScan, Finding
-from tests.admin_client import page, superuser, text_of
+from storage_audit import tasks
+from storage_audit.audit import scan as scans
+from storage_audit.conf import conf
+from storage_audit.models import BucketScan, Finding, R2Object
+from storage_audit.origin import Origin, acting_as
+from tests.admin_client import act, page, person, superuser, text_of
+from tests.conftest import Bucket
 from tests.test_admin_objects import ESCAPED, HOSTILE
 from tests.test_admin_projects import queries
+from tests.test_signals import track
 
 pytestmark = pytest.mark.django_db
 KINDS = Finding.Kind.values
@@ -110,3 +122,145 @@ def test_every_column_sorts(model: str) -> None:
     finding(scanned(), "first")
     for column in range(1, 10):
         text_of(superuser().get(page(model), {"o": str(column)}))
+
+
+# To begin, stop and resume one
+
+
+def enqueued() -> list[str]:
+    return [task.task["args"][0] for task in OrmQ.objects.order_by("pk")]
+
+
+def begin(client: Client, **fields: object) -> str:
+    given = {"purpose": "reconcile", "begin": "yes", **fields}
+    return text_of(client.post(page("bucketscan", "add"), given, follow=True))
+
+
+@pytest.mark.parametrize(
+    ("fields", "scope"),
+    [
+        ({}, {}),
+        ({"purpose": "backfill", "dry_run": "on"}, {"purpose": "backfill", "dry_run": True}),
+        ({"beginning": " a/"}, {"prefix": " a/"}),
+        ({"project_id": "proj_1", "ceiling": "99"}, {"project_id": "proj_1", "ceiling": 99}),
+    ],
+)
+def test_who_may_begins_a_scan_that_a_worker_does(
+    fields: dict[str, object], scope: dict[str, object]
+) -> None:
+    shown = begin(person("add_bucketscan", "view_bucketscan"), **fields)
+    scan = BucketScan.objects.get()
+    usual = {"purpose": "reconcile", "prefix": "", "project_id": None, "dry_run": False}
+    for name, value in {**usual, "ceiling": conf().scan_ceiling, **scope}.items():
+        assert getattr(scan, name) == value
+    assert (scan.status, scan.requested_by) == ("running", "ben")
+    assert enqueued() == [str(scan.pk)]
+    assert "The scan is begun: a worker takes it up next." in shown
+    assert LogEntry.objects.get().object_id == str(scan.pk)
+
+
+def test_a_scan_that_a_person_began_is_shown_while_it_runs_and_with_what_it_found(
+    bucket: Bucket,
+) -> None:
+    bucket.put("README.txt")
+    client = superuser()
+    assert "It is running: 0 objects are listed so far." in (shown := begin(client))
+    assert "data-live" in shown and "live.js" in shown and 'http-equiv="refresh"' in shown
+    scan = BucketScan.objects.get()
+    assert tasks.take_part(str(scan.pk)) == "complete"
+    shown = text_of(client.get(page("bucketscan", "change", scan.pk)))
+    assert "data-live" not in shown and "live.js" not in shown
+    [link] = re.findall('href="([^"]*)">Show what it found', shown)
+    assert "README.txt" in text_of(client.get(link))
+
+
+def test_the_cost_is_said_first_and_nothing_is_begun() -> None:
+    track(*(f"{n}" for n in range(3)), bucket=conf().bucket)
+    R2Object.objects.update(created_at=timezone.now() - timedelta(days=1))
+    shown = text_of(superuser().post(page("bucketscan", "add"), {"purpose": "reconcile"}))
+    assert "About 3 objects, 1 requests (R2: Class A), $0.0000." in shown
+    assert not BucketScan.objects.exists() and not enqueued()
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"ceiling": "0"}, "If it is worth it, ask for it with a higher ceiling."),
+        ({"project_id": "nonsense!"}, "nonsense! is no id of a project."),
+        ({"beginning": "a", "project_id": "proj_1"}, "Give the beginning of keys or a project"),
+        ({"beginning": "a\0"}, "Null characters are not allowed."),
+        ({"purpose": "delete"}, "delete is not one of the available choices."),
+    ],
+)
+def test_what_cannot_be_scanned_is_refused_with_the_reason(
+    fields: dict[str, object], says: str
+) -> None:
+    assert says in begin(superuser(), **fields)
+    assert not BucketScan.objects.exists() and not enqueued()
+
+
+def test_beside_a_scan_of_the_whole_bucket_no_other_is_begun_but_one_of_a_part() -> None:
+    scanned(status="running", bucket=conf().bucket, finished_at=None)
+    client = superuser()
+    assert "another scan of the whole bucket is running" in begin(client)
+    assert BucketScan.objects.count() == 1
+    begin(client, beginning="a/")
+    assert BucketScan.objects.count() == 2
+
+
+def test_without_workers_no_scan_is_begun(settings: Settings) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True}
+    reason = "With the setting SYNC there are no workers: use manage.py reconcile_r2."
+    client = superuser()
+    assert reason in text_of(client.get(page("bucketscan")))
+    assert reason in begin(client)
+    scan = scanned(status="stopped")
+    assert reason in act(client, "bucketscan", "resume", scan.pk)
+    assert not BucketScan.objects.running().exists()
+
+
+def test_who_may_not_begin_one_sees_why_and_is_refused() -> None:
+    client = person("view_bucketscan")
+    shown = text_of(client.get(page("bucketscan")))
+    assert 'value="Compare now" disabled' in shown and 'value="Backfill" disabled' in shown
+    assert "Ask an administrator to add you to the group “Storage operator”." in shown
+    for answer in (client.get, client.post):
+        assert answer(page("bucketscan", "add"), {"purpose": "reconcile"}).status_code == 403
+    assert not BucketScan.objects.exists()
+    shown = text_of(superuser().get(page("bucketscan")))
+    assert page("bucketscan", "add") + "?purpose=backfill" in shown and "disabled" not in shown
+
+
+def test_a_scan_is_stopped_and_goes_on() -> None:
+    scan, over = begun_by_anna(), scanned(bucket=conf().bucket)
+    client = superuser()
+    shown = act(client, "bucketscan", "stop", scan.pk, over.pk)
+    assert "1 scan is stopped, and nothing is concluded from it." in shown
+    scan.refresh_from_db()
+    assert (scan.status, scan.error) == ("stopped", "Stopped by anna. Resume it to go on.")
+    assert not enqueued()
+    shown = act(client, "bucketscan", "resume", scan.pk, over.pk)
+    assert "The scan goes on where it was" in shown
+    assert f"Scan {over.pk} is complete, or older than a day." in shown
+    scan.refresh_from_db()
+    assert scan.status == "running"
+    assert enqueued() == [str(scan.pk)]
+    other = scanned(status="stopped", bucket="other")
+    assert "is of bucket other" in act(client, "bucketscan", "resume", other.pk)
+    assert "Nothing was stopped" in act(client, "bucketscan", "stop", over.pk)
+
+
+def begun_by_anna() -> BucketScan:
+    with acting_as(Origin("anna")):
+        return scans.begin(purpose="reconcile")
+
+
+@pytest.mark.parametrize(
+    ("status", "offered"),
+    [("running", {"stop"}), ("stopped", {"resume"}), ("failed", {"resume"}), ("complete", set())],
+)
+def test_a_page_offers_to_stop_what_runs_and_to_resume_what_does_not(
+    status: str, offered: set[str]
+) -> None:
+    model_admin, scan = admin.site.get_model_admin(BucketScan), scanned(status=status)
+    assert {name for name in ("stop", "resume") if model_admin.is_fit(scan, name)} == offered  # type: ignore[attr-defined]

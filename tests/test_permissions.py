@@ -25,7 +25,14 @@ from storage_audit.audit.diagnostics import comparison
 from storage_audit.bucket import uploads
 from storage_audit.bucket.r2 import list_page
 from storage_audit.management.console import login_name
-from storage_audit.models import CleanupOperation, Finding, Project, R2Object, StoreCalls
+from storage_audit.models import (
+    BucketScan,
+    CleanupOperation,
+    Finding,
+    Project,
+    R2Object,
+    StoreCalls,
+)
 from storage_audit.pages.base import DJANGO_6_1
 from storage_audit.pages.projects import OwnerAdmin
 from tests.admin_client import page
@@ -48,7 +55,8 @@ PAGES = {
     "storage_audit.r2object": {**KEPT, **EXPORT},
     "storage_audit.cleanupoperation": {**FACTS, **EXPORT},
     "storage_audit.knownproject": {**FACTS, **EXPORT},
-    "storage_audit.bucketscan": {**FACTS, **EXPORT},
+    # To add one is to begin it.
+    "storage_audit.bucketscan": {**FACTS, **EXPORT, "add": "add"},
     "storage_audit.finding": {**FACTS, **EXPORT},
     "storage_audit.apitoken": {**FACTS, **EXPORT, "add": "add"},
     # To add one is to run the probes.
@@ -113,6 +121,8 @@ ACTIONS = {
     ("storage_audit.finding", "rename"): "storage_audit.change_r2object",
     ("storage_audit.finding", "abort_uploads"): "storage_audit.delete_r2object",
     ("storage_audit.apitoken", "revoke"): "storage_audit.change_apitoken",
+    ("storage_audit.bucketscan", "stop"): "storage_audit.change_bucketscan",
+    ("storage_audit.bucketscan", "resume"): "storage_audit.change_bucketscan",
     ("storage_audit.cleanupoperation", "verify_cleanup"): "storage_audit.verify_cleanup",
     ("storage_audit.cleanupoperation", "force_delete"): "storage_audit.force_cleanup",
     ("django_q.schedule", "delete_selected"): "django_q.delete_schedule",
@@ -354,6 +364,9 @@ def test_each_permission_brings_its_actions_and_no_other(world: Bucket) -> None:
 def suit(world: Bucket, action: str) -> None:
     world.put(MISNAMED)
     R2Object.objects.create(bucket=world.name, key="gone", source="upload", state="stored")
+    if action in ("stop", "resume"):
+        status = {"stop": "running", "resume": "stopped"}[action]
+        BucketScan.objects.update(status=status, finished_at=None)
     found = Finding.objects.filter(pk=Finding.objects.get().pk)
     found.update(**SUITABLE.get(action, {}))
     for shown in list_page(world.name, found.get().key).objects:

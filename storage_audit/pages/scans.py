@@ -1,20 +1,38 @@
-"""The bucket scans over time."""
+"""The bucket scans over time, and how a person begins, stops and resumes one."""
 
 from datetime import timedelta
+from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
 from django.template.defaultfilters import filesizeformat
+from django.template.response import TemplateResponse
 from django.utils import timezone
 from django.utils.formats import localize
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 
+from storage_audit import tasks
+from storage_audit.audit import scan as scans
+from storage_audit.audit.scan import TooCostly
+from storage_audit.conf import conf
 from storage_audit.findings import Kind
-from storage_audit.models import BucketScan
-from storage_audit.pages.base import ReadOnlyAdmin
+from storage_audit.forms import ScanForm
+from storage_audit.models import BucketScan, IllegalTransition
+from storage_audit.pages.base import ReadOnlyAdmin, action, list_of
 from storage_audit.redaction import visible
+from storage_audit.roles import refusal
+from storage_audit.scans import BucketScanQuerySet
 
 SECOND = timedelta(seconds=1)
+Purpose, Status = BucketScan.Purpose, BucketScan.Status
+STARTS = (
+    (Purpose.RECONCILE, gettext_lazy("Compare now")),
+    (Purpose.BACKFILL, gettext_lazy("Backfill")),
+)
 
 
 @admin.register(BucketScan)
@@ -55,6 +73,115 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
         "unchanged",
         *Kind.values,
     )
+    actions = ("stop", "resume")
+    change_list_template = "admin/storage_audit/bucketscan/change_list.html"
+    change_form_template = "admin/storage_audit/bucketscan/change_form.html"
+
+    # Not by way of ReadOnlyAdmin: to add one is to begin it.
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("storage_audit.add_bucketscan")
+
+    def has_conduct_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("storage_audit.change_bucketscan")
+
+    def is_fit(self, row: BucketScan, name: str) -> bool:
+        return (name == "stop") == (row.status == Status.RUNNING) and row.status != Status.COMPLETE
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        context = {"starts": STARTS, "refusal": refusal_to_begin(request)}
+        return super().changelist_view(request, {**context, **(extra_context or {})})
+
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        """To add a scan is to begin it; a worker does it."""
+        if not self.has_add_permission(request):
+            raise PermissionDenied
+        given = {"purpose": request.GET.get("purpose", Purpose.RECONCILE)}
+        form, cost = ScanForm(request.POST or None, initial=given), None
+        if form.is_valid():
+            if "begin" not in request.POST:
+                cost = scans.estimate(**form.scope)
+            elif answer := self.begin(request, form):
+                return answer
+        request.current_app = self.admin_site.name
+        context = {
+            **self.admin_site.each_context(request),
+            "title": _("Begin a scan"),
+            "opts": self.opts,
+            "media": self.media,
+            "form": form,
+            "cost": cost,
+            "duration": cost and cost.seconds and shown_time(cost.seconds),
+            "refusal": refusal_to_begin(request),
+        }
+        return TemplateResponse(request, "admin/storage_audit/bucketscan/begin.html", context)
+
+    def begin(self, request: HttpRequest, form: ScanForm) -> HttpResponse | None:
+        if reason := refusal_to_begin(request) or refusal_beside_another(form):
+            form.add_error(None, reason)
+            return None
+        try:
+            with transaction.atomic():
+                scan = scans.begin(ceiling=form.cleaned_data["ceiling"], **form.scope)
+                self.log_addition(request, scan, _("Scan requested."))
+        except TooCostly as error:
+            form.add_error("ceiling", str(error))
+            return None
+        tasks.share(scan, 1)
+        text = _("The scan is begun: a worker takes it up next.")
+        self.message_user(request, text, messages.SUCCESS)
+        if not self.has_view_permission(request):
+            return redirect("admin:index")
+        return redirect("admin:storage_audit_bucketscan_change", scan.pk)
+
+    @action("conduct", gettext_lazy("Stop"))
+    def stop(self, request: HttpRequest, queryset: BucketScanQuerySet) -> None:
+        stopped = 0
+        for scan in queryset.running():
+            scan.stop(_("Stopped by %s. Resume it to go on.") % request.user.get_username())
+            if scan.status == Status.STOPPED:
+                self.log_change(request, scan, _("Stopped."))
+                stopped += 1
+        if not stopped:
+            text = _("Nothing was stopped: only a scan that is running can be.")
+            self.message_user(request, text, messages.WARNING)
+            return
+        text = ngettext(
+            "%d scan is stopped, and nothing is concluded from it. It can be resumed for a day.",
+            "%d scans are stopped, and nothing is concluded from them. They can be resumed for a"
+            " day.",
+            stopped,
+        )
+        self.message_user(request, text % stopped, messages.SUCCESS)
+
+    @action("conduct", gettext_lazy("Resume"))
+    def resume(self, request: HttpRequest, queryset: BucketScanQuerySet) -> None:
+        for scan in queryset:
+            try:
+                self.go_on(request, scan)
+            except IllegalTransition as error:
+                self.message_user(request, visible(str(error)), messages.ERROR)
+
+    def go_on(self, request: HttpRequest, scan: BucketScan) -> None:
+        refuse_to_go_on(scan)
+        with transaction.atomic():
+            scan.resume()
+            self.log_change(request, scan, _("Resumed."))
+        tasks.share(scan, 1)
+        text = _("The scan goes on where it was: a worker takes it up next.")
+        self.message_user(request, text, messages.SUCCESS)
+
+    def render_change_form(
+        self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        if scan := context["original"]:
+            found = scan.status == Status.COMPLETE and not scan.dry_run and not scan.is_partial
+            context |= {
+                "is_live": scan.status == Status.RUNNING,
+                "findings": list_of("finding", last_scan=scan.pk) if found else "",
+            }
+        return super().render_change_form(request, context, *args, **kwargs)
 
     @admin.display(description=gettext_lazy("what it looks at"), ordering="bucket")
     def place(self, scan: BucketScan) -> str:
@@ -77,7 +204,7 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
 
     @admin.display(description=gettext_lazy("duration"))
     def took(self, scan: BucketScan) -> str:
-        return str(timedelta(seconds=round(duration(scan) / SECOND)))
+        return shown_time(duration(scan) / SECOND)
 
     @admin.display(description=gettext_lazy("objects a second"))
     def rate(self, scan: BucketScan) -> int:
@@ -89,6 +216,41 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
         return ", ".join(f"{count} {label}" for count, label in counts if count) or _("none")
 
 
+def shown_time(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
 def duration(scan: BucketScan) -> timedelta:
     """From its beginning, with the time for which it was stopped."""
     return (scan.finished_at or timezone.now()) - scan.started_at
+
+
+def refusal_to_begin(request: HttpRequest) -> str:
+    return refusal(request, "add_bucketscan") or refusal_without_workers()
+
+
+def refusal_without_workers() -> str:
+    if not conf().sync:
+        return ""
+    return _("With the setting SYNC there are no workers: use manage.py reconcile_r2.")
+
+
+def refusal_beside_another(form: ScanForm) -> str:
+    """Two scans of the whole bucket would list it twice, and say the same."""
+    if form.scope["prefix"] or form.scope["project_id"]:
+        return ""
+    if not BucketScan.objects.whole(conf().bucket).running().exists():
+        return ""
+    return _(
+        "Nothing was begun: another scan of the whole bucket is running. Wait for its end, or stop"
+        " it first."
+    )
+
+
+def refuse_to_go_on(scan: BucketScan) -> None:
+    """Raise IllegalTransition where no worker could go on with it."""
+    if reason := refusal_without_workers():
+        raise IllegalTransition(reason)
+    if scan.bucket != conf().bucket:
+        text = _("Scan %(id)s is of bucket %(bucket)s, and the settings name another.")
+        raise IllegalTransition(text % {"id": scan.pk, "bucket": scan.bucket})

@@ -165,10 +165,10 @@ def endpoint_url() -> str:
     return f"https://{host}"
 
 
-def cloudflare_api() -> str:
-    url = env.text("CLOUDFLARE_API_BASE_URL", "https://api.cloudflare.com/client/v4")
-    if not is_address(url):
-        env.problems.append("CLOUDFLARE_API_BASE_URL is malformed. Set it to an http(s) address.")
+def address(name: str, default: str) -> str:
+    url = env.text(name, default)
+    if url and not is_address(url):
+        env.problems.append(f"{name} is malformed. Set it to an http(s) address.")
     return url
 
 
@@ -183,6 +183,10 @@ def hours(name: str, default: float) -> timedelta:
     return timedelta(hours=given)
 
 
+# Nobody is told without these; whoever asks to be told learns at the start that he will not be.
+NOTIFY_EMAILS = env.items("NOTIFY_EMAILS", "")
+NOTIFY_WEBHOOK_URL = address("NOTIFY_WEBHOOK_URL", "")
+
 STORAGE_AUDIT = {
     "ENDPOINT_URL": endpoint_url(),
     "ACCESS_KEY_ID": env.text("R2_ACCESS_KEY_ID", hint="the access key id of your R2 API token"),
@@ -194,7 +198,7 @@ STORAGE_AUDIT = {
     "STRATEGY": choice("CLEANUP_STRATEGY", "batch", STRATEGIES),
     "ACCOUNT_ID": env.text("R2_ACCOUNT_ID", "") or env.text("CLOUDFLARE_ACCOUNT_ID", ""),
     "API_TOKEN": env.text("CLOUDFLARE_API_TOKEN", ""),
-    "API_URL": cloudflare_api(),
+    "API_URL": address("CLOUDFLARE_API_BASE_URL", "https://api.cloudflare.com/client/v4"),
     "JURISDICTION": env.text("R2_JURISDICTION", ""),
     "WRANGLER": env.text("WRANGLER_PATH", "wrangler"),
     "WRANGLER_LIMIT": env.number(
@@ -257,6 +261,18 @@ STORAGE_AUDIT = {
         accept=lambda price: 0 <= price < float("inf"),
     ),
     "CURRENCY": env.text("R2_CURRENCY", "$"),
+    "NOTIFY_EMAILS": NOTIFY_EMAILS,
+    "NOTIFY_WEBHOOK_URL": NOTIFY_WEBHOOK_URL,
+    "NOTIFY_WEBHOOK_SECRET": env.text(
+        "NOTIFY_WEBHOOK_SECRET",
+        None if NOTIFY_WEBHOOK_URL else "",
+        hint="whsec_ and the base64 of 24 to 64 random bytes",
+    ),
+    "NOTIFY_SITE_URL": address("NOTIFY_SITE_URL", ""),
+    "NOTIFY_OVERDUE": hours("NOTIFY_OVERDUE_HOURS", 12),
+    "NOTIFY_FINDINGS": env.number(
+        "NOTIFY_FINDINGS", 100, int, hint="a whole number from 0", accept=lambda n: n >= 0
+    ),
     "API_RATE_READ": env.number(
         "API_RATE_READ", 300, int, hint="a whole number from 0", accept=lambda n: n >= 0
     ),
@@ -267,6 +283,39 @@ STORAGE_AUDIT = {
         "API_WAITS", 4, int, hint="a whole number from 1", accept=lambda n: n >= 1
     ),
 }
+
+DEFAULT_FROM_EMAIL = env.text(
+    "DEFAULT_FROM_EMAIL",
+    None if NOTIFY_EMAILS else "webmaster@localhost",
+    hint="the address that mails come from",
+)
+EMAIL_SUBJECT_PREFIX = "[AutoShorts storage] "
+MAIL_SSL = env.flag("EMAIL_USE_SSL", False)
+MAIL_SERVER = {
+    "host": env.text(
+        "EMAIL_HOST",
+        None if NOTIFY_EMAILS else "localhost",
+        hint="the host name of your mail server",
+    ),
+    "port": env.number(
+        "EMAIL_PORT", 587, int, hint="a port from 1 to 65535", accept=lambda n: 0 < n < 65536
+    ),
+    "username": env.text("EMAIL_HOST_USER", ""),
+    "password": env.text("EMAIL_HOST_PASSWORD", ""),
+    "use_ssl": MAIL_SSL,
+    "use_tls": env.flag("EMAIL_USE_TLS", not MAIL_SSL),
+    "timeout": 10,
+}
+if MAIL_SSL and MAIL_SERVER["use_tls"]:
+    env.problems.append("EMAIL_USE_SSL and EMAIL_USE_TLS are both true. Set one of them to false.")
+if django.VERSION >= (6, 1):
+    MAILERS = {"default": {"OPTIONS": MAIL_SERVER}}
+else:
+    EMAIL_HOST, EMAIL_PORT = MAIL_SERVER["host"], MAIL_SERVER["port"]
+    EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = MAIL_SERVER["username"], MAIL_SERVER["password"]
+    EMAIL_USE_SSL, EMAIL_USE_TLS = MAIL_SSL, MAIL_SERVER["use_tls"]
+    EMAIL_TIMEOUT = MAIL_SERVER["timeout"]
+
 STORAGES = {
     "default": {"BACKEND": "storage_audit.storage.TrackedStorage"},
     "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},

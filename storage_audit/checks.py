@@ -18,6 +18,7 @@ def register_checks() -> None:
     register(check_settings, Tags.compatibility)
     register(check_times, Tags.compatibility)
     register(check_queue, Tags.compatibility)
+    register(check_notices, Tags.compatibility)
     register(check_schedule, Tags.database)
     register(check_sqlite, Tags.database)
 
@@ -73,6 +74,34 @@ def check_queue(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
         hint = "Set bulk to 1: one task that cannot be read stops those fetched with it."
         found.append(Error("Q_CLUSTER's bulk is not 1.", hint=hint, id="storage_audit.E003"))
     return found
+
+
+# They take a message, and nobody gets it.
+NOT_SENDING = {"console", "dummy", "filebased", "locmem"}
+
+
+def check_notices(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    try:
+        told = conf()
+    except ImproperlyConfigured:
+        return []  # `check_settings` says it.
+    found: list[CheckMessage] = []
+    if (told.notify_emails or told.notify_webhook_url) and not told.notify_site_url:
+        hint = "Set STORAGE_AUDIT['NOTIFY_SITE_URL'] to this site's, such as https://a.example."
+        found.append(Warning("Notices have no whole links.", hint=hint, id="storage_audit.W004"))
+    if told.notify_emails and NOT_SENDING & {*mail_backend().split(".")}:
+        hint = "Set Django's EMAIL_BACKEND or, from 6.1 on, MAILERS to one that sends."
+        text = "STORAGE_AUDIT['NOTIFY_EMAILS'] is set, and no mail is sent."
+        found.append(Warning(text, hint=hint, id="storage_audit.W005"))
+    return found
+
+
+def mail_backend() -> str:
+    """https://docs.djangoproject.com/en/stable/topics/email/"""
+    mailers: dict[str, Any] | None = getattr(settings, "MAILERS", None)
+    if mailers is None:
+        return str(settings.EMAIL_BACKEND)
+    return str(mailers.get("default", {}).get("BACKEND", "smtp"))
 
 
 def check_schedule(

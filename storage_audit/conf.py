@@ -1,18 +1,24 @@
 """The settings of `storage_audit` as one typed, validated object."""
 
 import re
+from base64 import b64decode
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from functools import cache
 from math import inf
 from typing import Any, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 from django.conf import settings
-from django.core.exceptions import ImproperlyConfigured
+from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.signals import setting_changed
+from django.core.validators import validate_email
 
 DISCOVERIES = ("both", "tracked", "listed")
 STRATEGIES = ("batch", "parallel", "sequential", "wrangler", "wrangler_sequential")
+# As https://www.standardwebhooks.com/ has it, so that receivers can take its libraries.
+SECRET_PREFIX = "whsec_"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,6 +95,15 @@ class Conf:
     price_per_gb: float = 0.015
     currency: str = "$"
 
+    # Who is told what needs a person, and what is too late, and too much. A deletion that fails for
+    # six hours is told of as failed, so what is overdue is older.
+    notify_emails: tuple[str, ...] = ()
+    notify_webhook_url: str = field(default="", repr=False)
+    notify_webhook_secret: str = field(default="", repr=False)
+    notify_site_url: str = ""
+    notify_overdue: timedelta = timedelta(hours=12)
+    notify_findings: int = 100
+
     def __post_init__(self) -> None:
         self._check_types()
         for name in ("endpoint_url", "access_key_id", "secret_access_key", "bucket"):
@@ -102,6 +117,7 @@ class Conf:
         self._check_limits()
         self._check_choices()
         self._check_times()
+        self._check_notices()
         try:
             re.compile(self.project_id)
         except re.error as error:
@@ -119,6 +135,7 @@ class Conf:
             "wrangler_limit",
             "api_rate_read",
             "api_rate_write",
+            "notify_findings",
         ):
             if not 0 <= getattr(self, name) < inf:
                 raise ImproperlyConfigured(f"STORAGE_AUDIT[{name.upper()!r}] must be at least 0.")
@@ -131,7 +148,7 @@ class Conf:
     def _check_times(self) -> None:
         if self.retention < timedelta(days=1):
             raise ImproperlyConfigured("STORAGE_AUDIT['RETENTION'] must be at least one day.")
-        for name in ("orphan_gap", "orphan_age"):
+        for name in ("orphan_gap", "orphan_age", "notify_overdue"):
             if getattr(self, name) <= timedelta(0):
                 raise ImproperlyConfigured(f"STORAGE_AUDIT[{name.upper()!r}] must be above 0.")
         pause = self.reconcile_every
@@ -139,6 +156,35 @@ class Conf:
             raise ImproperlyConfigured(
                 "STORAGE_AUDIT['RECONCILE_EVERY'] must be whole hours, from 0 to 500."
             )
+
+    def _check_notices(self) -> None:
+        for name in ("notify_webhook_url", "notify_site_url"):
+            url = getattr(self, name)
+            if url and not is_address(url):
+                # Not shown, as it may be a secret.
+                raise ImproperlyConfigured(
+                    f"STORAGE_AUDIT[{name.upper()!r}] must be an http(s) address without a user."
+                )
+        for address in self.notify_emails:
+            try:
+                validate_email(address)
+            except ValidationError as error:
+                text = "STORAGE_AUDIT['NOTIFY_EMAILS'] must hold addresses such as a@example.com."
+                raise ImproperlyConfigured(text) from error
+        if self.notify_webhook_url and not 24 <= len(self.webhook_key) <= 64:
+            raise ImproperlyConfigured(
+                "STORAGE_AUDIT['NOTIFY_WEBHOOK_SECRET'] must be whsec_ and the base64 of 24 to 64"
+                " random bytes."
+            )
+
+    @property
+    def webhook_key(self) -> bytes:
+        """What the webhook is signed with; nothing when the secret has another form."""
+        if not self.notify_webhook_secret.startswith(SECRET_PREFIX):
+            return b""
+        with suppress(ValueError):
+            return b64decode(self.notify_webhook_secret[len(SECRET_PREFIX) :], validate=True)
+        return b""
 
     def _check_choices(self) -> None:
         for name, choices in (("discovery", DISCOVERIES), ("strategy", STRATEGIES)):
@@ -162,6 +208,15 @@ class Conf:
                         raise ImproperlyConfigured(
                             f"STORAGE_AUDIT[{name.upper()!r}] must hold {of[0].__name__} only."
                         )
+
+
+def is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return known and "@" not in parts.netloc and bool(re.fullmatch("[!-~]+", url))
 
 
 @cache

@@ -14,6 +14,7 @@ from storage_audit.access import ApiToken
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
 from storage_audit.findings import Finding, Sighting
+from storage_audit.incidents import Delivery, Incident, Notice
 from storage_audit.jobs import Job
 from storage_audit.observations import DailyFigures, Diagnosis, StoreCalls
 from storage_audit.operations import CleanupItem, CleanupOperation, OperationEvent, Row
@@ -28,14 +29,17 @@ __all__ = [
     "CleanupItem",
     "CleanupOperation",
     "DailyFigures",
+    "Delivery",
     "Diagnosis",
     "Finding",
     "IllegalTransition",
+    "Incident",
     "Installation",
     "Job",
     "KnownProject",
     "LeaseLost",
     "ListedKey",
+    "Notice",
     "OperationEvent",
     "Project",
     "R2Object",

@@ -331,6 +331,29 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
     def open(self) -> Self:
         return self.filter(status__in=[*self.model.WORKABLE, "blocked"])
 
+    def deleting(self) -> Self:
+        """All but looks and dry runs."""
+        return self.filter(dry_run=False).exclude(kind="verify")
+
+    def overdue(self, moment: datetime) -> Self:
+        """Deletions that are to get on by themselves, and are not over though they were asked for,
+        or decided on, before `moment`."""
+        events = apps.get_model("storage_audit", "OperationEvent").objects
+        decided = events.filter(operation=OuterRef("pk"), step__in=["run", "force"])
+        decided_at = models.Subquery(decided.order_by("-at").values("at")[:1])
+        waiting = self.cleanups().filter(
+            status__in=["pending", "running", "incomplete"], created_at__lt=moment
+        )
+        return waiting.annotate(asked_at=Coalesce(decided_at, "created_at")).filter(
+            asked_at__lt=moment
+        )
+
+    def without_incident(self, *kinds: str) -> Self:
+        """Those of which no incident is open of these kinds, or of any."""
+        known = apps.get_model("storage_audit", "Incident").objects.open()
+        known = known.filter(operation=OuterRef("pk"))
+        return self.exclude(Exists(known.filter(kind__in=kinds) if kinds else known))
+
     def prunable(self, moment: datetime) -> Self:
         """Operations that were over before `moment`, as is now all that follows them, and whose
         items and timeline are still here."""

@@ -8,7 +8,7 @@ from django.conf import settings
 from django.utils.encoding import force_str
 from django.utils.functional import Promise
 
-from storage_audit.conf import conf
+from storage_audit.conf import SECRET_PREFIX, conf
 
 HIDDEN = "[redacted]"
 CREDENTIALS = [
@@ -25,8 +25,8 @@ CREDENTIALS = [
 
 
 def redact(value: Any) -> Any:
-    """The same text, list or dict without the store's credentials, SECRET_KEY, and what
-    looks like a credential."""
+    """The same text, list or dict without the store's credentials, the webhook's address and
+    secret, SECRET_KEY, and what looks like a credential."""
     if isinstance(value, dict):
         return {redact(key): redact(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -45,7 +45,9 @@ def redact(value: Any) -> Any:
 def secrets() -> list[str]:
     keys = map(force_str, [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS])
     ours = (conf().secret_access_key, conf().access_key_id, conf().api_token)
-    return [key for key in (*ours, *keys) if key]
+    # Many a webhook asks for no more than that its address is known.
+    webhook = (conf().notify_webhook_url, conf().notify_webhook_secret.removeprefix(SECRET_PREFIX))
+    return [key for key in (*ours, *webhook, *keys) if key]
 
 
 def visible(text: str) -> str:

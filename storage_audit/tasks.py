@@ -17,13 +17,13 @@ from django_q.signals import post_execute_in_worker, pre_execute
 from django_q.tasks import async_task
 
 from storage_audit import logs, queue
-from storage_audit.audit import cleanup, diagnostics, jobs, overview, vanished
+from storage_audit.audit import cleanup, diagnostics, incidents, jobs, notices, overview, vanished
 from storage_audit.audit import scan as scans
 from storage_audit.audit.counting import counted
 from storage_audit.audit.diagnostics.comparison import WORKER_ANSWERS_WITHIN
 from storage_audit.audit.scan import TooCostly
 from storage_audit.conf import conf
-from storage_audit.models import BucketScan, CleanupOperation, Diagnosis, Job
+from storage_audit.models import BucketScan, CleanupOperation, Delivery, Diagnosis, Job
 from storage_audit.querysets import impatient
 
 logger = logging.getLogger(__name__)
@@ -116,6 +116,7 @@ def sweep() -> dict[str, int]:
     # With SYNC the work is done here: a failure must stop neither the others nor the notice.
     try:
         with ExitStack() as every:
+            every.callback(tell_people)
             every.callback(take_up_scans, now)
             every.callback(take_up_jobs, now)
             for operation_id in reversed(ids := list(forgotten)):
@@ -189,6 +190,22 @@ def run_job(job_id: str) -> str:
     if not job.finished_at:
         enqueue_job(job.pk)
     return f"{job.position} of {job.projects} projects"
+
+
+def tell_people() -> None:
+    """Keep account of what needs a person, and have a worker send what is to be told of it."""
+    incidents.notice()
+    now = timezone.now()
+    if conf().sync:
+        notices.send_due()
+    elif Delivery.objects.due(now).exists() and queue.ready_tasks(now) < QUEUE_IS_LONG:
+        async_task("storage_audit.tasks.send_notices", group="storage_audit")
+
+
+def send_notices() -> str:
+    """Returns what the queue's own records are to say."""
+    tried = notices.send_due()
+    return f"{sum(each.is_sent for each in tried)} of {len(tried)} messages sent"
 
 
 def share(scan: BucketScan, workers: int) -> None:

@@ -22,10 +22,13 @@ from storage_audit.models import (
     BucketScan,
     CleanupItem,
     CleanupOperation,
+    Delivery,
     Diagnosis,
     Finding,
+    Incident,
     Installation,
     KnownProject,
+    Notice,
     Project,
     R2Object,
     StoreCalls,
@@ -60,7 +63,7 @@ def test_the_migrations_say_all_that_the_models_say() -> None:
 
 def test_the_tables_go_and_come_back(migrated_again: None) -> None:
     before = tables()
-    assert len(before) == 16
+    assert len(before) == 20
     call_command("migrate", "storage_audit", "zero", verbosity=0)
     assert tables() == set()
     # As in a new database, which has neither when the groups are made.
@@ -120,6 +123,10 @@ def fill() -> None:
     Diagnosis.objects.create(context="shell", host="é", pid=1, probes=[{"name": "\u001f"}])
     StoreCalls.objects.create(kind="ListObjectsV2", result="ok", calls=2**40)
     ApiToken.issue(name="é", user=User.objects.create_user("zoe"))
+    notice = Notice.objects.create()
+    Incident.objects.create(kind="blocked", operation=pruned, summary="é", begin_notice=notice)
+    Incident.objects.create(kind="worker", summary="\n")
+    Delivery.objects.create(notice=notice, channel="webhook")
 
 
 def steps() -> list[str]:

@@ -1,0 +1,98 @@
+"""What needs a person: noticed when it begins and when it is over, from the database alone.
+
+Each sweep looks, of whichever worker, and so does manage.py notify: a worker that is gone cannot
+tell of it.
+"""
+
+from collections.abc import Iterator
+
+from django.db import transaction
+from django.db.models import Count
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from storage_audit.audit.delays import delays
+from storage_audit.conf import conf
+from storage_audit.models import CleanupOperation, Delivery, Finding, Incident, Notice
+from storage_audit.redaction import redact, visible
+
+Kind, Channel = Incident.Kind, Delivery.Channel
+# Of what an operation tells; its page has the whole of it.
+LONGEST = 300
+
+
+@transaction.atomic
+def notice() -> Notice | None:
+    """Open and end incidents, and make a notice of what nobody was told of yet, for those whom the
+    settings name; None when there is nothing to tell."""
+    Incident.objects.open().lock()
+    Incident.objects.unfounded().end()
+    late, many = " ".join(map(str, delays())), has_many_findings()
+    for kind, lasts in ((Kind.WORKER, late), (Kind.FINDINGS, many)):
+        if not lasts:
+            Incident.objects.filter(kind=kind).end()
+    known = set(Incident.objects.open().filter(operation=None).values_list("kind", flat=True))
+    found = list(of_operations())
+    if late and Kind.WORKER not in known:
+        found.append(Incident(kind=Kind.WORKER, summary=redact(late)))
+    if many and Kind.FINDINGS not in known:
+        found.append(Incident(kind=Kind.FINDINGS, summary=findings()))
+    Incident.objects.begin(found)
+    return tell()
+
+
+def of_operations() -> Iterator[Incident]:
+    """In one order, so that no two sweeps wait for each other's rows."""
+    overdue_before = timezone.now() - conf().notify_overdue
+    operations = CleanupOperation.objects
+    began = {
+        Kind.BLOCKED: operations.deleting().filter(status="blocked").without_incident("blocked"),
+        Kind.FAILED: operations.filter(dry_run=False, status="failed").without_incident("failed"),
+        # Of what is known for another trouble, nobody is told again.
+        Kind.OVERDUE: operations.overdue(overdue_before).without_incident(),
+    }
+    for kind, troubled in began.items():
+        for operation in troubled.order_by("pk"):
+            yield Incident(kind=kind, operation=operation, summary=said_by(operation))
+
+
+def said_by(operation: CleanupOperation) -> str:
+    text = visible(redact(operation.error)) or _("It tells of no trouble.")
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def has_many_findings() -> bool:
+    limit = conf().notify_findings
+    # Not all are counted: there may be a million.
+    return Finding.objects.open()[: limit + 1].count() > limit
+
+
+def findings() -> str:
+    groups = Finding.objects.open().order_by().values_list("kind").annotate(n=Count("pk"))
+    counts = sorted(((n, Finding.Kind(kind).label) for kind, n in groups), reverse=True)
+    kinds = ", ".join(f"{n} {label}" for n, label in counts)
+    text = _("%(count)d findings are open, more than %(limit)d: %(kinds)s.")
+    total = sum(n for n, _label in counts)
+    return text % {"count": total, "limit": conf().notify_findings, "kinds": kinds}
+
+
+def tell() -> Notice | None:
+    """Where nobody is to be told, incidents wait until somebody is."""
+    whom = recipients()
+    began = Incident.objects.untold().lock() if whom else []
+    ended = Incident.objects.untold_ends().lock() if whom else []
+    if not (began or ended):
+        return None
+    made = Notice.objects.create()
+    Incident.objects.filter(pk__in=began).update(begin_notice=made)
+    Incident.objects.filter(pk__in=ended).update(end_notice=made)
+    Delivery.objects.bulk_create(
+        [Delivery(notice=made, channel=channel, recipient=who) for channel, who in whom]
+    )
+    return made
+
+
+def recipients() -> list[tuple[str, str]]:
+    """Each channel of the settings, with the address where it has several."""
+    told: list[tuple[str, str]] = [(Channel.EMAIL, each) for each in conf().notify_emails]
+    return [*told, (Channel.WEBHOOK, "")] if conf().notify_webhook_url else told

@@ -1,0 +1,63 @@
+"""A webhook, signed as https://www.standardwebhooks.com/ has it: a receiver can check it with that
+project's libraries."""
+
+import hmac
+import json
+from base64 import b64encode
+from http.client import HTTPException
+from time import time
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from django.utils.translation import gettext as _
+
+from storage_audit import __version__
+from storage_audit.channels.errors import Undelivered
+from storage_audit.conf import conf
+
+PATIENCE = 10  # seconds
+GONE = 410
+
+
+class NoRedirect(HTTPRedirectHandler):
+    """Who answers with another address may send the message, and the network, anywhere."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+def send(message_id: str, content: dict[str, Any]) -> None:
+    """The same id for the same message, whenever it is sent. Raises Undelivered."""
+    body = json.dumps(content).encode()
+    status = post(body, headers(message_id, int(time()), body))
+    if not 200 <= status < 300:
+        text = _("The webhook's receiver answers %d.") % status
+        raise Undelivered(text, hopeless=status == GONE)
+
+
+def headers(message_id: str, now: int, body: bytes) -> dict[str, str]:
+    signed = hmac.digest(conf().webhook_key, f"{message_id}.{now}.".encode() + body, "sha256")
+    return {
+        "Content-Type": "application/json",
+        "User-Agent": f"storage_audit/{__version__}",
+        "webhook-id": message_id,
+        "webhook-timestamp": str(now),
+        "webhook-signature": f"v1,{b64encode(signed).decode()}",
+    }
+
+
+def post(body: bytes, sent: dict[str, str]) -> int:
+    request = Request(conf().notify_webhook_url, body, sent, method="POST")
+    try:
+        with build_opener(NoRedirect).open(request, timeout=PATIENCE) as answer:
+            status: int = answer.status
+            return status
+    except HTTPError as error:
+        with error:
+            return error.code
+    except (OSError, HTTPException) as error:
+        # Not the error itself, whose text may have the address in it.
+        reason = error.reason if isinstance(error, URLError) else type(error).__name__
+        text = _("The webhook's receiver cannot be reached, or breaks off: %s")
+        raise Undelivered(text % reason) from error

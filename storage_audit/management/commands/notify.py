@@ -1,0 +1,64 @@
+from argparse import ArgumentParser
+
+from django.core.management.base import CommandError
+
+from storage_audit.audit import incidents, notices
+from storage_audit.management.console import FAILED, WRONG_USE
+from storage_audit.management.documented import DocumentedCommand
+from storage_audit.models import Incident
+from storage_audit.redaction import visible
+
+NOBODY = "Nobody is told: set NOTIFY_EMAILS or NOTIFY_WEBHOOK_URL, and run manage.py notify --test"
+
+
+class Command(DocumentedCommand):
+    help = (
+        "Looks for what needs a person, and sends what is to be told: once when it begins, and once"
+        " when it is over. The worker does so each minute; a timer must too, or nobody is told that"
+        " the worker is gone. Safe to repeat."
+    )
+    epilog = """
+    examples:
+      python manage.py notify
+      python manage.py notify --test
+
+    exit codes:
+      0  what was due is sent, or nothing was
+      1  a message could not be sent: it is tried again for a day; with --test, it is not
+      2  wrong use; with --test, also when the settings name nobody to tell
+
+    Next: the list of incidents in the admin says what is open, and who was told.
+    """
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--test",
+            action="store_true",
+            help="send a test message to everybody whom the settings name, and nothing else",
+        )
+
+    def handle(self, *, test: bool, **options: object) -> None:
+        if test:
+            self.send_test()
+        else:
+            self.look_and_send()
+
+    def look_and_send(self) -> None:
+        incidents.notice()
+        tried = notices.send_due()
+        self.stdout.write(f"Incidents open: {Incident.objects.open().count()}.")
+        if not incidents.recipients():
+            self.stdout.write(NOBODY)
+        self.stdout.write(f"Messages sent: {sum(each.is_sent for each in tried)}.")
+        if failed := [each for each in tried if not each.is_sent]:
+            lines = [f"{visible(str(each))}: {visible(each.error)}" for each in failed]
+            raise CommandError("\n".join(["Not sent:", *lines]), returncode=FAILED)
+
+    def send_test(self) -> None:
+        if not incidents.recipients():
+            raise CommandError(NOBODY, returncode=WRONG_USE)
+        errors = dict(notices.send_test())
+        for who, error in errors.items():
+            self.stdout.write(f"{visible(who)}: {visible(error) or 'sent'}")
+        if any(errors.values()):
+            raise CommandError("Not every message was sent.", returncode=FAILED)

@@ -3,6 +3,7 @@
 from storage_audit.pages import (
     diagnoses,
     findings,
+    incidents,
     jobs,
     objects,
     operations,
@@ -14,6 +15,7 @@ from storage_audit.pages import (
 __all__ = [
     "diagnoses",
     "findings",
+    "incidents",
     "jobs",
     "objects",
     "operations",

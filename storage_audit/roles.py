@@ -16,6 +16,7 @@ LOOKED_AT = (
     "knownproject",
     "diagnosis",
     "job",
+    "incident",
 )
 VIEWER = frozenset(f"view_{model}" for model in LOOKED_AT)
 OPERATOR = VIEWER | {
@@ -33,6 +34,7 @@ OPERATOR = VIEWER | {
 ADMIN = OPERATOR | {
     "force_cleanup",
     "delete_r2object",
+    "test_notices",
     "view_apitoken",
     "add_apitoken",
     "change_apitoken",

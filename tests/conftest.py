@@ -27,7 +27,7 @@ from devtools.local_r2 import LocalR2
 from devtools.processes import stop_on_signals
 from devtools.seaweedfs import SeaweedFS
 from devtools.store import Store
-from storage_audit.audit import cleanup, installation, pace, scan
+from storage_audit.audit import cleanup, incidents, installation, pace, scan
 from storage_audit.bucket import calls
 from storage_audit.models import (
     ApiToken,
@@ -258,6 +258,7 @@ def world(bucket: Bucket, settings: Settings, caplog: pytest.LogCaptureFixture) 
     list(scan.work(scan.begin()))
     Project.objects.get(pk="proj_2").delete()
     assert cleanup.run(CleanupOperation.objects.get().pk).status == "blocked"
+    incidents.notice()
     facts = {"name": "t", "func": "time.time", "started": timezone.now(), "stopped": timezone.now()}
     for success in (True, False):
         Task.objects.create(id=f"{success}", success=success, **facts)

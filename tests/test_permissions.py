@@ -58,6 +58,7 @@ PAGES = {
     # To add one is to begin it.
     "storage_audit.bucketscan": {**FACTS, **EXPORT, "add": "add"},
     "storage_audit.finding": {**FACTS, **EXPORT},
+    "storage_audit.incident": {**FACTS, **EXPORT},
     "storage_audit.apitoken": {**FACTS, **EXPORT, "add": "add"},
     # To add one is to run the probes.
     "storage_audit.diagnosis": {**FACTS, **EXPORT, "add": "add"},
@@ -93,6 +94,7 @@ OTHER_PAGES = {
     # Keys of both: to look at findings and at operations.
     "admin:storage_audit_left_behind": SUPERUSER,
     **{f"admin:storage_audit_job_{kind}": JOBS for kind in (*LOOK, "export")},
+    "admin:storage_audit_test_notices": "storage_audit.test_notices",
 }
 # Who is unknown there is asked for a token, and is sent nowhere.
 TO_PROGRAMS = {"metrics"}
@@ -478,6 +480,7 @@ COMMANDS = {
     "compare_strategies": "--objects 1 --strategies batch",
     "deletion_log": "DELETION_ID",
     "findings": "",
+    "notify": "",
     "prune_operations": "--to FOLDER",
     "r2_doctor": "",
     "reconcile_r2": "",

@@ -1,0 +1,724 @@
+"""Who is told what, how often, and what becomes of a message that does not arrive."""
+
+import base64
+import hashlib
+import hmac
+import json
+import logging
+import os
+import re
+import signal
+import socketserver
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Barrier, Thread
+from typing import Any, NamedTuple
+
+import django
+import pytest
+from django.contrib.auth.models import Permission
+from django.core import mail
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection, connections
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+from django_q.models import OrmQ, Schedule
+from pytest_django import Settings
+
+from storage_audit import queue, tasks
+from storage_audit.audit import incidents, messages, notices
+from storage_audit.channels import mail as mail_channel
+from storage_audit.channels import webhook
+from storage_audit.conf import conf
+from storage_audit.management.commands.notify import Command
+from storage_audit.models import (
+    BucketScan,
+    CleanupOperation,
+    Delivery,
+    Finding,
+    Incident,
+    Notice,
+    OperationEvent,
+)
+from tests.admin_client import page, person, superuser, text_of
+from tests.test_checks import found
+from tests.test_commands import run
+from tests.test_queue import database_url
+from tests.test_secrets import tables
+from tests.test_settings import good, problems, settings_of
+from tests.test_stopping import service
+from tests.test_sweep import forgotten
+
+pytestmark = pytest.mark.usefixtures("transactional_db")
+ROOT = Path(__file__).resolve().parent.parent
+KEY = b"thirty-two random bytes for HMAC"
+SECRET = "whsec_" + base64.b64encode(KEY).decode()
+PATH = "/hooks/planted-path?token=planted-query"
+HOSTILE = 'proj_1\r\nBcc: eve@example.com\n\n<script>x</script>\x1b[2J=cmd|"a"'
+Kind, State = Incident.Kind, Delivery.State
+Answer = int | Callable[[], int]
+
+
+class Post(NamedTuple):
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def content(self) -> Any:
+        return json.loads(self.body)
+
+
+class Receiver:
+    """Of webhooks. It answers as told, and 204 when it is told nothing more."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}{PATH}"
+        self.answers: list[Answer] = []
+        self.posts: list[Post] = []
+
+    def take(self, post: Post) -> int:
+        self.posts.append(post)
+        answer = self.answers.pop(0) if self.answers else 204
+        return answer if isinstance(answer, int) else answer()
+
+
+@contextmanager
+def serving(server: socketserver.BaseServer) -> Iterator[None]:
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def receiver(settings: Settings) -> Iterator[Receiver]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            status = told.take(Post(self.path, headers, body))
+            if status:
+                self.send_response(status)
+                self.send_header("Location", "/elsewhere")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+        def log_message(self, *args: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    told = Receiver(server.server_port)
+    with serving(server):
+        webhook_of = {"NOTIFY_WEBHOOK_URL": told.url, "NOTIFY_WEBHOOK_SECRET": SECRET}
+        tell(settings, NOTIFY_SITE_URL="https://audit.example.com", **webhook_of)
+        yield told
+
+
+@pytest.fixture
+def mailed(settings: Settings) -> list[Any]:
+    tell(settings, NOTIFY_EMAILS=("ann@example.com",), NOTIFY_SITE_URL="https://audit.example.com")
+    # Django's tests have their own way to send.
+    settings.SILENCED_SYSTEM_CHECKS = ["storage_audit.W005"]
+    outbox: list[Any] = mail.outbox
+    return outbox
+
+
+def tell(settings: Settings, **entries: Any) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | entries
+
+
+def operation(**values: Any) -> CleanupOperation:
+    """One that is settled, unless it is said otherwise."""
+    defaults = {"kind": "project", "project_id": "proj_1", "bucket": "tests", "trigger": "deleted"}
+    fine = {"status": "clean", "next_attempt_at": None}
+    return CleanupOperation.objects.create(**defaults | fine | values)
+
+
+def blocked(**values: Any) -> CleanupOperation:
+    return operation(**{"status": "blocked", "error": "1,200 objects are too many.", **values})
+
+
+def change(changed: CleanupOperation, **values: Any) -> None:
+    CleanupOperation.objects.filter(pk=changed.pk).update(**values)
+
+
+def sweep() -> None:
+    incidents.notice()
+    notices.send_due()
+
+
+def let_the_time_come() -> None:
+    Delivery.objects.filter(state="waiting").update(next_try_at=timezone.now())
+
+
+def kinds_open() -> list[str]:
+    return sorted(Incident.objects.open().values_list("kind", flat=True))
+
+
+# Once, and once when it is over
+
+
+def test_what_is_blocked_is_told_once_and_its_end_once_however_often_it_is_swept(
+    receiver: Receiver, mailed: list[Any]
+) -> None:
+    stopped = blocked()
+    for _each in range(3):
+        sweep()
+    assert len(receiver.posts) == len(mailed) == 1
+    assert mailed[0].subject.endswith("1 deletion is blocked")
+    assert "1,200 objects are too many." in mailed[0].body and str(stopped.pk) in mailed[0].body
+    change(stopped, status="clean")
+    for _each in range(3):
+        sweep()
+    assert len(receiver.posts) == len(mailed) == 2
+    assert mailed[1].subject.endswith("1 is over")
+    assert "The deletion is now: clean." in mailed[1].body
+    data = receiver.posts[1].content["data"]
+    assert (data["began_count"], data["ended_count"]) == (0, 1)
+    assert data["ended"][0]["deletion_id"] == str(stopped.pk)
+    assert data["ended"][0]["ended_at"] > data["ended"][0]["began_at"]
+    change(stopped, status="blocked")
+    sweep()
+    assert len(mailed) == 3, "it is another incident when it happens again"
+
+
+def in_threads(work: Callable[[], object], count: int = 4) -> None:
+    together = Barrier(count)
+
+    def one(_number: int) -> None:
+        together.wait()
+        try:
+            work()
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(one, range(count)))
+
+
+def test_workers_that_sweep_and_send_at_once_tell_once(receiver: Receiver) -> None:
+    stopped = [blocked(project_id=f"proj_{n}") for n in range(20)]
+    Schedule.objects.filter(func=queue.SWEEP).delete()
+    in_threads(incidents.notice)
+    assert Incident.objects.count() == 21
+    assert Notice.objects.count() == Delivery.objects.count() == 1
+    in_threads(notices.send_due)
+    CleanupOperation.objects.filter(pk__in=[each.pk for each in stopped]).update(status="clean")
+    in_threads(incidents.notice)
+    in_threads(notices.send_due)
+    assert [post.content["data"]["began_count"] for post in receiver.posts] == [21, 0]
+    assert [post.content["data"]["ended_count"] for post in receiver.posts] == [0, 20]
+
+
+def test_many_at_once_are_one_message_that_lists_the_first(mailed: list[Any]) -> None:
+    for number in range(30):
+        blocked(project_id=f"proj_{number}")
+    operation(status="failed", next_attempt_at=timezone.now())
+    sweep()
+    (message,) = mailed
+    assert message.subject.endswith("30 deletions are blocked; 1 deletion has failed")
+    assert len(re.findall("^- proj_", message.body, re.M)) == messages.LISTED + 1
+    assert "… and 10 more." in message.body
+
+
+def test_whoever_is_named_later_is_told_of_what_is_open_then(settings: Settings) -> None:
+    over, still = blocked(project_id="proj_1"), blocked(project_id="proj_2")
+    sweep()
+    change(over, status="clean")
+    sweep()
+    assert Incident.objects.count() == 2 and not Notice.objects.exists()
+    tell(settings, NOTIFY_EMAILS=("ann@example.com",))
+    sweep()
+    (message,) = mail.outbox
+    assert str(still.pk) in message.body and str(over.pk) not in message.body
+
+
+# What begins and ends
+
+
+@pytest.mark.parametrize("values", [{"dry_run": True}, {"kind": "verify"}, {"status": "planned"}])
+def test_what_stopped_but_waits_for_nobody_is_no_incident(values: dict[str, Any]) -> None:
+    blocked(**values)
+    incidents.notice()
+    assert kinds_open() == []
+
+
+def test_the_daily_attempt_of_a_failed_deletion_neither_ends_nor_repeats_the_incident() -> None:
+    long_ago = timezone.now() - timedelta(days=3)
+    failing = operation(status="failed", created_at=long_ago, next_attempt_at=timezone.now())
+    for status in ("failed", "running", "failed"):
+        change(failing, status=status)
+        incidents.notice()
+        assert kinds_open() == ["failed"]
+    change(failing, status="clean", next_attempt_at=None)
+    incidents.notice()
+    assert kinds_open() == [] and Incident.objects.count() == 1
+
+
+def test_a_deletion_is_overdue_from_the_hours_of_the_settings_on(settings: Settings) -> None:
+    tell(settings, NOTIFY_OVERDUE=timedelta(hours=2))
+    slow = operation(status="incomplete", created_at=timezone.now() - timedelta(hours=3))
+    operation(status="incomplete", created_at=timezone.now() - timedelta(hours=1))
+    operation(status="pending", created_at=timezone.now() - timedelta(hours=3), parent=slow)
+    incidents.notice()
+    assert [each.operation for each in Incident.objects.open()] == [slow]
+    change(slow, status="clean")
+    incidents.notice()
+    assert kinds_open() == []
+
+
+def test_a_deletion_is_not_overdue_for_the_time_in_which_it_waited_for_a_person() -> None:
+    waited = operation(status="pending", created_at=timezone.now() - timedelta(days=3))
+    decision = OperationEvent.objects.create(operation=waited, step="force", message="")
+    incidents.notice()
+    assert kinds_open() == []
+    OperationEvent.objects.filter(pk=decision.pk).update(at=timezone.now() - timedelta(days=2))
+    incidents.notice()
+    assert kinds_open() == ["overdue"]
+
+
+def test_a_dead_worker_is_told_of_by_the_command_and_is_over_once_it_runs_again(
+    mailed: list[Any],
+) -> None:
+    Schedule.objects.update(next_run=timezone.now() - timedelta(minutes=14))
+    assert run("notify") == ("Incidents open: 1.\nMessages sent: 1.\n", "", 0)
+    assert "No worker runs: the sweep is 14 minutes late." in mailed[0].body
+    Schedule.objects.update(next_run=timezone.now())
+    assert run("notify") == ("Incidents open: 0.\nMessages sent: 1.\n", "", 0)
+    assert len(mailed) == 2
+
+
+def test_findings_are_told_of_above_the_threshold_only(settings: Settings) -> None:
+    tell(settings, NOTIFY_FINDINGS=2)
+    scan = BucketScan.objects.create(bucket="tests", status="complete")
+    seen = {"first_scan": scan, "last_scan": scan, "bucket": "tests"}
+    for number, kind in enumerate(("orphaned", "orphaned", "missing")):
+        incidents.notice()
+        assert kinds_open() == []
+        Finding.objects.create(key=f"k{number}", kind=kind, **seen)
+    incidents.notice()
+    assert Incident.objects.get().summary == (
+        "3 findings are open, more than 2: 2 orphaned, 1 missing."
+    )
+    Finding.objects.filter(kind="missing").acknowledge("ours", "anna")
+    incidents.notice()
+    assert kinds_open() == []
+
+
+# The webhook
+
+
+def test_a_receiver_can_verify_the_signature_and_tell_a_repetition(receiver: Receiver) -> None:
+    receiver.answers = [500]
+    blocked()
+    sweep()
+    let_the_time_come()
+    sweep()
+    first, second = receiver.posts
+    for post in receiver.posts:
+        assert post.path == PATH
+        assert post.headers["content-type"] == "application/json"
+        sent = int(post.headers["webhook-timestamp"])
+        assert abs(time.time() - sent) < 300
+        # https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+        content = f"{post.headers['webhook-id']}.{sent}.{post.body.decode()}"
+        key = base64.b64decode(SECRET.removeprefix("whsec_"))
+        digest = hmac.new(key, content.encode(), hashlib.sha256).digest()
+        assert post.headers["webhook-signature"] == "v1," + base64.b64encode(digest).decode()
+    assert first.headers["webhook-id"] == second.headers["webhook-id"]
+    assert "." not in first.headers["webhook-id"]
+    assert first.content["type"] == "storage_audit.incidents"
+
+
+def test_what_is_refused_is_tried_again_with_growing_pauses_for_a_day(receiver: Receiver) -> None:
+    receiver.answers = [500, 302, 404, 0, 429, 500, 500, 500]
+    blocked()
+    incidents.notice()
+    for minutes in (1, 2, 4, 8, 16, 32, 60):
+        before = timezone.now()
+        let_the_time_come()
+        notices.send_due()
+        notices.send_due()
+        delivery = Delivery.objects.get()
+        assert delivery.state == State.WAITING and delivery.error and delivery.next_try_at
+        pause = timedelta(minutes=minutes)
+        assert before + pause <= delivery.next_try_at <= timezone.now() + pause
+    assert len(receiver.posts) == 7
+    assert {post.path for post in receiver.posts} == {PATH}, "it followed where it was sent to"
+    Notice.objects.update(made_at=timezone.now() - timedelta(days=1))
+    for _each in range(2):
+        let_the_time_come()
+        notices.send_due()
+    delivery.refresh_from_db()
+    assert (delivery.state, len(receiver.posts)) == (State.GIVEN_UP, 8)
+    assert delivery.error == "The webhook's receiver answers 500."
+
+
+def test_a_receiver_that_is_gone_for_good_is_asked_once(receiver: Receiver) -> None:
+    receiver.answers = [410]
+    blocked()
+    sweep()
+    assert Delivery.objects.get().state == State.GIVEN_UP
+
+
+def test_a_sender_that_is_killed_before_it_notes_the_answer_leaves_it_to_be_sent_again(
+    receiver: Receiver,
+) -> None:
+    blocked()
+    told = {"NOTIFY_WEBHOOK_URL": receiver.url, "NOTIFY_WEBHOOK_SECRET": SECRET}
+    environment = os.environ | told | {"DATABASE_URL": database_url()}
+    argv = [sys.executable, str(ROOT / "manage.py"), "notify"]
+    sender = subprocess.Popen(argv, env=environment, cwd=ROOT)
+
+    def kill() -> int:
+        sender.send_signal(signal.SIGKILL)
+        sender.wait()
+        return 204
+
+    receiver.answers = [kill]
+    assert sender.wait() == -signal.SIGKILL
+    delivery = Delivery.objects.get()
+    assert (delivery.state, delivery.tries) == (State.WAITING, 1)
+    notices.send_due()
+    assert len(receiver.posts) == 1, "somebody may be at it still"
+    let_the_time_come()
+    sweep()
+    assert [post.headers["webhook-id"] for post in receiver.posts] == [str(delivery.notice_id)] * 2
+    assert Delivery.objects.get().state == State.SENT
+
+
+# E-mail
+
+
+class MailServer(socketserver.ThreadingTCPServer):
+    """It takes what it is sent, but for those whom it does not know."""
+
+    allow_reuse_address = daemon_threads = True
+
+    def __init__(self) -> None:
+        self.messages: list[EmailMessage] = []
+        super().__init__(("127.0.0.1", 0), Conversation)
+
+
+class Conversation(socketserver.StreamRequestHandler):
+    server: MailServer
+
+    def handle(self) -> None:
+        self.say("220 mail.example.com")
+        while line := self.rfile.readline().decode().strip():
+            verb = line.upper()
+            if verb.startswith("RCPT") and "nobody@" in line:
+                self.say("550 no such mailbox here")
+            elif verb == "DATA":
+                self.say("354 go on")
+                self.take()
+                self.say("250 taken")
+            else:
+                self.say("221 bye" if verb == "QUIT" else "250 mail.example.com")
+
+    def say(self, text: str) -> None:
+        self.wfile.write(f"{text}\r\n".encode())
+
+    def take(self) -> None:
+        lines = iter(self.rfile.readline, b".\r\n")
+        self.server.messages.append(message_from_bytes(b"".join(lines), policy=policy.default))
+
+
+@pytest.fixture
+def mail_server(settings: Settings) -> Iterator[MailServer]:
+    server = MailServer()
+    host, port = server.server_address[:2]
+    backend = "django.core.mail.backends.smtp.EmailBackend"
+    if django.VERSION >= (6, 1):
+        options = {"host": host, "port": port, "timeout": 10}
+        settings.MAILERS = {"default": {"BACKEND": backend, "OPTIONS": options}}
+    else:
+        settings.EMAIL_BACKEND, settings.EMAIL_HOST, settings.EMAIL_PORT = backend, host, port
+        settings.EMAIL_USE_TLS = False
+    with serving(server):
+        yield server
+
+
+def test_a_mail_server_gets_one_message_for_each_address_and_one_refusal_stops_no_other(
+    mail_server: MailServer, settings: Settings
+) -> None:
+    tell(
+        settings,
+        NOTIFY_EMAILS=("nobody@example.com", "ann@example.com", "ben@example.com"),
+        NOTIFY_SITE_URL="https://audit.example.com/",
+    )
+    stopped = blocked(project_id="proj_é")
+    sweep()
+    received = {str(message["To"]): message for message in mail_server.messages}
+    assert set(received) == {"ann@example.com", "ben@example.com"}
+    message = received["ann@example.com"]
+    assert message["Subject"] == "[AutoShorts storage] 1 deletion is blocked"
+    assert str(Notice.objects.get().pk) in message["Message-ID"]
+    assert message["Auto-Submitted"] == "auto-generated"
+    body = message.get_content()
+    assert "proj_é" in body
+    link = f"https://audit.example.com{page('cleanupoperation', 'change', stopped.pk)}"
+    assert link in body
+    refused = Delivery.objects.get(state="waiting")
+    assert refused.recipient == "nobody@example.com"
+    assert "550" in refused.error and "no such mailbox here" in refused.error
+    shown = text_of(superuser().get(page("incident", "change", Incident.objects.get().pk)))
+    assert "no such mailbox here" in shown and "tried 1 time, again from" in shown
+    assert "2 of 3 messages sent" in text_of(superuser().get(page("incident")))
+
+
+def test_what_strangers_wrote_adds_no_line_to_a_mail_and_no_element_to_a_page(
+    mail_server: MailServer, settings: Settings
+) -> None:
+    tell(settings, NOTIFY_EMAILS=("ann@example.com",))
+    blocked(project_id=HOSTILE, error=f"{HOSTILE} is too large")
+    sweep()
+    (message,) = mail_server.messages
+    assert message["Bcc"] is None
+    assert message["Subject"] == "[AutoShorts storage] 1 deletion is blocked"
+    assert "\nBcc" not in message.get_content() and "\x1b" not in message.get_content()
+    client = superuser()
+    for address in (page("incident"), page("incident", "change", Incident.objects.get().pk)):
+        shown = text_of(client.get(address))
+        assert "<script>x" not in shown and "&lt;script&gt;x" in shown and "\x1b" not in shown
+
+
+# One and the other
+
+
+def test_a_channel_that_fails_stops_neither_the_other_nor_the_sweep(
+    mailed: list[Any], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unreachable = f"http://127.0.0.1:9{PATH}"
+    tell(settings, NOTIFY_WEBHOOK_URL=unreachable, NOTIFY_WEBHOOK_SECRET=SECRET)
+    blocked()
+    sweep()
+    assert len(mailed) == 1
+    failed = Delivery.objects.get(channel="webhook")
+    assert failed.state == State.WAITING and "Connection refused" in failed.error
+
+    def break_down(*args: object) -> None:
+        raise ValueError("nobody thought of it")
+
+    monkeypatch.setattr(webhook, "send", break_down)
+    monkeypatch.setattr(mail_channel, "send", break_down)
+    let_the_time_come()
+    blocked(project_id="proj_2")
+    sweep()
+    assert {each.error for each in Delivery.objects.filter(state="waiting")} == {
+        "It could not be sent (ValueError): the log says why."
+    }
+    lost = forgotten()
+    monkeypatch.setattr(incidents, "notice", break_down)
+    with pytest.raises(ValueError, match="nobody thought of it"):
+        tasks.sweep()
+    lost.refresh_from_db()
+    assert timezone.now() - (lost.enqueued_at or lost.created_at) < timedelta(minutes=1)
+
+
+def test_the_sweep_has_a_worker_send_and_sends_itself_where_there_is_none(
+    receiver: Receiver, settings: Settings
+) -> None:
+    blocked()
+    tasks.sweep()
+    (task,) = OrmQ.objects.all()
+    assert task.func() == "storage_audit.tasks.send_notices" and not receiver.posts
+    assert tasks.send_notices() == "1 of 1 messages sent"
+    tell(settings, SYNC=True)
+    blocked(project_id="proj_2")
+    tasks.sweep()
+    assert len(receiver.posts) == 2
+
+
+def test_the_webhook_s_address_and_secret_are_nowhere(
+    receiver: Receiver, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    receiver.answers = [500, 0]
+    blocked(error=f"Somebody pasted {receiver.url} and {SECRET}")
+    sweep()
+    let_the_time_come()
+    sweep()
+    tell(settings, NOTIFY_WEBHOOK_URL=f"http://127.0.0.1:9{PATH}")
+    let_the_time_come()
+    sweep()
+    client = superuser()
+    told = [client.post(page("incident").replace("/incident/", "/incident/test/"), follow=True)]
+    told += [client.get(page("incident"))]
+    told += [client.get(page("incident", "change", each.pk)) for each in Incident.objects.all()]
+    shown = [text_of(each) for each in told] + [caplog.text, repr(conf()), *run("notify")[:2]]
+    shown += [text for name, text in tables() if "CleanupOperation" not in name]
+    assert "Connection refused" in "".join(shown) and "[redacted]" in "".join(shown)
+    for secret in ("planted-path", "planted-query", SECRET, SECRET.removeprefix("whsec_")):
+        assert not [text for text in shown if secret in text], secret
+
+
+# The admin and the shell
+
+
+def test_the_button_sends_a_test_to_everybody_and_says_what_became_of_it(
+    receiver: Receiver, mailed: list[Any]
+) -> None:
+    receiver.answers = [500]
+    client = person("view_incident", "test_notices")
+    assert "ann@example.com" in text_of(client.get("/admin/storage_audit/incident/test/"))
+    assert not mailed and not receiver.posts
+    told = text_of(client.post("/admin/storage_audit/incident/test/", follow=True))
+    assert "Sent to ann@example.com." in told
+    assert "Not sent to webhook. The webhook&#x27;s receiver answers 500." in told
+    assert len(mailed) == len(receiver.posts) == 1
+    assert receiver.posts[0].content["type"] == "storage_audit.test"
+    assert not Notice.objects.exists()
+
+
+def test_who_may_not_send_a_test_is_told_whom_to_ask(mailed: list[Any]) -> None:
+    client = person("view_incident")
+    shown = text_of(client.get(page("incident")))
+    assert "disabled" in shown and "Storage admin" in shown
+    assert client.post("/admin/storage_audit/incident/test/").status_code == 403
+    assert not mailed
+    assert Permission.objects.filter(codename="test_notices").exists()
+
+
+def test_the_list_says_when_nobody_is_told() -> None:
+    blocked()
+    incidents.notice()
+    shown = text_of(superuser().get(page("incident")))
+    assert "Nobody is told of these" in shown and "nobody" in shown
+
+
+def test_the_list_costs_as_many_queries_for_one_as_for_many(mailed: list[Any]) -> None:
+    client = superuser()
+
+    def queries() -> int:
+        with CaptureQueriesContext(
+            connection,
+        ) as counted:
+            text_of(client.get(page("incident")))
+        return len(counted)
+
+    stopped = blocked()
+    sweep()
+    change(stopped, status="clean")
+    sweep()
+    few = queries()
+    for number in range(5):
+        blocked(project_id=f"proj_{number}")
+        sweep()
+    assert queries() == few
+
+
+def test_the_command_says_what_was_sent_and_what_was_not(
+    receiver: Receiver, mailed: list[Any], settings: Settings
+) -> None:
+    receiver.answers = [500, 500]
+    failure = "webhook: The webhook's receiver answers 500.\n"
+    assert run("notify", "--test") == (
+        f"ann@example.com: sent\n{failure}",
+        "CommandError: Not every message was sent.\n",
+        1,
+    )
+    blocked()
+    out, err, code = run("notify")
+    assert (out, code) == ("Incidents open: 1.\nMessages sent: 1.\n", 1)
+    assert err == f"CommandError: Not sent:\n{failure}"
+    tell(settings, NOTIFY_EMAILS=(), NOTIFY_WEBHOOK_URL="")
+    assert "Nobody is told" in run("notify")[0]
+    assert run("notify", "--test")[2] == 2
+
+
+def test_the_timer_s_unit_calls_the_command() -> None:
+    words = service("notify")["ExecStart"].split()
+    assert words[2:] == ["notify"]
+    Command().create_parser(*words[1:3]).parse_args(words[3:])
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("entries", "named"),
+    [
+        ({"NOTIFY_EMAILS": ("ann",)}, "NOTIFY_EMAILS"),
+        ({"NOTIFY_EMAILS": ("ann@example.com\nBcc: eve@example.com",)}, "NOTIFY_EMAILS"),
+        ({"NOTIFY_WEBHOOK_URL": "ftp://h/planted"}, "NOTIFY_WEBHOOK_URL"),
+        ({"NOTIFY_WEBHOOK_URL": "https://u:planted@h/"}, "NOTIFY_WEBHOOK_URL"),
+        ({"NOTIFY_WEBHOOK_URL": "https://h/planted\r\nX: y"}, "NOTIFY_WEBHOOK_URL"),
+        ({"NOTIFY_WEBHOOK_SECRET": ""}, "NOTIFY_WEBHOOK_SECRET"),
+        ({"NOTIFY_WEBHOOK_SECRET": SECRET.removeprefix("whsec_")}, "NOTIFY_WEBHOOK_SECRET"),
+        ({"NOTIFY_WEBHOOK_SECRET": "whsec_planted"}, "NOTIFY_WEBHOOK_SECRET"),
+        ({"NOTIFY_WEBHOOK_SECRET": "whsec_!planted!" + "A" * 32}, "NOTIFY_WEBHOOK_SECRET"),
+        ({"NOTIFY_SITE_URL": "audit.example.com"}, "NOTIFY_SITE_URL"),
+        ({"NOTIFY_OVERDUE": timedelta(0)}, "NOTIFY_OVERDUE"),
+        ({"NOTIFY_FINDINGS": -1}, "NOTIFY_FINDINGS"),
+    ],
+)
+def test_a_bad_entry_is_named_and_no_secret_is_told(
+    entries: dict[str, Any], named: str, settings: Settings
+) -> None:
+    usable = {"NOTIFY_WEBHOOK_URL": "https://h/x", "NOTIFY_WEBHOOK_SECRET": SECRET}
+    tell(settings, **usable)
+    assert conf().webhook_key == KEY
+    tell(settings, **entries)
+    with pytest.raises(ImproperlyConfigured, match=named) as raised:
+        conf()
+    assert "planted" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"NOTIFY_EMAILS": "a@example.com", "EMAIL_HOST": "mail"}, "DEFAULT_FROM_EMAIL"),
+        ({"NOTIFY_EMAILS": "a@example.com", "DEFAULT_FROM_EMAIL": "b@example.com"}, "EMAIL_HOST"),
+        ({"NOTIFY_WEBHOOK_URL": "https://h/x"}, "NOTIFY_WEBHOOK_SECRET"),
+        ({"NOTIFY_WEBHOOK_URL": "h/hunter2"}, "NOTIFY_WEBHOOK_URL"),
+        ({"EMAIL_USE_SSL": "true", "EMAIL_USE_TLS": "true"}, "EMAIL_USE_SSL"),
+        ({"EMAIL_PORT": "smtp"}, "EMAIL_PORT"),
+    ],
+)
+def test_whoever_asks_to_be_told_and_cannot_be_learns_it_at_the_start(
+    variables: dict[str, str], named: str
+) -> None:
+    told = [line for line in problems(good | variables) if line.startswith(named)]
+    assert len(told) == 1 and "hunter2" not in told[0]
+
+
+def test_variables_reach_the_settings() -> None:
+    variables = {
+        "NOTIFY_EMAILS": "a@example.com, b@example.com",
+        "NOTIFY_WEBHOOK_URL": "https://h/x",
+        "NOTIFY_WEBHOOK_SECRET": SECRET,
+        "NOTIFY_SITE_URL": "https://audit.example.com",
+        "NOTIFY_OVERDUE_HOURS": "24",
+        "NOTIFY_FINDINGS": "0",
+        "EMAIL_HOST": "mail.example.com",
+        "DEFAULT_FROM_EMAIL": "audit@example.com",
+    }
+    storage, sender, server = settings_of(
+        good | variables, "STORAGE_AUDIT", "DEFAULT_FROM_EMAIL", "MAIL_SERVER"
+    )
+    assert storage["NOTIFY_EMAILS"] == ["a@example.com", "b@example.com"]
+    assert storage["NOTIFY_WEBHOOK_SECRET"] == SECRET
+    assert (storage["NOTIFY_OVERDUE"], storage["NOTIFY_FINDINGS"]) == ("1 day, 0:00:00", 0)
+    assert sender == "audit@example.com"
+    assert (server["host"], server["port"], server["use_tls"]) == ("mail.example.com", 587, True)
+
+
+def test_settings_with_which_a_message_is_of_less_use_are_warnings(settings: Settings) -> None:
+    tell(settings, NOTIFY_EMAILS=("ann@example.com",))
+    told = found()
+    assert set(told) == {"storage_audit.W004", "storage_audit.W005"}
+    assert "NOTIFY_SITE_URL" in (told["storage_audit.W004"].hint or "")

@@ -22,11 +22,13 @@ from storage_audit.models import (
     BucketScan,
     CleanupItem,
     CleanupOperation,
+    DailyFigures,
     Delivery,
     Diagnosis,
     Finding,
     Incident,
     Installation,
+    Job,
     KnownProject,
     Notice,
     Project,
@@ -127,6 +129,9 @@ def fill() -> None:
     Incident.objects.create(kind="blocked", operation=pruned, summary="é", begin_notice=notice)
     Incident.objects.create(kind="worker", summary="\n")
     Delivery.objects.create(notice=notice, channel="webhook")
+    Job.objects.request("verify", ["proj_1", "proj_\u001f"])
+    figures = ("tracked", "tracked_bytes", "left_behind", "left_behind_bytes")
+    DailyFigures.objects.take(**dict.fromkeys(figures, 2**40), file_types={"\u001f": [1, 2]})
 
 
 def steps() -> list[str]:

@@ -32,7 +32,7 @@ from devtools.faults.matching import (
 )
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, Rule
 from devtools.seaweedfs import SeaweedFS
-from storage_audit import querysets
+from storage_audit import migrations, querysets
 from storage_audit.audit import diagnostics, installation
 from storage_audit.audit.diagnostics import (
     Status,
@@ -59,9 +59,10 @@ from tests.test_queue import Cluster
 
 Told = dict[str, dict[str, Any]]
 WRANGLER = {"STRATEGY": "wrangler"}
+MIGRATIONS = Path(migrations.__file__ or "").parent
 OPENS_NOTHING = "The API token is right, and opens nothing in the account that is set."
 REFUSED = Reply(403, error("AccessDenied"))
-LATEST = "0007_one_index_for_projects"
+LATEST = max(path.stem for path in MIGRATIONS.glob("0*.py"))
 TWENTY_MINUTES = timedelta(minutes=20)
 # Those of production, before `at_its_pace`.
 LOOK, PATIENCE = wrangler.LOOK, examination.PATIENCE

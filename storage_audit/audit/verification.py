@@ -33,7 +33,7 @@ def verify(work: Work) -> None:
     operation = work.operation
     if "span" not in operation.cursor:
         with transaction.atomic():
-            operation.renew(cursor={"span": 0})
+            operation.renew(cursor={"span": 0, "began": timezone.now().isoformat()})
             operation.items.filter(present_at__isnull=False).update(present_at=None)
     for span in range(operation.cursor["span"], len(operation.ranges)):
         look_under_prefix(work, span)
@@ -89,7 +89,7 @@ def look_at_keys(work: Work) -> None:
 
 def settle(work: Work) -> None:
     """Say of each item what the listing showed, and forget the rows of what is gone."""
-    operation = work.operation
+    operation, ended = work.operation, timezone.now()
     sent = operation.items.filter(outcome=Outcome.DELETING)
     gone, there = sent.filter(present_at=None), sent.filter(present_at__isnull=False)
     with transaction.atomic():
@@ -107,6 +107,8 @@ def settle(work: Work) -> None:
             "verify",
             _("Every range was listed to its end: %(gone)s gone, %(again)s to be tried again.")
             % {"gone": operation.items.filter(outcome=Outcome.DELETED).count(), "again": again},
+            began=operation.cursor.get("began"),
+            ended=ended.isoformat(),
         )
         if settled:
             operation.progress()
@@ -170,7 +172,8 @@ def compare(work: Work) -> None:
         operation.renew()
         result = compare_live(operation) if live else compare_deleted(operation)
         conclude(operation, result, told if second.doubted else "")
-        operation.record("verify", told)
+        figures = {"shown": second.shown, "fewer": second.fewer, "doubted": second.doubted}
+        operation.record("verify", told, second_look=figures)
 
 
 def compare_live(operation: CleanupOperation) -> str:

@@ -9,8 +9,8 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import transaction
 from django.db.models import Q, QuerySet
-from django.http import HttpRequest, HttpResponse
-from django.shortcuts import redirect
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.shortcuts import get_object_or_404, redirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.formats import date_format
@@ -24,7 +24,7 @@ from storage_audit import tasks
 from storage_audit.audit import requests
 from storage_audit.forms import DeclareDeletedForm
 from storage_audit.models import CleanupOperation, IllegalTransition
-from storage_audit.pages import comparison_page, operation_page
+from storage_audit.pages import certificate_page, comparison_page, operation_page
 from storage_audit.pages.base import (
     DJANGO_6_1,
     ConfirmingAdmin,
@@ -67,6 +67,16 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         return [
             path("declare-deleted/", declare, name="storage_audit_declare_deleted"),
             path("compare/", compare, name="storage_audit_compare"),
+            path(
+                "<uuid:operation_id>/certificate/",
+                self.admin_site.admin_view(self.certificate),
+                name="storage_audit_certificate",
+            ),
+            path(
+                "<uuid:operation_id>/certificate.<str:form>",
+                self.admin_site.admin_view(self.certificate_file),
+                name="storage_audit_certificate_file",
+            ),
             *super().get_urls(),
         ]
 
@@ -111,6 +121,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
             "may_verify": self.has_verify_permission(request),
             "may_force": self.has_force_permission(request),
             **operation_page.context(operation, request.GET),
+            **certificate_page.links(operation),
         }
         return super().render_change_form(request, context, *args, **kwargs)
 
@@ -241,6 +252,29 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
             **comparison_page.context(request.GET),
         }
         return TemplateResponse(request, "admin/storage_audit/comparison.html", context)
+
+    def certificate(self, request: HttpRequest, operation_id: UUID) -> HttpResponse:
+        operation = self.seen(request, operation_id)
+        request.current_app = self.admin_site.name
+        context = {
+            **self.admin_site.each_context(request),
+            "title": _("Deletion certificate: %s") % visible(operation.subject),
+            "opts": self.opts,
+            "media": self.media,
+            **certificate_page.context(operation),
+        }
+        return TemplateResponse(request, "admin/storage_audit/certificate.html", context)
+
+    def certificate_file(
+        self, request: HttpRequest, operation_id: UUID, form: str
+    ) -> StreamingHttpResponse:
+        return certificate_page.download(self.seen(request, operation_id), form)
+
+    def seen(self, request: HttpRequest, operation_id: UUID) -> CleanupOperation:
+        """The operation, if there is one and this person may see it."""
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        return get_object_or_404(CleanupOperation, pk=operation_id)
 
 
 def figures_of(operations: list[CleanupOperation]) -> str:

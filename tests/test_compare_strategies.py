@@ -14,7 +14,7 @@ from devtools.cloudflare_api import CloudflareApi
 from devtools.faults.kinds import KINDS
 from devtools.faults.matching import is_delete_single, on
 from devtools.faults.proxy import FaultyStore
-from storage_audit.audit import deletion, installation, trial
+from storage_audit.audit import deletion, installation, prices, trial
 from storage_audit.audit.layouts import DEFAULT_TEMPLATES
 from storage_audit.audit.ownership import layouts
 from storage_audit.audit.trial import Run
@@ -44,7 +44,7 @@ def test_every_strategy_empties_a_project_of_the_same_shape(
     # A slow machine has the time that wrangler needs there; the lease is longer still.
     monkeypatch.setattr(deletion, "PROOF_LASTS", 50.0)
     facts, code = run_json("compare_strategies", "--objects", "3")
-    assert (code, facts["objects"], facts["prices_of"]) == (0, 3, trial.PRICES_OF)
+    assert (code, facts["objects"], facts["prices_of"]) == (0, 3, prices.PRICES_OF)
     by_strategy = {each["strategy"]: each for each in facts["runs"]}
     assert tuple(by_strategy) == STRATEGIES
     for strategy, each in by_strategy.items():
@@ -91,7 +91,7 @@ def test_it_shows_them_side_by_side_and_says_before_what_it_does(neighbours: Buc
     assert [line.split()[0] for line in lines[:2]] == ["batch", "parallel"]
     assert all(re.search(r" 0 +0\.000\d{3} +0  ID$", line) for line in lines[:2]), out
     assert "1 DeleteObjects ok" in lines[2] and "2 DeleteObject ok" in lines[3]
-    assert trial.PRICES_OF in out and "a late check lists the same prefixes again" in out
+    assert prices.PRICES_OF in out and "a late check lists the same prefixes again" in out
     first, *ids = err.splitlines()[:3]
     assert first.startswith("Writes 2 objects for each of 2 projects into bucket tests at http://")
     made = CleanupOperation.objects.filter(parent=None).order_by("created_at")

@@ -19,7 +19,7 @@ from django.db import transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from storage_audit.audit import cleanup, installation, requests
+from storage_audit.audit import cleanup, installation, prices, requests
 from storage_audit.audit.layouts import DEFAULT_KINDS, DEFAULT_TEMPLATES
 from storage_audit.audit.ownership import layouts
 from storage_audit.bucket import calls, r2, wrangler
@@ -42,22 +42,6 @@ WRITERS = 8
 # So long the objects may take to be written. A process that dies meanwhile leaves the operation,
 # which a worker takes up then.
 HOLD = timedelta(minutes=15)
-
-# In US dollars for a million calls: https://developers.cloudflare.com/r2/pricing/
-PRICES_OF = "2026-11-24"
-CLASS_A, CLASS_B, FREE = 4.50, 0.36, 0.0
-PRICES = {
-    "ListObjectsV2": CLASS_A,
-    "ListMultipartUploads": CLASS_A,
-    # In none of the published lists; taken for the dearest, as is whatever is not here.
-    "DeleteObjects": CLASS_A,
-    "GetObject": CLASS_B,
-    "HeadObject": CLASS_B,
-    "DeleteObject": FREE,
-    "AbortMultipartUpload": FREE,
-    # It deletes single objects.
-    "wrangler": FREE,
-}
 
 
 class CannotTry(Exception):
@@ -93,8 +77,7 @@ class Run:
     @property
     def cost(self) -> float:
         """In US dollars, an estimate."""
-        priced = ((PRICES.get(kind, CLASS_A), n) for (kind, _result), n in self.calls.items())
-        return sum(price * n for price, n in priced) / 1e6
+        return prices.dollars((kind, n) for (kind, _result), n in self.calls.items())
 
     @property
     def succeeded(self) -> bool:

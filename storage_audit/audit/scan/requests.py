@@ -9,16 +9,13 @@ from django.db import transaction
 from django.db.models import Q
 from django.utils.translation import gettext as _
 
-from storage_audit.audit import limits
+from storage_audit.audit import limits, prices
 from storage_audit.audit.ownership import layouts
 from storage_audit.audit.scan.shards import cut
 from storage_audit.bucket.r2 import PAGE
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, ScanShard, Sighting
 from storage_audit.origin import current_origin
-
-# Of a Class A operation of R2: https://developers.cloudflare.com/r2/pricing/
-DOLLARS = 4.50 / 1_000_000
 
 
 class TooCostly(Exception):
@@ -36,7 +33,7 @@ class Cost:
 
     @property
     def dollars(self) -> float:
-        return self.requests * DOLLARS
+        return prices.dollars([("ListObjectsV2", self.requests)])
 
 
 def cost(scan: BucketScan) -> Cost:

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from django.core.management.base import CommandError
 
-from storage_audit.audit import trial
+from storage_audit.audit import prices, trial
 from storage_audit.audit.trial import CannotTry, Run
 from storage_audit.conf import STRATEGIES, conf
 from storage_audit.management.console import FAILED, INTERRUPTED, WRONG_USE, asked_from_shell
@@ -22,9 +22,9 @@ LATER = (
     " operations in the admin. The made-up ids stay known as deleted ones."
 )
 COST = (
-    f"Cost: an estimate, R2's prices of {trial.PRICES_OF}: 4.50 US dollars for a million calls that"
-    " list or write, 0.36 for a million that read, DeleteObject free. Neither the writing of the"
-    " objects nor the late checks are in it."
+    f"Cost: an estimate, R2's prices of {prices.PRICES_OF}: 4.50 US dollars for a million calls"
+    " that list or write, 0.36 for a million that read, DeleteObject free. Neither the writing of"
+    " the objects nor the late checks are in it."
 )
 
 
@@ -216,7 +216,7 @@ def facts_of_all(runs: list[Run], objects: int) -> dict[str, Any]:
     return {
         "bucket": conf().bucket,
         "objects": objects,
-        "prices_of": trial.PRICES_OF,
+        "prices_of": prices.PRICES_OF,
         "runs": [facts_of(run) for run in runs],
     }
 

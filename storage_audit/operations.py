@@ -120,6 +120,8 @@ class CleanupOperation(Transitions):
     plan_digest = models.CharField(_("plan digest"), max_length=64, blank=True)
     ranges = models.JSONField(_("listed prefixes"), default=list, editable=False)
     planned_at = models.DateTimeField(_("planned"), null=True, blank=True)
+    # Of a dry run's plan, and of what became of it: see audit/plan_summary.py.
+    summary = models.JSONField(default=dict, editable=False)
 
     created_at = models.DateTimeField(_("requested"), default=timezone.now)
 

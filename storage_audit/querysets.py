@@ -453,6 +453,14 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
         objects = self.order_by().values("operation__bucket", "identity", "escaped")
         return objects.annotate(latest=Max("pk"), bytes=Max("size", default=0))
 
+    def dropped_since(self, planned_at: datetime) -> Self:
+        """What a plan of that time was to delete, and did not; or came after it, and stays."""
+        stayed = Q(outcome__in=["protected", "failed"])
+        # A tracked key without an object was to be found so.
+        gone = Q(outcome="already_absent") & ~Q(found_in="tracked")
+        # No plan deletes what no request can name.
+        return self.filter(stayed | gone, changed_at__gt=planned_at, escaped=False)
+
     def locked(self) -> Self:
         """Items that a lock rule of the bucket kept when they were last sent."""
         return self.filter(answer__startswith=LOCKED)

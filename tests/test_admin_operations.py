@@ -23,7 +23,7 @@ Status = CleanupOperation.Status
 DECLARE = reverse("admin:storage_audit_declare_deleted")
 FORCEABLE = {
     "blocked": ["Force-delete: Release…"],
-    "planned": ["Force-delete: Run this plan…"],
+    "planned": ["Run exactly this plan"],
     "incomplete": ["Force-delete: Try again now…"],
     "failed": ["Force-delete: Try again now…"],
 }
@@ -54,7 +54,7 @@ def test_page_says_what_each_status_means_and_offers_what_fits(db: None, status:
     shown = text_of(superuser().get(url_of(make(status))))
     assert escape(str(MEANING[Status(status)])) in shown
     assert "Verify cleanup" in shown
-    assert re.findall('value="(Force-delete[^"]*)"', shown) == FORCEABLE.get(status, [])
+    assert re.findall('value="((?:Force-delete|Run)[^"]*)"', shown) == FORCEABLE.get(status, [])
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from storage_audit import logs
-from storage_audit.audit import deletion, limits, named, verification
+from storage_audit.audit import deletion, limits, named, plan_summary, verification
 from storage_audit.audit.discovery import discover
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.work import OutOfTime, Reborn, Undecided, Work
@@ -168,7 +168,9 @@ def plan(work: Work) -> None:
     if operation.kind == Kind.VERIFY:
         compare(work)
     elif operation.dry_run:
-        operation.freeze(**operation.items.books(), error=limits.objections(operation))
+        summary = plan_summary.summarise(operation, operation.renew)
+        error = limits.objections(operation)
+        operation.freeze(**operation.items.books(), error=error, summary=summary)
     elif not operation.released_by and (reason := limits.objections(operation)):
         block(operation, reason)
     else:
@@ -236,6 +238,7 @@ def record_plan(operation: CleanupOperation) -> None:
 def close(work: Work) -> None:
     """Close the books. Whatever remains is said, and tried again or shown to a person."""
     operation = work.operation
+    plan_summary.add_dropped(operation)
     books = operation.items.books()
     if failed := books["failed"]:
         text = ngettext(
@@ -339,5 +342,6 @@ def supersede(operation: CleanupOperation) -> None:
         text = _("Sent for deletion before the id lived again; verify the project to see.")
         operation.items.open().update(reason=text)
         operation.items.planned().mark(CleanupItem.Outcome.FAILED, text)
+        plan_summary.add_dropped(operation)
         operation.close(Status.SUPERSEDED, operation.items.books(), error=reason)
         operation.record("superseded", reason)

@@ -24,7 +24,7 @@ from storage_audit import tasks
 from storage_audit.audit import requests
 from storage_audit.forms import DeclareDeletedForm
 from storage_audit.models import CleanupOperation, IllegalTransition
-from storage_audit.pages import certificate_page, comparison_page, operation_page
+from storage_audit.pages import certificate_page, comparison_page, operation_page, plan_page
 from storage_audit.pages.base import (
     DJANGO_6_1,
     ConfirmingAdmin,
@@ -122,6 +122,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
             "may_force": self.has_force_permission(request),
             **operation_page.context(operation, request.GET),
             **certificate_page.links(operation),
+            **plan_page.context(request, operation),
         }
         return super().render_change_form(request, context, *args, **kwargs)
 

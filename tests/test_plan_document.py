@@ -76,7 +76,7 @@ def test_plan_tells_folders_types_and_the_largest_to_the_byte(bucket: Bucket) ->
     assert line("mp4", 3, "5.9 KB") in text
     assert line(FLAT, "8 bytes") in text
     assert "<dd>5 objects, 5.9 KB</dd>" in text and "<dd>0 objects, 0 bytes</dd>" in text
-    assert "Nothing: every object that was found may go." in text
+    assert "Nothing: whatever was found may go." in text
 
 
 def test_plan_tells_what_would_stay_with_reasons_and_keys(bucket: Bucket) -> None:
@@ -150,7 +150,7 @@ def test_run_deletes_a_subset_and_lists_what_dropped_out_with_reasons(bucket: Bu
     }
     assert "overwritten after the plan" in reason(operation, keys[0])
     assert "1 of these was not in the plan" in text
-    assert "run by anna" in text and BUTTON not in text
+    assert "Run by anna." in text and BUTTON not in text
 
 
 def dropped_on(text: str) -> dict[str, str]:

@@ -179,6 +179,9 @@ def named(item: Seen) -> str:
 
 
 def type_of(key: str) -> str:
+    # A tenth of what it takes to read the key.
+    if plain := layouts().plain_name.fullmatch(key.rpartition("/")[2]):
+        return plain[1].lower()
     return next((reading.file_type for reading in layouts().readings(key)), "")
 
 

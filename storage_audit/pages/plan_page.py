@@ -37,11 +37,19 @@ def context(request: HttpRequest, operation: CleanupOperation) -> dict[str, Any]
         summary = plan_summary.summarise(operation)
     if not is_open and not summary:
         return {}
-    plan = {"is_open": is_open, **(shown(operation, summary) if summary else {})}
+    plan = {"is_open": is_open, **who(operation), **(shown(summary) if summary else {})}
     if is_open:
         # Its button stands here.
         return {"plan": plan | offer(request, operation), "force": None}
     return {"plan": plan | outcome(operation, summary)}
+
+
+def who(operation: CleanupOperation) -> dict[str, str]:
+    return {
+        "bucket": visible(operation.bucket),
+        "asked_by": visible(operation.requested_by),
+        "run_by": visible(operation.released_by),
+    }
 
 
 def offer(request: HttpRequest, operation: CleanupOperation) -> dict[str, Any]:
@@ -53,7 +61,7 @@ def offer(request: HttpRequest, operation: CleanupOperation) -> dict[str, Any]:
     }
 
 
-def shown(operation: CleanupOperation, summary: dict[str, Any]) -> dict[str, Any]:
+def shown(summary: dict[str, Any]) -> dict[str, Any]:
     return {
         "summed_up": True,
         "go": amount_of(summary["go"]),

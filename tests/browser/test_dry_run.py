@@ -3,13 +3,18 @@
 from collections.abc import Callable
 
 import pytest
+from django.db import transaction
 from playwright.sync_api import Page, expect
 
-from storage_audit.models import Project
+from storage_audit import tasks
+from storage_audit.audit import requests
+from storage_audit.models import CleanupOperation, Project
 from tests.admin_client import page as path
 from tests.browser.staff import act, act_on, come_as_superuser, row, watch
 from tests.conftest import Bucket
 from tests.test_queue import Cluster
+
+RUN = "Run exactly this plan"
 
 
 def from_its_page(page: Page) -> None:
@@ -35,9 +40,39 @@ def test_plan_says_what_would_go_what_would_stay_and_why(
     watch(page, "This was a dry run: nothing was deleted.")
     expect(page.get_by_text("No safety limit would block it.")).to_be_visible()
     for key in (tracked, "proj_1_s1_media.mp4"):
-        expect(row(page, key)).to_contain_text("to be deleted")
+        # Behind the plan, which names the largest.
+        expect(row(page, key).last).to_contain_text("to be deleted")
     kept = row(page, "proj_1_x_s1_media.mp4")
     expect(kept).to_contain_text("protected")
     expect(kept).to_contain_text("It could also belong to the live project proj_1_x.")
+    expect(page.get_by_role("button", name=RUN)).to_be_disabled()
+    expect(page.locator("#plan")).to_contain_text("The project exists, so this plan cannot be run.")
     assert bucket.facts() == before
     assert Project.objects.filter(pk="proj_1").exists()
+
+
+def test_plan_is_reviewed_run_and_says_what_became_of_it(
+    page: Page, bucket: Bucket, worker: Cluster
+) -> None:
+    """Of a project that is gone: that of a live one cannot be run."""
+    changed, kept = "video/proj_1/s1/a.mp4", "proj_1_x_s1_media.mp4"
+    bucket.put(changed, "video/proj_1/s2/b.mp4", "proj_1_s1_media.mp4", kept)
+    Project.objects.create(pk="proj_1_x")
+    with transaction.atomic():
+        tasks.enqueue_on_commit(requests.dry_run("proj_1"))
+    come_as_superuser(page)
+    page.goto(path("cleanupoperation", "change", CleanupOperation.objects.get().pk))
+    watch(page, "This was a dry run: nothing was deleted.")
+    plan = page.locator("#plan")
+    expect(row(page, "video/proj_1/s1/")).to_contain_text("7 bytes")
+    expect(plan).to_contain_text("It could also belong to the live project proj_1_x.")
+    bucket.put(changed, body=b"changed")
+    page.get_by_role("button", name=RUN).click()
+    expect(page.get_by_text("Its plan is run without limits.")).to_be_visible()
+    assert len(bucket.keys()) == 4
+    page.get_by_role("button", name="Yes, go on without limits").click()
+    watch(page, "All that may go is gone.")
+    expect(row(page, "3 objects, 21 bytes")).to_contain_text("2 objects, 14 bytes")
+    dropped = plan.get_by_role("listitem").filter(has_text="was overwritten after the plan.")
+    expect(dropped).to_contain_text(changed)
+    assert bucket.keys() == {changed, kept}

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from django.db import models, transaction
-from django.db.models import F, Q
+from django.db.models import Exists, F, Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -105,6 +105,8 @@ class CleanupOperation(Transitions):
     cursor = models.JSONField(_("position"), default=dict, editable=False)
     # How much is asked of the store at a time: see audit/pace.py.
     pace = models.JSONField(_("pace"), default=dict, editable=False)
+    # What its step has done, and when: see audit/headway.py.
+    headway = models.JSONField(default=dict, editable=False)
 
     found = models.PositiveBigIntegerField(_("found"), default=0)
     found_bytes = models.PositiveBigIntegerField(_("bytes found"), default=0)
@@ -224,6 +226,13 @@ class CleanupOperation(Transitions):
     def names_its_objects(self) -> bool:
         """Its items were given with the request; otherwise they are looked for by project."""
         return self.about in (self.Kind.OBJECTS, self.Kind.ORPHANS)
+
+    def outcomes_there(self) -> list[str]:
+        """What its items have come to. To count each would take long where they are many."""
+        known = CleanupItem.Outcome.values
+        each = [Exists(self.items.filter(outcome=outcome)) for outcome in known]
+        [there] = type(self).objects.filter(pk=self.pk).values_list(*each)
+        return [outcome for outcome, is_there in zip(known, there, strict=True) if is_there]
 
     def record(self, step: str, message: object, **data: Any) -> None:
         """Add a line to the timeline, and to the log once it is committed; secrets are taken out

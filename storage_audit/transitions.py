@@ -195,7 +195,8 @@ class Transitions(models.Model):
         )
 
     def _leave(self, status: str, **values: Any) -> None:
-        release = {"lease_token": None, "lease_until": None, "next_attempt_at": None}
+        release: dict[str, Any] = {"lease_token": None, "lease_until": None, "headway": {}}
+        release["next_attempt_at"] = None
         self.change_as_holder(status=status, **{**release, **values})
 
     def release(self, user: str) -> None:

@@ -12,12 +12,13 @@ from itertools import islice
 from uuid import UUID
 
 from django.db import transaction
+from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from storage_audit import logs
-from storage_audit.audit import deletion, limits, named, plan_summary, verification
+from storage_audit.audit import deletion, headway, limits, named, plan_summary, verification
 from storage_audit.audit.discovery import discover
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.work import OutOfTime, Reborn, Undecided, Work
@@ -124,6 +125,7 @@ def advance(work: Work) -> None:
         if operation.step == Step.VERIFY and operation.cursor.get("settled"):
             close(work)
         else:
+            headway.enter(operation)
             steps[operation.step](work)
 
 
@@ -169,8 +171,10 @@ def plan(work: Work) -> None:
         compare(work)
     elif operation.dry_run:
         summary = plan_summary.summarise(operation, operation.renew)
+        kept = {"books": operation.items.by_outcome()}
         error = limits.objections(operation)
-        operation.freeze(**operation.items.books(), error=error, summary=summary)
+        books = operation.items.books()
+        operation.freeze(**books, headway=kept, error=error, summary=summary)
     elif not operation.released_by and (reason := limits.objections(operation)):
         block(operation, reason)
     else:
@@ -223,6 +227,8 @@ def record_plan(operation: CleanupOperation) -> None:
     books = operation.items.books()
     to_delete = operation.items.planned().count()
     text = _("Found %(found)s objects, %(to_delete)s of them to be deleted.")
+    if operation.kind == Kind.VERIFY:
+        text = _("Found %(found)s objects to be compared.")
     text %= {"found": books["found"], "to_delete": to_delete}
     if operation.runs_wrangler:
         text += " " + _("wrangler takes about %s for them.") % limits.wrangler_takes(to_delete)
@@ -289,6 +295,8 @@ def block(operation: CleanupOperation, reason: str) -> None:
         begun = operation.deletes and operation.step != Step.PLAN
         operation.block(reason, **({"step": Step.DELETE, "cursor": {}} if begun else {}))
         deletion.rest(operation)
+        # Its other columns say what became of items when they are closed.
+        operation.change(Q(), headway={"books": operation.items.by_outcome()})
         operation.record("blocked", reason)
 
 

@@ -13,7 +13,7 @@ from django.db.models import F, Q
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
-from storage_audit.audit import installation, named, pace
+from storage_audit.audit import headway, installation, named, pace
 from storage_audit.audit.discovery import rows_by_identity, to_judge
 from storage_audit.audit.ownership import Claim, Row, alive_among, judge, layouts
 from storage_audit.audit.pace import Pace
@@ -89,7 +89,8 @@ def delete_batch(work: Work, batch: list[Planned], flight: Flight) -> None:
     if proof.may_go:
         see_same_bucket(work, until=until)
     with transaction.atomic():
-        operation.renew()
+        stay = [item for item, _reason in proof.stay]
+        operation.renew(headway=headway.moved(operation, deleting=proof.gone, protected=stay))
         record_proof(operation, proof)
     flight.depart(proof, until=until)
 

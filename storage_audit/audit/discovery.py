@@ -11,6 +11,7 @@ from django.db import transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from storage_audit.audit import headway
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.ownership import (
     Claim,
@@ -68,10 +69,11 @@ def discover_listed(work: Work, span: int) -> None:
         return
     after = operation.cursor.get("after", "")
     for page in work.pages(operation.ranges[span], after):
-        before = operation.cursor
+        before, rows = operation.cursor, list(described(work, page, span))
         with transaction.atomic():
-            operation.progress(cursor=position(span, page, after))
-            insert_values(CleanupItem, list(described(work, page, span)))
+            so_far = headway.found(operation, rows)
+            operation.progress(cursor=position(span, page, after), headway=so_far)
+            insert_values(CleanupItem, rows)
         if operation.cursor != before:
             work.breathe()
     operation.progress(cursor={"span": span, "tracked": ""})
@@ -112,9 +114,10 @@ def save_absent(
         for identity in near.values_list("identity", flat=True):
             left.pop(identity, None)
     with transaction.atomic():
-        operation.progress(cursor=cursor)
         rows = tracked_rows(operation).filter(key__any_of=left.values()) if left else ()
-        save([absent(operation, row, work.identity(row.key), span) for row in rows])
+        new = [absent(operation, row, work.identity(row.key), span) for row in rows]
+        operation.progress(cursor=cursor, headway=headway.found(operation, map(vars, new)))
+        save(new)
 
 
 def absent(
@@ -143,9 +146,10 @@ def discover_outside(work: Work) -> None:
         found = work.find([row.key for row in rows])
         here = [found[work.identity(r.key)] for r in rows if work.identity(r.key) in found]
         after = rows[-1].key
+        items = judged(work, here, None)
         with transaction.atomic():
-            operation.renew()
-            save(judged(work, here, None))
+            operation.renew(headway=headway.found(operation, map(vars, items)))
+            save(items)
         keys = [row.key for row in rows if work.identity(row.key) not in found]
         save_absent(work, keys, None, {"span": len(operation.ranges), "outside": after})
         work.breathe()

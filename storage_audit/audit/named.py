@@ -12,6 +12,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
+from storage_audit.audit import headway
 from storage_audit.audit.discovery import rows_by_identity
 from storage_audit.audit.layouts import Reading
 from storage_audit.audit.ownership import Row, known_among, layouts
@@ -46,7 +47,8 @@ def look_up(work: Work) -> None:
     while looked := work.look_up(operation.items.filter(key__gt=after).order_by("key")):
         after = looked[-1][0].key
         with transaction.atomic():
-            operation.progress(cursor={"after": after})
+            so_far = headway.passed(operation, len(looked))
+            operation.progress(cursor={"after": after}, headway=so_far)
             judge(work, looked)
         work.breathe()
 

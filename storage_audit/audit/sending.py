@@ -19,7 +19,7 @@ from django.db.models import F
 from django.utils.translation import gettext as _
 
 from storage_audit import logs
-from storage_audit.audit import pace
+from storage_audit.audit import headway, pace
 from storage_audit.audit.pace import Pace
 from storage_audit.audit.work import OutOfTime, Undecided, Work
 from storage_audit.bucket import deleters
@@ -182,14 +182,16 @@ def send(
 def record_answers(operation: CleanupOperation, proof: Proof, sent: Sent) -> None:
     log_keys(proof.may_go, sent.answers)
     asked = len(proof.may_go) - len(sent.unasked)
+    answered = [item for item in proof.may_go if item.key in sent.answers]
     with transaction.atomic():
-        operation.renew()
+        operation.renew(headway=headway.moved(operation, deleting=answered))
         write_answers(proof.may_go, sent)
         record_commands(operation, sent.commands)
         if asked or proof.gone or proof.stay:  # Not so where trouble held all of it back.
             operation.record(
                 "delete",
                 _("Batch of %s objects sent.") % asked,
+                sent=asked,
                 absent=len(proof.gone),
                 protected=len(proof.stay),
                 refused=sum(answer != DELETED for answer in sent.answers.values()),

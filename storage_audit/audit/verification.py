@@ -9,7 +9,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
-from storage_audit.audit import limits
+from storage_audit.audit import headway, limits
 from storage_audit.audit.deletion import NOT_LISTED, barred_by, what_decides
 from storage_audit.audit.discovery import judged, position, save
 from storage_audit.audit.installation import Mismatch
@@ -50,7 +50,8 @@ def look_under_prefix(work: Work, span: int) -> None:
     for page in work.pages(operation.ranges[span], after):
         before = operation.cursor
         with transaction.atomic():
-            operation.renew(cursor={**before, **position(span, page, after)})
+            so_far = headway.passed(operation, len(page))
+            operation.renew(cursor={**before, **position(span, page, after)}, headway=so_far)
             mark_present(work, page, span)
         if operation.cursor != before:
             work.breathe()
@@ -82,7 +83,8 @@ def look_at_keys(work: Work) -> None:
         here = [item.pk for item, listed in looked if listed]
         after = looked[-1][0].key
         with transaction.atomic():
-            operation.renew(cursor={**operation.cursor, "alone": after})
+            so_far = headway.passed(operation, len(looked))
+            operation.renew(cursor={**operation.cursor, "alone": after}, headway=so_far)
             operation.items.filter(pk__in=here).update(present_at=timezone.now())
         work.breathe()
 

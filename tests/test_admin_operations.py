@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from django.contrib.admin.models import LogEntry
-from django.http import HttpResponse
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import escape
@@ -45,6 +44,13 @@ def add_items(operation: CleanupOperation, count: int, **facts: Any) -> None:
     )
 
 
+def books_on(shown: str) -> dict[str, tuple[str, str]]:
+    """Objects and bytes of each line of the books."""
+    cells = r'<td class="audit-objects">(.*?)</td><td class="audit-size">(.*?)</td>'
+    found = re.findall(rf'<tr data-name="(\w+)".*?{cells}', shown)
+    return {name: (objects, size) for name, objects, size in found}
+
+
 def url_of(operation: CleanupOperation) -> str:
     return page("cleanupoperation", "change", operation.pk)
 
@@ -54,7 +60,8 @@ def test_page_says_what_each_status_means_and_offers_what_fits(db: None, status:
     shown = text_of(superuser().get(url_of(make(status))))
     assert escape(str(MEANING[Status(status)])) in shown
     assert "Verify cleanup" in shown
-    assert re.findall('value="((?:Force-delete|Run)[^"]*)"', shown) == FORCEABLE.get(status, [])
+    offered = re.findall('value="((?:Force-delete|Run)[^"]*)">', shown)
+    assert offered == FORCEABLE.get(status, [])
 
 
 @pytest.mark.parametrize(
@@ -62,7 +69,8 @@ def test_page_says_what_each_status_means_and_offers_what_fits(db: None, status:
 )
 def test_page_offers_only_what_is_permitted(db: None, permission: str, offered: str) -> None:
     shown = text_of(person(permission).get(url_of(make("failed"))))
-    assert [word for word in ("Verify", "Force-delete:") if f'value="{word}' in shown] == [offered]
+    assert re.findall('value="(Verify|Force-delete:)[^"]*">', shown) == [offered]
+    assert "Ask an administrator to add you to the group" in shown
 
 
 def test_page_tells_a_real_deletion_from_the_request_to_the_proof(bucket: Bucket) -> None:
@@ -73,12 +81,9 @@ def test_page_tells_a_real_deletion_from_the_request_to_the_proof(bucket: Bucket
     client.post(page("project", "delete", "proj_1"), {"post": "yes"})
     operation = cleanup.run(CleanupOperation.objects.get().pk)
     shown = text_of(client.get(url_of(operation)))
-    for label, figures in (
-        ("Found", "<td>2</td><td>11 bytes</td>"),
-        ("Deleted", "<td>1</td><td>4 bytes</td>"),
-        ("Protected", "<td>1</td><td>7 bytes</td>"),
-    ):
-        assert f'<th scope="row">{label}</th>{figures}' in shown
+    assert books_on(shown)["found"] == ("2", "11 bytes")
+    assert books_on(shown)["deleted"] == ("1", "4 bytes")
+    assert books_on(shown)["protected"] == ("1", "7 bytes")
     assert "1 protected (7 bytes): It could also belong to the live project proj_1_x." in shown
     assert operation.plan_digest in shown
     assert "web, 127.0.0.1" in shown
@@ -94,7 +99,7 @@ def test_page_of_a_dry_run_says_what_would_go_and_whether_a_limit_would_stop_it(
     operation = cleanup.run(requests.dry_run("proj_1")[0].pk)
     shown = text_of(superuser().get(url_of(operation)))
     assert "nothing was deleted" in shown
-    assert '<th scope="row">To be deleted</th><td>2</td>' in shown
+    assert books_on(shown)["planned"] == ("2", "11 bytes")
     assert "No safety limit would block it." in shown
     CleanupOperation.objects.filter(pk=operation.pk).update(error="2 are more than 1.")
     shown = text_of(superuser().get(url_of(operation)))
@@ -108,7 +113,11 @@ def test_page_of_a_verification_tells_what_it_found_and_forces_nothing(bucket: B
     shown = text_of(superuser().get(url_of(check)))
     assert "found differences; it changed nothing" in shown
     assert "1 in step, 0 missing, 1 untracked" in shown
-    assert "Force-delete" not in shown
+    assert "Found 2 objects to be compared." in shown
+    assert "Different" in shown
+    content = shown.split('id="content-main"')[1]
+    assert not re.search("(?i)>(to be deleted|failed)", content)
+    assert 'value="Force-delete" disabled' in shown
 
 
 def test_running_operation_shows_the_counts_of_its_items(db: None) -> None:
@@ -116,25 +125,8 @@ def test_running_operation_shows_the_counts_of_its_items(db: None) -> None:
     add_items(operation, 3)
     add_items(operation, 2, outcome="deleted")
     shown = text_of(superuser().get(url_of(operation)))
-    assert '<th scope="row">Found</th><td>5</td><td>50 bytes</td>' in shown
-    assert '<th scope="row">To be deleted</th><td>3</td><td>30 bytes</td>' in shown
-
-
-def test_250_items_come_in_pages_and_by_outcome(db: None) -> None:
-    operation = make("running")
-    add_items(operation, 240)
-    add_items(operation, 10, outcome="protected", reason="in doubt")
-    client, url = superuser(), url_of(operation)
-    seen = [key for n in range(1, 6) for key in keys_on(client.get(f"{url}?p={n}"))]
-    assert sorted(seen) == [f"k{n:04}" for n in range(250)]
-    assert keys_on(client.get(f"{url}?outcome=protected")) == [f"k{n:04}" for n in range(240, 250)]
-    assert len(keys_on(client.get(f"{url}?p=999"))) == 50
-    assert len(keys_on(client.get(f"{url}?p=x&outcome=x"))) == 50
-
-
-def keys_on(answer: HttpResponse | Any) -> list[str]:
-    parts = text_of(answer).split('<th scope="row"><code class="audit-key">')[1:]
-    return [part.split("<")[0] for part in parts]
+    assert books_on(shown)["found"] == ("5", "50 bytes")
+    assert books_on(shown)["planned"] == ("3", "30 bytes")
 
 
 def test_page_shows_hostile_keys_answers_and_data_escaped(db: None) -> None:
@@ -174,7 +166,6 @@ def test_timeline_ends_with_the_latest_events(db: None) -> None:
     shown = text_of(superuser().get(url_of(operation)))
     assert "event 9." not in shown
     assert "event 10." in shown and "event 209." in shown
-    assert "Only the latest events are shown." in shown
 
 
 def test_operations_are_read_only(db: None) -> None:
@@ -241,7 +232,7 @@ def test_plan_of_a_live_project_is_neither_offered_nor_run(db: None) -> None:
     Project.objects.create(pk="proj_1")
     operation = make("planned", project_id="proj_1", dry_run=True)
     shown = text_of(superuser().get(page("cleanupoperation", "change", operation.pk)))
-    assert "Force-delete" not in shown
+    assert 'value="Force-delete" disabled' in shown
     assert "this plan cannot be run. Deleting the project starts" in shown
     shown = act(superuser(), "cleanupoperation", "force_delete", operation.pk)
     assert "this plan cannot be run. Deleting the project starts" in shown

@@ -1,13 +1,16 @@
 """What the status of an operation means for a person, and what happens next."""
 
+from typing import Any
+
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit import projects
 from storage_audit.findings import Kind as Difference
-from storage_audit.models import CleanupOperation
+from storage_audit.models import CleanupItem, CleanupOperation, OperationEvent
 
 Kind, Status = CleanupOperation.Kind, CleanupOperation.Status
+Outcome, Step = CleanupItem.Outcome, CleanupOperation.Step
 
 MEANING = {
     Status.PLANNED: gettext_lazy(
@@ -19,8 +22,7 @@ MEANING = {
         " the sweep finds it."
     ),
     Status.RUNNING: gettext_lazy(
-        "A worker has it. Look again to see how far it is. Should the worker die, another goes on"
-        " from here."
+        "A worker has it. Should the worker die, another goes on from here."
     ),
     Status.CLEAN: gettext_lazy(
         "Done: complete listings of the bucket show none of its objects any more."
@@ -114,6 +116,94 @@ PRUNED = gettext_lazy(
     "It is long over: its items and its timeline were exported to the file %(archive)s and deleted"
     " here. manage.py loaddata, with the path of that file, brings them back."
 )
+# What became of an object: a word for it, and what that means.
+OUTCOMES = {
+    Outcome.PLANNED: (
+        Outcome.PLANNED.label,
+        gettext_lazy("Each is looked at once more before it goes, and stays if it has changed."),
+    ),
+    Outcome.DELETING: (
+        Outcome.DELETING.label,
+        gettext_lazy(
+            "The store was asked for it. It counts as deleted only when a complete listing does not"
+            " show it any more."
+        ),
+    ),
+    Outcome.DELETED: (
+        Outcome.DELETED.label,
+        gettext_lazy("It was sent for deletion, and a complete listing does not show it any more."),
+    ),
+    Outcome.ALREADY_ABSENT: (
+        Outcome.ALREADY_ABSENT.label,
+        gettext_lazy("It was gone before this operation asked the store for it."),
+    ),
+    Outcome.PROTECTED: (
+        Outcome.PROTECTED.label,
+        gettext_lazy(
+            "It stays, and nothing deletes it until a person has decided; see the reason."
+        ),
+    ),
+    Outcome.FAILED: (
+        Outcome.FAILED.label,
+        gettext_lazy("It is not gone; the reason says what stands in the way."),
+    ),
+}
+# Of a verification, which deletes nothing.
+SEEN = {
+    Outcome.PLANNED: (
+        gettext_lazy("to be compared"),
+        gettext_lazy("It was found; what it should be is not known yet."),
+    ),
+    Outcome.ALREADY_ABSENT: (
+        gettext_lazy("seen absent"),
+        gettext_lazy("It was deleted, and the bucket does not show it: as it should be."),
+    ),
+    Outcome.FAILED: (
+        gettext_lazy("different"),
+        gettext_lazy("It is not as it should be; the reason says in what. Nothing was changed."),
+    ),
+}
+# What a worker does in a step.
+DOING = {
+    Step.PLAN: gettext_lazy("Looking for objects"),
+    Step.DELETE: gettext_lazy("Deleting"),
+    Step.VERIFY: gettext_lazy("Looking whether they are gone"),
+}
+COMPARING = gettext_lazy("Comparing the bucket with what should be there")
+# What the lines of a timeline are about.
+EVENTS = {
+    "request": gettext_lazy("asked for"),
+    "plan": gettext_lazy("plan"),
+    "delete": gettext_lazy("deletion"),
+    "pace": gettext_lazy("pace"),
+    "command": gettext_lazy("program"),
+    "verify": gettext_lazy("verification"),
+    "closed": gettext_lazy("end"),
+    "retry": gettext_lazy("new attempt"),
+    "takeover": gettext_lazy("new worker"),
+    "vanished": gettext_lazy("many projects gone"),
+    "force": gettext_lazy("released"),
+    "run": gettext_lazy("plan run"),
+    "released": gettext_lazy("released"),
+}
+
+
+def words_of(operation: CleanupOperation, outcome: str) -> tuple[str, str]:
+    """The word for an outcome of this operation's, and what it means."""
+    seen = SEEN if operation.kind == Kind.VERIFY else {}
+    word, means = {**OUTCOMES, **seen}[Outcome(outcome)]
+    return str(word), str(means)
+
+
+def doing(operation: CleanupOperation) -> str:
+    """What its worker does, such as “Deleting”."""
+    return str(COMPARING if operation.kind == Kind.VERIFY else DOING[Step(operation.step)])
+
+
+def about(event: OperationEvent) -> str:
+    """What a line of the timeline is about, in a word or two."""
+    known: dict[str, Any] = {**dict(Status.choices), **EVENTS}
+    return str(known.get(event.step, event.step))
 
 
 def meaning(operation: CleanupOperation) -> list[str]:

@@ -1,24 +1,28 @@
 """What the page of one cleanup operation shows."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from django.core.paginator import Paginator
-from django.http import QueryDict
+from django.http import HttpRequest
+from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit.audit.meaning import NOT_WHILE_ALIVE, is_of_live_project, meaning
-from storage_audit.models import CleanupItem, CleanupOperation, OperationEvent
+from storage_audit.audit.meaning import NOT_WHILE_ALIVE, is_of_live_project, meaning, words_of
+from storage_audit.models import CleanupOperation
+from storage_audit.pages import operation_progress
 from storage_audit.pages.base import label_of
+from storage_audit.pages.operation_books import Line, are_closed, books
+from storage_audit.pages.operation_items import items
+from storage_audit.pages.operation_timeline import timeline
 from storage_audit.redaction import visible
+from storage_audit.roles import refusal
 
-Kind, Outcome, Status = CleanupOperation.Kind, CleanupItem.Outcome, CleanupOperation.Status
-ITEMS_A_PAGE = 50
-EVENTS_SHOWN = 200
+Kind, Status = CleanupOperation.Kind, CleanupOperation.Status
 CHILDREN_SHOWN = 20
 REASONS_SHOWN = 20
+# Reasons are counted among so many of the objects that stay.
+REASONS_OF = 10_000
 FACTS = (
     "id",
     "project_id",
@@ -42,6 +46,29 @@ FACTS = (
     "archive",
     "archive_digest",
 )
+# What a fact means, where its name does not say it.
+EXPLAINED = {
+    "id": gettext_lazy("The name of this operation everywhere: in logs, commands and the API."),
+    "trigger": gettext_lazy("What led to it."),
+    "origin": gettext_lazy("The way in which it was asked for, and the address it came from."),
+    "released_by": gettext_lazy("Who decided that the safety limits do not stop it."),
+    "attempts": gettext_lazy("Workers that took it up since it last got on: 0 while all is well."),
+    "discovery": gettext_lazy(
+        "Where its objects were looked for: in the table of tracked objects, in a listing of the"
+        " bucket, or in both."
+    ),
+    "strategy": gettext_lazy(
+        "How the store is asked to delete. Whatever the way, only a complete listing says that"
+        " something is gone."
+    ),
+    "plan_digest": gettext_lazy(
+        "A fingerprint (SHA-256) of the plan, with each of its objects. While it is the same, so"
+        " is the plan."
+    ),
+    "next_attempt_at": gettext_lazy("From then on a worker may take it; it need not be at once."),
+    "archive": gettext_lazy("The file that its items and its timeline were exported to."),
+    "archive_digest": gettext_lazy("A fingerprint (SHA-256) of what is in that file."),
+}
 
 RELEASE_MANY = (
     gettext_lazy("Release"),
@@ -67,12 +94,10 @@ FORCE = {
 }
 
 
-class Line(NamedTuple):
-    """A line of a table of objects and bytes."""
-
+class Fact(NamedTuple):
     label: Any
-    objects: int
-    size: int
+    value: Any
+    explained: Any
 
 
 def force_choice(operation: CleanupOperation) -> tuple[Any, Any] | None:
@@ -96,97 +121,93 @@ def effect_of_force(operation: CleanupOperation) -> Any:
     return _("Nothing: there is nothing to release or to try again.")
 
 
-def context(operation: CleanupOperation, query: QueryDict) -> dict[str, Any]:
-    outcomes = operation.items.by_outcome()
+def context(request: HttpRequest, operation: CleanupOperation) -> dict[str, Any]:
+    lines = books(operation)
     children = operation.children.order_by("next_attempt_at", "created_at")
     return {
         "operation": operation,
+        "what": what(operation),
         "meaning": [visible(sentence) for sentence in meaning(operation)],
-        "force": force_choice(operation),
+        **buttons(request, operation),
+        **live(operation),
+        "books": lines,
+        "all_lines": operation.deletes and are_closed(operation),
+        "is_look": operation.kind == Kind.VERIFY,
+        **reasons(operation, lines),
         "facts": list(facts(operation)),
         "ranges": [visible(prefix) for prefix in operation.ranges],
         "children": children[:CHILDREN_SHOWN],
-        "books": books(operation, outcomes),
-        "reasons": [
-            (Outcome(outcome).label, visible(reason), count, size)
-            for outcome, reason, count, size in operation.items.by_reason()[:REASONS_SHOWN]
-        ],
-        **items(operation, outcomes, query),
-        **timeline(operation),
+        **items(operation, lines, request.GET),
+        **timeline(operation, request.GET),
     }
 
 
-def facts(operation: CleanupOperation) -> Iterator[tuple[Any, Any]]:
+def what(operation: CleanupOperation) -> str:
+    """In a sentence, such as “Project cleanup of proj_1 in bucket media: a dry run.”"""
+    told = {
+        "kind": operation.get_kind_display().capitalize(),
+        "subject": visible(operation.subject),
+        "bucket": visible(operation.bucket),
+        "trigger": operation.get_trigger_display(),
+    }
+    return _("%(kind)s of %(subject)s in bucket %(bucket)s. It began with: %(trigger)s.") % told
+
+
+def buttons(request: HttpRequest, operation: CleanupOperation) -> dict[str, Any]:
+    """The labels, and why a button is none: what the person may not, or what makes no sense."""
+    choice = force_choice(operation)
+    no_force = "" if choice else str(effect_of_force(operation))
+    return {
+        "force": choice,
+        "force_refusal": no_force or refusal(request, "force_cleanup"),
+        "verify_refusal": no_verification(operation) or refusal(request, "verify_cleanup"),
+    }
+
+
+def no_verification(operation: CleanupOperation) -> str:
+    """As requests.verify_operation refuses it."""
+    if operation.kind == Kind.VANISHED:
+        return _("It lists projects, not objects. Verify the projects instead.")
+    looked_after = operation.parent if operation.kind == Kind.VERIFY else None
+    if (looked_after or operation).pruned_at:
+        return _(
+            "Its objects are not known here any more: they were exported. Verify the project"
+            " instead."
+        )
+    return ""
+
+
+def live(operation: CleanupOperation) -> dict[str, Any]:
+    now = timezone.now()
+    if not operation_progress.is_watched(operation):
+        return {}
+    until = operation_progress.waits_until(operation, now)
+    return {
+        "progress": operation_progress.progress(operation, now),
+        "refresh": until is None or until - now < operation_progress.SOON,
+    }
+
+
+def reasons(operation: CleanupOperation, lines: Sequence[Line]) -> dict[str, Any]:
+    staying = sum(line.objects for line in lines if line.name in ("protected", "failed"))
+    if not staying:
+        return {}
+    found = operation.items.by_reason(REASONS_OF)[:REASONS_SHOWN]
+    return {
+        "reasons": [
+            (words_of(operation, outcome)[0], visible(reason), count, size)
+            for outcome, reason, count, size in found
+        ],
+        "reasons_of": REASONS_OF if staying > REASONS_OF else None,
+    }
+
+
+def facts(operation: CleanupOperation) -> Iterator[Fact]:
     for name in FACTS:
         if name == "project_deleted_at" and not operation.deletes:
             continue  # What a look or a dry run takes for granted, and not a fact.
         display = getattr(operation, f"get_{name}_display", None)
         value = display() if display else getattr(operation, name)
         if value not in (None, ""):
-            yield label_of(operation, name), visible(value) if isinstance(value, str) else value
-
-
-def books(operation: CleanupOperation, outcomes: dict[str, tuple[int, int]]) -> list[Line]:
-    """The closed books; until they are closed, what the items say now."""
-    if operation.status in CleanupOperation.CLOSED:
-        names = ("found", "deleted", "already_absent", "protected", "failed")
-        return [column(operation, name) for name in names]
-    if not outcomes:
-        return []
-    found = [sum(figures) for figures in zip(*outcomes.values(), strict=True)]
-    lines = [Line(Outcome(o).label, *outcomes[o]) for o in Outcome.values if o in outcomes]
-    return [Line(_("found"), *found), *lines]
-
-
-def column(operation: CleanupOperation, name: str) -> Line:
-    return Line(
-        label_of(operation, name), getattr(operation, name), getattr(operation, f"{name}_bytes")
-    )
-
-
-def items(
-    operation: CleanupOperation, outcomes: dict[str, tuple[int, int]], query: QueryDict
-) -> dict[str, Any]:
-    chosen = query.get("outcome", "")
-    # The order of an index, so that a page of a million items is found quickly.
-    rows = operation.items.order_by("outcome", "span", "key", "pk")
-    if chosen in Outcome.values:
-        rows = rows.filter(outcome=chosen)
-    page = Paginator(rows, ITEMS_A_PAGE).get_page(query.get("p"))
-    return {
-        "outcome": chosen,
-        "filters": [(o, Outcome(o).label, outcomes[o][0]) for o in Outcome.values if o in outcomes],
-        "page": page,
-        "pages": page.paginator.get_elided_page_range(page.number),
-        "items": [shown_item(item) for item in page],
-    }
-
-
-def shown_item(item: CleanupItem) -> dict[str, Any]:
-    return {
-        "key": visible(item.key),
-        "size": item.size,
-        "outcome": item.get_outcome_display(),
-        "found": item.get_found_in_display(),
-        "reason": visible(item.reason),
-        "evidence": visible(item.evidence),
-        "answer": visible(item.answer),
-    }
-
-
-def timeline(operation: CleanupOperation) -> dict[str, Any]:
-    latest = list(operation.events.order_by("-at", "-pk")[: EVENTS_SHOWN + 1])
-    return {
-        "events": [shown_event(event) for event in reversed(latest[:EVENTS_SHOWN])],
-        "earlier_events": len(latest) > EVENTS_SHOWN,
-    }
-
-
-def shown_event(event: OperationEvent) -> dict[str, Any]:
-    data = json.dumps(event.data, ensure_ascii=False) if event.data else ""
-    return {
-        "at": event.at,
-        "step": event.step,
-        "message": visible(event.message),
-        "data": visible(data),
-    }
+            shown = visible(value) if isinstance(value, str) else value
+            yield Fact(label_of(operation, name), shown, EXPLAINED.get(name, ""))

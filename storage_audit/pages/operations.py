@@ -9,10 +9,11 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import transaction
 from django.db.models import Q, QuerySet
-from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
+from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -24,7 +25,13 @@ from storage_audit import tasks
 from storage_audit.audit import requests
 from storage_audit.forms import DeclareDeletedForm
 from storage_audit.models import CleanupOperation, IllegalTransition
-from storage_audit.pages import certificate_page, comparison_page, operation_page, plan_page
+from storage_audit.pages import (
+    certificate_page,
+    comparison_page,
+    operation_page,
+    operation_progress,
+    plan_page,
+)
 from storage_audit.pages.base import (
     DJANGO_6_1,
     ConfirmingAdmin,
@@ -77,6 +84,11 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
                 self.admin_site.admin_view(self.certificate_file),
                 name="storage_audit_certificate_file",
             ),
+            path(
+                "<uuid:operation_id>/progress/",
+                self.admin_site.admin_view(self.progress),
+                name="storage_audit_operation_progress",
+            ),
             *super().get_urls(),
         ]
 
@@ -118,13 +130,19 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         context |= {
             "title": _("Cleanup operation: %s") % visible(operation.subject),
             "has_own_object_tools": not DJANGO_6_1,
-            "may_verify": self.has_verify_permission(request),
-            "may_force": self.has_force_permission(request),
-            **operation_page.context(operation, request.GET),
+            **operation_page.context(request, operation),
             **certificate_page.links(operation),
             **plan_page.context(request, operation),
         }
         return super().render_change_form(request, context, *args, **kwargs)
+
+    def progress(self, request: HttpRequest, operation_id: UUID) -> HttpResponse:
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        # Some have a list of many projects there.
+        operation = get_object_or_404(CleanupOperation.objects.defer("cursor"), pk=operation_id)
+        told = operation_progress.progress(operation, timezone.now())
+        return JsonResponse({**told, "books": operation_progress.lines(operation)})
 
     @admin.action(permissions=["verify"], description=gettext_lazy("Verify cleanup"))
     def verify_cleanup(

@@ -21,6 +21,8 @@ from storage_audit.management.documented import DocumentedCommand
 from storage_audit.models import CleanupItem, CleanupOperation, OperationEvent
 from storage_audit.pages import operation_page
 from storage_audit.pages.base import amount
+from storage_audit.pages.operation_books import books
+from storage_audit.pages.operation_items import shown_item
 from storage_audit.redaction import visible
 
 POLL = 1.0  # seconds
@@ -149,11 +151,12 @@ def text_lines(operation: CleanupOperation, follow: bool, items: bool) -> Iterat
         yield f"{label}: {value}"
     yield "\ntimeline:"
     for event in events(operation, follow):
-        shown = operation_page.shown_event(event)
-        yield f"  {moment(event.at)}  {event.step}: {shown['message']} {shown['data']}".rstrip()
+        data = json.dumps(event.data, ensure_ascii=False) if event.data else ""
+        line = visible(f"{event.step}: {event.message} {data}".rstrip())
+        yield f"  {moment(event.at)}  {line}"
     if items:
         yield "\nitems:"
-        for item in map(operation_page.shown_item, items_of(operation)):
+        for item in (shown_item(operation, each) for each in items_of(operation)):
             why = item["reason"] or item["answer"] or item["evidence"]
             yield f"  {item['outcome']}: {item['key']}: {why}"
     for child in children_of(operation):
@@ -164,8 +167,9 @@ def text_lines(operation: CleanupOperation, follow: bool, items: bool) -> Iterat
         yield "\nchanged since:"
         yield from (f"  {label}: {now.get(label, 'none')}" for label in changed)
     yield "\nbooks:"
-    for line in operation_page.books(operation, operation.items.by_outcome()):
-        yield f"  {line.label}: {amount(line.objects, line.size)}"
+    for outcome in books(operation):
+        if outcome.objects:
+            yield f"  {outcome.label}: {amount(outcome.objects, outcome.size)}"
     yield f"\n{operation.get_status_display()}"
     yield from map(visible, meaning(operation))
 
@@ -173,7 +177,7 @@ def text_lines(operation: CleanupOperation, follow: bool, items: bool) -> Iterat
 def facts(operation: CleanupOperation) -> dict[str, str]:
     return {
         str(label): moment(value) if isinstance(value, datetime) else str(value)
-        for label, value in operation_page.facts(operation)
+        for label, value, _explained in operation_page.facts(operation)
     }
 
 

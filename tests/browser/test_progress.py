@@ -1,0 +1,110 @@
+"""A page that is watched tells how far an operation is, and that it has ended."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect
+
+from devtools.faults.matching import is_delete_batch, on
+from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, faulty_store
+from devtools.local_r2 import LocalR2
+from storage_audit.models import CleanupOperation, Project
+from tests.admin_client import page as path
+from tests.browser.staff import come_as_superuser
+from tests.browser.test_deletion import GONE
+from tests.conftest import Bucket
+from tests.test_queue import Cluster
+
+KEYS = [f"projects/proj_1/scenes/s1/media/{n:03}.mp4" for n in range(300)]
+WIDTHS = """() => Object.fromEntries(
+  [...document.querySelectorAll("#books rect[data-name]")]
+    .map(part => [part.dataset.name, parseFloat(part.getAttribute("width"))]))"""
+
+
+@pytest.fixture
+def network(local_r2: LocalR2) -> Iterator[FaultyStore]:
+    """Between a worker and the store."""
+    with faulty_store(local_r2.environment["R2_ENDPOINT_URL"]) as running:
+        yield running
+
+
+@pytest.fixture
+def requested(bucket: Bucket) -> CleanupOperation:
+    Project.objects.create(pk="proj_1")
+    bucket.put(*KEYS)
+    Project.objects.get().delete()
+    return CleanupOperation.objects.get()
+
+
+def widths(page: Page) -> dict[str, float]:
+    found: dict[str, float] = page.evaluate(WIDTHS)
+    return {name: width for name, width in found.items() if width}
+
+
+def test_bar_moves_and_ends_while_the_page_stays(
+    page: Page, requested: CleanupOperation, network: FaultyStore, tmp_path: Path
+) -> None:
+    may_go_on = Event()
+
+    def hold(request: Request, forward: Forward) -> Reply:
+        may_go_on.wait(timeout=60)
+        return forward()
+
+    # A call takes 250 objects.
+    network.rules.append(on(is_delete_batch, lambda request, forward: forward(), hold))
+    come_as_superuser(page)
+    page.goto(path("cleanupoperation", "change", requested.pk))
+    expect(page.get_by_text("It waits for a worker.", exact=True)).to_be_visible()
+    page.evaluate("window.stays = true")
+    with Cluster(tmp_path, R2_ENDPOINT_URL=network.url):
+        expect(page.locator("#audit-sentence")).to_contain_text("Deleting: 250 of 300 objects")
+        expect(page.locator("#audit-announcement")).to_have_text("Deleting.")
+        expect(page.locator("progress")).to_have_js_property("value", 250)
+        assert widths(page) == {"deleting": 83.33, "planned": 16.67}
+        expect(page.get_by_role("row", name="Being deleted 250")).to_be_visible()
+        may_go_on.set()
+        expect(page.get_by_text(GONE)).to_be_visible()
+    expect(page.locator("#audit-announcement")).to_have_text("It has ended: clean.")
+    expect(page.get_by_role("row", name="Deleted 300")).to_be_visible()
+    expect(page.locator("progress")).to_have_count(0)
+    assert widths(page) == {"deleted": 100}
+    assert page.evaluate("window.stays")
+
+
+def test_page_without_scripts_loads_itself_again_until_the_end(
+    browser: Browser, address: str, requested: CleanupOperation, worker: Cluster
+) -> None:
+    with browser.new_context(base_url=address, java_script_enabled=False) as context:
+        page = context.new_page()
+        come_as_superuser(page)
+        page.goto(path("cleanupoperation", "change", requested.pk))
+        expect(page.get_by_text(GONE)).to_be_visible()
+        expect(page.get_by_role("row", name="Deleted 300")).to_be_visible()
+
+
+def test_page_says_that_nobody_answers_it_or_that_one_is_signed_out(
+    page: Page, requested: CleanupOperation, complaints: list[str]
+) -> None:
+    def fail(route: Route) -> None:
+        route.fulfill(status=502, body="<p>Bad gateway")
+
+    come_as_superuser(page)
+    page.goto(path("cleanupoperation", "change", requested.pk))
+    expect(page.get_by_text("It waits for a worker.", exact=True)).to_be_visible()
+    unreachable = page.get_by_text("Cannot reach the server; trying again.")
+    expect(unreachable).to_be_hidden()
+    page.route("**/progress/", fail)
+    expect(unreachable).to_be_visible()
+    page.unroute("**/progress/")
+    expect(unreachable).to_be_hidden()
+    page.context.clear_cookies()
+    expect(page.get_by_role("link", name="Log in again")).to_be_visible()
+    asked = list[str]()
+    page.on("request", lambda request: asked.append(request.url))
+    page.get_by_role("link", name="Log in again").click()
+    expect(page.get_by_label("Username")).to_be_visible()
+    assert not [url for url in asked if "/progress/" in url]
+    # Of the answers that the route made.
+    complaints.clear()

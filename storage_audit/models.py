@@ -70,7 +70,8 @@ class Project(models.Model):
         verbose_name_plural = _("projects")
 
     def __str__(self) -> str:
-        return f"{visible(self.title)} ({self.pk})" if self.title else self.pk
+        shown = visible(self.pk)
+        return f"{visible(self.title)} ({shown})" if self.title else shown
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         # A key is built from the id, so an id outside the grammar must not come into being.
@@ -100,7 +101,7 @@ class KnownProject(models.Model):
         verbose_name_plural = _("known project ids")
 
     def __str__(self) -> str:
-        return self.pk
+        return visible(self.pk)
 
 
 class R2Object(models.Model):

@@ -1,0 +1,14 @@
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [
+        ("storage_audit", "0014_progress"),
+    ]
+
+    operations = [
+        migrations.AddIndex(
+            model_name="cleanupitem",
+            index=models.Index(fields=["identity"], name="item_identity"),
+        ),
+    ]

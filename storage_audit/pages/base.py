@@ -106,6 +106,15 @@ def comparison_of(project_id: str) -> str:
     return f"{reverse('admin:storage_audit_compare')}?{urlencode({'project_id': project_id})}"
 
 
+def lookup_of(text: str) -> str:
+    """The page that says why what is named so is still there, or when it went."""
+    return f"{reverse('admin:storage_audit_lookup')}?{urlencode({'q': text})}"
+
+
+def why_link(bucket: str, key: str) -> SafeString:
+    return format_html('<a href="{}">{}</a>', lookup_of(f"r2://{bucket}/{key}"), _("Why?"))
+
+
 def list_of(model: str, **filters: object) -> str:
     return f"{reverse(f'admin:storage_audit_{model}_changelist')}?{urlencode(filters)}"
 

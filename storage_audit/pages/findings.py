@@ -22,7 +22,7 @@ from storage_audit.findings import FindingQuerySet
 from storage_audit.models import Finding
 from storage_audit.pages import acts, left_behind
 from storage_audit.pages.acts import Act, size_of, with_lines
-from storage_audit.pages.base import ConfirmingAdmin, ReadOnlyAdmin, action, shown_key
+from storage_audit.pages.base import ConfirmingAdmin, ReadOnlyAdmin, action, shown_key, why_link
 from storage_audit.pages.filters import MayBeDeleted
 from storage_audit.places import Full, place
 from storage_audit.redaction import redact, visible
@@ -53,6 +53,7 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
     fields = (
         "bucket",
         "shown",
+        "why",
         "escaped",
         "kind",
         "upload_id",
@@ -81,6 +82,10 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
     @admin.display(description=gettext_lazy("key"), ordering="key")
     def shown(self, finding: Finding) -> SafeString:
         return shown_key(finding.key)
+
+    @admin.display(description=gettext_lazy("why it is there"))
+    def why(self, finding: Finding) -> SafeString:
+        return why_link(finding.bucket, finding.key)
 
     @admin.display(description=gettext_lazy("project"), ordering="project_id")
     def owner(self, finding: Finding) -> str | None:

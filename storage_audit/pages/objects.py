@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.conf import conf
 from storage_audit.models import R2Object
-from storage_audit.pages.base import DeletingAdmin, action, amount, shown_key, will_go
+from storage_audit.pages.base import DeletingAdmin, action, amount, shown_key, why_link, will_go
 from storage_audit.querysets import R2ObjectQuerySet
 from storage_audit.redaction import visible
 
@@ -35,6 +35,7 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
     fields = (
         "bucket",
         "shown",
+        "why",
         "owner",
         "scene_id",
         "file_type",
@@ -61,6 +62,10 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
         return (
             key if row.bucket == conf().bucket else format_html("{}: {}", visible(row.bucket), key)
         )
+
+    @admin.display(description=gettext_lazy("why it is there"))
+    def why(self, row: R2Object) -> SafeString:
+        return why_link(row.bucket, row.key)
 
     # The id itself: a join would hide the rows whose project is gone.
     @admin.display(description=gettext_lazy("project"), ordering="project_id")

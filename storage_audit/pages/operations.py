@@ -14,12 +14,14 @@ from django.shortcuts import get_object_or_404, redirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils import timezone
+from django.utils.decorators import method_decorator
 from django.utils.formats import date_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
+from django.views.decorators.debug import sensitive_post_parameters
 
 from storage_audit import tasks
 from storage_audit.audit import requests
@@ -28,6 +30,7 @@ from storage_audit.models import CleanupOperation, IllegalTransition
 from storage_audit.pages import (
     certificate_page,
     comparison_page,
+    lookup_page,
     operation_page,
     operation_progress,
     plan_page,
@@ -39,6 +42,7 @@ from storage_audit.pages.base import (
     amount,
     badge,
     label_of,
+    lookup_of,
 )
 from storage_audit.pages.filters import Needs
 from storage_audit.querysets import starts_with
@@ -71,6 +75,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
     def get_urls(self) -> list[URLPattern]:
         declare = self.admin_site.admin_view(self.declare_deleted)
         compare = self.admin_site.admin_view(self.compare_discovery)
+        lookup = self.admin_site.admin_view(self.look_up)
         return [
             path("declare-deleted/", declare, name="storage_audit_declare_deleted"),
             path("compare/", compare, name="storage_audit_compare"),
@@ -89,6 +94,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
                 self.admin_site.admin_view(self.progress),
                 name="storage_audit_operation_progress",
             ),
+            path("lookup/", lookup, name="storage_audit_lookup"),
             *super().get_urls(),
         ]
 
@@ -294,6 +300,23 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         if not self.has_view_permission(request):
             raise PermissionDenied
         return get_object_or_404(CleanupOperation, pk=operation_id)
+
+    @method_decorator(sensitive_post_parameters("q"))
+    def look_up(self, request: HttpRequest) -> HttpResponse:
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        text, refusal = lookup_page.asked(request)
+        if not refusal and text != request.GET.get("q", ""):
+            return redirect(lookup_of(text))
+        request.current_app = self.admin_site.name
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "media": self.media,
+            "refused": refusal,
+            **lookup_page.context(request, text),
+        }
+        return TemplateResponse(request, "admin/storage_audit/lookup.html", context)
 
 
 def figures_of(operations: list[CleanupOperation]) -> str:

@@ -30,6 +30,7 @@ from storage_audit.pages.base import (
     badge,
     comparison_of,
     list_of,
+    lookup_of,
     page_of,
     will_go,
 )
@@ -229,9 +230,18 @@ class ProjectAdmin(OwnerAdmin[Project]):
 
 @admin.register(KnownProject)
 class KnownProjectAdmin(ReadOnlyAdmin[KnownProject]):
-    list_display = ("id", "evidence", "first_seen_at", "deleted_at")
+    list_display = ("shown", "evidence", "first_seen_at", "deleted_at")
     list_filter = ("evidence",)
     search_fields = ("id",)
     search_help_text = gettext_lazy("The beginning of an id, such as proj_1. Case counts.")
     prefix_field = "id"
     ordering = ("pk",)
+    fields = ("shown", "why", "evidence", "first_seen_at", "deleted_at")
+
+    @admin.display(description=gettext_lazy("id"), ordering="id")
+    def shown(self, known: KnownProject) -> str:
+        return visible(known.pk)
+
+    @admin.display(description=gettext_lazy("what became of its files"))
+    def why(self, known: KnownProject) -> SafeString:
+        return format_html('<a href="{}">{}</a>', lookup_of(known.pk), _("Why?"))

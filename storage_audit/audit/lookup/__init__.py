@@ -1,0 +1,82 @@
+"""Look up what a person pasted: a key, an address, a project, a deletion. One sentence says why it
+is still there, or when it went. Each function of WHY says its sentence if it fits, and the first
+that does is the answer."""
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+from storage_audit.audit.lookup import project, stays, went
+from storage_audit.audit.lookup.facts import Facts, facts_of
+from storage_audit.audit.lookup.pasted import Understood, understand
+from storage_audit.audit.lookup.project import ProjectFacts
+from storage_audit.audit.lookup.sentence import Answer, Sentence
+from storage_audit.conf import conf
+from storage_audit.models import CleanupOperation, Finding, R2Object
+from storage_audit.querysets import buckets_of
+
+WHY: tuple[Callable[[Facts], Answer], ...] = (
+    went.own_object,
+    went.being_uploaded,
+    went.blocked,
+    went.being_deleted,
+    went.gone,
+    went.absent_now,
+    went.back_again,
+    stays.not_deleted,
+    stays.kept,
+    stays.seen_by_a_look,
+    stays.accepted,
+    stays.found_by_scan,
+    stays.upload_failed,
+    stays.planned_to_go,
+    stays.belongs_to_the_living,
+    stays.project_vanished,
+    stays.left_behind,
+    stays.never_found,
+    stays.read_by_nobody,
+    stays.nobodys,
+    stays.unknown,
+)
+
+
+class LookedUp(NamedTuple):
+    """All that the text may mean of which something is known; if there is nothing, all that was
+    tried."""
+
+    understood: Understood
+    is_known: bool
+    operation: CleanupOperation | None
+    project: ProjectFacts | None
+    objects: Sequence[Facts]
+
+
+def why(facts: Facts) -> Sentence:
+    return next(sentence for say in WHY if (sentence := say(facts)))
+
+
+def look_up(text: str) -> LookedUp:
+    """`text` is without secrets."""
+    tables = (R2Object.objects.all(), Finding.objects.all())
+    buckets = {conf().bucket, *chain.from_iterable(map(buckets_of, tables))}
+    understood = understand(text, buckets)
+    operation = operation_of(understood)
+    of_project = understood.project_id and project.facts_of(understood.project_id, buckets)
+    objects = facts_of(understood.keys, buckets) if understood.keys else []
+    told = LookedUp(understood, False, operation, of_project or None, objects)
+    return only_known(told) or told
+
+
+def operation_of(understood: Understood) -> CleanupOperation | None:
+    if not (pk := understood.operation_id):
+        return None
+    return CleanupOperation.objects.select_related("parent").filter(pk=pk).first()
+
+
+def only_known(told: LookedUp) -> LookedUp | None:
+    of_project = told.project if told.project and told.project.is_known else None
+    objects = [one for one in told.objects if one.is_known]
+    if told.operation or of_project or objects:
+        return told._replace(is_known=True, project=of_project, objects=objects)
+    readable = [one for one in told.objects if one.readings]
+    return told._replace(objects=readable) if readable else None

@@ -1,0 +1,244 @@
+"""What the tables tell of a key, read for all keys in question at once."""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cached_property
+from typing import NamedTuple, TypeVar
+
+from django.db.models import TextChoices
+from django.utils import timezone
+from django.utils.translation import gettext_lazy
+
+from storage_audit import projects
+from storage_audit.audit.layouts import Reading
+from storage_audit.audit.lookup.pasted import Named
+from storage_audit.audit.ownership import Deleted, Verdict, alive_of, judge, layouts
+from storage_audit.bucket.listing import storable
+from storage_audit.bucket.r2 import Listed
+from storage_audit.conf import conf
+from storage_audit.fields import spellings
+from storage_audit.models import (
+    CleanupItem,
+    CleanupOperation,
+    Finding,
+    KnownProject,
+    R2Object,
+)
+
+T = TypeVar("T")
+# Of the items, operations and findings of all keys in question.
+LATEST = 50
+
+
+class Life(TextChoices):
+    ALIVE = "alive", gettext_lazy("it lives")
+    DELETED = "deleted", gettext_lazy("it was deleted")
+    VANISHED = "vanished", gettext_lazy("it is gone, and nobody said that it was deleted")
+    UNKNOWN = "unknown", gettext_lazy("no project of this id was ever known")
+
+
+class Standing(NamedTuple):
+    """Whether a project lives, and what is known of its id."""
+
+    project_id: str
+    life: Life
+    known: KnownProject | None
+
+    @property
+    def deleted_at(self) -> datetime | None:
+        return self.known.deleted_at if self.known else None
+
+
+class Judgement(NamedTuple):
+    """What a cleanup of the project would make of the object."""
+
+    standing: Standing
+    verdict: Verdict
+
+
+class Seen(NamedTuple):
+    """What a look into the bucket has shown of the object; or why it could not be asked."""
+
+    at: datetime
+    listed: Listed | None = None
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that is known of one object; the latest come first. `alive` are the projects that a
+    cleanup would count as living."""
+
+    bucket: str
+    named: Named
+    readings: Sequence[Reading]
+    standings: Mapping[str, Standing]
+    alive: set[str]
+    rows: Sequence[R2Object] = ()
+    items: Sequence[CleanupItem] = ()
+    findings: Sequence[Finding] = ()
+    # Of the projects that the key may name, in this bucket.
+    cleanups: Sequence[CleanupOperation] = ()
+    seen: Seen | None = None
+
+    @property
+    def key(self) -> str:
+        return self.named.shown
+
+    @property
+    def is_known(self) -> bool:
+        return bool(self.rows or self.items or self.findings)
+
+    @property
+    def row(self) -> R2Object | None:
+        """The one that a cleanup would go by; where spellings are not the same, of this one."""
+        return next((row for row in self.rows if row.key == self.key), next(iter(self.rows), None))
+
+    @property
+    def listed(self) -> Listed | None:
+        return self.seen.listed if self.seen else None
+
+    @property
+    def is_seen_absent(self) -> bool:
+        return self.seen is not None and not self.seen.listed and not self.seen.trouble
+
+    @property
+    def finding(self) -> Finding | None:
+        """The difference that the latest scan saw."""
+        return next((one for one in self.findings if one.state != "resolved"), None)
+
+    @cached_property
+    def judgements(self) -> list[Judgement]:
+        now, last_modified = timezone.now(), self.last_modified
+        return [
+            Judgement(
+                standing,
+                judge(
+                    Deleted(name, standing.deleted_at or now),
+                    self.readings,
+                    self.row,
+                    last_modified,
+                    self.alive,
+                ),
+            )
+            for name, standing in self.standings.items()
+        ]
+
+    @property
+    def last_modified(self) -> datetime | None:
+        told = (self.listed, self.row, self.finding)
+        return next((one.last_modified for one in told if one and one.last_modified), None)
+
+
+def facts_of(keys: Sequence[Named], buckets: Collection[str]) -> list[Facts]:
+    """Of each key in each bucket where something is known of it; else in the one that it names, or
+    in ours. The queries do not grow with what there is."""
+    forms = {form for named in keys for form in spellings(named.shown)}
+    every = {*buckets, conf().bucket}
+    rows = R2Object.objects.filter(bucket__in=every, key__in=forms).order_by("-created_at")[:LATEST]
+    items = CleanupItem.objects.filter(identity__in=forms).select_related("operation")
+    findings = Finding.objects.filter(bucket__in=every, key__in=forms).order_by("-last_seen_at")
+    found = Found(
+        by_place(rows, lambda row: (row.bucket, row.key)),
+        by_place(
+            items.order_by("-operation__created_at", "-pk")[:LATEST],
+            lambda item: (item.operation.bucket, item.identity),
+        ),
+        by_place(findings[:LATEST], lambda finding: (finding.bucket, finding.key)),
+    )
+    known = [
+        found.about(bucket, named)
+        for named in keys
+        for bucket in found.buckets_of(named) or [named.bucket or conf().bucket]
+    ]
+    return with_projects(known)
+
+
+class Found(NamedTuple):
+    """What was found, by bucket and key."""
+
+    rows: Mapping[tuple[str, str], list[R2Object]]
+    items: Mapping[tuple[str, str], list[CleanupItem]]
+    findings: Mapping[tuple[str, str], list[Finding]]
+
+    def buckets_of(self, named: Named) -> list[str]:
+        """The one that the text names comes first."""
+        forms = spellings(named.shown)
+        found = {bucket for table in self for bucket, key in table if key in forms}
+        return sorted(found, key=lambda bucket: (bucket != named.bucket, bucket))
+
+    def about(self, bucket: str, named: Named) -> Facts:
+        places = [(bucket, form) for form in sorted(spellings(named.shown))]
+        items = [item for place in places for item in self.items.get(place, ())]
+        items.sort(key=lambda item: item.operation.created_at, reverse=True)
+        return Facts(
+            bucket,
+            named,
+            layouts().readings(named.key),
+            {},
+            set(),
+            rows=[row for place in places for row in self.rows.get(place, ())],
+            items=items,
+            findings=[one for place in places for one in self.findings.get(place, ())],
+        )
+
+
+def by_place(
+    found: Iterable[T], place: Callable[[T], tuple[str, str]]
+) -> dict[tuple[str, str], list[T]]:
+    places: dict[tuple[str, str], list[T]] = defaultdict(list)
+    for one in found:
+        places[place(one)].append(one)
+    return dict(places)
+
+
+def with_projects(facts: Sequence[Facts]) -> list[Facts]:
+    """The same with what is known of the projects that keys and rows name."""
+    names = {id(one): projects_of(one) for one in facts}
+    every = {name for some in names.values() for name in some}
+    standings, alive = standings_of(every), alive_of(every)
+    cleanups = cleanups_of(every)
+    return [
+        replace(
+            one,
+            standings={name: standings[name] for name in names[id(one)]},
+            alive=alive,
+            cleanups=[
+                operation
+                for operation in cleanups
+                if operation.bucket == one.bucket and operation.project_id in names[id(one)]
+            ],
+        )
+        for one in facts
+    ]
+
+
+def projects_of(facts: Facts) -> list[str]:
+    by_rows = [row.project_id for row in facts.rows if row.project_id]
+    by_key = [reading.project for reading in facts.readings if storable(reading.project)]
+    return list(dict.fromkeys([*by_rows, *by_key]))
+
+
+def cleanups_of(names: Collection[str]) -> list[CleanupOperation]:
+    cleanups = CleanupOperation.objects.cleanups().filter(project_id__in=names)
+    return list(cleanups.order_by("-created_at")[:LATEST]) if names else []
+
+
+def standings_of(names: Collection[str]) -> dict[str, Standing]:
+    """Whether each of these projects lives; also one that spells its id with other code points."""
+    forms = {form for name in names for form in spellings(name)}
+    known = KnownProject.objects.in_bulk(forms) if names else {}
+    alive = projects.alive(names) if names else set()
+    return {name: standing(name, alive, known) for name in names}
+
+
+def standing(name: str, alive: set[str], known: Mapping[str, KnownProject]) -> Standing:
+    row = next((known[form] for form in sorted(spellings(name)) if form in known), None)
+    if name in alive:
+        return Standing(name, Life.ALIVE, row)
+    if row is None:
+        return Standing(name, Life.UNKNOWN, None)
+    said = row.deleted_at and row.evidence != KnownProject.Evidence.VANISHED
+    return Standing(name, Life.DELETED if said else Life.VANISHED, row)

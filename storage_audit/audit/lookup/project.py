@@ -1,0 +1,167 @@
+"""What is known of a project, alive or not, and of its files."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from django.db.models import Q
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
+from storage_audit.audit.lookup.facts import Life, Standing, standings_of
+from storage_audit.audit.lookup.sentence import Answer, Sentence, moment
+from storage_audit.audit.meaning import meaning
+from storage_audit.audit.ownership import layouts
+from storage_audit.fields import spellings
+from storage_audit.models import CleanupOperation, Finding, R2Object
+from storage_audit.querysets import starts_with_any
+
+LATEST = 20
+
+
+@dataclass(frozen=True)
+class ProjectFacts:
+    standing: Standing
+    objects: int
+    bytes: int
+    operations: Sequence[CleanupOperation]
+    # The last that cleaned up after it; and why the first object stays that it left.
+    cleanup: CleanupOperation | None
+    reason: str
+    findings: Sequence[Finding]
+
+    @property
+    def is_known(self) -> bool:
+        known = self.standing.life is not Life.UNKNOWN
+        return known or bool(self.objects or self.operations or self.findings)
+
+
+def facts_of(project_id: str, buckets: Collection[str]) -> ProjectFacts:
+    operations = CleanupOperation.objects.filter(project_id=project_id).order_by("-created_at")
+    cleanup = operations.cleanups().first()
+    objects, size = R2Object.objects.filter(project_id=project_id).totals()
+    return ProjectFacts(
+        standings_of([project_id])[project_id],
+        objects,
+        size,
+        list(operations[:LATEST]),
+        cleanup,
+        why_some_stay(cleanup) if cleanup else "",
+        findings_of(project_id, buckets),
+    )
+
+
+def findings_of(project_id: str, buckets: Collection[str]) -> list[Finding]:
+    """The first open ones under its prefixes, as it is the key that has an index."""
+    under = starts_with_any("key", layouts().prefixes(project_id))
+    mine = Q(project_id__in=spellings(project_id)) | Q(project_id=None)
+    return list(Finding.objects.open().filter(under, mine, bucket__in=buckets)[:LATEST])
+
+
+def why_some_stay(cleanup: CleanupOperation) -> str:
+    stayed = cleanup.items.filter(outcome__in=["protected", "failed"]).exclude(reason="")
+    return stayed.values_list("reason", flat=True).first() or ""
+
+
+def lives(facts: ProjectFacts) -> Answer:
+    if facts.standing.life is not Life.ALIVE:
+        return None
+    text = ngettext(
+        "Project %(id)s lives, and its %(count)d tracked object stays as long as it does. Delete"
+        " the project, and its files go.",
+        "Project %(id)s lives, and its %(count)d tracked objects stay as long as it does. Delete"
+        " the project, and its files go.",
+        facts.objects,
+    )
+    return Sentence(text % {"id": facts.standing.project_id, "count": facts.objects})
+
+
+def vanished(facts: ProjectFacts) -> Answer:
+    if facts.standing.life is not Life.VANISHED:
+        return None
+    text = _(
+        "Project %s is gone, and nobody said that it was deleted, so its objects are kept. If it"
+        " was meant to go, clean up after it as a deleted project."
+    )
+    return Sentence(text % facts.standing.project_id, facts.cleanup)
+
+
+def being_cleaned_up(facts: ProjectFacts) -> Answer:
+    cleanup = facts.cleanup
+    if not cleanup or cleanup.status in CleanupOperation.CLOSED:
+        return None
+    words = [how_it_ended(facts), *meaning(cleanup)]
+    return Sentence(" ".join(words), cleanup)
+
+
+def cleaned_up(facts: ProjectFacts) -> Answer:
+    cleanup = facts.cleanup
+    if not cleanup:
+        return None
+    words = [how_it_ended(facts), *what_went(cleanup), *what_stays(facts, cleanup)]
+    return Sentence(" ".join(words), cleanup)
+
+
+def how_it_ended(facts: ProjectFacts) -> str:
+    cleanup, deleted_at = facts.cleanup, facts.standing.deleted_at
+    if not deleted_at:
+        return _("No project %s was ever known here.") % facts.standing.project_id
+    words = {"id": facts.standing.project_id, "at": moment(deleted_at)}
+    if cleanup and cleanup.requested_by:
+        text = _("Project %(id)s was deleted on %(at)s by %(who)s.")
+        return text % {**words, "who": cleanup.requested_by}
+    return _("Project %(id)s was deleted on %(at)s.") % words
+
+
+def what_went(cleanup: CleanupOperation) -> list[str]:
+    count = cleanup.deleted + cleanup.already_absent
+    if not cleanup.finished_at:
+        return []
+    if not cleanup.found:
+        return [_("Its cleanup found no objects. Look up a key of one that you miss.")]
+    text = ngettext(
+        "%(count)d object was seen gone on %(at)s.",
+        "%(count)d objects were seen gone on %(at)s.",
+        count,
+    )
+    return [text % {"count": count, "at": moment(cleanup.finished_at)}] if count else []
+
+
+def what_stays(facts: ProjectFacts, cleanup: CleanupOperation) -> list[str]:
+    count = cleanup.protected + cleanup.failed
+    if not count:
+        return []
+    text = ngettext(
+        "%(count)d object stays: %(reason)s Settle that on the cleanup’s page.",
+        "%(count)d objects stay, the first because: %(reason)s Settle that on the cleanup’s page.",
+        count,
+    )
+    return [text % {"count": count, "reason": facts.reason}]
+
+
+def no_cleanup(facts: ProjectFacts) -> Answer:
+    if not facts.standing.deleted_at:
+        return None
+    text = _("No cleanup of it is on record. Clean up after it as a deleted project.")
+    return Sentence(f"{how_it_ended(facts)} {text}")
+
+
+def never_known(facts: ProjectFacts) -> Answer:
+    text = _(
+        "No project %s was ever known here. If it left files, clean up after it as a deleted"
+        " project."
+    )
+    return Sentence(text % facts.standing.project_id)
+
+
+WHY: tuple[Callable[[ProjectFacts], Answer], ...] = (
+    lives,
+    vanished,
+    being_cleaned_up,
+    cleaned_up,
+    no_cleanup,
+    never_known,
+)
+
+
+def why(facts: ProjectFacts) -> Sentence:
+    return next(sentence for say in WHY if (sentence := say(facts)))

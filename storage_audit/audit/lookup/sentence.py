@@ -1,0 +1,23 @@
+"""What a look-up answers: a sentence, and what it speaks of."""
+
+from datetime import datetime
+from typing import NamedTuple
+
+from django.utils import timezone
+
+from storage_audit.models import CleanupOperation, Finding
+
+
+class Sentence(NamedTuple):
+    """With the next step for the person who reads it."""
+
+    text: str
+    operation: CleanupOperation | None = None
+    finding: Finding | None = None
+
+
+Answer = Sentence | None
+
+
+def moment(at: datetime) -> str:
+    return f"{timezone.localtime(at):%Y-%m-%d %H:%M:%S}"

@@ -1,0 +1,255 @@
+"""Why an object is still there, by all that we know."""
+
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from storage_audit.audit.lookup.facts import Facts, Life, Standing
+from storage_audit.audit.lookup.sentence import Answer, Sentence, moment
+from storage_audit.audit.ownership import told_by
+from storage_audit.findings import Kind
+from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
+
+Outcome, State = CleanupItem.Outcome, R2Object.State
+
+
+def not_deleted(facts: Facts) -> Answer:
+    item = latest_word(facts)
+    if not item or item.outcome != Outcome.FAILED or not item.operation.deletes:
+        return None
+    text = _("Cleanup %(operation)s could not delete it: %(reason)s %(next)s")
+    due = item.operation.next_attempt_at
+    then = (
+        _("It is tried again on %s; its page says what stands in the way.") % moment(due)
+        if due
+        else _("Its page says what stands in the way, and lets you try again.")
+    )
+    words = {"operation": item.operation_id, "reason": item.reason or item.answer, "next": then}
+    return Sentence(text % words, item.operation)
+
+
+def kept(facts: Facts) -> Answer:
+    item = latest_word(facts)
+    if not item or item.outcome != Outcome.PROTECTED:
+        return None
+    if item.operation.deletes:
+        text = _(
+            "Cleanup %(operation)s kept it: %(reason)s Once that is settled, verify that cleanup,"
+            " or clean up after its project again."
+        )
+    else:
+        text = _(
+            "A cleanup would keep it, says operation %(operation)s: %(reason)s Settle that before"
+            " the project is deleted."
+        )
+    words = {"operation": item.operation_id, "reason": item.reason}
+    return Sentence(text % words, item.operation)
+
+
+def seen_by_a_look(facts: Facts) -> Answer:
+    item = latest_word(facts)
+    if not item or item.outcome != Outcome.FAILED or item.operation.deletes:
+        return None
+    text = _(
+        "Verification %(operation)s said on %(at)s: %(reason)s Look into the bucket, to see whether"
+        " that is still so."
+    )
+    words = {
+        "operation": item.operation_id,
+        "at": moment(item.changed_at),
+        "reason": item.reason,
+    }
+    return Sentence(text % words, item.operation)
+
+
+def latest_word(facts: Facts) -> CleanupItem | None:
+    """The latest item, unless the object was tracked anew since."""
+    item = next(iter(facts.items), None)
+    row = facts.row
+    return None if item and row and row.created_at > item.changed_at else item
+
+
+def accepted(facts: Facts) -> Answer:
+    finding = facts.finding
+    if not finding or finding.state != Finding.State.ACKNOWLEDGED:
+        return None
+    text = _("%(who)s said on %(at)s that it may stay: %(note)s Reopen the finding to decide anew.")
+    words = {
+        "who": finding.decided_by or _("Somebody"),
+        "at": moment(finding.decided_at or finding.last_seen_at),
+        "note": finding.note,
+    }
+    return Sentence(text % words, finding=finding)
+
+
+FOUND = {
+    Kind.ORPHANED: gettext_lazy(
+        "Its project is no more, and no cleanup took it; a scan found it on %s. Delete the orphan"
+        " from its finding, or adopt it into a project."
+    ),
+    Kind.MISSING: gettext_lazy(
+        "A row tells of it, but the scan of %s did not show it. Look into the bucket; if it is not"
+        " there, remove the row from its finding."
+    ),
+    Kind.UNTRACKED: gettext_lazy(
+        "It is in the bucket by the scan of %s, and no row tracks it, though its project lives."
+        " Track it from its finding, or run backfill_r2."
+    ),
+    Kind.CHANGED: gettext_lazy(
+        "It is another object than its row says, by the scan of %s. Track it from its finding."
+    ),
+    Kind.AMBIGUOUS: gettext_lazy(
+        "It could be several projects’, so no cleanup may touch it; a scan found it on %s. Adopt it"
+        " into the one that it belongs to."
+    ),
+    Kind.UNRECOGNISED: gettext_lazy(
+        "No layout reads this key, so no cleanup may touch it; a scan found it on %s. Acknowledge"
+        " it, adopt it into a project, or add its layout."
+    ),
+    Kind.MISNAMED: gettext_lazy(
+        "Its key has the prefix of ids twice, by an old mistake; a scan found it on %s. Rename it"
+        " from its finding. It goes with its project all the same."
+    ),
+    Kind.UNSTORABLE: gettext_lazy(
+        "No request can name this key, so nothing here can delete it; a scan found it on %s. Delete"
+        " it in the Cloudflare dashboard."
+    ),
+    Kind.UNFINISHED: gettext_lazy(
+        "It is no object but an upload that nobody completed, found on %s. Abort it from its"
+        " finding."
+    ),
+}
+
+
+def found_by_scan(facts: Facts) -> Answer:
+    finding = facts.finding
+    if not finding:
+        return None
+    settled = {Kind.MISSING: facts.listed, Kind.UNTRACKED: facts.row}
+    if settled.get(Kind(finding.kind)):
+        return None
+    return Sentence(FOUND[Kind(finding.kind)] % moment(finding.last_seen_at), finding=finding)
+
+
+def upload_failed(facts: Facts) -> Answer:
+    row = facts.row
+    if not row or row.state not in (State.UPLOAD_FAILED, State.UPLOADING) or facts.listed:
+        return None
+    text = _(
+        "Its last upload did not end well, on %s, so there may be no object. Look into the bucket;"
+        " upload it again, or delete its row."
+    )
+    return Sentence(text % moment(row.updated_at))
+
+
+def belongs_to_the_living(facts: Facts) -> Answer:
+    row, living = facts.row, [one for one in facts.standings.values() if one.life is Life.ALIVE]
+    if row and (owner := facts.standings.get(row.project_id or "")) and owner in living:
+        evidence = told_by(row) or _("a backfill read it so")
+        text = _(
+            "It belongs to the live project %(project)s (%(evidence)s), and stays as long as that"
+            " lives. To delete it alone, delete its row."
+        )
+        return Sentence(text % {"project": owner.project_id, "evidence": evidence})
+    if not living or (row and told_by(row)):
+        return None
+    text = _(
+        "It may belong to the live project %s, so no cleanup of another touches it. No row says"
+        " whose it is: run backfill_r2, or adopt it."
+    )
+    return Sentence(text % ", ".join(one.project_id for one in living))
+
+
+def project_vanished(facts: Facts) -> Answer:
+    gone = standing(facts, Life.VANISHED)
+    if not gone:
+        return None
+    text = _(
+        "Project %s is gone, but nobody said that it was deleted, so its objects are kept. If it"
+        " was meant to go, clean up after it as a deleted project."
+    )
+    return Sentence(text % gone.project_id)
+
+
+def left_behind(facts: Facts) -> Answer:
+    """Tracked, or seen just now, though its project was deleted."""
+    gone = standing(facts, Life.DELETED)
+    if not gone or not gone.deleted_at or not (facts.row or facts.listed):
+        return None
+    text = _(
+        "Its project %(project)s was deleted on %(at)s, and this was left behind: no cleanup is"
+        " under way that would take it. Verify the project’s last cleanup, or clean up after it"
+        " again."
+    )
+    words = {"project": gone.project_id, "at": moment(gone.deleted_at)}
+    return Sentence(text % words, last_cleanup(facts, gone))
+
+
+def never_found(facts: Facts) -> Answer:
+    """Of a deleted project, and no item of what cleaned up after it; or not any more."""
+    gone = standing(facts, Life.DELETED)
+    operation = last_cleanup(facts, gone) if gone else None
+    if not gone or not operation or operation.status not in CleanupOperation.CLOSED:
+        return None
+    words = {
+        "operation": operation.pk,
+        "project": gone.project_id,
+        "archive": operation.archive,
+    }
+    if operation.pruned_at:
+        text = _(
+            "Cleanup %(operation)s of project %(project)s is long over, and its items are in the"
+            " file %(archive)s: that says whether this was one. Or look into the bucket."
+        )
+    else:
+        text = _(
+            "Cleanup %(operation)s of the deleted project %(project)s found no such object. Look"
+            " into the bucket: if it is there now, clean up after the project again."
+        )
+    return Sentence(text % words, operation)
+
+
+def standing(facts: Facts, life: Life) -> Standing | None:
+    return next((one for one in facts.standings.values() if one.life is life), None)
+
+
+def last_cleanup(facts: Facts, gone: Standing) -> CleanupOperation | None:
+    mine = (one for one in facts.cleanups if one.project_id == gone.project_id)
+    return next(mine, None)
+
+
+def planned_to_go(facts: Facts) -> Answer:
+    item = latest_word(facts)
+    if not item or item.outcome != Outcome.PLANNED or not item.operation.dry_run:
+        return None
+    text = _(
+        "Dry run %s found it and deleted nothing. Running that plan deletes it, once its project is"
+        " deleted."
+    )
+    return Sentence(text % item.operation_id, item.operation)
+
+
+def read_by_nobody(facts: Facts) -> Answer:
+    if facts.readings or facts.standings:
+        return None
+    text = _(
+        "No layout reads this key, so no cleanup may touch it. Acknowledge it, adopt it into a"
+        " project, or add its layout."
+    )
+    if not facts.is_known and not facts.listed:
+        text += " " + _("Nothing here tells whether it is there: look into the bucket.")
+    return Sentence(text)
+
+
+def nobodys(facts: Facts) -> Answer:
+    """There, and of a project that was never known."""
+    if not facts.row and not facts.listed:
+        return None
+    text = _(
+        "It is there by all that we know, and no project that it may belong to was ever known:"
+        " %s. The next scan makes it a finding; adopt it into a project there, or delete it."
+    )
+    return Sentence(text % ", ".join(facts.standings))
+
+
+def unknown(facts: Facts) -> Answer:
+    return Sentence(_("We know nothing of this key. Look into the bucket."))

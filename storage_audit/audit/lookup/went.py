@@ -1,0 +1,193 @@
+"""What is about to become of an object, or has become of it. That it is gone is said of an item
+that a verification has settled, and of nothing else."""
+
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from storage_audit.audit.layouts import OWN_PREFIX
+from storage_audit.audit.lookup.facts import Facts, Life
+from storage_audit.audit.lookup.sentence import Answer, Sentence, moment
+from storage_audit.audit.ownership import Claim
+from storage_audit.conf import conf
+from storage_audit.findings import Kind
+from storage_audit.models import CleanupItem, CleanupOperation, R2Object
+
+Outcome, Status = CleanupItem.Outcome, CleanupOperation.Status
+GONE = (Outcome.DELETED, Outcome.ALREADY_ABSENT)
+
+
+def own_object(facts: Facts) -> Answer:
+    if not facts.key.startswith(OWN_PREFIX):
+        return None
+    return Sentence(
+        _(
+            "It is an object of this application itself, such as the marker by which it knows its"
+            " bucket. Leave it where it is."
+        )
+    )
+
+
+def being_uploaded(facts: Facts) -> Answer:
+    row = facts.row
+    if not row or row.state != R2Object.State.UPLOADING:
+        return None
+    until = row.updated_at + conf().upload_timeout
+    if until < timezone.now():
+        return None
+    text = _(
+        "An upload to it is under way since %(at)s, and until %(until)s no cleanup touches it. Look"
+        " again when it is over."
+    )
+    return Sentence(text % {"at": moment(row.updated_at), "until": moment(until)})
+
+
+def blocked(facts: Facts) -> Answer:
+    operation = to_delete_it(facts)
+    if not operation or operation.status != Status.BLOCKED:
+        return None
+    text = _(
+        "Cleanup %(operation)s is to delete it, and is blocked: %(message)s Once that is settled,"
+        " release it on its page."
+    )
+    return Sentence(text % {"operation": operation.pk, "message": operation.error}, operation)
+
+
+def being_deleted(facts: Facts) -> Answer:
+    operation = to_delete_it(facts)
+    if not operation or operation.status == Status.BLOCKED:
+        return None
+    text = _(
+        "Cleanup %(operation)s is to delete it, and is %(status)s. Its page says how far it is, and"
+        " when it goes on."
+    )
+    status = operation.get_status_display()
+    return Sentence(text % {"operation": operation.pk, "status": status}, operation)
+
+
+def to_delete_it(facts: Facts) -> CleanupOperation | None:
+    """The deletion that is not over for this object; one may not have looked for it yet."""
+    unfinished = (*CleanupOperation.WORKABLE, Status.BLOCKED)
+    for item in facts.items:
+        operation = item.operation
+        if (
+            item.outcome in CleanupItem.OPEN
+            and operation.deletes
+            and operation.status in unfinished
+        ):
+            return operation
+    owners, held = owners_of(facts), {item.operation_id for item in facts.items}
+    return next(
+        (
+            operation
+            for operation in facts.cleanups
+            if operation.status in unfinished
+            and operation.step == CleanupOperation.Step.PLAN
+            and operation.project_id in owners
+            and operation.pk not in held
+        ),
+        None,
+    )
+
+
+def owners_of(facts: Facts) -> set[str]:
+    """The projects that are no more and whose cleanups would take it."""
+    return {
+        judged.standing.project_id
+        for judged in facts.judgements
+        if judged.verdict.claim is Claim.OWNED and judged.standing.life is not Life.ALIVE
+    }
+
+
+def gone(facts: Facts) -> Answer:
+    item = went(facts)
+    if not item or facts.rows or facts.listed or seen_since(facts, item):
+        return None
+    return Sentence(" ".join([how_it_went(item), *not_seen_now(facts)]), item.operation)
+
+
+def went(facts: Facts) -> CleanupItem | None:
+    """The item that tells best how it went: later looks only saw it absent again."""
+    latest = next(iter(facts.items), None)
+    if not latest or latest.outcome not in GONE:
+        return None
+    for item in facts.items:
+        if item.outcome not in GONE:
+            break
+        if item.outcome == Outcome.DELETED:
+            return item
+    return latest
+
+
+def how_it_went(item: CleanupItem) -> str:
+    if item.outcome == Outcome.DELETED:
+        text = _(
+            "Deleted by cleanup %(operation)s, and seen gone on %(at)s by a complete listing of"
+            " %(place)s."
+        )
+    else:
+        text = _(
+            "It was not there any more when operation %(operation)s looked: seen absent on %(at)s"
+            " by a complete listing of %(place)s."
+        )
+    at = moment(item.changed_at)
+    return text % {"operation": item.operation_id, "at": at, "place": place_of(item)}
+
+
+def place_of(item: CleanupItem) -> str:
+    if item.span is not None and item.span < len(item.operation.ranges):
+        return str(item.operation.ranges[item.span])
+    return _("its place")
+
+
+def seen_since(facts: Facts, item: CleanupItem) -> bool:
+    """Whether a scan saw the object in the bucket after it went."""
+    finding = facts.finding
+    shows = finding is not None and finding.kind not in (Kind.MISSING, Kind.UNFINISHED)
+    return bool(shows and finding and finding.last_seen_at > item.changed_at)
+
+
+def not_seen_now(facts: Facts) -> list[str]:
+    if not facts.seen or not facts.is_seen_absent:
+        return []
+    at = f"{timezone.localtime(facts.seen.at):%H:%M:%S}"
+    return [_("A complete listing of its place does not show it, as of %s.") % at]
+
+
+def absent_now(facts: Facts) -> Answer:
+    """Before all that would say why it is still there."""
+    if not facts.is_seen_absent:
+        return None
+    if facts.row:
+        then = _(
+            "Its row is all there is: the next scan calls it missing, and the row can be removed"
+            " there; or upload it again."
+        )
+    else:
+        then = _(
+            "Nothing here tells what became of it: if it ever was there, something else took it."
+        )
+    return Sentence(" ".join([*not_seen_now(facts), then]), finding=facts.finding)
+
+
+def back_again(facts: Facts) -> Answer:
+    """It went, and the latest word is that it is there."""
+    item, row = went(facts), facts.row
+    is_new = item and row and row.created_at > item.changed_at
+    if not item or not (is_new or facts.listed or seen_since(facts, item)):
+        return None
+    if is_new and row and row.source == R2Object.Source.UPLOAD:
+        text = _("It was uploaded again on %(at)s for %(project)s. Before: %(went)s")
+        return Sentence(
+            text
+            % {
+                "at": moment(row.created_at),
+                "project": row.project_id or _("no project"),
+                "went": how_it_went(item),
+            },
+            item.operation,
+        )
+    text = _(
+        "It is in the bucket again, by the latest that we know, and not by an upload through this"
+        " application. Verify the cleanup that deleted it. Before: %s"
+    )
+    return Sentence(text % how_it_went(item), item.operation)

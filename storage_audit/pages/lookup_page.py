@@ -1,0 +1,188 @@
+"""The page that answers why a file is still there, or when it went."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest
+from django.template.defaultfilters import filesizeformat
+from django.urls import reverse
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from storage_audit import roles
+from storage_audit.audit import lookup
+from storage_audit.audit.lookup import live
+from storage_audit.audit.lookup import project as projects
+from storage_audit.audit.lookup.facts import Facts, Standing
+from storage_audit.audit.lookup.pasted import TooLong, without_secrets
+from storage_audit.audit.lookup.project import ProjectFacts
+from storage_audit.audit.lookup.sentence import Sentence
+from storage_audit.audit.meaning import meaning
+from storage_audit.audit.ownership import Claim
+from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
+from storage_audit.pages.base import amount, comparison_of, list_of, lookup_of, page_of
+from storage_audit.places import Full, place
+from storage_audit.redaction import visible
+
+# So long a person may wait, with the bucket listed meanwhile.
+SECONDS = 10.0
+SHOWN = 20
+JUDGED = {
+    Claim.OWNED: gettext_lazy("would delete it"),
+    Claim.ELSEWHERE: gettext_lazy("would leave it to another"),
+    Claim.PROTECTED: gettext_lazy("would keep it"),
+}
+
+
+def asked(request: HttpRequest) -> tuple[str, str]:
+    """The text that was pasted, without secrets, and what is wrong with it. The box posts it, so
+    that a secret in it reaches no log and no history on its way here."""
+    given = request.POST.get("q", request.GET.get("q", ""))
+    try:
+        return without_secrets(given), ""
+    except TooLong as refusal:
+        return "", str(refusal)
+
+
+def context(request: HttpRequest, text: str) -> dict[str, Any]:
+    """All that there is to say of the text; with a look into the bucket if that was asked for."""
+    found: dict[str, Any] = {"title": _("Why?"), "q": visible(text)}
+    if not text.strip():
+        return found
+    told = lookup.look_up(text)
+    objects, found["trouble"] = look(request, told.objects) if request.POST else (told.objects, "")
+    return found | {
+        "query": urlencode({"q": text}),
+        "is_known": told.is_known,
+        "operation": told.operation,
+        "meaning": [visible(each) for each in meaning(told.operation)] if told.operation else [],
+        "project": told.project and shown_project(request, told.project),
+        "objects": [shown_object(request, facts) for facts in objects],
+        "refusal": roles.refusal(request, "verify_cleanup"),
+    }
+
+
+def look(request: HttpRequest, objects: Sequence[Facts]) -> tuple[Sequence[Facts], str]:
+    if roles.refusal(request, "verify_cleanup"):
+        raise PermissionDenied
+    try:
+        with place():
+            return live.seen(objects, seconds=SECONDS), ""
+    except Full as full:
+        return objects, str(full)
+
+
+def shown_sentence(request: HttpRequest, sentence: Sentence) -> dict[str, Any]:
+    operation, finding = sentence.operation, sentence.finding
+    sees_findings = request.user.has_perm("storage_audit.view_finding")
+    return {
+        "text": visible(sentence.text),
+        "operation": operation and page_of(operation.pk),
+        "finding": finding and page_of_finding(finding) if sees_findings else None,
+    }
+
+
+def shown_project(request: HttpRequest, facts: ProjectFacts) -> dict[str, Any]:
+    project_id, user = facts.standing.project_id, request.user
+    return {
+        "id": visible(project_id),
+        "why": shown_sentence(request, projects.why(facts)),
+        "life": facts.standing.life.label,
+        "tracked": amount(facts.objects, facts.bytes),
+        "operations": facts.operations,
+        "all": list_of("cleanupoperation", q=project_id),
+        "findings": findings(facts.findings) if user.has_perm("storage_audit.view_finding") else (),
+        "compare": comparison_of(project_id),
+    }
+
+
+def shown_object(request: HttpRequest, facts: Facts) -> dict[str, Any]:
+    sees = request.user.has_perm
+    return {
+        "key": visible(facts.key),
+        "bucket": visible(facts.bucket),
+        "why": shown_sentence(request, lookup.why(facts)),
+        "seen": facts.seen,
+        "trouble": facts.seen and visible(facts.seen.trouble),
+        "readings": list(readings(facts))[:SHOWN],
+        "judgements": list(judgements(facts))[:SHOWN],
+        "rows": list(map(row, facts.rows)) if sees("storage_audit.view_r2object") else (),
+        "items": list(map(item, facts.items[:SHOWN])),
+        "findings": findings(facts.findings) if sees("storage_audit.view_finding") else (),
+    }
+
+
+def readings(facts: Facts) -> Iterator[tuple[Any, ...]]:
+    for reading in facts.readings:
+        fields = [
+            f"{name}: {visible(value)}"
+            for name, value in reading.fields.items()
+            if value is not None
+        ]
+        yield reading.layout, project_link(reading.project), ", ".join(fields)
+
+
+def judgements(facts: Facts) -> Iterator[dict[str, Any]]:
+    for judged in facts.judgements:
+        yield {
+            "project": project_link(judged.standing.project_id),
+            "life": life(judged.standing),
+            "would": JUDGED[judged.verdict.claim],
+            "evidence": visible(judged.verdict.evidence),
+            "reason": visible(judged.verdict.reason),
+        }
+
+
+def life(standing: Standing) -> dict[str, Any]:
+    return {"label": standing.life.label, "since": standing.deleted_at}
+
+
+def project_link(project_id: str) -> dict[str, str]:
+    return {"id": visible(project_id), "url": lookup_of(project_id)}
+
+
+def row(tracked: R2Object) -> dict[str, Any]:
+    return {
+        "url": reverse("admin:storage_audit_r2object_change", args=[tracked.pk]),
+        "key": visible(tracked.key),
+        "project": project_link(tracked.project_id) if tracked.project_id else None,
+        "size": None if tracked.size is None else filesizeformat(tracked.size),
+        "state": tracked.get_state_display(),
+        "source": tracked.get_source_display(),
+        "changed": tracked.updated_at,
+    }
+
+
+def item(found: CleanupItem) -> dict[str, Any]:
+    operation: CleanupOperation = found.operation
+    return {
+        "operation": operation,
+        "url": page_of(operation.pk),
+        "project": visible(operation.subject),
+        "outcome": found.get_outcome_display(),
+        "reason": visible(found.reason),
+        "evidence": visible(found.evidence),
+        "answer": visible(found.answer),
+        "at": found.changed_at,
+    }
+
+
+def findings(found: Sequence[Finding]) -> list[dict[str, Any]]:
+    return [
+        {
+            "url": page_of_finding(finding),
+            "key": visible(finding.key),
+            "kind": finding.get_kind_display(),
+            "state": finding.get_state_display(),
+            "evidence": visible(finding.evidence),
+            "note": visible(finding.note),
+            "seen": finding.last_seen_at,
+        }
+        for finding in found[:SHOWN]
+    ]
+
+
+def page_of_finding(finding: Finding) -> str:
+    return reverse("admin:storage_audit_finding_change", args=[finding.pk])

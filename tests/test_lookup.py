@@ -1,0 +1,357 @@
+"""Why?: whatever a person pastes is understood, shown with all that is known, and kept secret."""
+
+import re
+from contextlib import ExitStack
+from typing import Any
+from unicodedata import normalize
+from urllib.parse import quote, urlencode
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.admin.utils import quote as quoted
+from django.contrib.auth.models import User
+from django.test import Client
+from django.urls import reverse
+
+from devtools.faults.kinds import KINDS
+from devtools.faults.matching import is_listing, on
+from devtools.faults.proxy import FaultyStore
+from storage_audit.audit.lookup.pasted import Named, understand, without_secrets
+from storage_audit.conf import conf
+from storage_audit.models import KnownProject, OperationEvent, Project
+from storage_audit.places import place
+from tests.admin_client import LOOK, page, person, superuser, text_of, words
+from tests.conftest import Bucket
+from tests.promises import alive, delete, deleted, track
+from tests.test_admin_objects import ESCAPED, HOSTILE, found, row
+from tests.test_admin_operations import add_items, make
+from tests.test_admin_projects import queries
+
+LOOKUP = reverse("admin:storage_audit_lookup")
+KEY = "projects/proj_1/scenes/s1/media/a.mp4"
+SECRET = "AKIDEXAMPLE%2F20260821"
+SIGNED = f"X-Amz-Credential={SECRET}&X-Amz-Signature=0123abcd"
+ENDPOINT = "account.r2.cloudflarestorage.com"
+
+
+def url_of(text: str) -> str:
+    return f"{LOOKUP}?{urlencode({'q': text})}"
+
+
+def ask(text: str, client: Client | None = None) -> str:
+    return text_of((client or superuser()).get(url_of(text), follow=True))
+
+
+def look(text: str, client: Client | None = None) -> str:
+    return text_of((client or superuser()).post(url_of(text), {"look": "Look"}))
+
+
+def sentences(shown: str) -> list[str]:
+    return re.findall('class="audit-why">(.*?) *<', shown)
+
+
+# What is pasted
+
+SPACED = "projects/proj_1/scenes/s1/media/my clip #1 100%.mp4"
+ENCODED = quote(SPACED)
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        (KEY, [Named(KEY)]),
+        ("a b.mp4", [Named("a b.mp4")]),
+        (" a b.mp4 \n", [Named(" a b.mp4 \n"), Named("a b.mp4")]),
+        (f"r2://tests/{SPACED}", [Named(SPACED, "tests")]),
+        (f"S3://any/{SPACED}", [Named(SPACED, "any")]),
+        ("s3://any/what?#1", [Named("what?#1", "any")]),
+        (f"https://cdn.example.com/{ENCODED}", [Named(SPACED)]),
+        (f"https://pub-0123.r2.dev/{ENCODED}#t=1", [Named(SPACED)]),
+        (
+            f"https://{ENDPOINT}/tests/{ENCODED}?{SIGNED}",
+            [Named(SPACED, "tests"), Named(f"tests/{SPACED}")],
+        ),
+        (f"https://tests.{ENDPOINT}/{ENCODED}", [Named(SPACED, "tests")]),
+        (f"http://127.0.0.1:8787/{KEY}", [Named(KEY)]),
+        ("https://cdn.example.com/%F0%9F%8E%AC/%C3%A9.mp4", [Named("\U0001f3ac/é.mp4")]),
+        ("https://cdn.example.com/100%2525", [Named("100%25")]),
+        ("https://cdn.example.com/%FF", [Named("\udcff")]),
+        ("https://cdn.example.com/%00", [Named("\0")]),
+        ("https://cdn.example.com", []),
+        ("https://[::/a", [Named("a")]),
+        (f"/tests/{KEY}", [Named(f"/tests/{KEY}"), Named(KEY, "tests"), Named(f"tests/{KEY}")]),
+        (r"a\x01b\u202ec\nd", [Named(r"a\x01b\u202ec\nd"), Named("a\x01b\u202ec\nd")]),
+        (r"a\x41\ud800", [Named(r"a\x41\ud800")]),
+        ("e\u0301", [Named("e\u0301")]),
+        ("x" * 1025, []),
+        ("", []),
+    ],
+)
+def test_text_is_read_as_every_key_that_it_may_name(text: str, keys: list[Named]) -> None:
+    assert understand(without_secrets(text), {"tests"}).keys == keys
+
+
+def test_text_is_read_as_a_project_and_as_a_deletion() -> None:
+    operation_id = "123e4567-e89b-42d3-a456-426614174000"
+    assert understand(f" {operation_id}\n", ()).operation_id is not None
+    assert understand(" proj_1 ", ()).project_id == "proj_1"
+    assert understand(KEY, ())[:2] == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (f"https://cdn.example.com/a?{SIGNED}", "https://cdn.example.com/a"),
+        (f"  HTTPS://user:{SECRET}@cdn.example.com/a#{SECRET}", "https://cdn.example.com/a"),
+        (f"cdn.example.com/a?{SIGNED}", "cdn.example.com/a"),
+        (f"s3://tests/a?{SIGNED}", "s3://tests/a"),
+        (f"/a?AWSAccessKeyId={SECRET}&Signature=x&Expires=1", "/a"),
+    ],
+)
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_signature_and_password_go_no_further(
+    db: None, text: str, kept: str, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    client = superuser()
+    answer = getattr(client, method)(LOOKUP, {"q": text})
+    assert answer["Location"] == url_of(kept)
+    shown = text_of(client.get(answer["Location"]))
+    seen = [shown, caplog.text, str(answer.headers), str(client.cookies)]
+    seen += [str(list(table.objects.values())) for table in (LogEntry, OperationEvent)]
+    for secret in (SECRET, "0123abcd", "Signature=x"):
+        assert not [text for text in seen if secret in text]
+
+
+def test_box_posts_what_is_pasted_to_the_page_that_answers(db: None) -> None:
+    row(KEY)
+    client = superuser()
+    for url in (reverse("admin:index"), page("r2object"), page("cleanupoperation")):
+        box = text_of(client.get(url)).split('class="audit-lookup"')[1].split("</form>")[0]
+        assert f'method="post" action="{LOOKUP}"' in box and 'name="q"' in box
+    answer = client.post(LOOKUP, {"q": f"  {KEY} "}, follow=True)
+    assert answer.redirect_chain == [(url_of(f"  {KEY} "), 302)]
+    assert KEY in text_of(answer)
+
+
+def test_text_that_no_key_can_be_is_refused(db: None) -> None:
+    client = superuser()
+    for text in ("x" * 5000, f"https://cdn.example.com/{'x' * 5000}"):
+        shown = text_of(client.post(LOOKUP, {"q": text}))
+        assert "a key has at most 1024 bytes" in shown and "xxx" not in shown
+    longest = "\u20ac" * 341
+    row(longest)
+    assert longest in text_of(client.post(LOOKUP, {"q": longest}, follow=True))
+    signed = f"https://cdn.example.com/{quote(longest)}?{SIGNED}{'x' * 3000}"
+    assert longest in text_of(client.post(LOOKUP, {"q": signed}, follow=True))
+
+
+# What the page shows
+
+
+def test_key_is_found_in_every_spelling_bucket_and_table(bucket: Bucket) -> None:
+    composed, folded = (f"projects/proj_1/scenes/s1/media/{normalize(f, 'é')}" for f in FORMS)
+    row(composed, bucket="tests", project_id="proj_1")
+    row(folded, bucket="other", project_id="proj_2")
+    add_items(make("clean", project_id="proj_3"), 1, key=folded, identity=composed)
+    finding = found(folded)
+    for text in (composed, folded, f"https://cdn.example.com/{quote(folded)}"):
+        shown = ask(text)
+        assert "In bucket tests" in shown and "In bucket other" in shown
+        assert all(name in shown for name in ("proj_1", "proj_2", "proj_3"))
+        assert page("finding", "change", finding.pk) in shown
+
+
+FORMS: tuple[Any, Any] = ("NFC", "NFD")
+
+
+def test_each_reading_tells_its_project_and_what_a_cleanup_of_it_would_do(db: None) -> None:
+    alive("proj_1_x")
+    deleted("proj_1")
+    shown = ask("proj_1_x_s1_media.mp4")
+    for project_id, life, would in (
+        ("proj_1", "It was deleted", "would keep it"),
+        ("proj_1_x", "It lives", "would delete it"),
+    ):
+        cells = shown.split("What a cleanup would do")[1].split(f">{project_id}</a>")[1]
+        assert life in cells.split("</tr>")[0] and would in cells.split("</tr>")[0]
+    assert "It could also belong to the live project proj_1_x." in shown
+    assert "scene: x_s1" in shown and "scene: s1" in shown
+
+
+def test_operation_is_found_by_its_id(db: None) -> None:
+    operation = make("blocked", error="2 are more than 1.")
+    shown = ask(str(operation.pk).upper())
+    assert page("cleanupoperation", "change", operation.pk) in shown
+    assert "Message: 2 are more than 1." in shown
+
+
+def test_project_shows_its_rows_operations_and_findings(db: None) -> None:
+    deleted("proj_1")
+    for n in range(3):
+        row(f"projects/proj_1/scenes/s1/media/{n}", project_id="proj_1", size=1000)
+    operation = make("incomplete", project_id="proj_1")
+    mine, other = found(KEY), found("projects/proj_10/scenes/s1/media/a.mp4")
+    shown = ask("proj_1")
+    assert (
+        "3 objects, 2.9 KB" in shown and page("cleanupoperation", "change", operation.pk) in shown
+    )
+    assert page("finding", "change", mine.pk) in shown
+    assert page("finding", "change", other.pk) not in shown
+
+
+def test_what_nobody_knows_is_said_to_be_unknown_and_can_be_looked_for(bucket: Bucket) -> None:
+    bucket.put("stranger")
+    shown = ask("stranger")
+    assert "Nothing here tells of" in shown
+    assert "Seen in the bucket at" in look("stranger")
+
+
+@pytest.mark.parametrize("key", [HOSTILE, f"{HOSTILE}\n", "a\0b", "\udcff", " a ", ".." * 500])
+def test_hostile_text_is_shown_as_text(db: None, key: str) -> None:
+    client = superuser()
+    for text in (key.encode("utf-8", "replace").decode(), f"https://x.example/{encoded(key)}"):
+        shown = ask(without_secrets(text), client)
+        assert "<script>alert" not in shown and "\u202e" not in shown and "\x01" not in shown
+    row(HOSTILE, project_id=HOSTILE)
+    found(HOSTILE)
+    operation = make("running", project_id=HOSTILE)
+    add_items(operation, 1, key=HOSTILE, identity=HOSTILE, reason=HOSTILE, answer=HOSTILE)
+    shown = ask(HOSTILE, client)
+    assert ESCAPED in shown and "<script>alert" not in shown and "\u202e" not in shown
+
+
+def encoded(key: str) -> str:
+    return quote(key.encode("utf-8", "surrogateescape"))
+
+
+def test_page_costs_as_many_queries_for_many_as_for_few(db: None) -> None:
+    deleted("proj_1")
+    client = superuser()
+    for n in range(2):
+        one_more(n)
+    few = [queries(client, url_of(text)) for text in (KEY, "proj_1")]
+    for n in range(2, 60):
+        one_more(n)
+    assert [queries(client, url_of(text)) for text in (KEY, "proj_1")] == few
+
+
+def one_more(n: int) -> None:
+    row(f"projects/proj_1/scenes/{n}/media/a.mp4", project_id="proj_1")
+    found(f"projects/proj_1/scenes/{n}/media/b.mp4")
+    add_items(make("clean", project_id="proj_1"), 1, key=KEY, identity=KEY, outcome="protected")
+
+
+def test_who_may_not_see_operations_gets_neither_box_nor_page(db: None) -> None:
+    client = person()
+    User.objects.get().user_permissions.clear()
+    assert client.get(LOOKUP).status_code == 403
+    assert client.post(LOOKUP, {"q": KEY}).status_code == 403
+    assert LOOKUP not in text_of(client.get(reverse("admin:index")))
+    assert LOOKUP not in words(Client().get(reverse("admin:login")))
+
+
+def test_rows_and_findings_are_shown_to_those_who_may_see_them(db: None) -> None:
+    tracked, finding = row(KEY), found(KEY)
+    pages = [page("r2object", "change", tracked.pk), page("finding", "change", finding.pk)]
+    shown = ask(KEY, person())
+    assert [url in shown for url in pages] == [True, False]
+    assert "view_r2object" in LOOK
+
+
+def test_pages_of_rows_and_findings_lead_here(db: None) -> None:
+    client, key = superuser(), "a b\n?#%25&\x01.mp4"
+    for url in (
+        page("r2object", "change", row(key).pk),
+        page("finding", "change", found(key).pk),
+    ):
+        [link] = re.findall(r'href="([^"]*/lookup/\?q=[^"]*)"', text_of(client.get(url)))
+        shown = text_of(client.get(link.replace("&amp;", "&")))
+        assert "Nothing here tells of" not in shown
+        assert r"a b\n?#%25&amp;\x01.mp4" in shown
+
+
+# A look into the bucket
+
+
+def test_answer_follows_an_object_from_its_upload_to_its_end_and_back(bucket: Bucket) -> None:
+    key, client = bucket.upload("proj_1"), superuser()
+    assert "stays as long as that lives" in sentences(look(key, client))[0]
+    operation = delete("proj_1")
+    shown = look(f"https://cdn.example.com/{quote(key)}", client)
+    assert f"Deleted by cleanup {operation.pk}, and seen gone on" in sentences(shown)[0]
+    assert "A complete listing of its place does not show it, as of" in shown
+    bucket.put(key, body=b"something else")
+    assert "seen gone" in sentences(ask(key, client))[0]
+    shown = look(key, client)
+    assert sentences(shown)[0].startswith("It is in the bucket again")
+    assert "14 bytes, ETag" in shown
+
+
+def test_object_that_is_not_there_is_not_called_deleted(bucket: Bucket) -> None:
+    track(bucket, KEY, "proj_1")
+    [sentence] = sentences(look(KEY))
+    assert sentence.startswith("A complete listing of its place does not show it, as of")
+    assert "the row can be removed" in sentence
+    assert "gone" not in sentence and "eleted" not in sentence
+
+
+@pytest.mark.parametrize("fault", ["access-denied", "reset-before", "html"])
+def test_store_that_cannot_be_asked_has_said_nothing(store: FaultyStore, fault: str) -> None:
+    row(KEY, bucket=conf().bucket, project_id="proj_1")
+    store.rules.append(on(is_listing, KINDS[fault].answer))
+    shown = look(KEY)
+    assert "The bucket could not be looked at, so nothing is said of it." in shown
+    assert "does not show it" not in shown
+
+
+def test_bucket_without_the_marker_is_not_believed(bucket: Bucket) -> None:
+    track(bucket, KEY, "proj_1")
+    bucket.wipe()
+    shown = look(KEY)
+    assert "holds no marker of this installation" in shown and "does not show it" not in shown
+
+
+def test_bucket_is_asked_only_when_a_person_says_so(store: FaultyStore) -> None:
+    client = superuser()
+    ask(KEY, client)
+    client.get(url_of(KEY), {"q": KEY, "look": "Look"})
+    assert not store.seen
+
+
+def test_look_needs_the_permission_to_verify(bucket: Bucket) -> None:
+    bucket.put("stranger")
+    client = person()
+    shown = ask("stranger", client)
+    button = '<input type="submit" value="Look into the bucket now" disabled>'
+    assert button in shown and "Storage operator" in shown
+    assert client.post(url_of("stranger"), {"look": "Look"}).status_code == 403
+
+
+def test_look_takes_one_of_the_places_that_there_are(bucket: Bucket) -> None:
+    bucket.put("stranger")
+    with ExitStack() as all_places:
+        for _place in range(conf().api_waits):
+            all_places.enter_context(place())
+        shown = look("stranger")
+    assert "Too many requests here are waiting" in shown and "Seen in the bucket" not in shown
+
+
+# Titles
+
+
+@pytest.mark.parametrize("name", ["change", "history"])
+@pytest.mark.parametrize("model", ["knownproject", "r2object", "finding"])
+def test_pages_of_names_with_control_characters_can_be_read(
+    db: None, model: str, name: str
+) -> None:
+    text, shown_as = "a\nb\rc\x01\u202ed/e?%0A_0A", r"a\nb\rc\x01\u202ed/e?%0A_0A"
+    rows: dict[str, Any] = {"knownproject": known, "r2object": row, "finding": found}
+    url = page(model, name, quoted(str(rows[model](text).pk)))
+    shown = superuser().get(url).content.decode()
+    assert shown_as in shown and not set("\r\x01\u202e") & set(shown)
+    assert str(Project(pk=text)) == shown_as
+
+
+def known(project_id: str) -> KnownProject:
+    return KnownProject.objects.create(pk=project_id, evidence="saved")

@@ -1,0 +1,304 @@
+"""Why?: one sentence for each state that an object or a project can be in, with the next step."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.utils import timezone
+from pytest_django import Settings
+
+from storage_audit.audit import lookup
+from storage_audit.audit.lookup import project
+from storage_audit.models import BucketScan, CleanupOperation, Finding, KnownProject
+from tests.promises import alive, deleted
+from tests.test_admin_objects import row
+from tests.test_admin_operations import add_items, make
+
+KEY = "projects/proj_1/scenes/s1/media/a.mp4"
+# Could be proj_1's, and proj_1_x's.
+SHARED = "proj_1_x_s1_media.mp4"
+AGO, LONG_AGO = timezone.now() - timedelta(hours=1), timezone.now() - timedelta(days=2)
+SCAN = "2026-08-21 10:00:00"
+
+
+@pytest.fixture(autouse=True)
+def our_bucket(settings: Settings) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"BUCKET": "tests"}
+
+
+def item(key: str = KEY, operation: CleanupOperation | None = None, **facts: Any) -> None:
+    given = {"key": key, "identity": key, "changed_at": AGO, **facts}
+    add_items(operation or make("clean", project_id="proj_1"), 1, **given)
+
+
+def finding(key: str = KEY, **facts: Any) -> None:
+    scan = BucketScan.objects.create(bucket="tests")
+    seen = {"first_scan": scan, "last_scan": scan, "last_seen_at": f"{SCAN}+00:00", **facts}
+    Finding.objects.create(bucket="tests", key=key, **seen)
+
+
+def why(key: str = KEY) -> str:
+    return lookup.why(lookup.look_up(key).objects[0]).text
+
+
+def nothing() -> None:
+    """Nobody knows of it."""
+
+
+def being_uploaded() -> None:
+    alive("proj_1")
+    row(KEY, state="uploading", project_id="proj_1")
+
+
+def blocked() -> None:
+    deleted("proj_1")
+    item(operation=make("blocked", project_id="proj_1", error="2 are more than 1."))
+
+
+def blocked_before_it_looked() -> None:
+    deleted("proj_1")
+    make("blocked", project_id="proj_1", error="The table is empty.")
+
+
+def being_deleted() -> None:
+    deleted("proj_1")
+    row(KEY, state="deleting", project_id="proj_1")
+    item(operation=make("running", project_id="proj_1"), outcome="deleting")
+
+
+def gone() -> None:
+    deleted("proj_1")
+    operation = make("clean", project_id="proj_1", ranges=["audio/proj_1/", "projects/proj_1/"])
+    item(operation=operation, outcome="deleted", span=1)
+
+
+def gone_and_seen_absent_again() -> None:
+    gone()
+    parent = CleanupOperation.objects.get()
+    item(operation=make("clean", project_id="proj_1", parent=parent), outcome="already_absent")
+
+
+def gone_by_itself() -> None:
+    item(outcome="already_absent")
+
+
+def uploaded_again() -> None:
+    alive("proj_1")
+    item(outcome="deleted")
+    row(KEY, project_id="proj_1")
+
+
+def back_by_other_means() -> None:
+    item(outcome="deleted", changed_at=LONG_AGO)
+    finding(kind="orphaned", last_seen_at=AGO)
+
+
+def tracked_again_by_a_backfill() -> None:
+    item(outcome="deleted")
+    row(KEY, source="backfill", project_id="proj_1")
+
+
+def refused() -> None:
+    operation = make("failed", project_id="proj_1", next_attempt_at=None)
+    item(operation=operation, outcome="failed", reason="Still in the bucket.")
+
+
+def kept() -> None:
+    alive("proj_1_x")
+    item(SHARED, outcome="protected", reason="It could also belong to the live project proj_1_x.")
+
+
+def would_be_kept() -> None:
+    alive("proj_1_x")
+    operation = make("planned", project_id="proj_1", dry_run=True)
+    item(SHARED, operation, outcome="protected", reason="In doubt.")
+
+
+def left_by_a_verification() -> None:
+    operation = make("incomplete", project_id="proj_1", kind="verify")
+    item(operation=operation, outcome="failed", reason="In the bucket, but not tracked.")
+
+
+def planned() -> None:
+    item(operation=make("planned", project_id="proj_1", dry_run=True))
+
+
+def acknowledged() -> None:
+    facts = {"decided_by": "anna", "decided_at": AGO, "note": "Ours."}
+    finding("stranger", kind="unrecognised", state="acknowledged", **facts)
+
+
+def upload_failed() -> None:
+    alive("proj_1")
+    row(KEY, state="upload_failed", project_id="proj_1")
+
+
+def upload_that_never_ended() -> None:
+    alive("proj_1")
+    row(KEY, state="uploading", project_id="proj_1", updated_at=LONG_AGO)
+
+
+def of_the_living() -> None:
+    alive("proj_1")
+    row(KEY, project_id="proj_1")
+
+
+def named_like_the_living() -> None:
+    alive("proj_1")
+
+
+def vanished() -> None:
+    KnownProject.objects.create(pk="proj_1", evidence="saved")
+    row(KEY, project_id="proj_1")
+
+
+def left_behind() -> None:
+    deleted("proj_1")
+    row(KEY, project_id="proj_1")
+
+
+def never_found() -> None:
+    deleted("proj_1")
+    make("clean", project_id="proj_1")
+
+
+def pruned() -> None:
+    deleted("proj_1")
+    archive = {"pruned_at": AGO, "archive": "old.jsonl.gz", "archive_digest": "d"}
+    make("clean", project_id="proj_1", **archive)
+
+
+def of_nobody_ever_known() -> None:
+    row(KEY, project_id="proj_1")
+
+
+CASES: list[tuple[Callable[[], None], str, list[str]]] = [
+    (nothing, KEY, ["We know nothing of this key.", "Look into the bucket."]),
+    (nothing, "stranger", ["No layout reads this key, so no cleanup may", "look into the bucket"]),
+    (nothing, ".storage_audit/installation.json", ["of this application itself", "Leave it"]),
+    (being_uploaded, KEY, ["An upload to it is under way", "Look again"]),
+    (blocked, KEY, ["is blocked: 2 are more than 1.", "release it"]),
+    (blocked_before_it_looked, KEY, ["is blocked: The table is empty.", "release it"]),
+    (being_deleted, KEY, ["is to delete it, and is running.", "Its page says"]),
+    (gone, KEY, ["Deleted by", f"seen gone on {AGO:%Y-%m-%d %H:%M:%S}", "of projects/proj_1/."]),
+    (gone_and_seen_absent_again, KEY, ["Deleted by cleanup", "complete listing of projects"]),
+    (gone_by_itself, KEY, ["not there any more when operation", "seen absent on", "its place."]),
+    (uploaded_again, KEY, ["It was uploaded again on", "for proj_1.", "Before: Deleted by"]),
+    (back_by_other_means, KEY, ["in the bucket again", "Verify the cleanup", "Before: Deleted"]),
+    (tracked_again_by_a_backfill, KEY, ["in the bucket again", "Verify the cleanup"]),
+    (refused, KEY, ["could not delete it: Still in the bucket.", "lets you try again"]),
+    (kept, SHARED, ["kept it: It could also belong to the live project proj_1_x.", "verify"]),
+    (would_be_kept, SHARED, ["A cleanup would keep it", "In doubt.", "Settle that"]),
+    (left_by_a_verification, KEY, ["Verification", "but not tracked.", "Look into the bucket"]),
+    (planned, KEY, ["Dry run", "deleted nothing", "Running that plan"]),
+    (acknowledged, "stranger", ["anna said on", "that it may stay: Ours.", "Reopen"]),
+    (upload_failed, KEY, ["Its last upload did not end well", "upload it again"]),
+    (upload_that_never_ended, KEY, ["Its last upload did not end well"]),
+    (of_the_living, KEY, ["the live project proj_1 (uploaded for proj_1", "delete its row"]),
+    (named_like_the_living, KEY, ["It may belong to the live project proj_1", "run backfill_r2"]),
+    (vanished, KEY, ["proj_1 is gone, but nobody said that it was deleted", "clean up after"]),
+    (left_behind, KEY, ["proj_1 was deleted on", "this was left behind", "Verify"]),
+    (never_found, KEY, ["of the deleted project proj_1 found no such object", "Look into"]),
+    (pruned, KEY, ["is long over, and its items are in the file old.jsonl.gz", "look into"]),
+    (of_nobody_ever_known, KEY, ["no project that it may belong to was ever known: proj_1"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("world", "key", "said"), CASES, ids=[f"{world.__name__}-{key}" for world, key, _ in CASES]
+)
+def test_sentence_says_why_it_is_there_or_when_it_went_and_what_to_do(
+    db: None, world: Callable[[], None], key: str, said: list[str]
+) -> None:
+    world()
+    sentence = why(key)
+    assert all(part in sentence for part in said), sentence
+
+
+NEXT = {
+    "orphaned": "Delete the orphan",
+    "missing": "remove the row",
+    "untracked": "Track it",
+    "changed": "Track it",
+    "ambiguous": "Adopt it",
+    "unrecognised": "Acknowledge it, adopt it",
+    "misnamed": "Rename it",
+    "unstorable": "Delete it in the Cloudflare dashboard",
+    "unfinished": "Abort it",
+}
+
+
+@pytest.mark.parametrize("kind", Finding.Kind.values)
+def test_an_open_finding_says_what_can_be_done_about_it(db: None, kind: str) -> None:
+    finding(kind=kind)
+    sentence = why()
+    assert SCAN in sentence and NEXT[kind] in sentence
+
+
+@pytest.mark.parametrize(
+    "world",
+    [world for world, _key, _said in CASES if not world.__name__.startswith("gone")],
+    ids=lambda world: world.__name__,
+)
+def test_gone_is_said_of_nothing_that_no_verification_has_settled(
+    db: None, world: Callable[[], None]
+) -> None:
+    world()
+    for key in (KEY, SHARED, "stranger"):
+        assert "gone" not in why(key).partition("Before:")[0].replace("proj_1 is gone, but", "")
+
+
+def test_a_row_or_a_sighting_since_takes_the_word_gone_back(db: None) -> None:
+    gone()
+    assert "seen gone" in why()
+    finding(kind="untracked", last_seen_at=AGO - timedelta(minutes=1))
+    assert "seen gone" in why()
+    Finding.objects.update(last_seen_at=AGO + timedelta(minutes=1))
+    assert why().startswith("It is in the bucket again")
+    Finding.objects.all().delete()
+    row(KEY, project_id="proj_1", created_at=LONG_AGO)
+    assert not why().startswith("Deleted")
+
+
+# Projects
+
+
+def why_project(project_id: str = "proj_1") -> str:
+    told = lookup.look_up(project_id).project
+    assert told
+    return project.why(told).text
+
+
+def books(**figures: int) -> dict[str, Any]:
+    count = sum(figures.values())
+    return {"found": count, "finished_at": AGO, **figures}
+
+
+def test_a_live_project_keeps_its_objects(db: None) -> None:
+    of_the_living()
+    assert "Project proj_1 lives, and its 1 tracked object stays" in why_project()
+
+
+def test_a_deleted_project_says_by_whom_what_went_and_what_stays(db: None) -> None:
+    deleted("proj_1")
+    figures = books(deleted=11, already_absent=1, protected=1)
+    operation = make("clean_with_protected", project_id="proj_1", requested_by="anna", **figures)
+    item(SHARED, operation, outcome="protected", reason="In doubt.")
+    sentence = why_project()
+    assert "proj_1 was deleted on" in sentence and " by anna. 12 objects were seen gone" in sentence
+    assert f"on {AGO:%Y-%m-%d %H:%M:%S}. 1 object stays: In doubt. Settle" in sentence
+
+
+def test_a_cleanup_that_is_not_over_says_what_it_waits_for(db: None) -> None:
+    blocked()
+    assert "Nothing is deleted until a person decides." in why_project()
+
+
+def test_a_project_without_a_signal_or_a_cleanup_says_so(db: None) -> None:
+    assert "No project proj_1 was ever known here." in why_project()
+    KnownProject.objects.create(pk="proj_1", evidence="seen")
+    assert "nobody said that it was deleted" in why_project()
+    KnownProject.objects.all().delete()
+    deleted("proj_1")
+    assert "No cleanup of it is on record." in why_project()

@@ -93,10 +93,8 @@ def page(browser: Browser, address: str, complaints: list[str]) -> Iterator[Page
 def listen(context: BrowserContext, complaints: list[str]) -> None:
     def console(message: ConsoleMessage) -> None:
         """Also what was refused or not answered well."""
-        url = message.location["url"]
-        # No page has an icon, and the browser asks for one all the same.
-        if message.type in ("error", "warning") and not url.endswith("/favicon.ico"):
-            complaints.append(f"{message.text} {url}")
+        if message.type in ("error", "warning"):
+            complaints.append(f"{message.text} {message.location['url']}")
 
     def error(error: WebError) -> None:
         complaints.append(str(error.error))

@@ -102,7 +102,7 @@ def gone(facts: Facts) -> Answer:
     item = went(facts)
     if not item or facts.rows or facts.listed or seen_since(facts, item):
         return None
-    return Sentence(" ".join([how_it_went(item), *not_seen_now(facts)]), item.operation)
+    return Sentence(how_it_went(item), item.operation)
 
 
 def went(facts: Facts) -> CleanupItem | None:
@@ -146,27 +146,21 @@ def seen_since(facts: Facts, item: CleanupItem) -> bool:
     return bool(shows and finding and finding.last_seen_at > item.changed_at)
 
 
-def not_seen_now(facts: Facts) -> list[str]:
-    if not facts.seen or not facts.is_seen_absent:
-        return []
-    at = f"{timezone.localtime(facts.seen.at):%H:%M:%S}"
-    return [_("A complete listing of its place does not show it, as of %s.") % at]
-
-
 def absent_now(facts: Facts) -> Answer:
     """Before all that would say why it is still there."""
     if not facts.is_seen_absent:
         return None
     if facts.row:
-        then = _(
-            "Its row is all there is: the next scan calls it missing, and the row can be removed"
-            " there; or upload it again."
+        text = _(
+            "It is not in the bucket now, and its row is all there is. The next scan calls it"
+            " missing, and the row can be removed there; or upload it again."
         )
     else:
-        then = _(
-            "Nothing here tells what became of it: if it ever was there, something else took it."
+        text = _(
+            "It is not in the bucket now, and nothing here tells what became of it. If it ever was"
+            " there, something else took it."
         )
-    return Sentence(" ".join([*not_seen_now(facts), then]), finding=facts.finding)
+    return Sentence(text, finding=facts.finding)
 
 
 def back_again(facts: Facts) -> Answer:

@@ -1,6 +1,8 @@
 """What the story leaves out: files left behind, operations that ask for a person, a plan."""
 
+from datetime import datetime, timedelta
 from io import StringIO
+from random import Random
 from uuid import UUID, uuid4
 
 from django.conf import settings
@@ -8,21 +10,26 @@ from django.contrib.admin.utils import quote
 from django.core.management import call_command
 from django.test.utils import override_settings
 from django.urls import reverse
+from django.utils import timezone
 
 from devtools.demo.site import USER
 from devtools.demo.story import DELETED
 from devtools.local_r2 import LocalR2
-from storage_audit.audit import cleanup, diagnostics, requests
+from storage_audit.audit import cleanup, diagnostics, incidents, jobs, overview, requests
+from storage_audit.conf import conf
 from storage_audit.models import (
     BucketScan,
     CleanupOperation,
+    DailyFigures,
     Diagnosis,
     Finding,
+    Incident,
+    Job,
     Project,
     R2Object,
 )
 from storage_audit.origin import Origin, acting_as
-from storage_audit.pages.base import comparison_of
+from storage_audit.pages.base import comparison_of, lookup_of
 
 MODELS = (
     "project",
@@ -32,7 +39,10 @@ MODELS = (
     "bucketscan",
     "knownproject",
     "diagnosis",
+    "job",
+    "incident",
 )
+WEEKS = 4
 # Nobody can delete it over S3.
 NEWLINE = "projects/proj_intro/scenes/s1/media/first\nsecond.mp4"
 # What a project left behind that was deleted before anybody watched.
@@ -43,6 +53,7 @@ LEFT_BEHIND = [
 ]
 # Somebody deleted it past us.
 LOST = "projects/proj_10/scenes/s2/media/take.mp4"
+IN_DOUBT_KEY = "proj_1_x_s1_media.mp4"
 UNTRACKED = "projects/proj_autumn-sale/scenes/s9/media/unknown.mp4"
 
 
@@ -54,13 +65,65 @@ def make_states(r2: LocalR2) -> dict[str, CleanupOperation]:
     call_command("backfill_r2", stdout=StringIO(), stderr=StringIO())
     r2.plant(UNTRACKED, b"content")
     with acting_as(Origin(USER, "web, 127.0.0.1")):
-        return {
+        for each in jobs.take_up(Job.objects.request("verify", ["proj_10", "proj_autumn-sale"])):
+            cleanup.run(each.pk)
+        states = {
             "planned": cleanup.run(requests.dry_run("proj_10")[0].pk),
             "differences": cleanup.run(requests.verify_project("proj_autumn-sale")[0].pk),
             "incomplete": cleanup.run(delete("proj_intro").pk),
             "blocked": block("proj_launch"),
             "pending": delete("proj_1_x"),
         }
+    # Last, as the limit of what is blocked grows with what was deleted.
+    make_history()
+    # As the sweep does.
+    incidents.notice()
+    overview.take_figures()
+    return states
+
+
+def make_history() -> None:
+    """Made up, for the charts: weeks in which files were deleted, and fewer were left each day."""
+    random, now = Random(1), timezone.now()
+    for days in range(7 * WEEKS, 0, -1):
+        then, left = now - timedelta(days=days), days // 2
+        for status, count in (
+            ("clean", random.randrange(6)),
+            ("clean_with_protected", days % 3 // 2),
+        ):
+            CleanupOperation.objects.bulk_create(
+                past(then, status, random.randrange(20, 400)) for _each in range(count)
+            )
+        DailyFigures.objects.create(
+            day=then.date(),
+            taken_at=then,
+            tracked=900 - 10 * left,
+            tracked_bytes=(900 - 10 * left) * 4_000_000,
+            left_behind=left,
+            left_behind_bytes=left * 4_000_000,
+        )
+
+
+def past(then: datetime, status: str, megabytes: int) -> CleanupOperation:
+    protected = int(status == "clean_with_protected")
+    return CleanupOperation(
+        kind="project",
+        project_id=f"proj_past-{then:%m%d}",
+        bucket=conf().bucket,
+        trigger="deleted",
+        status=status,
+        requested_by=USER,
+        created_at=then,
+        started_at=then,
+        finished_at=then + timedelta(seconds=40),
+        next_attempt_at=None,
+        found=12 + protected,
+        found_bytes=megabytes * 1_000_000 + protected,
+        deleted=12,
+        deleted_bytes=megabytes * 1_000_000,
+        protected=protected,
+        protected_bytes=protected,
+    )
 
 
 def block(project_id: str) -> CleanupOperation:
@@ -106,6 +169,15 @@ def addresses(states: dict[str, CleanupOperation]) -> dict[str, str]:
         "apitoken-add": url("apitoken", "add"),
         "api-docs": reverse("storage_audit_docs"),
         "compare": comparison_of("proj_autumn-sale"),
+        "why-kept": lookup_of(IN_DOUBT_KEY),
+        "why-gone": lookup_of(f"projects/{DELETED}/scenes/s1/media/take.mp4"),
+        "why-project": lookup_of(DELETED),
+        "left-behind": reverse("admin:storage_audit_left_behind"),
+        "certificate": reverse("admin:storage_audit_certificate", args=[told.pk]),
+        "job": url("job", "change", Job.objects.latest("created_at").pk),
+        "incident": url("incident", "change", Incident.objects.earliest("pk").pk),
+        "incident-test": reverse("admin:storage_audit_test_notices"),
+        "bucketscan-add": url("bucketscan", "add"),
         **{
             f"operation-{name}": url("cleanupoperation", "change", operation.pk)
             for name, operation in operations.items()

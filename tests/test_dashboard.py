@@ -339,7 +339,8 @@ def test_only_the_first_ten_operations_are_shown_and_the_rest_counted(db: None) 
 
 def test_kept_objects_are_one_line_until_a_later_look_finds_none(db: None) -> None:
     ended = {"protected": 2, "found": 2, "finished_at": LONG_AGO}
-    make("clean_with_protected", **{**ended, "finished_at": NOW - timedelta(days=31)})
+    long_over = {**ended, "finished_at": NOW - timedelta(days=31)}
+    make("clean_with_protected", **long_over, project_id="proj_c")
     make("clean_with_protected", **ended)
     make("clean_with_protected", **{**ended, "finished_at": NOW})
     make("clean_with_protected", **ended, project_id="proj_b")

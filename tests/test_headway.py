@@ -84,7 +84,7 @@ def test_the_worker_counts_what_its_items_say(
     keys = [f"proj_1_s{n}_media.mp4" for n in range(5)]
     bucket.upload("proj_1")
     bucket.put(*keys, "proj_1_x_s1_media.mp4")
-    bucket.upload("proj_1", "lost.mp4")
+    bucket.r2.remove(bucket.upload("proj_1", "lost.mp4"), bucket.name)
     counted, real = list[tuple[dict[str, Any], dict[str, Any]]](), headway.enter
 
     def enter(operation: CleanupOperation) -> None:

@@ -95,6 +95,9 @@ OTHER_PAGES = {
     "admin:storage_audit_left_behind": SUPERUSER,
     **{f"admin:storage_audit_job_{kind}": JOBS for kind in (*LOOK, "export")},
     "admin:storage_audit_test_notices": "storage_audit.test_notices",
+    "admin:storage_audit_operation_progress": (
+        "storage_audit.view_cleanupoperation storage_audit.change_cleanupoperation"
+    ),
 }
 # Who is unknown there is asked for a token, and is sent nowhere.
 TO_PROGRAMS = {"metrics"}
@@ -187,7 +190,8 @@ def pages() -> Iterator[Page]:
 
 def address(pattern: str) -> str:
     model = next((m for m in PAGES if f"admin/{m.replace('.', '/')}/" in pattern), None)
-    values = {"<path:object_id>": pk_of(model), "<id>": pk_of(model)} if model else {}
+    of_row = ("<path:object_id>", "<id>", "<uuid:operation_id>")
+    values = dict.fromkeys(of_row, pk_of(model)) if model else {}
     values |= {"<path:content_type_id>/<path:object_id>": "1/1", "(?P<url>.*)$": "no/such"}
     values["<str:form>"] = "csv"
     values |= {"^(?P<app_label>auth|django_q|storage_audit)/$": "storage_audit/"}

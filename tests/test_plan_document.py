@@ -252,8 +252,8 @@ def test_a_limit_is_said_to_be_lifted(db: None) -> None:
 def test_plan_of_yesterday_says_that_what_changed_drops_out(db: None) -> None:
     now, hint = timezone.now(), "It is more than a day old."
     assert hint not in shown(make("planned", planned_at=now - timedelta(hours=23)))
-    text = shown(make("planned", planned_at=now - timedelta(days=2), plan_digest="0" * 64))
-    assert hint in text and "2 days ago" in text and "0" * 64 in text
+    text = shown(make("planned", planned_at=now - timedelta(hours=25), plan_digest="0" * 64))
+    assert hint in text and "1 day, 1 hour ago" in text and "0" * 64 in text
 
 
 # How it is made
@@ -302,6 +302,14 @@ def test_a_plan_frozen_without_figures_is_summed_up_if_it_is_small(db: None) -> 
     assert "too large to be summed up here" in text and BUTTON in text
 
 
+def test_keys_that_no_prefix_covers_cost_a_call_each_before_and_after(db: None) -> None:
+    near, alone = make("planned", ranges=["a/"]), make("planned")
+    add_items(near, 300, span=0)
+    add_items(alone, 300)
+    costs = [plan_summary.summarise(each)["calls"]["ListObjectsV2"] for each in (near, alone)]
+    assert costs[0] < 50 and 600 <= costs[1] < 650
+
+
 def test_time_is_told_by_the_latest_cleanups_with_the_same_strategy(db: None) -> None:
     operation = make("planned")
     usual = {"rate": 4000.0, "cleanups": 0}
@@ -339,8 +347,11 @@ def test_hostile_keys_and_reasons_are_shown_as_text(db: None) -> None:
     assert "<script>alert" not in text and "\u202e" not in text
 
 
-def test_page_costs_the_same_for_a_small_and_a_large_plan(db: None) -> None:
-    client, costs = superuser(), []
+def test_page_costs_the_same_for_a_small_and_a_large_plan_and_sums_nothing_up(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, costs, summarise = superuser(), list[int](), plan_summary.summarise
+    monkeypatch.setattr(plan_summary, "summarise", None)
     for status in ("planned", "clean_with_protected"):
         for n in (1, 60):
             operation = make(status, planned_at=timezone.now() - timedelta(hours=1))
@@ -348,7 +359,7 @@ def test_page_costs_the_same_for_a_small_and_a_large_plan(db: None) -> None:
                 key = f"projects/proj_1/scenes/s{i}/media/a.t{i}"
                 add_items(operation, 1, key=key, outcome="protected", reason=f"in doubt {i}")
                 add_items(operation, 1, key=f"{key}2")
-            summary = plan_summary.summarise(operation)
+            summary = summarise(operation)
             operation.summary = summary | {"dropped": summary["reasons"]}
             operation.save()
             costs.append(queries(client, url_of(operation)))

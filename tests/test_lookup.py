@@ -18,7 +18,7 @@ from devtools.faults.matching import is_listing, on
 from devtools.faults.proxy import FaultyStore
 from storage_audit.audit.lookup.pasted import Named, understand, without_secrets
 from storage_audit.conf import conf
-from storage_audit.models import KnownProject, OperationEvent, Project
+from storage_audit.models import Finding, KnownProject, OperationEvent, Project
 from storage_audit.places import place
 from tests.admin_client import LOOK, page, person, superuser, text_of, words
 from tests.conftest import Bucket
@@ -191,7 +191,8 @@ def test_project_shows_its_rows_operations_and_findings(db: None) -> None:
     for n in range(3):
         row(f"projects/proj_1/scenes/s1/media/{n}", project_id="proj_1", size=1000)
     operation = make("incomplete", project_id="proj_1")
-    mine, other = found(KEY), found("projects/proj_10/scenes/s1/media/a.mp4")
+    mine, other = found(KEY), found("proj_1_x_s1_media.mp4")
+    Finding.objects.filter(pk=other.pk).update(project_id="proj_1_x")
     shown = ask("proj_1")
     assert (
         "3 objects, 2.9 KB" in shown and page("cleanupoperation", "change", operation.pk) in shown

@@ -117,6 +117,9 @@ def receiver(settings: Settings) -> Iterator[Receiver]:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
+        def do_GET(self) -> None:
+            told.take(Post(self.path, {}, b""))
+
         def log_message(self, *args: object) -> None: ...
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -184,7 +187,7 @@ def test_what_is_blocked_is_told_once_and_its_end_once_however_often_it_is_swept
     for _each in range(3):
         sweep()
     assert len(receiver.posts) == len(mailed) == 2
-    assert mailed[1].subject.endswith("1 is over")
+    assert mailed[1].subject.endswith("1 incident is over")
     assert "The deletion is now: clean." in mailed[1].body
     data = receiver.posts[1].content["data"]
     assert (data["began_count"], data["ended_count"]) == (0, 1)
@@ -207,6 +210,14 @@ def in_threads(work: Callable[[], object], count: int = 4) -> None:
 
     with ThreadPoolExecutor(count) as pool:
         list(pool.map(one, range(count)))
+
+
+def test_what_was_untold_is_told_once_by_workers_that_sweep_at_once(settings: Settings) -> None:
+    blocked()
+    incidents.notice()
+    tell(settings, NOTIFY_EMAILS=("ann@example.com",))
+    in_threads(incidents.notice, 8)
+    assert Notice.objects.count() == Delivery.objects.count() == 1
 
 
 def test_workers_that_sweep_and_send_at_once_tell_once(receiver: Receiver) -> None:

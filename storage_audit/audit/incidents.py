@@ -57,7 +57,8 @@ def of_operations() -> Iterator[Incident]:
 
 
 def said_by(operation: CleanupOperation) -> str:
-    text = visible(redact(operation.error)) or _("It tells of no trouble.")
+    status = operation.get_status_display()
+    text = visible(redact(operation.error)) or _("It is %s, and tells of no trouble.") % status
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 

@@ -55,7 +55,7 @@ def subject(notice: Notice) -> str:
     """Of our own words and numbers only: nothing that a stranger wrote stands in a mail's head."""
     told = [MANY[kind] % number for kind, number in counts(notice.began.all())]
     if ended := notice.ended.count():
-        told.append(ngettext("%d is over", "%d are over", ended) % ended)
+        told.append(ngettext("%d incident is over", "%d incidents are over", ended) % ended)
     text = "; ".join(map(str, told))
     return text[:1].upper() + text[1:]
 
@@ -99,7 +99,7 @@ def shown(incident: Incident) -> str:
     ]
     if incident.ended_at:
         lines[0] += " " + _("(over since %s)") % at(incident.ended_at)
-    return "\n  ".join([f"- {lines[0]}", visible(incident.summary), page_of(incident)])
+    return "\n  ".join([f"- {lines[0]}", incident.summary, page_of(incident)])
 
 
 def over(incident: Incident) -> str:

@@ -43,7 +43,7 @@ class OverFilter(admin.SimpleListFilter):
 
 @admin.register(Incident)
 class IncidentAdmin(ReadOnlyAdmin[Incident]):
-    list_display = ("what", "about", "shown_summary", "began_at", "until", "told")
+    list_display = ("what", "about", "began_at", "until", "told")
     list_filter = (OverFilter, "kind")
     list_select_related = ("operation",)
     ordering = ("-began_at", "pk")
@@ -74,10 +74,6 @@ class IncidentAdmin(ReadOnlyAdmin[Incident]):
     def about(self, incident: Incident) -> str | None:
         return visible(incident.operation.subject) if incident.operation else None
 
-    @admin.display(description=gettext_lazy("what was seen"))
-    def shown_summary(self, incident: Incident) -> str:
-        return visible(incident.summary)
-
     @admin.display(description=gettext_lazy("over"), ordering="ended_at")
     def until(self, incident: Incident) -> str:
         return localize(localtime(incident.ended_at)) if incident.ended_at else _("open")
@@ -100,9 +96,9 @@ class IncidentAdmin(ReadOnlyAdmin[Incident]):
         incident = context["original"]
         context |= {
             "title": _("Incident: %s") % incident,
+            "subtitle": self.about(incident),
             "meaning": MEANING[Incident.Kind(incident.kind)],
             "summary": visible(incident.summary),
-            "subject": self.about(incident),
             "deliveries": [shown(*each) for each in deliveries_of(incident)],
         }
         return super().render_change_form(request, context, *args, **kwargs)

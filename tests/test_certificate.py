@@ -35,6 +35,7 @@ from storage_audit.audit.certificate.files import (
     issued,
     signed,
 )
+from storage_audit.audit.installation import MARKER
 from storage_audit.models import CleanupItem, CleanupOperation, R2Object
 from storage_audit.origin import Origin, acting_as
 from tests.admin_client import page, person, superuser, text_of
@@ -304,10 +305,20 @@ def test_strange_keys_are_no_formula_and_are_read_again_as_they_are(
         assert {item["key"]: item["outcome"] for item in items} == outcomes(operation)
         assert max(len(item["key"].encode()) for item in items) == 1024
         assert verify(path)[2] == 0
-    text = path.read_text()
-    assert all(char.isprintable() or char == "\n" for char in text)
-    for row in csv.reader(StringIO(text)):
-        assert not any(cell.strip().startswith(tuple("=+-@＝＋－＠")) for cell in row)
+    assert all(char.isprintable() or char == "\n" for char in path.read_text())
+
+
+def test_no_cell_of_a_csv_is_a_formula(
+    certified: CleanupOperation, file: Callable[..., Path]
+) -> None:
+    hostile = {"key": "=cmd()", "identity": "=cmd()", "reason": " ＝1", "answer": "x;@cmd()"}
+    certified.items.filter(key=TWO).update(**hostile, etag="-1", evidence="+1")
+    path = file(certified, "csv")
+    for delimiter in ",;":
+        for row in csv.reader(StringIO(path.read_text()), delimiter=delimiter):
+            assert not any(cell.strip(' "').startswith(tuple("=+-@＝＋－＠")) for cell in row)
+    assert found_in(path) == []
+    assert hostile.items() <= next(opened(path).items()).items()
 
 
 def test_more_items_cost_no_more_queries(certified: CleanupOperation) -> None:
@@ -564,6 +575,19 @@ def test_the_bucket_is_asked_on_request_and_an_object_that_came_back_is_named(
     cleaned.items.filter(key=TWO).update(changed_at=timezone.now() + timedelta(minutes=1))
     answer, code = verdict(file(cleaned), "--bucket")
     assert {back["key"]: back["newer"] for back in answer["back"]} == {TWO: False, ALONE: True}
+
+
+def test_what_came_back_in_another_spelling_is_the_same_object_where_the_store_says_so(
+    bucket: Bucket, file: Callable[..., Path]
+) -> None:
+    traits = json.loads(bucket.r2.read(MARKER, bucket.name))
+    bucket.put(MARKER, body=json.dumps({**traits, "folds_unicode": True}).encode())
+    operation, composed = made(), f"{UNDER}\u00e9.mp4"
+    operation.items.filter(key=TWO).update(key=f"{UNDER}e\u0301.mp4", identity=composed)
+    path = file(operation)
+    bucket.put(f"{UNDER}e\u0301.mp4")
+    answer, code = verdict(path, "--bucket")
+    assert code == 1 and [back["key"] for back in answer["back"]] == [f"{UNDER}e\u0301.mp4"]
 
 
 def test_what_the_store_does_not_tell_is_unknown(

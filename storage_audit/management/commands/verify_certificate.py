@@ -97,7 +97,7 @@ def verdict(certificate: Certificate, bucket: bool) -> dict[str, Any]:
         "differences": differences,
         "more_differences": more,
     }
-    told |= looked(certificate, believed=True) if bucket else {}
+    told |= looked(certificate, believed=not flaws) if bucket else {}
     told["fine"] = not (flaws or differences or told.get("unknown") or told.get("back"))
     return told
 

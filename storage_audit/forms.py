@@ -52,7 +52,7 @@ class ScanForm(forms.Form):
     purpose = forms.ChoiceField(
         label=_("What it does"),
         choices=BucketScan.Purpose,
-        widget=AdminRadioSelect,
+        widget=AdminRadioSelect(attrs={"class": "radiolist inline"}),
         help_text=_(
             "Both compare the bucket with the table, and what differs becomes findings. A backfill"
             " also writes rows for objects that have none. Neither deletes an object."

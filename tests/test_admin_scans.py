@@ -178,7 +178,7 @@ def test_the_cost_is_said_first_and_nothing_is_begun() -> None:
     track(*(f"{n}" for n in range(3)), bucket=conf().bucket)
     R2Object.objects.update(created_at=timezone.now() - timedelta(days=1))
     shown = text_of(superuser().post(page("bucketscan", "add"), {"purpose": "reconcile"}))
-    assert "About 3 objects, 1 requests (R2: Class A), $0.0000." in shown
+    assert "Objects: about 3. Requests: 1 (R2: Class A), $0.0000." in shown
     assert not BucketScan.objects.exists() and not enqueued()
 
 

@@ -142,6 +142,8 @@ def test_one_project_alone_has_no_job() -> None:
 def test_a_request_that_is_rolled_back_leaves_nothing() -> None:
     with pytest.raises(Rollback), transaction.atomic():
         tasks.enqueue_job_on_commit(asked(4))
+        # A worker must not look for what is not committed yet.
+        assert not OrmQ.objects.exists()
         raise Rollback
     assert not Job.objects.exists()
     assert not OrmQ.objects.exists()

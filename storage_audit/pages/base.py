@@ -288,6 +288,12 @@ class ConfirmingAdmin(AuditAdmin[M]):
 class DeletingAdmin(ConfirmingAdmin[M]):
     """The stock deletion, which here is followed by a cleanup."""
 
+    def refused(self, request: HttpRequest, row: M | None = None) -> list[tuple[str, str]]:
+        found = super().refused(request, row)
+        if row and not self.has_delete_permission(request, row):
+            found.append((_("Delete"), refusal(request, f"delete_{self.opts.model_name}")))
+        return found
+
     @admin.action(
         permissions=["delete"],
         description=gettext_lazy("Delete selected %(verbose_name_plural)s"),

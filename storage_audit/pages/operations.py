@@ -47,6 +47,7 @@ from storage_audit.pages.base import (
 from storage_audit.pages.filters import Needs
 from storage_audit.querysets import starts_with
 from storage_audit.redaction import visible
+from storage_audit.roles import refusal
 
 OUTCOMES = ("deleted", "already_absent", "protected", "failed")
 # Verified in one request; of whole projects, a job verifies any number.
@@ -97,6 +98,16 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
             path("lookup/", lookup, name="storage_audit_lookup"),
             *super().get_urls(),
         ]
+
+    def refused(
+        self, request: HttpRequest, row: CleanupOperation | None = None
+    ) -> list[tuple[str, str]]:
+        tools = {
+            "verify_cleanup": _("Compare with the bucket"),
+            "force_cleanup": _("Clean up a deleted project"),
+        }
+        more = {label: refusal(request, permission) for permission, label in tools.items()}
+        return super().refused(request, row) + [each for each in more.items() if all(each)]
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[CleanupOperation], search_term: str

@@ -10,6 +10,7 @@ from uuid import UUID
 from django.db import connection, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.sql.compiler import SQLCompiler
+from django.utils.deconstruct import deconstructible
 
 BYTEWISE = {"postgresql": "C", "sqlite": "BINARY"}
 
@@ -33,6 +34,19 @@ class BytewiseTextField(Text[_ST, _GT]):
 
     def db_parameters(self, connection: BaseDatabaseWrapper) -> Any:
         return {**super().db_parameters(connection), "collation": BYTEWISE[connection.vendor]}
+
+
+@deconstructible(path="storage_audit.fields.Bytewise")
+class Bytewise(models.Func):
+    """An expression of text that the database compares and sorts byte by byte."""
+
+    template = "(%(expressions)s) COLLATE %(collation)s"
+
+    def as_sql(  # type: ignore[override]
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any
+    ) -> Any:
+        collation = connection.ops.quote_name(BYTEWISE[connection.vendor])
+        return super().as_sql(compiler, connection, collation=collation, **context)
 
 
 @models.Field.register_lookup

@@ -7,12 +7,13 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import Q
+from django.db.models.functions import Upper
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from storage_audit.access import ApiToken
 from storage_audit.conf import conf
-from storage_audit.fields import BytewiseTextField
+from storage_audit.fields import Bytewise, BytewiseTextField
 from storage_audit.findings import Finding, Sighting
 from storage_audit.incidents import Delivery, Incident, Notice
 from storage_audit.jobs import Job
@@ -64,10 +65,17 @@ class Project(models.Model):
     title = models.CharField(_("title"), max_length=200, blank=True)
     created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
 
+    # What a title is searched by.
+    TITLED = Bytewise(Upper("title"))
+
     class Meta:
         swappable = "STORAGE_AUDIT_PROJECT_MODEL"
         verbose_name = _("project")
         verbose_name_plural = _("projects")
+        indexes = [
+            models.Index(fields=["created_at"], name="project_created"),
+            models.Index(Bytewise(Upper("title")), name="project_titled"),
+        ]
 
     def __str__(self) -> str:
         shown = visible(self.pk)
@@ -99,6 +107,7 @@ class KnownProject(models.Model):
     class Meta:
         verbose_name = _("known project id")
         verbose_name_plural = _("known project ids")
+        indexes = [models.Index(fields=["evidence", "id"], name="known_by_evidence")]
 
     def __str__(self) -> str:
         return visible(self.pk)
@@ -145,8 +154,12 @@ class R2Object(models.Model):
     class Meta:
         verbose_name = _("R2 object")
         verbose_name_plural = _("R2 objects")
-        # On the field it would be two, one of them for LIKE.
-        indexes = [models.Index(fields=["project_id"], name="objects_of_a_project")]
+        indexes = [
+            models.Index(fields=["project_id", "key"], name="keys_of_a_project"),
+            models.Index(
+                fields=["bucket", "key"], condition=~Q(state="stored"), name="objects_not_at_rest"
+            ),
+        ]
         constraints = [
             models.UniqueConstraint(fields=["bucket", "key"], name="one_row_per_object"),
             models.CheckConstraint(

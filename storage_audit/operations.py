@@ -76,7 +76,7 @@ class CleanupOperation(Transitions):
 
     id = models.UUIDField(_("deletion id"), primary_key=True, default=uuid.uuid4, editable=False)
     kind = models.CharField(_("kind"), max_length=10, choices=Kind)
-    project_id = BytewiseTextField(_("project"), null=True, blank=True, db_index=True)
+    project_id = BytewiseTextField(_("project"), null=True, blank=True)
     project_deleted_at = models.DateTimeField(_("project deleted"), null=True, blank=True)
     bucket = BytewiseTextField(_("bucket"))
     parent = models.ForeignKey(
@@ -147,6 +147,13 @@ class CleanupOperation(Transitions):
                 fields=["job", "status"],
                 condition=Q(job__isnull=False),
                 name="operation_of_job",
+            ),
+            models.Index(fields=["created_at"], name="operation_created"),
+            models.Index(fields=["project_id", "created_at"], name="operation_project"),
+            models.Index(fields=["status", "created_at"], name="operation_status"),
+            models.Index(fields=["trigger", "created_at"], name="operation_trigger"),
+            models.Index(
+                fields=["status", "trigger", "created_at"], name="operation_status_trigger"
             ),
         ]
         constraints = [

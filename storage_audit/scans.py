@@ -111,6 +111,7 @@ class BucketScan(models.Model):
     class Meta:
         verbose_name = _("bucket scan")
         verbose_name_plural = _("bucket scans")
+        indexes = [models.Index(fields=["started_at"], name="scan_started")]
         constraints = [
             models.CheckConstraint(
                 condition=Q(status__in=["running", "stopped", "complete", "failed"]),

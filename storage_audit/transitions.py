@@ -52,9 +52,7 @@ class Transitions(models.Model):
     OVER = Q(status__in=ENDED) | Q(kind="verify", status="incomplete", next_attempt_at=None)
     WORKABLE = ("pending", "running", "incomplete", "failed")
 
-    status = models.CharField(
-        _("status"), max_length=20, choices=Status, default=Status.PENDING, db_index=True
-    )
+    status = models.CharField(_("status"), max_length=20, choices=Status, default=Status.PENDING)
     released_by = models.TextField(_("limits lifted by"), blank=True)
     dry_run = models.BooleanField(_("dry run"), default=False)
     error = models.TextField(_("message"), blank=True)

@@ -49,12 +49,13 @@ def starts_with_any(field: str, prefixes: Iterable[str]) -> Q:
 KEPT_LATELY = timedelta(days=30)
 
 
-def buckets_of(rows: models.QuerySet[Any]) -> Iterator[str]:
-    """Every bucket that they name, of a table that has them in an index: a query for each, as
-    DISTINCT would read all rows."""
-    last, named = "", rows.order_by("bucket").values_list("bucket", flat=True)
-    while last := named.filter(bucket__gt=last).first() or "":
-        yield last
+def buckets_in(rows: models.Manager[Any] | models.QuerySet[Any]) -> list[str]:
+    """Those in which there are any, found by a look for each into an index that begins with it."""
+    found = list[str]()
+    names = rows.order_by("bucket").values_list("bucket", flat=True)
+    while name := names.filter(bucket__gt=found[-1] if found else "").first():
+        found.append(name)
+    return found
 
 
 PATIENCE = 5000  # milliseconds
@@ -89,24 +90,35 @@ def of_sqlite_in_a_hurry() -> Iterator[None]:
             cursor.execute(f"PRAGMA busy_timeout = {usual}")
 
 
-def with_storage(owners: models.QuerySet[Any]) -> models.QuerySet[Any]:
-    """Each project with its tracked objects and bytes, and its last cleanup's status."""
+# So many objects of each project are counted for a list of projects.
+COUNTED = 1_000
+
+
+def with_storage(
+    owners: models.QuerySet[Any], *, most: int | None = COUNTED + 1
+) -> models.QuerySet[Any]:
+    """Each project with its tracked objects and bytes, both of no more than `most` objects, and its
+    last cleanup's status."""
     mine = {"project_id": OuterRef("storage_audit_id")}
     objects = apps.get_model("storage_audit", "R2Object").objects.filter(**mine)
-    grouped = objects.order_by().values("project_id")
     cleanups = apps.get_model("storage_audit", "CleanupOperation").objects.cleanups()
     operations = cleanups.filter(**mine).order_by("-created_at")
-    count, size = grouped.annotate(n=Count("pk")), grouped.annotate(n=Sum("size"))
     annotated: models.QuerySet[Any] = owners.annotate(
         storage_audit_id=projects.id_expression(),
-        object_count=Coalesce(models.Subquery(count.values("n")), 0),
-        object_bytes=Coalesce(
-            models.Subquery(size.values("n"), output_field=models.BigIntegerField()), 0
-        ),
+        object_count=aggregate_of(objects[:most], "COUNT(*)"),
+        object_bytes=aggregate_of(objects[:most], "COALESCE(SUM(size), 0)"),
         last_operation_id=models.Subquery(operations.values("pk")[:1]),
         last_operation_status=models.Subquery(operations.values("status")[:1]),
     )
     return annotated
+
+
+def aggregate_of(objects: models.QuerySet[Any], aggregate: str) -> models.Subquery:
+    return models.Subquery(
+        objects.values("size"),
+        output_field=models.BigIntegerField(),
+        template=f"(SELECT {aggregate} FROM (%(subquery)s) AS counted)",
+    )
 
 
 class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
@@ -242,6 +254,15 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
         """The number of objects and of bytes that the rows stand for."""
         figures = self.aggregate(n=Count("pk"), size=Coalesce(Sum("size"), 0))
         return figures["n"], figures["size"]
+
+    def by_project(self) -> dict[str | None, tuple[int, int]]:
+        """The number of objects and of bytes of each project that has any."""
+        sums = (
+            self.order_by()
+            .values("project_id")
+            .annotate(n=Count("pk"), total=Coalesce(Sum("size"), 0))
+        )
+        return {one: (n, total) for one, n, total in sums.values_list("project_id", "n", "total")}
 
     def by_bucket(self) -> list[tuple[str, int, int]]:
         """Each bucket with the number of objects and of bytes in it."""

@@ -50,12 +50,10 @@ def test_a_scan_shows_what_it_saw_of_each_kind_and_how_fast_it_was() -> None:
     )
     shown = text_of(superuser().get(page("bucketscan")))
     assert '<td class="field-took">0:01:30</td>' in shown
-    assert '<td class="field-rate">10000</td>' in shown
-    assert "3.0 GB" in shown
     for count in counts.values():
         assert f"{count} " in shown
     shown = text_of(superuser().get(page("bucketscan", "change", one.pk)))
-    assert "912" in shown and "3.0 GB" in shown
+    assert "912" in shown and "3.0 GB" in shown and ">10000<" in shown
     for count in counts.values():
         assert f">{count}<" in shown
 

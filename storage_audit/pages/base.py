@@ -11,6 +11,7 @@ from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.options import IncorrectLookupParameters, ShowFacets
 from django.contrib.admin.utils import model_format_dict
+from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
 from django.db import models, transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
@@ -27,6 +28,7 @@ from django.views.decorators.http import require_GET
 
 from storage_audit.models import CleanupOperation
 from storage_audit.pages import exports
+from storage_audit.pages.lists import LongList
 from storage_audit.querysets import starts_with
 from storage_audit.redaction import visible
 from storage_audit.roles import refusal
@@ -123,7 +125,6 @@ class AuditAdmin(ModelAdmin[M]):
     """Lists that stay quick with a million rows, and the permissions of the actions."""
 
     list_per_page = 50
-    show_full_result_count = False
     show_facets = ShowFacets.NEVER
     prefix_field = ""
     change_list_template = "admin/storage_audit/change_list.html"
@@ -143,10 +144,13 @@ class AuditAdmin(ModelAdmin[M]):
         if form not in exports.CONTENT_TYPES:
             raise Http404
         try:
-            rows = self.get_changelist_instance(request).get_queryset(request)
+            rows = self.to_export(self.get_changelist_instance(request).get_queryset(request))
         except IncorrectLookupParameters:
             return HttpResponseRedirect(f"{self.list_address()}?e=1")
         return exports.answer(form, rows, self.export_columns(request))
+
+    def to_export(self, rows: models.QuerySet[M]) -> models.QuerySet[M]:
+        return rows
 
     def export_columns(self, request: HttpRequest) -> list[str]:
         """All that is no inner affair."""
@@ -155,6 +159,9 @@ class AuditAdmin(ModelAdmin[M]):
 
     def list_address(self) -> str:
         return reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist")
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return LongList
 
     def get_search_results(
         self, request: HttpRequest, queryset: models.QuerySet[M], search_term: str

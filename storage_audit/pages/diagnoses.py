@@ -26,6 +26,7 @@ class DiagnosisAdmin(ReadOnlyAdmin[Diagnosis]):
     list_display = ("at", "context", "host", "results")
     list_filter = ("context",)
     ordering = ("-at", "pk")
+    sortable_by = ("at",)
     change_list_template = "admin/storage_audit/diagnosis/change_list.html"
     change_form_template = "admin/storage_audit/diagnosis/change_form.html"
 

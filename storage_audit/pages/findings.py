@@ -9,6 +9,7 @@ from django.contrib import admin, messages
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, path
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
@@ -24,6 +25,7 @@ from storage_audit.pages import acts, left_behind
 from storage_audit.pages.acts import Act, size_of, with_lines
 from storage_audit.pages.base import ConfirmingAdmin, ReadOnlyAdmin, action, shown_key, why_link
 from storage_audit.pages.filters import MayBeDeleted
+from storage_audit.pages.lists import BucketFilter
 from storage_audit.places import Full, place
 from storage_audit.redaction import redact, visible
 
@@ -32,23 +34,15 @@ Answer = HttpResponse | None
 
 @admin.register(Finding)
 class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
-    list_display = (
-        "shown",
-        "kind",
-        "state",
-        "owner",
-        "shown_size",
-        "first_seen_at",
-        "last_seen_at",
-        "shown_evidence",
-    )
-    list_filter = (MayBeDeleted, "state", "kind")
+    list_display = ("found", "kind", "state", "owner", "shown_size", "last_seen_at")
+    list_filter = (BucketFilter, MayBeDeleted, "state", "kind")
     search_fields = ("key",)
     search_help_text = gettext_lazy(
         "The beginning of a key, such as projects/proj_1/. Case counts."
     )
     prefix_field = "key"
     ordering = ("key", "pk")
+    sortable_by = ("found",)
     actions = tuple(act.name for act in acts.ACTS)
     fields = (
         "bucket",
@@ -80,6 +74,11 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         return left_behind.view(request, self)
 
     @admin.display(description=gettext_lazy("key"), ordering="key")
+    def found(self, finding: Finding) -> SafeString:
+        evidence = visible(finding.evidence)
+        return format_html('{}<br><span class="quiet">{}</span>', shown_key(finding.key), evidence)
+
+    @admin.display(description=gettext_lazy("key"))
     def shown(self, finding: Finding) -> SafeString:
         return shown_key(finding.key)
 

@@ -16,6 +16,7 @@ from django.utils.translation import gettext_lazy, ngettext
 from storage_audit.conf import conf
 from storage_audit.models import R2Object
 from storage_audit.pages.base import DeletingAdmin, action, amount, shown_key, why_link, will_go
+from storage_audit.pages.lists import BucketFilter
 from storage_audit.querysets import R2ObjectQuerySet
 from storage_audit.redaction import visible
 
@@ -25,13 +26,14 @@ KEYS_SHOWN = 50
 @admin.register(R2Object)
 class R2ObjectAdmin(DeletingAdmin[R2Object]):
     list_display = ("shown", "owner", "shown_size", "state", "last_modified")
-    list_filter = ("state", "source")
+    list_filter = (BucketFilter, "state")
     search_fields = ("key",)
     search_help_text = gettext_lazy(
         "The beginning of a key, such as projects/proj_1/. Case counts."
     )
     prefix_field = "key"
-    ordering = ("bucket", "key")
+    ordering = ("key", "pk")
+    sortable_by = ("shown",)
     fields = (
         "bucket",
         "shown",

@@ -6,11 +6,13 @@ from typing import Any
 from django.contrib import admin, messages
 from django.contrib.admin.widgets import AdminTextInputWidget
 from django.db import transaction
-from django.db.models import ProtectedError, QuerySet, RestrictedError
+from django.db.models import ProtectedError, Q, QuerySet, RestrictedError, Value
+from django.db.models.functions import Upper
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.defaultfilters import filesizeformat
-from django.utils.html import format_html
+from django.utils.formats import number_format
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -35,7 +37,7 @@ from storage_audit.pages.base import (
     will_go,
 )
 from storage_audit.pages.jobs import may_see_jobs
-from storage_audit.querysets import with_storage
+from storage_audit.querysets import COUNTED, starts_with, with_storage
 from storage_audit.redaction import visible
 
 # What `with_storage` says of each project.
@@ -58,16 +60,18 @@ class OwnerAdmin(DeletingAdmin[M]):
     def get_queryset(self, request: HttpRequest) -> QuerySet[M]:
         return with_storage(super().get_queryset(request))
 
-    @admin.display(description=gettext_lazy("objects"), ordering="object_count")
-    def tracked_objects(self, project: Any) -> int:
-        count: int = project.object_count
-        return count
+    # What is counted for each row of a list would be counted for all projects to sort by it.
+    @admin.display(description=gettext_lazy("objects"))
+    def tracked_objects(self, project: Any) -> str:
+        return capped(
+            project, number_format(min(project.object_count, COUNTED), force_grouping=True)
+        )
 
-    @admin.display(description=gettext_lazy("bytes"), ordering="object_bytes")
+    @admin.display(description=gettext_lazy("bytes"))
     def tracked_bytes(self, project: Any) -> str:
-        return filesizeformat(project.object_bytes)
+        return capped(project, filesizeformat(project.object_bytes))
 
-    @admin.display(description=gettext_lazy("last cleanup"), ordering="last_operation_status")
+    @admin.display(description=gettext_lazy("last cleanup"))
     def last_cleanup(self, project: Any) -> SafeString | None:
         if project.last_operation_id is None:
             return None
@@ -76,14 +80,20 @@ class OwnerAdmin(DeletingAdmin[M]):
 
     @admin.display(description=gettext_lazy("tracked in R2"))
     def storage(self, project: Any) -> SafeString:
-        return format_html(
-            '{} · <a href="{}">{}</a> · <a href="{}">{}</a>',
-            amount(project.object_count, project.object_bytes),
-            list_of("r2object", project_id=project.storage_audit_id),
-            _("Show the objects"),
-            list_of("cleanupoperation", project_id=project.storage_audit_id),
-            _("Show the cleanups"),
-        )
+        """Exact, so for the page of one project."""
+        mine = {"project_id": project.storage_audit_id}
+        held = R2Object.objects.filter(**mine).by_bucket() or [(conf().bucket, 0, 0)]
+        show, url = _("Show the objects"), list_of("cleanupoperation", **mine)
+        lines = [
+            (amount(count, size), list_of("r2object", bucket=bucket, **mine), show)
+            for bucket, count, size in held
+        ]
+        objects = format_html_join("", '{} · <a href="{}">{}</a> · ', lines)
+        return format_html('{}<a href="{}">{}</a>', objects, url, _("Show the cleanups"))
+
+    def to_export(self, rows: QuerySet[M]) -> QuerySet[M]:
+        """Exact, where the list counts no more than it has to."""
+        return with_storage(rows, most=None)
 
     def export_columns(self, request: HttpRequest) -> list[str]:
         """Of the model only what the list shows, as an adopter's may have secrets."""
@@ -200,22 +210,38 @@ class OwnerAdmin(DeletingAdmin[M]):
                 ),
             ),
             heads=(_("Project"), _("Tracked objects"), _("Bytes")),
-            rows=[
-                (str(project), self.tracked_objects(project), self.tracked_bytes(project))
-                for project in owners
-            ],
+            rows=tracked_of(owners),
             button=_("Yes, delete without limits"),
         )
+
+
+def capped(project: Any, figure: str) -> str:
+    return _("more than %s") % figure if project.object_count > COUNTED else figure
+
+
+def tracked_of(owners: Sequence[Any] | QuerySet[Any]) -> list[tuple[str, int, str]]:
+    """Each project with its objects and bytes, all counted."""
+    ids = {project: projects.id_of(project) for project in owners}
+    held = R2Object.objects.filter(project_id__in=ids.values()).by_project()
+    figures = ((project, *held.get(one, (0, 0))) for project, one in ids.items())
+    return [(str(project), count, filesizeformat(size)) for project, count, size in figures]
 
 
 @admin.register(Project)
 class ProjectAdmin(OwnerAdmin[Project]):
     list_display = ("id", "title", "tracked_objects", "tracked_bytes", "last_cleanup", "created_at")
     search_fields = ("id", "title")
-    search_help_text = gettext_lazy("A part of the id or of the title.")
-    show_full_result_count = True
+    search_help_text = gettext_lazy("The beginning of the id or of the title.")
     ordering = ("-created_at", "pk")
+    sortable_by = ("id", "created_at")
     formfield_overrides = {BytewiseTextField: {"widget": AdminTextInputWidget}}
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Project], search_term: str
+    ) -> tuple[QuerySet[Project], bool]:
+        titled = queryset.alias(titled=Project.TITLED)
+        named = Q(titled__startswith=Upper(Value(search_term)))
+        return titled.filter(starts_with("pk", search_term) | named), False
 
     def get_fields(self, request: HttpRequest, obj: Project | None = None) -> tuple[str, ...]:
         facts = ("storage", "last_cleanup", "created_at") if obj else ()
@@ -245,3 +271,5 @@ class KnownProjectAdmin(ReadOnlyAdmin[KnownProject]):
     @admin.display(description=gettext_lazy("what became of its files"))
     def why(self, known: KnownProject) -> SafeString:
         return format_html('<a href="{}">{}</a>', lookup_of(known.pk), _("Why?"))
+
+    sortable_by = ("id",)

@@ -37,19 +37,10 @@ STARTS = (
 
 @admin.register(BucketScan)
 class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
-    list_display = (
-        "started_at",
-        "purpose",
-        "place",
-        "status",
-        "listed",
-        "shown_size",
-        "took",
-        "rate",
-        "differences",
-    )
+    list_display = ("started_at", "purpose", "place", "status", "listed", "took", "differences")
     list_filter = ("purpose", "status", "dry_run")
     ordering = ("-started_at", "pk")
+    sortable_by = ("started_at",)
     fields = (
         "id",
         "purpose",

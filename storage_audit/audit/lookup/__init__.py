@@ -13,7 +13,7 @@ from storage_audit.audit.lookup.project import ProjectFacts
 from storage_audit.audit.lookup.sentence import Answer, Sentence
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, Finding, R2Object
-from storage_audit.querysets import buckets_of
+from storage_audit.querysets import buckets_in
 
 WHY: tuple[Callable[[Facts], Answer], ...] = (
     went.own_object,
@@ -58,7 +58,7 @@ def why(facts: Facts) -> Sentence:
 def look_up(text: str) -> LookedUp:
     """`text` is without secrets."""
     tables = (R2Object.objects.all(), Finding.objects.all())
-    buckets = {conf().bucket, *chain.from_iterable(map(buckets_of, tables))}
+    buckets = {conf().bucket, *chain.from_iterable(map(buckets_in, tables))}
     understood = understand(text, buckets)
     operation = operation_of(understood)
     of_project = understood.project_id and project.facts_of(understood.project_id, buckets)

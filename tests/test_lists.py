@@ -1,0 +1,342 @@
+"""The admin's lists: pages that show each row once, counts that end early, and what they cost."""
+
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from html import unescape
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+from django.apps import apps
+from django.contrib.auth.models import User
+from django.core import signing
+from django.db import connection
+from django.db.models import Model
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+from pytest_django import Settings
+
+from storage_audit.models import (
+    ApiToken,
+    BucketScan,
+    CleanupOperation,
+    Diagnosis,
+    Finding,
+    KnownProject,
+    Project,
+    R2Object,
+)
+from storage_audit.pages import lists
+from storage_audit.pages.base import AuditAdmin
+from storage_audit.pages.objects import R2ObjectAdmin
+from tests.admin_client import page, superuser, text_of
+from tests.test_admin_projects import queries, track
+
+NOW = timezone.now()
+FIRST_INSTEAD = "That link leads to no page of this list any more. This is the first page."
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of three rows."""
+    monkeypatch.setattr(AuditAdmin, "list_per_page", 3)
+
+
+def link(shown: str, text: str) -> str | None:
+    found = re.search(rf'href="([^"]*)"[^>]*>{text}</a>', shown)
+    return found and unescape(found[1])
+
+
+def rows_of(shown: str) -> list[str]:
+    return re.findall(r'name="_selected_action" value="([^"]+)"', shown)
+
+
+def walk(client: Client, model: str, query: str, text: str) -> list[list[str]]:
+    """The rows of each page, by the links with this text."""
+    found, url = list[list[str]](), query
+    while True:
+        shown = text_of(client.get(page(model) + url))
+        found.append(rows_of(shown))
+        onward = link(shown, text)
+        if onward is None:
+            return found
+        url = onward
+
+
+def findings(count: int, **facts: Any) -> list[Finding]:
+    """Two of each key."""
+    scan = BucketScan.objects.create(bucket="tests")
+    seen = {"bucket": "tests", "first_scan": scan, "last_scan": scan, **facts}
+    kinds = ("orphaned", "misnamed")
+    return Finding.objects.bulk_create(
+        [Finding(key=f"k{n // 2:03}", kind=kinds[n % 2], **seen) for n in range(count)]
+    )
+
+
+def operations(count: int) -> list[CleanupOperation]:
+    """Four of each moment; one in five was not asked for a project."""
+    return CleanupOperation.objects.bulk_create(
+        [
+            CleanupOperation(
+                kind="project",
+                project_id=f"proj_{n}" if n % 5 else None,
+                bucket="tests",
+                trigger="deleted",
+                created_at=NOW - timedelta(seconds=n // 4),
+            )
+            for n in range(count)
+        ]
+    )
+
+
+def objects(count: int) -> list[R2Object]:
+    facts = {"bucket": "tests", "source": "upload", "state": "stored", "size": 1}
+    return R2Object.objects.bulk_create([R2Object(key=f"k{n:03}", **facts) for n in range(count)])
+
+
+def projects(count: int) -> list[Project]:
+    made = [Project(id=f"proj_{n}", created_at=NOW - timedelta(n // 4)) for n in range(count)]
+    return Project.objects.bulk_create(made)
+
+
+def tracked(count: int) -> None:
+    for n in range(count):
+        track(f"proj_{count}_{n}", 2)
+
+
+WALKS = [
+    (findings, "finding", "", ("key", "pk")),
+    (findings, "finding", "?o=-1", ("-key", "pk")),
+    (findings, "finding", "?state__exact=open", ("key", "pk")),
+    (operations, "cleanupoperation", "", ("-created_at", "pk")),
+    (operations, "cleanupoperation", "?o=5", ("created_at", "pk")),
+    (objects, "r2object", "", ("key", "pk")),
+    (projects, "project", "", ("-created_at", "pk")),
+    (projects, "project", "?o=6.1", ("created_at", "pk")),
+]
+
+
+@pytest.mark.parametrize(("make", "model", "query", "order"), WALKS)
+def test_next_and_previous_show_each_row_once_and_in_order(
+    db: None,
+    short: None,
+    make: Callable[[int], list[Model]],
+    model: str,
+    query: str,
+    order: tuple[str, ...],
+) -> None:
+    client = superuser()
+    table = type(make(11)[0])
+    expected = [str(pk) for pk in table.objects.order_by(*order).values_list("pk", flat=True)]  # type: ignore[attr-defined]
+    onward = walk(client, model, query, "Next")
+    assert sum(onward, []) == expected
+    assert [len(rows) for rows in onward] == [3, 3, 3, 2]
+    last = link(text_of(client.get(page(model) + query)), "Last")
+    assert last is not None
+    back = walk(client, model, last, "Previous")
+    assert sum(reversed(back), []) == expected
+    assert [len(rows) for rows in back] == [3, 3, 3, 2]
+
+
+def test_first_leads_back_and_keeps_the_filter(db: None, short: None) -> None:
+    findings(8)
+    client, query = superuser(), "?state__exact=open&q=k"
+    onward = link(text_of(client.get(page("finding") + query)), "Next")
+    assert onward is not None
+    shown = text_of(client.get(page("finding") + onward))
+    assert link(shown, "First") == "?q=k&state__exact=open"
+
+
+def test_rows_that_come_and_go_meanwhile_neither_hide_nor_repeat_others(
+    db: None, short: None
+) -> None:
+    there = [str(one.pk) for one in findings(9)]
+    client = superuser()
+    first = text_of(client.get(page("finding")))
+    seen, onward = rows_of(first), link(first, "Next")
+    Finding.objects.filter(pk=seen[-1]).delete()
+    findings(8, escaped=True)
+    assert onward is not None
+    seen += sum(walk(client, "finding", onward, "Next"), [])
+    assert [pk for pk in seen if pk in there] == there
+    assert len(seen) == len(set(seen)) == 9 + 6
+
+
+def test_a_page_whose_rows_are_gone_is_the_first(db: None, short: None) -> None:
+    made = findings(6)
+    client = superuser()
+    onward = link(text_of(client.get(page("finding"))), "Next")
+    assert onward is not None
+    Finding.objects.filter(pk__in=[one.pk for one in made[3:]]).delete()
+    assert rows_of(text_of(client.get(page("finding") + onward))) == [str(o.pk) for o in made[:3]]
+
+
+def cursor(client: Client, model: str, query: str = "") -> str:
+    found = link(text_of(client.get(page(model) + query)), "Next")
+    assert found is not None
+    return parse_qs(found[1:])["p"][0]
+
+
+def test_whatever_stands_in_place_of_a_page_leads_to_the_first(db: None, short: None) -> None:
+    findings(7)
+    operations(7)
+    client = superuser()
+    good = cursor(client, "finding")
+    hostile = [
+        "2",
+        "",
+        "\0",
+        '[false,["k001","3"]]',
+        good[:-1],
+        good[1:],
+        signing.dumps([False, ["k001", "3"]]),
+        cursor(client, "finding", "?o=-1"),
+        cursor(client, "cleanupoperation"),
+        "9" * 5000,
+    ]
+    first = rows_of(text_of(client.get(page("finding"))))
+    for each in hostile:
+        shown = text_of(client.get(page("finding"), {"p": each}))
+        assert FIRST_INSTEAD in shown, each
+        assert rows_of(shown) == first
+    assert FIRST_INSTEAD not in text_of(client.get(page("finding"), {"p": good}))
+
+
+def test_nobody_sorts_by_what_no_index_serves(db: None) -> None:
+    findings(7)
+    with CaptureQueriesContext(connection) as captured:
+        text_of(superuser().get(page("finding"), {"o": "2.3.5"}))
+    assert [query for query in captured if "ORDER BY" in query["sql"]]
+    assert not [query for query in captured if re.search("ORDER BY.*(kind|size)", query["sql"])]
+
+
+def test_an_order_that_may_be_null_has_numbered_pages(
+    db: None, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(R2ObjectAdmin, "ordering", ("project_id", "pk"))
+    made = objects(7)
+    shown = text_of(superuser().get(page("r2object"), {"p": "3"}))
+    assert rows_of(shown) == [str(made[6].pk)]
+    assert link(shown, "2")
+
+
+def test_many_rows_are_not_counted_to_the_end(
+    db: None, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lists, "COUNTED", 4)
+    findings(4)
+    client = superuser()
+    assert " 4 findings" in text_of(client.get(page("finding")))
+    findings(3, escaped=True)
+    with connection.cursor() as asked:
+        asked.execute("ANALYZE")
+    shown = text_of(client.get(page("finding")))
+    many = "about 7" if connection.vendor == "postgresql" else "more than 4"
+    assert f" {many} findings" in shown
+    assert f"Select all {many} findings" in shown
+    searched = text_of(client.get(page("finding"), {"q": "k"}))
+    assert "more than 4 results" in searched
+    assert "about" not in searched
+    assert "1 result " in text_of(client.get(page("finding"), {"q": "k001", "kind": "misnamed"}))
+
+
+def test_an_estimate_has_three_digits() -> None:
+    assert [lists.rounded(n) for n in (7, 9_994_321, 10_006_000)] == [7, 9_990_000, 10_000_000]
+
+
+MAKERS: dict[str, Callable[[int], object]] = {
+    "r2object": objects,
+    "finding": findings,
+    "cleanupoperation": operations,
+    "project": tracked,
+    "knownproject": lambda count: KnownProject.objects.bulk_create(
+        [KnownProject(id=f"proj_{n}", evidence="seen") for n in range(count)]
+    ),
+    "bucketscan": lambda count: BucketScan.objects.bulk_create(
+        [BucketScan(bucket="tests") for _ in range(count)]
+    ),
+    "diagnosis": lambda count: Diagnosis.objects.bulk_create(
+        [Diagnosis(context="web", host="h", pid=n) for n in range(count)]
+    ),
+    "apitoken": lambda count: [
+        ApiToken.issue(name=f"t{n}", user=User.objects.get_or_create(username=f"u{n}")[0])
+        for n in range(count)
+    ],
+}
+
+
+@pytest.mark.parametrize("model", MAKERS)
+def test_many_rows_cost_as_many_queries_as_few(
+    db: None, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    monkeypatch.setattr(AuditAdmin, "list_per_page", 10)
+    client = superuser()
+    MAKERS[model](2)
+    few = queries(client, page(model))
+    apps.get_model("storage_audit", model).objects.all().delete()
+    MAKERS[model](25)
+    onward = link(text_of(client.get(page(model))), "Next")
+    assert onward is not None
+    assert {queries(client, page(model)), queries(client, page(model) + onward)} == {few}
+
+
+def test_all_across_pages_are_all_that_the_filter_shows(db: None, short: None) -> None:
+    wanted, other = findings(7), findings(2, escaped=True, state="resolved")
+    client, query = superuser(), "?state__exact=open"
+    onward = link(text_of(client.get(page("finding") + query)), "Next")
+    assert onward is not None
+    some = {"_selected_action": [wanted[3].pk], "select_across": "1", "action": "acknowledge"}
+    asked = text_of(client.post(page("finding") + onward, {**some, "index": "0"}))
+    [digest] = re.findall('name="digest" value="(.+?)"', asked)
+    client.post(page("finding") + onward, {**some, "post": "yes", "digest": digest, "note": "fine"})
+    states = Finding.objects.values_list("state", flat=True)
+    assert set(states.filter(pk__in=[one.pk for one in wanted])) == {"acknowledged"}
+    assert set(states.filter(pk__in=[one.pk for one in other])) == {"resolved"}
+
+
+def test_a_list_shows_one_bucket_and_a_choice_where_there_are_several(
+    db: None, settings: Settings
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"BUCKET": "tests"}
+    objects(2)
+    client = superuser()
+    assert "By bucket" not in text_of(client.get(page("r2object")))
+    R2Object.objects.create(bucket="old", key="of-old", source="upload", state="stored")
+    shown = text_of(client.get(page("r2object")))
+    assert "By bucket" in shown
+    assert "of-old" not in shown
+    for bucket, seen in (("old", True), ("tests", False), ("nowhere", False), ("\0", False)):
+        assert ("of-old" in text_of(client.get(page("r2object"), {"bucket": bucket}))) == seen
+
+
+def test_a_project_leads_to_its_objects_in_each_bucket_and_counts_them_all(db: None) -> None:
+    track("proj_1", 1_002)
+    mine = {"project_id": "proj_1", "source": "upload", "state": "stored", "size": 1}
+    R2Object.objects.create(bucket="old", key="of-old", **mine)
+    client = superuser()
+    assert '<td class="field-tracked_objects">more than 1,000</td>' in text_of(
+        client.get(page("project"))
+    )
+    shown = text_of(client.get(page("project", "change", "proj_1")))
+    assert "1002 objects, 978.5 KB" in shown
+    urls = re.findall(r'href="([^"]*/r2object/\?[^"]*)"', shown)
+    there = [text_of(client.get(unescape(url))) for url in urls]
+    assert ["of-old" in each for each in there] == [True, False]
+
+
+@pytest.mark.parametrize("term", ["proj_1", "Summer", "sUMMER c", "summer 100%"])
+def test_projects_are_searched_by_the_beginning_of_id_or_title(db: None, term: str) -> None:
+    Project.objects.create(pk="proj_1", title="Summer Clips")
+    Project.objects.create(pk="proj_10", title="Summer 100% done")
+    Project.objects.create(pk="proj_2", title="Late summer")
+    Project.objects.create(pk="proj_3", title="Summer 1000")
+    shown = rows_of(text_of(superuser().get(page("project"), {"q": term})))
+    expected = {
+        "proj_1": {"proj_1", "proj_10"},
+        "Summer": {"proj_1", "proj_10", "proj_3"},
+        "sUMMER c": {"proj_1"},
+        "summer 100%": {"proj_10"},
+    }
+    assert set(shown) == expected[term]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from benchmarks.deletion import deletion
+from benchmarks.lists import lists
 from benchmarks.measure import Contender, Failed
 from benchmarks.ours import BACKFILL, RECONCILE
 from benchmarks.rivals import FLOOR
@@ -176,4 +177,5 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "memory": memory,
     "queries": queries,
     "workers": workers,
+    "lists": lists,
 }

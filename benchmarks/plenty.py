@@ -1,0 +1,123 @@
+"""A database as full as one gets in years: rows by the million, made by the database itself.
+
+A tenth of the objects belong to one project, the others to the rest; of each kind of row there are
+common ones, rare ones, and some of another bucket.
+"""
+
+from typing import NamedTuple
+
+from benchmarks.database import Database
+
+BIG = "proj_000000"
+
+
+class Size(NamedTuple):
+    objects: int
+    many: int
+    """Of the big project, of operations, of findings."""
+    projects: int
+    known: int
+    scans: int
+
+    @classmethod
+    def of(cls, objects: int) -> "Size":
+        return cls(objects, objects // 10, objects // 50, objects // 33, objects // 1000)
+
+
+PROJECT = """
+INSERT INTO storage_audit_project (id, title, created_at)
+SELECT 'proj_' || lpad(n::text, 6, '0'),
+  (ARRAY['Summer', 'Teaser', 'Interview', 'Trailer', 'Recap'])[1 + n %% 5] || ' ' || md5(n::text),
+  timestamptz '2026-01-01' - n * interval '5 minutes'
+FROM generate_series(0, %(projects)s - 1) AS n
+"""
+
+KNOWN = """
+INSERT INTO storage_audit_knownproject (id, first_seen_at, evidence, deleted_at)
+SELECT 'proj_' || lpad(n::text, 6, '0'), timestamptz '2026-01-01' - n * interval '5 minutes',
+  CASE WHEN n < %(projects)s THEN 'saved' WHEN n %% 10000 = 9999 THEN 'declared' ELSE 'deleted' END,
+  CASE WHEN n < %(projects)s THEN NULL ELSE timestamptz '2026-01-01' END
+FROM generate_series(0, %(known)s - 1) AS n
+"""
+
+# In the order of the keys of each layout, as a backfill writes them.
+OBJECT = """
+INSERT INTO storage_audit_r2object (bucket, key, project_id, scene_id, file_type, layout, size,
+  etag, last_modified, source, state, created_at, updated_at)
+SELECT CASE WHEN n %% 1000 = 999 THEN 'old-media' ELSE 'autoshorts-media' END,
+  CASE n %% 10
+    WHEN 8 THEN 'audio/' || project || '/s' || scene || '/' || md5(n::text) || '.mp3'
+    WHEN 9 THEN project || '_s' || n || '_media.mp4'
+    ELSE 'projects/' || project || '/scenes/s' || scene || '/media/' || md5(n::text) || '.mp4' END,
+  project, 's' || scene, 'mp4', 'hierarchical', 1000000 + n * 7919 %% 8999993, md5(n::text),
+  timestamptz '2026-01-01' - n * interval '1 second', 'backfill',
+  CASE n %% 20000 WHEN 7 THEN 'uploading' WHEN 11 THEN 'upload_failed' WHEN 13 THEN 'deleting'
+    ELSE 'stored' END,
+  now(), now()
+FROM (
+  SELECT n, n %% 10 AS scene, 'proj_' || lpad((CASE WHEN n < %(many)s THEN 0
+    WHEN n < 2 * %(many)s THEN 1 + n %% 50
+    ELSE 51 + n / 45 %% (%(projects)s - 51) END)::text, 6, '0') AS project
+  FROM generate_series(0::bigint, %(objects)s - 1) AS n
+) AS made
+"""
+
+SCAN = """
+INSERT INTO storage_audit_bucketscan (id, bucket, purpose, prefix, dry_run, accept_fewer,
+  requested_by, status, error, in_key_order, requests, listed, listed_bytes, added, updated,
+  unchanged, orphaned, missing, untracked, changed, ambiguous, unrecognised, misnamed, unstorable,
+  unfinished, started_at, finished_at)
+SELECT md5(n::text)::uuid, 'autoshorts-media',
+  CASE n %% 5000 WHEN 1 THEN 'backfill' ELSE 'reconcile' END, '', n %% 100 = 3, false, '',
+  CASE n %% 5000 WHEN 2 THEN 'failed' ELSE 'complete' END, '', true, 1, 1, 1, 0, 0, 1, 0, 0, 0, 0,
+  0, 0, 0, 0, 0, timestamptz '2026-01-01' - n * interval '1 hour', timestamptz '2026-01-01'
+FROM generate_series(0, %(scans)s - 1) AS n
+"""
+
+# Of ten operations two are dry runs, one a verification, three late checks, four deletions.
+OPERATION = """
+INSERT INTO storage_audit_cleanupoperation (id, kind, project_id, bucket, trigger, requested_by,
+  origin, discovery, strategy, step, cursor, pace, found, found_bytes, deleted, deleted_bytes,
+  already_absent, already_absent_bytes, protected, protected_bytes, failed, failed_bytes,
+  plan_digest, ranges, status, released_by, dry_run, error, attempts, takeovers, created_at,
+  archive, archive_digest, parent_id)
+SELECT md5('o' || n)::uuid,
+  CASE WHEN kind = 'project' AND n %% 5000 = 17 THEN 'objects' ELSE kind END,
+  'proj_' || lpad((n %% %(known)s)::text, 6, '0'), 'autoshorts-media', trigger, 'anna',
+  'web, 127.0.0.1', 'both', 'batch', 'verify', '{}', '{}', 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, '', '[]',
+  CASE WHEN trigger = 'dry_run' THEN 'planned' WHEN n %% 10000 = 16 THEN 'failed'
+    WHEN n %% 10000 = 26 THEN 'blocked' ELSE 'clean' END,
+  '', trigger = 'dry_run', '', 1, 0, timestamptz '2026-01-01' - n * interval '1 minute', '', '',
+  NULL
+FROM (SELECT n, CASE WHEN n %% 10 IN (2, 3, 4, 5) THEN 'verify' ELSE 'project' END AS kind,
+  CASE n %% 10 WHEN 0 THEN 'dry_run' WHEN 1 THEN 'dry_run' WHEN 2 THEN 'verify' WHEN 3 THEN
+  'late_check' WHEN 4 THEN 'late_check' WHEN 5 THEN 'late_check' ELSE
+  CASE WHEN n %% 10000 = 36 THEN 'forced' ELSE 'deleted' END END AS trigger
+  FROM generate_series(0, %(many)s - 1) AS n) AS made
+"""
+
+FINDING = """
+INSERT INTO storage_audit_finding (bucket, key, escaped, kind, upload_id, project_id, size, etag,
+  last_modified, evidence, state, note, decided_by, first_seen_at, last_seen_at, first_scan_id,
+  last_scan_id)
+SELECT CASE WHEN n %% 1000 = 999 THEN 'old-media' ELSE 'autoshorts-media' END,
+  'projects/proj_' || lpad((n / 10)::text, 6, '0') || '/scenes/s1/media/' || md5(n::text) || '.mp4',
+  false,
+  CASE WHEN n %% 10000 = 3 THEN 'misnamed' WHEN n %% 10 = 1 THEN 'missing' ELSE 'orphaned' END,
+  '', 'proj_' || lpad((n / 10)::text, 6, '0'), 1000000, md5(n::text),
+  timestamptz '2025-01-01', 'no project of this id is known',
+  CASE WHEN n %% 10000 = 5 THEN 'acknowledged' WHEN n %% 10 < 3 THEN 'open' ELSE 'resolved' END,
+  '', '', timestamptz '2025-06-01', timestamptz '2025-07-01', md5('0')::uuid, md5('0')::uuid
+FROM generate_series(0, %(many)s - 1) AS n
+"""
+
+
+TABLES = ("project", "knownproject", "r2object", "bucketscan", "cleanupoperation", "finding")
+
+
+def fill(database: Database, size: Size) -> None:
+    database.ask("TRUNCATE " + ", ".join(f"storage_audit_{table}" for table in TABLES) + " CASCADE")
+    with database.connection.cursor() as cursor:
+        for sql in (PROJECT, KNOWN, OBJECT, SCAN, OPERATION, FINDING):
+            cursor.execute(sql, size._asdict())
+    database.ask("VACUUM ANALYZE")

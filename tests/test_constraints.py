@@ -7,10 +7,20 @@ from django.apps import apps
 from django.db import IntegrityError, connection, models, transaction
 from django.utils import timezone
 
-from storage_audit.models import BucketScan, CleanupOperation, Diagnosis, Finding, R2Object
+from storage_audit.models import (
+    BucketScan,
+    CleanupOperation,
+    Delivery,
+    Diagnosis,
+    Finding,
+    Incident,
+    Notice,
+    R2Object,
+)
 
 pytestmark = pytest.mark.django_db(transaction=True)
 OPERATION = "storage_audit_cleanupoperation"
+INCIDENT, DELIVERY = "storage_audit_incident", "storage_audit_delivery"
 CLOSED = CleanupOperation.CLOSED
 ENDED = CleanupOperation.ENDED
 OPEN = sorted(set(CleanupOperation.Status.values) - set(ENDED))
@@ -68,6 +78,11 @@ REFUSED = [
     ("storage_audit_bucketscan", "status = 'done'", "scan_status_is_known"),
     ("storage_audit_bucketscan", "purpose = 'look'", "scan_purpose_is_known"),
     ("storage_audit_finding", "state = 'closed'", "finding_state_is_known"),
+    (INCIDENT, "kind = 'fire'", "incident_kind_is_known"),
+    (INCIDENT, "kind = 'blocked'", "incident_kind_is_known"),
+    (DELIVERY, "state = 'lost'", "delivery_state_is_known"),
+    (DELIVERY, "state = 'sent'", "delivery_state_is_known"),
+    (DELIVERY, "next_try_at = NULL", "delivery_state_is_known"),
 ]
 # Their neighbours that are right: a constraint that refuses everything guards nothing.
 TAKEN = [
@@ -94,6 +109,8 @@ TAKEN = [
         for purpose in BucketScan.Purpose.values
     ),
     *(("storage_audit_finding", f"state = '{state}'") for state in Finding.State.values),
+    (INCIDENT, "kind = 'findings'"),
+    *((DELIVERY, f"state = '{state}', next_try_at = NULL") for state in ("sent", "given_up")),
 ]
 
 
@@ -106,6 +123,8 @@ def rows() -> None:
     scan = BucketScan.objects.create(bucket="b")
     Finding.objects.create(bucket="b", key="a", kind="orphaned", first_scan=scan, last_scan=scan)
     Diagnosis.objects.create(context="shell", host="h", pid=1)
+    Incident.objects.create(kind="worker", summary="late")
+    Delivery.objects.create(notice=Notice.objects.create(), channel="webhook")
 
 
 def update(table: str, values: str) -> int:

@@ -361,9 +361,6 @@ class CleanupItem(models.Model):
         indexes = [
             models.Index(fields=["operation", "outcome", "span", "key"], name="item_work"),
             models.Index(fields=["identity"], name="item_identity"),
-            models.Index(
-                fields=["identity"], condition=Q(outcome="deleting"), name="item_being_deleted"
-            ),
         ]
 
     def __str__(self) -> str:

@@ -52,4 +52,6 @@ def secrets() -> list[str]:
 
 def visible(text: str) -> str:
     """The text with what cannot be seen, or what a terminal would obey, written out: \\x01."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -11,4 +11,6 @@ class Migration(migrations.Migration):
             model_name="cleanupitem",
             index=models.Index(fields=["identity"], name="item_identity"),
         ),
+        # The other serves as well, and this one was written at each change of an outcome.
+        migrations.RemoveIndex(model_name="cleanupitem", name="item_being_deleted"),
     ]

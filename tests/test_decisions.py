@@ -856,4 +856,4 @@ def test_such_a_deletion_is_shown_wherever_others_are(bucket: Bucket) -> None:
 def test_a_person_runs_a_plan_from_its_page(bucket: Bucket) -> None:
     operation = run(ask(orphaned(bucket, KEY), dry_run=True))
     shown = superuser().get(page("cleanupoperation", "change", operation.pk)).content.decode()
-    assert "Run this plan" in shown and "dry run" in shown
+    assert "Run exactly this plan" in shown and "dry run" in shown

@@ -115,6 +115,8 @@ def fill() -> None:
         status="clean", finished_at=timezone.now(), next_attempt_at=None, pace={"keys": 250}
     )
     pruned.mark_pruned("a.jsonl.gz", "0" * 64)
+    job = Job.objects.request(Job.Action.VERIFY, ["é \u001f"])
+    CleanupOperation.objects.request(kind="verify", bucket="b", trigger="verify", job=job)
     scan = BucketScan.objects.create(bucket="b", status="complete", listed=2**40)
     scan.shards.create(prefix="a", cursor="a\u001fb")
     seen = {"first_scan": scan, "last_scan": scan}

@@ -39,8 +39,7 @@ def context(request: HttpRequest, operation: CleanupOperation) -> dict[str, Any]
         return {}
     plan = {"is_open": is_open, **who(operation), **(shown(summary) if summary else {})}
     if is_open:
-        # Its button stands here.
-        return {"plan": plan | offer(request, operation), "force": None}
+        return {"plan": plan | offer(request, operation)}
     return {"plan": plan | outcome(operation, summary)}
 
 

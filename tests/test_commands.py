@@ -268,7 +268,8 @@ def test_cleanup_that_keeps_protected_objects_exits_with_0_and_warns(bucket: Buc
     assert run("cleanup_project", "proj_1", "--sync") == (
         "Cleanup ID, project proj_1, bucket tests: clean, some protected.\n"
         "Found 2: 1 deleted, 0 already absent, 1 protected, 0 failed.\n"
-        "  protected: proj_1_x_s1_media.mp4: It could also belong to the live project proj_1_x.\n",
+        "  protected: proj_1_x_s1_media.mp4: It could also belong to the live project proj_1_x."
+        " It goes with that project.\n",
         "Operation ID kept 1 protected objects: a person must decide on them.\n",
         0,
     )
@@ -316,7 +317,8 @@ def test_a_dry_run_shows_what_would_go_and_its_plan_can_be_run(bucket: Bucket) -
         "  to be deleted: proj_1_s1_media.mp4: flat: proj_1\n"
         "  to be deleted: projects/proj_1/scenes/s1/media/old.mp4: hierarchical: proj_1\n"
         "Would keep 1 objects.\n"
-        "  protected: proj_1_x_s1_media.mp4: It could also belong to the live project proj_1_x.\n"
+        "  protected: proj_1_x_s1_media.mp4: It could also belong to the live project proj_1_x."
+        " It goes with that project.\n"
         "To run exactly this plan: manage.py cleanup_project proj_1 --plan ID\n",
         "",
         0,
@@ -361,7 +363,7 @@ def test_verify_shows_what_is_missing_and_untracked_and_exits_with_1(bucket: Buc
     assert run("verify_cleanup", "proj_1") == (
         "proj_1 in bucket tests: 1 in step, 1 missing, 1 untracked.\n"
         "  failed: proj_1_s1_media.mp4: In the bucket, but not tracked: run backfill_r2.\n"
-        f"  failed: {missing}: Tracked, but not in the bucket.\n",
+        f"  failed: {missing}: Tracked, but not in the bucket. Upload it again, or untrack it.\n",
         "CommandError: Not in step; details in operation ID.\n",
         1,
     )
@@ -382,7 +384,7 @@ def test_verify_of_a_deletion_id_shows_what_came_back(bucket: Bucket) -> None:
     bucket.put(OLD[1])
     assert run("verify_cleanup", deletion_id) == (
         "proj_1 in bucket tests: 1 left behind, 1 seen absent.\n"
-        "  failed: proj_1_s1_media.mp4: Still in the bucket.\n",
+        "  failed: proj_1_s1_media.mp4: Still in the bucket. Try its deletion again.\n",
         "CommandError: Not in step; details in operation ID.\n",
         1,
     )

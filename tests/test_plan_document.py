@@ -145,7 +145,7 @@ def test_run_deletes_a_subset_and_lists_what_dropped_out_with_reasons(bucket: Bu
     assert dropped_on(text) == {
         keys[0]: reason(operation, keys[0]),
         keys[1]: "It was not in the bucket any more.",
-        AMBIGUOUS: "It could also belong to the live project proj_1_x.",
+        AMBIGUOUS: "It could also belong to the live project proj_1_x. It goes with that project.",
         f"{MEDIA}late.mp4": reason(operation, f"{MEDIA}late.mp4"),
     }
     assert "overwritten after the plan" in reason(operation, keys[0])

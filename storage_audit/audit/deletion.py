@@ -203,9 +203,9 @@ def look_at(work: Work, batch: list[Planned]) -> dict[str, Listed]:
 def objection(operation: CleanupOperation, item: Planned, listed: Listed, row: Row | None) -> str:
     """Why the object is not the one of the plan any more, or nothing."""
     if row and row.state == R2Object.State.UPLOADING:
-        return _("An upload to this key is under way.")
+        return _("An upload to this key is under way.") + " " + what_decides(operation)
     if row and operation.kind == CleanupOperation.Kind.OBJECTS:
-        return _("A tracking row names this key again.")
+        return _("A tracking row names this key again. The object goes when that is deleted.")
     seen = (listed.size, listed.etag, listed.last_modified)
     if item.found_in == CleanupItem.FoundIn.TRACKED:
         return _("The object appeared after the plan.") + " " + what_decides(operation)

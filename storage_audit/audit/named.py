@@ -71,7 +71,10 @@ def compare_rows(work: Work, looked: Looked) -> None:
 def compare(item: CleanupItem, listed: Listed) -> None:
     if item.etag and (item.etag, item.size) != (listed.etag, listed.size):
         item.outcome = Outcome.PROTECTED
-        item.reason = _("The object is not the one that the row described: it was overwritten.")
+        item.reason = _(
+            "The object is not the one that the row described: it was overwritten. Track it, and"
+            " delete that row if it is to go."
+        )
     item.key, item.size, item.etag = listed.key, listed.size, listed.etag
     item.last_modified, item.present_at = listed.last_modified, timezone.now()
     item.found_in = FoundIn.BOTH
@@ -98,7 +101,10 @@ def overwritten(item: CleanupItem, listed: Listed) -> str:
     # The items that a late check has copied do not say when theirs was written.
     if same and item.last_modified in (None, listed.last_modified):
         return ""
-    return _("The object is not the one of the finding: it was overwritten.")
+    return _(
+        "The object is not the one of the finding: it was overwritten. If it is an orphan, the next"
+        " complete scans say so."
+    )
 
 
 def doubts_at_proof(
@@ -131,7 +137,8 @@ def doubt(readings: Sequence[Reading], row: Row | None, known: set[str], alive: 
     if row and row.project_id:
         names.add(row.project_id)
     if living := sorted(names & alive):
-        return _("It could belong to the live project %s.") % ", ".join(living)
+        text = _("It could belong to the live project %s. It goes with that project.")
+        return text % ", ".join(living)
     owner = attribute(readings, row, known, alive)
     if owner.difference != Kind.ORPHANED:
         return _("It is no orphan any more, but %s.") % Kind(owner.difference).label

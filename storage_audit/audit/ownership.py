@@ -135,11 +135,15 @@ def judge(
         return Verdict(Claim.PROTECTED, _("no layout matches"), reason)
     if project.project_id not in names:
         if row and row.project_id == project.project_id:
-            reason = _("Its tracking row names this project, its key another one.")
+            reason = _(
+                "Its tracking row names this project, its key another one. Look whose it is, and"
+                " delete its row if it is to go."
+            )
             return Verdict(Claim.PROTECTED, evidence, reason)
         return Verdict(Claim.ELSEWHERE, evidence)
     if rivals := sorted(names & alive - {project.project_id}):
-        reason = _("It could also belong to the live project %s.") % ", ".join(rivals)
+        reason = _("It could also belong to the live project %s. It goes with that project.")
+        reason %= ", ".join(rivals)
         return Verdict(Claim.PROTECTED, evidence, reason)
     if len(names) > 1 and last_modified and (reason := too_young(project, last_modified)):
         return Verdict(Claim.PROTECTED, evidence, reason)
@@ -149,7 +153,10 @@ def judge(
 def too_young(project: Deleted, last_modified: datetime) -> str:
     """Why an object that could be several projects' may be one's that is still to come."""
     if last_modified >= project.at:
-        return _("It could name several projects, and is younger than the deletion.")
+        return _(
+            "It could name several projects, and is younger than the deletion. A late check or"
+            " another cleanup decides on it."
+        )
     if last_modified >= timezone.now() - conf().commit_timeout:
         return _(
             "It could name several projects, one of which may be just being created. Once it is"

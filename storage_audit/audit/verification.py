@@ -189,7 +189,9 @@ def compare_live(operation: CleanupOperation) -> str:
     )
     # The row changed while the bucket was listed: the listing says nothing of it.
     missing.exclude(Exists(at_rest)).delete()
-    gone = missing.mark(Outcome.FAILED, _("Tracked, but not in the bucket."))
+    gone = missing.mark(
+        Outcome.FAILED, _("Tracked, but not in the bucket. Upload it again, or untrack it.")
+    )
     untracked = items.filter(found_in=FoundIn.LISTED)
     extra = untracked.mark(Outcome.FAILED, _("In the bucket, but not tracked: run backfill_r2."))
     text = _("%(agreed)s in step, %(gone)s missing, %(extra)s untracked.")
@@ -200,7 +202,7 @@ def compare_deleted(operation: CleanupOperation) -> str:
     items = operation.items.planned()
     absent = items.filter(found_in=FoundIn.TRACKED, present_at=None)
     gone = absent.mark(Outcome.ALREADY_ABSENT)
-    left = items.mark(Outcome.FAILED, _("Still in the bucket."))
+    left = items.mark(Outcome.FAILED, _("Still in the bucket. Try its deletion again."))
     return _("%(left)s left behind, %(gone)s seen absent.") % {"left": left, "gone": gone}
 
 

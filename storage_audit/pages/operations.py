@@ -75,6 +75,10 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
     actions = ("verify_cleanup", "force_delete")
     change_list_template = "admin/storage_audit/cleanupoperation/change_list.html"
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[CleanupOperation]:
+        # A hundred kilobytes, at worst, which only the page of a plan shows.
+        return super().get_queryset(request).defer("summary")
+
     def get_urls(self) -> list[URLPattern]:
         declare = self.admin_site.admin_view(self.declare_deleted)
         compare = self.admin_site.admin_view(self.compare_discovery)

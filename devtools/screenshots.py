@@ -17,6 +17,13 @@ from devtools.staff import act_on_all, log_in
 
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 HEIGHTS = {1280: 800, 390: 844}
+# Of which page, how wide and high, in which colours.
+IN_DOCS: dict[str, tuple[str, int, int, Literal["light", "dark"]]] = {
+    "dashboard": ("app", 1280, 1400, "light"),
+    "dashboard-phone": ("app", 390, 1400, "dark"),
+    "operation": ("operation-clean", 1280, 1100, "light"),
+    "why": ("why-kept", 1280, 1000, "light"),
+}
 ASKING = {
     "project-delete-many": ("project-list", "Delete selected projects"),
     "project-force": ("project-list", "Force-delete"),
@@ -40,7 +47,8 @@ exit codes:
   1  the demo did not start, or a page could not be shot; the last lines say which
   2  wrong use; and make says 2 for every code but 0
 
-Next: look at them. README.md shows operation.png: copy it to docs/images.
+Next: look at them. README.md and docs/admin.md show those of the folder "docs": copy these to
+docs/images.
 """
 
 
@@ -65,7 +73,8 @@ def main(folder: Path) -> None:
         pages = addresses(site)
         with chromium() as browser:
             shoot_all(browser, site, pages, folder)
-            shoot_for_readme(browser, site, pages["operation-clean"], folder / "operation.png")
+            for name in IN_DOCS:
+                shoot_for_docs(browser, site, pages, name, folder / "docs")
 
 
 def addresses(site: Site) -> dict[str, str]:
@@ -91,12 +100,19 @@ def shoot_all(browser: Browser, site: Site, pages: dict[str, str], folder: Path)
                 page.screenshot(path=path, full_page=True)
 
 
-def shoot_for_readme(browser: Browser, site: Site, address: str, path: Path) -> None:
-    with browser.new_context(base_url=site.address) as context:
+def shoot_for_docs(
+    browser: Browser, site: Site, pages: dict[str, str], name: str, folder: Path
+) -> None:
+    page_name, width, height, scheme = IN_DOCS[name]
+    with browser.new_context(
+        base_url=site.address,
+        viewport={"width": width, "height": height},
+        color_scheme=scheme,
+    ) as context:
         page = context.new_page()
         log_in(page, USER, site.password)
-        page.goto(address)
-        page.screenshot(path=path)
+        page.goto(pages[page_name])
+        page.screenshot(path=folder / f"{name}.png")
 
 
 def visit(page: Page, password: str, pages: dict[str, str]) -> Iterator[str]:

@@ -141,8 +141,8 @@ def books(job: Job, sums: dict[str, StatusSums]) -> list[tuple[str, int, int]]:
         "deleted": _("deleted"),
         "already_absent": _("already absent"),
         "protected": _("protected"),
-        # What a plan would delete is not gone, and so counts as failed.
-        "failed": _("to be deleted") if job.action == Job.Action.DRY_RUN else _("failed"),
+        # What a plan would delete is not gone, and so counts as failed; what differs does too.
+        "failed": _("to be deleted") if job.action == Job.Action.DRY_RUN else _("different"),
     }
 
     def total(name: str) -> int:

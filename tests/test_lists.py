@@ -232,7 +232,10 @@ def test_many_rows_are_not_counted_to_the_end(
     findings(3, escaped=True)
     with connection.cursor() as asked:
         asked.execute("ANALYZE")
-    shown = text_of(client.get(page("finding")))
+    with CaptureQueriesContext(connection) as captured:
+        shown = text_of(client.get(page("finding")))
+    counts = [query["sql"] for query in captured if "COUNT(" in query["sql"]]
+    assert counts and all("LIMIT 5" in sql for sql in counts)
     many = "about 7" if connection.vendor == "postgresql" else "more than 4"
     assert f" {many} findings" in shown
     assert f"Select all {many} findings" in shown

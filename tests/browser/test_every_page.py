@@ -53,7 +53,7 @@ EXAMINE = """async (tags) => {
     nodes.map(({ html }) => `${id} (${help}): ${html.slice(0, 300)}`));
 }"""
 # Those that are downloaded show no page.
-LINKS = "[...document.links].filter(link => !link.download).map(link => link.pathname)"
+LINKS = "[...document.querySelectorAll('a[href]:not([download])')].map(link => link.pathname)"
 
 
 @pytest.fixture(autouse=True)

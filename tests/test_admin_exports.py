@@ -6,6 +6,7 @@ import re
 import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from html import unescape
 from io import StringIO
 from typing import Any
 
@@ -106,16 +107,13 @@ MODELS: dict[str, Any] = {
 def listed(client: Client, model: str, query: str) -> list[str]:
     """The rows of all pages of the list, by their order."""
     found: list[str] = []
-    for number in range(1, 4):
-        answer = client.get(page(model), {**query_of(query), "p": str(number)})
-        if answer.status_code == 302:
-            break
-        found += re.findall(rf"{model}/([^/\"?]+)/change/", words(answer))
+    url: str | None = f"{page(model)}{query}"
+    while url:
+        shown = words(client.get(url))
+        found += re.findall(rf"{model}/([^/\"?]+)/change/", shown)
+        following = re.search(r'<a[^>]* href="([^"]*)"[^>]*>\s*Next\s*</a>', shown)
+        url = f"{page(model)}{unescape(following[1])}" if following else None
     return list(dict.fromkeys(found))
-
-
-def query_of(query: str) -> dict[str, str]:
-    return dict(part.split("=") for part in query.removeprefix("?").split("&") if part)
 
 
 @pytest.mark.parametrize("model", LISTS)

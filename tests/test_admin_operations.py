@@ -232,7 +232,8 @@ def test_plan_of_a_live_project_is_neither_offered_nor_run(db: None) -> None:
     Project.objects.create(pk="proj_1")
     operation = make("planned", project_id="proj_1", dry_run=True)
     shown = text_of(superuser().get(page("cleanupoperation", "change", operation.pk)))
-    assert 'value="Force-delete" disabled' in shown
+    assert 'value="Run exactly this plan" disabled' in shown
+    assert "Force-delete" not in shown
     assert "this plan cannot be run. Deleting the project starts" in shown
     shown = act(superuser(), "cleanupoperation", "force_delete", operation.pk)
     assert "this plan cannot be run. Deleting the project starts" in shown

@@ -74,6 +74,9 @@ PAGES = {
 }
 # Who may see the operations may see what they were made for.
 JOBS = "storage_audit.view_job storage_audit.view_cleanupoperation"
+OPERATIONS = "storage_audit.view_cleanupoperation storage_audit.change_cleanupoperation"
+# There is none of a deletion that is blocked.
+NONE_YET = "admin:storage_audit_certificate_file"
 OTHER_PAGES = {
     "": ANYBODY,
     "health/": ANYBODY,
@@ -95,9 +98,10 @@ OTHER_PAGES = {
     "admin:storage_audit_left_behind": SUPERUSER,
     **{f"admin:storage_audit_job_{kind}": JOBS for kind in (*LOOK, "export")},
     "admin:storage_audit_test_notices": "storage_audit.test_notices",
-    "admin:storage_audit_operation_progress": (
-        "storage_audit.view_cleanupoperation storage_audit.change_cleanupoperation"
-    ),
+    "admin:storage_audit_operation_progress": OPERATIONS,
+    "admin:storage_audit_certificate": OPERATIONS,
+    "admin:storage_audit_certificate_file": OPERATIONS,
+    "admin:storage_audit_lookup": OPERATIONS,
 }
 # Who is unknown there is asked for a token, and is sent nowhere.
 TO_PROGRAMS = {"metrics"}
@@ -162,6 +166,10 @@ class Page(NamedTuple):
     name: str
     url: str
     needs: set[str]
+
+    @property
+    def answer(self) -> int:
+        return 404 if self.name == NONE_YET else 200
 
     def opens_to(self, permission: str) -> bool:
         return bool(self.needs & {ANYBODY, STAFF, permission})
@@ -327,7 +335,7 @@ def test_each_permission_opens_its_pages_and_no_other(world: Bucket) -> None:
         client, before = client_of(user), state(world)
         for each in all_pages:
             if each.opens_to(name):
-                assert client.get(each.url).status_code == 200, (name, each)
+                assert client.get(each.url).status_code == each.answer, (name, each)
                 continue
             for method, answer in both_ways(client, each.url).items():
                 # 405 where there is nothing to post to.
@@ -415,7 +423,7 @@ def test_a_superuser_opens_all_but_what_is_nobodys(world: Bucket) -> None:
         elif each.name in ("", "admin:login") or each.name.endswith(SHORTCUT):
             assert answer.status_code == 302, each
         else:
-            assert answer.status_code == 200, each
+            assert answer.status_code == each.answer, each
 
 
 QUERIES = (
@@ -490,6 +498,7 @@ COMMANDS = {
     "reconcile_r2": "",
     "release_cleanup": "DELETION_ID --confirm FIGURES",
     "sweep_cleanups": "--sync",
+    "verify_certificate": "FILE",
     "verify_cleanup": "proj_1",
 }
 
@@ -507,10 +516,12 @@ def test_a_command_leaves_what_lives_and_says_who_asked(
     lives = world.facts("projects/proj_1/") | world.facts("stranger")
     before, blocked = set(Project.objects.all()), CleanupOperation.objects.get()
     values = {"FOLDER": tmp_path, "DELETION_ID": blocked.pk, "FIGURES": blocked.figures}
+    values["FILE"] = tmp_path / "lost.json"
     words = COMMANDS[command].split()
     _out, err, code = run(command, *(str(values.get(word, word)) for word in words))
-    # One finds that the limit stops it again, and one that no worker answers.
-    assert code == (1 if command in ("cleanup_project", "r2_doctor") else 0), err
+    # One finds that the limit stops it again, one that no worker answers, and one no file.
+    codes = {"cleanup_project": 1, "r2_doctor": 1, "verify_certificate": 2}
+    assert code == codes.get(command, 0), err
     assert lives.items() <= world.facts().items()
     assert set(Project.objects.all()) == before
     for operation in CleanupOperation.objects.exclude(pk=blocked.pk):

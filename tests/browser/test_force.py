@@ -7,8 +7,9 @@ from playwright.sync_api import Page, expect
 
 from storage_audit.models import CleanupOperation, Project
 from tests.admin_client import page as path
-from tests.browser.staff import act, come_as_superuser, watch
+from tests.browser.staff import act, come_as_superuser, row, watch
 from tests.conftest import Bucket
+from tests.promises import delete
 from tests.test_queue import Cluster
 
 
@@ -32,3 +33,23 @@ def test_blocked_cleanup_runs_when_it_is_forced(
         page.get_by_role("button", name="Yes, go on without limits").click()
         watch(page, "Done: complete listings of the bucket show none of its objects any more.")
     assert bucket.keys() == others
+
+
+def test_leftover_that_a_verification_finds_is_cleaned_up(
+    page: Page, bucket: Bucket, worker: Cluster
+) -> None:
+    key, other = bucket.upload("proj_1"), bucket.upload("proj_10")
+    operation = delete("proj_1")
+    bucket.put(key)
+    come_as_superuser(page)
+    page.goto(path("cleanupoperation", "change", operation.pk))
+    act(page, "Verify cleanup")
+    watch(page, "The look is over and found differences")
+    expect(row(page, key)).to_contain_text("different")
+    page.goto(path("cleanupoperation"))
+    page.get_by_role("link", name="Clean up a deleted project").click()
+    for label in ("Project id", "The same id again"):
+        page.get_by_label(label).fill("proj_1")
+    page.get_by_role("button", name="Clean up after it").click()
+    watch(page, "Done: complete listings of the bucket show none of its objects any more.")
+    assert bucket.keys() == {other}

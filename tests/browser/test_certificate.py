@@ -1,0 +1,34 @@
+"""Who needs a proof takes it along, and can tell later whether anybody altered it."""
+
+from pathlib import Path
+
+from playwright.sync_api import Page, expect
+
+from tests.admin_client import page as path
+from tests.browser.staff import come_as_superuser, row
+from tests.conftest import Bucket
+from tests.promises import delete
+from tests.test_commands import run
+
+
+def test_certificate_is_read_taken_along_and_held_to_what_it_said(
+    page: Page, bucket: Bucket, tmp_path: Path
+) -> None:
+    key = bucket.upload("proj_1")
+    operation = delete("proj_1")
+    come_as_superuser(page)
+    page.goto(path("cleanupoperation", "change", operation.pk))
+    page.get_by_role("link", name="Deletion certificate").click()
+    expect(page.get_by_role("heading", name="Deletion certificate", exact=True)).to_be_visible()
+    expect(row(page, key)).to_contain_text("deleted")
+    for kind in ("JSON", "CSV"):
+        with page.expect_download() as download:
+            page.get_by_role("link", name=f"Download as {kind}").click()
+        file = tmp_path / download.value.suggested_filename
+        download.value.save_as(file)
+        out, err, code = run("verify_certificate", str(file))
+        assert code == 0, out + err
+        file.write_text(file.read_text().replace("scenes/s1", "scenes/s2", 1))
+        out, err, code = run("verify_certificate", str(file))
+        assert code == 1, out + err
+        assert "Altered: Its digest is not that of what it says" in out

@@ -56,7 +56,7 @@ SELECT CASE WHEN n %% 1000 = 999 THEN 'old-media' ELSE 'autoshorts-media' END,
   now(), now()
 FROM (
   SELECT n, n %% 10 AS scene, 'proj_' || lpad((CASE WHEN n < %(many)s THEN 0
-    WHEN n < 2 * %(many)s THEN 1 + n %% 50
+    WHEN n < 2 * %(many)s THEN 1 + (n - %(many)s) * 50 / %(many)s
     ELSE 51 + n / 45 %% (%(projects)s - 51) END)::text, 6, '0') AS project
   FROM generate_series(0::bigint, %(objects)s - 1) AS n
 ) AS made

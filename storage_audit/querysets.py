@@ -90,23 +90,23 @@ def of_sqlite_in_a_hurry() -> Iterator[None]:
             cursor.execute(f"PRAGMA busy_timeout = {usual}")
 
 
-# So many objects of each project are counted for a list of projects.
-COUNTED = 1_000
+# So many objects of each project are counted for a list of projects, and so many added up. An index
+# counts; to add up their bytes is to read each row.
+COUNTED, SUMMED = 1_000, 200
 
 
-def with_storage(
-    owners: models.QuerySet[Any], *, most: int | None = COUNTED + 1
-) -> models.QuerySet[Any]:
-    """Each project with its tracked objects and bytes, both of no more than `most` objects, and its
-    last cleanup's status."""
+def with_storage(owners: models.QuerySet[Any], *, whole: bool = False) -> models.QuerySet[Any]:
+    """Each project with its tracked objects and bytes, as far as they are counted and added up or
+    the `whole` of them, and its last cleanup's status."""
     mine = {"project_id": OuterRef("storage_audit_id")}
     objects = apps.get_model("storage_audit", "R2Object").objects.filter(**mine)
     cleanups = apps.get_model("storage_audit", "CleanupOperation").objects.cleanups()
     operations = cleanups.filter(**mine).order_by("-created_at")
+    counted, summed = (None, None) if whole else (COUNTED + 1, SUMMED)
     annotated: models.QuerySet[Any] = owners.annotate(
         storage_audit_id=projects.id_expression(),
-        object_count=aggregate_of(objects[:most], "COUNT(*)"),
-        object_bytes=aggregate_of(objects[:most], "COALESCE(SUM(size), 0)"),
+        object_count=aggregate_of(objects.values("project_id")[:counted], "COUNT(*)"),
+        object_bytes=aggregate_of(objects.values("size")[:summed], "COALESCE(SUM(size), 0)"),
         last_operation_id=models.Subquery(operations.values("pk")[:1]),
         last_operation_status=models.Subquery(operations.values("status")[:1]),
     )
@@ -115,7 +115,7 @@ def with_storage(
 
 def aggregate_of(objects: models.QuerySet[Any], aggregate: str) -> models.Subquery:
     return models.Subquery(
-        objects.values("size"),
+        objects,
         output_field=models.BigIntegerField(),
         template=f"(SELECT {aggregate} FROM (%(subquery)s) AS counted)",
     )

@@ -316,12 +316,12 @@ def test_a_list_shows_one_bucket_and_a_choice_where_there_are_several(
 
 def test_a_project_leads_to_its_objects_in_each_bucket_and_counts_them_all(db: None) -> None:
     track("proj_1", 1_002)
-    mine = {"project_id": "proj_1", "source": "upload", "state": "stored", "size": 1}
+    mine = {"project_id": "proj_1", "source": "upload", "state": "stored", "size": 1000}
     R2Object.objects.create(bucket="old", key="of-old", **mine)
     client = superuser()
-    assert '<td class="field-tracked_objects">more than 1,000</td>' in text_of(
-        client.get(page("project"))
-    )
+    shown = text_of(client.get(page("project")))
+    assert '<td class="field-tracked_objects">more than 1,000</td>' in shown
+    assert '<td class="field-tracked_bytes">more than 195.3 KB</td>' in shown
     shown = text_of(client.get(page("project", "change", "proj_1")))
     assert "1002 objects, 978.5 KB" in shown
     urls = re.findall(r'href="([^"]*/r2object/\?[^"]*)"', shown)

@@ -37,7 +37,7 @@ from storage_audit.pages.base import (
     will_go,
 )
 from storage_audit.pages.jobs import may_see_jobs
-from storage_audit.querysets import COUNTED, starts_with, with_storage
+from storage_audit.querysets import COUNTED, SUMMED, starts_with, with_storage
 from storage_audit.redaction import visible
 
 # What `with_storage` says of each project.
@@ -63,13 +63,13 @@ class OwnerAdmin(DeletingAdmin[M]):
     # What is counted for each row of a list would be counted for all projects to sort by it.
     @admin.display(description=gettext_lazy("objects"))
     def tracked_objects(self, project: Any) -> str:
-        return capped(
-            project, number_format(min(project.object_count, COUNTED), force_grouping=True)
-        )
+        shown = number_format(min(project.object_count, COUNTED), force_grouping=True)
+        return _("more than %s") % shown if project.object_count > COUNTED else shown
 
     @admin.display(description=gettext_lazy("bytes"))
     def tracked_bytes(self, project: Any) -> str:
-        return capped(project, filesizeformat(project.object_bytes))
+        shown = filesizeformat(project.object_bytes)
+        return _("more than %s") % shown if project.object_count > SUMMED else shown
 
     @admin.display(description=gettext_lazy("last cleanup"))
     def last_cleanup(self, project: Any) -> SafeString | None:
@@ -93,7 +93,7 @@ class OwnerAdmin(DeletingAdmin[M]):
 
     def to_export(self, rows: QuerySet[M]) -> QuerySet[M]:
         """Exact, where the list counts no more than it has to."""
-        return with_storage(rows, most=None)
+        return with_storage(rows, whole=True)
 
     def export_columns(self, request: HttpRequest) -> list[str]:
         """Of the model only what the list shows, as an adopter's may have secrets."""
@@ -213,10 +213,6 @@ class OwnerAdmin(DeletingAdmin[M]):
             rows=tracked_of(owners),
             button=_("Yes, delete without limits"),
         )
-
-
-def capped(project: Any, figure: str) -> str:
-    return _("more than %s") % figure if project.object_count > COUNTED else figure
 
 
 def tracked_of(owners: Sequence[Any] | QuerySet[Any]) -> list[tuple[str, int, str]]:

@@ -485,8 +485,9 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
         return objects.annotate(latest=Max("pk"), bytes=Max("size", default=0))
 
     def dropped_since(self, planned_at: datetime) -> Self:
-        """What a plan of that time was to delete, and did not; or came after it, and stays."""
-        stayed = Q(outcome__in=["protected", "failed"])
+        """What a plan of that time was to delete, and did not, or of which nobody knows whether it
+        did; or came after it, and stays."""
+        stayed = Q(outcome__in=["protected", "failed", *self.model.OPEN])
         # A tracked key without an object was to be found so.
         gone = Q(outcome="already_absent") & ~Q(found_in="tracked")
         # No plan deletes what no request can name.

@@ -215,6 +215,21 @@ def test_plan_of_a_project_that_lives_again_says_why_it_all_stays(bucket: Bucket
     assert dropped_on(shown(operation)) == {FLAT: escape(operation.error)}
 
 
+def test_what_was_sent_and_never_answered_before_the_project_lives_again_dropped_out(
+    bucket: Bucket,
+) -> None:
+    bucket.put(FLAT)
+    operation = plan()
+    requests.force_delete_operation(operation)
+    operation.items.update(outcome="deleting", tries=1, changed_at=timezone.now())
+    alive("proj_1")
+    operation = run(operation)
+    assert operation.status == Status.SUPERSEDED and bucket.keys() == {FLAT}
+    text = shown(operation)
+    assert dropped_on(text) == {FLAT: reason(operation, FLAT)}
+    assert "Nothing: what the plan was to delete is gone." not in text
+
+
 def test_plan_of_orphans_is_shown_run_and_told_of(bucket: Bucket, settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(microseconds=1)}
     bucket.put(KEY, OTHER)

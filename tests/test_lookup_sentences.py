@@ -262,6 +262,18 @@ def test_a_row_or_a_sighting_since_takes_the_word_gone_back(db: None) -> None:
     assert not why().startswith("Deleted")
 
 
+def test_the_latest_evidence_counts_whichever_operation_is_older(db: None) -> None:
+    """A plan is asked for before the look that finds it open, and is run after that."""
+    deleted("proj_1")
+    older = make("clean", project_id="proj_1")
+    look = make("incomplete", project_id="proj_1", kind="verify")
+    item(operation=look, outcome="failed", reason="In the bucket.", changed_at=LONG_AGO)
+    item(operation=older, outcome="deleted")
+    assert why().startswith(f"Deleted by cleanup {older.pk}")
+    look.items.update(changed_at=timezone.now())
+    assert "In the bucket." in why()
+
+
 # Projects
 
 

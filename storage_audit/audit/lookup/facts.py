@@ -143,7 +143,7 @@ def facts_of(keys: Sequence[Named], buckets: Collection[str]) -> list[Facts]:
     found = Found(
         by_place(rows, lambda row: (row.bucket, row.key)),
         by_place(
-            items.order_by("-operation__created_at", "-pk")[:LATEST],
+            items.order_by("-changed_at", "-pk")[:LATEST],
             lambda item: (item.operation.bucket, item.identity),
         ),
         by_place(findings[:LATEST], lambda finding: (finding.bucket, finding.key)),
@@ -172,7 +172,7 @@ class Found(NamedTuple):
     def about(self, bucket: str, named: Named) -> Facts:
         places = [(bucket, form) for form in sorted(spellings(named.shown))]
         items = [item for place in places for item in self.items.get(place, ())]
-        items.sort(key=lambda item: item.operation.created_at, reverse=True)
+        items.sort(key=lambda item: (item.changed_at, item.pk), reverse=True)
         return Facts(
             bucket,
             named,

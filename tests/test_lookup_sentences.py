@@ -285,7 +285,7 @@ def why_project(project_id: str = "proj_1") -> str:
 
 def books(**figures: int) -> dict[str, Any]:
     count = sum(figures.values())
-    return {"found": count, "finished_at": AGO, **figures}
+    return {"found": count, "planned_at": AGO, "finished_at": AGO, **figures}
 
 
 def test_a_live_project_keeps_its_objects(db: None) -> None:
@@ -306,6 +306,25 @@ def test_a_deleted_project_says_by_whom_what_went_and_what_stays(db: None) -> No
 def test_a_cleanup_that_is_not_over_says_what_it_waits_for(db: None) -> None:
     blocked()
     assert "Nothing is deleted until a person decides." in why_project()
+
+
+def test_a_cleanup_has_found_nothing_only_once_it_has_looked_everywhere(db: None) -> None:
+    deleted("proj_1")
+    trouble = {"finished_at": AGO, "error": "The bucket could not be listed."}
+    cleanup = make("incomplete", project_id="proj_1", **trouble)
+    assert "found no" not in why_project() and "could not be listed." in why_project()
+    CleanupOperation.objects.update(status="clean", planned_at=AGO)
+    assert "Its cleanup found no objects." in why_project()
+    make("clean", project_id="proj_1", bucket="other", **books())
+    assert "Its cleanups found no objects." in why_project()
+    make("clean", project_id="proj_1", bucket="third", **books(deleted=2))
+    assert "In bucket third: 2 objects were seen gone" in why_project()
+    make("failed", project_id="proj_1", bucket="fourth", **books(failed=5), error="No answer.")
+    assert "In bucket fourth: 5 objects stay, the first because: No answer." in why_project()
+    CleanupOperation.objects.filter(pk=cleanup.pk).update(status="blocked")
+    assert "In bucket tests: Nothing is deleted until a person decides." in why_project()
+    make("clean", project_id="proj_1", **books(deleted=3))
+    assert "In bucket fourth:" in why_project()
 
 
 def test_a_project_without_a_signal_or_a_cleanup_says_so(db: None) -> None:

@@ -1,9 +1,9 @@
 """What is known of a project, alive or not, and of its files."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
@@ -12,7 +12,7 @@ from storage_audit.audit.lookup.sentence import Answer, Sentence, moment
 from storage_audit.audit.meaning import meaning
 from storage_audit.audit.ownership import layouts
 from storage_audit.fields import spellings
-from storage_audit.models import CleanupOperation, Finding, R2Object
+from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
 from storage_audit.querysets import starts_with_any
 
 LATEST = 20
@@ -24,10 +24,15 @@ class ProjectFacts:
     objects: int
     bytes: int
     operations: Sequence[CleanupOperation]
-    # The last that cleaned up after it; and why the first object stays that it left.
-    cleanup: CleanupOperation | None
+    # The last that cleaned up after it in each bucket, the one to speak of first; and why the first
+    # object stays that this left.
+    cleanups: Sequence[CleanupOperation]
     reason: str
     findings: Sequence[Finding]
+
+    @property
+    def cleanup(self) -> CleanupOperation | None:
+        return next(iter(self.cleanups), None)
 
     @property
     def is_known(self) -> bool:
@@ -37,17 +42,35 @@ class ProjectFacts:
 
 def facts_of(project_id: str, buckets: Collection[str]) -> ProjectFacts:
     operations = CleanupOperation.objects.filter(project_id=project_id).order_by("-created_at")
-    cleanup = operations.cleanups().first()
+    cleanups = sorted(last_in_each_bucket(project_id), key=urgency)
     objects, size = R2Object.objects.filter(project_id=project_id).totals()
     return ProjectFacts(
         standings_of([project_id])[project_id],
         objects,
         size,
         list(operations[:LATEST]),
-        cleanup,
-        why_some_stay(cleanup) if cleanup else "",
+        cleanups,
+        why_some_stay(cleanups[0]) if cleanups else "",
         findings_of(project_id, buckets),
     )
+
+
+def last_in_each_bucket(project_id: str) -> Iterable[CleanupOperation]:
+    cleanups = CleanupOperation.objects.cleanups().filter(project_id=project_id)
+    later = cleanups.filter(bucket=OuterRef("bucket"), created_at__gt=OuterRef("created_at"))
+    return cleanups.filter(~Exists(later)).order_by("-created_at")
+
+
+def urgency(cleanup: CleanupOperation) -> tuple[bool, ...]:
+    """What is not over comes first, then what left objects, and last what found none."""
+    is_over = cleanup.status in CleanupOperation.ENDED
+    leaves = cleanup.protected or cleanup.failed
+    return has_looked(cleanup), is_over, not leaves, not cleanup.found
+
+
+def has_looked(cleanup: CleanupOperation) -> bool:
+    """Whether it knows what there was, and rests. One that could not list may be closed, too."""
+    return cleanup.planned_at is not None and cleanup.status in CleanupOperation.CLOSED
 
 
 def findings_of(project_id: str, buckets: Collection[str]) -> list[Finding]:
@@ -58,7 +81,8 @@ def findings_of(project_id: str, buckets: Collection[str]) -> list[Finding]:
 
 
 def why_some_stay(cleanup: CleanupOperation) -> str:
-    stayed = cleanup.items.filter(outcome__in=["protected", "failed"]).exclude(reason="")
+    left = ["protected", "failed", *CleanupItem.OPEN]
+    stayed = cleanup.items.filter(outcome__in=left).exclude(reason="")
     # In no order, as that of the keys would have a million sorted.
     return next(iter(stayed.values_list("reason", flat=True)[:1]), "")
 
@@ -88,9 +112,9 @@ def vanished(facts: ProjectFacts) -> Answer:
 
 def being_cleaned_up(facts: ProjectFacts) -> Answer:
     cleanup = facts.cleanup
-    if not cleanup or cleanup.status in CleanupOperation.CLOSED:
+    if not cleanup or has_looked(cleanup):
         return None
-    words = [how_it_ended(facts), *meaning(cleanup)]
+    words = [how_it_ended(facts), *where(facts), *meaning(cleanup)]
     return Sentence(" ".join(words), cleanup)
 
 
@@ -98,7 +122,11 @@ def cleaned_up(facts: ProjectFacts) -> Answer:
     cleanup = facts.cleanup
     if not cleanup:
         return None
-    words = [how_it_ended(facts), *what_went(cleanup), *what_stays(facts, cleanup)]
+    if not cleanup.found:
+        words = [how_it_ended(facts), nothing_found(facts)]
+    else:
+        went = what_went(cleanup)
+        words = [how_it_ended(facts), *where(facts), *went, *what_stays(facts, cleanup)]
     return Sentence(" ".join(words), cleanup)
 
 
@@ -113,12 +141,23 @@ def how_it_ended(facts: ProjectFacts) -> str:
     return _("Project %(id)s was deleted on %(at)s.") % words
 
 
+def where(facts: ProjectFacts) -> list[str]:
+    cleanup = facts.cleanup
+    return [_("In bucket %s:") % cleanup.bucket] if cleanup and len(facts.cleanups) > 1 else []
+
+
+def nothing_found(facts: ProjectFacts) -> str:
+    return ngettext(
+        "Its cleanup found no objects. Look up a key of one that you miss.",
+        "Its cleanups found no objects. Look up a key of one that you miss.",
+        len(facts.cleanups),
+    )
+
+
 def what_went(cleanup: CleanupOperation) -> list[str]:
     count = cleanup.deleted + cleanup.already_absent
     if not cleanup.finished_at:
         return []
-    if not cleanup.found:
-        return [_("Its cleanup found no objects. Look up a key of one that you miss.")]
     text = ngettext(
         "%(count)d object was seen gone on %(at)s.",
         "%(count)d objects were seen gone on %(at)s.",
@@ -136,7 +175,7 @@ def what_stays(facts: ProjectFacts, cleanup: CleanupOperation) -> list[str]:
         "%(count)d objects stay, the first because: %(reason)s Settle that on the cleanup’s page.",
         count,
     )
-    return [text % {"count": count, "reason": facts.reason}]
+    return [text % {"count": count, "reason": facts.reason or cleanup.error}]
 
 
 def no_cleanup(facts: ProjectFacts) -> Answer:

@@ -14,11 +14,34 @@ from storage_audit.audit.layouts import MAX_KEY_BYTES
 from storage_audit.audit.ownership import layouts
 from storage_audit.bucket.listing import as_bytes, escape, storable
 from storage_audit.fields import spellings
+from storage_audit.redaction import HIDDEN, redact
 
 # Once it stands in an address, of which many web servers take 4,094 bytes.
 LONGEST = 3900
-ADDRESS = re.compile(r"\s*(https?)://([^/?#]*)([^?#]*)", re.IGNORECASE | re.DOTALL)
+# Of what is longer nothing is read: a signed address has some thousand.
+MOST = 20_000
 IN_BUCKET = re.compile(r"\s*(?:r2|s3)://([^/]+)/(.*)", re.IGNORECASE | re.DOTALL)
+ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]+://([^/?#]*)([^?#]*)", re.IGNORECASE | re.DOTALL)
+HOST = r"(?:[\w-]+\.)+[a-z]{2,}(?::\d+)?(?=[/?#])"
+# Without a scheme it is an address only if it begins the text.
+BARE = re.compile(
+    rf"""[\s"'`<(\[“‘«]*+(?://(?=[^/])|(?={HOST})|(?=[^\s/?#@:]*:[^\s/?#]*@{HOST}))""",
+    re.IGNORECASE,
+)
+HOST_AND_PATH = re.compile(r"([^/?#]*)(/[^?#]*)", re.DOTALL)
+# Where an address begins, also after other text, and percent-encoded, also more than once.
+COLON, SLASH = "(?::|%(?:25)*3a)", "(?:/|%(?:25)*2f)"
+BEGINS = re.compile(
+    rf"""(?<![^ \t\r\n"'`<(\[=“‘«])(?:[a-z][a-z0-9+.-]+{COLON}{SLASH}|(?:https?|r2|s3){COLON})"""
+    rf"""{SLASH}""",
+    re.IGNORECASE,
+)
+CLOSING = dict(zip("\"'`<([“‘«", "\"'`>)]”’»", strict=True))
+# A colon before no port: what follows is a password, which may have a slash.
+PASSWORD = re.compile(r"[^:\[]*:(?!\d*$)")
+SECRET_NAMES = ("sig", "token", "key", "secret", "credential", "passw", "auth")
+OPENING = " \t\r\n" + "".join(CLOSING)
+ENCODED = re.compile("%([2-7][0-9a-f])", re.IGNORECASE)
 # As `visible` writes what cannot be seen.
 ESCAPES = re.compile(r"\\(?:[tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U000[0-9a-f]{5})")
 
@@ -47,17 +70,78 @@ class Understood(NamedTuple):
 
 def without_secrets(text: str) -> str:
     """What may be kept and shown of it: who has the query of an address, or the password in it,
-    may have a key to the store. Raises TooLong."""
-    if address := ADDRESS.match(text):
-        scheme, host, path = address.groups()
-        kept = uri_to_iri(f"{scheme.lower()}://{host.rpartition('@')[2]}{path.rstrip()}")
-    else:
-        before, _mark, query = text.partition("?")
-        kept = before if "signature=" in query.lower() else text
+    may have a key to the store. Of what it gives it gives the same. Raises TooLong."""
+    kept, before = redact(text[: MOST + 1]), None
+    while kept != before:
+        if len(kept) > MOST:
+            raise too_long()
+        kept, before = redact(cleaned(kept)), kept
     if len(urlencode({"": kept})) > LONGEST:
-        message = _("This is too long: a key has at most %d bytes. Paste the key alone.")
-        raise TooLong(message % MAX_KEY_BYTES)
-    return kept
+        raise too_long()
+    return str(kept)
+
+
+def too_long() -> TooLong:
+    message = _("This is too long: a key has at most %d bytes. Paste the key alone.")
+    return TooLong(message % MAX_KEY_BYTES)
+
+
+def cleaned(text: str) -> str:
+    """One step: what this makes of the text may show another address."""
+    if begin := BEGINS.search(text):
+        start = begin.start()
+        if "%" in begin[0]:
+            return text[:start] + ENCODED.sub(lambda match: chr(int(match[1], 16)), text[start:])
+        scheme = begin[0].rstrip("/:").lower()
+        if scheme in ("r2", "s3"):
+            return f"{scheme}://{without_secret_query(without_user(alone(text, begin)))}"
+        rest = up_to_the_next(alone(text, begin))
+        return uri_to_iri(f"{scheme}://{without_query(without_user(rest))}")
+    if bare := BARE.match(text):
+        rest = alone(text, bare)
+        kept = without_query(without_user(rest))
+        # Or it is a key that begins as a host does.
+        is_key = kept == rest and not text[: bare.end()].strip(" \t\r\n/")
+        return text if is_key else text[: bare.end()].strip(OPENING) + kept
+    return without_secret_query(text)
+
+
+def alone(text: str, begin: re.Match[str]) -> str:
+    """What follows, up to the quote that closes, or the next word if the text begins with another.
+    It may have blanks otherwise, as many a key has."""
+    rest, before = text[begin.end() :], text[: begin.start()] or begin[0].rstrip("/")
+    if closing := CLOSING.get(before[-1:]):
+        return rest.partition(closing)[0]
+    if text[: begin.start()].strip():
+        return re.split(r"[ \t\r\n]", rest, maxsplit=1)[0]
+    return rest
+
+
+def up_to_the_next(rest: str) -> str:
+    following = BEGINS.search(rest, 1)
+    return rest[: following.start()] if following else rest
+
+
+def without_user(rest: str) -> str:
+    """What follows the scheme, without user:password@."""
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    if "@" in authority:
+        return rest[authority.rindex("@") + 1 :]
+    if PASSWORD.match(authority):
+        return rest.rpartition("@")[2] if "@" in rest else rest.partition(":")[0]
+    return rest
+
+
+def without_query(rest: str) -> str:
+    return re.split("[?#]", rest, maxsplit=1)[0].rstrip(" \t\r\n")
+
+
+def without_secret_query(key: str) -> str:
+    """A key may have a question mark itself."""
+    before, _mark, query = key.partition("?")
+    names = [one.partition("=")[0].lower() for one in re.split("[?&;#]", query) if "=" in one]
+    is_secret = any(part in name for name in names for part in SECRET_NAMES)
+    return before if is_secret or HIDDEN in query else key
 
 
 def understand(text: str, buckets: Collection[str]) -> Understood:
@@ -87,16 +171,27 @@ def each_object_once(keys: Iterator[Named]) -> Iterator[Named]:
 
 
 def keys_in(text: str, buckets: Collection[str]) -> Iterator[Named]:
-    if address := ADDRESS.match(text):
-        host, path = address[2], address[3]
-        yield from keys_in_path(path, buckets, bucket_of_host(host, buckets))
-    elif in_bucket := IN_BUCKET.match(text):
+    if in_bucket := IN_BUCKET.match(text):
         bucket, key = in_bucket.groups()
         yield from (Named(form, bucket) for form in as_written(key))
+    elif address := ADDRESS.match(text):
+        host, path = address.groups()
+        yield from keys_in_path(path, buckets, bucket_of_host(host, buckets))
     else:
-        yield from map(Named, as_written(text))
-        if text.startswith("/"):
-            yield from keys_in_path(text, buckets, "")
+        yield from keys_without_scheme(text, buckets)
+
+
+def keys_without_scheme(text: str, buckets: Collection[str]) -> Iterator[Named]:
+    yield from map(Named, as_written(text))
+    for form in as_written(text):
+        bucket, _slash, key = form.partition("/")
+        if bucket in buckets:
+            yield Named(key, bucket)
+    if (bare := BARE.match(text)) and (parts := HOST_AND_PATH.match(text, bare.end())):
+        host, path = parts.groups()
+        yield from keys_in_path(path, buckets, bucket_of_host(host, buckets))
+    elif text.startswith("/"):
+        yield from keys_in_path(text, buckets, "")
 
 
 def as_written(key: str) -> Iterator[str]:

@@ -160,13 +160,35 @@ def left_behind() -> None:
 
 def never_found() -> None:
     deleted("proj_1")
-    make("clean", project_id="proj_1")
+    make("clean", project_id="proj_1", planned_at=AGO)
 
 
 def pruned() -> None:
     deleted("proj_1")
     archive = {"pruned_at": AGO, "archive": "old.jsonl.gz", "archive_digest": "d"}
     make("clean", project_id="proj_1", **archive)
+
+
+def ended_after_it_was_sent() -> None:
+    deleted("proj_1")
+    operation = make("superseded", project_id="proj_1", next_attempt_at=None)
+    item(operation=operation, outcome="failed", reason="Sent before the id lived again.")
+
+
+def ended_before_it_looked() -> None:
+    deleted("proj_1")
+    make("superseded", project_id="proj_1")
+
+
+def row_alone_left() -> None:
+    deleted("proj_1")
+    row(KEY, project_id="proj_1", created_at=LONG_AGO)
+    item(outcome="already_absent")
+
+
+def kept_for_a_project_that_lives_again() -> None:
+    alive("proj_1")
+    item(outcome="protected", reason="The project lives again.")
 
 
 def of_nobody_ever_known() -> None:
@@ -201,6 +223,10 @@ CASES: list[tuple[Callable[[], None], str, list[str]]] = [
     (left_behind, KEY, ["proj_1 was deleted on", "this was left behind", "Verify"]),
     (never_found, KEY, ["of the deleted project proj_1 found no such object", "Look into"]),
     (pruned, KEY, ["is long over, and its items are in the file old.jsonl.gz", "look into"]),
+    (ended_after_it_was_sent, KEY, ["could not delete it: Sent", "verify the project to see"]),
+    (ended_before_it_looked, KEY, ["We know nothing of this key.", "Look into the bucket."]),
+    (row_alone_left, KEY, ["proj_1 was deleted on", "the row alone is left", "clean up after"]),
+    (kept_for_a_project_that_lives_again, KEY, ["It may belong to the live project proj_1,"]),
     (of_nobody_ever_known, KEY, ["no project that it may belong to was ever known: proj_1"]),
 ]
 

@@ -17,19 +17,25 @@ def not_deleted(facts: Facts) -> Answer:
     if not item or item.outcome != Outcome.FAILED or not item.operation.deletes:
         return None
     text = _("Cleanup %(operation)s could not delete it: %(reason)s %(next)s")
-    due = item.operation.next_attempt_at
-    then = (
-        _("It is tried again on %s; its page says what stands in the way.") % moment(due)
-        if due
-        else _("Its page says what stands in the way, and lets you try again.")
-    )
-    words = {"operation": item.operation_id, "reason": item.reason or item.answer, "next": then}
-    return Sentence(text % words, item.operation)
+    words = {"operation": item.operation_id, "reason": item.reason or item.answer}
+    return Sentence(text % {**words, "next": next_of(item.operation)}, item.operation)
+
+
+def next_of(operation: CleanupOperation) -> str:
+    if operation.status == CleanupOperation.Status.SUPERSEDED:
+        return _("That cleanup was ended, and is not tried again: verify the project to see.")
+    if due := operation.next_attempt_at:
+        return _("It is tried again on %s; its page says what stands in the way.") % moment(due)
+    return _("Its page says what stands in the way, and lets you try again.")
 
 
 def kept(facts: Facts) -> Answer:
     item = latest_word(facts)
     if not item or item.outcome != Outcome.PROTECTED:
+        return None
+    owner = facts.standings.get(item.operation.project_id or "")
+    if item.operation.deletes and owner and owner.life is Life.ALIVE:
+        # Nothing is to be cleaned up any more.
         return None
     if item.operation.deletes:
         text = _(
@@ -175,20 +181,33 @@ def left_behind(facts: Facts) -> Answer:
     gone = standing(facts, Life.DELETED)
     if not gone or not gone.deleted_at or not (facts.row or facts.listed):
         return None
-    text = _(
-        "Its project %(project)s was deleted on %(at)s, and this was left behind: no cleanup is"
-        " under way that would take it. Verify the project’s last cleanup, or clean up after it"
-        " again."
-    )
+    item = latest_word(facts)
+    if item and item.outcome == Outcome.ALREADY_ABSENT and not facts.listed:
+        text = _(
+            "Its project %(project)s was deleted on %(at)s. The object was not there any more when"
+            " it was looked for, and the row alone is left: clean up after the project again, and"
+            " the row goes."
+        )
+    else:
+        text = _(
+            "Its project %(project)s was deleted on %(at)s, and this was left behind: no cleanup is"
+            " under way that would take it. Verify the project’s last cleanup, or clean up after it"
+            " again."
+        )
     words = {"project": gone.project_id, "at": moment(gone.deleted_at)}
     return Sentence(text % words, last_cleanup(facts, gone))
 
 
 def never_found(facts: Facts) -> Answer:
-    """Of a deleted project, and no item of what cleaned up after it; or not any more."""
+    """Of a deleted project, and no item of what cleaned up after it; or not any more. One that
+    could not list the bucket has not looked."""
     gone = standing(facts, Life.DELETED)
     operation = last_cleanup(facts, gone) if gone else None
-    if not gone or not operation or operation.status not in CleanupOperation.CLOSED:
+    if not gone or not operation or not (operation.planned_at or operation.pruned_at):
+        return None
+    if operation.status not in CleanupOperation.CLOSED:
+        return None
+    if any(item.operation_id == operation.pk for item in facts.items):
         return None
     words = {
         "operation": operation.pk,

@@ -162,8 +162,9 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
     def progress(self, request: HttpRequest, operation_id: UUID) -> HttpResponse:
         if not self.has_view_permission(request):
             raise PermissionDenied
-        # Some have a list of many projects there.
-        operation = get_object_or_404(CleanupOperation.objects.defer("cursor"), pk=operation_id)
+        # Some have a list of many projects there, or a large plan's figures.
+        light = CleanupOperation.objects.defer("cursor", "summary")
+        operation = get_object_or_404(light, pk=operation_id)
         told = operation_progress.progress(operation, timezone.now())
         return JsonResponse({**told, "books": operation_progress.lines(operation)})
 

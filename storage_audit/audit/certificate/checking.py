@@ -21,7 +21,7 @@ from storage_audit.audit.certificate.record import (
 from storage_audit.audit.certificate.seal import is_signed
 from storage_audit.bucket import listing
 from storage_audit.bucket.listing import Identity, escape, storable
-from storage_audit.models import CleanupOperation
+from storage_audit.models import CleanupOperation, Installation
 
 T = TypeVar("T")
 # What is there now is looked for in the file so many at a time.
@@ -144,6 +144,14 @@ def side_by_side(
         yield here[0], here[1]
         ours = next(file, None) if here[0] else ours
         theirs = next(database, None) if here[1] else theirs
+
+
+def is_foreign(certificate: Certificate) -> bool:
+    """Whether it is of another installation, whose bucket of the same name is another."""
+    head, ours = certificate.head, Installation.objects.first()
+    if ours and head["installation"] == str(ours.pk):
+        return False
+    return not CleanupOperation.objects.filter(pk=head["deletion_id"]).exists()
 
 
 def back(certificate: Certificate) -> Iterator[Back]:

@@ -106,6 +106,8 @@ def looked(certificate: Certificate, believed: bool) -> dict[str, Any]:
     """What the bucket shows now; of a file that was altered the bucket is not asked."""
     if not believed:
         return {"unknown": "An altered certificate does not say what to look for."}
+    if checking.is_foreign(certificate):
+        return {"unknown": "another installation issued it, whose bucket this one cannot ask."}
     with asked_from_shell():
         try:
             found, more = first(checking.back(certificate))

@@ -668,6 +668,41 @@ def test_one_that_was_pruned_says_where_its_items_are_and_an_old_file_is_compare
     assert verdict(path)[1] == 1
 
 
+@pytest.mark.parametrize(
+    "values", [{"status": "superseded"}, {"kind": "verify"}, {"kind": "vanished"}], ids=str
+)
+def test_what_never_had_one_has_none_once_it_is_pruned(db: None, values: Facts) -> None:
+    none = dict.fromkeys(("found", "deleted", "found_bytes", "deleted_bytes"), 0)
+    archived = {"pruned_at": timezone.now(), "archive": "old.gz", "archive_digest": "d"}
+    shown = text_of(superuser().get(page_of(made(**none | archived | values))))
+    assert "No certificate:" in shown
+    assert "Finished." not in shown and "Who asked for what" not in shown
+
+
+@each_form
+def test_no_project_and_an_empty_id_of_one_are_the_same(
+    certified: CleanupOperation, file: Callable[..., Path], form: str
+) -> None:
+    certified.items.filter(key=ALONE).update(project_id="")
+    assert verify(file(certified, form))[2] == 0
+
+
+def test_the_bucket_is_not_asked_of_what_another_installation_issued(
+    bucket: Bucket, file: Callable[..., Path]
+) -> None:
+    operation = made()
+    path = file(operation)
+    operation.delete()
+    assert verify(path, "--bucket")[2] == 0
+
+    def elsewhere(head: Facts, items: list[Facts]) -> None:
+        head["installation"] = "123e4567-e89b-42d3-a456-426614174000"
+
+    rewrite(path, elsewhere, signed)
+    out, _err, code = verify(path, "--bucket")
+    assert code == 1 and "another installation issued it" in out
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x00\xff", b"key,size\n1,2\n"])
 def test_another_file_is_wrong_use(db: None, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other.json"

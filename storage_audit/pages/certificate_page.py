@@ -12,6 +12,7 @@ from storage_audit.audit.certificate.record import (
     Facts,
     head_of,
     items_of,
+    was_certified,
     why_none,
 )
 from storage_audit.exports import pieces
@@ -62,7 +63,7 @@ def download(operation: CleanupOperation, form: str) -> StreamingHttpResponse:
 def context(operation: CleanupOperation) -> dict[str, Any]:
     reason = why_none(operation)
     shown = {"operation": operation, "no_certificate": visible(reason)}
-    if reason and not operation.pruned_at:
+    if reason and not was_certified(operation):
         return shown
     head = head_of(operation)
     items = list(items_of(operation, SEALED + 1))

@@ -96,6 +96,17 @@ LOOK = ("trigger", "kind", "requested_by", "status", "next_attempt_at", "finishe
 
 def why_none(operation: CleanupOperation) -> str:
     """Why the operation has no certificate, or none any more; empty when it has one."""
+    if was_certified(operation):
+        return PRUNED % {"archive": operation.archive}
+    return why_never(operation)
+
+
+def was_certified(operation: CleanupOperation) -> bool:
+    """Whether it had one, until its items were archived. Its head is still known."""
+    return operation.pruned_at is not None and not why_never(operation)
+
+
+def why_never(operation: CleanupOperation) -> str:
     if operation.kind == Kind.VANISHED:
         return _("It lists projects. The cleanup of each has a certificate of its own.")
     if operation.kind == Kind.VERIFY:
@@ -106,8 +117,6 @@ def why_none(operation: CleanupOperation) -> str:
         return _("It was ended before it was done. Its page says what became of each object.")
     if operation.status not in STATEMENTS:
         return _("None yet. There is one when the deletion has ended, or has to be tried again.")
-    if operation.pruned_at:
-        return PRUNED % {"archive": operation.archive}
     return ""
 
 
@@ -191,6 +200,8 @@ def items_of(operation: CleanupOperation, at_most: int | None = None) -> Iterato
         number = 1 + bisect_left(judged, changed_at)
         yield {
             **{name: plain(value) for name, value in row.items()},
+            # CSV knows no difference between these two.
+            "project_id": row["project_id"] or None,
             "seen_gone_at": plain(changed_at) if gone else None,
             "listing": number if gone and number <= len(judged) else None,
             "listed_under": None if span is None else operation.ranges[span],

@@ -336,6 +336,10 @@ def test_time_is_told_by_the_latest_cleanups_with_the_same_strategy(db: None) ->
     make("clean", deleted=2000, found=2000, **ended)
     make("clean_with_protected", deleted=4000, found=4000, **ended)
     assert plan_summary.speed(operation) == {"rate": 300.0, "cleanups": 2}
+    # One that an outage kept waiting for a day.
+    waited = {"started_at": now - timedelta(days=1), "finished_at": now}
+    make("clean", deleted=2000, found=2000, **waited)
+    assert plan_summary.speed(operation) == {"rate": 200.0, "cleanups": 3}
     operation.strategy = "wrangler_sequential"
     assert plan_summary.speed(operation)["rate"] <= 1
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from heapq import heappush, heappushpop
 from math import ceil
+from statistics import median
 from typing import Any, NamedTuple
 
 from django.db.models import F
@@ -216,17 +217,17 @@ def calls(operation: CleanupOperation, found: Figures) -> dict[str, int]:
 
 
 def speed(operation: CleanupOperation) -> dict[str, float]:
-    """Objects a second, and how many cleanups tell it: the latest with the same strategy."""
+    """Objects a second, and how many cleanups tell it: the latest with the same strategy. The
+    median, as those that were tried again have the pauses in their time."""
     ended = CleanupOperation.objects.cleanups().filter(
         status__in=CleanupOperation.ENDED, strategy=operation.strategy, deleted__gte=ENOUGH
     )
     timed = ended.annotate(took=F("finished_at") - F("started_at")).order_by("-finished_at")
-    latest = list(timed.values_list("deleted", "took")[:RECENT])
-    took = sum((took for _deleted, took in latest), timedelta(0))
-    if not took:
+    latest = timed.values_list("deleted", "took")[:RECENT]
+    rates = [deleted / (took / SECOND) for deleted, took in latest if took]
+    if not rates:
         return {"rate": usual_speed(operation), "cleanups": 0}
-    rate = sum(deleted for deleted, _took in latest) / (took / SECOND)
-    return {"rate": rate, "cleanups": len(latest)}
+    return {"rate": median(rates), "cleanups": len(rates)}
 
 
 def usual_speed(operation: CleanupOperation) -> float:

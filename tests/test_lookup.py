@@ -19,6 +19,7 @@ from pytest_django import Settings
 from devtools.faults.kinds import KINDS
 from devtools.faults.matching import is_listing, on
 from devtools.faults.proxy import FaultyStore
+from storage_audit.audit import lookup
 from storage_audit.audit.lookup.pasted import Named, understand, without_secrets
 from storage_audit.conf import conf
 from storage_audit.models import Finding, KnownProject, OperationEvent, Project
@@ -236,6 +237,19 @@ def test_each_reading_tells_its_project_and_what_a_cleanup_of_it_would_do(db: No
         assert life in cells.split("</tr>")[0] and would in cells.split("</tr>")[0]
     assert "It could also belong to the live project proj_1_x." in shown
     assert "scene: x_s1" in shown and "scene: s1" in shown
+
+
+def test_what_is_too_much_to_show_is_counted(db: None) -> None:
+    key = "proj_1" + "_1" * 30 + "_media.mp4"
+    [facts] = lookup.look_up(key).objects
+    assert len(facts.readings) > 20 and len(facts.judgements) > 20
+    shown = ask(key)
+    head, _mark, rest = shown.partition("What a cleanup would do")
+    assert f"… and {len(facts.readings) - 20} more" in head.split("How the key reads")[1]
+    assert f"… and {len(facts.judgements) - 20} more" in rest
+    for _n in range(22):
+        add_items(make("clean", project_id="proj_1"), 1, key=KEY, identity=KEY)
+    assert "… and 2 more" in ask(KEY)
 
 
 def test_operation_is_found_by_its_id(db: None) -> None:

@@ -107,9 +107,12 @@ def shown_object(request: HttpRequest, facts: Facts) -> dict[str, Any]:
         "seen": facts.seen,
         "trouble": facts.seen and visible(facts.seen.trouble),
         "readings": list(readings(facts))[:SHOWN],
+        "more_readings": len(facts.readings[SHOWN:]),
         "judgements": list(judgements(facts))[:SHOWN],
+        "more_judgements": len(facts.judgements[SHOWN:]),
         "rows": list(map(row, facts.rows)) if sees("storage_audit.view_r2object") else (),
         "items": list(map(item, facts.items[:SHOWN])),
+        "more_items": len(facts.items[SHOWN:]),
         "findings": findings(facts.findings) if sees("storage_audit.view_finding") else (),
     }
 

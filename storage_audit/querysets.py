@@ -423,10 +423,10 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         )
 
     def leaving(self) -> Self:
-        """Deletions that could not be brought to their end so far."""
-        return self.filter(status__in=["incomplete", "failed"], dry_run=False).exclude(
-            kind="verify"
-        )
+        """Deletions that could not be brought to their end so far, also while they are tried
+        again: their books are those of the last end until the next one."""
+        tried_again = Q(status__in=["pending", "running"], failed__gt=0)
+        return self.deleting().filter(Q(status__in=["incomplete", "failed"]) | tried_again)
 
     def keeping(self) -> Self:
         """Those of the last weeks that kept protected objects, and after which nobody looked

@@ -9,7 +9,7 @@ import pytest
 from django.contrib import admin
 from django.contrib.admin import AdminSite
 from django.contrib.auth.models import Permission, User
-from django.db import connection
+from django.db import connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import path, reverse
@@ -180,6 +180,21 @@ def test_left_behind_has_each_object_once_with_its_size(db: None) -> None:
     assert figure == "5 objects"
     keys = [left.key for left in client.get(url).context["rows"]]
     assert keys == ["a", "b", "c", "d", "unsent"]
+
+
+@pytest.mark.parametrize("status", ["incomplete", "failed"])
+def test_a_retry_leaves_behind_what_nobody_saw_gone(db: None, status: str) -> None:
+    operation = remaining("a", "b", status=status)
+    operation.retry()
+    assert left_behind().objects == 2
+    with transaction.atomic():
+        assert operation.claim()
+    assert left_behind().objects == 2
+    operation.items.filter(key="a").mark("deleted")
+    assert left_behind().objects == 1
+    planned = remaining("c", status="planned", dry_run=True)
+    planned.execute("anna")
+    assert left_behind().objects == 1
 
 
 def test_the_same_key_in_two_buckets_is_two_objects_and_two_spellings_are_one(db: None) -> None:

@@ -428,6 +428,29 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         tried_again = Q(status__in=["pending", "running"], failed__gt=0)
         return self.deleting().filter(Q(status__in=["incomplete", "failed"]) | tried_again)
 
+    def seeing_remains(self) -> Self:
+        """Verifications that found objects of a deleted project, all of which nobody looked for
+        again to the end."""
+        of_project = {"bucket": OuterRef("bucket"), "project_id": OuterRef("project_id")}
+        looked = Q(status__in=["clean", "clean_with_protected"]) | self.model.OVER & Q(
+            status="incomplete"
+        )
+        later = self.model.objects.filter(
+            looked, Q(parent=None) | Q(parent__kind="project"), kind__in=["project", "verify"]
+        )
+        later = later.filter(**of_project, finished_at__gt=OuterRef("finished_at"))
+        # What differs with a live project is no remains, though it may be deleted since.
+        deleted_since = apps.get_model("storage_audit", "KnownProject").objects.filter(
+            pk=OuterRef("project_id"), deleted_at__gt=OuterRef("finished_at")
+        )
+        alive = projects.rows().filter(storage_audit_id=OuterRef("project_id"))
+        found = self.filter(self.model.OVER, kind="verify", status="incomplete", failed__gt=0)
+        found = found.exclude(project_id=None)
+        return found.filter(~Exists(later), ~Exists(deleted_since), ~Exists(alive))
+
+    def with_remains(self) -> Self:
+        return self.leaving() | self.seeing_remains()
+
     def keeping(self) -> Self:
         """Those of the last weeks that kept protected objects, and after which nobody looked
         again. Of what stays for longer the findings tell."""
@@ -466,8 +489,9 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
         return self.filter(outcome__in=self.model.OPEN)
 
     def left_behind(self) -> Self:
-        """What deletions could not see gone so far, but for the objects of which an open finding
-        tells as well: those are counted there."""
+        """What deletions could not see gone so far, and what verifications found of deleted
+        projects; but for the objects of which an open finding tells as well: those are counted
+        there."""
         operations = apps.get_model("storage_audit", "CleanupOperation").objects
         findings = apps.get_model("storage_audit", "Finding").objects.orphaned()
         found = findings.filter(bucket=OuterRef("operation__bucket"), escaped=OuterRef("escaped"))
@@ -475,7 +499,7 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
             # R2 lists a key as it was last spelled, which may be neither.
             ~Exists(found.filter(key=OuterRef("key"))),
             ~Exists(found.filter(key=OuterRef("identity"))),
-            operation__in=operations.leaving(),
+            operation__in=operations.with_remains(),
             outcome__in=["failed", *self.model.OPEN],
         )
 

@@ -384,7 +384,7 @@ def test_verify_of_a_deletion_id_shows_what_came_back(bucket: Bucket) -> None:
     bucket.put(OLD[1])
     assert run("verify_cleanup", deletion_id) == (
         "proj_1 in bucket tests: 1 left behind, 1 seen absent.\n"
-        "  failed: proj_1_s1_media.mp4: Still in the bucket. Try its deletion again.\n",
+        "  failed: proj_1_s1_media.mp4: Still in the bucket. Clean up after its project again.\n",
         "CommandError: Not in step; details in operation ID.\n",
         1,
     )

@@ -20,7 +20,7 @@ from pytest_django import Settings
 
 from autoshorts import urls
 from storage_audit import tasks
-from storage_audit.audit import overview
+from storage_audit.audit import overview, requests
 from storage_audit.audit import scan as scans
 from storage_audit.audit.overview import OTHER_TYPES, Amount
 from storage_audit.conf import conf
@@ -39,7 +39,7 @@ from storage_audit.pages import charts
 from storage_audit.pages.charts import Series
 from tests.admin_client import person, superuser, text_of, words
 from tests.conftest import Bucket
-from tests.promises import delete
+from tests.promises import alive, delete, run
 from tests.test_admin_objects import ESCAPED, HOSTILE, row
 from tests.test_admin_operations import make
 from tests.test_admin_projects import queries
@@ -386,6 +386,67 @@ def test_real_leftovers_are_found_from_the_dashboard_with_their_reasons(bucket: 
         "projects/proj_old/scenes/s1/media/old.mp4",
     ]
     assert all(rows.values()), rows
+
+
+def verify(project_id: str) -> CleanupOperation:
+    [asked] = requests.verify_project(project_id)
+    return run(asked)
+
+
+def test_what_a_verification_finds_of_a_deleted_project_leads_to_another_cleanup(
+    bucket: Bucket,
+) -> None:
+    alive("proj_1")
+    assert delete("proj_1").status == "clean"
+    key = "projects/proj_1/scenes/s1/media/back.mp4"
+    bucket.put(key)
+    look, client = verify("proj_1"), superuser()
+    assert left_behind() == (1, 7)
+    entry = need(text_of(client.get(BOARD)), change("cleanupoperation", look.pk))
+    assert "1 object of proj_1 is still in bucket tests" in entry
+    [left] = client.get(LEFT_BEHIND).context["rows"]
+    told = "Still in the bucket. Clean up after its project again."
+    assert (left.key, left.reason, left.told_by) == (key, told, look)
+    shown = text_of(client.get(change("cleanupoperation", look.pk)))
+    [url] = re.findall('href="([^"]*)">Clean up after it again', shown)
+    assert 'name="project_id" value="proj_1"' in text_of(client.get(url))
+    assert "disabled" not in shown.partition("Clean up after it again")[0][-300:]
+    [again] = requests.declare_deleted("proj_1")
+    assert left_behind().objects == 1
+    assert run(again).status == "clean"
+    assert left_behind().objects == 0
+    assert "is still in bucket" not in text_of(client.get(BOARD))
+    shown = text_of(client.get(change("cleanupoperation", look.pk)))
+    assert "Clean up after it again" not in shown
+
+
+def test_only_a_later_look_at_the_whole_project_ends_what_a_verification_found(db: None) -> None:
+    ended = {"finished_at": LONG_AGO, "next_attempt_at": None, "kind": "verify"}
+    remaining("a", "b", **ended)
+    remaining("b", **ended, project_id=None)
+    remaining("a", status="failed", finished_at=NOW)
+    assert left_behind().objects == 2
+    objects = make("clean", kind="objects", finished_at=NOW)
+    make("clean", kind="verify", parent=objects, finished_at=NOW)
+    make("superseded", finished_at=NOW)
+    make("clean", bucket="other", finished_at=NOW)
+    make("clean", finished_at=LONG_AGO - timedelta(days=1))
+    assert left_behind().objects == 2
+    remaining("b", **ended | {"finished_at": NOW})
+    assert CleanupOperation.objects.seeing_remains().count() == 1
+    assert left_behind().objects == 2
+    make("clean_with_protected", parent=make("clean"), finished_at=timezone.now())
+    assert left_behind().objects == 1
+
+
+def test_a_live_projects_differences_are_not_left_behind_even_when_it_is_deleted(
+    bucket: Bucket,
+) -> None:
+    bucket.r2.remove(bucket.upload("proj_1"), bucket.name)
+    assert verify("proj_1").failed == 1
+    assert left_behind().objects == 0
+    Project.objects.get().delete()
+    assert left_behind().objects == 0
 
 
 # Who may see it

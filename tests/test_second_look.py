@@ -327,7 +327,7 @@ def test_what_came_between_the_two_looks_counts_as_seen(bucket: Bucket, rest: Fa
     rest.rules.append(on(under("proj_1_"), then(lambda: bucket.put(FLAT)), times=1))
     operation = verify("proj_1")
     assert operation.error == "1 left behind, 0 seen absent."
-    assert reason(operation, FLAT) == "Still in the bucket. Try its deletion again."
+    assert reason(operation, FLAT) == "Still in the bucket. Clean up after its project again."
 
 
 def test_what_came_to_a_live_project_is_untracked(bucket: Bucket, rest: FaultyStore) -> None:

@@ -72,7 +72,8 @@ def kept() -> Kept:
 
 def left_behind(findings: dict[str, dict[str, Any]]) -> Amount:
     """Each object once that nothing keeps and that is still there: those of the open findings,
-    counted already, that are orphaned, and what deletions could not see gone.
+    counted already, that are orphaned, what deletions could not see gone, and what verifications
+    found of deleted projects.
 
     Neither what is protected nor what a blocked operation would delete: a person must say first
     whether it may go.

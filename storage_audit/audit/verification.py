@@ -202,8 +202,15 @@ def compare_deleted(operation: CleanupOperation) -> str:
     items = operation.items.planned()
     absent = items.filter(found_in=FoundIn.TRACKED, present_at=None)
     gone = absent.mark(Outcome.ALREADY_ABSENT)
-    left = items.mark(Outcome.FAILED, _("Still in the bucket. Try its deletion again."))
+    left = items.mark(Outcome.FAILED, _("Still in the bucket.") + " " + way_out(operation))
     return _("%(left)s left behind, %(gone)s seen absent.") % {"left": left, "gone": gone}
+
+
+def way_out(operation: CleanupOperation) -> str:
+    """An operation that ended is not tried again."""
+    if operation.names_its_objects:
+        return _("The next scan of the bucket tells whether anything keeps it.")
+    return _("Clean up after its project again.")
 
 
 def recall(work: Work) -> None:

@@ -45,6 +45,7 @@ def needs(links: Links, findings: dict[str, dict[str, Any]], late: list[Delay]) 
         *of_diagnosis(links),
         *of_scans(links),
         *of_operations(links),
+        *of_remains(links),
         *of_findings(links, findings),
         *of_kept(links),
     ]
@@ -99,6 +100,25 @@ def next_step(operation: CleanupOperation) -> str:
     if operation.kind == CleanupOperation.Kind.VERIFY:
         return _("Settle what the message says, then verify again.")
     return _("Check the figures. If they are right, force-delete it to release it.")
+
+
+def of_remains(links: Links) -> Iterator[Need]:
+    found = CleanupOperation.objects.seeing_remains().order_by("finished_at", "pk")
+    for operation in found[:OPERATIONS_SHOWN]:
+        title = ngettext(
+            "%(objects)d object of %(project)s is still in bucket %(bucket)s",
+            "%(objects)d objects of %(project)s are still in bucket %(bucket)s",
+            operation.failed,
+        )
+        names = {"project": visible(operation.subject), "bucket": visible(operation.bucket)}
+        yield Need(
+            "incomplete",
+            _("left behind"),
+            title % {"objects": operation.failed, **names},
+            _("A verification found them. Clean up after the project again: on its page."),
+            links.page("cleanupoperation", operation.pk),
+            since=operation.finished_at,
+        )
 
 
 def of_kept(links: Links) -> Iterator[Need]:

@@ -158,6 +158,8 @@ def buttons(request: HttpRequest, operation: CleanupOperation) -> dict[str, Any]
     choice = force_choice(operation)
     no_force = "" if choice else str(effect_of_force(operation))
     return {
+        "clean_up_again": CleanupOperation.objects.seeing_remains().contains(operation),
+        "clean_up_refusal": refusal(request, "force_cleanup"),
         "force": choice,
         "force_refusal": no_force or refusal(request, "force_cleanup"),
         "verify_refusal": no_verification(operation) or refusal(request, "verify_cleanup"),

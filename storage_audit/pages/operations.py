@@ -257,7 +257,8 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
     def declare_deleted(self, request: HttpRequest) -> HttpResponse:
         if not self.has_force_permission(request):
             raise PermissionDenied
-        form = DeclareDeletedForm(request.POST or None)
+        given = {"project_id": request.GET.get("project_id")}
+        form = DeclareDeletedForm(request.POST or None, initial=given)
         if form.is_valid() and (answer := self.declare(request, form)):
             return answer
         request.current_app = self.admin_site.name

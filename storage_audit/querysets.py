@@ -449,7 +449,8 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         return found.filter(~Exists(later), ~Exists(deleted_since), ~Exists(alive))
 
     def with_remains(self) -> Self:
-        return self.leaving() | self.seeing_remains()
+        # The states of both again, for the index of them.
+        return (self.leaving() | self.seeing_remains()).filter(status__in=self.model.WORKABLE)
 
     def keeping(self) -> Self:
         """Those of the last weeks that kept protected objects, and after which nobody looked

@@ -36,7 +36,7 @@ from storage_audit.models import (
     OperationEvent,
     Project,
 )
-from storage_audit.pages import charts
+from storage_audit.pages import charts, needs
 from storage_audit.pages.charts import Series
 from tests.admin_client import person, superuser, text_of, words
 from tests.conftest import Bucket
@@ -100,7 +100,7 @@ def listed(client: Client, url: str) -> int:
 
 
 def left_behind() -> Amount:
-    return overview.left_behind(Finding.objects.open().by_kind())
+    return overview.left_behind()
 
 
 # What the tiles say, and where they lead
@@ -332,7 +332,7 @@ def test_each_need_says_why_and_what_to_do_and_leads_there(db: None) -> None:
         change("bucketscan", broken.pk): ["The listing broke off.", "manage.py reconcile_r2"],
         change("diagnosis", wrong.pk): ["The last diagnosis", "examine again"],
     }.items():
-        entry = need(shown, url)
+        entry = entry_of(shown, url)
         assert all(escape(text) in entry for text in said), entry
     orphans, missing = (kind_need(shown, text) for text in ("1 orphaned", "1 missing"))
     assert "1 of them may be deleted" in orphans[1]
@@ -348,7 +348,7 @@ def change(model: str, pk: object) -> str:
     return reverse(f"admin:storage_audit_{model}_change", args=[pk])
 
 
-def need(shown: str, url: str) -> str:
+def entry_of(shown: str, url: str) -> str:
     [entry] = [each for each in shown.split("<li>") if f'href="{url}"' in each]
     return entry
 
@@ -417,7 +417,7 @@ def test_what_a_verification_finds_of_a_deleted_project_leads_to_another_cleanup
     bucket.put(key)
     look, client = verify("proj_1"), superuser()
     assert left_behind() == (1, 7)
-    entry = need(text_of(client.get(BOARD)), change("cleanupoperation", look.pk))
+    entry = entry_of(text_of(client.get(BOARD)), change("cleanupoperation", look.pk))
     assert "1 object of proj_1 is still in bucket tests" in entry
     [left] = client.get(LEFT_BEHIND).context["rows"]
     told = "Still in the bucket. Clean up after its project again."
@@ -436,7 +436,7 @@ def test_what_a_verification_finds_of_a_deleted_project_leads_to_another_cleanup
 
 
 def test_only_a_later_look_at_the_whole_project_ends_what_a_verification_found(db: None) -> None:
-    ended = {"finished_at": LONG_AGO, "next_attempt_at": None, "kind": "verify"}
+    ended: dict[str, Any] = {"finished_at": LONG_AGO, "next_attempt_at": None, "kind": "verify"}
     remaining("a", "b", **ended)
     remaining("b", **ended, project_id=None)
     remaining("a", status="failed", finished_at=NOW)
@@ -576,6 +576,38 @@ def test_many_rows_cost_as_many_queries_as_few(db: None, url: str) -> None:
     few = queries(client, url)
     add_rows(range(1, 12))
     assert queries(client, url) == few < 40
+
+
+@pytest.mark.parametrize("url", [BOARD, reverse("admin:index")])
+def test_where_much_is_left_behind_no_page_waits_for_a_count_of_it(
+    db: None, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setattr(overview, "MUCH", 4)
+    monkeypatch.setattr(needs, "FINDINGS_COUNTED", 2)
+    remaining("a", "b")
+    find("c", first_seen_at=LONG_AGO, last_modified=LONG_AGO)
+    find("d")
+    client = superuser()
+    assert "4 objects" in said_of(client, url)
+    find("e")
+    assert "about 4 objects or more" in said_of(client, url)
+    overview.take_figures()
+    DailyFigures.objects.update(taken_at=timezone.now() - timedelta(minutes=20))
+    find("f")
+    assert "5 objects, as of 20 minutes ago" in said_of(client, url)
+    with CaptureQueriesContext(connection) as captured:
+        shown = text_of(client.get(url))
+    assert not [each for each in captured if "storage_audit_cleanupitem" in each["sql"]]
+    counts = [each["sql"] for each in captured if "COUNT" in each["sql"]]
+    assert all("LIMIT" in sql for sql in counts if "storage_audit_finding" in sql)
+    if url == BOARD:
+        assert "Some of them may be deleted" in kind_need(shown, "2+ orphaned")[1]
+
+
+def said_of(client: Client, url: str) -> str:
+    """What the page says of what is left behind, with or without a tile."""
+    plain = re.sub("<.*?>", " ", text_of(client.get(url)))
+    return " ".join(plain.split()).partition("Left behind")[2][:100]
 
 
 def test_no_request_reads_the_table_of_objects(db: None) -> None:

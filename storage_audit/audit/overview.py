@@ -1,7 +1,7 @@
 """The figures that tell staff how things are, from aggregates alone."""
 
 from datetime import date, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from django.db.models import Count, Min, Q, Sum
 from django.db.models.functions import TruncDate
@@ -23,6 +23,8 @@ FIGURES_EVERY = timedelta(hours=1)
 TYPES_KEPT = 20
 OTHER_TYPES = "…"
 GB = 10**9
+# More than so many are not counted while somebody waits.
+MUCH = 10_000
 
 
 class Amount(NamedTuple):
@@ -33,6 +35,13 @@ class Amount(NamedTuple):
     def price(self) -> float:
         """What the store takes for it in a month."""
         return self.bytes / GB * conf().price_per_gb
+
+
+class Left(NamedTuple):
+    """What is left behind, as of then; as of now without a time."""
+
+    amount: Amount
+    taken_at: datetime | None = None
 
 
 class OpenDeletions(NamedTuple):
@@ -70,18 +79,37 @@ def kept() -> Kept:
     )
 
 
-def left_behind(findings: dict[str, dict[str, Any]]) -> Amount:
-    """Each object once that nothing keeps and that is still there: those of the open findings,
-    counted already, that are orphaned, what deletions could not see gone, and what verifications
-    found of deleted projects.
+def left_behind() -> Amount:
+    """Each object once that nothing keeps and that is still there: those of the open findings that
+    are orphaned, what deletions could not see gone, and what verifications found of deleted
+    projects. This reads all of them: in a request only where there are few.
 
     Neither what is protected nor what a blocked operation would delete: a person must say first
     whether it may go.
     """
-    orphaned = findings.get(Finding.Kind.ORPHANED, {"n": 0, "bytes": 0})
+    found = Finding.objects.orphaned()
+    orphaned = found.aggregate(objects=Count("*"), size=Sum("size", default=0))
     remain = CleanupItem.objects.left_behind().as_objects()
     undeleted = remain.aggregate(objects=Count("*"), size=Sum("bytes", default=0))
-    return Amount(orphaned["n"] + undeleted["objects"], orphaned["bytes"] + undeleted["size"])
+    return Amount(orphaned["objects"] + undeleted["objects"], orphaned["size"] + undeleted["size"])
+
+
+def left_behind_in_time() -> Left | None:
+    """The same for whoever waits for a page: that of now where there is little, otherwise the last
+    that a sweep counted, if any did."""
+    if is_little():
+        return Left(left_behind())
+    latest = DailyFigures.objects.latest_first().first()
+    if latest is None:
+        return None
+    return Left(Amount(latest.left_behind, latest.left_behind_bytes), latest.taken_at)
+
+
+def is_little() -> bool:
+    """Whether all that is left behind is counted in no time, going by books and an index."""
+    failed = CleanupOperation.objects.with_remains().aggregate(n=Sum("failed", default=0))["n"]
+    found = Finding.objects.orphaned().order_by("key")[: MUCH + 1].count()
+    return int(failed) + found <= MUCH
 
 
 def outcomes(since: date) -> list[Outcomes]:
@@ -117,7 +145,7 @@ def take_figures() -> bool:
     now = timezone.now()
     if latest and latest.day == timezone.localdate(now) and now - latest.taken_at < FIGURES_EVERY:
         return False
-    types, left = by_file_type(), left_behind(Finding.objects.open().by_kind())
+    types, left = by_file_type(), left_behind()
     DailyFigures.objects.take(
         tracked=sum(amount.objects for amount in types.values()),
         tracked_bytes=sum(amount.bytes for amount in types.values()),

@@ -13,9 +13,9 @@ from django.utils.translation import ngettext
 from storage_audit import queue, roles
 from storage_audit.audit import overview
 from storage_audit.audit.delays import Delay, delays
-from storage_audit.audit.overview import Amount
+from storage_audit.audit.overview import Amount, Left
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation, Finding
+from storage_audit.models import CleanupOperation
 from storage_audit.pages.base import age, amount
 from storage_audit.pages.history import charts_of
 from storage_audit.pages.links import Links
@@ -43,12 +43,11 @@ def board(context: Context) -> dict[str, Any]:
     if refusal := roles.refusal(request, PERMISSION):
         return {"refusal": refusal}
     links, late = Links(context), delays()
-    findings = Finding.objects.open().by_kind() if links.leads_to("finding") else {}
     waiting = CleanupOperation.objects.waiting().count()
     days = period(request.GET.get("days"))
     return {
-        "tiles": list(tiles(links, findings, waiting, late)),
-        "needs": needs(links, findings, late),
+        "tiles": list(tiles(links, waiting, late)),
+        "needs": needs(links, late),
         "more": max(waiting - OPERATIONS_SHOWN, 0),
         "more_url": links.list("cleanupoperation", needs="person"),
         "days": days,
@@ -62,24 +61,21 @@ def panel(context: Context) -> dict[str, Any]:
     if roles.refusal(context["request"], PERMISSION):
         return {}
     links = Links(context)
-    findings = Finding.objects.open().by_kind() if links.leads_to("finding") else {}
     waiting = CleanupOperation.objects.waiting().count()
-    return {"tiles": list(tiles(links, findings, waiting, delays()))}
+    return {"tiles": list(tiles(links, waiting, delays()))}
 
 
 def period(asked: str | None) -> int:
     return next((days for days in PERIODS if asked == str(days)), PERIODS[0])
 
 
-def tiles(
-    links: Links, findings: dict[str, dict[str, Any]], waiting: int, late: list[Delay]
-) -> Iterator[Tile]:
+def tiles(links: Links, waiting: int, late: list[Delay]) -> Iterator[Tile]:
     """Those whose lists the person may look at."""
     if links.leads_to("cleanupoperation"):
         yield open_deletions(links)
         yield for_a_person(links, waiting)
     if links.left_behind():
-        yield left_behind(links, overview.left_behind(findings))
+        yield left_behind(links, overview.left_behind_in_time())
     if links.leads_to("bucketscan"):
         yield last_scan(links)
     if links.leads_to("diagnosis"):
@@ -104,14 +100,21 @@ def for_a_person(links: Links, waiting: int) -> Tile:
     return Tile(title, str(waiting), [words], url, "failed", _("decide"))
 
 
-def left_behind(links: Links, left: Amount) -> Tile:
-    objects = ngettext("%d object", "%d objects", left.objects) % left.objects
+def left_behind(links: Links, left: Left | None) -> Tile:
+    title, url, warning = _("Left behind"), links.left_behind(), ("warning", _("look"))
+    without = _("Without what is protected or blocked: a person must say first whether it may go.")
+    if left is None:
+        figure = _("about %s objects or more") % number_format(overview.MUCH, force_grouping=True)
+        return Tile(title, figure, [_("The next sweep counts them."), without], url, *warning)
+    amount, taken_at = left
+    objects = ngettext("%d object", "%d objects", amount.objects) % amount.objects
+    if taken_at:
+        objects = _("%(objects)s, as of %(age)s ago") % {"objects": objects, "age": age(taken_at)}
     words = [
-        _("%(size)s, %(price)s") % {"size": filesizeformat(left.bytes), "price": price(left)},
-        _("Without what is protected or blocked: a person must say first whether it may go."),
+        _("%(size)s, %(price)s") % {"size": filesizeformat(amount.bytes), "price": price(amount)},
+        without,
     ]
-    look = ("warning", _("look")) if left.objects else ("ok", "")
-    return Tile(_("Left behind"), objects, words, links.left_behind(), *look)
+    return Tile(title, objects, words, url, *(warning if amount.objects else ("ok", "")))
 
 
 def price(left: Amount) -> str:

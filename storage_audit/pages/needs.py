@@ -13,13 +13,15 @@ from storage_audit.audit.delays import Delay
 from storage_audit.audit.diagnostics import Comparison
 from storage_audit.audit.meaning import DIFFERENCES
 from storage_audit.findings import Kind
-from storage_audit.models import CleanupOperation, Diagnosis
+from storage_audit.models import CleanupOperation, Diagnosis, Finding
 from storage_audit.pages.base import age
 from storage_audit.pages.links import Links
 from storage_audit.redaction import visible
 
 OPERATIONS_SHOWN = 10
 REASON_SHOWN = 200
+# Of each kind.
+FINDINGS_COUNTED = 10_000
 
 
 class Need(NamedTuple):
@@ -38,7 +40,7 @@ class Need(NamedTuple):
         return age(self.since) if self.since else ""
 
 
-def needs(links: Links, findings: dict[str, dict[str, Any]], late: list[Delay]) -> list[Need]:
+def needs(links: Links, late: list[Delay]) -> list[Need]:
     """First what holds up all the rest; then decisions, and of each sort the oldest first."""
     return [
         *delayed(links, late),
@@ -46,7 +48,7 @@ def needs(links: Links, findings: dict[str, dict[str, Any]], late: list[Delay]) 
         *of_scans(links),
         *of_operations(links),
         *of_remains(links),
-        *of_findings(links, findings),
+        *of_findings(links),
         *of_kept(links),
     ]
 
@@ -143,26 +145,38 @@ def of_kept(links: Links) -> Iterator[Need]:
     )
 
 
-def of_findings(links: Links, findings: dict[str, dict[str, Any]]) -> Iterator[Need]:
+def of_findings(links: Links) -> Iterator[Need]:
+    """Of a kind with more than are counted, the oldest is not looked for."""
+    if not links.leads_to("finding"):
+        return
+    findings = Finding.objects.open().by_kind(FINDINGS_COUNTED + 1)
     for kind, figures in sorted(findings.items(), key=lambda each: each[1]["since"]):
+        step: Any
         meaning, step = DIFFERENCES[Kind(kind)]
         filters: dict[str, str] = {"state__exact": "open", "kind__exact": kind}
+        counted = figures["n"] <= FINDINGS_COUNTED
         if ripe := figures["ripe"]:
             filters = {"may": "go"}
-            text = ngettext(
-                "%d of them may be deleted: “Delete orphans” in the list.",
-                "%d of them may be deleted: “Delete orphans” in the list.",
-                ripe,
-            )
-            step = text % ripe
+            step = for_the_ripe(ripe if counted else None)
         yield Need(
             "warning",
-            f"{figures['n']} {Kind(kind).label}",
+            f"{figures['n'] if counted else f'{FINDINGS_COUNTED}+'} {Kind(kind).label}",
             meaning,
             step,
             links.list("finding", **filters),
-            since=figures["since"],
+            since=figures["since"] if counted else None,
         )
+
+
+def for_the_ripe(number: int | None) -> str:
+    if number is None:
+        return _("Some of them may be deleted: “Delete orphans” in the list.")
+    text = ngettext(
+        "%d of them may be deleted: “Delete orphans” in the list.",
+        "%d of them may be deleted: “Delete orphans” in the list.",
+        number,
+    )
+    return text % number
 
 
 def of_diagnosis(links: Links) -> Iterator[Need]:

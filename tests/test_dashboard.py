@@ -329,7 +329,7 @@ def test_each_need_says_why_and_what_to_do_and_leads_there(db: None) -> None:
     for url, said in {
         change("cleanupoperation", blocked.pk): ["1,204 objects are more than", "force-delete it"],
         change("cleanupoperation", failed.pk): ["AccessDenied", "try again"],
-        change("bucketscan", broken.pk): ["The listing broke off.", "manage.py reconcile_r2"],
+        change("bucketscan", broken.pk): ["The listing broke off.", "then scan again."],
         change("diagnosis", wrong.pk): ["The last diagnosis", "examine again"],
     }.items():
         entry = entry_of(shown, url)
@@ -339,6 +339,18 @@ def test_each_need_says_why_and_what_to_do_and_leads_there(db: None) -> None:
     assert listed(client, orphans[0]) == listed(client, missing[0]) == 1
     # The oldest first.
     assert shown.index(str(blocked.pk)) < shown.index(str(failed.pk))
+
+
+def test_who_may_scan_is_led_to_it_and_others_are_told_who_may(db: None) -> None:
+    for purpose in ("?purpose=backfill", ""):
+        begin = f'href="{reverse("admin:storage_audit_bucketscan_add")}{purpose}"'
+        if not purpose:
+            scan(status="failed")
+        shown = text_of(superuser().get(BOARD))
+        assert begin in shown and "manage.py" not in shown
+        User.objects.filter(username="ben").delete()
+        shown = text_of(allowed("view_cleanupoperation", "view_bucketscan").get(BOARD))
+        assert begin not in shown and "Somebody in the group “Storage operator” may." in shown
 
 
 PROBE = {"name": "p", "status": "ok", "summary": "s", "advice": "a", "facts": {}, "readings": {}}

@@ -13,12 +13,13 @@ class Links:
     def __init__(self, context: Context) -> None:
         request: Any = context["request"]
         self.site = request.current_app
-        self.models = {
-            model["model"]._meta.label_lower
+        perms = {
+            model["model"]._meta.label_lower: model["perms"]
             for app in context["available_apps"]
             for model in app["models"]
-            if model["perms"]["view"]
         }
+        self.models = {label for label, may in perms.items() if may["view"]}
+        self.added = {label for label, may in perms.items() if may["add"]}
 
     def leads_to(self, *models: str) -> bool:
         """Whether the site has pages of these models, and the person may look at them."""
@@ -33,6 +34,10 @@ class Links:
 
     def page(self, model: str, pk: UUID | int) -> str:
         return self._reverse(f"{model}_change", quote(pk)) if self.leads_to(model) else ""
+
+    def new(self, model: str) -> str:
+        """The page that asks for another; nothing to who may not."""
+        return self._reverse(f"{model}_add") if f"storage_audit.{model}" in self.added else ""
 
     def left_behind(self) -> str:
         seen = self.leads_to("finding", "cleanupoperation")

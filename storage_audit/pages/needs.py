@@ -13,7 +13,7 @@ from storage_audit.audit.delays import Delay
 from storage_audit.audit.diagnostics import Comparison
 from storage_audit.audit.meaning import DIFFERENCES
 from storage_audit.findings import Kind
-from storage_audit.models import CleanupOperation, Diagnosis, Finding
+from storage_audit.models import BucketScan, CleanupOperation, Diagnosis, Finding
 from storage_audit.pages.base import age
 from storage_audit.pages.links import Links
 from storage_audit.redaction import visible
@@ -34,6 +34,7 @@ class Need(NamedTuple):
     url: str
     reason: str = ""
     since: datetime | None = None
+    step_url: str = ""
 
     @property
     def age(self) -> str:
@@ -62,24 +63,31 @@ def delayed(links: Links, late: list[Delay]) -> Iterator[Need]:
 def of_scans(links: Links) -> Iterator[Need]:
     if not links.leads_to("bucketscan"):
         return
+    begin = links.new("bucketscan")
     if scan := overview.failed_scan():
         yield Need(
             "failed",
             scan.get_status_display(),
             _("The latest scan of the bucket"),
-            _("Settle what the message says, then scan again: manage.py reconcile_r2"),
+            _("Settle what the message says, then scan again.") + ask_for_scans(begin),
             links.page("bucketscan", scan.pk),
             short(scan.error),
             scan.finished_at,
+            begin,
         )
     elif not overview.last_complete_scan():
         yield Need(
             "warning",
             _("no scan"),
             _("Nobody has compared the whole bucket with the table yet"),
-            _("Run: manage.py backfill_r2. Files that are left behind are found only then."),
+            _("Scan it. Files that are left behind are found only then.") + ask_for_scans(begin),
             links.list("bucketscan"),
+            step_url=begin and f"{begin}?purpose={BucketScan.Purpose.BACKFILL}",
         )
+
+
+def ask_for_scans(begin: str) -> str:
+    return "" if begin else " " + _("Somebody in the group “Storage operator” may.")
 
 
 def of_operations(links: Links) -> Iterator[Need]:

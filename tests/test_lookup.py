@@ -24,7 +24,7 @@ from storage_audit.audit.lookup.pasted import Named, understand, without_secrets
 from storage_audit.conf import conf
 from storage_audit.models import Finding, KnownProject, OperationEvent, Project
 from storage_audit.places import place
-from tests.admin_client import LOOK, page, person, superuser, text_of, words
+from tests.admin_client import LOOK, page, person, signed_in, superuser, text_of, words
 from tests.conftest import Bucket
 from tests.promises import alive, delete, deleted, track
 from tests.test_admin_objects import ESCAPED, HOSTILE, found, row
@@ -192,6 +192,15 @@ def test_box_posts_what_is_pasted_to_the_page_that_answers(db: None) -> None:
     answer = client.post(LOOKUP, {"q": f"  {KEY} "}, follow=True)
     assert answer.redirect_chain == [(url_of(f"  {KEY} "), 302)]
     assert KEY in text_of(answer)
+
+
+def test_who_may_not_ask_sees_the_box_disabled_and_whom_to_ask(db: None) -> None:
+    User.objects.create_user("cleo", is_staff=True)
+    shown = text_of(signed_in(User.objects.get(username="cleo")).get(reverse("admin:index")))
+    box = shown.split('class="audit-lookup"')[1].split("</div>")[0]
+    assert len(re.findall("<(?:input|button) [^>]*disabled", box)) == 2
+    assert "add you to the group “Storage viewer”" in box
+    assert "audit-lookup" not in text_of(Client().get(reverse("admin:login"))).partition("<body")[2]
 
 
 def test_text_that_no_key_can_be_is_refused(db: None) -> None:

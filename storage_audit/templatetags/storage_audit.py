@@ -5,6 +5,7 @@ from typing import Any
 from django import template
 from django.template import Context
 
+from storage_audit import roles
 from storage_audit.pages import dashboard
 
 register = template.Library()
@@ -18,3 +19,8 @@ def storage_board(context: Context) -> dict[str, Any]:
 @register.simple_tag(takes_context=True)
 def storage_panel(context: Context) -> dict[str, Any]:
     return dashboard.panel(context)
+
+
+@register.simple_tag(takes_context=True)
+def storage_refusal(context: Context, permission: str) -> str:
+    return roles.refusal(context["request"], permission)

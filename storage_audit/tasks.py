@@ -193,9 +193,16 @@ def run_job(job_id: str) -> str:
 
 
 def tell_people() -> None:
-    """Keep account of what needs a person, and have a worker send what is to be told of it."""
-    incidents.notice()
-    now = timezone.now()
+    """Keep account of what needs a person, and have a worker send what is to be told of it. What
+    else a sweep does depends on neither."""
+    try:
+        incidents.notice()
+        have_notices_sent(timezone.now())
+    except Exception:
+        logger.exception("Nobody could be told of what needs a person; the next sweep tries again.")
+
+
+def have_notices_sent(now: datetime) -> None:
     if conf().sync:
         notices.send_due()
     elif Delivery.objects.due(now).exists() and queue.ready_tasks(now) < QUEUE_IS_LONG:

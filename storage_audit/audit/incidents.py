@@ -94,6 +94,7 @@ def tell() -> Notice | None:
 
 
 def recipients() -> list[tuple[str, str]]:
-    """Each channel of the settings, with the address where it has several."""
-    told: list[tuple[str, str]] = [(Channel.EMAIL, each) for each in conf().notify_emails]
+    """Each channel of the settings, with the address where it has several, and each once."""
+    addresses = dict.fromkeys(conf().notify_emails)
+    told: list[tuple[str, str]] = [(Channel.EMAIL, each) for each in addresses]
     return [*told, (Channel.WEBHOOK, "")] if conf().notify_webhook_url else told

@@ -344,6 +344,8 @@ SECURE_HSTS_PRELOAD = HTTPS
 if env.flag("BEHIND_PROXY", False):
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
+DEFAULT_EXCEPTION_REPORTER_FILTER = "autoshorts.reports.ReportFilter"
+
 LOG_LEVEL = choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
 # Whoever sits at a terminal is no machine.
 READ_BY_PEOPLE = DEBUG or sys.stderr.isatty()

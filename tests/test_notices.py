@@ -31,6 +31,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, connections
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from django.views.debug import get_exception_reporter_filter
 from django_q.models import OrmQ, Schedule
 from pytest_django import Settings
 
@@ -587,6 +588,15 @@ def test_the_webhook_s_address_and_secret_are_nowhere(
     assert "Connection refused" in "".join(shown) and "[redacted]" in "".join(shown)
     for secret in ("planted-path", "planted-query", SECRET, SECRET.removeprefix("whsec_")):
         assert not [text for text in shown if secret in text], secret
+
+
+def test_django_s_pages_about_an_error_do_not_show_the_webhook_s_address(
+    receiver: Receiver, settings: Settings
+) -> None:
+    settings.NOTIFY_WEBHOOK_URL = receiver.url
+    shown = get_exception_reporter_filter(None).get_safe_settings()
+    assert shown["STORAGE_AUDIT"]["NOTIFY_SITE_URL"] == "https://audit.example.com"
+    assert "planted" not in repr(shown)
 
 
 # The admin and the shell

@@ -553,6 +553,19 @@ def test_a_channel_that_fails_stops_neither_the_other_nor_the_sweep(
     assert DailyFigures.objects.exists(), "the day's figures are taken all the same"
 
 
+def test_who_is_not_named_any_more_gets_no_message_that_waited(
+    receiver: Receiver, mailed: list[Any], settings: Settings
+) -> None:
+    blocked()
+    incidents.notice()
+    tell(settings, NOTIFY_EMAILS=("ben@example.com",), NOTIFY_WEBHOOK_URL="")
+    notices.send_due()
+    assert not mailed and not receiver.posts
+    assert set(Delivery.objects.values_list("state", "error")) == {
+        ("given_up", "The settings do not name it any more.")
+    }
+
+
 def test_the_sweep_has_a_worker_send_and_sends_itself_where_there_is_none(
     receiver: Receiver, settings: Settings
 ) -> None:

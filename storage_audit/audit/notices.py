@@ -51,6 +51,8 @@ def send(delivery: Delivery) -> None:
 
 def hand_over(delivery: Delivery) -> None:
     notice = delivery.notice
+    if (delivery.channel, delivery.recipient) not in recipients():
+        raise Undelivered(_("The settings do not name it any more."), hopeless=True)
     if delivery.channel == Channel.WEBHOOK:
         webhook.send(str(notice.pk), messages.content(notice))
     else:

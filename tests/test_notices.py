@@ -500,6 +500,22 @@ def test_a_mail_server_gets_one_message_for_each_address_and_one_refusal_stops_n
     assert "2 of 3 messages sent" in text_of(superuser().get(page("incident")))
 
 
+@pytest.mark.parametrize(
+    ("site", "domain"),
+    [
+        ("https://audit.example.com:8000/x", "audit.example.com"),
+        ("", "storage-audit.invalid"),
+    ],
+)
+def test_a_mail_has_the_same_id_on_each_machine(
+    mailed: list[Any], settings: Settings, site: str, domain: str
+) -> None:
+    tell(settings, NOTIFY_SITE_URL=site)
+    blocked()
+    sweep()
+    assert mailed[0].message()["Message-ID"] == f"<{Notice.objects.get().pk}@{domain}>"
+
+
 def test_what_strangers_wrote_adds_no_line_to_a_mail_and_no_element_to_a_page(
     mail_server: MailServer, settings: Settings
 ) -> None:

@@ -646,6 +646,23 @@ def test_the_button_sends_a_test_to_everybody_and_says_what_became_of_it(
     assert not Notice.objects.exists()
 
 
+def test_the_test_tells_of_a_channel_that_is_set_up_wrong(
+    receiver: Receiver, settings: Settings
+) -> None:
+    if django.VERSION >= (6, 1):
+        settings.MAILERS = {"default": {"BACKEND": "nowhere.Backend"}}
+    else:
+        settings.EMAIL_BACKEND = "nowhere.Backend"
+    tell(
+        settings,
+        NOTIFY_EMAILS=("ann@example.com",),
+        NOTIFY_WEBHOOK_URL=f"https://{'planted' * 10}.example.com/",
+    )
+    told = text_of(superuser().post("/admin/storage_audit/incident/test/", follow=True))
+    assert "Not sent to ann@example.com. It could not be sent (" in told
+    assert "Not sent to webhook. It could not be sent (" in told and "planted" not in told
+
+
 def test_who_may_not_send_a_test_is_told_whom_to_ask(mailed: list[Any]) -> None:
     client = person("view_incident")
     shown = text_of(client.get(page("incident")))

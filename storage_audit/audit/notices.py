@@ -43,10 +43,14 @@ def send(delivery: Delivery) -> None:
         delivery.fail(str(error), hopeless=error.hopeless)
         logger.warning("Notice %s by %s: %s", delivery.notice_id, delivery.channel, error)
     except Exception as error:
-        delivery.fail(_("It could not be sent (%s): the log says why.") % type(error).__name__)
+        delivery.fail(unforeseen(error))
         logger.exception("Notice %s by %s", delivery.notice_id, delivery.channel)
     else:
         delivery.mark_sent()
+
+
+def unforeseen(error: Exception) -> str:
+    return _("It could not be sent (%s): the log says why.") % type(error).__name__
 
 
 def hand_over(delivery: Delivery) -> None:
@@ -65,6 +69,7 @@ def send_test() -> Iterator[tuple[str, str]]:
     subject = _("Test: these notices arrive")
     text = _("A person asked for this message to see whether it arrives. Nothing is wrong.")
     for channel, who in recipients():
+        name = who or str(Channel(channel).label)
         message_id = str(uuid4())
         try:
             if channel == Channel.WEBHOOK:
@@ -74,6 +79,9 @@ def send_test() -> Iterator[tuple[str, str]]:
             else:
                 mail.send(who, message_id, subject, text)
         except Undelivered as error:
-            yield who or str(Channel(channel).label), str(redact(str(error)))
+            yield name, str(redact(str(error)))
+        except Exception as error:
+            logger.exception("Test message by %s", channel)
+            yield name, unforeseen(error)
         else:
-            yield who or str(Channel(channel).label), ""
+            yield name, ""

@@ -20,7 +20,7 @@ from email import message_from_bytes, policy
 from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Barrier, Thread
+from threading import Barrier, Event, Thread, Timer
 from typing import Any, NamedTuple
 
 import django
@@ -392,6 +392,39 @@ def test_a_receiver_that_is_gone_for_good_is_asked_once(receiver: Receiver) -> N
     blocked()
     sweep()
     assert Delivery.objects.get().state == State.GIVEN_UP
+
+
+def test_a_receiver_that_answers_byte_by_byte_is_not_waited_for(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up = Event()
+
+    class Dripping(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(b"HTTP/1.1 204 No Content\r\nX-Drip: ")
+            while not given_up.wait(0.02):
+                self.wfile.write(b".")
+            self.wfile.write(b"\r\n\r\n")
+
+    monkeypatch.setattr(webhook, "PATIENCE", 0.2)
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Dripping)
+    tell(
+        settings,
+        NOTIFY_WEBHOOK_URL=f"http://127.0.0.1:{server.server_address[1]}{PATH}",
+        NOTIFY_WEBHOOK_SECRET=SECRET,
+    )
+    blocked()
+    # Or a sender that waits would do so for ever.
+    at_last = Timer(5, given_up.set)
+    at_last.start()
+    with serving(server):
+        sweep()
+        waited_for_it = given_up.is_set()
+        given_up.set()
+        at_last.cancel()
+    assert not waited_for_it
+    delivery = Delivery.objects.get()
+    assert delivery.state == State.WAITING and "TimeoutError" in delivery.error
 
 
 def test_a_sender_that_is_killed_before_it_notes_the_answer_leaves_it_to_be_sent_again(

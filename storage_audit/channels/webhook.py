@@ -4,7 +4,9 @@ project's libraries."""
 import hmac
 import json
 from base64 import b64encode
+from concurrent.futures import Future
 from http.client import HTTPException
+from threading import Thread
 from time import time
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -16,7 +18,7 @@ from storage_audit import __version__
 from storage_audit.channels.errors import Undelivered
 from storage_audit.conf import conf
 
-PATIENCE = 10  # seconds
+PATIENCE = 10  # seconds, for all of it
 GONE = 410
 
 
@@ -48,16 +50,27 @@ def headers(message_id: str, now: int, body: bytes) -> dict[str, str]:
 
 
 def post(body: bytes, sent: dict[str, str]) -> int:
+    """A socket's timeout is for each read: who answers byte by byte would hold us for longer than
+    the message is ours. So the whole of it is done in a thread, which nobody waits for for longer
+    than this, not even the end of the process."""
     request = Request(conf().notify_webhook_url, body, sent, method="POST")
+    status: Future[int] = Future()
+    Thread(target=ask, args=(request, status), daemon=True).start()
     try:
-        with build_opener(NoRedirect).open(request, timeout=PATIENCE) as answer:
-            status: int = answer.status
-            return status
-    except HTTPError as error:
-        with error:
-            return error.code
+        return status.result(PATIENCE)
     except (OSError, HTTPException) as error:
         # Not the error itself, whose text may have the address in it.
         reason = error.reason if isinstance(error, URLError) else type(error).__name__
         text = _("The webhook's receiver cannot be reached, or breaks off: %s")
         raise Undelivered(text % reason) from error
+
+
+def ask(request: Request, status: Future[int]) -> None:
+    try:
+        with build_opener(NoRedirect).open(request, timeout=PATIENCE) as answer:
+            status.set_result(answer.status)
+    except HTTPError as error:
+        with error:
+            status.set_result(error.code)
+    except Exception as error:
+        status.set_exception(error)

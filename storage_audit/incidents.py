@@ -28,8 +28,9 @@ class IncidentQuerySet(models.QuerySet["Incident"]):
         what they begin with, or each daily attempt would end them for a moment."""
         lasting = (
             Q(kind="blocked", operation__status="blocked")
-            | Q(kind="failed", operation__status__in=["failed", "pending", "running"])
-            | Q(kind="overdue") & ~Q(operation__status__in=CleanupOperation.ENDED)
+            | Q(kind="failed", operation__status__in=CleanupOperation.WORKABLE)
+            | Q(kind="overdue", operation__status__in=CleanupOperation.WORKABLE)
+            & ~Q(operation__status="failed")
         )
         return self.open().filter(~lasting, operation__isnull=False)
 

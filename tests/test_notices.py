@@ -279,7 +279,7 @@ def test_what_stopped_but_waits_for_nobody_is_no_incident(values: dict[str, Any]
 def test_the_daily_attempt_of_a_failed_deletion_neither_ends_nor_repeats_the_incident() -> None:
     long_ago = timezone.now() - timedelta(days=3)
     failing = operation(status="failed", created_at=long_ago, next_attempt_at=timezone.now())
-    for status in ("failed", "running", "failed"):
+    for status in ("failed", "running", "incomplete", "pending", "failed"):
         change(failing, status=status)
         incidents.notice()
         assert kinds_open() == ["failed"]
@@ -298,6 +298,16 @@ def test_a_deletion_is_overdue_from_the_hours_of_the_settings_on(settings: Setti
     change(slow, status="clean")
     incidents.notice()
     assert kinds_open() == []
+
+
+@pytest.mark.parametrize("status", ["failed", "blocked"])
+def test_what_was_overdue_and_stops_is_told_as_what_it_is_now(status: str) -> None:
+    slow = operation(status="incomplete", created_at=timezone.now() - timedelta(days=3))
+    incidents.notice()
+    assert kinds_open() == ["overdue"]
+    change(slow, status=status)
+    incidents.notice()
+    assert kinds_open() == [status]
 
 
 def test_a_deletion_is_not_overdue_for_the_time_in_which_it_waited_for_a_person() -> None:

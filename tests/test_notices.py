@@ -269,7 +269,15 @@ def test_an_address_that_the_settings_name_twice_is_told_once(settings: Settings
 # What begins and ends
 
 
-@pytest.mark.parametrize("values", [{"dry_run": True}, {"kind": "verify"}, {"status": "planned"}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"dry_run": True},
+        {"kind": "verify"},
+        {"status": "planned"},
+        {"kind": "verify", "status": "failed", "next_attempt_at": timezone.now()},
+    ],
+)
 def test_what_stopped_but_waits_for_nobody_is_no_incident(values: dict[str, Any]) -> None:
     blocked(**values)
     incidents.notice()

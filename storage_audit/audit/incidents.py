@@ -45,9 +45,10 @@ def of_operations() -> Iterator[Incident]:
     """In one order, so that no two sweeps wait for each other's rows."""
     overdue_before = timezone.now() - conf().notify_overdue
     operations = CleanupOperation.objects
+    deletions = operations.deleting()
     began = {
-        Kind.BLOCKED: operations.deleting().filter(status="blocked").without_incident("blocked"),
-        Kind.FAILED: operations.filter(dry_run=False, status="failed").without_incident("failed"),
+        Kind.BLOCKED: deletions.filter(status="blocked").without_incident("blocked"),
+        Kind.FAILED: deletions.filter(status="failed").without_incident("failed"),
         # Of what is known for another trouble, nobody is told again.
         Kind.OVERDUE: operations.overdue(overdue_before).without_incident(),
     }

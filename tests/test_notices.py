@@ -340,18 +340,21 @@ def test_a_dead_worker_is_told_of_by_the_command_and_is_over_once_it_runs_again(
 
 
 def test_findings_are_told_of_above_the_threshold_only(settings: Settings) -> None:
-    tell(settings, NOTIFY_FINDINGS=2)
+    tell(settings, NOTIFY_FINDINGS=5)
     scan = BucketScan.objects.create(bucket="tests", status="complete")
     seen = {"first_scan": scan, "last_scan": scan, "bucket": "tests"}
-    for number, kind in enumerate(("orphaned", "orphaned", "missing")):
+    for number, kind in enumerate(["orphaned"] * 4 + ["missing"] * 2):
         incidents.notice()
         assert kinds_open() == []
         Finding.objects.create(key=f"k{number}", kind=kind, **seen)
     incidents.notice()
     assert Incident.objects.get().summary == (
-        "3 findings are open, more than 2: 2 orphaned, 1 missing."
+        "6 findings are open, more than 5: 4 orphaned, 2 missing."
     )
-    Finding.objects.filter(kind="missing").acknowledge("ours", "anna")
+    Finding.objects.filter(key="k5").acknowledge("ours", "anna")
+    incidents.notice()
+    assert kinds_open() == ["findings"], "there may be one more at once"
+    Finding.objects.filter(key="k4").acknowledge("ours", "anna")
     incidents.notice()
     assert kinds_open() == []
 

@@ -11,6 +11,7 @@ from io import StringIO
 from typing import Any
 
 import pytest
+from django.contrib import admin
 from django.contrib.auth.models import Permission, User
 from django.db import connection
 from django.test import Client
@@ -21,6 +22,7 @@ from storage_audit.models import (
     BucketScan,
     CleanupOperation,
     Finding,
+    Incident,
     Job,
     KnownProject,
     Project,
@@ -133,6 +135,19 @@ def test_an_export_is_the_list_as_filtered_searched_and_ordered_and_all_of_it(mo
             for name in ("key", "evidence", "project_id", "title", "prefix", "bucket"):
                 if name in row:
                     assert row[name] == getattr(stored, name)
+
+
+def test_each_of_our_lists_can_be_exported_with_rows_and_without() -> None:
+    client, models = superuser(), [each for each in admin.site._registry if is_ours(each)]
+    for model in models:
+        assert rows_of(client, str(model._meta.model_name)) == []
+    Incident.objects.create(kind="worker", summary="gone")
+    [row] = rows_of(client, "incident")
+    assert (row["kind"], row["summary"]) == ("worker", "gone")
+
+
+def is_ours(model: Any) -> bool:
+    return bool(model._meta.app_label == "storage_audit")
 
 
 @pytest.mark.parametrize("model", ["project", "r2object", "finding", "bucketscan"])

@@ -41,7 +41,8 @@ def values(rows: QuerySet[Any], columns: Sequence[str]) -> Iterator[list[Any]]:
     # first row; on SQLite a transaction would keep all who write waiting.
     on_postgresql = connection.vendor == "postgresql"
     with transaction.atomic() if on_postgresql else nullcontext():
-        for row in rows.values_list(*columns).iterator():
+        # What a list looks up beside its rows is in none of the columns, and does not go with this.
+        for row in rows.prefetch_related(None).values_list(*columns).iterator():
             yield [each.isoformat() if isinstance(each, datetime) else each for each in row]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from html import unescape
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlencode
 
 import pytest
 from django.apps import apps
@@ -312,6 +312,24 @@ def test_a_list_shows_one_bucket_and_a_choice_where_there_are_several(
     assert "of-old" not in shown
     for bucket, seen in (("old", True), ("tests", False), ("nowhere", False), ("\0", False)):
         assert ("of-old" in text_of(client.get(page("r2object"), {"bucket": bucket}))) == seen
+
+
+@pytest.mark.parametrize("gone", ["gone", "\0"])
+def test_a_bucket_without_rows_lists_exports_and_acts_on_none_of_another(
+    db: None, gone: str
+) -> None:
+    [row] = findings(1, state="acknowledged")
+    client = superuser()
+    shown = text_of(client.get(page("finding"), {"bucket": gone}))
+    assert rows_of(shown) == [] and "By bucket" in shown
+    export: Any = client.get(page("finding", "export", "json"), {"bucket": gone})
+    assert b"".join(export).strip() == b"[]"
+    url = f"{page('finding')}?{urlencode({'bucket': gone})}"
+    client.post(
+        url, {"action": "reopen", "_selected_action": [row.pk], "select_across": "1", "index": "0"}
+    )
+    row.refresh_from_db()
+    assert row.state == "acknowledged"
 
 
 def test_a_project_leads_to_its_objects_in_each_bucket_and_counts_them_all(db: None) -> None:

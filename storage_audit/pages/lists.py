@@ -202,12 +202,16 @@ class BucketFilter(admin.SimpleListFilter):
     template = "admin/storage_audit/bucket_filter.html"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(name, visible(name)) for name in buckets_in(model_admin.model.objects)]
+        self.names = buckets_in(model_admin.model.objects)
+        # One that was asked for and has no rows any more shows none, and not those of another.
+        asked = super().value()
+        names = [*self.names, asked] if asked and asked not in self.names else self.names
+        return [(name, visible(name)) for name in names]
 
     def value(self) -> str:
-        names = [name for name, _shown in self.lookup_choices]
-        wanted = (super().value(), conf().bucket)
-        return next((name for name in wanted if name in names), names[0])
+        if asked := super().value():
+            return asked
+        return conf().bucket if conf().bucket in self.names else self.names[0]
 
     def choices(self, changelist: ChangeList) -> Iterator[Any]:
         for name, shown in self.lookup_choices:
@@ -215,4 +219,6 @@ class BucketFilter(admin.SimpleListFilter):
             yield {"selected": name == self.value(), "query_string": query, "display": shown}
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        if self.value() not in self.names:
+            return queryset.none()
         return queryset.filter(bucket=self.value())

@@ -49,6 +49,10 @@ def starts_with_any(field: str, prefixes: Iterable[str]) -> Q:
 KEPT_LATELY = timedelta(days=30)
 
 
+# In the address of a list; no bucket can be named so.
+ALL_BUCKETS = "*"
+
+
 def buckets_in(rows: models.Manager[Any] | models.QuerySet[Any]) -> list[str]:
     """Those in which there are any, found by a look for each into an index that begins with it."""
     found = list[str]()

@@ -15,15 +15,18 @@ from django.db import connection
 from django.db.models import Model
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
 from django.utils import timezone
 from pytest_django import Settings
 
+from storage_audit.audit import messages
 from storage_audit.models import (
     ApiToken,
     BucketScan,
     CleanupOperation,
     Diagnosis,
     Finding,
+    Incident,
     KnownProject,
     Project,
     R2Object,
@@ -330,6 +333,31 @@ def test_a_bucket_without_rows_lists_exports_and_acts_on_none_of_another(
     )
     row.refresh_from_db()
     assert row.state == "acknowledged"
+
+
+def test_what_counts_all_buckets_leads_to_the_findings_of_all(db: None, settings: Settings) -> None:
+    """And what tells of one bucket, to those of that one, whichever the settings name."""
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"BUCKET": "tests"}
+    findings(1)
+    scan = BucketScan.objects.create(bucket="old", status="complete", finished_at=NOW)
+    facts = {"bucket": "old", "kind": "orphaned", "first_scan": scan, "last_scan": scan}
+    Finding.objects.create(key="of-old", **facts)
+    incident = Incident.objects.create(kind="findings", summary="2 findings are open")
+    client = superuser()
+
+    def listed(page_of: str) -> set[str]:
+        [url] = set(re.findall(r'href="([^"]*/finding/\?[^"]*bucket[^"]*)"', page_of))
+        return set(re.findall(r"(?:k000|of-old)(?=</code>)", text_of(client.get(unescape(url)))))
+
+    assert listed(text_of(client.get(page("bucketscan", "change", scan.pk)))) == {"of-old"}
+    told = (
+        text_of(client.get(page("incident", "change", incident.pk))),
+        text_of(client.get(reverse("admin:app_list", args=["storage_audit"]))),
+        f'href="{messages.page_of(incident)}"',
+    )
+    assert [listed(each) for each in told] == [{"k000", "of-old"}] * 3
+    both = text_of(client.get(page("finding"), {"bucket": "*"}))
+    assert "old: <code" in both and "tests: <code" not in both
 
 
 def test_a_project_leads_to_its_objects_in_each_bucket_and_counts_them_all(db: None) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlencode
 
 from django.db.models import QuerySet
 from django.urls import NoReverseMatch, reverse
@@ -12,6 +13,7 @@ from django.utils.translation import gettext_lazy, ngettext, ngettext_lazy
 
 from storage_audit.conf import conf
 from storage_audit.models import Incident, Notice
+from storage_audit.querysets import ALL_BUCKETS
 from storage_audit.redaction import visible
 
 Kind = Incident.Kind
@@ -131,17 +133,20 @@ def page_of(incident: Incident) -> str:
     """Where to look and to act."""
     if incident.operation_id:
         return link("cleanupoperation_change", incident.operation_id)
-    return link("finding_changelist" if incident.kind == Kind.FINDINGS else "incident_changelist")
+    if incident.kind == Kind.FINDINGS:
+        return link("finding_changelist", bucket=ALL_BUCKETS, state__exact="open")
+    return link("incident_changelist")
 
 
-def link(name: str, *args: object) -> str:
+def link(name: str, *args: object, **filters: str) -> str:
     """The whole address when the settings tell the site's, else its path; nothing where the project
     has no such page."""
     try:
         path = reverse(f"admin:storage_audit_{name}", args=args)
     except NoReverseMatch:
         return ""
-    return conf().notify_site_url.rstrip("/") + path
+    query = f"?{urlencode(filters)}" if filters else ""
+    return conf().notify_site_url.rstrip("/") + path + query
 
 
 def content(notice: Notice) -> dict[str, Any]:

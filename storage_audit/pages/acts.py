@@ -15,7 +15,7 @@ from storage_audit.audit.decisions import Decision, tracking
 from storage_audit.findings import FindingQuerySet, Kind
 from storage_audit.forms import NoteForm, ProjectIdForm
 from storage_audit.models import Finding
-from storage_audit.pages.base import amount, shown_key
+from storage_audit.pages.base import amount, placed_key, shown_key
 from storage_audit.redaction import visible
 
 SHOWN = 20
@@ -24,7 +24,12 @@ SHOWN = 20
 def listed(findings: FindingQuerySet) -> dict[str, Any]:
     first = findings.order_by("bucket", "key", "pk")[:SHOWN]
     rows: list[tuple[Any, ...]] = [
-        (shown_key(one.key), one.get_kind_display(), one.get_state_display(), size_of(one))
+        (
+            placed_key(one.bucket, one.key),
+            one.get_kind_display(),
+            one.get_state_display(),
+            size_of(one),
+        )
         for one in first
     ]
     heads = (_("Key"), _("Kind"), _("State"), _("Size"))

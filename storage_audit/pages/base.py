@@ -26,6 +26,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_GET
 
+from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation
 from storage_audit.pages import exports
 from storage_audit.pages.lists import LongList
@@ -68,6 +69,12 @@ def action(permission: str, description: Any) -> Callable[[F], F]:
 
 def shown_key(key: str) -> SafeString:
     return format_html('<code class="audit-key">{}</code>', visible(key))
+
+
+def placed_key(bucket: str, key: str) -> SafeString:
+    """With its bucket, where that is not the one of the settings."""
+    shown = shown_key(key)
+    return shown if bucket == conf().bucket else format_html("{}: {}", visible(bucket), shown)
 
 
 def amount(count: int, size: int) -> str:

@@ -23,7 +23,14 @@ from storage_audit.findings import FindingQuerySet
 from storage_audit.models import Finding
 from storage_audit.pages import acts, left_behind
 from storage_audit.pages.acts import Act, size_of, with_lines
-from storage_audit.pages.base import ConfirmingAdmin, ReadOnlyAdmin, action, shown_key, why_link
+from storage_audit.pages.base import (
+    ConfirmingAdmin,
+    ReadOnlyAdmin,
+    action,
+    placed_key,
+    shown_key,
+    why_link,
+)
 from storage_audit.pages.filters import MayBeDeleted
 from storage_audit.pages.lists import BucketFilter
 from storage_audit.places import Full, place
@@ -76,7 +83,8 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
     @admin.display(description=gettext_lazy("key"), ordering="key")
     def found(self, finding: Finding) -> SafeString:
         evidence = visible(finding.evidence)
-        return format_html('{}<br><span class="quiet">{}</span>', shown_key(finding.key), evidence)
+        key = placed_key(finding.bucket, finding.key)
+        return format_html('{}<br><span class="quiet">{}</span>', key, evidence)
 
     @admin.display(description=gettext_lazy("key"))
     def shown(self, finding: Finding) -> SafeString:

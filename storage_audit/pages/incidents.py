@@ -19,8 +19,9 @@ from storage_audit.audit import notices
 from storage_audit.audit.incidents import recipients
 from storage_audit.audit.messages import MEANING
 from storage_audit.models import Delivery, Incident, Notice
-from storage_audit.pages.base import ReadOnlyAdmin
+from storage_audit.pages.base import ReadOnlyAdmin, list_of
 from storage_audit.places import Full, place
+from storage_audit.querysets import ALL_BUCKETS
 from storage_audit.redaction import visible
 from storage_audit.roles import refusal
 
@@ -99,6 +100,7 @@ class IncidentAdmin(ReadOnlyAdmin[Incident]):
             "subtitle": self.about(incident),
             "meaning": MEANING[Incident.Kind(incident.kind)],
             "summary": visible(incident.summary),
+            "findings": list_of("finding", bucket=ALL_BUCKETS, state__exact="open"),
             "deliveries": [shown(*each) for each in deliveries_of(incident)],
         }
         return super().render_change_form(request, context, *args, **kwargs)

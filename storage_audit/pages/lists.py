@@ -22,7 +22,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit.conf import conf
-from storage_audit.querysets import buckets_in
+from storage_audit.querysets import ALL_BUCKETS, buckets_in
 from storage_audit.redaction import visible
 
 COUNTED = 10_000
@@ -195,7 +195,8 @@ def rounded(number: int) -> int:
 
 
 class BucketFilter(admin.SimpleListFilter):
-    """One bucket at a time, as the indexes begin with it. It shows where there are several."""
+    """One bucket at a time, as the indexes begin with it, unless all are asked for. It shows where
+    there are several."""
 
     title = gettext_lazy("bucket")
     parameter_name = "bucket"
@@ -205,8 +206,9 @@ class BucketFilter(admin.SimpleListFilter):
         self.names = buckets_in(model_admin.model.objects)
         # One that was asked for and has no rows any more shows none, and not those of another.
         asked = super().value()
-        names = [*self.names, asked] if asked and asked not in self.names else self.names
-        return [(name, visible(name)) for name in names]
+        gone = [asked] if asked and asked not in (*self.names, ALL_BUCKETS) else []
+        choices = [(name, visible(name)) for name in (*self.names, *gone)]
+        return [*choices, (ALL_BUCKETS, _("All"))] if len(choices) > 1 else choices
 
     def value(self) -> str:
         if asked := super().value():
@@ -219,6 +221,5 @@ class BucketFilter(admin.SimpleListFilter):
             yield {"selected": name == self.value(), "query_string": query, "display": shown}
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        if self.value() not in self.names:
-            return queryset.none()
-        return queryset.filter(bucket=self.value())
+        chosen = [name for name in self.names if self.value() in (name, ALL_BUCKETS)]
+        return queryset.filter(bucket__in=chosen)

@@ -16,6 +16,7 @@ from storage_audit.findings import Kind
 from storage_audit.models import BucketScan, CleanupOperation, Diagnosis, Finding
 from storage_audit.pages.base import age
 from storage_audit.pages.links import Links
+from storage_audit.querysets import ALL_BUCKETS
 from storage_audit.redaction import visible
 
 OPERATIONS_SHOWN = 10
@@ -171,7 +172,7 @@ def of_findings(links: Links) -> Iterator[Need]:
             f"{figures['n'] if counted else f'{FINDINGS_COUNTED}+'} {Kind(kind).label}",
             meaning,
             step,
-            links.list("finding", **filters),
+            links.list("finding", bucket=ALL_BUCKETS, **filters),
             since=figures["since"] if counted else None,
         )
 

@@ -8,14 +8,19 @@ from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.defaultfilters import filesizeformat
-from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from storage_audit.conf import conf
 from storage_audit.models import R2Object
-from storage_audit.pages.base import DeletingAdmin, action, amount, shown_key, why_link, will_go
+from storage_audit.pages.base import (
+    DeletingAdmin,
+    action,
+    amount,
+    placed_key,
+    why_link,
+    will_go,
+)
 from storage_audit.pages.lists import BucketFilter
 from storage_audit.querysets import R2ObjectQuerySet
 from storage_audit.redaction import visible
@@ -60,10 +65,7 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
 
     @admin.display(description=gettext_lazy("key"), ordering="key")
     def shown(self, row: R2Object) -> SafeString:
-        key = shown_key(row.key)
-        return (
-            key if row.bucket == conf().bucket else format_html("{}: {}", visible(row.bucket), key)
-        )
+        return placed_key(row.bucket, row.key)
 
     @admin.display(description=gettext_lazy("why it is there"))
     def why(self, row: R2Object) -> SafeString:

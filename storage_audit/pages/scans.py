@@ -170,7 +170,9 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
             found = scan.status == Status.COMPLETE and not scan.dry_run and not scan.is_partial
             context |= {
                 "is_live": scan.status == Status.RUNNING,
-                "findings": list_of("finding", last_scan=scan.pk) if found else "",
+                "findings": list_of("finding", bucket=scan.bucket, last_scan=scan.pk)
+                if found
+                else "",
             }
         return super().render_change_form(request, context, *args, **kwargs)
 

@@ -23,7 +23,14 @@ from storage_audit.audit.counting import counted
 from storage_audit.audit.diagnostics.comparison import WORKER_ANSWERS_WITHIN
 from storage_audit.audit.scan import TooCostly
 from storage_audit.conf import conf
-from storage_audit.models import BucketScan, CleanupOperation, Delivery, Diagnosis, Job
+from storage_audit.models import (
+    BucketScan,
+    CleanupOperation,
+    Delivery,
+    Diagnosis,
+    IllegalTransition,
+    Job,
+)
 from storage_audit.querysets import impatient
 
 logger = logging.getLogger(__name__)
@@ -246,10 +253,12 @@ def reconcile() -> str:
     Returns what the queue's own records are to say."""
     if conf().sync:
         return "there are no workers"
-    if BucketScan.objects.whole(conf().bucket).running().exists():
-        return "another scan is running"
     try:
-        scan = scans.begin(purpose=BucketScan.Purpose.RECONCILE)
+        with transaction.atomic():
+            scan = scans.begin(purpose=BucketScan.Purpose.RECONCILE)
+            scans.refuse_beside_another(scan)
+    except IllegalTransition:
+        return "another scan is running"
     except TooCostly as error:
         text = "No scan was begun: %s Run reconcile_r2 --ceiling, or raise SCAN_CEILING."
         logger.error(text, error)

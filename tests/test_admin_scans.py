@@ -1,12 +1,14 @@
 """Scans and findings in the admin: what each scan looked at and saw, and what is to be decided."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from html import unescape
 
 import pytest
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
+from django.db import connection
 from django.test import Client
 from django.utils import timezone
 from django_q.models import OrmQ
@@ -205,6 +207,42 @@ def test_beside_a_scan_of_the_whole_bucket_no_other_is_begun_but_one_of_a_part()
     assert BucketScan.objects.count() == 1
     begin(client, beginning="a/")
     assert BucketScan.objects.count() == 2
+
+
+def test_beside_a_scan_of_the_whole_bucket_no_other_goes_on_and_none_twice() -> None:
+    stopped, running = begun_by_anna(), begun_by_anna()
+    stopped.stop("")
+    client = superuser()
+    shown = act(client, "bucketscan", "resume", stopped.pk)
+    assert "another scan of the whole bucket is running" in shown
+    assert f"Scan {running.pk} is running already." in act(
+        client, "bucketscan", "resume", running.pk
+    )
+    stopped.refresh_from_db()
+    assert stopped.status == "stopped" and not enqueued()
+    assert not LogEntry.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("to_do", ["begin", "resume"])
+def test_of_those_who_ask_for_the_same_scan_at_once_one_gets_it(bucket: Bucket, to_do: str) -> None:
+    if to_do == "resume":
+        begun_by_anna().stop("")
+    client = superuser()
+
+    def ask(_number: int) -> None:
+        one = Client()
+        one.cookies = client.cookies
+        if to_do == "begin":
+            one.post(page("bucketscan", "add"), {"purpose": "reconcile", "begin": "yes"})
+        else:
+            chosen = {"action": "resume", "_selected_action": [BucketScan.objects.get().pk]}
+            one.post(page("bucketscan"), chosen)
+        connection.close()
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(ask, range(4)))
+    assert enqueued() == [str(BucketScan.objects.running().get().pk)]
 
 
 def test_without_workers_no_scan_is_begun(settings: Settings) -> None:

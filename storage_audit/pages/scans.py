@@ -109,15 +109,19 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
         return TemplateResponse(request, "admin/storage_audit/bucketscan/begin.html", context)
 
     def begin(self, request: HttpRequest, form: ScanForm) -> HttpResponse | None:
-        if reason := refusal_to_begin(request) or refusal_beside_another(form):
+        if reason := refusal_to_begin(request):
             form.add_error(None, reason)
             return None
         try:
             with transaction.atomic():
                 scan = scans.begin(ceiling=form.cleaned_data["ceiling"], **form.scope)
+                scans.refuse_beside_another(scan)
                 self.log_addition(request, scan, _("Scan requested."))
         except TooCostly as error:
             form.add_error("ceiling", str(error))
+            return None
+        except IllegalTransition as error:
+            form.add_error(None, str(error))
             return None
         tasks.share(scan, 1)
         text = _("The scan is begun: a worker takes it up next.")
@@ -157,7 +161,9 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
     def go_on(self, request: HttpRequest, scan: BucketScan) -> None:
         refuse_to_go_on(scan)
         with transaction.atomic():
+            refuse_running(scan)
             scan.resume()
+            scans.refuse_beside_another(scan)
             self.log_change(request, scan, _("Resumed."))
         tasks.share(scan, 1)
         text = _("The scan goes on where it was: a worker takes it up next.")
@@ -228,16 +234,10 @@ def refusal_without_workers() -> str:
     return _("With the setting SYNC there are no workers: use manage.py reconcile_r2.")
 
 
-def refusal_beside_another(form: ScanForm) -> str:
-    """Two scans of the whole bucket would list it twice, and say the same."""
-    if form.scope["prefix"] or form.scope["project_id"]:
-        return ""
-    if not BucketScan.objects.whole(conf().bucket).running().exists():
-        return ""
-    return _(
-        "Nothing was begun: another scan of the whole bucket is running. Wait for its end, or stop"
-        " it first."
-    )
+def refuse_running(scan: BucketScan) -> None:
+    """Of two who resume it, the second waits for the first, and finds it running."""
+    if BucketScan.objects.select_for_update().get(pk=scan.pk).status == Status.RUNNING:
+        raise IllegalTransition(_("Scan %s is running already.") % scan.pk)
 
 
 def refuse_to_go_on(scan: BucketScan) -> None:

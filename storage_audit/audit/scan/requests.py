@@ -14,7 +14,13 @@ from storage_audit.audit.ownership import layouts
 from storage_audit.audit.scan.shards import cut
 from storage_audit.bucket.r2 import PAGE
 from storage_audit.conf import conf
-from storage_audit.models import BucketScan, ScanShard, Sighting
+from storage_audit.models import (
+    BucketScan,
+    IllegalTransition,
+    Installation,
+    ScanShard,
+    Sighting,
+)
 from storage_audit.origin import current_origin
 
 
@@ -97,6 +103,22 @@ def create(
     prefixes = layouts().prefixes(project_id) if project_id else [prefix]
     ScanShard.objects.bulk_create(shard for each in prefixes for shard in cut(scan, each))
     return scan
+
+
+def refuse_beside_another(scan: BucketScan) -> None:
+    """Two of the whole bucket would list it twice, and say the same. Called in the transaction that
+    has it run, whose end others wait for here. Raises IllegalTransition."""
+    if scan.prefix or scan.project_id or scan.is_partial:
+        return
+    # Without a claim there is no row to wait at, and no scan that reaches its end.
+    list(Installation.objects.select_for_update().values_list("pk"))
+    if BucketScan.objects.whole(scan.bucket).running().exclude(pk=scan.pk).exists():
+        raise IllegalTransition(
+            _(
+                "Nothing was begun: another scan of the whole bucket is running. Wait for its end,"
+                " or stop it first."
+            )
+        )
 
 
 def refuse_costly(scan: BucketScan) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from django.apps import apps as current
 from django.contrib.auth.management import create_permissions
+from django.db import router
 from django.http import HttpRequest
 from django.utils.translation import gettext as _
 
@@ -48,8 +49,10 @@ def make_groups(apps: Any, using: str) -> None:
     """Make the groups that are missing, and give each what it lacks; nobody loses anything.
 
     `apps` is that of a migration. The permissions of a project model that is not ours are left to
-    its own application.
+    its own application. None in a database where there is no place for them.
     """
+    if not router.allow_migrate_model(using, apps.get_model("auth", "Group")):
+        return
     # Django makes permissions after all migrations, and a new database has none yet.
     create_permissions(current.get_app_config("storage_audit"), 0, using=using, apps=apps)
     permissions = apps.get_model("auth", "Permission").objects.using(using)

@@ -4,7 +4,8 @@ import pytest
 from django.apps import apps
 from django.contrib.auth.models import Group, Permission, User
 from django.db import connection
-from django.test import Client
+from django.test import Client, RequestFactory
+from pytest_django import Settings
 
 from storage_audit.models import CleanupOperation, Project
 from storage_audit.roles import ADMIN, OPERATOR, ROLES, VIEWER, make_groups
@@ -52,6 +53,20 @@ def test_a_group_that_was_given_more_keeps_it() -> None:
     Group.objects.get(name="Storage viewer").permissions.add(more)
     make_groups(apps, connection.alias)
     assert more in Group.objects.get(name="Storage viewer").permissions.all()
+
+
+class Elsewhere:
+    """Keeps users, groups and permissions out of the database."""
+
+    def allow_migrate(self, db: str, app_label: str, **hints: object) -> bool:
+        return app_label != "auth"
+
+
+def test_no_group_is_made_where_the_database_is_not_for_them(settings: Settings) -> None:
+    Group.objects.all().delete()
+    settings.DATABASE_ROUTERS = [Elsewhere()]
+    make_groups(apps, connection.alias)
+    assert not Group.objects.exists()
 
 
 @pytest.mark.parametrize(

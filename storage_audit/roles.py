@@ -62,12 +62,13 @@ def make_groups(apps: Any, using: str) -> None:
         group.permissions.add(*ours.filter(codename__in=held))
 
 
-def refusal(request: HttpRequest, permission: str) -> str:
+def refusal(request: HttpRequest, permission: str, app: str = "storage_audit") -> str:
     """Why this person may not do what the permission is for, such as "verify_cleanup", and whom to
     ask for what; empty for who may."""
-    if request.user.has_perm(f"storage_audit.{permission}"):
+    if request.user.has_perm(f"{app}.{permission}"):
         return ""
-    role = next((name for name, held in ROLES.items() if permission in held), None)
+    roles = ROLES if app == "storage_audit" else {}
+    role = next((name for name, held in roles.items() if permission in held), None)
     if role is None:
         return _("You may not do this. Ask an administrator for the permission.")
     return _("You may not do this. Ask an administrator to add you to the group “%s”.") % role

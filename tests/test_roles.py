@@ -2,6 +2,7 @@
 
 import pytest
 from django.apps import apps
+from django.contrib.admin import site
 from django.contrib.auth.models import Group, Permission, User
 from django.db import connection
 from django.test import Client, RequestFactory
@@ -53,6 +54,17 @@ def test_a_group_that_was_given_more_keeps_it() -> None:
     Group.objects.get(name="Storage viewer").permissions.add(more)
     make_groups(apps, connection.alias)
     assert more in Group.objects.get(name="Storage viewer").permissions.all()
+
+
+def test_no_group_of_ours_is_said_to_help_with_the_model_of_another_application(
+    monkeypatch: pytest.MonkeyPatch, rf: RequestFactory
+) -> None:
+    request = rf.get("/")
+    request.user = User.objects.create_user("ben", is_staff=True)
+    monkeypatch.setattr(Project._meta, "app_label", "newsroom")
+    told = dict(site.get_model_admin(Project).refused(request, Project(pk="proj_1")))  # type: ignore[attr-defined]
+    assert told["Delete"] == "You may not do this. Ask an administrator for the permission."
+    assert told["Verify cleanup"].endswith("the group “Storage operator”.")
 
 
 class Elsewhere:

@@ -214,10 +214,15 @@ class AuditAdmin(ModelAdmin[M]):
                 and not self.is_fit(row, name)
             ):
                 continue
-            permission = PERMISSIONS.get(needed, f"{needed}_{self.opts.model_name}")
             label = act.short_description % model_format_dict(self.model)
-            found.append((label, refusal(request, permission)))
+            found.append((label, self.reason(request, needed)))
         return found
+
+    def reason(self, request: HttpRequest, needed: str) -> str:
+        if needed in PERMISSIONS:
+            return refusal(request, PERMISSIONS[needed])
+        # The model may be another application's, and named as one of ours.
+        return refusal(request, f"{needed}_{self.opts.model_name}", self.opts.app_label)
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
@@ -305,7 +310,7 @@ class DeletingAdmin(ConfirmingAdmin[M]):
     def refused(self, request: HttpRequest, row: M | None = None) -> list[tuple[str, str]]:
         found = super().refused(request, row)
         if row and not self.has_delete_permission(request, row):
-            found.append((_("Delete"), refusal(request, f"delete_{self.opts.model_name}")))
+            found.append((_("Delete"), self.reason(request, "delete")))
         return found
 
     @admin.action(

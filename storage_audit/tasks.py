@@ -174,7 +174,8 @@ def enqueue_job(job_id: UUID) -> None:
     if not Job.objects.filter(pk=job_id).update(enqueued_at=timezone.now()):
         return  # Rolled back with a savepoint made by hand.
     if conf().sync:
-        run_job(str(job_id))
+        while Job.objects.unfinished().filter(pk=job_id).exists():
+            run_job(str(job_id))
     else:
         async_task("storage_audit.tasks.run_job", str(job_id), group="storage_audit")
 
@@ -194,7 +195,7 @@ def run_job(job_id: str) -> str:
     with nullcontext() if conf().sync else transaction.atomic():
         for operation in made:
             enqueue(operation.pk)
-    if not job.finished_at:
+    if not (job.finished_at or conf().sync):
         enqueue_job(job.pk)
     return f"{job.position} of {job.projects} projects"
 

@@ -1,6 +1,7 @@
 """One thing asked for of many projects at once: one job, of which each project gets its operations
 once, whoever dies meanwhile or does the same."""
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -268,6 +269,25 @@ def test_a_job_enqueues_itself_behind_its_operations_and_lets_others_in_between(
     *operations, last = enqueued_ids()
     assert last == str(job.pk)
     assert len(operations) == 3
+
+
+@pytest.mark.parametrize("action", ["verify_cleanup", "dry_run_cleanup"])
+def test_of_projects_that_are_all_gone_no_job_is_made(action: str) -> None:
+    data = {"action": action, "_selected_action": "proj_000"}
+    shown = text_of(superuser().post(page("project"), data, follow=True))
+    assert "Nothing was done: none of the selected projects is there any more." in shown
+    assert not Job.objects.exists()
+
+
+def test_without_workers_one_slice_follows_the_other_and_none_stands_in_another(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or Python would end a job of some hundreds of them with a RecursionError."""
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True}
+    depths = list[int]()
+    monkeypatch.setattr(tasks, "enqueue", lambda _pk: depths.append(len(inspect.stack())))
+    tasks.enqueue_job(asked(9).pk)
+    assert len(depths) == 9 and len(set(depths)) == 1
 
 
 # The page

@@ -133,6 +133,10 @@ class OwnerAdmin(DeletingAdmin[M]):
     ) -> HttpResponse | None:
         """An operation for a single project, and a job for many."""
         ids = list(owners.order_by("pk").values_list("storage_audit_id", flat=True))
+        if not ids:
+            text = _("Nothing was done: none of the selected projects is there any more.")
+            self.message_user(request, text, messages.WARNING)
+            return None
         if len(ids) != 1:
             return self.ask_for_many(request, action, ids)
         with transaction.atomic():

@@ -14,9 +14,9 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from storage_audit import logs
+from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.fields import BytewiseTextField
 from storage_audit.jobs import Job
-from storage_audit.querysets import CleanupItemQuerySet
 from storage_audit.redaction import redact
 from storage_audit.transitions import Transitions
 

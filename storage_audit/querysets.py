@@ -4,34 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
-from uuid import UUID
+from typing import TYPE_CHECKING, Any, Self
 
 from django.apps import apps
 from django.db import OperationalError, connection, models, transaction
-from django.db.models import Case, Count, Exists, Max, OuterRef, Q, Sum, Value, When
+from django.db.models import Case, Count, Exists, OuterRef, Q, Sum, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
-from storage_audit import logs, projects
-from storage_audit.bucket.errors import LOCKED
+from storage_audit import projects
 from storage_audit.conf import conf
-from storage_audit.fields import after_prefix, in_any_spelling, spellings
-from storage_audit.origin import current_origin
+from storage_audit.fields import after_prefix, in_any_spelling
 
 if TYPE_CHECKING:
     # Ruff does not see names in the strings of a class's bases.
-    from storage_audit.models import (  # noqa: F401
-        BucketScan,
-        CleanupItem,
-        CleanupOperation,
-        KnownProject,
-        R2Object,
-    )
-    from storage_audit.transitions import Transitions
+    from storage_audit.cleanup_querysets import CleanupItemQuerySet
+    from storage_audit.models import BucketScan, KnownProject, R2Object  # noqa: F401
 
 
 def starts_with(field: str, prefix: str) -> Q:
@@ -44,9 +35,6 @@ def starts_with(field: str, prefix: str) -> Q:
 def starts_with_any(field: str, prefixes: Iterable[str]) -> Q:
     """The same of several prefixes, at least one."""
     return reduce(or_, (starts_with(field, prefix) for prefix in prefixes))
-
-
-KEPT_LATELY = timedelta(days=30)
 
 
 # In the address of a list; no bucket can be named so.
@@ -277,295 +265,3 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
     def at_rest(self) -> Self:
         """Rows with neither an upload nor a deletion under way."""
         return self.filter(state__in=["stored", "upload_failed"])
-
-
-class StatusSums(NamedTuple):
-    """The operations with one status: how many, how many with a message, and their books."""
-
-    status: str
-    operations: int
-    messages: int
-    found: int
-    found_bytes: int
-    deleted: int
-    deleted_bytes: int
-    already_absent: int
-    already_absent_bytes: int
-    protected: int
-    protected_bytes: int
-    failed: int
-    failed_bytes: int
-
-
-class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
-    def request(self, **values: Any) -> CleanupOperation:
-        """Create an operation, with who asked and from where; in the transaction that deletes."""
-        origin = current_origin()
-        asked = {"requested_by": origin.user, "origin": origin.place}
-        if values["kind"] != "verify":
-            asked |= {"discovery": conf().discovery, "strategy": conf().strategy}
-        operation = self.create(**asked | values)
-        asked_by = logs.current().request_id
-        joins = {"request_id": asked_by} if asked_by else {}
-        operation.record("request", operation.get_trigger_display(), **joins)
-        return operation
-
-    def request_id(self, pk: UUID) -> str | None:
-        """Of the web request that asked for the operation, or for the one that it follows."""
-        events = apps.get_model("storage_audit", "OperationEvent").objects.filter(operation=pk)
-        asked = events.filter(step="request", data__has_key="request_id")
-        return asked.values_list("data__request_id", flat=True).first()
-
-    def request_for_project(
-        self, project_id: str, *, trigger: str, deleted_at: datetime, **values: Any
-    ) -> list[CleanupOperation]:
-        """One operation for each bucket in which the project may have objects."""
-        tracked = apps.get_model("storage_audit", "R2Object").objects.buckets_of(project_id)
-        return [
-            self.request(
-                project_id=project_id,
-                project_deleted_at=deleted_at,
-                bucket=bucket,
-                trigger=trigger,
-                **{"kind": "project", **values},
-            )
-            for bucket in sorted(tracked | {conf().bucket})
-        ]
-
-    def still_untouched(self, pk: UUID) -> CleanupOperation | None:
-        """The operation if it exists and no worker had it, kept from workers until the commit."""
-        untouched = self.filter(pk=pk, status="pending", attempts=0)
-        return untouched.get() if untouched.update(attempts=0) else None
-
-    def rivals(self, operation: Transitions) -> Self:
-        """The operations that must not run beside this one."""
-        return self.filter(bucket=operation.bucket).filter(
-            Q(pk=operation.pk) | Q(project_id__isnull=False, project_id=operation.project_id),
-            status__in=operation.WORKABLE,
-        )
-
-    def lock(self) -> Self:
-        """Wait for whoever claims one of these rows, then keep others from it (PostgreSQL)."""
-        list(self.select_for_update().order_by("pk").values_list("pk"))
-        return self.all()
-
-    def held(self, now: datetime) -> Self:
-        return self.filter(lease_until__gt=now)
-
-    def due(self, now: datetime) -> Self:
-        """Operations that a worker may take: their time has come and nobody has them."""
-        return self.filter(
-            Q(lease_until=None) | Q(lease_until__lte=now),
-            status__in=self.model.WORKABLE,
-            next_attempt_at__lte=now,
-        )
-
-    def not_enqueued_since(self, moment: datetime) -> Self:
-        return self.filter(Q(enqueued_at=None) | Q(enqueued_at__lt=moment))
-
-    def open(self) -> Self:
-        return self.filter(status__in=[*self.model.WORKABLE, "blocked"])
-
-    def deleting(self) -> Self:
-        """All but looks and dry runs."""
-        return self.filter(dry_run=False).exclude(kind="verify")
-
-    def overdue(self, moment: datetime) -> Self:
-        """Deletions that are to get on by themselves, and are not over though they were asked for,
-        or decided on, before `moment`."""
-        events = apps.get_model("storage_audit", "OperationEvent").objects
-        decided = events.filter(operation=OuterRef("pk"), step__in=["run", "force"])
-        decided_at = models.Subquery(decided.order_by("-at").values("at")[:1])
-        waiting = self.cleanups().filter(
-            status__in=["pending", "running", "incomplete"], created_at__lt=moment
-        )
-        return waiting.annotate(asked_at=Coalesce(decided_at, "created_at")).filter(
-            asked_at__lt=moment
-        )
-
-    def without_incident(self, *kinds: str) -> Self:
-        """Those of which no incident is open of these kinds, or of any."""
-        known = apps.get_model("storage_audit", "Incident").objects.open()
-        known = known.filter(operation=OuterRef("pk"))
-        return self.exclude(Exists(known.filter(kind__in=kinds) if kinds else known))
-
-    def prunable(self, moment: datetime) -> Self:
-        """Operations that were over before `moment`, as is now all that follows them, and whose
-        items and timeline are still here."""
-        following = self.model.objects.filter(~self.model.OVER, parent=OuterRef("pk")).exclude(
-            # Nobody can release it: one verifies again.
-            kind="verify",
-            status="blocked",
-        )
-        return self.filter(
-            self.model.OVER, ~Exists(following), finished_at__lt=moment, pruned_at=None
-        )
-
-    def pruned(self) -> Self:
-        return self.filter(pruned_at__isnull=False)
-
-    def with_asked_at(self) -> Self:
-        """When each was asked for: a plan is a deletion from when somebody runs it."""
-        events = apps.get_model("storage_audit", "OperationEvent").objects
-        runs = events.filter(operation=OuterRef("pk"), step="run").order_by("at")
-        return self.annotate(
-            asked_at=Coalesce(models.Subquery(runs.values("at")[:1]), "created_at")
-        )
-
-    def waiting(self) -> Self:
-        """Blocked, or failed for hours: a person must decide, or look. A look that was blocked is
-        done with once it was repeated, as nobody can release it."""
-        same = Q(project_id=OuterRef("project_id")) | Q(parent=OuterRef("parent"))
-        repeated = self.model.objects.filter(
-            same | Q(parent=OuterRef("pk")),
-            kind="verify",
-            bucket=OuterRef("bucket"),
-            created_at__gt=OuterRef("created_at"),
-        )
-        return self.filter(
-            Q(status="failed") | Q(status="blocked") & (~Q(kind="verify") | ~Exists(repeated))
-        )
-
-    def leaving(self) -> Self:
-        """Deletions that could not be brought to their end so far, also while they are tried
-        again: their books are those of the last end until the next one."""
-        tried_again = Q(status__in=["pending", "running"], failed__gt=0)
-        return self.deleting().filter(Q(status__in=["incomplete", "failed"]) | tried_again)
-
-    def seeing_remains(self) -> Self:
-        """Verifications that found objects of a deleted project, all of which nobody looked for
-        again to the end."""
-        of_project = {"bucket": OuterRef("bucket"), "project_id": OuterRef("project_id")}
-        looked = Q(status__in=["clean", "clean_with_protected"]) | self.model.OVER & Q(
-            status="incomplete"
-        )
-        later = self.model.objects.filter(
-            looked, Q(parent=None) | Q(parent__kind="project"), kind__in=["project", "verify"]
-        )
-        later = later.filter(**of_project, finished_at__gt=OuterRef("finished_at"))
-        # What differs with a live project is no remains, though it may be deleted since.
-        deleted_since = apps.get_model("storage_audit", "KnownProject").objects.filter(
-            pk=OuterRef("project_id"), deleted_at__gt=OuterRef("finished_at")
-        )
-        alive = projects.rows().filter(storage_audit_id=OuterRef("project_id"))
-        found = self.filter(self.model.OVER, kind="verify", status="incomplete", failed__gt=0)
-        found = found.exclude(project_id=None)
-        return found.filter(~Exists(later), ~Exists(deleted_since), ~Exists(alive))
-
-    def with_remains(self) -> Self:
-        # The states of both again, for the index of them.
-        return (self.leaving() | self.seeing_remains()).filter(status__in=self.model.WORKABLE)
-
-    def keeping(self) -> Self:
-        """Those of the last weeks that kept protected objects, and after which nobody looked
-        again. Of what stays for longer the findings tell."""
-        later = self.model.objects.filter(
-            bucket=OuterRef("bucket"),
-            project_id=OuterRef("project_id"),
-            status__in=self.model.ENDED,
-            finished_at__gt=OuterRef("finished_at"),
-        )
-        lately = timezone.now() - KEPT_LATELY
-        return self.filter(~Exists(later), status="clean_with_protected", finished_at__gte=lately)
-
-    def by_status(self) -> dict[str, StatusSums]:
-        """What the operations with each status have in their books, from one aggregate."""
-        sums: dict[str, Any] = {f"sum_{name}": Sum(name) for name in StatusSums._fields[3:]}
-        with_message = Count("pk", filter=~Q(error=""))
-        groups = self.order_by().values("status")
-        groups = groups.annotate(operations=Count("pk"), messages=with_message, **sums)
-        found = groups.values_list("status", "operations", "messages", *sums)
-        return {row[0]: StatusSums(*row) for row in found}
-
-    def disappearances(self) -> Self:
-        """Of many projects at once, and nobody decided on them yet."""
-        return self.filter(kind="vanished", status="blocked")
-
-    def cleanups(self) -> Self:
-        """Deletions: no look, no dry run, and no late check of another."""
-        return self.filter(parent=None, dry_run=False).exclude(kind="verify")
-
-
-class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
-    def planned(self) -> Self:
-        return self.filter(outcome="planned")
-
-    def open(self) -> Self:
-        return self.filter(outcome__in=self.model.OPEN)
-
-    def left_behind(self) -> Self:
-        """What deletions could not see gone so far, and what verifications found of deleted
-        projects; but for the objects of which an open finding tells as well: those are counted
-        there."""
-        operations = apps.get_model("storage_audit", "CleanupOperation").objects
-        findings = apps.get_model("storage_audit", "Finding").objects.orphaned()
-        found = findings.filter(bucket=OuterRef("operation__bucket"), escaped=OuterRef("escaped"))
-        return self.filter(
-            # R2 lists a key as it was last spelled, which may be neither.
-            ~Exists(found.filter(key=OuterRef("key"))),
-            ~Exists(found.filter(key=OuterRef("identity"))),
-            operation__in=operations.with_remains(),
-            outcome__in=["failed", *self.model.OPEN],
-        )
-
-    def as_objects(self) -> models.QuerySet[Any, Any]:
-        """Each object once, though several operations may have it, with its latest item."""
-        objects = self.order_by().values("operation__bucket", "identity", "escaped")
-        return objects.annotate(latest=Max("pk"), bytes=Max("size", default=0))
-
-    def dropped_since(self, planned_at: datetime) -> Self:
-        """What a plan of that time was to delete, and did not, or of which nobody knows whether it
-        did; or came after it, and stays."""
-        stayed = Q(outcome__in=["protected", "failed", *self.model.OPEN])
-        # A tracked key without an object was to be found so.
-        gone = Q(outcome="already_absent") & ~Q(found_in="tracked")
-        # No plan deletes what no request can name.
-        return self.filter(stayed | gone, changed_at__gt=planned_at, escaped=False)
-
-    def locked(self) -> Self:
-        """Items that a lock rule of the bucket kept when they were last sent."""
-        return self.filter(answer__startswith=LOCKED)
-
-    def mark(self, outcome: str, reason: str = "", **values: Any) -> int:
-        return self.update(outcome=outcome, reason=reason, changed_at=timezone.now(), **values)
-
-    def being_deleted(self, bucket: str, key: str) -> bool:
-        """Whether a cleanup is deleting this key, or a spelling of it that may be the same."""
-        same = spellings(key)
-        marked = self.filter(operation__bucket=bucket, identity__in=same, outcome="deleting")
-        # Nothing is sent that was not marked anew just before.
-        return marked.filter(changed_at__gte=timezone.now() - conf().deletion_timeout).exists()
-
-    def names(self) -> models.QuerySet[Any, Any]:
-        """What tracking rows may call the items' objects."""
-        return self.values("key").union(self.values("identity"))
-
-    def books(self) -> dict[str, int]:
-        """Counts and bytes of all outcomes, from one aggregate; what is open counts as failed."""
-        outcomes = {
-            "deleted": Q(outcome="deleted"),
-            "already_absent": Q(outcome="already_absent"),
-            "protected": Q(outcome="protected"),
-            "failed": Q(outcome__in=["failed", *self.model.OPEN]),
-        }
-        sums: dict[str, Any] = {"found": Count("pk"), "found_bytes": Coalesce(Sum("size"), 0)}
-        for name, matches in outcomes.items():
-            sums[name] = Count("pk", filter=matches)
-            sums[f"{name}_bytes"] = Coalesce(Sum("size", filter=matches), 0)
-        return self.aggregate(**sums)
-
-    def by_outcome(self) -> dict[str, tuple[int, int]]:
-        """The number of items and of bytes of each outcome there is."""
-        groups = self.order_by().values("outcome")
-        sums = groups.annotate(n=Count("pk"), total=Coalesce(Sum("size"), 0))
-        return {
-            outcome: (n, size) for outcome, n, size in sums.values_list("outcome", "n", "total")
-        }
-
-    def by_reason(self, most: int) -> models.QuerySet[Any, tuple[str, str, int, int]]:
-        """Why objects stay, going by so many of them; the commonest reason first."""
-        staying = self.filter(outcome__in=["protected", "failed"])[:most]
-        looked_at = self.model.objects.filter(pk__in=staying.values("pk")).exclude(reason="")
-        groups = looked_at.order_by().values("outcome", "reason")
-        sums = groups.annotate(n=Count("pk"), total=Coalesce(Sum("size"), 0)).order_by("-n")
-        return sums.values_list("outcome", "reason", "n", "total")

@@ -10,8 +10,8 @@ from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from storage_audit.cleanup_querysets import CleanupOperationQuerySet
 from storage_audit.conf import conf
-from storage_audit.querysets import CleanupOperationQuerySet
 
 SPREAD = 1.25  # times the pause, at most
 

@@ -25,9 +25,10 @@ from storage_audit.bucket.listing import escape, find
 from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.uploads import Upload
 from storage_audit.bucket.wrangler import Command
+from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2Object
-from storage_audit.querysets import CleanupItemQuerySet, R2ObjectQuerySet, impatient
+from storage_audit.querysets import R2ObjectQuerySet, impatient
 
 Outcome = CleanupItem.Outcome
 NOT_LISTED = "not in the listing before the deletion"

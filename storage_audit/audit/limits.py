@@ -12,9 +12,10 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.audit.installation import Mismatch
 from storage_audit.bucket.wrangler import expected_duration
+from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, CleanupItem, CleanupOperation, KnownProject, R2Object
-from storage_audit.querysets import CleanupItemQuerySet, starts_with_any
+from storage_audit.querysets import starts_with_any
 from storage_audit.redaction import redact
 
 Kind, Status = CleanupOperation.Kind, CleanupOperation.Status

@@ -19,8 +19,8 @@ from storage_audit.audit.pace import Pace
 from storage_audit.audit.work import LONE_KEYS
 from storage_audit.bucket.r2 import PAGE
 from storage_audit.bucket.wrangler import expected_duration
+from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.models import CleanupItem, CleanupOperation
-from storage_audit.querysets import CleanupItemQuerySet
 
 FoundIn, Outcome, Strategy = CleanupItem.FoundIn, CleanupItem.Outcome, CleanupOperation.Strategy
 

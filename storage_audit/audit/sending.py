@@ -27,8 +27,8 @@ from storage_audit.bucket.deleters import Answers, Sent
 from storage_audit.bucket.errors import Barred, StoreError
 from storage_audit.bucket.r2 import DELETED
 from storage_audit.bucket.wrangler import Command
+from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.models import CleanupItem, CleanupOperation
-from storage_audit.querysets import CleanupItemQuerySet
 from storage_audit.redaction import visible
 
 

@@ -17,9 +17,9 @@ from storage_audit.audit.second_look import SecondLook
 from storage_audit.audit.work import Work
 from storage_audit.bucket.listing import escape
 from storage_audit.bucket.r2 import Listed
+from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
-from storage_audit.querysets import CleanupItemQuerySet
 
 Outcome, FoundIn = CleanupItem.Outcome, CleanupItem.FoundIn
 

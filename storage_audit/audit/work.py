@@ -14,9 +14,9 @@ from storage_audit.audit.ownership import Deleted
 from storage_audit.bucket import listing
 from storage_audit.bucket.listing import Identity
 from storage_audit.bucket.r2 import PAGE, Listed
+from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation
-from storage_audit.querysets import CleanupItemQuerySet
 
 # Keys that are looked up each at its own place, a request for each at worst: so few that the
 # lease outlasts them.

@@ -17,10 +17,10 @@ from storage_audit.audit.counting import counted
 from storage_audit.audit.installation import Mismatch
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import storable
+from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, validate_project_id
 from storage_audit.origin import Origin, acting_as
-from storage_audit.querysets import CleanupItemQuerySet
 from storage_audit.redaction import redact, visible
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130

@@ -9,9 +9,9 @@ from django.http import HttpRequest, HttpResponse
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 
+from storage_audit.cleanup_querysets import StatusSums
 from storage_audit.models import CleanupOperation, Job
 from storage_audit.pages.base import ReadOnlyAdmin, label_of, list_of
-from storage_audit.querysets import StatusSums
 from storage_audit.redaction import visible
 
 Status = CleanupOperation.Status

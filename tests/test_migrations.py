@@ -164,6 +164,23 @@ def test_each_migration_runs_back_and_forward_and_keeps_what_has_a_column(
     assert not CleanupOperation.objects.pruned().exists()
 
 
+@pytest.mark.only_on("postgresql")
+def test_what_the_lists_are_planned_by_is_known_right_after_the_migration(
+    migrated_again: None,
+) -> None:
+    fill()
+    call_command("migrate", OURS, "0007", verbosity=0)
+    call_command("migrate", OURS, "0008", verbosity=0)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1 FROM pg_stats WHERE tablename = 'project_titled'")
+        assert cursor.fetchall()
+        cursor.execute(
+            "SELECT relname FROM pg_class WHERE reltuples > 0 AND relname = ANY(%s)",
+            [[f"storage_audit_{each}" for each in ("cleanupoperation", "finding", "project")]],
+        )
+        assert len(cursor.fetchall()) == 3
+
+
 def test_rows_that_a_new_constraint_refuses_stop_the_migration_and_stay(
     migrated_again: None,
 ) -> None:

@@ -31,12 +31,14 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, connections
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from django.utils.translation import override, trans_real
 from django.views.debug import get_exception_reporter_filter
 from django_q.models import OrmQ, Schedule
 from pytest_django import Settings
 
 from storage_audit import queue, tasks
 from storage_audit.audit import incidents, messages, notices
+from storage_audit.audit.delays import delays
 from storage_audit.channels import mail as mail_channel
 from storage_audit.channels import webhook
 from storage_audit.conf import conf
@@ -337,6 +339,26 @@ def test_a_dead_worker_is_told_of_by_the_command_and_is_over_once_it_runs_again(
     Schedule.objects.update(next_run=timezone.now())
     assert run("notify") == ("Incidents open: 0.\nMessages sent: 1.\n", "", 0)
     assert len(mailed) == 2
+
+
+def test_what_is_late_is_told_in_the_language_of_the_reader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    esperanto = trans_real.translation("eo")
+    monkeypatch.setattr(esperanto, "gettext", lambda text: f"«{text}»")
+    monkeypatch.setattr(esperanto, "ngettext", lambda _one, many, _count: f"<{many}>")
+    long_ago = timezone.now() - timedelta(minutes=14)
+    OrmQ.objects.create(key="autoshorts", payload="", lock=long_ago)
+    operation(status="pending", next_attempt_at=long_ago)
+    Schedule.objects.update(next_run=long_ago)
+    with override("eo"):
+        late = delays()
+        Schedule.objects.all().delete()
+        late += delays()
+    assert len(late) == 6
+    for text, advice in late:
+        assert text[0] + text[-1] == advice[0] + advice[-1] == "«»"
+        assert "<14 minutes>" in text or "minutes" not in text
 
 
 def test_findings_are_told_of_above_the_threshold_only(settings: Settings) -> None:

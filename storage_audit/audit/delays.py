@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from django.db.models import Exists, OuterRef
 from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit import queue
 from storage_audit.conf import conf
@@ -13,7 +15,7 @@ from storage_audit.models import CleanupOperation
 # A worker that is being restarted, or has many cleanups to do, is not late yet.
 LATE = timedelta(minutes=10)
 IDS_SHOWN = 5
-RESTART = "Read the worker's log, and start the worker again."
+RESTART = gettext_lazy("Read the worker's log, and start the worker again.")
 
 
 class Delay(NamedTuple):
@@ -45,26 +47,31 @@ def idle_operations() -> Delay | None:
     if not oldest:
         return None
     ids = ", ".join(str(operation.pk) for operation in oldest)
-    late = minutes(now - (oldest[0].next_attempt_at or now))
-    text = f"Operations due and not worked on: {idle.count()}, the first for {late} ({ids})."
-    return Delay(text, "Have a timer run: manage.py sweep_cleanups" if conf().sync else RESTART)
+    text = _("Operations due and not worked on: %(count)d, the first for %(late)s (%(ids)s).") % {
+        "count": idle.count(),
+        "late": minutes(now - (oldest[0].next_attempt_at or now)),
+        "ids": ids,
+    }
+    timer = _("Have a timer run: manage.py sweep_cleanups")
+    return Delay(text, timer if conf().sync else str(RESTART))
 
 
 def late_sweep() -> Delay | None:
     due = queue.sweep_due_at()
     if due is None:
-        return Delay("No sweep is scheduled.", "Run: manage.py migrate")
+        return Delay(_("No sweep is scheduled."), _("Run: manage.py migrate"))
     late = timezone.now() - due
-    text = f"No worker runs: the sweep is {minutes(late)} late."
-    return Delay(text, RESTART) if late > LATE else None
+    text = _("No worker runs: the sweep is %s late.") % minutes(late)
+    return Delay(text, str(RESTART)) if late > LATE else None
 
 
 def waiting_task() -> Delay | None:
     now = timezone.now()
     waits = now - (queue.oldest_task_at() or now)
-    text = f"A task has waited in the queue for {minutes(waits)}."
-    return Delay(text, RESTART) if waits > LATE else None
+    text = _("A task has waited in the queue for %s.") % minutes(waits)
+    return Delay(text, str(RESTART)) if waits > LATE else None
 
 
 def minutes(duration: timedelta) -> str:
-    return f"{duration // timedelta(minutes=1)} minutes"
+    count = duration // timedelta(minutes=1)
+    return ngettext("%d minute", "%d minutes", count) % count

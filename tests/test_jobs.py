@@ -169,8 +169,8 @@ def test_with_sync_few_are_done_in_the_request_and_many_refused(
 # Workers
 
 
-class Died(Exception):
-    pass
+class Died(BaseException):
+    """As SIGKILL: nothing catches it."""
 
 
 @pytest.mark.parametrize("after", range(8))
@@ -194,6 +194,28 @@ def test_a_worker_that_dies_at_any_project_makes_none_twice_and_forgets_none(
     sweep_later()
     work(job)
     assert made_for() == once(8)
+
+
+def test_a_project_of_which_none_can_be_made_stops_no_other_and_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = asked(8)
+
+    def verify(project_id: str) -> list[CleanupOperation]:
+        made = requests.verify_project(project_id)
+        if project_id == "proj_004":
+            CleanupOperation.objects.bulk_create(made)  # The database refuses it.
+        return made
+
+    monkeypatch.setitem(jobs.MAKE, Action.VERIFY, verify)
+    tasks.enqueue_job(job.pk)
+    work(job)
+    assert made_for() == once(8) - Counter(["proj_004"])
+    assert f"Job {job.pk} leaves out project proj_004" in caplog.text
+    for operation in CleanupOperation.objects.all():
+        tasks.run_operation(str(operation.pk))
+    shown = text_of(superuser().get(page("job", "change", job.pk)))
+    assert "Projects left out, as the log tells: 1." in shown
 
 
 def test_a_worker_that_dies_between_the_operations_and_their_tasks_forgets_none(

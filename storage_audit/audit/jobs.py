@@ -1,12 +1,16 @@
 """What was asked for of many projects at once becomes operations, some at a time."""
 
+import logging
 from collections.abc import Callable
 
-from django.db import transaction
+from django.db import OperationalError, transaction
 
 from storage_audit.audit import requests
 from storage_audit.models import CleanupOperation, Job
 from storage_audit.origin import Origin, acting_as
+from storage_audit.redaction import redact, visible
+
+logger = logging.getLogger(__name__)
 
 # Projects in one transaction, which on SQLite all others who write wait for.
 SLICE = 100
@@ -24,6 +28,18 @@ def take_up(job: Job) -> list[CleanupOperation]:
     if not job.advance(len(project_ids)):
         return []
     with acting_as(Origin(job.requested_by, job.origin)):
-        made = [each for project_id in project_ids for each in MAKE[job.action](project_id)]
+        made = [each for project_id in project_ids for each in make(job, project_id)]
     CleanupOperation.objects.filter(pk__in=[each.pk for each in made]).update(job=job)
     return made
+
+
+def make(job: Job, project_id: str) -> list[CleanupOperation]:
+    """None of a project of which they cannot be made: it would stop all others for good."""
+    try:
+        with transaction.atomic():
+            return MAKE[job.action](project_id)
+    except OperationalError:
+        raise  # The database's trouble is not the project's, and passes.
+    except Exception:
+        logger.exception("Job %s leaves out project %s", job.pk, redact(visible(project_id)))
+        return []

@@ -70,7 +70,7 @@ def page(job: Job) -> dict[str, Any]:
     return {
         "job": job,
         "is_live": not job.finished_at or under_way > 0,
-        "sentence": sentence(job, made, under_way),
+        "sentence": " ".join([sentence(job, made, under_way), *left_out(job)]),
         "made": made,
         # What is not taken up yet has its place in the bar, too.
         "whole": made + job.projects - job.position,
@@ -106,6 +106,13 @@ def sentence(job: Job, made: int, under_way: int) -> str:
         )
         return text % {"open": under_way, "made": made}
     return _("Done: each project was looked at.")
+
+
+def left_out(job: Job) -> Iterator[str]:
+    """What was taken up and came to nothing."""
+    made_of = job.operations.values("project_id").distinct().count()
+    if job.position > made_of:
+        yield _("Projects left out, as the log tells: %d.") % (job.position - made_of)
 
 
 def lines(job: Job, sums: dict[str, StatusSums]) -> Iterator[Line]:

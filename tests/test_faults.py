@@ -578,6 +578,10 @@ def test_looks_that_contradict_each_other_end_as_a_failure(
     store.rules.append(on(is_listing_under(""), changed(lambda xml: with_contents(xml, []))))
     operation = delete("proj_1")
     assert outcomes(operation) == {key: "failed"}
+    assert operation.items.get().reason == (
+        "Still in the bucket, and never sent: the listing before the deletion did not have it."
+        " Ask for another cleanup to decide on it."
+    )
     survives(operation, bucket, store)
 
 

@@ -31,6 +31,7 @@ from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2
 from storage_audit.querysets import R2ObjectQuerySet, impatient
 
 Outcome = CleanupItem.Outcome
+# Compared in the database by whoever goes on with it, in whatever language: not translated.
 NOT_LISTED = "not in the listing before the deletion"
 PROOF_LASTS = 30.0  # seconds
 

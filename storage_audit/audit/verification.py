@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from django.db import transaction
-from django.db.models import Exists, F, OuterRef, Value
+from django.db.models import Case, Exists, F, OuterRef, TextField, Value, When
 from django.db.models.functions import Concat
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -157,7 +157,14 @@ def resolve_findings(operation: CleanupOperation, gone: CleanupItemQuerySet) -> 
 
 def give_up(operation: CleanupOperation, stayed: CleanupItemQuerySet) -> None:
     barred_by(operation).unlock(stayed)
-    said = Concat(Value(_("Still in the bucket; the store's answer: ")), F("answer"))
+    not_sent = Value(
+        _("Still in the bucket, and never sent: the listing before the deletion did not have it.")
+        + " "
+        + _("Ask for another cleanup to decide on it.")
+    )
+    answered = Concat(Value(_("Still in the bucket; the store's answer: ")), F("answer"))
+    untried = When(answer=NOT_LISTED, then=not_sent)
+    said = Case(untried, default=answered, output_field=TextField())
     stayed.update(outcome=Outcome.FAILED, reason=said, changed_at=timezone.now())
 
 

@@ -6,13 +6,14 @@ from urllib.parse import urlsplit
 
 import pytest
 from django.core.management import call_command
-from django.urls import resolve
+from django.urls import resolve, reverse
 from playwright.sync_api import Page
 
 from devtools.demo.site import ROOT
 from devtools.staff import act_on_all
-from storage_audit.audit import cleanup, requests
-from storage_audit.models import Project
+from storage_audit.audit import cleanup, jobs, requests
+from storage_audit.models import CleanupOperation, Incident, Job, Project
+from storage_audit.pages.base import lookup_of
 from tests.admin_client import page as path
 from tests.browser.staff import come_as_superuser
 from tests.conftest import Bucket
@@ -63,6 +64,15 @@ def hostile(bucket: Bucket) -> None:
     bucket.put(*KEYS)
     call_command("backfill_r2", stdout=StringIO(), stderr=StringIO())
     cleanup.run(requests.dry_run("proj_1")[0].pk)
+    long_id = "proj_" + "x" * 200
+    bucket.upload(long_id)
+    Project.objects.get(pk=long_id).delete()
+    operation = cleanup.run(CleanupOperation.objects.get(project_id=long_id).pk)
+    assert operation.status == CleanupOperation.Status.CLEAN
+    Incident.objects.create(kind="blocked", operation=operation, summary=TITLE.ljust(1024, "x"))
+    job = Job.objects.request(Job.Action.VERIFY, ["proj_1", "proj_1_x"])
+    for operation in jobs.take_up(job):
+        cleanup.run(operation.pk)
 
 
 def tour(page: Page) -> Iterator[str]:
@@ -76,6 +86,11 @@ def tour(page: Page) -> Iterator[str]:
             if kind not in kinds:
                 kinds.add(kind)
                 ahead.append(link)
+    [gone] = CleanupOperation.objects.filter(trigger=CleanupOperation.Trigger.DELETED)
+    certificate = reverse("admin:storage_audit_certificate", args=[gone.pk])
+    for address in (certificate, lookup_of("proj_1"), lookup_of(KEYS[2])):
+        page.goto(address)
+        yield page.url
     for model, action in ASKING:
         page.goto(path(model))
         act_on_all(page, action)

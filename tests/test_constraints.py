@@ -14,6 +14,7 @@ from storage_audit.models import (
     Diagnosis,
     Finding,
     Incident,
+    Job,
     Notice,
     R2Object,
 )
@@ -78,6 +79,7 @@ REFUSED = [
     ("storage_audit_bucketscan", "status = 'done'", "scan_status_is_known"),
     ("storage_audit_bucketscan", "purpose = 'look'", "scan_purpose_is_known"),
     ("storage_audit_finding", "state = 'closed'", "finding_state_is_known"),
+    ("storage_audit_job", "action = 'delete'", "job_action_is_known"),
     (INCIDENT, "kind = 'fire'", "incident_kind_is_known"),
     (INCIDENT, "kind = 'blocked'", "incident_kind_is_known"),
     (DELIVERY, "state = 'lost'", "delivery_state_is_known"),
@@ -109,6 +111,7 @@ TAKEN = [
         for purpose in BucketScan.Purpose.values
     ),
     *(("storage_audit_finding", f"state = '{state}'") for state in Finding.State.values),
+    *(("storage_audit_job", f"action = '{action}'") for action in Job.Action.values),
     (INCIDENT, "kind = 'findings'"),
     *((DELIVERY, f"state = '{state}', next_try_at = NULL") for state in ("sent", "given_up")),
 ]
@@ -123,6 +126,7 @@ def rows() -> None:
     scan = BucketScan.objects.create(bucket="b")
     Finding.objects.create(bucket="b", key="a", kind="orphaned", first_scan=scan, last_scan=scan)
     Diagnosis.objects.create(context="shell", host="h", pid=1)
+    Job.objects.request("verify", ["proj_1"])
     Incident.objects.create(kind="worker", summary="late")
     Delivery.objects.create(notice=Notice.objects.create(), channel="webhook")
 

@@ -54,7 +54,9 @@ LONG_AGO = NOW - timedelta(days=9)
 
 @pytest.fixture(autouse=True)
 def on_time(db: None) -> None:
-    """As if a worker had just swept."""
+    """As if a worker had just swept; and on the day of the test, not that of the import."""
+    global NOW
+    NOW = timezone.now()
     Schedule.objects.update(next_run=NOW + timedelta(hours=1))
 
 

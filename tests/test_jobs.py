@@ -80,7 +80,6 @@ def once(count: int) -> Counter[str | None]:
 
 def test_500_projects_become_one_job_by_as_many_queries_as_two() -> None:
     client = superuser()
-    begin(client)
 
     def queries(count: int) -> int:
         Project.objects.all()._raw_delete("default")
@@ -89,6 +88,7 @@ def test_500_projects_become_one_job_by_as_many_queries_as_two() -> None:
             assert begin(client).status_code == 302
         return len(captured)
 
+    queries(2)  # Django keeps some of what it asks for.
     assert queries(2) == queries(500)
     latest = Job.objects.latest("created_at")
     assert latest.project_ids == [f"proj_{n:03}" for n in range(500)]

@@ -350,6 +350,8 @@ def supersede(operation: CleanupOperation) -> None:
         text = _("Sent for deletion before the id lived again; verify the project to see.")
         operation.items.open().update(reason=text)
         operation.items.planned().mark(CleanupItem.Outcome.FAILED, text)
-        plan_summary.add_dropped(operation)
+    # It may go through a million items: while nobody waits for a commit.
+    plan_summary.add_dropped(operation)
+    with transaction.atomic():
         operation.close(Status.SUPERSEDED, operation.items.books(), error=reason)
         operation.record("superseded", reason)

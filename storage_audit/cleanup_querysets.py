@@ -289,17 +289,17 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
 
     def books(self) -> dict[str, int]:
         """Counts and bytes of all outcomes, from one aggregate; what is open counts as failed."""
-        outcomes = {
-            "deleted": Q(outcome="deleted"),
-            "already_absent": Q(outcome="already_absent"),
-            "protected": Q(outcome="protected"),
-            "failed": Q(outcome__in=["failed", *self.model.OPEN]),
-        }
-        sums: dict[str, Any] = {"found": Count("pk"), "found_bytes": Coalesce(Sum("size"), 0)}
-        for name, matches in outcomes.items():
-            sums[name] = Count("pk", filter=matches)
-            sums[f"{name}_bytes"] = Coalesce(Sum("size", filter=matches), 0)
-        return self.aggregate(**sums)
+        return self.books_of(self.by_outcome())
+
+    def books_of(self, outcomes: dict[str, tuple[int, int]]) -> dict[str, int]:
+        """The same, from what `by_outcome` gave."""
+        names = ("found", "deleted", "already_absent", "protected", "failed")
+        books = {f"{name}{unit}": 0 for name in names for unit in ("", "_bytes")}
+        for outcome, (count, size) in outcomes.items():
+            for name in ("found", "failed" if outcome in self.model.OPEN else outcome):
+                books[name] += count
+                books[f"{name}_bytes"] += size
+        return books
 
     def by_outcome(self) -> dict[str, tuple[int, int]]:
         """The number of items and of bytes of each outcome there is."""

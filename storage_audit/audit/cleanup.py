@@ -171,10 +171,9 @@ def plan(work: Work) -> None:
         compare(work)
     elif operation.dry_run:
         summary = plan_summary.summarise(operation, operation.renew)
-        kept = {"books": operation.items.by_outcome()}
-        error = limits.objections(operation)
-        books = operation.items.books()
-        operation.freeze(**books, headway=kept, error=error, summary=summary)
+        outcomes = operation.items.by_outcome()
+        books, error = operation.items.books_of(outcomes), limits.objections(operation)
+        operation.freeze(**books, headway={"books": outcomes}, error=error, summary=summary)
     elif not operation.released_by and (reason := limits.objections(operation)):
         block(operation, reason)
     else:

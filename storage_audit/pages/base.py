@@ -208,14 +208,10 @@ class AuditAdmin(ModelAdmin[M]):
         for name in map(str, self.actions or ()):
             act = getattr(self, name)
             [needed] = act.allowed_permissions
-            if (
-                getattr(self, f"has_{needed}_permission")(request)
-                or row
-                and not self.is_fit(row, name)
-            ):
-                continue
-            label = act.short_description % model_format_dict(self.model)
-            found.append((label, self.reason(request, needed)))
+            is_offered = row is None or self.is_fit(row, name)
+            if is_offered and not getattr(self, f"has_{needed}_permission")(request):
+                label = act.short_description % model_format_dict(self.model)
+                found.append((label, self.reason(request, needed)))
         return found
 
     def reason(self, request: HttpRequest, needed: str) -> str:

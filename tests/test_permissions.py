@@ -13,6 +13,7 @@ from django.apps import apps
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Group, Permission, User
+from django.contrib.contenttypes.models import ContentType
 from django.contrib.sessions.models import Session
 from django.core.management import get_commands
 from django.db.models import Model
@@ -200,7 +201,8 @@ def address(pattern: str) -> str:
     model = next((m for m in PAGES if f"admin/{m.replace('.', '/')}/" in pattern), None)
     of_row = ("<path:object_id>", "<id>", "<uuid:operation_id>")
     values = dict.fromkeys(of_row, pk_of(model)) if model else {}
-    values |= {"<path:content_type_id>/<path:object_id>": "1/1", "(?P<url>.*)$": "no/such"}
+    user = f"{ContentType.objects.get_for_model(User).pk}/{pk_of('auth.user')}"
+    values |= {"<path:content_type_id>/<path:object_id>": user, "(?P<url>.*)$": "no/such"}
     values["<str:form>"] = "csv"
     values |= {"^(?P<app_label>auth|django_q|storage_audit)/$": "storage_audit/"}
     for field, value in values.items():

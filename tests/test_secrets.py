@@ -158,7 +158,7 @@ def tables() -> Iterator[tuple[str, str]]:
 def everything_shown() -> Iterator[tuple[str, str]]:
     client = superuser()
     for each in pages():
-        yield each.url, unescape(client.get(each.url).content.decode())
+        yield each.url, unescape(b"".join(client.get(each.url)).decode())
     for operation in CleanupOperation.objects.all():
         url = f"/admin/storage_audit/cleanupoperation/{operation.pk}/change/"
         yield url, unescape(client.get(url).content.decode())

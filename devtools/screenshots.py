@@ -122,7 +122,8 @@ def visit(page: Page, password: str, pages: dict[str, str]) -> Iterator[str]:
     log_in(page, USER, password)
     yield "index"
     for name, address in pages.items():
-        page.goto(address)
+        # Swagger UI fetches what it shows.
+        page.goto(address, wait_until="networkidle")
         yield name
     for name, (start, action) in ASKING.items():
         page.goto(pages[start])

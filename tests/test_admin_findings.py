@@ -273,7 +273,7 @@ def test_misnamed_objects_are_renamed_as_the_page_said(bucket: Bucket) -> None:
     found = orphaned(bucket, OLD, "projects/proj_proj_2/scenes/s1/media/a.mp4", kind="misnamed")
     Finding.objects.update(project_id="proj_1")
     shown = act(superuser(), "finding", "rename", *pks(found))
-    assert f"<td>{NEW}</td>" in shown and "1 stays as it is" in shown
+    assert f"What becomes of it</span> {NEW}</td>" in shown and "1 stays as it is" in shown
     assert bucket.facts(OLD)
     shown = decide("rename", found)
     assert "1 finding is renamed." in shown and f"</code>: {NEW}" in shown

@@ -362,7 +362,7 @@ def test_verify_shows_what_is_missing_and_untracked_and_exits_with_1(bucket: Buc
     bucket.put(OLD[1])
     assert run("verify_cleanup", "proj_1") == (
         "proj_1 in bucket tests: 1 in step, 1 missing, 1 untracked.\n"
-        "  failed: proj_1_s1_media.mp4: In the bucket, but not tracked: run backfill_r2.\n"
+        "  failed: proj_1_s1_media.mp4: In the bucket, but not tracked: begin a backfill.\n"
         f"  failed: {missing}: Tracked, but not in the bucket. Upload it again, or untrack it.\n",
         "CommandError: Not in step; details in operation ID.\n",
         1,

@@ -250,7 +250,7 @@ def test_the_command_shows_both_discoveries_and_the_reasons(bucket: Bucket) -> N
         "1 only tracked: The object is gone from the bucket.\n"
         f"  {FLAT} (upload)\n"
         "1 found by the application and named by the key itself, but not tracked: No row tracks"
-        " it: run backfill_r2.\n"
+        " it: begin a backfill.\n"
         "  projects/proj_1/scenes/s1/media/evil\\x1b[2J.mp4 (hierarchical: proj_1.)\n",
         "CommandError: They differ; the reasons are above.\n",
         1,
@@ -273,7 +273,7 @@ def test_the_page_of_a_project_leads_to_the_same(bucket: Bucket) -> None:
     [address] = re.findall('href="(/[^"]*/compare/[^"]*)"', project_page(client))
     shown = text_of(client.get(address))
     assert "They differ" in shown
-    assert "No row tracks it: run backfill_r2." in shown and "The object is gone" in shown
+    assert "No row tracks it: begin a backfill." in shown and "The object is gone" in shown
     assert "&lt;b&gt;evil\\x1b.mp4" in shown and "<b>" not in shown
     R2Object.objects.all().forget()
     bucket.wipe()

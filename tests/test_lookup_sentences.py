@@ -218,7 +218,7 @@ CASES: list[tuple[Callable[[], None], str, list[str]]] = [
     (upload_failed, KEY, ["Its last upload did not end well", "upload it again"]),
     (upload_that_never_ended, KEY, ["Its last upload did not end well"]),
     (of_the_living, KEY, ["the live project proj_1 (uploaded for proj_1", "delete its row"]),
-    (named_like_the_living, KEY, ["It may belong to the live project proj_1", "run backfill_r2"]),
+    (named_like_the_living, KEY, ["It may belong to the live project proj_1", "begin a backfill"]),
     (vanished, KEY, ["proj_1 is gone, but nobody said that it was deleted", "clean up after"]),
     (left_behind, KEY, ["proj_1 was deleted on", "this was left behind", "Verify"]),
     (never_found, KEY, ["of the deleted project proj_1 found no such object", "Look into"]),

@@ -104,6 +104,21 @@ def test_what_a_person_may_not_do_is_shown_with_whom_to_ask(
             assert f"the group “Storage {more}”" in shown
 
 
+@pytest.mark.parametrize(
+    ("model", "tool", "role"),
+    [
+        ("diagnosis", "Examine now", "operator"),
+        ("cleanupoperation", "Compare with the bucket", "operator"),
+        ("cleanupoperation", "Clean up a deleted project", "admin"),
+    ],
+)
+def test_a_tool_of_a_list_is_shown_with_whom_to_ask(model: str, tool: str, role: str) -> None:
+    shown = text_of(member("Storage viewer").get(page(model)))
+    asked = f"Ask an administrator to add you to the group “Storage {role}”."
+    assert f'value="{tool}" disabled> <small>You may not do this. {asked}' in shown
+    assert f'value="{tool}" disabled' not in text_of(member("Storage admin").get(page(model)))
+
+
 def test_a_viewer_who_asks_by_hand_is_refused(bucket: Bucket) -> None:
     Project.objects.create(pk="proj_1")
     asked = {"action": "dry_run_cleanup", "_selected_action": "proj_1"}

@@ -43,7 +43,7 @@ class Way(TextChoices):
 
 
 class Why(TextChoices):
-    NEVER_TRACKED = "never_tracked", gettext_lazy("No row tracks it: run backfill_r2.")
+    NEVER_TRACKED = "never_tracked", gettext_lazy("No row tracks it: begin a backfill.")
     NOBODYS_ROW = "nobodys_row", gettext_lazy("Its row names no project.")
     OTHERS_ROW = (
         "others_row",

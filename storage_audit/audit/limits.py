@@ -6,6 +6,7 @@ from statistics import median
 from django.db import DatabaseError
 from django.db.models import Count, Exists, OuterRef, Sum
 from django.db.models.functions import Coalesce
+from django.template.defaultfilters import filesizeformat
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
@@ -64,13 +65,13 @@ def excess(operation: CleanupOperation) -> str:
     if wanted["n"] <= limit:
         return ""
     return _(
-        "%(wanted)s objects (%(size)s bytes) would be deleted; the limit is %(limit)s: the largest"
+        "%(wanted)s objects (%(size)s) would be deleted; the limit is %(limit)s: the largest"
         " of %(objects)s, %(share)s %% of the %(tracked)s tracked in the bucket, and %(multiple)s"
         " times the %(usual)s that the latest cleanups deleted (their median). If that many are to"
         " go, force-delete this operation."
     ) % {
         "wanted": wanted["n"],
-        "size": wanted["size"],
+        "size": filesizeformat(wanted["size"]).replace("\xa0", " "),
         "limit": limit,
         "objects": conf().limit_objects,
         "share": percent(conf().limit_share),

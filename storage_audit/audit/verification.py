@@ -200,7 +200,7 @@ def compare_live(operation: CleanupOperation) -> str:
         Outcome.FAILED, _("Tracked, but not in the bucket. Upload it again, or untrack it.")
     )
     untracked = items.filter(found_in=FoundIn.LISTED)
-    extra = untracked.mark(Outcome.FAILED, _("In the bucket, but not tracked: run backfill_r2."))
+    extra = untracked.mark(Outcome.FAILED, _("In the bucket, but not tracked: begin a backfill."))
     text = _("%(agreed)s in step, %(gone)s missing, %(extra)s untracked.")
     return text % {"agreed": agreed, "gone": gone, "extra": extra}
 

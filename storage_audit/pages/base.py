@@ -1,7 +1,7 @@
 """What the admin's pages have in common."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from urllib.parse import urlencode
@@ -134,6 +134,8 @@ class AuditAdmin(ModelAdmin[M]):
     list_per_page = 50
     show_facets = ShowFacets.NEVER
     prefix_field = ""
+    # Of what is offered beside the actions, the permission that it needs and its label.
+    tools: Mapping[str, object] = {}
     change_list_template = "admin/storage_audit/change_list.html"
 
     class Media:
@@ -202,8 +204,8 @@ class AuditAdmin(ModelAdmin[M]):
         return request.user.has_perm("storage_audit.force_cleanup")
 
     def refused(self, request: HttpRequest, row: M | None = None) -> list[tuple[str, str]]:
-        """The actions that this person may not run, on the list or on the row's page, each with the
-        reason."""
+        """The actions and tools that this person may not use, on the list or on the row's page,
+        each with the reason."""
         found = []
         for name in map(str, self.actions or ()):
             act = getattr(self, name)
@@ -212,7 +214,8 @@ class AuditAdmin(ModelAdmin[M]):
             if is_offered and not getattr(self, f"has_{needed}_permission")(request):
                 label = act.short_description % model_format_dict(self.model)
                 found.append((label, self.reason(request, needed)))
-        return found
+        tools = [(str(label), refusal(request, needed)) for needed, label in self.tools.items()]
+        return found + [tool for tool in tools if all(tool)]
 
     def reason(self, request: HttpRequest, needed: str) -> str:
         if needed in PERMISSIONS:
@@ -265,6 +268,9 @@ class ConfirmingAdmin(AuditAdmin[M]):
         self, request: HttpRequest, queryset: models.QuerySet[M], **context: Any
     ) -> HttpResponse:
         """A page that posts the same action again. `rows` is a table under `heads`."""
+        heads, rows = context.get("heads", ()), context.get("rows", ())
+        # On a phone each cell stands under the one before, with its head.
+        context["rows"] = [list(zip(heads, row, strict=False)) for row in rows]
         request.current_app = self.admin_site.name
         return TemplateResponse(
             request,

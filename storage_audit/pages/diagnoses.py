@@ -27,6 +27,7 @@ class DiagnosisAdmin(ReadOnlyAdmin[Diagnosis]):
     list_filter = ("context",)
     ordering = ("-at", "pk")
     sortable_by = ("at",)
+    tools = {"add_diagnosis": gettext_lazy("Examine now")}
     change_list_template = "admin/storage_audit/diagnosis/change_list.html"
     change_form_template = "admin/storage_audit/diagnosis/change_form.html"
 

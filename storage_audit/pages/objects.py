@@ -104,8 +104,8 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
             LogEntry.objects.log_actions(str(request.user.pk), rows, DELETION, note)
             count = rows.forget()
         text = ngettext(
-            "%d row is forgotten; its object is still in R2. backfill_r2 would track it again.",
-            "%d rows are forgotten; their objects are still in R2. backfill_r2 would track them"
+            "%d row is forgotten; its object is still in R2. A backfill would track it again.",
+            "%d rows are forgotten; their objects are still in R2. A backfill would track them"
             " again.",
             count,
         )
@@ -120,7 +120,7 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
             title=_("Untrack objects?"),
             sentences=(
                 _(
-                    "%s: the rows are forgotten, the objects stay in R2. Only backfill_r2 can"
+                    "%s: the rows are forgotten, the objects stay in R2. Only a backfill can"
                     " track them again, and it cannot bring back what an upload recorded."
                 )
                 % amount(*rows.totals()),

@@ -47,7 +47,6 @@ from storage_audit.pages.base import (
 from storage_audit.pages.filters import Needs
 from storage_audit.querysets import starts_with
 from storage_audit.redaction import visible
-from storage_audit.roles import refusal
 
 OUTCOMES = ("deleted", "already_absent", "protected", "failed")
 # Verified in one request; of whole projects, a job verifies any number.
@@ -73,6 +72,10 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
     sortable_by = ("created_at",)
     fields = ()
     actions = ("verify_cleanup", "force_delete")
+    tools = {
+        "verify_cleanup": gettext_lazy("Compare with the bucket"),
+        "force_cleanup": gettext_lazy("Clean up a deleted project"),
+    }
     change_list_template = "admin/storage_audit/cleanupoperation/change_list.html"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[CleanupOperation]:
@@ -104,16 +107,6 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
             path("lookup/", lookup, name="storage_audit_lookup"),
             *super().get_urls(),
         ]
-
-    def refused(
-        self, request: HttpRequest, row: CleanupOperation | None = None
-    ) -> list[tuple[str, str]]:
-        tools = {
-            "verify_cleanup": _("Compare with the bucket"),
-            "force_cleanup": _("Clean up a deleted project"),
-        }
-        more = {label: refusal(request, permission) for permission, label in tools.items()}
-        return super().refused(request, row) + [each for each in more.items() if all(each)]
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[CleanupOperation], search_term: str

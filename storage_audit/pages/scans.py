@@ -12,6 +12,8 @@ from django.template.defaultfilters import filesizeformat
 from django.template.response import TemplateResponse
 from django.utils import timezone
 from django.utils.formats import localize
+from django.utils.html import format_html_join
+from django.utils.safestring import mark_safe
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
@@ -182,7 +184,7 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
             }
         return super().render_change_form(request, context, *args, **kwargs)
 
-    @admin.display(description=gettext_lazy("what it looks at"), ordering="bucket")
+    @admin.display(description=gettext_lazy("where"), ordering="bucket")
     def place(self, scan: BucketScan) -> str:
         where = visible(f"{scan.bucket}/{scan.prefix}" if scan.prefix else scan.bucket)
         if scan.project_id:
@@ -212,7 +214,8 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
     @admin.display(description=gettext_lazy("differences"))
     def differences(self, scan: BucketScan) -> str:
         counts = [(getattr(scan, kind), kind.label) for kind in Kind]
-        return ", ".join(f"{count} {label}" for count, label in counts if count) or _("none")
+        told = [(count, label) for count, label in counts if count]
+        return format_html_join(mark_safe("<br>"), "{} {}", told) or _("none")
 
 
 def shown_time(seconds: float) -> str:

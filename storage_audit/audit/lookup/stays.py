@@ -98,7 +98,7 @@ FOUND = {
     ),
     Kind.UNTRACKED: gettext_lazy(
         "It is in the bucket by the scan of %s, and no row tracks it, though its project lives."
-        " Track it from its finding, or run backfill_r2."
+        " Track it from its finding, or begin a backfill."
     ),
     Kind.CHANGED: gettext_lazy(
         "It is another object than its row says, by the scan of %s. Track it from its finding."
@@ -160,7 +160,7 @@ def belongs_to_the_living(facts: Facts) -> Answer:
         return None
     text = _(
         "It may belong to the live project %s, so no cleanup of another touches it. No row says"
-        " whose it is: run backfill_r2, or adopt it."
+        " whose it is: begin a backfill, or adopt it."
     )
     return Sentence(text % ", ".join(one.project_id for one in living))
 

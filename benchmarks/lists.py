@@ -49,7 +49,8 @@ def lists(bench: Bench) -> Row:
 
 
 def looked_at(bench: Bench, objects: int) -> list[Visit]:
-    fill(bench.database, Size.of(objects))
+    with bench.database.connection.cursor() as cursor:
+        fill(cursor, Size.of(objects))
     found = bench.folder / "visits.json"
     application = Application({}, bench.database.url, bench.folder)
     argv = [sys.executable, "-m", "benchmarks.visits", str(found)]

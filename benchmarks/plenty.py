@@ -4,11 +4,15 @@ A tenth of the objects belong to one project, the others to the rest; of each ki
 common ones, rare ones, and some of another bucket.
 """
 
-from typing import NamedTuple
-
-from benchmarks.database import Database
+from typing import NamedTuple, Protocol
 
 BIG = "proj_000000"
+
+
+class Cursor(Protocol):
+    """Of psycopg2, or of Django."""
+
+    def execute(self, query: str, vars: dict[str, int] | None = None, /) -> object: ...
 
 
 class Size(NamedTuple):
@@ -80,7 +84,7 @@ INSERT INTO storage_audit_cleanupoperation (id, kind, project_id, bucket, trigge
   origin, discovery, strategy, step, cursor, pace, found, found_bytes, deleted, deleted_bytes,
   already_absent, already_absent_bytes, protected, protected_bytes, failed, failed_bytes,
   plan_digest, ranges, status, released_by, dry_run, error, attempts, takeovers, created_at,
-  archive, archive_digest, parent_id)
+  archive, archive_digest, summary, headway, parent_id)
 SELECT md5('o' || n)::uuid,
   CASE WHEN kind = 'project' AND n %% 5000 = 17 THEN 'objects' ELSE kind END,
   'proj_' || lpad((n %% %(known)s)::text, 6, '0'), 'autoshorts-media', trigger, 'anna',
@@ -88,7 +92,7 @@ SELECT md5('o' || n)::uuid,
   CASE WHEN trigger = 'dry_run' THEN 'planned' WHEN n %% 10000 = 16 THEN 'failed'
     WHEN n %% 10000 = 26 THEN 'blocked' ELSE 'clean' END,
   '', trigger = 'dry_run', '', 1, 0, timestamptz '2026-01-01' - n * interval '1 minute', '', '',
-  NULL
+  '{}', '{}', NULL
 FROM (SELECT n, CASE WHEN n %% 10 IN (2, 3, 4, 5) THEN 'verify' ELSE 'project' END AS kind,
   CASE n %% 10 WHEN 0 THEN 'dry_run' WHEN 1 THEN 'dry_run' WHEN 2 THEN 'verify' WHEN 3 THEN
   'late_check' WHEN 4 THEN 'late_check' WHEN 5 THEN 'late_check' ELSE
@@ -115,9 +119,10 @@ FROM generate_series(0, %(many)s - 1) AS n
 TABLES = ("project", "knownproject", "r2object", "bucketscan", "cleanupoperation", "finding")
 
 
-def fill(database: Database, size: Size) -> None:
-    database.ask("TRUNCATE " + ", ".join(f"storage_audit_{table}" for table in TABLES) + " CASCADE")
-    with database.connection.cursor() as cursor:
-        for sql in (PROJECT, KNOWN, OBJECT, SCAN, OPERATION, FINDING):
-            cursor.execute(sql, size._asdict())
-    database.ask("VACUUM ANALYZE")
+def fill(cursor: Cursor, size: Size) -> None:
+    """Instead of what is in these tables. The connection commits by itself."""
+    tables = ", ".join(f"storage_audit_{table}" for table in TABLES)
+    cursor.execute(f"TRUNCATE {tables} CASCADE")
+    for sql in (PROJECT, KNOWN, OBJECT, SCAN, OPERATION, FINDING):
+        cursor.execute(sql, size._asdict())
+    cursor.execute("VACUUM ANALYZE")

@@ -1,16 +1,20 @@
-"""The canned store of the benchmarks shows the application exactly the objects that it should."""
+"""The canned store of the benchmarks shows the application exactly the objects that it should, and
+their database is one of today's."""
 
 from collections.abc import Iterator
 
 import pytest
+from django.db import connection
 from pytest_django import Settings
 
 from benchmarks.keys import etag_at, key_at, size_at
+from benchmarks.plenty import Size, fill
 from benchmarks.stores import BUCKET, Canned, canned
 from devtools.processes import stop_on_signals
 from storage_audit.audit import installation
 from storage_audit.bucket import r2
 from storage_audit.bucket.listing import pages
+from storage_audit.models import CleanupOperation, Finding, R2Object
 
 COUNT = 2345
 KEYS = [key_at(n) for n in range(COUNT)]
@@ -70,3 +74,11 @@ def test_can_be_claimed() -> None:
     installation.check(BUCKET)
     assert listed() == [installation.MARKER, *KEYS]
     r2.delete_single(BUCKET, installation.MARKER)
+
+
+@pytest.mark.only_on("postgresql")
+def test_a_database_full_of_rows_is_one_that_the_application_has(transactional_db: None) -> None:
+    with connection.cursor() as cursor:
+        fill(cursor, size := Size.of(10_000))
+    assert R2Object.objects.count() == size.objects
+    assert CleanupOperation.objects.count() == Finding.objects.count() == size.many

@@ -13,9 +13,9 @@ from benchmarks.visits import Visit
 SMALL, LARGE = 10_000, 10_000_000
 LONGEST = 0.3
 HOW = """\
-PostgreSQL. Of a tenth as many operations and findings, a fiftieth as many projects, one of which
-has a tenth of the objects. Each page is asked for once, and then {rounds} times more by Django's
-test client in one process; the median, and the longest.
+PostgreSQL. Of a tenth as many operations, findings and items of one deletion, a fiftieth as many
+projects, one of which has a tenth of the objects. Each page is asked for once, and then {rounds}
+times more by Django's test client in one process; the median, and the longest.
 
 | list | view | rows | queries | ms ({small:,}) | queries | ms ({large:,}) |
 |---|---|---|---|---|---|---|

@@ -4,21 +4,23 @@ A tenth of the objects belong to one project, the others to the rest; of each ki
 common ones, rare ones, and some of another bucket.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 BIG = "proj_000000"
+# The one whose items there are: md5('o6').
+DELETION = "39d987fd-8304-752b-bbec-0bd1afd4b7f3"
 
 
 class Cursor(Protocol):
     """Of psycopg2, or of Django."""
 
-    def execute(self, query: str, vars: dict[str, int] | None = None, /) -> object: ...
+    def execute(self, query: str, vars: dict[str, Any] | None = None, /) -> object: ...
 
 
 class Size(NamedTuple):
     objects: int
     many: int
-    """Of the big project, of operations, of findings."""
+    """Of the big project, of operations, of findings, of items."""
     projects: int
     known: int
     scans: int
@@ -115,6 +117,27 @@ SELECT CASE WHEN n %% 1000 = 999 THEN 'old-media' ELSE 'autoshorts-media' END,
 FROM generate_series(0, %(many)s - 1) AS n
 """
 
+# All of one deletion.
+ITEM = """
+INSERT INTO storage_audit_cleanupitem (operation_id, key, identity, escaped, span, project_id, size,
+  etag, last_modified, found_in, evidence, outcome, reason, answer, tries, present_at, changed_at)
+SELECT %(deletion)s::uuid, key, key, false, n / 1000, 'proj_000006', 1000000, md5(n::text),
+  timestamptz '2025-01-01', 'both', 'hierarchical: proj_000006',
+  CASE WHEN n %% 100 = 7 THEN 'protected' ELSE 'deleted' END,
+  CASE WHEN n %% 100 = 7 THEN 'It could also belong to the live project proj_000007.' ELSE '' END,
+  CASE WHEN n %% 100 = 7 THEN '' ELSE 'Deleted' END, 1, timestamptz '2025-01-02',
+  timestamptz '2025-01-02'
+FROM (SELECT n, 'projects/proj_000006/scenes/s' || lpad((n / 100)::text, 5, '0') || '/media/'
+  || md5(n::text) || '.mp4' AS key FROM generate_series(0, %(many)s - 1) AS n) AS made
+"""
+
+BOOKS = """
+UPDATE storage_audit_cleanupoperation SET found = %(many)s, found_bytes = %(many)s * 1000000,
+  protected = %(many)s / 100, protected_bytes = %(many)s / 100 * 1000000,
+  deleted = %(many)s - %(many)s / 100, deleted_bytes = (%(many)s - %(many)s / 100) * 1000000,
+  status = 'clean_with_protected', finished_at = timestamptz '2025-01-02'
+WHERE id = %(deletion)s::uuid
+"""
 
 TABLES = ("project", "knownproject", "r2object", "bucketscan", "cleanupoperation", "finding")
 
@@ -123,6 +146,6 @@ def fill(cursor: Cursor, size: Size) -> None:
     """Instead of what is in these tables. The connection commits by itself."""
     tables = ", ".join(f"storage_audit_{table}" for table in TABLES)
     cursor.execute(f"TRUNCATE {tables} CASCADE")
-    for sql in (PROJECT, KNOWN, OBJECT, SCAN, OPERATION, FINDING):
-        cursor.execute(sql, size._asdict())
+    for sql in (PROJECT, KNOWN, OBJECT, SCAN, OPERATION, FINDING, ITEM, BOOKS):
+        cursor.execute(sql, size._asdict() | {"deletion": DELETION})
     cursor.execute("VACUUM ANALYZE")

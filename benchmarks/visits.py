@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import django
 from django.conf import settings
 
-from benchmarks.plenty import BIG
+from benchmarks.plenty import BIG, DELETION
 
 ROUNDS = 7
 FIRST, MIDDLE, LAST = "first page", "middle page", "last page"
@@ -95,24 +96,53 @@ class Visit(NamedTuple):
 def visits() -> Iterator[Visit]:
     from django.contrib.auth.models import User
     from django.test import Client
+    from django.urls import reverse
 
     client = Client(SERVER_NAME=settings.ALLOWED_HOSTS[0])
     client.force_login(User.objects.first() or User.objects.create_superuser("anna"))
     for model, views in VIEWS.items():
         for view, params in {**ends(model), **views}.items():
-            yield visit(client, model, view, params)
+            yield visit(client, model, listed_at(model), view, params)
+    page = reverse("admin:storage_audit_cleanupoperation_change", args=[DELETION])
+    for view, params in items().items():
+        yield visit(client, "items", page, view, params)
+
+
+def listed_at(model: str) -> str:
+    from django.urls import reverse
+
+    return reverse(f"admin:storage_audit_{model}_changelist")
+
+
+def items() -> dict[str, dict[str, str]]:
+    """Views of one deletion's items, on its page."""
+    from storage_audit.models import CleanupItem
+    from storage_audit.pages.operation_items import ITEMS_A_PAGE, ByOutcome, name_of
+
+    rows = CleanupItem.objects.filter(operation=UUID(DELETION))
+    middle = rows.order_by(*ByOutcome.forwards)[rows.count() // 2]
+    last = rows.order_by(*ByOutcome.backwards)[ITEMS_A_PAGE]
+    return {
+        FIRST: {},
+        MIDDLE: {"after": name_of(middle)},
+        LAST: {"after": name_of(last)},
+        "protected": {"outcome": "protected"},
+        "search, many": {"q": "projects/"},
+        "search, few": {"q": "projects/proj_000006/scenes/s00003/"},
+        "search, none": {"q": "nothing/"},
+        "protected, search": {"outcome": "protected", "q": "projects/proj_000006/scenes/s00003/"},
+    }
 
 
 def ends(model: str) -> dict[str, dict[str, str]]:
     from django.contrib import admin
     from django.contrib.auth.models import User
     from django.test import RequestFactory
-    from django.urls import reverse
 
     from storage_audit.pages.lists import LAST as END
     from storage_audit.pages.lists import Edge
 
-    request = RequestFactory().get(reverse(f"admin:storage_audit_{model}_changelist"))
+    request = RequestFactory().get(listed_at(model))
     request.user = User.objects.get()
     pages = admin.site.get_model_admin(django.apps.apps.get_model("storage_audit", model))
     shown: Any = pages.get_changelist_instance(request)
@@ -121,24 +151,23 @@ def ends(model: str) -> dict[str, dict[str, str]]:
     return {FIRST: {}, MIDDLE: {"p": shown.signed(edge)}, LAST: {"p": shown.signed(END)}}
 
 
-def visit(client: Any, model: str, view: str, params: dict[str, str]) -> Visit:
+def visit(client: Any, page: str, url: str, view: str, params: dict[str, str]) -> Visit:
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
-    from django.urls import reverse
 
-    url, seconds = reverse(f"admin:storage_audit_{model}_changelist"), list[float]()
+    seconds = list[float]()
     with CaptureQueriesContext(connection) as captured:
         answer = client.get(url, params)
     queries = len(captured)
     if answer.status_code != 200:
-        sys.exit(f"{model}, {view}: {answer.status_code}")
+        sys.exit(f"{page}, {view}: {answer.status_code}")
     for _round in range(ROUNDS):
         began = time.perf_counter()
         client.get(url, params)
         seconds.append(time.perf_counter() - began)
     # One more row is that of the heads.
     rows = max(0, answer.content.count(b"<tr>") - 1)
-    return Visit(model, view, rows, queries, seconds)
+    return Visit(page, view, rows, queries, seconds)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ CHECKS = [
 
 # Each process has a local R2 and a database of its own, and takes whole files: what a file sets
 # up once, such as a venv, is set up once. A third of their time they wait for others, or the clock.
-IN_PARALLEL = ["-n", str((os.cpu_count() or 1) * 3 // 2), "--dist", "loadfile"]
+PROCESSES = str((os.cpu_count() or 1) * 3 // 2)
+IN_PARALLEL = ["-n", PROCESSES, "--dist", "loadfile", "--no-loadscope-reorder"]
 
 EPILOG = """\
 Arguments go to pytest, whose own help is `pytest --help`.

@@ -44,6 +44,15 @@ from storage_audit.storage import key_for
 from tests.network import faulty_network
 
 BUCKETS = ["tests", "other", "empty"]
+# Each takes a minute or two. Begun last, they would keep all cores but one waiting.
+LONGEST = {
+    "test_doctor.py",
+    "test_faults.py",
+    "test_permissions.py",
+    "test_queue.py",
+    "test_scan_crash.py",
+    "test_stateful.py",
+}
 
 # On a busy machine everything takes its time. The profile `crash` looks for what is new, for hours.
 settings.register_profile("ordinary", deadline=None, derandomize=True)
@@ -66,6 +75,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if item not in others]
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def pytest_xdist_node_collection_finished(ids: list[str]) -> None:

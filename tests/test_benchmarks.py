@@ -8,7 +8,7 @@ from django.db import connection
 from pytest_django import Settings
 
 from benchmarks.keys import etag_at, key_at, size_at
-from benchmarks.plenty import Size, fill
+from benchmarks.plenty import DELETION, Size, fill
 from benchmarks.stores import BUCKET, Canned, canned
 from devtools.processes import stop_on_signals
 from storage_audit.audit import installation
@@ -82,3 +82,6 @@ def test_a_database_full_of_rows_is_one_that_the_application_has(transactional_d
         fill(cursor, size := Size.of(10_000))
     assert R2Object.objects.count() == size.objects
     assert CleanupOperation.objects.count() == Finding.objects.count() == size.many
+    deletion = CleanupOperation.objects.get(pk=DELETION)
+    assert deletion.found == deletion.items.count() == size.many
+    assert deletion.protected == deletion.items.filter(outcome="protected").count()

@@ -132,9 +132,11 @@ FROM (SELECT n, 'projects/proj_000006/scenes/s' || lpad((n / 100)::text, 5, '0')
 """
 
 BOOKS = """
-UPDATE storage_audit_cleanupoperation SET found = %(many)s, found_bytes = %(many)s * 1000000,
-  protected = %(many)s / 100, protected_bytes = %(many)s / 100 * 1000000,
-  deleted = %(many)s - %(many)s / 100, deleted_bytes = (%(many)s - %(many)s / 100) * 1000000,
+UPDATE storage_audit_cleanupoperation SET found = %(many)s,
+  found_bytes = %(many)s::bigint * 1000000,
+  protected = %(many)s / 100, protected_bytes = %(many)s::bigint / 100 * 1000000,
+  deleted = %(many)s - %(many)s / 100,
+  deleted_bytes = (%(many)s - %(many)s / 100)::bigint * 1000000,
   status = 'clean_with_protected', finished_at = timestamptz '2025-01-02'
 WHERE id = %(deletion)s::uuid
 """

@@ -261,6 +261,49 @@ def test_a_key_that_many_buckets_have_goes_over_pages(db: None) -> None:
     assert seen == sorted([*(f"b{n:02}" for n in range(60)), "b49"])
 
 
+def test_its_pages_lead_back_as_they_lead_on(db: None) -> None:
+    """Beside the end of a page there are two in a place."""
+    keys = [f"k{n:03}" for n in range(120)]
+    for n, key in enumerate(keys):
+        find(key) if n % 2 else remaining(key)
+    find("k070", escaped=True)
+    client, back, url = superuser(), list[str](), f"{LEFT_BEHIND}?after=k999"
+    assert "There is nothing here any more." in text_of(client.get(url))
+    url = f"{LEFT_BEHIND}?before=k999"
+    while url:
+        answer = client.get(url)
+        back = [left.key for left in answer.context["rows"]] + back
+        shown = text_of(answer)
+        more = re.findall(r'<a href="(\?before=[^"]*)">Previous page', shown)
+        assert bool(more) == ('<a href="?">First page' in shown)
+        url = LEFT_BEHIND + unescape(more[0]) if more else ""
+    assert back == sorted([*keys, "k070"])
+    on = unescape(re.findall(r'<a href="(\?after=[^"]*)">Next page', shown)[0])
+    shown = text_of(client.get(LEFT_BEHIND + on))
+    [url] = re.findall(r'<a href="(\?before=[^"]*)">Previous page', shown)
+    again = client.get(LEFT_BEHIND + unescape(url)).context["rows"]
+    assert [left.key for left in again] == back[: len(again)]
+
+
+def test_of_an_orphan_it_says_whether_and_when_it_may_be_deleted(db: None) -> None:
+    ripe: dict[str, Any] = {"first_seen_at": LONG_AGO, "last_modified": LONG_AGO}
+    find("a", **ripe, evidence="flat: proj_1; no project proj_1 was ever known")
+    find("b", last_modified=LONG_AGO)
+    find("c", **ripe)
+    operation = make("running", kind="orphans")
+    add(operation, "c", outcome="planned")
+    add(make("running", kind="orphans", bucket="other"), "a", outcome="planned")
+    add(make("planned", kind="orphans", dry_run=True), "a", outcome="planned")
+    answer = superuser().get(LEFT_BEHIND)
+    reasons = {left.key: left.reason for left in answer.context["rows"]}
+    known = "Its project is no more, or was never known, and no cleanup took it. "
+    assert all(reason.startswith(known) for reason in reasons.values())
+    assert "It may be deleted: “Delete orphans”" in reasons["a"]
+    assert "It is seen only since" in reasons["b"] and "It may be deleted" not in reasons["b"]
+    assert reasons["c"] == f"{known}Operation {operation.pk} is to delete it already."
+    assert '<span class="quiet">flat: proj_1; no project proj_1 was' in text_of(answer)
+
+
 def test_the_page_of_what_is_left_behind_shows_hostile_keys_as_text(db: None) -> None:
     for key in (f"{n:02}{HOSTILE}&after=#?%" for n in range(60)):
         find(key, evidence=HOSTILE, bucket=HOSTILE)

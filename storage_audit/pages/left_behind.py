@@ -2,15 +2,18 @@
 that know of them could be alone."""
 
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from django.core.exceptions import PermissionDenied
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 
-from storage_audit.models import CleanupItem, Finding
+from storage_audit.audit.decisions.orphans import why_it_stays
+from storage_audit.models import CleanupItem, CleanupOperation, Finding
 from storage_audit.pages.base import ModelAdmin
 from storage_audit.redaction import visible
 
@@ -23,6 +26,7 @@ class Left(NamedTuple):
     bucket: str
     size: int | None
     reason: str
+    evidence: str
     told_by: Any
     model: str
 
@@ -31,53 +35,117 @@ class Left(NamedTuple):
         return self.key, self.bucket
 
 
+class Edge(NamedTuple):
+    """The place, in the order of keys and buckets, after which a page begins, or before which it
+    ends."""
+
+    key: str
+    bucket: str
+    is_end: bool
+
+    def beyond(self, key: str, bucket: str) -> Q:
+        """What lies on the page's side of it, by the fields of these names."""
+        way = "lt" if self.is_end else "gt"
+        further = Q(**{f"{key}__{way}": self.key})
+        further |= Q(**{key: self.key, f"{bucket}__{way}": self.bucket})
+        # By this alone an index leads there.
+        return further & Q(**{f"{key}__{way}e": self.key})
+
+    def order(self, *fields: str) -> list[str]:
+        """What is nearest to it comes first."""
+        return [f"-{field}" if self.is_end else field for field in fields]
+
+
 def view(request: HttpRequest, admin: ModelAdmin[Finding]) -> HttpResponse:
     if not request.user.has_perms(SEEN_BY):
         raise PermissionDenied
     request.current_app = admin.admin_site.name
-    after = request.GET.get("after", ""), request.GET.get("bucket", "")
     context = {
         **admin.admin_site.each_context(request),
         "opts": admin.opts,
         "media": admin.media,
         "title": _("Left behind"),
-        "after": any(after),
-        **page(after),
+        **page(edge_of(request)),
     }
     return TemplateResponse(request, "admin/storage_audit/left_behind.html", context)
 
 
-def page(after: tuple[str, str]) -> dict[str, Any]:
-    """Those that come after this key and bucket, in the order of keys."""
-    rows = sorted([*orphans(*after), *undeleted(*after)], key=lambda left: left.place)
-    if len(rows) <= A_PAGE:
-        return {"rows": list(map(shown, rows))}
+def edge_of(request: HttpRequest) -> Edge:
+    asked = request.GET
+    is_end = "before" in asked
+    return Edge(asked.get("before" if is_end else "after", ""), asked.get("bucket", ""), is_end)
+
+
+def page(edge: Edge) -> dict[str, Any]:
+    """Those that are nearest to the edge, in the order of keys."""
+    found = sorted([*orphans(edge), *undeleted(edge)], key=place, reverse=edge.is_end)
+    more = found[A_PAGE].place if len(found) > A_PAGE else None
     # There are two in a place where one is shown escaped: they stay on one page.
-    rows = [left for left in rows if left.place < rows[A_PAGE].place]
-    return {"rows": list(map(shown, rows)), "next": rows[-1]}
+    rows = sorted(takewhile(lambda left: left.place != more, found), key=place)
+    is_first = bool(rows) and not more if edge.is_end else not any(edge)
+    is_last = not edge.is_end and not more
+    return {
+        "rows": list(map(shown, rows)),
+        "previous": rows[0] if rows and not is_first else None,
+        "next": rows[-1] if rows and not is_last else None,
+        "is_first": is_first,
+    }
+
+
+def place(left: Left) -> tuple[str, str]:
+    return left.place
 
 
 def shown(left: Left) -> Left:
     return left._replace(
-        key=visible(left.key), bucket=visible(left.bucket), reason=visible(left.reason)
+        key=visible(left.key),
+        bucket=visible(left.bucket),
+        reason=visible(left.reason),
+        evidence=visible(left.evidence),
     )
 
 
-def orphans(key: str, bucket: str) -> Iterator[Left]:
-    later = Q(key__gt=key) | Q(key=key, bucket__gt=bucket)
-    found = Finding.objects.orphaned().filter(later, key__gte=key).order_by("key", "bucket", "pk")
-    for one in found[: A_PAGE + 1]:
-        yield Left(one.key, one.bucket, one.size, one.evidence, one, "finding")
+def orphans(edge: Edge) -> Iterator[Left]:
+    may_go = Exists(Finding.objects.deletable().filter(pk=OuterRef("pk")))
+    orphaned = Finding.objects.orphaned().filter(edge.beyond("key", "bucket"))
+    ordered = orphaned.annotate(may_go=may_go).order_by(*edge.order("key", "bucket", "pk"))
+    found: list[Any] = list(ordered[: A_PAGE + 1])
+    deletions = under_way({one.key for one in found})
+    for one in found:
+        one.deleted_by = deletions.get((one.bucket, one.key))
+        reason = why_orphaned(one)
+        yield Left(one.key, one.bucket, one.size, reason, one.evidence, one, "finding")
 
 
-def undeleted(key: str, bucket: str) -> Iterator[Left]:
-    later = Q(identity__gt=key) | Q(identity=key, operation__bucket__gt=bucket)
-    items = CleanupItem.objects.left_behind().filter(later, identity__gte=key)
-    objects = items.as_objects().order_by("identity", "operation__bucket")
-    latest = [each["latest"] for each in objects[: A_PAGE + 1]]
+def under_way(keys: set[str]) -> dict[tuple[str, str], UUID]:
+    """By bucket and key, the operation that is to delete the orphan."""
+    deletions = CleanupOperation.objects.open().filter(
+        kind=CleanupOperation.Kind.ORPHANS, dry_run=False
+    )
+    items = CleanupItem.objects.open().filter(operation__in=deletions, identity__in=keys)
+    found = items.values_list("operation__bucket", "identity", "operation")
+    return {(bucket, key): operation for bucket, key, operation in found}
+
+
+def why_orphaned(finding: Any) -> str:
+    text = _("Its project is no more, or was never known, and no cleanup took it.")
+    may_go = _("It may be deleted: “Delete orphans” on its finding’s page or in the list.")
+    return f"{text} {why_it_stays(finding) or may_go}"
+
+
+def undeleted(edge: Edge) -> Iterator[Left]:
+    beyond = edge.beyond("identity", "operation__bucket")
+    objects = CleanupItem.objects.left_behind().filter(beyond).as_objects()
+    nearest = objects.order_by(*edge.order("identity", "operation__bucket"))
+    latest = [each["latest"] for each in nearest[: A_PAGE + 1]]
     for item in CleanupItem.objects.filter(pk__in=latest).select_related("operation"):
         operation = item.operation
-        reason = item.reason or operation.error
         yield Left(
-            item.identity, operation.bucket, item.size, reason, operation, "cleanupoperation"
+            item.identity,
+            operation.bucket,
+            item.size,
+            item.reason or operation.error,
+            item.evidence,
+            operation,
+            "cleanupoperation",
         )

@@ -22,7 +22,7 @@ from devtools.faults.proxy import FaultyStore
 from storage_audit.audit import lookup
 from storage_audit.audit.lookup.pasted import Named, understand, without_secrets
 from storage_audit.conf import conf
-from storage_audit.models import Finding, KnownProject, OperationEvent, Project
+from storage_audit.models import CleanupOperation, Finding, KnownProject, OperationEvent, Project
 from storage_audit.places import place
 from tests.admin_client import LOOK, page, person, signed_in, superuser, text_of, words
 from tests.conftest import Bucket
@@ -281,6 +281,24 @@ def test_project_shows_its_rows_operations_and_findings(db: None) -> None:
     )
     assert page("finding", "change", mine.pk) in shown
     assert page("finding", "change", other.pk) not in shown
+
+
+def test_form_that_cleans_up_after_a_project_is_a_click_away(db: None) -> None:
+    KnownProject.objects.create(pk="proj_1", evidence="saved")
+    client = superuser()
+    for text in ("proj_1", KEY):
+        [url] = re.findall('<a href="([^"]*)">Clean up after it…', ask(text, client))
+        assert 'name="project_id" value="proj_1"' in text_of(client.get(url))
+    assert not CleanupOperation.objects.exists()
+    assert KnownProject.objects.get().deleted_at is None
+
+
+def test_who_may_not_clean_up_after_a_project_is_told_whom_to_ask(db: None) -> None:
+    KnownProject.objects.create(pk="proj_1", evidence="saved")
+    shown = ask("proj_1", person())
+    assert reverse("admin:storage_audit_declare_deleted") not in shown
+    [said] = re.findall('value="Clean up after it…" disabled> <small>(.*?)</small>', shown)
+    assert "add you to the group “Storage admin”" in said
 
 
 def test_what_nobody_knows_is_said_to_be_unknown_and_can_be_looked_for(bucket: Bucket) -> None:

@@ -10,6 +10,7 @@ from pytest_django import Settings
 
 from storage_audit.audit import lookup
 from storage_audit.audit.lookup import project
+from storage_audit.audit.lookup.sentence import Sentence
 from storage_audit.models import BucketScan, CleanupOperation, Finding, KnownProject
 from tests.promises import alive, deleted
 from tests.test_admin_objects import row
@@ -38,8 +39,12 @@ def finding(key: str = KEY, **facts: Any) -> None:
     Finding.objects.create(bucket="tests", key=key, **seen)
 
 
+def answer(key: str = KEY) -> Sentence:
+    return lookup.why(lookup.look_up(key).objects[0])
+
+
 def why(key: str = KEY) -> str:
-    return lookup.why(lookup.look_up(key).objects[0]).text
+    return answer(key).text
 
 
 def nothing() -> None:
@@ -262,6 +267,21 @@ def test_an_open_finding_says_what_can_be_done_about_it(db: None, kind: str) -> 
     assert SCAN in sentence and NEXT[kind] in sentence
 
 
+@pytest.mark.parametrize("world", [vanished, left_behind, row_alone_left, never_found])
+def test_whoever_is_to_clean_up_after_a_project_is_told_which(
+    db: None, world: Callable[[], None]
+) -> None:
+    world()
+    said = answer()
+    assert "clean up after" in said.text and said.ended == "proj_1"
+
+
+def test_what_needs_no_declaration_leads_to_none(db: None) -> None:
+    pruned()
+    assert not answer().ended
+    assert not answer("stranger").ended
+
+
 @pytest.mark.parametrize(
     "world",
     [world for world, _key, _said in CASES if not world.__name__.startswith("gone")],
@@ -303,10 +323,14 @@ def test_the_latest_evidence_counts_whichever_operation_is_older(db: None) -> No
 # Projects
 
 
-def why_project(project_id: str = "proj_1") -> str:
+def answer_of(project_id: str) -> Sentence:
     told = lookup.look_up(project_id).project
     assert told
-    return project.why(told).text
+    return project.why(told)
+
+
+def why_project(project_id: str = "proj_1") -> str:
+    return answer_of(project_id).text
 
 
 def books(**figures: int) -> dict[str, Any]:
@@ -355,8 +379,11 @@ def test_a_cleanup_has_found_nothing_only_once_it_has_looked_everywhere(db: None
 
 def test_a_project_without_a_signal_or_a_cleanup_says_so(db: None) -> None:
     assert "No project proj_1 was ever known here." in why_project()
+    assert answer_of("proj_1").ended == "proj_1"
     KnownProject.objects.create(pk="proj_1", evidence="seen")
     assert "nobody said that it was deleted" in why_project()
+    assert answer_of("proj_1").ended == "proj_1"
     KnownProject.objects.all().delete()
     deleted("proj_1")
     assert "No cleanup of it is on record." in why_project()
+    assert answer_of("proj_1").ended == "proj_1"

@@ -81,7 +81,15 @@ def shown_sentence(request: HttpRequest, sentence: Sentence) -> dict[str, Any]:
         "text": visible(sentence.text),
         "operation": operation and page_of(operation.pk),
         "finding": finding and page_of_finding(finding) if sees_findings else None,
+        "clean_up": sentence.ended and declaration_of(sentence.ended),
+        "clean_up_refusal": roles.refusal(request, "force_cleanup"),
     }
+
+
+def declaration_of(project_id: str) -> str:
+    """The form that cleans up after a project, which asks first."""
+    form = reverse("admin:storage_audit_declare_deleted")
+    return f"{form}?{urlencode({'project_id': project_id})}"
 
 
 def shown_project(request: HttpRequest, facts: ProjectFacts) -> dict[str, Any]:

@@ -107,7 +107,8 @@ def vanished(facts: ProjectFacts) -> Answer:
         "Project %s is gone, and nobody said that it was deleted, so its objects are kept. If it"
         " was meant to go, clean up after it as a deleted project."
     )
-    return Sentence(text % facts.standing.project_id, facts.cleanup)
+    project_id = facts.standing.project_id
+    return Sentence(text % project_id, facts.cleanup, ended=project_id)
 
 
 def being_cleaned_up(facts: ProjectFacts) -> Answer:
@@ -182,7 +183,7 @@ def no_cleanup(facts: ProjectFacts) -> Answer:
     if not facts.standing.deleted_at:
         return None
     text = _("No cleanup of it is on record. Clean up after it as a deleted project.")
-    return Sentence(f"{how_it_ended(facts)} {text}")
+    return Sentence(f"{how_it_ended(facts)} {text}", ended=facts.standing.project_id)
 
 
 def never_known(facts: ProjectFacts) -> Answer:
@@ -190,7 +191,8 @@ def never_known(facts: ProjectFacts) -> Answer:
         "No project %s was ever known here. If it left files, clean up after it as a deleted"
         " project."
     )
-    return Sentence(text % facts.standing.project_id)
+    project_id = facts.standing.project_id
+    return Sentence(text % project_id, ended=project_id)
 
 
 WHY: tuple[Callable[[ProjectFacts], Answer], ...] = (

@@ -9,11 +9,13 @@ from storage_audit.models import CleanupOperation, Finding
 
 
 class Sentence(NamedTuple):
-    """With the next step for the person who reads it."""
+    """With the next step for the person who reads it. `ended` is the project to declare deleted, if
+    that is the step."""
 
     text: str
     operation: CleanupOperation | None = None
     finding: Finding | None = None
+    ended: str = ""
 
 
 Answer = Sentence | None

@@ -173,7 +173,7 @@ def project_vanished(facts: Facts) -> Answer:
         "Project %s is gone, but nobody said that it was deleted, so its objects are kept. If it"
         " was meant to go, clean up after it as a deleted project."
     )
-    return Sentence(text % gone.project_id)
+    return Sentence(text % gone.project_id, ended=gone.project_id)
 
 
 def left_behind(facts: Facts) -> Answer:
@@ -195,7 +195,7 @@ def left_behind(facts: Facts) -> Answer:
             " again."
         )
     words = {"project": gone.project_id, "at": moment(gone.deleted_at)}
-    return Sentence(text % words, last_cleanup(facts, gone))
+    return Sentence(text % words, last_cleanup(facts, gone), ended=gone.project_id)
 
 
 def never_found(facts: Facts) -> Answer:
@@ -224,7 +224,8 @@ def never_found(facts: Facts) -> Answer:
             "Cleanup %(operation)s of the deleted project %(project)s found no such object. Look"
             " into the bucket: if it is there now, clean up after the project again."
         )
-    return Sentence(text % words, operation)
+    ended = "" if operation.pruned_at else gone.project_id
+    return Sentence(text % words, operation, ended=ended)
 
 
 def standing(facts: Facts, life: Life) -> Standing | None:

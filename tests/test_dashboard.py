@@ -438,6 +438,7 @@ def test_kept_objects_are_one_line_until_a_later_look_finds_none(db: None) -> No
     shown = text_of(client.get(BOARD))
     url, entry = kind_need(shown, "kept")
     assert "2 cleanups kept" in entry and "4 objects in all." in entry
+    assert "delete it in the Cloudflare dashboard, or acknowledge its finding" in entry
     assert listed(client, url) == 2
     make("clean", project_id="proj_b", kind="verify", finished_at=NOW)
     assert "2 objects in all." in kind_need(text_of(client.get(BOARD)), "kept")[1]

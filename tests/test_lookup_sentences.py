@@ -262,9 +262,27 @@ NEXT = {
 
 @pytest.mark.parametrize("kind", Finding.Kind.values)
 def test_an_open_finding_says_what_can_be_done_about_it(db: None, kind: str) -> None:
+    alive("proj_1")
     finding(kind=kind)
     sentence = why()
     assert SCAN in sentence and NEXT[kind] in sentence
+
+
+def test_an_object_of_projects_none_of_which_lives_is_not_to_be_adopted(db: None) -> None:
+    finding(SHARED, kind="ambiguous", last_modified=LONG_AGO)
+    deleted("proj_1")
+    KnownProject.objects.create(pk="proj_1_x", evidence="saved")
+    said = answer(SHARED)
+    assert SCAN in said.text and "nobody said that proj_1_x was deleted" in said.text
+    assert said.ended == "proj_1_x" and said.finding
+    KnownProject.objects.filter(pk="proj_1_x").update(evidence="deleted", deleted_at=AGO)
+    said = answer(SHARED)
+    assert SCAN in said.text and f"clean up after {said.ended} as a deleted" in said.text
+    assert said.ended in ("proj_1", "proj_1_x")
+    Finding.objects.update(last_modified=timezone.now())
+    said = answer(SHARED)
+    assert SCAN in said.text and "none of which lives" in said.text and not said.ended
+    assert "Once it is older, a late check or another cleanup of one of them" in said.text
 
 
 @pytest.mark.parametrize("world", [vanished, left_behind, row_alone_left, never_found])
@@ -350,7 +368,8 @@ def test_a_deleted_project_says_by_whom_what_went_and_what_stays(db: None) -> No
     item(SHARED, operation, outcome="protected", reason="In doubt.")
     sentence = why_project()
     assert "proj_1 was deleted on" in sentence and " by anna. 12 objects were seen gone" in sentence
-    assert f"on {AGO:%Y-%m-%d %H:%M:%S}. 1 object stays: In doubt. Settle" in sentence
+    assert f"on {AGO:%Y-%m-%d %H:%M:%S}. 1 object stays: In doubt. Decide on each" in sentence
+    assert "from its finding" in sentence and "the cleanup’s page" not in sentence
 
 
 def test_a_cleanup_that_is_not_over_says_what_it_waits_for(db: None) -> None:
@@ -370,7 +389,11 @@ def test_a_cleanup_has_found_nothing_only_once_it_has_looked_everywhere(db: None
     make("clean", project_id="proj_1", bucket="third", **books(deleted=2))
     assert "In bucket third: 2 objects were seen gone" in why_project()
     make("failed", project_id="proj_1", bucket="fourth", **books(failed=5), error="No answer.")
-    assert "In bucket fourth: 5 objects stay, the first because: No answer." in why_project()
+    assert (
+        "In bucket fourth: 5 objects stay, the first because: No answer. The cleanup’s page says"
+        in why_project()
+    )
+    assert "from its finding" not in why_project()
     CleanupOperation.objects.filter(pk=cleanup.pk).update(status="blocked")
     assert "In bucket tests: Nothing is deleted until a person decides." in why_project()
     make("clean", project_id="proj_1", **books(deleted=3))

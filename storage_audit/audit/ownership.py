@@ -131,7 +131,10 @@ def judge(
     names = {reading.project for reading in readings}
     evidence = "; ".join(f"{reading.layout}: {reading.project}" for reading in readings)
     if not names:
-        reason = _("No layout knows this key. Add its layout, or delete the object itself.")
+        reason = _(
+            "No layout knows this key. Add its layout, or delete the object in the Cloudflare"
+            " dashboard."
+        )
         return Verdict(Claim.PROTECTED, _("no layout matches"), reason)
     if project.project_id not in names:
         if row and row.project_id == project.project_id:

@@ -172,11 +172,23 @@ def what_stays(facts: ProjectFacts, cleanup: CleanupOperation) -> list[str]:
     if not count:
         return []
     text = ngettext(
-        "%(count)d object stays: %(reason)s Settle that on the cleanup’s page.",
-        "%(count)d objects stay, the first because: %(reason)s Settle that on the cleanup’s page.",
+        "%(count)d object stays: %(reason)s",
+        "%(count)d objects stay, the first because: %(reason)s",
         count,
     )
-    return [text % {"count": count, "reason": facts.reason or cleanup.error}]
+    words = [text % {"count": count, "reason": facts.reason or cleanup.error}]
+    if cleanup.protected:
+        words.append(
+            _(
+                "Decide on each that was kept from its finding; where it has none, the next scan"
+                " makes one."
+            )
+        )
+    if cleanup.failed:
+        words.append(
+            _("The cleanup’s page says what stands in the way of what could not be deleted.")
+        )
+    return words
 
 
 def no_cleanup(facts: ProjectFacts) -> Answer:

@@ -5,7 +5,7 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit.audit.lookup.facts import Facts, Life, Standing
 from storage_audit.audit.lookup.sentence import Answer, Sentence, moment
-from storage_audit.audit.ownership import told_by
+from storage_audit.audit.ownership import Claim, told_by
 from storage_audit.findings import Kind
 from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
 
@@ -133,7 +133,39 @@ def found_by_scan(facts: Facts) -> Answer:
     settled = {Kind.MISSING: facts.listed, Kind.UNTRACKED: facts.row}
     if settled.get(Kind(finding.kind)):
         return None
-    return Sentence(FOUND[Kind(finding.kind)] % moment(finding.last_seen_at), finding=finding)
+    at = moment(finding.last_seen_at)
+    if finding.kind == Kind.AMBIGUOUS and facts.standings and not living(facts):
+        return between_the_dead(facts, finding, at)
+    return Sentence(FOUND[Kind(finding.kind)] % at, finding=finding)
+
+
+def between_the_dead(facts: Facts, finding: Finding, at: str) -> Sentence:
+    """It can be adopted into none of the projects, as adoption takes a live one."""
+    if gone := standing(facts, Life.VANISHED):
+        ended = gone.project_id
+        text = _(
+            "It could be several projects’, and nobody said that %(project)s was deleted, so no"
+            " cleanup may touch it; a scan found it on %(at)s. If that project was meant to go,"
+            " clean up after it as a deleted project."
+        )
+    elif ended := taken_by_a_cleanup_of(facts):
+        text = _(
+            "It could be several projects’, none of which lives; a scan found it on %(at)s. A"
+            " cleanup of one of them takes it: clean up after %(project)s as a deleted project."
+        )
+    else:
+        text = _(
+            "It could be several projects’, none of which lives; a scan found it on %(at)s. Once it"
+            " is older, a late check or another cleanup of one of them decides on it."
+        )
+    return Sentence(text % {"project": ended, "at": at}, finding=finding, ended=ended)
+
+
+def taken_by_a_cleanup_of(facts: Facts) -> str:
+    """One of its projects, if there is one; rather one that there was."""
+    owners = [one.standing for one in facts.judgements if one.verdict.claim is Claim.OWNED]
+    owners.sort(key=lambda standing: standing.known is None)
+    return owners[0].project_id if owners else ""
 
 
 def upload_failed(facts: Facts) -> Answer:
@@ -148,21 +180,25 @@ def upload_failed(facts: Facts) -> Answer:
 
 
 def belongs_to_the_living(facts: Facts) -> Answer:
-    row, living = facts.row, [one for one in facts.standings.values() if one.life is Life.ALIVE]
-    if row and (owner := facts.standings.get(row.project_id or "")) and owner in living:
+    row, alive = facts.row, living(facts)
+    if row and (owner := facts.standings.get(row.project_id or "")) and owner in alive:
         evidence = told_by(row) or _("a backfill read it so")
         text = _(
             "It belongs to the live project %(project)s (%(evidence)s), and stays as long as that"
             " lives. To delete it alone, delete its row."
         )
         return Sentence(text % {"project": owner.project_id, "evidence": evidence})
-    if not living or (row and told_by(row)):
+    if not alive or (row and told_by(row)):
         return None
     text = _(
         "It may belong to the live project %s, so no cleanup of another touches it. No row says"
         " whose it is: begin a backfill, or adopt it."
     )
-    return Sentence(text % ", ".join(one.project_id for one in living))
+    return Sentence(text % ", ".join(one.project_id for one in alive))
+
+
+def living(facts: Facts) -> list[Standing]:
+    return [one for one in facts.standings.values() if one.life is Life.ALIVE]
 
 
 def project_vanished(facts: Facts) -> Answer:

@@ -247,7 +247,7 @@ def test_of_those_who_ask_for_the_same_scan_at_once_one_gets_it(bucket: Bucket, 
 
 def test_without_workers_no_scan_is_begun(settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True}
-    reason = "With the setting SYNC there are no workers: use manage.py reconcile_r2."
+    reason = "With the setting CLEANUP_SYNC there are no workers: use manage.py reconcile_r2."
     client = superuser()
     assert reason in text_of(client.get(page("bucketscan")))
     assert reason in begin(client)

@@ -162,7 +162,7 @@ def test_with_sync_few_are_done_in_the_request_and_many_refused(
     assert {each.status for each in job.operations.all()} == {Status.CLEAN}
     Project.objects.create(pk="proj_003")
     shown = text_of(client.get(begin(client).headers["Location"]))
-    assert "Nothing was done: with the setting SYNC there are no workers" in shown
+    assert "Nothing was done: with the setting CLEANUP_SYNC there are no workers" in shown
     assert Job.objects.count() == 1
 
 

@@ -151,8 +151,8 @@ class OwnerAdmin(DeletingAdmin[M]):
     ) -> HttpResponse | None:
         if conf().sync and len(ids) > jobs.SLICE:
             text = _(
-                "Nothing was done: with the setting SYNC there are no workers, and you would have"
-                " to wait for all of them here. Select at most %d projects."
+                "Nothing was done: with the setting CLEANUP_SYNC there are no workers, and you"
+                " would have to wait for all of them here. Select at most %d projects."
             )
             self.message_user(request, text % jobs.SLICE, messages.ERROR)
             return None

@@ -234,7 +234,7 @@ def refusal_to_begin(request: HttpRequest) -> str:
 def refusal_without_workers() -> str:
     if not conf().sync:
         return ""
-    return _("With the setting SYNC there are no workers: use manage.py reconcile_r2.")
+    return _("With the setting CLEANUP_SYNC there are no workers: use manage.py reconcile_r2.")
 
 
 def refuse_running(scan: BucketScan) -> None:

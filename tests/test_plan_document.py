@@ -18,7 +18,7 @@ from tests.admin_client import confirm, person, superuser, text_of
 from tests.conftest import Bucket
 from tests.promises import again, alive, outcomes, reason, run, track
 from tests.test_admin_objects import ESCAPED, HOSTILE
-from tests.test_admin_operations import add_items, make, url_of
+from tests.test_admin_operations import add_items, books_on, make, url_of
 from tests.test_admin_projects import queries
 from tests.test_decisions import KEY, OTHER, find, ids
 
@@ -88,7 +88,11 @@ def test_plan_tells_what_would_stay_with_reasons_and_keys(bucket: Bucket) -> Non
     assert outcomes(operation)[AMBIGUOUS] == "protected"
     text = shown(operation)
     assert "<dd>1 object, 7 bytes</dd>" in text and "<dd>1 object, 4 bytes</dd>" in text
-    assert "1 tracked key has no object in the bucket: only its row goes." in text
+    assert (
+        "1 tracked key has no object in the bucket: only its row goes."
+        " It is counted below among those to be deleted."
+    ) in text
+    assert books_on(text)["planned"][0] == "2"
     why = f"<strong>{reason(operation, AMBIGUOUS)}</strong> 1 object, 4 bytes,"
     assert f'{why} <a href="?outcome=protected#items">protected</a>' in text
     assert f'<li><code class="audit-key">{AMBIGUOUS}</code></li>' in text

@@ -10,7 +10,7 @@ from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.db import connection
 from django.test import Client
-from django.utils import timezone
+from django.utils import timezone, translation
 from django_q.models import OrmQ
 from pytest_django import Settings
 
@@ -19,6 +19,7 @@ from storage_audit.audit import scan as scans
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, Finding, R2Object
 from storage_audit.origin import Origin, acting_as
+from storage_audit.pages.scans import shown_time
 from tests.admin_client import act, page, person, superuser, text_of
 from tests.conftest import Bucket
 from tests.test_admin_objects import ESCAPED, HOSTILE
@@ -59,6 +60,17 @@ def test_a_scan_shows_what_it_saw_of_each_kind_and_how_fast_it_was() -> None:
     assert "912" in shown and "3.0 GB" in shown and ">10000<" in shown
     for count in counts.values():
         assert f">{count}<" in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(5.4, "0:00:05"), (90, "0:01:30"), (86_405, "1 day, 0:00:05"), (172_800, "2 days, 0:00:00")],
+)
+def test_a_duration_has_seconds_and_its_days_in_words(seconds: float, shown: str) -> None:
+    assert shown_time(seconds) == shown
+    german = shown.replace("days", "Tage").replace("day", "Tag")
+    with translation.override("de"):
+        assert shown_time(seconds) == german
 
 
 @pytest.mark.parametrize(

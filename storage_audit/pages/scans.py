@@ -219,7 +219,14 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
 
 
 def shown_time(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    """Such as “0:01:30”, or “2 days, 0:01:30”."""
+    whole = timedelta(seconds=round(seconds))
+    clock = str(whole - timedelta(days=whole.days))
+    if not whole.days:
+        return clock
+    # Django's own words, as `timesince` has them.
+    days = ngettext("%(num)d day", "%(num)d days", whole.days) % {"num": whole.days}
+    return f"{days}, {clock}"
 
 
 def duration(scan: BucketScan) -> timedelta:

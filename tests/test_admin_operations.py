@@ -318,3 +318,37 @@ def test_late_check_shows_when_it_is_due_and_what_it_follows(db: None) -> None:
     client = superuser()
     assert url_of(child) in text_of(client.get(url_of(parent)))
     assert url_of(parent) in text_of(client.get(url_of(child)))
+
+
+def look(**values: Any) -> CleanupOperation:
+    over = {"kind": "verify", "next_attempt_at": None, **values}
+    return make("incomplete", found=11, failed=1, already_absent=10, **over)
+
+
+def test_the_list_has_a_looks_own_words(db: None) -> None:
+    look(project_id="proj_look")
+    shown = text_of(superuser().get(page("cleanupoperation")))
+    assert "10 seen absent, 1 different" in shown
+    make("incomplete", found=11, failed=1, already_absent=10)
+    shown = text_of(superuser().get(page("cleanupoperation")))
+    assert "10 already absent, 1 failed" in shown
+
+
+def badge_with(text: str) -> str:
+    return f'<span class="audit-status audit-incomplete">{text}</span>'
+
+
+def test_the_badge_of_a_look_that_is_over_says_that_it_found_differences(db: None) -> None:
+    parent = make("clean")
+    over, client = look(parent=parent), superuser()
+    for url in (page("cleanupoperation"), url_of(over), url_of(parent)):
+        shown = text_of(client.get(url))
+        assert badge_with("differences found") in shown and badge_with("incomplete") not in shown
+    asked = act(client, "cleanupoperation", "force_delete", over.pk)
+    assert badge_with("differences found") in asked
+
+
+@pytest.mark.parametrize("values", [{"kind": "project"}, {"next_attempt_at": timezone.now()}])
+def test_what_is_tried_again_is_incomplete(db: None, values: dict[str, Any]) -> None:
+    shown = text_of(superuser().get(url_of(look(**values))))
+    assert badge_with("incomplete") in shown and "differences found" not in shown

@@ -61,6 +61,8 @@ VERIFIED = {
         "The look was stopped; the message says by what. Once that is settled, verify again."
     ),
 }
+# The badge of a look that is over and incomplete: nothing of it is still to be done.
+DIFFERENCES_FOUND = gettext_lazy("differences found")
 # Of the operation that lists projects.
 MANY = {
     Status.BLOCKED: gettext_lazy(
@@ -195,6 +197,17 @@ def words_of(operation: CleanupOperation, outcome: str) -> tuple[str, str]:
     return str(word), str(means)
 
 
+def status_of(operation: CleanupOperation) -> str:
+    """The status in a word or two, as a badge shows it."""
+    if is_look_over(operation) and operation.status == Status.INCOMPLETE:
+        return str(DIFFERENCES_FOUND)
+    return operation.get_status_display()
+
+
+def is_look_over(operation: CleanupOperation) -> bool:
+    return operation.kind == Kind.VERIFY and operation.next_attempt_at is None
+
+
 def doing(operation: CleanupOperation) -> str:
     """What its worker does, such as “Deleting”."""
     return str(COMPARING if operation.kind == Kind.VERIFY else DOING[Step(operation.step)])
@@ -209,8 +222,8 @@ def about(event: OperationEvent) -> str:
 def meaning(operation: CleanupOperation) -> list[str]:
     """What the status means and what happens next, in plain sentences."""
     status, error = Status(operation.status), operation.error
-    is_look = operation.kind == Kind.VERIFY and operation.next_attempt_at is None
-    special = VERIFIED if is_look else MANY if operation.kind == Kind.VANISHED else {}
+    many = MANY if operation.kind == Kind.VANISHED else {}
+    special = VERIFIED if is_look_over(operation) else many
     sentences = [str({**MEANING, **special}[status])]
     if operation.dry_run and status != Status.PLANNED:
         sentences.append(_("It is a dry run and deletes nothing."))

@@ -26,6 +26,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_GET
 
+from storage_audit.audit.meaning import status_of
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation
 from storage_audit.pages import exports
@@ -97,9 +98,13 @@ def will_go(bucket: str, count: int, size: int) -> str:
     return text % {"amount": amount(count, size), "bucket": visible(bucket)}
 
 
-def badge(status: str) -> SafeString:
-    label = CleanupOperation.Status(status).label
-    return format_html('<span class="audit-status audit-{}">{}</span>', status, label)
+def badge(status: str, word: str = "") -> SafeString:
+    shown = word or CleanupOperation.Status(status).label
+    return format_html('<span class="audit-status audit-{}">{}</span>', status, shown)
+
+
+def badge_of(operation: CleanupOperation) -> SafeString:
+    return badge(operation.status, status_of(operation))
 
 
 def label_of(row: models.Model, name: str) -> Any:

@@ -11,7 +11,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from storage_audit.audit.headway import Headway
-from storage_audit.audit.meaning import doing
+from storage_audit.audit.meaning import doing, status_of
 from storage_audit.models import CleanupOperation
 from storage_audit.pages.operation_books import books
 
@@ -80,7 +80,7 @@ def seconds_until_next_look(until: datetime | None, now: datetime) -> float:
 def in_words(operation: CleanupOperation, headway: Headway | None, until: datetime | None) -> str:
     """Without figures, as it is read aloud whenever it changes."""
     if not is_watched(operation):
-        return _("It has ended: %s.") % operation.get_status_display()
+        return _("It has ended: %s.") % status_of(operation)
     if until:
         due = date_format(localtime(until), "Y-m-d H:i:s")
         again = operation.status == Status.INCOMPLETE

@@ -25,6 +25,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 
 from storage_audit import tasks
 from storage_audit.audit import requests
+from storage_audit.audit.meaning import words_of
 from storage_audit.forms import DeclareDeletedForm
 from storage_audit.models import CleanupOperation, IllegalTransition
 from storage_audit.pages import (
@@ -40,8 +41,7 @@ from storage_audit.pages.base import (
     ConfirmingAdmin,
     ReadOnlyAdmin,
     amount,
-    badge,
-    label_of,
+    badge_of,
     lookup_of,
 )
 from storage_audit.pages.filters import Needs
@@ -122,7 +122,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
 
     @admin.display(description=gettext_lazy("status"), ordering="status")
     def state(self, operation: CleanupOperation) -> SafeString:
-        return badge(operation.status)
+        return badge_of(operation)
 
     # Empty while the books are open: their figures are written when they are closed.
     @admin.display(description=gettext_lazy("found"), ordering="found")
@@ -133,10 +133,8 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         if operation.status not in (*CleanupOperation.CLOSED, CleanupOperation.Status.PLANNED):
             return None
         closed = operation.status in CleanupOperation.CLOSED
-        counts = [
-            (getattr(operation, name), label_of(operation, name)) for name in OUTCOMES if closed
-        ]
-        became = ", ".join(f"{count} {label}" for count, label in counts if count)
+        counts = [(getattr(operation, name), name) for name in OUTCOMES if closed]
+        became = ", ".join(f"{n} {words_of(operation, name)[0]}" for n, name in counts if n)
         return format_html("{}<br>{}", amount(operation.found, operation.found_bytes), became)
 
     def render_change_form(
@@ -239,7 +237,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
                 (
                     visible(operation.subject),
                     operation_page.effect_of_force(operation),
-                    badge(operation.status),
+                    badge_of(operation),
                     operation.pk,
                 )
                 for operation in operations

@@ -6,9 +6,11 @@ from django import template
 from django.template import Context
 
 from storage_audit import roles
+from storage_audit.audit.meaning import status_of
 from storage_audit.pages import dashboard
 
 register = template.Library()
+register.filter("status_of", status_of)
 
 
 @register.simple_tag(takes_context=True)

@@ -1,4 +1,4 @@
-"""What the status of an operation means for a person, and what happens next."""
+"""What each status, outcome and state means for a person, and what happens next."""
 
 from typing import Any
 
@@ -7,10 +7,18 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit import projects
 from storage_audit.findings import Kind as Difference
-from storage_audit.models import CleanupItem, CleanupOperation, OperationEvent
+from storage_audit.models import (
+    CleanupItem,
+    CleanupOperation,
+    Finding,
+    KnownProject,
+    OperationEvent,
+    R2Object,
+)
 
 Kind, Status = CleanupOperation.Kind, CleanupOperation.Status
-Outcome, Step = CleanupItem.Outcome, CleanupOperation.Step
+Outcome, Step, Trigger = CleanupItem.Outcome, CleanupOperation.Step, CleanupOperation.Trigger
+Decided, Evidence, Tracked = Finding.State, KnownProject.Evidence, R2Object.State
 
 MEANING = {
     Status.PLANNED: gettext_lazy(
@@ -110,6 +118,59 @@ DIFFERENCES = {
         gettext_lazy("Abort them, if nothing uploads there any more."),
     ),
 }
+RIPE = gettext_lazy("Two scans saw it, long enough apart: “Delete orphans” may delete it now.")
+# Of what is open a person is told the step above.
+FINDINGS = {
+    Decided.OPEN: gettext_lazy("Nobody has decided about it yet."),
+    Decided.ACKNOWLEDGED: gettext_lazy(
+        "%(who)s said that it may stay as it is, and why: “%(note)s” Nothing is done about it until"
+        " somebody reopens it."
+    ),
+    Decided.RESOLVED: gettext_lazy(
+        "It is settled; the note says how. Nothing needs to be done: should a later scan see it"
+        " again, it is open again."
+    ),
+}
+# What the state of a tracking row means, and what a person does where it stays so.
+TRACKED = {
+    Tracked.UPLOADING: gettext_lazy(
+        "The application is uploading it. Should it stay so for hours, whatever uploaded it has"
+        " died: upload it again."
+    ),
+    Tracked.STORED: gettext_lazy(
+        "It was seen in the bucket, as its size and ETag here say. Nothing needs to be done."
+    ),
+    Tracked.UPLOAD_FAILED: gettext_lazy(
+        "Its upload ended with an error, so most likely there is no object. Upload it again, or"
+        " delete the row."
+    ),
+    Tracked.DELETING: gettext_lazy(
+        "It is being deleted, and nothing may be uploaded to its key meanwhile. The row goes once"
+        " the object is seen gone. Should it stay so, “Why?” tells what stands in the way."
+    ),
+}
+# How an id came to be known, and what a person does about it.
+KNOWN = {
+    Evidence.SAVED: gettext_lazy(
+        "The application saved a project with this id, and nobody said that it is deleted: it"
+        " counts as alive."
+    ),
+    Evidence.SEEN: gettext_lazy(
+        "The sweep saw a project with this id in the table, and nobody said that it is deleted: it"
+        " counts as alive."
+    ),
+    Evidence.DELETED: gettext_lazy(
+        "The application deleted the project, and a cleanup of its files followed."
+    ),
+    Evidence.VANISHED: gettext_lazy(
+        "The project is gone, and no deletion was signalled: it was deleted with SQL or past"
+        " Django. Its cleanup is blocked. Force-delete that if its files are to go, or restore the"
+        " project."
+    ),
+    Evidence.DECLARED: gettext_lazy(
+        "A person said that the project is deleted, and a cleanup of its files followed."
+    ),
+}
 NOT_WHILE_ALIVE = gettext_lazy(
     "The project exists, so this plan cannot be run. Deleting the project starts a cleanup of its"
     " own."
@@ -163,6 +224,33 @@ SEEN = {
     Outcome.FAILED: (
         gettext_lazy("different"),
         gettext_lazy("It is not as it should be; the reason says in what. Nothing was changed."),
+    ),
+}
+# Who or what asked for an operation.
+TRIGGERS = {
+    Trigger.DELETED: gettext_lazy(
+        "A person or a program deleted the project, or these objects, or gave them other keys."
+    ),
+    Trigger.FORCED: gettext_lazy(
+        "Who deleted the project, or these objects, lifted the safety limits with that."
+    ),
+    Trigger.ORPHANED: gettext_lazy("A person asked for the deletion of orphans that scans found."),
+    Trigger.DECLARED: gettext_lazy(
+        "A person said that this id is no project any more, and had what it left behind cleaned up."
+    ),
+    Trigger.VANISHED: gettext_lazy(
+        "The sweep saw that the project’s row is gone, though nobody had asked for its deletion."
+    ),
+    Trigger.DRY_RUN: gettext_lazy("A person or a program asked what a deletion would do."),
+    Trigger.VERIFY: gettext_lazy(
+        "A person or a program asked whether the bucket is as it should be."
+    ),
+    Trigger.LATE_CHECK: gettext_lazy(
+        "The deletion that it follows asked for a later look, as an upload may still have ended"
+        " after it."
+    ),
+    Trigger.TRIAL: gettext_lazy(
+        "A person tried a strategy of deletion on a made-up project, with compare_strategies."
     ),
 }
 # What a worker does in a step.
@@ -242,3 +330,14 @@ def meaning(operation: CleanupOperation) -> list[str]:
 def is_of_live_project(operation: CleanupOperation) -> bool:
     """Whether this is a plan that cannot be run as its project exists."""
     return operation.status == Status.PLANNED and projects.is_alive(operation.project_id)
+
+
+def of_finding(finding: Finding) -> list[str]:
+    """What it means, what was decided about it, and what a person does about it."""
+    means, step = DIFFERENCES[Difference(finding.kind)]
+    who = {"who": finding.decided_by or _("Somebody"), "note": finding.note}
+    sentences = [str(means), FINDINGS[Decided(finding.state)] % who]
+    if finding.state == Decided.OPEN:
+        is_ripe = Finding.objects.deletable().contains(finding)
+        sentences.append(str(RIPE if is_ripe else step))
+    return sentences

@@ -1,7 +1,7 @@
 """What the admin's pages have in common."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from urllib.parse import urlencode
@@ -19,8 +19,8 @@ from django.template.defaultfilters import filesizeformat
 from django.template.response import TemplateResponse
 from django.urls import ResolverMatch, URLPattern, path, reverse
 from django.utils import timezone
-from django.utils.html import format_html
-from django.utils.safestring import SafeString
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString, mark_safe
 from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
@@ -105,6 +105,12 @@ def badge(status: str, word: str = "") -> SafeString:
 
 def badge_of(operation: CleanupOperation) -> SafeString:
     return badge(operation.status, status_of(operation))
+
+
+def told(sentences: Iterable[str]) -> SafeString:
+    """Each in a line of its own."""
+    lines = ((visible(sentence),) for sentence in sentences)
+    return format_html_join(mark_safe("<br>"), "{}", lines)
 
 
 def label_of(row: models.Model, name: str) -> Any:

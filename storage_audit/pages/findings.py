@@ -18,6 +18,7 @@ from storage_audit import tasks
 from storage_audit.audit import decisions
 from storage_audit.audit.decisions import Decision, Refusal
 from storage_audit.audit.installation import Mismatch
+from storage_audit.audit.meaning import of_finding
 from storage_audit.bucket.errors import StoreError
 from storage_audit.findings import FindingQuerySet
 from storage_audit.models import Finding
@@ -29,6 +30,7 @@ from storage_audit.pages.base import (
     action,
     placed_key,
     shown_key,
+    told,
     why_link,
 )
 from storage_audit.pages.filters import MayBeDeleted
@@ -37,6 +39,8 @@ from storage_audit.places import Full, place
 from storage_audit.redaction import redact, visible
 
 Answer = HttpResponse | None
+# What is usually not so, and then says nothing.
+ONLY_IF = ("escaped", "upload_id")
 
 
 @admin.register(Finding)
@@ -52,6 +56,7 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
     sortable_by = ("found",)
     actions = tuple(act.name for act in acts.ACTS)
     fields = (
+        "means",
         "bucket",
         "shown",
         "why",
@@ -77,6 +82,10 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         view = self.admin_site.admin_view(self.left_behind)
         return [path("left-behind/", view, name="storage_audit_left_behind"), *super().get_urls()]
 
+    def get_fields(self, request: HttpRequest, obj: Finding | None = None) -> list[Any]:
+        silent = [name for name in ONLY_IF if obj and not getattr(obj, name)]
+        return [name for name in super().get_fields(request, obj) if name not in silent]
+
     def left_behind(self, request: HttpRequest) -> HttpResponse:
         return left_behind.view(request, self)
 
@@ -85,6 +94,10 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         evidence = visible(finding.evidence)
         key = placed_key(finding.bucket, finding.key)
         return format_html('{}<br><span class="quiet">{}</span>', key, evidence)
+
+    @admin.display(description=gettext_lazy("what it means"))
+    def means(self, finding: Finding) -> SafeString:
+        return told(of_finding(finding))
 
     @admin.display(description=gettext_lazy("key"))
     def shown(self, finding: Finding) -> SafeString:

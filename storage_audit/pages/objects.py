@@ -12,6 +12,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
+from storage_audit.audit.meaning import TRACKED
 from storage_audit.models import R2Object
 from storage_audit.pages.base import (
     DeletingAdmin,
@@ -52,6 +53,7 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
         "last_modified",
         "source",
         "state",
+        "means",
         "created_at",
         "updated_at",
     )
@@ -79,6 +81,10 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
     @admin.display(description=gettext_lazy("size"), ordering="size")
     def shown_size(self, row: R2Object) -> str | None:
         return None if row.size is None else filesizeformat(row.size)
+
+    @admin.display(description=gettext_lazy("what that means"))
+    def means(self, row: R2Object) -> str:
+        return str(TRACKED[R2Object.State(row.state)])
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         rows = objs

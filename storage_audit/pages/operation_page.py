@@ -8,7 +8,13 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit.audit.meaning import NOT_WHILE_ALIVE, is_of_live_project, meaning, words_of
+from storage_audit.audit.meaning import (
+    NOT_WHILE_ALIVE,
+    TRIGGERS,
+    is_of_live_project,
+    meaning,
+    words_of,
+)
 from storage_audit.models import CleanupOperation
 from storage_audit.pages import operation_progress
 from storage_audit.pages.base import label_of
@@ -19,6 +25,7 @@ from storage_audit.redaction import visible
 from storage_audit.roles import refusal
 
 Kind, Status = CleanupOperation.Kind, CleanupOperation.Status
+Trigger = CleanupOperation.Trigger
 CHILDREN_SHOWN = 20
 REASONS_SHOWN = 20
 # Reasons are counted among so many of the objects that stay.
@@ -49,7 +56,6 @@ FACTS = (
 # What a fact means, where its name does not say it.
 EXPLAINED = {
     "id": gettext_lazy("The name of this operation everywhere: in logs, commands and the API."),
-    "trigger": gettext_lazy("What led to it."),
     "origin": gettext_lazy("The way in which it was asked for, and the address it came from."),
     "released_by": gettext_lazy("Who decided that the safety limits do not stop it."),
     "attempts": gettext_lazy("Workers that took it up since it last got on: 0 while all is well."),
@@ -205,6 +211,7 @@ def reasons(operation: CleanupOperation, lines: Sequence[Line]) -> dict[str, Any
 
 
 def facts(operation: CleanupOperation) -> Iterator[Fact]:
+    explained = EXPLAINED | {"trigger": TRIGGERS[Trigger(operation.trigger)]}
     for name in FACTS:
         if name == "project_deleted_at" and not operation.deletes:
             continue  # What a look or a dry run takes for granted, and not a fact.
@@ -212,4 +219,4 @@ def facts(operation: CleanupOperation) -> Iterator[Fact]:
         value = display() if display else getattr(operation, name)
         if value not in (None, ""):
             shown = visible(value) if isinstance(value, str) else value
-            yield Fact(label_of(operation, name), shown, EXPLAINED.get(name, ""))
+            yield Fact(label_of(operation, name), shown, explained.get(name, ""))

@@ -19,6 +19,7 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit import projects, tasks
 from storage_audit.audit import jobs, requests
+from storage_audit.audit.meaning import KNOWN
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
 from storage_audit.models import Job, KnownProject, Project, R2Object
@@ -262,7 +263,7 @@ class KnownProjectAdmin(ReadOnlyAdmin[KnownProject]):
     search_help_text = gettext_lazy("The beginning of an id, such as proj_1. Case counts.")
     prefix_field = "id"
     ordering = ("pk",)
-    fields = ("shown", "why", "evidence", "first_seen_at", "deleted_at")
+    fields = ("shown", "why", "evidence", "means", "first_seen_at", "deleted_at")
 
     @admin.display(description=gettext_lazy("id"), ordering="id")
     def shown(self, known: KnownProject) -> str:
@@ -271,5 +272,9 @@ class KnownProjectAdmin(ReadOnlyAdmin[KnownProject]):
     @admin.display(description=gettext_lazy("what became of its files"))
     def why(self, known: KnownProject) -> SafeString:
         return format_html('<a href="{}">{}</a>', lookup_of(known.pk), _("Why?"))
+
+    @admin.display(description=gettext_lazy("what that means"))
+    def means(self, known: KnownProject) -> str:
+        return str(KNOWN[KnownProject.Evidence(known.evidence)])
 
     sortable_by = ("id",)

@@ -1,0 +1,135 @@
+"""Every status, outcome and state has a plain sentence, and it is shown where the word is."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db.models import TextChoices
+from django.utils import timezone
+from django.utils.html import escape
+from pytest_django import Settings
+
+from storage_audit.audit import meaning
+from storage_audit.findings import Kind
+from storage_audit.models import (
+    CleanupItem,
+    CleanupOperation,
+    Finding,
+    KnownProject,
+    R2Object,
+)
+from tests.admin_client import page, superuser, text_of
+from tests.test_admin_objects import ESCAPED, HOSTILE, row
+from tests.test_admin_operations import make, url_of
+from tests.test_admin_scans import finding, scanned
+
+State = Finding.State
+
+
+@pytest.mark.parametrize(
+    ("known", "members"),
+    [
+        (meaning.MEANING, CleanupOperation.Status),
+        (meaning.OUTCOMES, CleanupItem.Outcome),
+        (meaning.DOING, CleanupOperation.Step),
+        (meaning.TRIGGERS, CleanupOperation.Trigger),
+        (meaning.DIFFERENCES, Kind),
+        (meaning.FINDINGS, State),
+        (meaning.TRACKED, R2Object.State),
+        (meaning.KNOWN, KnownProject.Evidence),
+    ],
+)
+def test_every_member_has_its_sentence(
+    known: Mapping[Any, Any], members: type[TextChoices]
+) -> None:
+    assert set(known) == set(members)
+    for said in known.values():
+        assert all(map(str, said if isinstance(said, tuple) else [said]))
+
+
+# Findings
+
+
+def shown_of(one: Finding) -> str:
+    return text_of(superuser().get(page("finding", "change", one.pk)))
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("kind", Kind)
+def test_an_open_finding_says_what_it_means_and_what_to_do(kind: Kind) -> None:
+    shown = shown_of(finding(scanned(), "a", kind.value))
+    means, step = meaning.DIFFERENCES[kind]
+    assert f"{escape(str(means))}<br>Nobody has decided about it yet.<br>{step}" in shown
+
+
+@pytest.mark.django_db
+def test_an_orphan_that_may_be_deleted_says_so(settings: Settings) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(hours=1)}
+    old = timezone.now() - timedelta(days=30)
+    one = finding(scanned(), "a", first_seen_at=old, last_modified=old)
+    assert str(meaning.RIPE) in shown_of(one)
+    one.state = State.ACKNOWLEDGED
+    one.save()
+    assert str(meaning.RIPE) not in shown_of(one)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        (
+            {"state": "acknowledged", "decided_by": "ben", "note": "ours"},
+            "ben said that it may stay as it is, and why: “ours” Nothing is done",
+        ),
+        ({"state": "acknowledged", "note": "ours"}, "Somebody said that it may stay as it is"),
+        ({"state": "acknowledged", "decided_by": HOSTILE, "note": HOSTILE}, f"{ESCAPED} said that"),
+        ({"state": "resolved", "note": "gone"}, "It is settled; the note says how."),
+    ],
+)
+def test_a_finding_that_is_decided_on_says_how_and_asks_for_nothing(
+    facts: dict[str, Any], says: str
+) -> None:
+    shown = shown_of(finding(scanned(), "a", **facts))
+    means, step = meaning.DIFFERENCES[Kind.ORPHANED]
+    assert str(means) in shown and says in shown
+    assert str(step) not in shown and "<script>alert" not in shown
+
+
+@pytest.mark.django_db
+def test_a_finding_shows_no_field_that_says_nothing() -> None:
+    odd = ("Shown escaped", "Upload id")
+    shown = shown_of(finding(scanned(), "a"))
+    assert not [label for label in odd if label in shown]
+    shown = shown_of(finding(scanned(), "b", "unfinished", escaped=True, upload_id="u1"))
+    assert all(label in shown for label in odd)
+
+
+# Rows and ids
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("state", R2Object.State)
+def test_a_row_says_what_its_state_means(state: R2Object.State) -> None:
+    tracked = row("a", state=state.value)
+    shown = text_of(superuser().get(page("r2object", "change", tracked.pk)))
+    assert escape(str(meaning.TRACKED[state])) in shown
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("evidence", KnownProject.Evidence)
+def test_a_known_id_says_what_its_evidence_means(evidence: KnownProject.Evidence) -> None:
+    KnownProject.objects.create(pk="proj-1", evidence=evidence)
+    shown = text_of(superuser().get(page("knownproject", "change", "proj-1")))
+    assert escape(str(meaning.KNOWN[evidence])) in shown
+
+
+# Operations
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("trigger", CleanupOperation.Trigger)
+def test_an_operation_says_who_or_what_asked_for_it(trigger: CleanupOperation.Trigger) -> None:
+    operation = make()
+    CleanupOperation.objects.update(trigger=trigger)
+    assert escape(str(meaning.TRIGGERS[trigger])) in text_of(superuser().get(url_of(operation)))

@@ -11,10 +11,12 @@ from django.contrib.admin.models import LogEntry
 from django.db import connection
 from django.test import Client
 from django.utils import timezone, translation
+from django.utils.html import escape
 from django_q.models import OrmQ
 from pytest_django import Settings
 
 from storage_audit import tasks
+from storage_audit.audit import meaning
 from storage_audit.audit import scan as scans
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, Finding, R2Object
@@ -60,6 +62,72 @@ def test_a_scan_shows_what_it_saw_of_each_kind_and_how_fast_it_was() -> None:
     assert "912" in shown and "3.0 GB" in shown and ">10000<" in shown
     for count in counts.values():
         assert f">{count}<" in shown
+
+
+def test_each_count_of_what_was_written_leads_to_these_findings() -> None:
+    one = scanned(orphaned=1, missing=1)
+    finding(one, "of-it")
+    finding(one, "of-it-and-missing", "missing")
+    finding(scanned(), "of-another")
+    client = superuser()
+    shown = text_of(client.get(page("bucketscan", "change", one.pk)))
+    links = dict(
+        re.findall('<th scope="row">([^<]*)</th><td class="audit-short"><a href="(.*?)"', shown)
+    )
+    assert list(links) == ["Orphaned", "Missing"]
+    listed = text_of(client.get(unescape(links["Orphaned"])))
+    assert ">of-it<" in listed
+    assert "of-it-and-missing" not in listed and "of-another" not in listed
+    assert "What a later scan saw too is listed with that one." in shown
+
+
+@pytest.mark.parametrize(
+    "facts", [{"dry_run": True}, {"since": timezone.now()}, {"status": "failed"}]
+)
+def test_counts_of_which_no_finding_was_written_lead_nowhere(facts: dict[str, object]) -> None:
+    one = scanned(orphaned=7, **facts)
+    shown = text_of(superuser().get(page("bucketscan", "change", one.pk)))
+    assert '<td class="audit-short">7</td>' in shown and "last_scan" not in shown
+
+
+def test_who_may_not_see_findings_is_led_to_none() -> None:
+    one = scanned(orphaned=7)
+    shown = text_of(person("view_bucketscan").get(page("bucketscan", "change", one.pk)))
+    assert '<td class="audit-short">7</td>' in shown and "last_scan" not in shown
+
+
+@pytest.mark.parametrize("status", BucketScan.Status.values)
+def test_a_scan_says_what_its_status_means_and_what_to_do(status: str) -> None:
+    shown = text_of(superuser().get(page("bucketscan", "change", scanned(status=status).pk)))
+    for sentence in meaning.SCANS[BucketScan.Status(status)]:
+        assert f"<p>{escape(str(sentence))}</p>" in shown
+
+
+@pytest.mark.parametrize(
+    ("scope", "sentences"),
+    [({"dry_run": True}, meaning.DRY_SCAN), ({"since": timezone.now()}, meaning.PARTIAL_SCAN)],
+)
+def test_a_scan_that_wrote_no_findings_says_so(
+    scope: dict[str, object], sentences: tuple[str, str]
+) -> None:
+    shown = text_of(superuser().get(page("bucketscan", "change", scanned(**scope).pk)))
+    assert all(f"<p>{escape(str(sentence))}</p>" in shown for sentence in sentences)
+    failed = scanned(status="failed", **scope)
+    shown = text_of(superuser().get(page("bucketscan", "change", failed.pk)))
+    assert str(meaning.SCANS[BucketScan.Status.FAILED][0]) in shown
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"accept_fewer": True}, "It is believed all the same, as a person said."),
+        ({"accept_fewer": False}, "Then it is not believed, and fails."),
+        ({"in_key_order": True}, "By key, as R2 lists"),
+        ({"in_key_order": False}, "What is missing is known once all keys are listed."),
+    ],
+)
+def test_a_scan_says_in_sentences_how_it_looked(facts: dict[str, object], says: str) -> None:
+    assert says in text_of(superuser().get(page("bucketscan", "change", scanned(**facts).pk)))
 
 
 @pytest.mark.parametrize(

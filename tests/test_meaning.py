@@ -13,6 +13,7 @@ from pytest_django import Settings
 from storage_audit.audit import meaning
 from storage_audit.findings import Kind
 from storage_audit.models import (
+    BucketScan,
     CleanupItem,
     CleanupOperation,
     Finding,
@@ -36,6 +37,7 @@ State = Finding.State
         (meaning.TRIGGERS, CleanupOperation.Trigger),
         (meaning.DIFFERENCES, Kind),
         (meaning.FINDINGS, State),
+        (meaning.SCANS, BucketScan.Status),
         (meaning.TRACKED, R2Object.State),
         (meaning.KNOWN, KnownProject.Evidence),
     ],

@@ -8,6 +8,7 @@ from django.utils.translation import gettext_lazy
 from storage_audit import projects
 from storage_audit.findings import Kind as Difference
 from storage_audit.models import (
+    BucketScan,
     CleanupItem,
     CleanupOperation,
     Finding,
@@ -18,7 +19,8 @@ from storage_audit.models import (
 
 Kind, Status = CleanupOperation.Kind, CleanupOperation.Status
 Outcome, Step, Trigger = CleanupItem.Outcome, CleanupOperation.Step, CleanupOperation.Trigger
-Decided, Evidence, Tracked = Finding.State, KnownProject.Evidence, R2Object.State
+ScanStatus, Decided = BucketScan.Status, Finding.State
+Evidence, Tracked = KnownProject.Evidence, R2Object.State
 
 MEANING = {
     Status.PLANNED: gettext_lazy(
@@ -131,6 +133,52 @@ FINDINGS = {
         " again, it is open again."
     ),
 }
+# What a scan's status means, and what a person does then.
+SCANS = {
+    ScanStatus.RUNNING: (
+        gettext_lazy(
+            "The bucket is being listed and compared with the table. Nothing is concluded before"
+            " all was listed and is believed."
+        ),
+        gettext_lazy("Wait for its end, or stop it."),
+    ),
+    ScanStatus.STOPPED: (
+        gettext_lazy(
+            "It was stopped before its end, so nothing is concluded from it, and no finding is"
+            " written. The message says why."
+        ),
+        gettext_lazy("Resume it within a day of its beginning, or begin another."),
+    ),
+    ScanStatus.COMPLETE: (
+        gettext_lazy(
+            "All was listed, and is believed. What differs is among the findings; what was found"
+            " before and is not there any more is resolved."
+        ),
+        gettext_lazy("Look through what it found, and do about each kind what is said with it."),
+    ),
+    ScanStatus.FAILED: (
+        gettext_lazy(
+            "It broke off, or is not believed, so nothing is concluded from it, and no finding is"
+            " written. The message says why."
+        ),
+        gettext_lazy(
+            "Put right what the message says. Then resume it within a day of its beginning, or"
+            " begin another."
+        ),
+    ),
+}
+# Of those that are complete and wrote no findings.
+DRY_SCAN = (
+    gettext_lazy("All was listed. It was a dry run: no row and no finding was written."),
+    gettext_lazy("To have them written, begin it again without “Dry run”."),
+)
+PARTIAL_SCAN = (
+    gettext_lazy(
+        "It looked only at what the table says was written lately. That says nothing of the rest,"
+        " so no finding was written."
+    ),
+    gettext_lazy("To have findings, begin a scan of the whole bucket."),
+)
 # What the state of a tracking row means, and what a person does where it stays so.
 TRACKED = {
     Tracked.UPLOADING: gettext_lazy(
@@ -341,3 +389,11 @@ def of_finding(finding: Finding) -> list[str]:
         is_ripe = Finding.objects.deletable().contains(finding)
         sentences.append(str(RIPE if is_ripe else step))
     return sentences
+
+
+def of_scan(scan: BucketScan) -> tuple[str, str]:
+    """What its status means, and what a person does then."""
+    special = DRY_SCAN if scan.dry_run else PARTIAL_SCAN if scan.is_partial else None
+    known = SCANS[ScanStatus(scan.status)]
+    means, step = special if special and scan.status == ScanStatus.COMPLETE else known
+    return str(means), str(step)

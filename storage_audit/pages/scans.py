@@ -1,7 +1,8 @@
 """The bucket scans over time, and how a person begins, stops and resumes one."""
 
+from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
@@ -19,6 +20,7 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit import tasks
 from storage_audit.audit import scan as scans
+from storage_audit.audit.meaning import DIFFERENCES, of_scan
 from storage_audit.audit.scan import TooCostly
 from storage_audit.conf import conf
 from storage_audit.findings import Kind
@@ -35,6 +37,16 @@ STARTS = (
     (Purpose.RECONCILE, gettext_lazy("Compare now")),
     (Purpose.BACKFILL, gettext_lazy("Backfill")),
 )
+
+
+class Seen(NamedTuple):
+    """What a scan saw of a kind; where findings were written, with their list and what to do."""
+
+    kind: Any
+    number: int
+    means: Any
+    url: str = ""
+    step: Any = ""
 
 
 @admin.register(BucketScan)
@@ -57,14 +69,13 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
         "requests",
         "ceiling",
         "dry_run",
-        "accept_fewer",
-        "in_key_order",
+        "shrunken",
+        "order",
         "listed",
         "shown_size",
         "added",
         "updated",
         "unchanged",
-        *Kind.values,
     )
     actions = ("stop", "resume")
     change_list_template = "admin/storage_audit/bucketscan/change_list.html"
@@ -175,12 +186,12 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
         self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
     ) -> HttpResponse:
         if scan := context["original"]:
-            found = scan.status == Status.COMPLETE and not scan.dry_run and not scan.is_partial
+            linked = writes_findings(scan) and request.user.has_perm("storage_audit.view_finding")
             context |= {
                 "is_live": scan.status == Status.RUNNING,
-                "findings": list_of("finding", bucket=scan.bucket, last_scan=scan.pk)
-                if found
-                else "",
+                "meaning": of_scan(scan),
+                "findings": findings_of(scan) if linked else "",
+                "seen": list(seen(scan, linked=linked)),
             }
         return super().render_change_form(request, context, *args, **kwargs)
 
@@ -199,6 +210,18 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
     def message(self, scan: BucketScan) -> str:
         return visible(scan.error)
 
+    @admin.display(description=gettext_lazy("far fewer objects than expected"))
+    def shrunken(self, scan: BucketScan) -> str:
+        if scan.accept_fewer:
+            return _("It is believed all the same, as a person said.")
+        return _("Then it is not believed, and fails.")
+
+    @admin.display(description=gettext_lazy("order of the listing"))
+    def order(self, scan: BucketScan) -> str:
+        if scan.in_key_order:
+            return _("By key, as R2 lists: several workers can share it.")
+        return _("The store’s own. What is missing is known once all keys are listed.")
+
     @admin.display(description=gettext_lazy("bytes"), ordering="listed_bytes")
     def shown_size(self, scan: BucketScan) -> str:
         return filesizeformat(scan.listed_bytes)
@@ -216,6 +239,23 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
         counts = [(getattr(scan, kind), kind.label) for kind in Kind]
         told = [(count, label) for count, label in counts if count]
         return format_html_join(mark_safe("<br>"), "{} {}", told) or _("none")
+
+
+def writes_findings(scan: BucketScan) -> bool:
+    return scan.status == Status.COMPLETE and not scan.dry_run and not scan.is_partial
+
+
+def findings_of(scan: BucketScan, **filters: str) -> str:
+    return list_of("finding", bucket=scan.bucket, last_scan=scan.pk, **filters)
+
+
+def seen(scan: BucketScan, *, linked: bool) -> Iterator[Seen]:
+    for kind in Kind:
+        count, (means, step) = getattr(scan, kind), DIFFERENCES[kind]
+        if count and linked:
+            yield Seen(kind.label, count, means, findings_of(scan, kind__exact=kind.value), step)
+        else:
+            yield Seen(kind.label, count, means)
 
 
 def shown_time(seconds: float) -> str:

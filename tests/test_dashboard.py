@@ -30,9 +30,12 @@ from storage_audit.models import (
     CleanupItem,
     CleanupOperation,
     DailyFigures,
+    Delivery,
     Diagnosis,
     Finding,
+    Incident,
     KnownProject,
+    Notice,
     OperationEvent,
     Project,
 )
@@ -427,6 +430,70 @@ def test_only_the_first_ten_operations_are_shown_and_the_rest_counted(db: None) 
     assert listed(client, url) == 12
 
 
+def overdue(number: int = 0) -> CleanupOperation:
+    operation = make("incomplete", project_id=f"proj_slow{number}", created_at=LONG_AGO)
+    began = NOW - timedelta(days=8, minutes=number)
+    Incident.objects.create(kind="overdue", operation=operation, summary="s", began_at=began)
+    return operation
+
+
+def given_up(days_ago: int = 0, recipient: str = "ann@example.com") -> None:
+    notice = Notice.objects.create(made_at=NOW - timedelta(days=days_ago))
+    lost = {"state": "given_up", "next_try_at": None, "recipient": recipient}
+    Delivery.objects.create(notice=notice, channel="email", **lost)
+
+
+def test_an_overdue_deletion_is_told_with_what_to_do_until_it_is_over(db: None) -> None:
+    operation, client = overdue(), superuser()
+    Incident.objects.create(kind="blocked", operation=make("blocked"), summary="s")
+    shown = text_of(client.get(BOARD))
+    assert "Nothing needs you." not in shown
+    entry = entry_of(shown, change("cleanupoperation", operation.pk))
+    assert ">overdue</span>" in entry and ">proj_slow0</a>" in entry
+    assert "for 1 week, 1 day" in entry and "Its timeline says what it waits for" in entry
+    Incident.objects.update(ended_at=NOW)
+    assert "overdue</span>" not in text_of(client.get(BOARD))
+
+
+def test_of_many_overdue_deletions_the_oldest_are_shown_and_the_rest_counted(db: None) -> None:
+    for number in range(12):
+        overdue(number)
+    client = superuser()
+    shown = text_of(client.get(BOARD))
+    assert [f">proj_slow{n}</a>" in shown for n in range(12)] == [False] * 2 + [True] * 10
+    [url] = re.findall('href="([^"]*)">2 more deletions</a>', shown)
+    assert listed(client, url.replace("&amp;", "&")) == 12
+
+
+def test_messages_that_were_given_up_lately_are_told_of(db: None, settings: Settings) -> None:
+    given_up()
+    given_up(29)
+    given_up(31)
+    given_up(recipient="left@example.com")
+    sent = {"state": "sent", "next_try_at": None, "sent_at": NOW, "recipient": "ann@example.com"}
+    Delivery.objects.create(notice=Notice.objects.create(), channel="email", **sent)
+    client = superuser()
+    assert "could not be sent" not in text_of(client.get(BOARD)), "nobody is to be told"
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"NOTIFY_EMAILS": ("ann@example.com",)}
+    url, entry = kind_need(text_of(client.get(BOARD)), "not sent")
+    assert "2 messages about incidents could not be sent" in entry
+    assert "send a test message" in entry
+    assert url == reverse("admin:storage_audit_incident_changelist")
+
+
+def test_who_may_not_see_incidents_is_told_of_none(db: None, settings: Settings) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"NOTIFY_EMAILS": ("ann@example.com",)}
+    overdue()
+    given_up()
+    client = allowed("view_cleanupoperation")
+    assert "Nothing needs you." in text_of(client.get(BOARD))
+    User.objects.get(username="ben").user_permissions.add(
+        Permission.objects.get(codename="view_incident")
+    )
+    shown = text_of(client.get(BOARD))
+    assert ">proj_slow0</a>" in shown and "1 message about incidents could not be sent" in shown
+
+
 def test_kept_objects_are_one_line_until_a_later_look_finds_none(db: None) -> None:
     ended = {"protected": 2, "found": 2, "finished_at": LONG_AGO}
     long_over = {**ended, "finished_at": NOW - timedelta(days=31)}
@@ -623,6 +690,8 @@ def add_rows(numbers: Iterable[int]) -> None:
         day = NOW.date() - timedelta(days=n)
         DailyFigures.objects.create(day=day, taken_at=NOW, file_types={f"t{n}": [1, 1]}, **ZERO)
         Diagnosis.objects.create(context="web", host="h", pid=1, probes=[PROBE])
+        overdue(n)
+        given_up(n)
 
 
 ZERO = {"tracked": 0, "tracked_bytes": 0, "left_behind": 0, "left_behind_bytes": 0}

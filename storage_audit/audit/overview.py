@@ -7,12 +7,14 @@ from django.db.models import Count, Min, Q, Sum
 from django.db.models.functions import TruncDate
 from django.utils import timezone
 
+from storage_audit.audit.incidents import recipients
 from storage_audit.conf import conf
 from storage_audit.models import (
     BucketScan,
     CleanupItem,
     CleanupOperation,
     DailyFigures,
+    Delivery,
     Finding,
     R2Object,
 )
@@ -25,6 +27,7 @@ OTHER_TYPES = "…"
 GB = 10**9
 # More than so many are not counted while somebody waits.
 MUCH = 10_000
+MESSAGES_LATELY = timedelta(days=30)
 
 
 class Amount(NamedTuple):
@@ -137,6 +140,16 @@ def failed_scan() -> BucketScan | None:
     """The latest scan of the whole bucket, if it failed."""
     latest = BucketScan.objects.whole(conf().bucket).order_by("-started_at").first()
     return latest if latest and latest.status == BucketScan.Status.FAILED else None
+
+
+def unsent_messages() -> int:
+    """Those given up of the last weeks, for whom the settings still name."""
+    lost = Delivery.objects.filter(
+        state=Delivery.State.GIVEN_UP, notice__made_at__gte=timezone.now() - MESSAGES_LATELY
+    )
+    groups = lost.order_by().values_list("channel", "recipient").annotate(n=Count("pk"))
+    told = recipients()
+    return sum(n for *recipient, n in groups if tuple(recipient) in told)
 
 
 def take_figures() -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from django.utils.text import Truncator
 from django.utils.translation import gettext as _
@@ -13,7 +13,7 @@ from storage_audit.audit.delays import Delay
 from storage_audit.audit.diagnostics import Comparison
 from storage_audit.audit.meaning import DIFFERENCES
 from storage_audit.findings import Kind
-from storage_audit.models import BucketScan, CleanupOperation, Diagnosis, Finding
+from storage_audit.models import BucketScan, CleanupOperation, Diagnosis, Finding, Incident
 from storage_audit.pages.base import age
 from storage_audit.pages.links import Links
 from storage_audit.querysets import ALL_BUCKETS
@@ -49,6 +49,8 @@ def needs(links: Links, late: list[Delay]) -> list[Need]:
         *of_diagnosis(links),
         *of_scans(links),
         *of_operations(links),
+        *of_overdue(links),
+        *of_messages(links),
         *of_remains(links),
         *of_findings(links),
         *of_kept(links),
@@ -111,6 +113,49 @@ def next_step(operation: CleanupOperation) -> str:
     if operation.kind == CleanupOperation.Kind.VERIFY:
         return _("Settle what the message says, then verify again.")
     return _("Check the figures. If they are right, force-delete it to release it.")
+
+
+def of_overdue(links: Links) -> Iterator[Need]:
+    if not links.leads_to("incident"):
+        return
+    kind = Incident.Kind.OVERDUE
+    overdue = Incident.objects.open().filter(kind=kind)
+    first = overdue.select_related("operation").order_by("began_at", "pk")[:OPERATIONS_SHOWN]
+    for incident in first:
+        # A constraint says that each of this kind is of one.
+        operation = cast(CleanupOperation, incident.operation)
+        yield Need(
+            "warning",
+            kind.label,
+            visible(operation.subject),
+            _(
+                "It goes on by itself. Its timeline says what it waits for; if many are overdue,"
+                " look at the worker."
+            ),
+            links.page("cleanupoperation", operation.pk),
+            since=incident.began_at,
+        )
+    if (more := overdue.count() - OPERATIONS_SHOWN) > 0:
+        title = ngettext("%d more deletion", "%d more deletions", more) % more
+        url = links.list("incident", over="0", kind__exact=kind.value)
+        yield Need("warning", kind.label, title, _("Look at the worker."), url)
+
+
+def of_messages(links: Links) -> Iterator[Need]:
+    if not links.leads_to("incident") or not (lost := overview.unsent_messages()):
+        return
+    title = ngettext(
+        "%d message about incidents could not be sent",
+        "%d messages about incidents could not be sent",
+        lost,
+    )
+    yield Need(
+        "wrong",
+        _("not sent"),
+        title % lost,
+        _("See which, mend the channel, and send a test message."),
+        links.list("incident"),
+    )
 
 
 def of_remains(links: Links) -> Iterator[Need]:

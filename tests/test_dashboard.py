@@ -41,6 +41,7 @@ from storage_audit.models import (
 )
 from storage_audit.pages import charts, needs
 from storage_audit.pages.charts import Series
+from storage_audit.roles import VIEWER
 from tests.admin_client import person, superuser, text_of, words
 from tests.conftest import Bucket
 from tests.promises import alive, delete, run
@@ -399,6 +400,54 @@ def test_who_may_scan_is_led_to_it_and_others_are_told_who_may(db: None) -> None
         User.objects.filter(username="ben").delete()
         shown = text_of(allowed("view_cleanupoperation", "view_bucketscan").get(BOARD))
         assert begin not in shown and "Somebody in the group “Storage operator” may." in shown
+
+
+def steps(client: Client) -> list[str]:
+    shown = text_of(client.get(BOARD))
+    return [re.sub("<.*?>", "", each) for each in re.findall('audit-step">(.*?)</p>', shown)]
+
+
+def test_each_step_that_a_person_may_not_take_names_the_group_that_may(
+    db: None, settings: Settings
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"NOTIFY_EMAILS": ("ann@example.com",)}
+    make("blocked")
+    make("failed")
+    make("blocked", kind="verify", project_id="proj_other")
+    remaining("x", kind="verify", finished_at=LONG_AGO, next_attempt_at=None, project_id="proj_b")
+    scan(status="failed")
+    find("a", first_seen_at=LONG_AGO, last_modified=LONG_AGO)
+    for kind in needs.FOR_STEP:
+        find("b", kind=kind)
+    Diagnosis.objects.create(context="web", host="h", pid=1, probes=[PROBE | {"status": "wrong"}])
+    given_up()
+    told = steps(allowed(*VIEWER))
+    assert len(told) == len(steps(superuser())) == 16
+    for begin, group in {
+        "Check the figures.": "admin",
+        "See what stands in the way": "admin",
+        "Settle what the message says, then verify": "operator",
+        "Settle what the message says, then scan": "operator",
+        "A verification found them.": "admin",
+        "1 of them may be deleted": "admin",
+        "Upload them again, or remove the rows.": "admin",
+        "Track them": "operator",
+        "Adopt them into a project, or acknowledge": "operator",
+        "Abort them": "admin",
+        "Do what it says first": "operator",
+        "See which, mend the channel": "admin",
+    }.items():
+        [step] = [each for each in told if each.startswith(begin)]
+        assert step.endswith(f" Somebody in the group “Storage {group}” may."), step
+    assert not [each for each in steps(superuser()) if "Somebody" in each]
+
+
+def test_a_step_that_nobody_takes_names_no_group(db: None) -> None:
+    scan()
+    find("a")
+    overdue()
+    told = steps(allowed("view_cleanupoperation", "view_finding", "view_incident"))
+    assert len(told) == 2 and "Somebody" not in "".join(told)
 
 
 PROBE = {"name": "p", "status": "ok", "summary": "s", "advice": "a", "facts": {}, "readings": {}}

@@ -12,7 +12,7 @@ from django.utils.http import urlencode
 class Links:
     def __init__(self, context: Context) -> None:
         request: Any = context["request"]
-        self.site = request.current_app
+        self.site, self.user = request.current_app, request.user
         perms = {
             model["model"]._meta.label_lower: model["perms"]
             for app in context["available_apps"]
@@ -24,6 +24,9 @@ class Links:
     def leads_to(self, *models: str) -> bool:
         """Whether the site has pages of these models, and the person may look at them."""
         return {f"storage_audit.{model}" for model in models} <= self.models
+
+    def may(self, permission: str) -> bool:
+        return bool(self.user.has_perm(f"storage_audit.{permission}"))
 
     def list(self, model: str, **filters: str) -> str:
         """Its address; nothing where the person may not go, as with the others."""

@@ -18,11 +18,23 @@ from storage_audit.pages.base import age
 from storage_audit.pages.links import Links
 from storage_audit.querysets import ALL_BUCKETS
 from storage_audit.redaction import visible
+from storage_audit.roles import ROLES
 
 OPERATIONS_SHOWN = 10
 REASON_SHOWN = 200
 # Of each kind.
 FINDINGS_COUNTED = 10_000
+# What the least of the steps is for that `DIFFERENCES` names.
+FOR_STEP = {
+    Kind.MISSING: "delete_r2object",
+    Kind.UNTRACKED: "change_r2object",
+    Kind.CHANGED: "change_r2object",
+    Kind.AMBIGUOUS: "change_finding",
+    Kind.UNRECOGNISED: "change_finding",
+    Kind.MISNAMED: "change_r2object",
+    Kind.UNSTORABLE: "change_finding",
+    Kind.UNFINISHED: "delete_r2object",
+}
 
 
 class Need(NamedTuple):
@@ -57,6 +69,14 @@ def needs(links: Links, late: list[Delay]) -> list[Need]:
     ]
 
 
+def with_whom_to_ask(links: Links, permission: str, step: str) -> str:
+    """The step; for who may not take it, with the group that may."""
+    if links.may(permission):
+        return step
+    group = next(name for name, held in ROLES.items() if permission in held)
+    return f"{step} " + _("Somebody in the group “%s” may.") % group
+
+
 def delayed(links: Links, late: list[Delay]) -> Iterator[Need]:
     url = links.list("diagnosis")
     for delay in late:
@@ -72,7 +92,7 @@ def of_scans(links: Links) -> Iterator[Need]:
             "failed",
             scan.get_status_display(),
             _("The latest scan of the bucket"),
-            _("Settle what the message says, then scan again.") + ask_for_scans(begin),
+            scan_step(links, _("Settle what the message says, then scan again.")),
             links.page("bucketscan", scan.pk),
             short(scan.error),
             scan.finished_at,
@@ -83,14 +103,14 @@ def of_scans(links: Links) -> Iterator[Need]:
             "warning",
             _("no scan"),
             _("Nobody has compared the whole bucket with the table yet"),
-            _("Scan it. Files that are left behind are found only then.") + ask_for_scans(begin),
+            scan_step(links, _("Scan it. Files that are left behind are found only then.")),
             links.list("bucketscan"),
             step_url=begin and f"{begin}?purpose={BucketScan.Purpose.BACKFILL}",
         )
 
 
-def ask_for_scans(begin: str) -> str:
-    return "" if begin else " " + _("Somebody in the group “Storage operator” may.")
+def scan_step(links: Links, step: str) -> str:
+    return with_whom_to_ask(links, "add_bucketscan", step)
 
 
 def of_operations(links: Links) -> Iterator[Need]:
@@ -100,19 +120,22 @@ def of_operations(links: Links) -> Iterator[Need]:
             operation.status,
             operation.get_status_display(),
             visible(operation.subject),
-            next_step(operation),
+            next_step(links, operation),
             links.page("cleanupoperation", operation.pk),
             short(operation.error),
             operation.created_at,
         )
 
 
-def next_step(operation: CleanupOperation) -> str:
+def next_step(links: Links, operation: CleanupOperation) -> str:
+    permission = "force_cleanup"
     if operation.status == CleanupOperation.Status.FAILED:
-        return _("See what stands in the way, settle it, and try again.")
-    if operation.kind == CleanupOperation.Kind.VERIFY:
-        return _("Settle what the message says, then verify again.")
-    return _("Check the figures. If they are right, force-delete it to release it.")
+        step = _("See what stands in the way, settle it, and try again.")
+    elif operation.kind == CleanupOperation.Kind.VERIFY:
+        permission, step = "verify_cleanup", _("Settle what the message says, then verify again.")
+    else:
+        step = _("Check the figures. If they are right, force-delete it to release it.")
+    return with_whom_to_ask(links, permission, step)
 
 
 def of_overdue(links: Links) -> Iterator[Need]:
@@ -153,7 +176,9 @@ def of_messages(links: Links) -> Iterator[Need]:
         "wrong",
         _("not sent"),
         title % lost,
-        _("See which, mend the channel, and send a test message."),
+        with_whom_to_ask(
+            links, "test_notices", _("See which, mend the channel, and send a test message.")
+        ),
         links.list("incident"),
     )
 
@@ -167,11 +192,12 @@ def of_remains(links: Links) -> Iterator[Need]:
             operation.failed,
         )
         names = {"project": visible(operation.subject), "bucket": visible(operation.bucket)}
+        step = _("A verification found them. Clean up after the project again: on its page.")
         yield Need(
             "incomplete",
             _("left behind"),
             title % {"objects": operation.failed, **names},
-            _("A verification found them. Clean up after the project again: on its page."),
+            with_whom_to_ask(links, "force_cleanup", step),
             links.page("cleanupoperation", operation.pk),
             since=operation.finished_at,
         )
@@ -209,18 +235,18 @@ def of_findings(links: Links) -> Iterator[Need]:
         return
     findings = Finding.objects.open().by_kind(FINDINGS_COUNTED + 1)
     for kind, figures in sorted(findings.items(), key=lambda each: each[1]["since"]):
-        step: Any
-        meaning, step = DIFFERENCES[Kind(kind)]
+        meaning, step = map(str, DIFFERENCES[Kind(kind)])
+        permission = FOR_STEP.get(Kind(kind))
         filters: dict[str, str] = {"state__exact": "open", "kind__exact": kind}
         counted = figures["n"] <= FINDINGS_COUNTED
         if ripe := figures["ripe"]:
             filters = {"may": "go"}
-            step = for_the_ripe(ripe if counted else None)
+            permission, step = "delete_r2object", for_the_ripe(ripe if counted else None)
         yield Need(
             "warning",
             f"{figures['n'] if counted else f'{FINDINGS_COUNTED}+'} {Kind(kind).label}",
             meaning,
-            step,
+            with_whom_to_ask(links, permission, step) if permission else step,
             links.list("finding", bucket=ALL_BUCKETS, **filters),
             since=figures["since"] if counted else None,
         )
@@ -246,7 +272,9 @@ def of_diagnosis(links: Links) -> Iterator[Need]:
             "wrong",
             _("wrong"),
             _("The last diagnosis"),
-            _("Do what it says first, then examine again."),
+            with_whom_to_ask(
+                links, "add_diagnosis", _("Do what it says first, then examine again.")
+            ),
             links.page("diagnosis", latest.pk),
             since=latest.at,
         )

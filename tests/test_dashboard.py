@@ -871,6 +871,7 @@ def test_each_chart_has_a_name_a_summary_and_a_heading_of_its_own(db: None) -> N
         assert f'<title id="{name}">{title}</title>' in chart
         assert re.findall(f'<desc id="{summary}">[^<]+</desc>', chart)
         assert "<summary>Show as a table</summary>" in chart
+        assert f'tabindex="0" role="region" aria-label="{title}"><table>' in chart
         named += [name, summary]
     assert len(set(named)) == 8
 

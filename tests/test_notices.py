@@ -744,10 +744,35 @@ def test_the_test_tells_of_a_channel_that_is_set_up_wrong(
     assert "Not sent to webhook. It could not be sent (" in told and "planted" not in told
 
 
+def test_the_list_leads_to_a_page_that_asks_before_a_test_is_sent(mailed: list[Any]) -> None:
+    client = person("view_incident", "test_notices")
+    shown = text_of(client.get(page("incident")))
+    [(url, label)] = re.findall('<a class="button" href="(.*?)">(.*?)</a>', shown)
+    assert (url, label) == ("/admin/storage_audit/incident/test/", "Send a test message…")
+    assert f'action="{url}"' not in shown
+    asked = text_of(client.get(url))
+    assert "<li>ann@example.com</li>" in asked
+    assert '<input type="submit" value="Send a test message">' in asked
+    assert not mailed
+
+
+def test_everybody_who_sees_the_list_sees_who_is_told_and_from_when_on(
+    receiver: Receiver, mailed: list[Any], settings: Settings
+) -> None:
+    client = person("view_incident")
+    shown = text_of(client.get(page("incident")))
+    told = "Told: ann@example.com, webhook. Overdue after 12 hours; more than 100 findings."
+    assert told in shown
+    assert receiver.url not in shown and "planted" not in shown
+    tell(settings, NOTIFY_OVERDUE=timedelta(hours=36), NOTIFY_FINDINGS=1, NOTIFY_EMAILS=())
+    told = "Told: webhook. Overdue after 1 day, 12 hours; more than 1 finding."
+    assert told in text_of(client.get(page("incident")))
+
+
 def test_who_may_not_send_a_test_is_told_whom_to_ask(mailed: list[Any]) -> None:
     client = person("view_incident")
     shown = text_of(client.get(page("incident")))
-    assert "disabled" in shown and "Storage admin" in shown
+    assert 'value="Send a test message" disabled' in shown and "Storage admin" in shown
     assert client.post("/admin/storage_audit/incident/test/").status_code == 403
     assert not mailed
     assert Permission.objects.filter(codename="test_notices").exists()
@@ -758,6 +783,7 @@ def test_the_list_says_when_nobody_is_told() -> None:
     incidents.notice()
     shown = text_of(superuser().get(page("incident")))
     assert "Nobody is told of these" in shown and "nobody" in shown
+    assert "Overdue after 12 hours; more than 100 findings." in shown
 
 
 def test_the_list_costs_as_many_queries_for_one_as_for_many(mailed: list[Any]) -> None:

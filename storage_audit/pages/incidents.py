@@ -11,13 +11,15 @@ from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.formats import localize
-from django.utils.timezone import localtime
+from django.utils.timesince import timesince
+from django.utils.timezone import localtime, now
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.audit import notices
 from storage_audit.audit.incidents import recipients
 from storage_audit.audit.messages import MEANING
+from storage_audit.conf import conf
 from storage_audit.models import Delivery, Incident, Notice
 from storage_audit.pages.base import ReadOnlyAdmin, list_of
 from storage_audit.places import Full, place
@@ -88,7 +90,11 @@ class IncidentAdmin(ReadOnlyAdmin[Incident]):
         return _("%(sent)d of %(all)d messages sent") % {"sent": sent, "all": len(found)}
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
-        context = {"recipients": recipients(), "refusal": refusal(request, "test_notices")}
+        context = {
+            "recipients": list(map(named, recipients())),
+            "from_when": from_when(),
+            "refusal": refusal(request, "test_notices"),
+        }
         return super().changelist_view(request, {**context, **(extra_context or {})})
 
     def render_change_form(
@@ -136,6 +142,17 @@ class IncidentAdmin(ReadOnlyAdmin[Incident]):
                 self.message_user(request, text, messages.SUCCESS)
         may_look = self.has_view_permission(request)
         return redirect("admin:storage_audit_incident_changelist" if may_look else "admin:index")
+
+
+def from_when() -> str:
+    """What the settings say of what there is to be told."""
+    moment, findings = now(), conf().notify_findings
+    text = ngettext(
+        "Overdue after %(time)s; more than %(findings)d finding.",
+        "Overdue after %(time)s; more than %(findings)d findings.",
+        findings,
+    )
+    return text % {"time": timesince(moment - conf().notify_overdue, moment), "findings": findings}
 
 
 def named(recipient: tuple[str, str]) -> str:

@@ -8,7 +8,9 @@ from django.db import connection
 from django.test import Client, RequestFactory
 from pytest_django import Settings
 
-from storage_audit.models import CleanupOperation, Project
+from storage_audit.conf import conf
+from storage_audit.models import BucketScan, CleanupOperation, Diagnosis, Finding, Project
+from storage_audit.pages.base import lookup_of
 from storage_audit.roles import ADMIN, OPERATOR, ROLES, VIEWER, make_groups
 from tests.admin_client import page, signed_in, text_of
 from tests.conftest import Bucket
@@ -102,6 +104,65 @@ def test_what_a_person_may_not_do_is_shown_with_whom_to_ask(
         for action, more in asks_for.items():
             assert f'value="{action}" disabled' in shown
             assert f"the group “Storage {more}”" in shown
+
+
+def make(model: str) -> object:
+    """One of it that has something to decide; returns its id."""
+    if model == "project":
+        return Project.objects.create(pk="proj_1").pk
+    if model == "diagnosis":
+        return Diagnosis.objects.create(context="web", host="h", pid=1, probes=[]).pk
+    scan = BucketScan.objects.create(bucket=conf().bucket, status="stopped")
+    if model == "bucketscan":
+        return scan.pk
+    seen = {"first_scan": scan, "last_scan": scan, "bucket": conf().bucket}
+    return Finding.objects.create(key="k", kind="unrecognised", **seen).pk
+
+
+DECIDING = {"Acknowledge": "operator", "Adopt into a project": "operator"}
+EXAMINING = {"Examine now": "operator"}
+COMPARING = {"Compare with the bucket": "operator"}
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(
+    ("model", "on_list", "on_page"),
+    [
+        ("project", {"Add project": "operator"}, COMPARING | {"Delete": "operator"}),
+        ("finding", DECIDING | {"Delete orphans": "admin"}, DECIDING),
+        ("bucketscan", {"Compare now": "operator", "Stop": "operator"}, {"Resume": "operator"}),
+        ("diagnosis", EXAMINING, EXAMINING),
+    ],
+)
+def test_lists_and_pages_show_what_a_person_may_not_do_with_whom_to_ask(
+    bucket: Bucket, role: str, model: str, on_list: dict[str, str], on_page: dict[str, str]
+) -> None:
+    client, pk = member(role), make(model)
+    for url, buttons in ((page(model), on_list), (page(model, "change", pk), on_page)):
+        told_whom_to_ask(text_of(client.get(url)), role, buttons)
+
+
+def told_whom_to_ask(shown: str, role: str, buttons: dict[str, str]) -> None:
+    order = list(ROLES)
+    for button, group in buttons.items():
+        lacks = order.index(role) < order.index(f"Storage {group}")
+        assert (f'value="{button}" disabled' in shown) == lacks, button
+        assert button in shown and (f"the group “Storage {group}”" in shown or not lacks)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_incidents_and_answers_show_what_a_person_may_not_do_with_whom_to_ask(
+    bucket: Bucket, settings: Settings, role: str
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"NOTIFY_EMAILS": ("ann@example.com",)}
+    client, key = member(role), "projects/proj_1/scenes/s1/media/a.mp4"
+    make("project")
+    for url, buttons in (
+        (page("incident"), {"Send a test message": "admin"}),
+        (lookup_of("proj_1"), COMPARING),
+        (lookup_of(key), {"Look into the bucket now": "operator"}),
+    ):
+        told_whom_to_ask(text_of(client.get(url)), role, buttons)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ PERMISSIONS = {
     "force": "force_cleanup",
     "decide": "change_finding",
     "track": "change_r2object",
+    "conduct": "change_bucketscan",
     "remove": "delete_r2object",
     "revoke": "change_apitoken",
 }

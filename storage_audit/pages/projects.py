@@ -113,7 +113,7 @@ class OwnerAdmin(DeletingAdmin[M]):
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
     ) -> HttpResponse:
-        if context["original"] and self.has_verify_permission(request):
+        if context["original"]:
             context["compare_url"] = comparison_of(projects.id_of(context["original"]))
         return super().render_change_form(request, context, *args, **kwargs)
 
@@ -235,6 +235,7 @@ class ProjectAdmin(OwnerAdmin[Project]):
     search_help_text = gettext_lazy("The beginning of the id or of the title.")
     ordering = ("-created_at", "pk")
     sortable_by = ("id", "created_at")
+    tools = {"add_project": gettext_lazy("Add project")}
     formfield_overrides = {BytewiseTextField: {"widget": AdminTextInputWidget}}
 
     def get_search_results(

@@ -247,6 +247,8 @@ def test_a_scan_that_a_person_began_is_shown_while_it_runs_and_with_what_it_foun
     client = superuser()
     assert "It is running: 0 objects are listed so far." in (shown := begin(client))
     assert "data-live" in shown and "live.js" in shown and 'http-equiv="refresh"' in shown
+    assert 'id="audit-unreachable" hidden' in shown and 'id="audit-refused" hidden' in shown
+    assert '<p id="scan-said" data-live>' in shown, "each figure would be read aloud"
     scan = BucketScan.objects.get()
     assert tasks.take_part(str(scan.pk)) == "complete"
     shown = text_of(client.get(page("bucketscan", "change", scan.pk)))

@@ -334,11 +334,13 @@ def test_the_page_says_how_far_it_is_and_what_waits_for_a_person(done: Job) -> N
     shown = text_of(client.get(address))
     assert "Of 2 operations, 2 are still to be done" in shown
     assert "data-live" in shown and "live.js" in shown and 'http-equiv="refresh"' in shown
+    assert 'id="audit-unreachable" hidden' in shown and 'id="audit-refused" hidden' in shown
+    assert '<p id="job-said" data-live>' in shown, "each figure would be read aloud"
     for operation in made:
         tasks.run_operation(str(operation.pk))
     shown = text_of(client.get(address))
     assert "Done: each project was looked at." in shown
-    assert "data-live" not in shown and "live.js" not in shown
+    assert "data-live" not in shown and "live.js" not in shown and "unreachable" not in shown
     assert "Bucket and table differ, or something was left behind: 1" in shown
     [link, *_same] = re.findall('href="([^"]*status__exact=incomplete)"', shown)
     listed = text_of(client.get(link.replace("&amp;", "&")))

@@ -10,7 +10,8 @@ from playwright.sync_api import Browser, Page, Route, expect
 from devtools.faults.matching import is_delete_batch, on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, faulty_store
 from devtools.local_r2 import LocalR2
-from storage_audit.models import CleanupOperation, Project
+from storage_audit.audit import cleanup, jobs
+from storage_audit.models import CleanupOperation, Job, Project
 from tests.admin_client import page as path
 from tests.browser.staff import come_as_superuser
 from tests.browser.test_deletion import GONE
@@ -108,3 +109,53 @@ def test_page_says_that_nobody_answers_it_or_that_one_is_signed_out(
     assert not [url for url in asked if "/progress/" in url]
     # Of the answers that the route made.
     complaints.clear()
+
+
+@pytest.fixture
+def job(bucket: Bucket) -> Job:
+    Project.objects.bulk_create(Project(pk=f"proj_{n}") for n in range(2))
+    return Job.objects.request(Job.Action.VERIFY, ["proj_0", "proj_1"])
+
+
+def test_page_of_a_job_ends_without_being_loaded_again_and_reads_aloud_only_that(
+    page: Page, job: Job
+) -> None:
+    come_as_superuser(page)
+    page.goto(path("job", "change", job.pk))
+    expect(page.get_by_text("0 of 2 projects are taken up.")).to_be_visible()
+    expect(page.get_by_role("status").get_by_text("projects")).to_have_count(0)
+    page.evaluate("window.stays = true")
+    made = jobs.take_up(job)
+    rows = page.locator("#job-figures tbody tr")
+    expect(rows.filter(has_text="pending")).to_have_count(1)
+    page.get_by_role("link", name="pending").focus()
+    ended = page.get_by_role("status").get_by_text("It has ended")
+    expect(ended).to_be_hidden()
+    for operation in made:
+        cleanup.run(operation.pk)
+    expect(ended).to_be_visible()
+    expect(page.get_by_text("Done: each project was looked at.")).to_be_visible()
+    expect(rows.filter(has_text="clean")).to_have_count(1)
+    expect(page.locator("#content-main")).to_be_focused()
+    assert page.evaluate("window.stays")
+
+
+def test_page_of_a_job_says_that_nobody_answers_it_or_that_one_is_signed_out(
+    page: Page, job: Job, complaints: list[str]
+) -> None:
+    def fail(route: Route) -> None:
+        route.fulfill(status=200, body="<p>Back soon")
+
+    come_as_superuser(page)
+    page.goto(path("job", "change", job.pk))
+    said = page.get_by_text("0 of 2 projects are taken up.")
+    unreachable = page.get_by_text("Cannot reach the server; trying again.")
+    expect(unreachable).to_be_hidden()
+    page.route("**/job/**", fail)
+    expect(unreachable).to_be_visible()
+    page.unroute("**/job/**")
+    expect(unreachable).to_be_hidden()
+    expect(said).to_be_visible()
+    page.context.clear_cookies()
+    expect(page.get_by_role("link", name="Log in again")).to_be_visible()
+    expect(said).to_be_visible()

@@ -378,6 +378,27 @@ def test_the_page_costs_as_many_queries_for_60_operations_as_for_none() -> None:
     assert queries() == before
 
 
+def test_each_status_has_a_pattern_of_its_own_in_the_bar_and_in_its_row() -> None:
+    job = asked(11)
+    statuses = [Status.CLEAN, *Status]
+    for number, status in enumerate(statuses):
+        made = requests.verify_project(f"proj_{number:03}")
+        CleanupOperation.objects.filter(pk=made[0].pk).update(job=job, status=status)
+    Job.objects.update(position=10)
+    shown = text_of(superuser().get(page("job", "change", job.pk)))
+    marks = dict(
+        re.findall(r'<pattern id="job-(\w+)".*?<path class="audit-mark" d="(.*?)"/>', shown)
+    )
+    assert marks.keys() == set(Status) and len(set(marks.values())) == len(marks)
+    parts = re.findall(r'"audit-part" x="(.*?)%" width="(.*?)%" .*?url\(#job-(\w+)\)', shown)
+    assert [status for *_place, status in parts] == list(Status)
+    assert parts[3] == ("27.27", "18.18", "clean")
+    assert float(parts[-1][0]) + float(parts[-1][1]) == pytest.approx(100 * 10 / 11, abs=0.02)
+    for status in Status:
+        swatch = f'fill="url(#job-{status})"/></svg> <a href='
+        assert shown.count(swatch) == 1, status
+
+
 @pytest.mark.parametrize("permission", ["view_job", "view_cleanupoperation"])
 def test_who_may_see_operations_or_jobs_sees_jobs(permission: str) -> None:
     job = asked(2)

@@ -16,6 +16,18 @@ from storage_audit.redaction import visible
 
 Status = CleanupOperation.Status
 UNDER_WAY = (Status.PENDING, Status.RUNNING)
+# What is drawn on the colour of each status, in a square of 8: nothing is told by colour alone.
+MARKS = {
+    Status.PLANNED: "M0 4H8",
+    Status.PENDING: "M1 4H3M5 0H7",
+    Status.RUNNING: "M4 0V8",
+    Status.CLEAN: "",
+    Status.CLEAN_WITH_PROTECTED: "M-2 2 2-2M0 8 8 0M6 10 10 6",
+    Status.INCOMPLETE: "M4 0V8M0 4H8",
+    Status.FAILED: "M0 0 8 8M0 8 8 0",
+    Status.BLOCKED: "M-2 6 2 10M0 0 8 8M6-2 10 2",
+    Status.SUPERSEDED: "M3 4H5M4 3V5",
+}
 FACTS = ("id", "requested_by", "origin", "created_at", "finished_at")
 
 
@@ -47,12 +59,14 @@ def may_see_jobs(request: HttpRequest) -> bool:
 
 
 class Line(NamedTuple):
-    """The operations with one status; `x` is where they begin in the bar."""
+    """The operations with one status; `x` and `width` are their part of the bar."""
 
     status: str
     label: Any
     sums: StatusSums
-    x: int
+    x: str
+    width: str
+    mark: str
     url: str
 
 
@@ -73,8 +87,7 @@ def page(job: Job) -> dict[str, Any]:
         "sentence": " ".join([sentence(job, made, under_way), *left_out(job)]),
         "made": made,
         # What is not taken up yet has its place in the bar, too.
-        "whole": made + job.projects - job.position,
-        "lines": list(lines(job, sums)),
+        "lines": list(lines(job, sums, made + job.projects - job.position)),
         "needs": list(needs(job, sums)),
         "books": books(job, sums),
         "all_operations": operations_of(job),
@@ -115,13 +128,14 @@ def left_out(job: Job) -> Iterator[str]:
         yield _("Projects left out, as the log tells: %d.") % (job.position - made_of)
 
 
-def lines(job: Job, sums: dict[str, StatusSums]) -> Iterator[Line]:
-    x = 0
+def lines(job: Job, sums: dict[str, StatusSums], whole: int) -> Iterator[Line]:
+    before = 0
     for status in Status:
         if each := sums.get(status):
             url = operations_of(job, status__exact=status.value)
-            yield Line(status, status.label, each, x, url)
-            x += each.operations
+            x, width = (f"{100 * n / whole:.2f}%" for n in (before, each.operations))
+            yield Line(status, status.label, each, x, width, MARKS[status], url)
+            before += each.operations
 
 
 def needs(job: Job, sums: dict[str, StatusSums]) -> Iterator[Need]:

@@ -9,12 +9,15 @@ from datetime import UTC, datetime
 from html import unescape
 from io import StringIO
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.contrib import admin
 from django.contrib.auth.models import Permission, User
 from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
 
 from storage_audit import exports as texts
 from storage_audit.models import (
@@ -28,9 +31,10 @@ from storage_audit.models import (
     Project,
     R2Object,
 )
-from storage_audit.pages import exports
+from storage_audit.pages import exports, left_behind
 from tests.admin_client import page, signed_in, superuser, words
 from tests.test_admin_scans import finding, scanned
+from tests.test_dashboard import add
 from tests.test_signals import track
 
 pytestmark = pytest.mark.django_db
@@ -39,15 +43,23 @@ LONG_AGO = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
 
 def export(client: Client, model: str, form: str, query: str = "") -> str:
-    answer: Any = client.get(page(model, "export", form) + query)
+    return sent(client, page(model, "export", form) + query)
+
+
+def sent(client: Client, url: str) -> str:
+    answer: Any = client.get(url)
     assert answer.status_code == 200
     return b"".join(answer).decode()
 
 
 def rows_of(client: Client, model: str, query: str = "") -> list[dict[str, Any]]:
-    """Both forms of it, which must say the same."""
-    told: list[dict[str, Any]] = json.loads(export(client, model, "json", query))
-    names, *lines = csv.reader(StringIO(export(client, model, "csv", query)))
+    return rows_in(*(export(client, model, form, query) for form in ("json", "csv")))
+
+
+def rows_in(as_json: str, as_csv: str) -> list[dict[str, Any]]:
+    """Of both forms of it, which must say the same."""
+    told: list[dict[str, Any]] = json.loads(as_json)
+    names, *lines = csv.reader(StringIO(as_csv))
     cells = [dict(zip(names, map(texts.text_of, line), strict=True)) for line in lines]
     assert cells == [{k: "" if v is None else str(v) for k, v in row.items()} for row in told]
     return told
@@ -225,6 +237,125 @@ def test_another_form_and_a_filter_that_is_none_are_refused() -> None:
     assert client.post(page("finding", "export", "csv")).status_code == 405
     answer = client.get(page("cleanupoperation", "export", "csv") + "?job=nonsense")
     assert answer.headers["Location"] == page("cleanupoperation") + "?e=1"
+
+
+# Of what is no list of a table
+
+FORMS = ("json", "csv")
+
+
+def items_url(pk: object, form: str) -> str:
+    return reverse("admin:storage_audit_operation_items", args=[pk, form])
+
+
+def left_behind_url(form: str) -> str:
+    return reverse("admin:storage_audit_left_behind_file", args=[form])
+
+
+@pytest.fixture
+def operation() -> CleanupOperation:
+    """Its keys do not come in the order of their outcomes, nor of the rows."""
+    make_operations()
+    made = CleanupOperation.objects.earliest("pk")
+    for n in reversed(range(120)):
+        outcome, key = ("failed", "deleted", "protected")[n % 3], f"{n:03}{HOSTILE[n % 6]}"
+        add(made, key, outcome, reason=HOSTILE[n % 6], present_at=LONG_AGO)
+    add(CleanupOperation.objects.latest("pk"), "another's")
+    return made
+
+
+def links_to_files(shown: str) -> dict[str, str]:
+    found = re.findall(r'<a href="([^"]*)" download>(CSV|JSON)</a>', shown)
+    return {form.lower(): unescape(url) for url, form in found}
+
+
+def rows_behind(client: Client, links: dict[str, str]) -> list[dict[str, Any]]:
+    return rows_in(sent(client, links["json"]), sent(client, links["csv"]))
+
+
+@pytest.mark.parametrize(
+    ("query", "count"),
+    [
+        ("", 120),
+        ("?outcome=failed", 40),
+        ("?q=01", 10),
+        ("?outcome=failed&q=01", 3),
+        ("?q=%00", 0),
+        ("?outcome=nonsense", 120),
+    ],
+)
+def test_the_items_of_an_operation_are_exported_as_its_page_chooses_them(
+    operation: CleanupOperation, query: str, count: int
+) -> None:
+    client = superuser()
+    shown = words(client.get(page("cleanupoperation", "change", operation.pk) + query))
+    links = links_to_files(shown)
+    assert bool(links) == bool(count)
+    urls = {form: items_url(operation.pk, form) + query for form in FORMS}
+    told = rows_behind(client, links or urls)
+    assert told == rows_behind(client, urls)
+    assert len(told) == count
+    assert [row["key"] for row in told] == sorted(row["key"] for row in told)
+    for row in told:
+        item = operation.items.get(key=row["key"])
+        assert {name: row[name] for name in ("outcome", "reason", "size")} == {
+            "outcome": item.outcome,
+            "reason": item.reason,
+            "size": item.size,
+        }
+        assert row["present_at"] == LONG_AGO.isoformat()
+
+
+def test_all_that_is_left_behind_is_exported_by_whoever_tells_of_it(
+    operation: CleanupOperation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(left_behind, "A_PAGE", 7)
+    orphan = finding(scanned(), "zz", evidence="=its project is gone")
+    CleanupOperation.objects.filter(pk=operation.pk).update(
+        status="incomplete", found=40, failed=40, finished_at=LONG_AGO
+    )
+    client = superuser()
+    links = links_to_files(words(client.get(reverse("admin:storage_audit_left_behind"))))
+    assert links == {form: left_behind_url(form) for form in FORMS}
+    told = rows_behind(client, links)
+    failed = operation.items.filter(outcome="failed")
+    assert [row["key"] for row in told] == sorted([*(item.key for item in failed), "zz"])
+    *items, last = told
+    assert {row["operation_id"] for row in items} == {str(operation.pk)}
+    assert {row["finding_id"] for row in items} == {None}
+    assert last == {
+        "bucket": "tests",
+        "key": "zz",
+        "size": orphan.size,
+        "reason": "=its project is gone",
+        "finding_id": orphan.pk,
+        "operation_id": None,
+    }
+    for url in (links["csv"], items_url(operation.pk, "csv")):
+        for row in csv.reader(StringIO(sent(client, url))):
+            assert not [cell for cell in row if cell.startswith(texts.FORMULA)]
+
+
+def test_what_is_left_behind_is_read_while_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(left_behind, "A_PAGE", 7)
+    scan = scanned()
+    for n in range(50):
+        finding(scan, f"k{n:02}")
+    rows = left_behind.everything()
+    with CaptureQueriesContext(connection) as queries:
+        next(rows)
+        of_a_page = len(queries)
+        for _n in range(49):
+            next(rows)
+        assert len(queries) == 8 * of_a_page
+
+
+def test_nothing_else_is_exported_of_them(operation: CleanupOperation) -> None:
+    client = superuser()
+    urls = items_url(operation.pk, "csv"), left_behind_url("csv")
+    assert [client.post(url).status_code for url in urls] == [405, 405]
+    others = items_url(operation.pk, "xml"), items_url(UUID(int=0), "csv"), left_behind_url("xml")
+    assert [client.get(url).status_code for url in others] == [404, 404, 404]
 
 
 # Length

@@ -97,9 +97,11 @@ OTHER_PAGES = {
     "admin:storage_audit_compare": "storage_audit.verify_cleanup",
     # Keys of both: to look at findings and at operations.
     "admin:storage_audit_left_behind": SUPERUSER,
+    "admin:storage_audit_left_behind_file": SUPERUSER,
     **{f"admin:storage_audit_job_{kind}": JOBS for kind in (*LOOK, "export")},
     "admin:storage_audit_test_notices": "storage_audit.test_notices",
     "admin:storage_audit_operation_progress": OPERATIONS,
+    "admin:storage_audit_operation_items": OPERATIONS,
     "admin:storage_audit_certificate": OPERATIONS,
     "admin:storage_audit_certificate_file": OPERATIONS,
     "admin:storage_audit_lookup": OPERATIONS,

@@ -24,8 +24,14 @@ CONTENT_TYPES = {"csv": "text/csv; charset=utf-8", "json": "application/json"}
 
 def answer(form: str, rows: QuerySet[Any], columns: Sequence[str]) -> StreamingHttpResponse:
     """These columns of the rows, in the order that they have."""
-    name = f"{rows.model._meta.model_name}-{localdate()}.{form}"
-    found = values(rows, columns)
+    return file(form, str(rows.model._meta.model_name), columns, values(rows, columns))
+
+
+def file(
+    form: str, title: str, columns: Sequence[str], found: Iterable[Sequence[Any]]
+) -> StreamingHttpResponse:
+    """What was found, with a value for each column, in a file of this title and of today."""
+    name = f"{title}-{localdate()}.{form}"
     if form == "csv":
         lines, ending = csv_lines(chain([columns], map(as_cells, found))), incomplete()
     else:

@@ -7,12 +7,13 @@ from typing import Any
 from django import forms
 from django.contrib import admin, messages
 from django.db import transaction
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.urls import URLPattern, path
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
+from django.views.decorators.http import require_GET
 
 from storage_audit import tasks
 from storage_audit.audit import decisions
@@ -80,7 +81,12 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view(self.left_behind)
-        return [path("left-behind/", view, name="storage_audit_left_behind"), *super().get_urls()]
+        file = self.admin_site.admin_view(require_GET(self.left_behind_file))
+        return [
+            path("left-behind/", view, name="storage_audit_left_behind"),
+            path("left-behind.<str:form>", file, name="storage_audit_left_behind_file"),
+            *super().get_urls(),
+        ]
 
     def get_fields(self, request: HttpRequest, obj: Finding | None = None) -> list[Any]:
         silent = [name for name in ONLY_IF if obj and not getattr(obj, name)]
@@ -88,6 +94,9 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
 
     def left_behind(self, request: HttpRequest) -> HttpResponse:
         return left_behind.view(request, self)
+
+    def left_behind_file(self, request: HttpRequest, form: str) -> StreamingHttpResponse:
+        return left_behind.download(request, form)
 
     @admin.display(description=gettext_lazy("key"), ordering="key")
     def found(self, finding: Finding) -> SafeString:

@@ -8,16 +8,19 @@ from uuid import UUID
 
 from django.core.exceptions import PermissionDenied
 from django.db.models import Exists, OuterRef, Q
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.decisions.orphans import why_it_stays
 from storage_audit.models import CleanupItem, CleanupOperation, Finding
+from storage_audit.pages import exports
 from storage_audit.pages.base import ModelAdmin
 from storage_audit.redaction import visible
 
 A_PAGE = 50
+TOLD_BY = ("finding", "cleanupoperation")
+EXPORTED = ("bucket", "key", "size", "reason", "finding_id", "operation_id")
 SEEN_BY = ("storage_audit.view_finding", "storage_audit.view_cleanupoperation")
 
 
@@ -77,11 +80,7 @@ def edge_of(request: HttpRequest) -> Edge:
 
 
 def page(edge: Edge) -> dict[str, Any]:
-    """Those that are nearest to the edge, in the order of keys."""
-    found = sorted([*orphans(edge), *undeleted(edge)], key=place, reverse=edge.is_end)
-    more = found[A_PAGE].place if len(found) > A_PAGE else None
-    # There are two in a place where one is shown escaped: they stay on one page.
-    rows = sorted(takewhile(lambda left: left.place != more, found), key=place)
+    rows, more = nearest(edge)
     is_first = bool(rows) and not more if edge.is_end else not any(edge)
     is_last = not edge.is_end and not more
     return {
@@ -90,6 +89,15 @@ def page(edge: Edge) -> dict[str, Any]:
         "next": rows[-1] if rows and not is_last else None,
         "is_first": is_first,
     }
+
+
+def nearest(edge: Edge) -> tuple[list[Left], bool]:
+    """Those of one page, in the order of keys, and whether there are more beyond them."""
+    found = sorted([*orphans(edge), *undeleted(edge)], key=place, reverse=edge.is_end)
+    more = found[A_PAGE].place if len(found) > A_PAGE else None
+    # There are two in a place where one is shown escaped: they stay on one page.
+    rows = takewhile(lambda left: left.place != more, found)
+    return sorted(rows, key=place), more is not None
 
 
 def place(left: Left) -> tuple[str, str]:
@@ -136,8 +144,8 @@ def why_orphaned(finding: Any) -> str:
 def undeleted(edge: Edge) -> Iterator[Left]:
     beyond = edge.beyond("identity", "operation__bucket")
     objects = CleanupItem.objects.left_behind().filter(beyond).as_objects()
-    nearest = objects.order_by(*edge.order("identity", "operation__bucket"))
-    latest = [each["latest"] for each in nearest[: A_PAGE + 1]]
+    ordered = objects.order_by(*edge.order("identity", "operation__bucket"))
+    latest = [each["latest"] for each in ordered[: A_PAGE + 1]]
     for item in CleanupItem.objects.filter(pk__in=latest).select_related("operation"):
         operation = item.operation
         yield Left(
@@ -149,3 +157,25 @@ def undeleted(edge: Edge) -> Iterator[Left]:
             operation,
             "cleanupoperation",
         )
+
+
+def download(request: HttpRequest, form: str) -> StreamingHttpResponse:
+    """All pages of it. Raises PermissionDenied, and Http404."""
+    if not request.user.has_perms(SEEN_BY):
+        raise PermissionDenied
+    if form not in exports.CONTENT_TYPES:
+        raise Http404(form)
+    return exports.file(form, "left-behind", EXPORTED, map(exported, everything()))
+
+
+def everything() -> Iterator[Left]:
+    rows, more = nearest(Edge("", "", is_end=False))
+    yield from rows
+    while more:
+        rows, more = nearest(Edge(*rows[-1].place, is_end=False))
+        yield from rows
+
+
+def exported(left: Left) -> list[Any]:
+    ids = (left.told_by.pk if left.model == each else None for each in TOLD_BY)
+    return [left.bucket, left.key, left.size, left.reason, *ids]

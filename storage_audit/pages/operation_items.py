@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from django.db.models import F, Q
-from django.http import QueryDict
+from django.http import Http404, QueryDict, StreamingHttpResponse
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
@@ -21,12 +21,29 @@ from storage_audit.bucket.listing import storable
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.fields import spellings
 from storage_audit.models import CleanupItem, CleanupOperation
+from storage_audit.pages import exports
 from storage_audit.pages.operation_books import Line, are_closed
 from storage_audit.querysets import starts_with_any
 from storage_audit.redaction import visible
 
 Outcome = CleanupItem.Outcome
 ITEMS_A_PAGE = 50
+EXPORTED = (
+    "key",
+    "outcome",
+    "reason",
+    "evidence",
+    "project_id",
+    "size",
+    "etag",
+    "last_modified",
+    "found_in",
+    "answer",
+    "tries",
+    "present_at",
+    "changed_at",
+    "escaped",
+)
 PLACE = re.compile(r"([a-z_]+)-(\d{1,18})")
 
 
@@ -81,11 +98,7 @@ class ByName:
 
 
 def items(operation: CleanupOperation, books: Sequence[Line], query: QueryDict) -> dict[str, Any]:
-    outcome, start = query.get("outcome", ""), query.get("q", "")
-    outcome = outcome if outcome in Outcome.values else ""
-    rows = operation.items.filter(outcome=outcome) if outcome else operation.items.all()
-    if start:
-        rows = rows.filter(starts_with(start)) if storable(start) else rows.none()
+    rows, outcome, start = choose(operation, query)
     after, before = (place_of(operation, query.get(way, "")) for way in ("after", "before"))
     page, is_first, is_last = turn_to(rows, ByName if start else ByOutcome, after, before)
     chosen = {"outcome": outcome, "q": start}
@@ -97,11 +110,30 @@ def items(operation: CleanupOperation, books: Sequence[Line], query: QueryDict) 
             for each, *shown in filters(operation, books)
         ],
         "all": link(q=start),
+        "export": query_of(**chosen),
         "items": shown_items(operation, page),
         "first": "" if is_first else link(**chosen),
         "previous": "" if is_first else link(**chosen, before=name_of(page[0])),
         "next": "" if is_last else link(**chosen, after=name_of(page[-1])),
     }
+
+
+def choose(operation: CleanupOperation, query: QueryDict) -> tuple[CleanupItemQuerySet, str, str]:
+    """The items that are asked for, of which outcome, and with which beginning."""
+    outcome, start = query.get("outcome", ""), query.get("q", "")
+    outcome = outcome if outcome in Outcome.values else ""
+    rows = operation.items.filter(outcome=outcome) if outcome else operation.items.all()
+    if start:
+        rows = rows.filter(starts_with(start)) if storable(start) else rows.none()
+    return rows, outcome, start
+
+
+def download(operation: CleanupOperation, form: str, query: QueryDict) -> StreamingHttpResponse:
+    """The same items, all pages of them, by their keys: the order of an index. Raises Http404."""
+    if form not in exports.CONTENT_TYPES:
+        raise Http404(form)
+    rows = choose(operation, query)[0].order_by("identity", "escaped")
+    return exports.file(form, f"items-{operation.pk}", EXPORTED, exports.values(rows, EXPORTED))
 
 
 def starts_with(start: str) -> Q:
@@ -121,7 +153,11 @@ def name_of(item: CleanupItem) -> str:
 
 
 def link(**query: str) -> str:
-    return f"?{urlencode({name: value for name, value in query.items() if value})}#items"
+    return f"{query_of(**query)}#items"
+
+
+def query_of(**query: str) -> str:
+    return f"?{urlencode({name: value for name, value in query.items() if value})}"
 
 
 def turn_to(

@@ -22,6 +22,7 @@ from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.debug import sensitive_post_parameters
+from django.views.decorators.http import require_GET
 
 from storage_audit import tasks
 from storage_audit.audit import requests
@@ -32,6 +33,7 @@ from storage_audit.pages import (
     certificate_page,
     comparison_page,
     lookup_page,
+    operation_items,
     operation_page,
     operation_progress,
     plan_page,
@@ -98,6 +100,11 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
                 "<uuid:operation_id>/certificate.<str:form>",
                 self.admin_site.admin_view(self.certificate_file),
                 name="storage_audit_certificate_file",
+            ),
+            path(
+                "<uuid:operation_id>/items.<str:form>",
+                self.admin_site.admin_view(require_GET(self.items_file)),
+                name="storage_audit_operation_items",
             ),
             path(
                 "<uuid:operation_id>/progress/",
@@ -304,6 +311,11 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         self, request: HttpRequest, operation_id: UUID, form: str
     ) -> StreamingHttpResponse:
         return certificate_page.download(self.seen(request, operation_id), form)
+
+    def items_file(
+        self, request: HttpRequest, operation_id: UUID, form: str
+    ) -> StreamingHttpResponse:
+        return operation_items.download(self.seen(request, operation_id), form, request.GET)
 
     def seen(self, request: HttpRequest, operation_id: UUID) -> CleanupOperation:
         """The operation, if there is one and this person may see it."""

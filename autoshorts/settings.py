@@ -20,6 +20,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 env = Environment()
 
 SECRET_KEY = env.text("SECRET_KEY", hint="a long random text that you keep to yourself")
+SECRET_KEY_FALLBACKS = env.items("SECRET_KEY_FALLBACKS", "", hint="former keys, or leave it unset")
 DEBUG = env.flag("DEBUG", False)
 ALLOWED_HOSTS = env.items("ALLOWED_HOSTS", hint="the host names of this site, such as a.example")
 CSRF_TRUSTED_ORIGINS = env.items("CSRF_TRUSTED_ORIGINS", "")

@@ -133,8 +133,21 @@ def test_files_that_contributing_names_are_there() -> None:
     assert [name for name in named if not any((room / name).exists() for room in rooms)] == []
 
 
-def test_the_readme_explains_each_variable_of_the_settings() -> None:
+def variables() -> set[str]:
+    """What the settings read, also by functions of theirs."""
     settings = (ROOT / "autoshorts" / "settings.py").read_text()
-    read = set(re.findall(r'env\.\w+\(\s*"([A-Z0-9_]+)"', settings))
-    assert len(read) > 10
-    assert read <= set(re.findall(r"`([A-Z0-9_]+)`", (ROOT / "README.md").read_text()))
+    read = set(re.findall(r'(?:env\.\w+|address|choice|hours)\(\s*"([A-Z0-9_]+)"', settings))
+    assert len(read) > 50
+    return read
+
+
+def test_the_readme_explains_each_variable_of_the_settings() -> None:
+    assert variables() <= set(re.findall(r"`([A-Z0-9_]+)`", (ROOT / "README.md").read_text()))
+
+
+def test_the_example_of_an_environment_leaves_no_variable_out_of_what_it_is_about() -> None:
+    example = (ROOT / "deploy" / "environment.example").read_text()
+    named = set(re.findall("^([A-Z0-9_]+)=", example, re.M))
+    assert named <= variables()
+    about = ("SECRET_", "R2_", "CLOUDFLARE_", "WRANGLER_", "LOG_", "NOTIFY_", "EMAIL_")
+    assert {name for name in variables() if name.startswith(about)} <= named

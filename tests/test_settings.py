@@ -202,6 +202,24 @@ def test_the_least_that_starts_and_its_defaults() -> None:
     assert (storage["PRICE_PER_GB"], storage["CURRENCY"]) == (0.015, "$")
 
 
+def test_the_example_of_an_environment_says_the_defaults() -> None:
+    lines = (ROOT / "deploy" / "environment.example").read_text().splitlines()
+    example = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+    # Of these it shows what they look like.
+    of_theirs = ("ALLOWED_HOSTS", "BEHIND_PROXY", "DATABASE_URL", "NOTIFY_SITE_URL")
+    given = {name: value for name, value in example.items() if name not in of_theirs}
+    names = ("STORAGE_AUDIT", "MAIL_SERVER", "SECRET_KEY_FALLBACKS", "LOGGING")
+    assert settings_of(given | good, *names) == settings_of(good, *names)
+
+
+def test_former_keys_are_kept_from_errors() -> None:
+    former = {"SECRET_KEY_FALLBACKS": "hunter2, hunter3"}
+    assert settings_of(good | former, "SECRET_KEY_FALLBACKS") == [["hunter2", "hunter3"]]
+    done = start(good | former | {"HTTPS": "maybe"})
+    assert done.returncode != 0
+    assert "hunter" not in done.stderr + done.stdout
+
+
 def test_what_is_set_is_used() -> None:
     environment = good | {
         "DATABASE_URL": "postgres://u:p%40ss@%2Fvar%2Frun/name",

@@ -23,6 +23,8 @@ IN_DOCS: dict[str, tuple[str, int, int, Literal["light", "dark"]]] = {
     "dashboard-phone": ("app", 390, 1400, "dark"),
     "operation": ("operation-clean", 1280, 1100, "light"),
     "why": ("why-kept", 1280, 1000, "light"),
+    "plan": ("operation-planned", 1280, 1300, "light"),
+    "certificate": ("certificate", 1280, 1200, "light"),
 }
 ASKING = {
     "project-delete-many": ("project-list", "Delete selected projects"),
@@ -47,8 +49,8 @@ exit codes:
   1  the demo did not start, or a page could not be shot; the last lines say which
   2  wrong use; and make says 2 for every code but 0
 
-Next: look at them. README.md and docs/admin.md show those of the folder "docs": copy these to
-docs/images.
+Next: look at them. README.md, docs/admin.md and docs/certificates.md show those of the folder
+"docs": copy these to docs/images.
 """
 
 

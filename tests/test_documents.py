@@ -11,6 +11,7 @@ import pytest
 from django.core.management import find_commands, get_commands, load_command_class
 from django.core.management.base import CommandError
 
+from devtools.screenshots import IN_DOCS
 from storage_audit.api.urls import api
 
 # What it asks is no database.
@@ -151,3 +152,11 @@ def test_the_example_of_an_environment_leaves_no_variable_out_of_what_it_is_abou
     assert named <= variables()
     about = ("SECRET_", "R2_", "CLOUDFLARE_", "WRANGLER_", "LOG_", "NOTIFY_", "EMAIL_")
     assert {name for name in variables() if name.startswith(about)} <= named
+
+
+def test_the_pictures_of_the_documents_are_those_that_are_shot() -> None:
+    shown = {
+        name for page in PAGES for name in re.findall(r"images/([\w-]+)\.png", page.read_text())
+    }
+    assert shown == set(IN_DOCS)
+    assert {file.stem for file in (ROOT / "docs" / "images").iterdir()} == shown

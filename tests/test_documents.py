@@ -10,9 +10,12 @@ from uuid import UUID
 import pytest
 from django.core.management import find_commands, get_commands, load_command_class
 from django.core.management.base import CommandError
+from django.db.models import TextChoices
 
 from devtools.screenshots import IN_DOCS
 from storage_audit.api.urls import api
+from storage_audit.findings import Kind
+from storage_audit.models import CleanupItem, CleanupOperation
 
 # What it asks is no database.
 pytestmark = pytest.mark.only_on("sqlite")
@@ -152,6 +155,13 @@ def test_the_example_of_an_environment_leaves_no_variable_out_of_what_it_is_abou
     assert named <= variables()
     about = ("SECRET_", "R2_", "CLOUDFLARE_", "WRANGLER_", "LOG_", "NOTIFY_", "EMAIL_")
     assert {name for name in variables() if name.startswith(about)} <= named
+
+
+@pytest.mark.parametrize("words", [CleanupOperation.Status, CleanupItem.Outcome, Kind])
+def test_the_guide_for_staff_explains_each_word(words: type[TextChoices]) -> None:
+    guide = (ROOT / "docs" / "admin.md").read_text().partition("## Words")[2]
+    explained = re.findall(r"^\| ([^|]+) \|", guide, re.M)
+    assert [label for label in words.labels if str(label) not in explained] == []
 
 
 def test_the_pictures_of_the_documents_are_those_that_are_shot() -> None:

@@ -323,11 +323,12 @@ def test_all_that_is_left_behind_is_exported_by_whoever_tells_of_it(
     *items, last = told
     assert {row["operation_id"] for row in items} == {str(operation.pk)}
     assert {row["finding_id"] for row in items} == {None}
+    assert last.pop("reason").startswith("Its project is no more, or was never known")
     assert last == {
         "bucket": "tests",
         "key": "zz",
         "size": orphan.size,
-        "reason": "=its project is gone",
+        "evidence": "=its project is gone",
         "finding_id": orphan.pk,
         "operation_id": None,
     }

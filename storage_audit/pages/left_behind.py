@@ -20,7 +20,7 @@ from storage_audit.redaction import visible
 
 A_PAGE = 50
 TOLD_BY = ("finding", "cleanupoperation")
-EXPORTED = ("bucket", "key", "size", "reason", "finding_id", "operation_id")
+EXPORTED = ("bucket", "key", "size", "reason", "evidence", "finding_id", "operation_id")
 SEEN_BY = ("storage_audit.view_finding", "storage_audit.view_cleanupoperation")
 
 
@@ -178,4 +178,4 @@ def everything() -> Iterator[Left]:
 
 def exported(left: Left) -> list[Any]:
     ids = (left.told_by.pk if left.model == each else None for each in TOLD_BY)
-    return [left.bucket, left.key, left.size, left.reason, *ids]
+    return [left.bucket, left.key, left.size, left.reason, left.evidence, *ids]

@@ -218,10 +218,14 @@ def of_kept(links: Links) -> Iterator[Need]:
         "clean_with_protected",
         _("kept"),
         title % kept.operations,
-        _(
-            "Each says whose it may be. If it is a project’s, leave it or adopt it from its"
-            " finding. If it is nobody’s, delete it in the Cloudflare dashboard, or acknowledge its"
-            " finding."
+        with_whom_to_ask(
+            links,
+            "change_finding",
+            _(
+                "Each says whose it may be. If it is a project’s, leave it or adopt it from its"
+                " finding. If it is nobody’s, delete it in the Cloudflare dashboard, or acknowledge"
+                " its finding."
+            ),
         ),
         links.list("cleanupoperation", needs="judgement"),
         objects % kept.objects,

@@ -488,7 +488,7 @@ def test_workers_are_refused_where_there_are_none(bucket: Bucket, settings: Sett
     settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "SYNC": True}
     assert run("backfill_r2", "--workers", "1") == (
         "",
-        "CommandError: With the setting SYNC there are no workers.\n",
+        "CommandError: With CLEANUP_SYNC there are no workers.\n",
         2,
     )
     assert run("backfill_r2")[2] == 0

@@ -127,7 +127,7 @@ def resume_scan(
 
 def refuse_without_workers() -> None:
     if conf().sync:
-        text = _("With the setting SYNC there are no workers: use manage.py reconcile_r2.")
+        text = _("With CLEANUP_SYNC there are no workers: use manage.py reconcile_r2.")
         raise Problem("refused", text)
 
 

@@ -98,7 +98,7 @@ class ScanCommand(DocumentedCommand):
         refuse(resume and new, "A scan is resumed as it was begun: --resume goes without these.")
         refuse(workers > MOST_WORKERS, f"--workers: at most {MOST_WORKERS}.")
         refuse(not 0 < processes <= MOST_PROCESSES, f"--processes: 1 to {MOST_PROCESSES}.")
-        refuse(workers and conf().sync, "With the setting SYNC there are no workers.")
+        refuse(workers and conf().sync, "With CLEANUP_SYNC there are no workers.")
         with asked_from_shell():
             if cost:
                 self.show_cost(scans.estimate(purpose=self.purpose, **scope), as_json)

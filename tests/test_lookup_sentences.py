@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -324,6 +325,17 @@ def test_a_row_or_a_sighting_since_takes_the_word_gone_back(db: None) -> None:
     Finding.objects.all().delete()
     row(KEY, project_id="proj_1", created_at=LONG_AGO)
     assert not why().startswith("Deleted")
+
+
+@pytest.mark.parametrize("kinds", list(permutations(["orphaned", "unfinished"])))
+def test_an_upload_seen_beside_an_object_does_not_hide_it(db: None, kinds: tuple[str, ...]) -> None:
+    for kind in kinds:
+        finding(kind=kind)
+    assert "Delete the orphan" in why()
+    item(outcome="deleted", changed_at=f"{SCAN}+00:00")
+    assert "seen gone" in why()
+    Finding.objects.update(last_seen_at=timezone.now())
+    assert why().startswith("It is in the bucket again")
 
 
 def test_the_latest_evidence_counts_whichever_operation_is_older(db: None) -> None:

@@ -19,6 +19,7 @@ from storage_audit.bucket.listing import storable
 from storage_audit.bucket.r2 import Listed
 from storage_audit.conf import conf
 from storage_audit.fields import spellings
+from storage_audit.findings import Kind
 from storage_audit.models import (
     CleanupItem,
     CleanupOperation,
@@ -30,6 +31,8 @@ from storage_audit.models import (
 T = TypeVar("T")
 # Of the items, operations and findings of all keys in question.
 LATEST = 50
+# What such a finding tells of was not in the bucket as an object.
+NO_OBJECT = (Kind.MISSING, Kind.UNFINISHED)
 
 
 class Life(TextChoices):
@@ -106,8 +109,13 @@ class Facts:
 
     @property
     def finding(self) -> Finding | None:
-        """The difference that the latest scan saw."""
-        return next((one for one in self.findings if one.state != "resolved"), None)
+        """The difference that the latest scan saw; of an upload to the key only if there is none
+        of the object, as one scan may see both."""
+        return max(self.unresolved, key=weight, default=None)
+
+    @property
+    def unresolved(self) -> list[Finding]:
+        return [one for one in self.findings if one.state != "resolved"]
 
     @cached_property
     def judgements(self) -> list[Judgement]:
@@ -130,6 +138,11 @@ class Facts:
     def last_modified(self) -> datetime | None:
         told = (self.listed, self.row, self.finding)
         return next((one.last_modified for one in told if one and one.last_modified), None)
+
+
+def weight(finding: Finding) -> tuple[bool, datetime, bool]:
+    kind = finding.kind
+    return kind != Kind.UNFINISHED, finding.last_seen_at, kind not in NO_OBJECT
 
 
 def facts_of(keys: Sequence[Named], buckets: Collection[str]) -> list[Facts]:

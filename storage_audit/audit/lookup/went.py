@@ -5,11 +5,10 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.layouts import OWN_PREFIX
-from storage_audit.audit.lookup.facts import Facts, Life
+from storage_audit.audit.lookup.facts import NO_OBJECT, Facts, Life
 from storage_audit.audit.lookup.sentence import Answer, Sentence, moment
 from storage_audit.audit.ownership import Claim
 from storage_audit.conf import conf
-from storage_audit.findings import Kind
 from storage_audit.models import CleanupItem, CleanupOperation, R2Object
 
 Outcome, Status = CleanupItem.Outcome, CleanupOperation.Status
@@ -141,9 +140,10 @@ def place_of(item: CleanupItem) -> str:
 
 def seen_since(facts: Facts, item: CleanupItem) -> bool:
     """Whether a scan saw the object in the bucket after it went."""
-    finding = facts.finding
-    shows = finding is not None and finding.kind not in (Kind.MISSING, Kind.UNFINISHED)
-    return bool(shows and finding and finding.last_seen_at > item.changed_at)
+    return any(
+        finding.kind not in NO_OBJECT and finding.last_seen_at > item.changed_at
+        for finding in facts.unresolved
+    )
 
 
 def absent_now(facts: Facts) -> Answer:

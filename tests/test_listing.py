@@ -21,6 +21,7 @@ from storage_audit.bucket.listing import (
     pages,
     start_of_all_spellings,
     storable,
+    unescape,
 )
 from storage_audit.bucket.r2 import Page
 from storage_audit.bucket.wire import Entries, Entry
@@ -217,6 +218,12 @@ def test_different_keys_that_cannot_be_stored_never_look_alike(one: str, other: 
     if one != other and storable(one) == storable(other):
         assert escape(one) != escape(other)
     assert storable(escape(one))
+
+
+@given(RAW_KEY.filter(lambda key: not storable(key)))
+def test_what_is_shown_escaped_can_be_read_again(key: str) -> None:
+    assert unescape(escape(key)) == key
+    assert unescape(f"{escape(key)}\\") is None
 
 
 def test_backslashes_tell_escaped_keys_apart() -> None:

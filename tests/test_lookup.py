@@ -389,6 +389,19 @@ def test_answer_follows_an_object_from_its_upload_to_its_end_and_back(bucket: Bu
     assert "14 bytes, ETag" in shown
 
 
+@pytest.mark.parametrize("name", [r"a\x00b.mp4", r"\xff\\.mp4"])
+def test_object_that_no_request_can_name_is_not_called_absent(bucket: Bucket, name: str) -> None:
+    finding = found(f"projects/proj_1/scenes/s1/media/{name}")
+    Finding.objects.update(kind="unstorable", escaped=True)
+    client = superuser()
+    shown = text_of(client.get(page("finding", "change", finding.pk)))
+    [link] = re.findall(r'href="[^"]*/lookup/(\?q=[^"]*)"', shown)
+    shown = text_of(client.post(LOOKUP + link, {"look": "Look"}))
+    assert "No request can name this key." in shown and "does not show it" not in shown
+    [sentence] = sentences(shown)
+    assert sentence.startswith("No request can name this key, so nothing here can delete it")
+
+
 def test_object_that_is_not_there_is_not_called_deleted(bucket: Bucket) -> None:
     track(bucket, KEY, "proj_1")
     shown = look(KEY)

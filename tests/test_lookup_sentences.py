@@ -338,6 +338,22 @@ def test_an_upload_seen_beside_an_object_does_not_hide_it(db: None, kinds: tuple
     assert why().startswith("It is in the bucket again")
 
 
+@pytest.mark.parametrize("escaped", [True, False])
+def test_an_object_that_is_shown_as_another_is_called_is_told_apart(
+    db: None, escaped: bool
+) -> None:
+    key = r"projects/proj_1/scenes/s1/media/a\xff.mp4"
+    item(key, outcome="already_absent", escaped=escaped)
+    [facts] = lookup.look_up(key).objects
+    assert facts.named.escaped == escaped and "seen absent" in lookup.why(facts).text
+    finding(key, kind="unstorable" if not escaped else "orphaned", escaped=not escaped)
+    named, unnamed = lookup.look_up(key).objects
+    assert unnamed.named.key == "projects/proj_1/scenes/s1/media/a\udcff.mp4"
+    gone, there = (unnamed, named) if escaped else (named, unnamed)
+    assert "seen absent" in lookup.why(gone).text and not gone.findings
+    assert "a scan found it" in lookup.why(there).text and not there.items
+
+
 def test_the_latest_evidence_counts_whichever_operation_is_older(db: None) -> None:
     """A plan is asked for before the look that finds it open, and is run after that."""
     deleted("proj_1")

@@ -13,6 +13,7 @@ from storage_audit.bucket.wire import Entries
 
 Identity = Callable[[str], str]
 SURROGATE = re.compile("[\ud800-\udfff]")
+ESCAPED = re.compile(rb"\\(?:\\|x([0-9a-f]{2}))")
 NAMELESS_FOLDER = re.compile("^/|//")
 
 
@@ -205,3 +206,10 @@ def escape(key: str) -> str:
     # Backslashes too, so that two such keys never look the same.
     text = as_bytes(key.replace("\\", "\\\\")).decode("utf-8", "backslashreplace")
     return text.replace("\0", "\\x00")
+
+
+def unescape(text: str) -> str | None:
+    """The key that `escape` shows so because it cannot be stored; None if there is none."""
+    raw = ESCAPED.sub(lambda match: bytes([int(match[1] or b"5c", 16)]), text.encode())
+    key = raw.decode("utf-8", "surrogateescape")
+    return key if not storable(key) and escape(key) == text else None

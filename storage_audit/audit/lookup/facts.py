@@ -1,7 +1,7 @@
 """What the tables tell of a key, read for all keys in question at once."""
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -15,7 +15,7 @@ from storage_audit import projects
 from storage_audit.audit.layouts import Reading
 from storage_audit.audit.lookup.pasted import Named
 from storage_audit.audit.ownership import Deleted, Verdict, alive_of, judge, layouts
-from storage_audit.bucket.listing import storable
+from storage_audit.bucket.listing import storable, unescape
 from storage_audit.bucket.r2 import Listed
 from storage_audit.conf import conf
 from storage_audit.fields import spellings
@@ -29,6 +29,8 @@ from storage_audit.models import (
 )
 
 T = TypeVar("T")
+# Bucket and key, and whether that is shown escaped.
+Place = tuple[str, str, bool]
 # Of the items, operations and findings of all keys in question.
 LATEST = 50
 # What such a finding tells of was not in the bucket as an object.
@@ -154,36 +156,52 @@ def facts_of(keys: Sequence[Named], buckets: Collection[str]) -> list[Facts]:
     items = CleanupItem.objects.filter(identity__in=forms).select_related("operation")
     findings = Finding.objects.filter(bucket__in=every, key__in=forms).order_by("-last_seen_at")
     found = Found(
-        by_place(rows, lambda row: (row.bucket, row.key)),
+        by_place(rows, lambda row: (row.bucket, row.key, False)),
         by_place(
             items.order_by("-changed_at", "-pk")[:LATEST],
-            lambda item: (item.operation.bucket, item.identity),
+            lambda item: (item.operation.bucket, item.identity, item.escaped),
         ),
-        by_place(findings[:LATEST], lambda finding: (finding.bucket, finding.key)),
+        by_place(findings[:LATEST], lambda finding: (finding.bucket, finding.key, finding.escaped)),
     )
     known = [
         found.about(bucket, named)
         for named in keys
         for bucket in found.buckets_of(named) or [named.bucket or conf().bucket]
     ]
+    known += [
+        found.about(bucket, named) for named in shown_so(keys) for bucket in found.buckets_of(named)
+    ]
     return with_projects(known)
 
 
-class Found(NamedTuple):
-    """What was found, by bucket and key."""
+def shown_so(keys: Sequence[Named]) -> Iterator[Named]:
+    """What pages show by these texts because nothing can name it: other objects than those that
+    are called so."""
+    for named in keys:
+        if (key := unescape(named.shown)) and not named.escaped:
+            yield named._replace(key=key)
 
-    rows: Mapping[tuple[str, str], list[R2Object]]
-    items: Mapping[tuple[str, str], list[CleanupItem]]
-    findings: Mapping[tuple[str, str], list[Finding]]
+
+class Found(NamedTuple):
+    """What was found, by place."""
+
+    rows: Mapping[Place, list[R2Object]]
+    items: Mapping[Place, list[CleanupItem]]
+    findings: Mapping[Place, list[Finding]]
 
     def buckets_of(self, named: Named) -> list[str]:
         """The one that the text names comes first."""
         forms = spellings(named.shown)
-        found = {bucket for table in self for bucket, key in table if key in forms}
+        found = {
+            bucket
+            for table in self
+            for bucket, key, escaped in table
+            if key in forms and escaped == named.escaped
+        }
         return sorted(found, key=lambda bucket: (bucket != named.bucket, bucket))
 
     def about(self, bucket: str, named: Named) -> Facts:
-        places = [(bucket, form) for form in sorted(spellings(named.shown))]
+        places = [(bucket, form, named.escaped) for form in sorted(spellings(named.shown))]
         items = [item for place in places for item in self.items.get(place, ())]
         items.sort(key=lambda item: (item.changed_at, item.pk), reverse=True)
         return Facts(
@@ -198,10 +216,8 @@ class Found(NamedTuple):
         )
 
 
-def by_place(
-    found: Iterable[T], place: Callable[[T], tuple[str, str]]
-) -> dict[tuple[str, str], list[T]]:
-    places: dict[tuple[str, str], list[T]] = defaultdict(list)
+def by_place(found: Iterable[T], place: Callable[[T], Place]) -> dict[Place, list[T]]:
+    places: dict[Place, list[T]] = defaultdict(list)
     for one in found:
         places[place(one)].append(one)
     return dict(places)

@@ -61,6 +61,11 @@ class Named(NamedTuple):
         """The key as tables have it."""
         return escape(self.key)
 
+    @property
+    def escaped(self) -> bool:
+        """Whether tables cannot have it as it is."""
+        return not storable(self.key)
+
 
 class Understood(NamedTuple):
     operation_id: UUID | None

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from itertools import permutations
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 from django.utils import timezone
@@ -352,6 +353,23 @@ def test_an_object_that_is_shown_as_another_is_called_is_told_apart(
     gone, there = (unnamed, named) if escaped else (named, unnamed)
     assert "seen absent" in lookup.why(gone).text and not gone.findings
     assert "a scan found it" in lookup.why(there).text and not there.items
+
+
+@pytest.mark.parametrize("outcome", ["deleted", "already_absent"])
+def test_gone_is_said_of_the_same_spelling_unless_the_bucket_folds_them(
+    db: None, outcome: str
+) -> None:
+    key = "projects/proj_1/scenes/s1/media/é.mp4"
+    composed, other = normalize("NFC", key), normalize("NFD", key)
+    deleted("proj_1")
+    item(other, outcome="failed", reason="No answer.", changed_at=LONG_AGO)
+    assert "No answer." in why(composed)
+    item(other, outcome=outcome)
+    assert "by a complete listing" in why(other)
+    assert "that looks the same and is spelled with other" in why(composed)
+    assert "look into the bucket" in why(composed)
+    item(other, outcome=outcome, identity=composed)
+    assert "by a complete listing" in why(composed)
 
 
 def test_the_latest_evidence_counts_whichever_operation_is_older(db: None) -> None:

@@ -108,6 +108,7 @@ def shown_project(request: HttpRequest, facts: ProjectFacts) -> dict[str, Any]:
 
 def shown_object(request: HttpRequest, facts: Facts) -> dict[str, Any]:
     sees = request.user.has_perm
+    items = [*map(item, facts.items), *map(item_of_another, facts.otherwise_spelled)]
     return {
         "key": visible(facts.key),
         "bucket": visible(facts.bucket),
@@ -119,8 +120,8 @@ def shown_object(request: HttpRequest, facts: Facts) -> dict[str, Any]:
         "judgements": list(judgements(facts))[:SHOWN],
         "more_judgements": len(facts.judgements[SHOWN:]),
         "rows": list(map(row, facts.rows)) if sees("storage_audit.view_r2object") else (),
-        "items": list(map(item, facts.items[:SHOWN])),
-        "more_items": len(facts.items[SHOWN:]),
+        "items": items[:SHOWN],
+        "more_items": len(items[SHOWN:]),
         "findings": findings(facts.findings) if sees("storage_audit.view_finding") else (),
     }
 
@@ -178,6 +179,10 @@ def item(found: CleanupItem) -> dict[str, Any]:
         "answer": visible(found.answer),
         "at": found.changed_at,
     }
+
+
+def item_of_another(found: CleanupItem) -> dict[str, Any]:
+    return {**item(found), "is_of_another": True}
 
 
 def findings(found: Sequence[Finding]) -> list[dict[str, Any]]:

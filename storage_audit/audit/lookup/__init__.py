@@ -33,6 +33,7 @@ WHY: tuple[Callable[[Facts], Answer], ...] = (
     stays.belongs_to_the_living,
     stays.project_vanished,
     stays.left_behind,
+    went.gone_in_another_spelling,
     stays.never_found,
     stays.read_by_nobody,
     stays.nobodys,

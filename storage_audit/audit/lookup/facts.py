@@ -33,6 +33,7 @@ T = TypeVar("T")
 Place = tuple[str, str, bool]
 # Of the items, operations and findings of all keys in question.
 LATEST = 50
+GONE = (CleanupItem.Outcome.DELETED, CleanupItem.Outcome.ALREADY_ABSENT)
 # What such a finding tells of was not in the bucket as an object.
 NO_OBJECT = (Kind.MISSING, Kind.UNFINISHED)
 
@@ -83,6 +84,8 @@ class Facts:
     alive: set[str]
     rows: Sequence[R2Object] = ()
     items: Sequence[CleanupItem] = ()
+    # Gone, of keys with other code points: on some stores those are other objects.
+    otherwise_spelled: Sequence[CleanupItem] = ()
     findings: Sequence[Finding] = ()
     # Of the projects that the key may name, in this bucket.
     cleanups: Sequence[CleanupOperation] = ()
@@ -94,7 +97,12 @@ class Facts:
 
     @property
     def is_known(self) -> bool:
-        return bool(self.rows or self.items or self.findings)
+        return bool(self.rows or self.items or self.otherwise_spelled or self.findings)
+
+    def folded(self) -> "Facts":
+        """The same where the bucket takes all spellings of a key for one object."""
+        items = latest_first([*self.items, *self.otherwise_spelled])
+        return replace(self, items=items, otherwise_spelled=())
 
     @property
     def row(self) -> R2Object | None:
@@ -203,7 +211,7 @@ class Found(NamedTuple):
     def about(self, bucket: str, named: Named) -> Facts:
         places = [(bucket, form, named.escaped) for form in sorted(spellings(named.shown))]
         items = [item for place in places for item in self.items.get(place, ())]
-        items.sort(key=lambda item: (item.changed_at, item.pk), reverse=True)
+        others = gone_otherwise(items, named)
         return Facts(
             bucket,
             named,
@@ -211,9 +219,30 @@ class Found(NamedTuple):
             {},
             set(),
             rows=[row for place in places for row in self.rows.get(place, ())],
-            items=items,
+            items=latest_first(item for item in items if item not in others),
+            otherwise_spelled=latest_first(others),
             findings=[one for place in places for one in self.findings.get(place, ())],
         )
+
+
+def latest_first(items: Iterable[CleanupItem]) -> list[CleanupItem]:
+    return sorted(items, key=lambda item: (item.changed_at, item.pk), reverse=True)
+
+
+def gone_otherwise(items: Sequence[CleanupItem], named: Named) -> list[CleanupItem]:
+    """All items of other spellings whose latest is that the object went, unless an item shows that
+    the bucket takes spellings for one object."""
+    if any(item.identity != item.key for item in items):
+        return []
+    spelled = defaultdict(list)
+    for item in latest_first(items):
+        spelled[item.identity].append(item)
+    return [
+        item
+        for identity, some in spelled.items()
+        if identity != named.shown and some[0].outcome in GONE
+        for item in some
+    ]
 
 
 def by_place(found: Iterable[T], place: Callable[[T], Place]) -> dict[Place, list[T]]:

@@ -14,7 +14,7 @@ from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.lookup.facts import Facts, Seen
 from storage_audit.bucket import listing, r2
 from storage_audit.bucket.errors import StoreError
-from storage_audit.bucket.listing import storable
+from storage_audit.bucket.listing import nfc, storable
 from storage_audit.redaction import redact
 
 
@@ -37,6 +37,8 @@ def seen_in(bucket: str, facts: list[Facts], until: float) -> list[Facts]:
             installation.see_marker(bucket)
     except (StoreError, Mismatch) as error:
         return [replace(one, seen=Seen(now, trouble=redact(str(error)))) for one in facts]
+    if identity is nfc:
+        facts = [one.folded() for one in facts]
     return [
         replace(one, seen=Seen(now, there.get(identity(one.named.key))))
         if storable(one.named.key)

@@ -5,14 +5,13 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.layouts import OWN_PREFIX
-from storage_audit.audit.lookup.facts import NO_OBJECT, Facts, Life
+from storage_audit.audit.lookup.facts import GONE, NO_OBJECT, Facts, Life
 from storage_audit.audit.lookup.sentence import Answer, Sentence, moment
 from storage_audit.audit.ownership import Claim
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, R2Object
 
 Outcome, Status = CleanupItem.Outcome, CleanupOperation.Status
-GONE = (Outcome.DELETED, Outcome.ALREADY_ABSENT)
 
 
 def own_object(facts: Facts) -> Answer:
@@ -185,3 +184,14 @@ def back_again(facts: Facts) -> Answer:
         " application. Verify the cleanup that deleted it. Before: %s"
     )
     return Sentence(text % how_it_went(item), item.operation)
+
+
+def gone_in_another_spelling(facts: Facts) -> Answer:
+    item = next(iter(facts.otherwise_spelled), None)
+    if not item or facts.listed:
+        return None
+    text = _(
+        "Operation %s tells of a key that looks the same and is spelled with other code points."
+        " Some stores, R2 among them, take the two for one object: look into the bucket."
+    )
+    return Sentence(text % item.operation_id, item.operation)

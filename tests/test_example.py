@@ -84,6 +84,18 @@ CASES = {
     },
 }
 
+ON_POSTGRESQL = """
+import os
+import dj_database_url
+from newsroom.settings import *
+
+DATABASES = {"default": dj_database_url.config()}
+DATABASES["default"]["TEST"] = {"NAME": f"newsroom_{os.getpid()}"}
+# A package has them within.
+TEMPLATES[0]["DIRS"] = [os.environ["PYTHONPATH"] + "/templates"]
+"""
+STORE = ("ENDPOINT_URL", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "BUCKET_NAME")
+
 MYPY = """
 [mypy]
 strict = true
@@ -246,6 +258,22 @@ def test_the_admin_works_in_projects_of_other_kinds(case: str, story: Story) -> 
         start = "from newsroom.settings import *\n" if name == "settings.py" else ""
         (package / name).write_text(start + dedent(text))
     story.terminal.run(f"python manage.py test --settings {case}.settings")
+
+
+@pytest.mark.only_on("postgresql")
+def test_the_tables_come_and_the_admin_works_on_postgresql(tmp_path: Path) -> None:
+    """In a database that Django's runner makes and drops, beside the one of these tests."""
+    copytree(EXAMPLE, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "on_postgresql.py").write_text(dedent(ON_POSTGRESQL))
+    store = {f"R2_{name}": "made-up" for name in STORE}
+    done = subprocess.run(
+        [sys.executable, "manage.py", "test", "--noinput", "--settings=on_postgresql"],
+        env={**os.environ, **store, "SECRET_KEY": "0" * 60, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_types_of_the_example_hold(story: Story, tmp_path: Path) -> None:

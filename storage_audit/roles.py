@@ -62,11 +62,14 @@ def make_groups(apps: Any, using: str) -> None:
         group.permissions.add(*ours.filter(codename__in=held))
 
 
-def refusal(request: HttpRequest, permission: str, app: str = "storage_audit") -> str:
+def refusal(request: HttpRequest, permission: str) -> str:
     """Why this person may not do what the permission is for, such as "verify_cleanup", and whom to
     ask for what; empty for who may."""
-    if request.user.has_perm(f"{app}.{permission}"):
-        return ""
+    may = request.user.has_perm(f"storage_audit.{permission}")
+    return "" if may else whom_to_ask(permission)
+
+
+def whom_to_ask(permission: str, app: str = "storage_audit") -> str:
     roles = ROLES if app == "storage_audit" else {}
     role = next((name for name, held in roles.items() if permission in held), None)
     if role is None:

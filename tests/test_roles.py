@@ -1,7 +1,10 @@
 """The three groups, and what is said to those who may not."""
 
+from typing import Any
+
 import pytest
 from django.apps import apps
+from django.contrib import admin
 from django.contrib.admin import site
 from django.contrib.auth.models import Group, Permission, User
 from django.db import connection
@@ -10,9 +13,10 @@ from pytest_django import Settings
 
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, CleanupOperation, Diagnosis, Finding, Project
-from storage_audit.pages.base import lookup_of
+from storage_audit.pages.base import DJANGO_6_1, lookup_of
+from storage_audit.pages.projects import OwnerAdmin
 from storage_audit.roles import ADMIN, OPERATOR, ROLES, VIEWER, make_groups
-from tests.admin_client import page, signed_in, text_of
+from tests.admin_client import page, signed_in, superuser, text_of
 from tests.conftest import Bucket
 
 
@@ -67,6 +71,50 @@ def test_no_group_of_ours_is_said_to_help_with_the_model_of_another_application(
     told = dict(site.get_model_admin(Project).refused(request, Project(pk="proj_1")))  # type: ignore[attr-defined]
     assert told["Delete"] == "You may not do this. Ask an administrator for the permission."
     assert told["Verify cleanup"].endswith("the group “Storage operator”.")
+
+
+def archive(modeladmin: object, request: object, queryset: object) -> None: ...
+
+
+@admin.action(permissions=["archive"], description="Archive these %(verbose_name_plural)s")
+def archive_as_editor(modeladmin: object, request: object, queryset: object) -> None: ...
+
+
+@admin.action(permissions=["archive", "view"], description="Archive too")
+def archive_or_view(modeladmin: object, request: object, queryset: object) -> None: ...
+
+
+@pytest.mark.parametrize("act", [archive, archive_as_editor, archive_or_view])
+@pytest.mark.parametrize("is_named", [False, True])
+def test_an_adopters_own_action_is_offered_and_refused_as_django_does(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, act: Any, is_named: bool
+) -> None:
+    """From Django 6.1 on, an action that says no location is one of the list only."""
+    Project.objects.create(pk="proj_1")
+    pages: Any = site.get_model_admin(Project)
+    own = act.__name__ if is_named else act
+    monkeypatch.setattr(type(pages), "actions", [*OwnerAdmin.actions, own])
+    monkeypatch.setattr(type(pages), act.__name__, act, raising=False)
+    monkeypatch.setattr(type(pages), "has_archive_permission", lambda *_: False, raising=False)
+    client, refused = member("Storage operator"), 'value="Archive these projects" disabled> <small>'
+    for name, args in (("changelist", ()), ("change", ("proj_1",))):
+        shown = text_of(client.get(page("project", name, *args)))
+        has_it = name == "changelist" or not DJANGO_6_1
+        assert (refused in shown) == (has_it and act is archive_as_editor)
+        assert (f'value="{act.__name__}"' in shown) == (has_it and act is not archive_as_editor)
+        assert 'value="Archive too" disabled' not in shown
+
+
+def test_a_superuser_whom_an_adopters_own_rule_refuses_is_told_so(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Project.objects.create(pk="proj_1")
+    pages: Any = site.get_model_admin(Project)
+    monkeypatch.setattr(type(pages), "actions", [archive_as_editor])
+    monkeypatch.setattr(type(pages), "has_archive_permission", lambda *_: False, raising=False)
+    shown = text_of(superuser().get(page("project")))
+    text = "You may not do this. Ask an administrator for the permission."
+    assert f'value="Archive these projects" disabled> <small>{text}' in shown
 
 
 class Elsewhere:

@@ -33,7 +33,7 @@ from storage_audit.pages import exports
 from storage_audit.pages.lists import LongList
 from storage_audit.querysets import starts_with
 from storage_audit.redaction import visible
-from storage_audit.roles import refusal
+from storage_audit.roles import refusal, whom_to_ask
 
 M = TypeVar("M", bound=models.Model)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -219,21 +219,29 @@ class AuditAdmin(ModelAdmin[M]):
         """The actions and tools that this person may not use, on the list or on the row's page,
         each with the reason."""
         found = []
-        for name in map(str, self.actions or ()):
-            act = getattr(self, name)
-            [needed] = act.allowed_permissions
+        for act, name, description in self.own_actions(on_page=row is not None):
+            needed = getattr(act, "allowed_permissions", ())
             is_offered = row is None or self.is_fit(row, name)
-            if is_offered and not getattr(self, f"has_{needed}_permission")(request):
-                label = act.short_description % model_format_dict(self.model)
-                found.append((label, self.reason(request, needed)))
+            if is_offered and needed and not self.has_any(request, needed):
+                label = description % model_format_dict(self.model)
+                found.append((label, self.reason(needed[0])))
         tools = [(str(label), refusal(request, needed)) for needed, label in self.tools.items()]
         return found + [tool for tool in tools if all(tool)]
 
-    def reason(self, request: HttpRequest, needed: str) -> str:
+    def own_actions(self, *, on_page: bool) -> list[tuple[Any, str, str]]:
+        """The function, name and description of each, whatever Django accepts as an action."""
+        place: Any = (admin.ActionLocation.CHANGE_FORM,) if DJANGO_6_1 and on_page else ()
+        found: Any = filter(None, (self.get_action(each, *place) for each in self.actions or ()))
+        return [(a.func, a.name, a.description) if DJANGO_6_1 else a for a in found]
+
+    def has_any(self, request: HttpRequest, permissions: Sequence[str]) -> bool:
+        return any(getattr(self, f"has_{each}_permission")(request) for each in permissions)
+
+    def reason(self, needed: str) -> str:
         if needed in PERMISSIONS:
-            return refusal(request, PERMISSIONS[needed])
+            return whom_to_ask(PERMISSIONS[needed])
         # The model may be another application's, and named as one of ours.
-        return refusal(request, f"{needed}_{self.opts.model_name}", self.opts.app_label)
+        return whom_to_ask(f"{needed}_{self.opts.model_name}", self.opts.app_label)
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
@@ -324,7 +332,7 @@ class DeletingAdmin(ConfirmingAdmin[M]):
     def refused(self, request: HttpRequest, row: M | None = None) -> list[tuple[str, str]]:
         found = super().refused(request, row)
         if row and not self.has_delete_permission(request, row):
-            found.append((_("Delete"), self.reason(request, "delete")))
+            found.append((_("Delete"), self.reason("delete")))
         return found
 
     @admin.action(

@@ -289,6 +289,17 @@ def test_its_pages_lead_back_as_they_lead_on(db: None) -> None:
     assert [left.key for left in again] == back[: len(again)]
 
 
+@pytest.mark.parametrize(
+    "query", ["after=%00", "before=a%00", "after=a&bucket=%00", "before=z&bucket=%00"]
+)
+def test_a_place_that_no_database_holds_leads_to_the_first_page(db: None, query: str) -> None:
+    find("k")
+    answer = superuser().get(f"{LEFT_BEHIND}?{query}")
+    assert answer.status_code == 200
+    assert [left.key for left in answer.context["rows"]] == ["k"]
+    assert answer.context["is_first"]
+
+
 def test_of_an_orphan_it_says_whether_and_when_it_may_be_deleted(db: None) -> None:
     ripe: dict[str, Any] = {"first_seen_at": LONG_AGO, "last_modified": LONG_AGO}
     find("a", **ripe, evidence="flat: proj_1; no project proj_1 was ever known")

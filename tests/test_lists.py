@@ -335,6 +335,36 @@ def test_a_bucket_without_rows_lists_exports_and_acts_on_none_of_another(
     assert row.state == "acknowledged"
 
 
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("cleanupoperation", "project_id"),
+        ("cleanupoperation", "bucket"),
+        ("cleanupoperation", "status__exact"),
+        ("finding", "state"),
+        ("finding", "state__exact"),
+        ("finding", "key__startswith"),
+        ("finding", "q"),
+        ("r2object", "project_id__in"),
+        ("knownproject", "evidence__exact"),
+        ("project", "title"),
+        ("project", "q"),
+        ("bucketscan", "bucket"),
+    ],
+)
+def test_what_no_database_holds_is_no_filter_of_a_list_nor_of_its_export(
+    db: None, model: str, name: str
+) -> None:
+    MAKERS[model](1)
+    client = superuser()
+    for url in (page(model), page(model, "export", "csv"), page(model, "export", "json")):
+        for text in ("\0", "a\0b"):
+            answer = client.get(url, {name: text})
+            assert answer.status_code == 302, (url, text)
+            assert answer.headers["Location"] == page(model) + "?e=1"
+    assert client.get(page(model), {name: "é 🦊"}).status_code == 200
+
+
 def test_what_counts_all_buckets_leads_to_the_findings_of_all(db: None, settings: Settings) -> None:
     """And what tells of one bucket, to those of that one, whichever the settings name."""
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"BUCKET": "tests"}

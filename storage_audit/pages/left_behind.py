@@ -13,6 +13,7 @@ from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.decisions.orphans import why_it_stays
+from storage_audit.bucket.listing import storable
 from storage_audit.models import CleanupItem, CleanupOperation, Finding
 from storage_audit.pages import exports
 from storage_audit.pages.base import ModelAdmin
@@ -59,6 +60,9 @@ class Edge(NamedTuple):
         return [f"-{field}" if self.is_end else field for field in fields]
 
 
+FIRST = Edge("", "", is_end=False)
+
+
 def view(request: HttpRequest, admin: ModelAdmin[Finding]) -> HttpResponse:
     if not request.user.has_perms(SEEN_BY):
         raise PermissionDenied
@@ -76,7 +80,9 @@ def view(request: HttpRequest, admin: ModelAdmin[Finding]) -> HttpResponse:
 def edge_of(request: HttpRequest) -> Edge:
     asked = request.GET
     is_end = "before" in asked
-    return Edge(asked.get("before" if is_end else "after", ""), asked.get("bucket", ""), is_end)
+    edge = Edge(asked.get("before" if is_end else "after", ""), asked.get("bucket", ""), is_end)
+    # No object is found at another place, and PostgreSQL takes it for an error of the program.
+    return edge if storable(edge.key) and storable(edge.bucket) else FIRST
 
 
 def page(edge: Edge) -> dict[str, Any]:
@@ -169,7 +175,7 @@ def download(request: HttpRequest, form: str) -> StreamingHttpResponse:
 
 
 def everything() -> Iterator[Left]:
-    rows, more = nearest(Edge("", "", is_end=False))
+    rows, more = nearest(FIRST)
     yield from rows
     while more:
         rows, more = nearest(Edge(*rows[-1].place, is_end=False))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.contrib import admin, messages
+from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.views.main import PAGE_VAR, ChangeList
 from django.core import signing
 from django.core.exceptions import FieldDoesNotExist, ValidationError
@@ -21,6 +22,7 @@ from django.utils.formats import number_format
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from storage_audit.bucket.listing import storable
 from storage_audit.conf import conf
 from storage_audit.querysets import ALL_BUCKETS, buckets_in
 from storage_audit.redaction import visible
@@ -70,6 +72,19 @@ class Count(int):
 
 class LongList(ChangeList):
     """One that is edited in place, or sorted by what may be NULL, stays as Django's is."""
+
+    def get_queryset(
+        self, request: HttpRequest, exclude_parameters: list[str | None] | None = None
+    ) -> QuerySet[Any]:
+        # No row has such a text, and PostgreSQL takes it for an error of the program.
+        if not all(storable(text) for texts in self.asked().values() for text in texts):
+            raise IncorrectLookupParameters
+        return super().get_queryset(request, exclude_parameters)
+
+    def asked(self) -> dict[str, list[str]]:
+        """What the address asks for, but for what the filter of buckets only compares."""
+        compared = {BucketFilter.parameter_name} if BucketFilter in self.list_filter else set()
+        return {name: self.filter_params[name] for name in self.filter_params.keys() - compared}
 
     def get_results(self, request: HttpRequest) -> None:
         self.columns = sorted_by(self.queryset)

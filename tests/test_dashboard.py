@@ -300,6 +300,18 @@ def test_a_place_that_no_database_holds_leads_to_the_first_page(db: None, query:
     assert answer.context["is_first"]
 
 
+def test_what_a_deletion_has_not_come_to_is_found_where_its_link_leads(db: None) -> None:
+    operation = remaining("failed-one")
+    for outcome in ("planned", "deleting"):
+        add(operation, f"{outcome}-one", outcome=outcome)
+    client = superuser()
+    links = re.findall(r'<a href="([^"]*)#items">Its cleanup', text_of(client.get(LEFT_BEHIND)))
+    # By their keys.
+    for url, outcome in zip(links, ("deleting", "failed", "planned"), strict=True):
+        items = client.get(unescape(url)).context["items"]
+        assert [shown["key"] for shown in items] == [f"{outcome}-one"]
+
+
 def test_of_an_orphan_it_says_whether_and_when_it_may_be_deleted(db: None) -> None:
     ripe: dict[str, Any] = {"first_seen_at": LONG_AGO, "last_modified": LONG_AGO}
     find("a", **ripe, evidence="flat: proj_1; no project proj_1 was ever known")

@@ -33,6 +33,7 @@ class Left(NamedTuple):
     evidence: str
     told_by: Any
     model: str
+    outcome: str = ""
 
     @property
     def place(self) -> tuple[str, str]:
@@ -162,6 +163,7 @@ def undeleted(edge: Edge) -> Iterator[Left]:
             item.evidence,
             operation,
             "cleanupoperation",
+            item.outcome,
         )
 
 

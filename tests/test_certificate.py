@@ -36,7 +36,7 @@ from storage_audit.audit.certificate.files import (
     signed,
 )
 from storage_audit.audit.installation import MARKER
-from storage_audit.models import CleanupItem, CleanupOperation, R2Object
+from storage_audit.models import CleanupItem, CleanupOperation, Installation, R2Object
 from storage_audit.origin import Origin, acting_as
 from tests.admin_client import page, person, superuser, text_of
 from tests.conftest import BUCKETS, Bucket
@@ -541,6 +541,21 @@ def test_a_deletion_that_the_database_does_not_know_is_judged_by_its_seal(
     out, _err, code = verify(path)
     assert code == 0 and "It is as it was issued." in out
     assert "This database knows no such deletion" in out
+
+
+def test_what_was_issued_before_the_database_was_moved_is_relied_on_as_before(
+    bucket: Bucket, cleaned: CleanupOperation, file: Callable[..., Path]
+) -> None:
+    path = file(cleaned)
+    Installation.objects.update(fingerprint="of the database where it was before")
+    claimed = StringIO()
+    call_command("claim_bucket", "--take-over", stdout=claimed)
+    installed = opened(path).head["installation"]
+    assert installed != str(Installation.objects.get().pk), claimed.getvalue()
+    out, err, code = verify(path, "--bucket")
+    assert (code, err) == (0, "") and "The database says the same." in out
+    rewrite(path, other_asker, signed)
+    assert verify(path)[2] == 1
 
 
 def test_later_looks_that_have_ended_since_are_no_difference_and_changed_ones_are(

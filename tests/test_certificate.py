@@ -4,7 +4,8 @@ so."""
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from datetime import datetime, timedelta
 from io import StringIO
 from pathlib import Path
@@ -35,7 +36,10 @@ from storage_audit.audit.certificate.files import (
     issued,
     signed,
 )
+from storage_audit.audit.certificate.record import ITEM
+from storage_audit.audit.certificate.seal import canonical
 from storage_audit.audit.installation import MARKER
+from storage_audit.exports import csv_lines
 from storage_audit.models import CleanupItem, CleanupOperation, Installation, R2Object
 from storage_audit.origin import Origin, acting_as
 from tests.admin_client import page, person, superuser, text_of
@@ -490,6 +494,66 @@ def changed_bytes(good: bytes) -> Iterator[bytes]:
         yield good[:place] + b" " + good[place:]
     for line in (b"\n", b"{}\n", b"\xff", good, b'"items":[\n', b"item,x\n"):
         yield good + line
+
+
+# In place of each value; the first means that its name goes, too.
+STRANGE: tuple[Any, ...] = (..., None, 1, [], {}, "\ud800")
+
+
+@each_form
+def test_whatever_any_value_is_changed_to_is_told_and_breaks_nothing(
+    certified: CleanupOperation, file: Callable[..., Path], form: str
+) -> None:
+    made(parent=certified, trigger="late_check")
+    path = file(certified, form)
+    issued_file, good = path.read_bytes(), opened(path)
+    whole = {"certificate": good.head, "items": list(good.items()), **good.ending._asdict()}
+    assert loosely(form, whole) == issued_file
+    for place in places_in(whole):
+        for strange in STRANGE:
+            path.write_bytes(loosely(form, altered(whole, place, strange)))
+            if path.read_bytes() != issued_file:
+                told, code = verdict(path)
+                assert code == 1 and told["flaws"] and not told["fine"], (place, strange)
+    assert "Altered" in "".join(verify(path)[:2])
+
+
+def places_in(value: Any) -> Iterator[list[Any]]:
+    """The way to each value inside of this one; of a list, to the first."""
+    names: Iterable[Any] = value if isinstance(value, dict) else ()
+    if isinstance(value, list) and value:
+        names = (0,)
+    for name in names:
+        yield [name]
+        yield from ([name, *rest] for rest in places_in(value[name]))
+
+
+def altered(whole: Facts, place: list[Any], strange: Any) -> Facts:
+    copy = inside = deepcopy(whole)
+    for name in place[:-1]:
+        inside = inside[name]
+    if strange is ...:
+        del inside[place[-1]]
+    else:
+        inside[place[-1]] = strange
+    return copy
+
+
+def loosely(form: str, whole: Facts) -> bytes:
+    """A file of whatever there is, as we would write it if it were ours."""
+    items = whole["items"] if isinstance(whole.get("items"), list) else []
+    ends = [name for name in Ending._fields if name in whole]
+    if form == "json":
+        parts = [f'"certificate":{canonical(whole.get("certificate"))}']
+        parts.append('"items":[\n' + ",\n".join(map(canonical, items)) + "\n]")
+        parts += (f'"{name}":{canonical(whole[name])}' for name in ends)
+        return ("{" + ",\n".join(parts) + "}\n").encode(errors="backslashreplace")
+    rows: list[list[Any]] = [["row", *ITEM]]
+    cells = (item if isinstance(item, dict) else {} for item in items)
+    rows += (["item", *map(item.get, ITEM)] for item in cells)
+    rows.append(["certificate", canonical(whole.get("certificate"))])
+    rows += ([name, whole[name]] for name in ends)
+    return "".join(csv_lines(row + [""] * (len(ITEM) + 1 - len(row)) for row in rows)).encode()
 
 
 def test_a_second_value_of_a_name_is_no_way_to_show_something_else(

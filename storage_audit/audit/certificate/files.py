@@ -15,6 +15,7 @@ from uuid import UUID
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.certificate.record import (
+    BOOKS,
     HEAD,
     ITEM,
     Facts,
@@ -30,6 +31,7 @@ LONGEST = 2**24  # bytes in a line
 HEAD_STARTS, DIGEST_STARTS, SIGNATURE_STARTS = '{"certificate":', '"digest":', '"signature":'
 CSV_STARTS = "row,key,"
 SHAPES = {"item": ITEM, "certificate": HEAD}
+LINE_OF_BOOKS = {"objects": int, "bytes": int}
 
 
 class NoCertificate(Exception):
@@ -137,16 +139,28 @@ FORMS = {
 
 def fit(part: Part) -> Part:
     """The same, if it has the names and types that it should have. Raises ValueError."""
-    if part.name in Ending._fields and isinstance(part.value, str):
-        return part
-    shape = SHAPES.get(part.name, {})
-    names_fit = isinstance(part.value, dict) and part.value.keys() == shape.keys()
-    if not names_fit or not all(isinstance(part.value[name], shape[name]) for name in shape):
+    if part.name in Ending._fields:
+        fits = isinstance(part.value, str)
+    else:
+        fits = has_shape(part.value, SHAPES.get(part.name, {}))
+    if not fits or part.name == "certificate" and not heads(part.value):
         raise ValueError(part.name)
-    if part.name == "certificate":
-        UUID(part.value["deletion_id"])
     canonical(part.value).encode()
     return part
+
+
+def has_shape(value: Any, shape: Facts) -> bool:
+    names_fit = isinstance(value, dict) and value.keys() == shape.keys()
+    return names_fit and all(isinstance(value[name], shape[name]) for name in shape)
+
+
+def heads(head: Facts) -> bool:
+    """Whether it has what is read of a head one level deeper. Raises ValueError."""
+    UUID(head["deletion_id"])
+    books = head["books"]
+    return books.keys() == set(BOOKS) and all(
+        has_shape(line, LINE_OF_BOOKS) for line in books.values()
+    )
 
 
 def issued(operation: CleanupOperation, form: str) -> Iterator[str]:

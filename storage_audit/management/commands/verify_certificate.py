@@ -58,6 +58,14 @@ class Command(DocumentedCommand):
 
     def handle(self, *, file: Path, bucket: bool, as_json: bool, **options: object) -> None:
         certificate = opened(file)
+        try:
+            certificate.read()
+        except Misshapen as error:
+            if as_json:
+                self.stdout.write(json.dumps(unread(certificate, error)))
+            whose = certificate.head.get("deletion_id", "an unknown deletion")
+            text = f"Altered or cut off: the certificate of {whose} in {file}. {error}"
+            raise CommandError(visible(text), returncode=FAILED) from error
         told = verdict(certificate, bucket)
         if as_json:
             self.stdout.write(json.dumps(told))
@@ -71,16 +79,24 @@ class Command(DocumentedCommand):
 
 def opened(file: Path) -> Certificate:
     try:
-        certificate = Certificate(file)
+        return Certificate(file)
     except (OSError, NoCertificate) as error:
         raise CommandError(visible(f"{file}: {error}"), returncode=WRONG_USE) from error
-    try:
-        certificate.read()
-    except Misshapen as error:
-        whose = certificate.head.get("deletion_id", "an unknown deletion")
-        text = f"Altered or cut off: the certificate of {whose} in {file}. {error}"
-        raise CommandError(visible(text), returncode=FAILED) from error
-    return certificate
+
+
+def unread(certificate: Certificate, error: Misshapen) -> dict[str, Any]:
+    """The verdict of a file that could not be read to its end."""
+    return {
+        "deletion_id": certificate.head.get("deletion_id"),
+        "status": None,
+        "statement": None,
+        "items": None,
+        "flaws": [str(error)],
+        "not_compared": "An altered certificate is not compared with the database.",
+        "differences": [],
+        "more_differences": 0,
+        "fine": False,
+    }
 
 
 def verdict(certificate: Certificate, bucket: bool) -> dict[str, Any]:

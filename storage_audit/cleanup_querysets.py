@@ -99,6 +99,12 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
     def held(self, now: datetime) -> Self:
         return self.filter(lease_until__gt=now)
 
+    def worked_on_since(self, moment: datetime) -> Self:
+        """Those whose lease a worker has taken or renewed since, or that it has put down."""
+        held = Q(status="running", lease_until__gt=moment + conf().lease)
+        # To be superseded takes no worker.
+        return self.filter(held | Q(finished_at__gt=moment) & ~Q(status="superseded"))
+
     def due(self, now: datetime) -> Self:
         """Operations that a worker may take: their time has come and nobody has them."""
         return self.filter(

@@ -4,10 +4,11 @@ nobody else does."""
 from datetime import datetime, timedelta
 
 from django.db.models import Min
-from django_q.models import OrmQ, Schedule
+from django_q.models import OrmQ, Schedule, Task
 
-SWEEP = "storage_audit.tasks.sweep"
-RECONCILE = "storage_audit.tasks.reconcile"
+TASKS = "storage_audit.tasks."
+SWEEP = f"{TASKS}sweep"
+RECONCILE = f"{TASKS}reconcile"
 
 
 def is_scheduled() -> bool:
@@ -37,3 +38,10 @@ def ready_tasks(at: datetime) -> int:
     """How many no cluster has taken."""
     count: int = OrmQ.objects.filter(lock__lte=at).count()
     return count
+
+
+def did_work_since(moment: datetime) -> bool:
+    """Whether a worker has ended a task of ours well; to sweep is not to work."""
+    ended = Task.objects.filter(func__startswith=TASKS, success=True, stopped__gt=moment)
+    did: bool = ended.exclude(func=SWEEP).exists()
+    return did

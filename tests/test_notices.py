@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Barrier, Event, Thread, Timer
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import django
 import pytest
@@ -33,12 +34,12 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from django.utils.translation import override, trans_real
 from django.views.debug import get_exception_reporter_filter
-from django_q.models import OrmQ, Schedule
+from django_q.models import OrmQ, Schedule, Task
 from pytest_django import Settings
 
 from storage_audit import queue, tasks
 from storage_audit.audit import incidents, messages, notices
-from storage_audit.audit.delays import delays
+from storage_audit.audit.delays import BUSY, RESTART, delays
 from storage_audit.channels import mail as mail_channel
 from storage_audit.channels import webhook
 from storage_audit.conf import conf
@@ -344,6 +345,63 @@ def test_a_dead_worker_is_told_of_by_the_command_and_is_over_once_it_runs_again(
     Schedule.objects.update(next_run=timezone.now())
     assert run("notify") == ("Incidents open: 0.\nMessages sent: 1.\n", "", 0)
     assert len(mailed) == 2
+
+
+@pytest.fixture
+def long_queue() -> datetime:
+    """An operation and a task wait for longer than they should; returns that moment."""
+    long_ago = timezone.now() - timedelta(minutes=14)
+    OrmQ.objects.create(key="autoshorts", payload="", lock=long_ago)
+    operation(status="pending", next_attempt_at=long_ago, project_id="proj_2")
+    return long_ago
+
+
+def renewed(at: datetime) -> None:
+    """By a worker that still has it, or had it until it was stuck."""
+    lease = {"lease_token": uuid4(), "lease_until": at + conf().lease}
+    operation(status="running", next_attempt_at=at + timedelta(hours=1), **lease)
+
+
+def listed(at: datetime) -> None:
+    scan = BucketScan.objects.create(bucket="tests")
+    scan.shards.create(prefix="", lease_token=uuid4(), lease_until=at + conf().lease)
+
+
+def closed(at: datetime) -> None:
+    operation(finished_at=at)
+
+
+def ended(at: datetime, name: str = "run_operation", success: bool = True) -> None:
+    func = name if "." in name else f"storage_audit.tasks.{name}"
+    times = {"started": at, "stopped": at}
+    Task.objects.create(id=uuid4().hex, name=name, func=func, success=success, **times)
+
+
+@pytest.mark.parametrize("sign", [renewed, listed, closed, ended])
+def test_a_long_queue_is_no_incident_while_workers_get_on_and_is_one_when_they_do_not(
+    long_queue: datetime, sign: Callable[[datetime], None]
+) -> None:
+    sign(long_queue)
+    incidents.notice()
+    assert kinds_open() == ["worker"]
+    sign(timezone.now() - timedelta(minutes=3))
+    incidents.notice()
+    assert kinds_open() == []
+    assert [advice for _text, advice in delays()] == [str(BUSY)] * 2
+    Schedule.objects.update(next_run=long_queue)
+    incidents.notice()
+    assert kinds_open() == ["worker"], "no sweep comes"
+
+
+@pytest.mark.parametrize("facts", [{"name": "sweep"}, {"success": False}, {"name": "x.other"}])
+def test_what_is_no_work_of_ours_keeps_no_stuck_worker_from_being_told_of(
+    long_queue: datetime, facts: dict[str, Any]
+) -> None:
+    ended(timezone.now(), **facts)
+    operation(status="superseded", finished_at=timezone.now())
+    incidents.notice()
+    assert kinds_open() == ["worker"]
+    assert [advice for _text, advice in delays()] == [str(RESTART)] * 2
 
 
 def test_what_is_late_is_told_in_the_language_of_the_reader(

@@ -10,12 +10,13 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit import queue
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation
+from storage_audit.models import BucketScan, CleanupOperation
 
 # A worker that is being restarted, or has many cleanups to do, is not late yet.
 LATE = timedelta(minutes=10)
 IDS_SHOWN = 5
 RESTART = gettext_lazy("Read the worker's log, and start the worker again.")
+BUSY = gettext_lazy("Workers get on with other work; wait, or have more of them.")
 
 
 class Delay(NamedTuple):
@@ -29,11 +30,36 @@ class Delay(NamedTuple):
 
 
 def delays() -> list[Delay]:
+    return [*waits(), *sweeps()]
+
+
+def of_worker() -> list[Delay]:
+    """Those that tell of a worker that is gone or stuck: where much is to be done, much waits."""
+    waiting = waits()
+    return [*([] if waiting and gets_on() else waiting), *sweeps()]
+
+
+def waits() -> list[Delay]:
     found = [idle_operations()]
-    # With SYNC no worker is needed: the work is done in the request or in the timer's sweep.
     if not conf().sync:
-        found += [late_sweep(), waiting_task()]
+        found.append(waiting_task())
     return [delay for delay in found if delay]
+
+
+def sweeps() -> list[Delay]:
+    # With SYNC no worker is needed: the work is done in the request or in the timer's sweep.
+    late = None if conf().sync else late_sweep()
+    return [late] if late else []
+
+
+def gets_on() -> bool:
+    """Whether workers did something of late, which a dead or a stuck one does not."""
+    since = timezone.now() - LATE
+    return (
+        CleanupOperation.objects.worked_on_since(since).exists()
+        or BucketScan.objects.running().held(since + conf().lease).exists()
+        or queue.did_work_since(since)
+    )
 
 
 def idle_operations() -> Delay | None:
@@ -53,7 +79,7 @@ def idle_operations() -> Delay | None:
         "ids": ids,
     }
     timer = _("Have a timer run: manage.py sweep_cleanups")
-    return Delay(text, timer if conf().sync else str(RESTART))
+    return Delay(text, timer if conf().sync else for_waiting())
 
 
 def late_sweep() -> Delay | None:
@@ -67,9 +93,13 @@ def late_sweep() -> Delay | None:
 
 def waiting_task() -> Delay | None:
     now = timezone.now()
-    waits = now - (queue.oldest_task_at() or now)
-    text = _("A task has waited in the queue for %s.") % minutes(waits)
-    return Delay(text, str(RESTART)) if waits > LATE else None
+    waited = now - (queue.oldest_task_at() or now)
+    text = _("A task has waited in the queue for %s.") % minutes(waited)
+    return Delay(text, for_waiting()) if waited > LATE else None
+
+
+def for_waiting() -> str:
+    return str(BUSY if gets_on() else RESTART)
 
 
 def minutes(duration: timedelta) -> str:

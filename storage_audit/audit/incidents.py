@@ -11,7 +11,7 @@ from django.db.models import Count
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from storage_audit.audit.delays import delays
+from storage_audit.audit import delays
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, Delivery, Finding, Incident, Notice
 from storage_audit.redaction import redact, visible
@@ -27,7 +27,7 @@ def notice() -> Notice | None:
     settings name; None when there is nothing to tell."""
     Incident.objects.open().lock()
     Incident.objects.unfounded().end()
-    late, many = " ".join(map(str, delays())), has_many_findings()
+    late, many = " ".join(map(str, delays.of_worker())), has_many_findings()
     for kind, lasts in ((Kind.WORKER, late), (Kind.FINDINGS, many)):
         if not lasts:
             Incident.objects.filter(kind=kind).end()

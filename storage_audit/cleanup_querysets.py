@@ -8,7 +8,7 @@ from uuid import UUID
 
 from django.apps import apps
 from django.db import models
-from django.db.models import Count, Exists, Max, OuterRef, Q, Sum
+from django.db.models import Case, Count, Exists, Max, OuterRef, Q, Sum, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from storage_audit.transitions import Transitions
 
 KEPT_LATELY = timedelta(days=30)
+# In sums, of those that are incomplete the ones that are tried again by themselves.
+AGAIN = "again"
 
 
 class StatusSums(NamedTuple):
-    """The operations with one status: how many, how many with a message, and their books."""
+    """The operations with one status, or `AGAIN`: how many, how many with a message, and their
+    books."""
 
     status: str
     operations: int
@@ -222,12 +225,14 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         return self.filter(~Exists(later), status="clean_with_protected", finished_at__gte=lately)
 
     def by_status(self) -> dict[str, StatusSums]:
-        """What the operations with each status have in their books, from one aggregate."""
+        """What the operations with each status, or `AGAIN`, have in their books, from one
+        aggregate."""
+        again = When(status="incomplete", next_attempt_at__isnull=False, then=Value(AGAIN))
         sums: dict[str, Any] = {f"sum_{name}": Sum(name) for name in StatusSums._fields[3:]}
         with_message = Count("pk", filter=~Q(error=""))
-        groups = self.order_by().values("status")
+        groups = self.order_by().values(group=Case(again, default="status"))
         groups = groups.annotate(operations=Count("pk"), messages=with_message, **sums)
-        found = groups.values_list("status", "operations", "messages", *sums)
+        found = groups.values_list("group", "operations", "messages", *sums)
         return {row[0]: StatusSums(*row) for row in found}
 
     def disappearances(self) -> Self:

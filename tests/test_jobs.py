@@ -20,6 +20,8 @@ from django.utils import timezone
 from django_q.models import OrmQ
 from pytest_django import Settings
 
+from devtools.faults.matching import is_anything, on
+from devtools.faults.proxy import RESET, FaultyStore
 from storage_audit import tasks
 from storage_audit.audit import jobs, requests
 from storage_audit.models import CleanupOperation, Job, Project
@@ -378,23 +380,80 @@ def test_the_page_costs_as_many_queries_for_60_operations_as_for_none() -> None:
     assert queries() == before
 
 
+def given(job: Job, number: int, **values: Any) -> None:
+    """The job has an operation like this, of the project with the number."""
+    [made] = requests.verify_project(f"proj_{number:03}")
+    CleanupOperation.objects.filter(pk=made.pk).update(job=job, **values)
+
+
+@pytest.mark.parametrize("action", Action)
+def test_what_could_not_be_looked_at_is_under_way_until_it_is(
+    bucket: Bucket, store: FaultyStore, action: str
+) -> None:
+    job, client = asked(2, action), superuser()
+    bucket.put("projects/proj_001/scenes/s1/media/left.mp4")
+    made = jobs.take_up(job)
+    store.rules.append(on(is_anything, RESET))
+    for operation in made:
+        tasks.run_operation(str(operation.pk))
+    store.rules.clear()
+    address = page("job", "change", job.pk)
+    shown = text_of(client.get(address))
+    assert "Of 2 operations, 2 are still to be done" in shown and "data-live" in shown
+    assert "To be tried again by themselves, as the bucket could not be asked or" in shown
+    assert "Nothing so far." in shown and "differ" not in shown
+    [link] = re.findall('href="([^"]*)"><span class="audit-status audit-again">', shown)
+    assert "2 cleanup operations" in text_of(client.get(link.replace("&amp;", "&")))
+    CleanupOperation.objects.update(next_attempt_at=timezone.now())
+    for operation in made:
+        tasks.run_operation(str(operation.pk))
+    shown = text_of(client.get(address))
+    assert "Done: each project was looked at." in shown and "data-live" not in shown
+    is_look = action == Action.VERIFY
+    assert ("differences found</span>" in shown) == is_look
+
+
+def test_what_an_interrupted_look_has_not_compared_is_not_called_different() -> None:
+    job = asked(1)
+    books = {"found": 3, "failed": 3, "found_bytes": 9, "failed_bytes": 9}
+    given(job, 0, status=Status.INCOMPLETE, **books)
+    Job.objects.update(position=1)
+    address, client = page("job", "change", job.pk), superuser()
+    different = "Different</th><td>3</td>"
+    assert different not in text_of(client.get(address))
+    CleanupOperation.objects.update(next_attempt_at=None)
+    assert different in text_of(client.get(address))
+
+
+@pytest.mark.parametrize("status", [Status.BLOCKED, Status.FAILED])
+def test_what_was_stopped_or_failed_was_not_looked_at(status: str) -> None:
+    job = asked(2)
+    given(job, 0, status=Status.CLEAN)
+    given(job, 1, status=status)
+    Job.objects.update(position=2, finished_at=timezone.now())
+    shown = text_of(superuser().get(page("job", "change", job.pk)))
+    assert "Done, but for what was stopped or has failed." in shown
+    assert "each project was looked at" not in shown
+
+
 def test_each_status_has_a_pattern_of_its_own_in_the_bar_and_in_its_row() -> None:
-    job = asked(11)
+    job = asked(12)
     statuses = [Status.CLEAN, *Status]
     for number, status in enumerate(statuses):
-        made = requests.verify_project(f"proj_{number:03}")
-        CleanupOperation.objects.filter(pk=made[0].pk).update(job=job, status=status)
-    Job.objects.update(position=10)
+        given(job, number, status=status, next_attempt_at=None)
+    given(job, len(statuses), status=Status.INCOMPLETE)
+    Job.objects.update(position=11)
     shown = text_of(superuser().get(page("job", "change", job.pk)))
     marks = dict(
         re.findall(r'<pattern id="job-(\w+)".*?<path class="audit-mark" d="(.*?)"/>', shown)
     )
-    assert marks.keys() == set(Status) and len(set(marks.values())) == len(marks)
+    assert marks.keys() == {*Status, "again"} and len(set(marks.values())) == len(marks)
     parts = re.findall(r'"audit-part" x="(.*?)%" width="(.*?)%" .*?url\(#job-(\w+)\)', shown)
-    assert [status for *_place, status in parts] == list(Status)
-    assert parts[3] == ("27.27", "18.18", "clean")
-    assert float(parts[-1][0]) + float(parts[-1][1]) == pytest.approx(100 * 10 / 11, abs=0.02)
-    for status in Status:
+    in_order = [*list(Status)[:3], "again", *list(Status)[3:]]
+    assert [status for *_place, status in parts] == in_order
+    assert parts[4] == ("33.33", "16.67", "clean")
+    assert float(parts[-1][0]) + float(parts[-1][1]) == pytest.approx(100 * 11 / 12, abs=0.02)
+    for status in in_order:
         swatch = f'fill="url(#job-{status})"/></svg> <a href='
         assert shown.count(swatch) == 1, status
 

@@ -8,19 +8,23 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
-from storage_audit.cleanup_querysets import StatusSums
+from storage_audit.audit.meaning import DIFFERENCES_FOUND
+from storage_audit.cleanup_querysets import AGAIN, StatusSums
 from storage_audit.models import CleanupOperation, Job
 from storage_audit.pages.base import ReadOnlyAdmin, label_of, list_of
 from storage_audit.redaction import visible
 
 Status = CleanupOperation.Status
-UNDER_WAY = (Status.PENDING, Status.RUNNING)
+UNDER_WAY = (Status.PENDING, Status.RUNNING, AGAIN)
 # What is drawn on the colour of each status, in a square of 8: nothing is told by colour alone.
-MARKS = {
+# Lines and parts of the bar are in this order.
+MARKS: dict[str, str] = {
     Status.PLANNED: "M0 4H8",
     Status.PENDING: "M1 4H3M5 0H7",
     Status.RUNNING: "M4 0V8",
+    AGAIN: "M0 2H8M0 6H8",
     Status.CLEAN: "",
     Status.CLEAN_WITH_PROTECTED: "M-2 2 2-2M0 8 8 0M6 10 10 6",
     Status.INCOMPLETE: "M4 0V8M0 4H8",
@@ -28,6 +32,7 @@ MARKS = {
     Status.BLOCKED: "M-2 6 2 10M0 0 8 8M6-2 10 2",
     Status.SUPERSEDED: "M3 4H5M4 3V5",
 }
+LABELS = {**dict(Status.choices), AGAIN: gettext_lazy("to be tried again")}
 FACTS = ("id", "requested_by", "origin", "created_at", "finished_at")
 
 
@@ -59,7 +64,7 @@ def may_see_jobs(request: HttpRequest) -> bool:
 
 
 class Line(NamedTuple):
-    """The operations with one status; `x` and `width` are their part of the bar."""
+    """The operations with one status, or `AGAIN`; `x` and `width` are their part of the bar."""
 
     status: str
     label: Any
@@ -84,7 +89,7 @@ def page(job: Job) -> dict[str, Any]:
     return {
         "job": job,
         "is_live": not job.finished_at or under_way > 0,
-        "sentence": " ".join([sentence(job, made, under_way), *left_out(job)]),
+        "sentence": " ".join(sentences(job, sums, made, under_way)),
         "made": made,
         # What is not taken up yet has its place in the bar, too.
         "lines": list(lines(job, sums, made + job.projects - job.position)),
@@ -105,20 +110,30 @@ def operations_of(job: Job, **filters: object) -> str:
     return list_of("cleanupoperation", job=job.pk, **filters)
 
 
-def sentence(job: Job, made: int, under_way: int) -> str:
+def sentences(job: Job, sums: dict[str, StatusSums], made: int, under_way: int) -> Iterator[str]:
     if not job.finished_at:
         text = _(
             "%(position)d of %(projects)d projects are taken up. A worker goes on with the rest by"
             " itself; you may leave this page."
         )
-        return text % {"position": job.position, "projects": job.projects}
-    if under_way:
+        yield text % {"position": job.position, "projects": job.projects}
+    elif under_way:
         text = _(
             "All projects are taken up. Of %(made)d operations, %(open)d are still to be done; you"
             " may leave this page."
         )
-        return text % {"open": under_way, "made": made}
-    return _("Done: each project was looked at.")
+        yield text % {"open": under_way, "made": made}
+    elif sums.keys() & {Status.BLOCKED, Status.FAILED}:
+        yield _("Done, but for what was stopped or has failed.")
+    else:
+        yield _("Done: each project was looked at.")
+    if again := sums.get(AGAIN):
+        text = _(
+            "To be tried again by themselves, as the bucket could not be asked or something"
+            " remains: %d."
+        )
+        yield text % again.operations
+    yield from left_out(job)
 
 
 def left_out(job: Job) -> Iterator[str]:
@@ -130,12 +145,23 @@ def left_out(job: Job) -> Iterator[str]:
 
 def lines(job: Job, sums: dict[str, StatusSums], whole: int) -> Iterator[Line]:
     before = 0
-    for status in Status:
+    for status, mark in MARKS.items():
         if each := sums.get(status):
-            url = operations_of(job, status__exact=status.value)
             x, width = (f"{100 * n / whole:.2f}%" for n in (before, each.operations))
-            yield Line(status, status.label, each, x, width, MARKS[status], url)
+            yield Line(status, label(job, status), each, x, width, mark, list_with(job, status))
             before += each.operations
+
+
+def label(job: Job, status: str) -> Any:
+    found = job.action == Job.Action.VERIFY and status == Status.INCOMPLETE
+    return DIFFERENCES_FOUND if found else LABELS[status]
+
+
+def list_with(job: Job, status: str) -> str:
+    if status not in (AGAIN, Status.INCOMPLETE):
+        return operations_of(job, status__exact=status)
+    over = {"next_attempt_at__isnull": status != AGAIN}
+    return operations_of(job, **over, status__exact=Status.INCOMPLETE.value)
 
 
 def needs(job: Job, sums: dict[str, StatusSums]) -> Iterator[Need]:
@@ -147,7 +173,7 @@ def needs(job: Job, sums: dict[str, StatusSums]) -> Iterator[Need]:
         texts[Status.INCOMPLETE] = _("Bucket and table differ, or something was left behind: %d")
     for status, text in texts.items():
         if each := sums.get(status):
-            yield Need(text % each.operations, operations_of(job, status__exact=status.value))
+            yield Need(text % each.operations, list_with(job, status))
     plans = sums.get(Status.PLANNED)
     if plans and plans.messages:
         text = _("A safety limit would block the deletion: %d")
@@ -157,14 +183,19 @@ def needs(job: Job, sums: dict[str, StatusSums]) -> Iterator[Need]:
 
 def books(job: Job, sums: dict[str, StatusSums]) -> list[tuple[str, int, int]]:
     """Objects and bytes of all its operations, as far as these are."""
+    is_look = job.action == Job.Action.VERIFY
     labels = {
         "found": _("found"),
         "deleted": _("deleted"),
         "already_absent": _("already absent"),
         "protected": _("protected"),
         # What a plan would delete is not gone, and so counts as failed; what differs does too.
-        "failed": _("to be deleted") if job.action == Job.Action.DRY_RUN else _("different"),
+        "failed": _("different") if is_look else _("to be deleted"),
     }
+
+    if is_look and (again := sums.get(AGAIN)):
+        # What was not compared to the end does not differ.
+        sums = {**sums, AGAIN: again._replace(failed=0, failed_bytes=0)}
 
     def total(name: str) -> int:
         return sum(getattr(each, name) for each in sums.values())

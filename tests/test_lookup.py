@@ -13,6 +13,7 @@ from django.contrib.admin.utils import quote as quoted
 from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest_django import Settings
@@ -429,6 +430,17 @@ def test_object_that_is_not_there_is_not_called_deleted(bucket: Bucket) -> None:
     assert sentence.startswith("It is not in the bucket now")
     assert "the row can be removed" in sentence
     assert "gone" not in sentence and "eleted" not in sentence
+
+
+def test_blocked_plan_without_the_object_is_not_to_be_released_for_it(bucket: Bucket) -> None:
+    deleted("proj_1")
+    make("blocked", project_id="proj_1", bucket=conf().bucket, planned_at=timezone.now())
+    [sentence] = sentences(look(KEY))
+    assert sentence.startswith("It is not in the bucket now") and "release" not in sentence
+    bucket.put(KEY)
+    [sentence] = sentences(look(KEY))
+    assert "its plan does not have this, so it does not delete it" in sentence
+    assert "clean up after the project again" in sentence and "release" not in sentence
 
 
 @pytest.mark.parametrize("fault", ["access-denied", "reset-before", "html"])

@@ -68,6 +68,16 @@ def blocked_before_it_looked() -> None:
     make("blocked", project_id="proj_1", error="The table is empty.")
 
 
+def blocked_with_another_plan() -> None:
+    deleted("proj_1")
+    make("blocked", project_id="proj_1", error="2 are more than 1.", planned_at=AGO)
+
+
+def uploaded_after_the_plan() -> None:
+    blocked_with_another_plan()
+    row(KEY, project_id="proj_1")
+
+
 def being_deleted() -> None:
     deleted("proj_1")
     row(KEY, state="deleting", project_id="proj_1")
@@ -209,6 +219,8 @@ CASES: list[tuple[Callable[[], None], str, list[str]]] = [
     (being_uploaded, KEY, ["An upload to it is under way", "Look again"]),
     (blocked, KEY, ["is blocked: 2 are more than 1.", "release it"]),
     (blocked_before_it_looked, KEY, ["is blocked: The table is empty.", "release it"]),
+    (blocked_with_another_plan, KEY, ["is blocked, and its plan does not have", "Look into the"]),
+    (uploaded_after_the_plan, KEY, ["so it does not delete it", "Once that cleanup is over"]),
     (being_deleted, KEY, ["is to delete it, and is running.", "Its page says"]),
     (gone, KEY, ["Deleted by", f"seen gone on {AGO:%Y-%m-%d %H:%M:%S}", "of projects/proj_1/."]),
     (gone_and_seen_absent_again, KEY, ["Deleted by cleanup", "complete listing of projects"]),

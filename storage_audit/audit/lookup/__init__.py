@@ -32,6 +32,7 @@ WHY: tuple[Callable[[Facts], Answer], ...] = (
     stays.planned_to_go,
     stays.belongs_to_the_living,
     stays.project_vanished,
+    stays.not_in_the_plan,
     stays.left_behind,
     went.gone_in_another_spelling,
     stays.never_found,

@@ -5,6 +5,7 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit.audit.lookup.facts import Facts, Life, Standing
 from storage_audit.audit.lookup.sentence import Answer, Sentence, moment
+from storage_audit.audit.lookup.went import owners_of
 from storage_audit.audit.ownership import Claim, told_by
 from storage_audit.findings import Kind
 from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
@@ -210,6 +211,46 @@ def project_vanished(facts: Facts) -> Answer:
         " was meant to go, clean up after it as a deleted project."
     )
     return Sentence(text % gone.project_id, ended=gone.project_id)
+
+
+def not_in_the_plan(facts: Facts) -> Answer:
+    """Of a cleanup that is not over, and whose plan was frozen without it."""
+    operation = planned_without(facts)
+    if not operation:
+        return None
+    if facts.row or facts.listed:
+        text = _(
+            "Cleanup %(operation)s of project %(project)s is %(status)s, and its plan does not have"
+            " this, so it does not delete it. Once that cleanup is over, clean up after the project"
+            " again."
+        )
+    else:
+        text = _(
+            "Cleanup %(operation)s of project %(project)s is %(status)s, and its plan does not have"
+            " this. Look into the bucket: if it is there now, clean up after the project again once"
+            " that cleanup is over."
+        )
+    words = {
+        "operation": operation.pk,
+        "project": operation.project_id,
+        "status": operation.get_status_display(),
+    }
+    return Sentence(text % words, operation)
+
+
+def planned_without(facts: Facts) -> CleanupOperation | None:
+    owners, held = owners_of(facts), {item.operation_id for item in facts.items}
+    return next(
+        (
+            operation
+            for operation in facts.cleanups
+            if operation.planned_at
+            and operation.status not in CleanupOperation.CLOSED
+            and operation.project_id in owners
+            and operation.pk not in held
+        ),
+        None,
+    )
 
 
 def left_behind(facts: Facts) -> Answer:

@@ -80,6 +80,8 @@ def to_delete_it(facts: Facts) -> CleanupOperation | None:
             for operation in facts.cleanups
             if operation.status in unfinished
             and operation.step == CleanupOperation.Step.PLAN
+            # Its plan is frozen from then on, and would have it.
+            and operation.planned_at is None
             and operation.project_id in owners
             and operation.pk not in held
         ),

@@ -430,6 +430,46 @@ def test_a_deleted_project_says_by_whom_what_went_and_what_stays(db: None) -> No
     assert "from its finding" in sentence and "the cleanup’s page" not in sentence
 
 
+def test_what_a_later_look_took_or_kept_counts_for_what_stays(db: None) -> None:
+    deleted("proj_1")
+    first = make("clean_with_protected", project_id="proj_1", **books(deleted=3, protected=2))
+    item(SHARED, first, outcome="protected", reason="Too young.")
+    assert "2 objects stay, the first because: Too young." in why_project()
+    later = {"parent": first, **books(protected=1, deleted=1)}
+    look = make("clean_with_protected", project_id="proj_1", **later)
+    CleanupOperation.objects.filter(pk=look.pk).update(finished_at=AGO + timedelta(minutes=1))
+    item(SHARED, look, outcome="protected", reason="In doubt.")
+    sentence = why_project()
+    assert "By the last look, which ended on " in sentence
+    assert "1 object stays: In doubt. Decide on each" in sentence and "Too young" not in sentence
+    look = make("clean", project_id="proj_1", parent=first, **books(deleted=1))
+    CleanupOperation.objects.filter(pk=look.pk).update(finished_at=AGO + timedelta(minutes=2))
+    sentence = why_project()
+    assert "2 objects were kept then, and none is left by the last look" in sentence
+    assert "3 objects were seen gone" in sentence
+    assert "stays" not in sentence and "Decide" not in sentence
+    make("clean_with_protected", project_id="proj_1", bucket="other", **books(protected=4))
+    assert "In bucket other:" in why_project()
+
+
+def test_what_another_look_than_at_the_whole_project_found_counts_for_nothing(db: None) -> None:
+    deleted("proj_1")
+    first = make("clean_with_protected", project_id="proj_1", **books(protected=2))
+    for given in (
+        {"parent": make("clean", kind="orphans", project_id=None), "kind": "verify"},
+        {"bucket": "other", "parent": first},
+        {"kind": "verify", "status": "superseded"},
+    ):
+        later: dict[str, Any] = {
+            "finished_at": timezone.now(),
+            "planned_at": AGO,
+            "status": "clean",
+            **given,
+        }
+        make(project_id="proj_1", **later)
+        assert "2 objects stay, the first because:" in why_project()
+
+
 def test_a_cleanup_that_is_not_over_says_what_it_waits_for(db: None) -> None:
     blocked()
     assert "Nothing is deleted until a person decides." in why_project()

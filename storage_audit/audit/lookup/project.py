@@ -16,6 +16,8 @@ from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Objec
 from storage_audit.querysets import starts_with_any
 
 LATEST = 20
+# Those with all their objects looked for, and with no failure.
+LOOKED = (CleanupOperation.Status.CLEAN, CleanupOperation.Status.CLEAN_WITH_PROTECTED)
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,10 @@ class ProjectFacts:
     objects: int
     bytes: int
     operations: Sequence[CleanupOperation]
-    # The last that cleaned up after it in each bucket, the one to speak of first; and why the first
-    # object stays that this left.
+    # The last that cleaned up after it in each bucket, the one to speak of first; the last look
+    # after that, if what it left was looked for again; and why the first object stays.
     cleanups: Sequence[CleanupOperation]
+    later: CleanupOperation | None
     reason: str
     findings: Sequence[Finding]
 
@@ -42,15 +45,19 @@ class ProjectFacts:
 
 def facts_of(project_id: str, buckets: Collection[str]) -> ProjectFacts:
     operations = CleanupOperation.objects.filter(project_id=project_id).order_by("-created_at")
-    cleanups = sorted(last_in_each_bucket(project_id), key=urgency)
+    pairs = [(one, look_after(one)) for one in last_in_each_bucket(project_id)]
+    pairs.sort(key=lambda pair: urgency(*pair))
+    cleanup, later = next(iter(pairs), (None, None))
+    last = later or cleanup
     objects, size = R2Object.objects.filter(project_id=project_id).totals()
     return ProjectFacts(
         standings_of([project_id])[project_id],
         objects,
         size,
         list(operations[:LATEST]),
-        cleanups,
-        why_some_stay(cleanups[0]) if cleanups else "",
+        [one for one, _later in pairs],
+        later,
+        why_some_stay(last) if last else "",
         findings_of(project_id, buckets),
     )
 
@@ -61,11 +68,30 @@ def last_in_each_bucket(project_id: str) -> Iterable[CleanupOperation]:
     return cleanups.filter(~Exists(later)).order_by("-created_at")
 
 
-def urgency(cleanup: CleanupOperation) -> tuple[bool, ...]:
+def look_after(cleanup: CleanupOperation) -> CleanupOperation | None:
+    """The last that went through all the project's objects to the end since this cleanup was over:
+    its figures count for what stays. See CleanupOperationQuerySet.keeping."""
+    if cleanup.status not in LOOKED or not cleanup.finished_at:
+        return None
+    looks = CleanupOperation.objects.filter(
+        Q(parent=None) | Q(parent__kind="project"),
+        project_id=cleanup.project_id,
+        bucket=cleanup.bucket,
+        kind__in=["project", "verify"],
+        status__in=LOOKED,
+        finished_at__gt=cleanup.finished_at,
+    )
+    return looks.order_by("-finished_at").first()
+
+
+def urgency(cleanup: CleanupOperation, later: CleanupOperation | None) -> tuple[bool, ...]:
     """What is not over comes first, then what left objects, and last what found none."""
     is_over = cleanup.status in CleanupOperation.ENDED
-    leaves = cleanup.protected or cleanup.failed
-    return has_looked(cleanup), is_over, not leaves, not cleanup.found
+    return has_looked(cleanup), is_over, not left_by(later or cleanup), not cleanup.found
+
+
+def left_by(operation: CleanupOperation) -> int:
+    return operation.protected + operation.failed
 
 
 def has_looked(cleanup: CleanupOperation) -> bool:
@@ -123,7 +149,7 @@ def cleaned_up(facts: ProjectFacts) -> Answer:
     cleanup = facts.cleanup
     if not cleanup:
         return None
-    if not cleanup.found:
+    if not cleanup.found and not left_by(facts.later or cleanup):
         words = [how_it_ended(facts), nothing_found(facts)]
     else:
         went = what_went(cleanup)
@@ -168,16 +194,19 @@ def what_went(cleanup: CleanupOperation) -> list[str]:
 
 
 def what_stays(facts: ProjectFacts, cleanup: CleanupOperation) -> list[str]:
-    count = cleanup.protected + cleanup.failed
+    later, last = facts.later, facts.later or cleanup
+    count = left_by(last)
     if not count:
-        return []
+        return none_left(cleanup, later) if later else []
     text = ngettext(
         "%(count)d object stays: %(reason)s",
         "%(count)d objects stay, the first because: %(reason)s",
         count,
     )
-    words = [text % {"count": count, "reason": facts.reason or cleanup.error}]
-    if cleanup.protected:
+    words = [text % {"count": count, "reason": facts.reason or last.error}]
+    if later:
+        words.insert(0, _("By the last look, which ended on %s:") % ended(later))
+    if last.protected:
         words.append(
             _(
                 "Decide on each that was kept from its finding; where it has none, the next scan"
@@ -189,6 +218,22 @@ def what_stays(facts: ProjectFacts, cleanup: CleanupOperation) -> list[str]:
             _("The cleanup’s page says what stands in the way of what could not be deleted.")
         )
     return words
+
+
+def none_left(cleanup: CleanupOperation, later: CleanupOperation) -> list[str]:
+    if not cleanup.protected:
+        return []
+    text = ngettext(
+        "%(count)d object was kept then, and none is left by the last look, which ended on %(at)s.",
+        "%(count)d objects were kept then, and none is left by the last look, which ended on"
+        " %(at)s.",
+        cleanup.protected,
+    )
+    return [text % {"count": cleanup.protected, "at": ended(later)}]
+
+
+def ended(look: CleanupOperation) -> str:
+    return moment(look.finished_at or look.created_at)
 
 
 def no_cleanup(facts: ProjectFacts) -> Answer:

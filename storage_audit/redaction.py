@@ -15,7 +15,10 @@ CREDENTIALS = [
     # Tokens of our own API.
     re.compile(r"()(?<![\w-])sa_[\w-]{43}(?![\w-])"),
     # From the beginning of a word only, or a long one would be tried from each of its letters.
-    re.compile(r"(?i)(?<![\w-])([\w-]*(?:signature|credential|token|password)=)[^&,\s]+"),
+    re.compile(
+        r"(?i)(?<![\w-])([\w-]*(?:signature|credential|token|password|access[_-]?key(?:[_-]?id)?"
+        r"|secret(?:[_-]?access)?(?:[_-]?key)?)=)[^&,\s]+"
+    ),
     re.compile(r"""(?i)(authorization["']?\s*[:=]\s*["']?)[^\n"']+"""),
     # Up to the last @, as a password may have some.
     re.compile(r"(://)[^/\s:@]*:[^/\s]*(?=@)"),

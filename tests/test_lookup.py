@@ -27,6 +27,7 @@ from storage_audit.audit.lookup.pasted import Named, understand, without_secrets
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, Finding, KnownProject, OperationEvent, Project
 from storage_audit.places import place
+from storage_audit.redaction import HIDDEN
 from tests.admin_client import LOOK, page, person, signed_in, superuser, text_of, words
 from tests.conftest import Bucket
 from tests.promises import alive, delete, deleted, track
@@ -91,7 +92,12 @@ IN_TESTS = Named(SPACED, "tests")
         (f"tests/{KEY}", [Named(f"tests/{KEY}"), Named(KEY, "tests")]),
         (f"tests.{ENDPOINT}/{ENCODED}", [Named(f"tests.{ENDPOINT}/{ENCODED}"), IN_TESTS]),
         ("10:30@2x.png", [Named("10:30@2x.png")]),
+        ("10:30@2x/a.png", [Named("10:30@2x/a.png")]),
         ("john@example.com", [Named("john@example.com")]),
+        ("https://h.dev/k%3Fpart%3D1", [Named("k?part=1")]),
+        ("k%3Fpart%3D1", [Named("k%3Fpart%3D1")]),
+        ("access_key/secret%3F.mp4", [Named("access_key/secret%3F.mp4")]),
+        ("user:x@localhost/k", [Named("//localhost/k"), Named("k")]),
         (r"a\x01b\u202ec\nd", [Named(r"a\x01b\u202ec\nd"), Named("a\x01b\u202ec\nd")]),
         (r"a\x41\ud800", [Named(r"a\x41\ud800")]),
         ("e\u0301", [Named("e\u0301")]),
@@ -133,6 +139,16 @@ def test_text_is_read_as_a_project_and_as_a_deletion() -> None:
         (f"r2://AK:{SECRET}/x@tests/a b", "r2://tests/a b"),
         (f"https:/h/x?X-Amz-Credential={SECRET}", "https://h/x"),
         (f"a?sig={SECRET}", "a"),
+        (f"https://h.example/k%3FX-Amz-Credential%3D{SECRET}", "https://h.example/k"),
+        (f"https://h.example/k%253Fsig%253D{SECRET}", "https://h.example/k"),
+        (f"h.example/k%3fa%3D1%26X-Amz-Credential%3D{SECRET}", "h.example/k"),
+        (f"k%3FX-Amz-Credential%3D{SECRET}", "k"),
+        (f"k?sig%3D{SECRET}", "k"),
+        (f"s3://tests/k%3Fsig={SECRET}", "s3://tests/k"),
+        (f"user:{SECRET}@localhost/k", "//localhost/k"),
+        (f"user:{SECRET}@minio:9000/k", f"{HIDDEN}@minio:9000/k"),
+        (f"user:{SECRET}@127.0.0.1/k", "//127.0.0.1/k"),
+        (f"R2_SECRET_ACCESS_KEY={SECRET}", f"R2_SECRET_ACCESS_KEY={HIDDEN}"),
     ],
 )
 @pytest.mark.parametrize("method", ["get", "post"])
@@ -176,6 +192,9 @@ ODD += [
     "\n",
     "[",
     "u:p",
+    "3F",
+    "3D",
+    "sig",
 ]
 
 

@@ -85,6 +85,10 @@ def test_texts_that_are_translated_later_are_hidden_too(planted: None) -> None:
         "Authorization: Bearer abc123",
         "{'Authorization': 'Bearer abc123'}",
         "CLOUDFLARE_API_TOKEN=abc123",
+        "R2_SECRET_ACCESS_KEY=abc123",
+        "AWS_ACCESS_KEY_ID=AKIDOTHER AWS_ACCESS_KEY=abc123",
+        "SECRET_KEY=abc123",
+        "client-secret=abc123",
         "postgres://user:abc123@host/name",
         "http://user:other@abc123@proxy:3128",
         "HTTPS_PROXY=user:abc123@127.0.0.1:9",
@@ -109,6 +113,7 @@ def test_credentials_that_are_nobodys_settings_are_hidden_by_their_form(
         "https://r2.example.com/bucket/key",
         "http://127.0.0.1:8787/cdn-cgi/local/r2/s3",
         "a:b@c",
+        "projects/proj_1/secrets/access_keys/secret_garden=1.mp4",
         "projects/proj_1/scenes/s1/media/10:30@2x.png",
         "https://h:1/a@b:2",
         "",
@@ -118,7 +123,9 @@ def test_what_is_no_secret_stays_as_it_is(text: str, planted: None) -> None:
     assert redact(text) == text
 
 
-@pytest.mark.parametrize("piece", ["a", "=a:", "a:@", "a:b@c:", " a:b@", "/a:", "://a:", "0:@0:"])
+@pytest.mark.parametrize(
+    "piece", ["a", "=a:", "a:@", "a:b@c:", " a:b@", "/a:", "://a:", "0:@0:", "secret", "access_key"]
+)
 def test_a_text_that_is_hostile_takes_no_longer_than_others(piece: str) -> None:
     """Milliseconds; what is tried anew from each of its letters takes minutes."""
     began = process_time()

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from typing import NamedTuple
-from urllib.parse import unquote_to_bytes, urlencode
+from urllib.parse import unquote, unquote_to_bytes, urlencode
 from uuid import UUID
 
 from django.utils.encoding import uri_to_iri
@@ -23,9 +23,11 @@ MOST = 20_000
 IN_BUCKET = re.compile(r"\s*(?:r2|s3)://([^/]+)/(.*)", re.IGNORECASE | re.DOTALL)
 ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]+://([^/?#]*)([^?#]*)", re.IGNORECASE | re.DOTALL)
 HOST = r"(?:[\w-]+\.)+[a-z]{2,}(?::\d+)?(?=[/?#])"
+# After a password any other will do, but for what a key such as 10:30@2x/a.png has there.
+ANY_HOST = rf"(?:{HOST}|(?:[a-z][\w-]*|\d+(?:\.\d+){{3}})(?::\d+)?(?=[/?#]))"
 # Without a scheme it is an address only if it begins the text.
 BARE = re.compile(
-    rf"""[\s"'`<(\[“‘«]*+(?://(?=[^/])|(?={HOST})|(?=[^\s/?#@:]*:[^\s/?#]*@{HOST}))""",
+    rf"""[\s"'`<(\[“‘«]*+(?://(?=[^/])|(?={HOST})|(?=[^\s/?#@:]*:[^\s/?#]*@{ANY_HOST}))""",
     re.IGNORECASE,
 )
 HOST_AND_PATH = re.compile(r"([^/?#]*)(/[^?#]*)", re.DOTALL)
@@ -39,6 +41,8 @@ BEGINS = re.compile(
 CLOSING = dict(zip("\"'`<([“‘«", "\"'`>)]”’»", strict=True))
 # A colon before no port: what follows is a password, which may have a slash.
 PASSWORD = re.compile(r"[^:\[]*:(?!\d*$)")
+# Percent-encoded, also more than once, as a part of the path.
+QUERY, PERCENT = (re.compile(each, re.IGNORECASE) for each in (r"\?|%(?:25)*3f", "%(?:25)+"))
 SECRET_NAMES = ("sig", "token", "key", "secret", "credential", "passw", "auth")
 OPENING = " \t\r\n" + "".join(CLOSING)
 ENCODED = re.compile("%([2-7][0-9a-f])", re.IGNORECASE)
@@ -107,7 +111,11 @@ def cleaned(text: str) -> str:
         kept = without_query(without_user(rest))
         # Or it is a key that begins as a host does.
         is_key = kept == rest and not text[: bare.end()].strip(" \t\r\n/")
-        return text if is_key else text[: bare.end()].strip(OPENING) + kept
+        head = text[: bare.end()].strip(OPENING)
+        if "/" in kept and not head and not BARE.match(kept):
+            # Without it a host that has no dot would become a part of the key.
+            head = "//"
+        return text if is_key else head + kept
     return without_secret_query(text)
 
 
@@ -138,12 +146,14 @@ def without_user(rest: str) -> str:
 
 
 def without_query(rest: str) -> str:
-    return re.split("[?#]", rest, maxsplit=1)[0].rstrip(" \t\r\n")
+    path = re.split("[?#]", rest, maxsplit=1)[0]
+    return without_secret_query(path).rstrip(" \t\r\n")
 
 
 def without_secret_query(key: str) -> str:
     """A key may have a question mark itself."""
-    before, _mark, query = key.partition("?")
+    before, *rest = QUERY.split(key, maxsplit=1)
+    query = unquote(PERCENT.sub("%", "".join(rest)))
     names = [one.partition("=")[0].lower() for one in re.split("[?&;#]", query) if "=" in one]
     is_secret = any(part in name for name in names for part in SECRET_NAMES)
     return before if is_secret or HIDDEN in query else key

@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.admin.utils import quote as quoted
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
@@ -372,6 +372,42 @@ def test_who_may_not_see_operations_gets_neither_box_nor_page(db: None) -> None:
     assert client.post(LOOKUP, {"q": KEY}).status_code == 403
     assert LOOKUP not in text_of(client.get(reverse("admin:index")))
     assert LOOKUP not in words(Client().get(reverse("admin:login")))
+
+
+def seeing(*models: str) -> Client:
+    user = User.objects.create_user("cleo", is_staff=True)
+    names = [f"view_{model}" for model in ("cleanupoperation", *models)]
+    user.user_permissions.set(Permission.objects.filter(codename__in=names))
+    return signed_in(user)
+
+
+def test_what_a_scan_found_is_not_told_to_whom_may_not_see_findings(db: None) -> None:
+    decided = {"state": "acknowledged", "decided_by": "anna", "note": "Ours."}
+    Finding.objects.filter(pk=found("stranger").pk).update(**decided)
+    hint = "What scans found is not shown to you"
+    shown = ask("stranger")
+    assert "anna said on" in shown and hint not in shown
+    shown = ask("stranger", seeing("r2object"))
+    assert "anna said" not in shown and "Ours." not in shown and "Findings" not in shown
+    said = shown.split(hint)[1].split("</p>")[0]
+    assert "add you to the group “Storage viewer”" in said
+    assert "Nothing that you may see tells of <code" in shown
+    assert "Nothing that you may see tells whether it is there" in sentences(shown)[0]
+
+
+def test_what_rows_tell_is_not_told_to_whom_may_not_see_rows(db: None) -> None:
+    alive("proj_1")
+    row(KEY, project_id="proj_1", size=1000)
+    client = seeing("finding")
+    shown = ask(KEY, client)
+    assert "The rows of objects are not shown to you" in shown and "uploaded for" not in shown
+    assert "What a cleanup would do" not in shown
+    assert sentences(shown) == ["Nothing that you may see tells of it. Look into the bucket."]
+    shown = ask("proj_1", client)
+    assert "Tracked" not in shown and "1 object" not in shown
+    assert "Project proj_1 lives, and its objects stay" in sentences(shown)[0]
+    shown = ask("proj_1")
+    assert "1 object, 1000 bytes" in shown and "its 1 tracked object stays" in shown
 
 
 def test_rows_and_findings_are_shown_to_those_who_may_see_them(db: None) -> None:

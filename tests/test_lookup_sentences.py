@@ -1,19 +1,24 @@
 """Why?: one sentence for each state that an object or a project can be in, with the next step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from itertools import permutations
 from typing import Any
 from unicodedata import normalize
 
 import pytest
+from django.db import transaction
 from django.utils import timezone
 from pytest_django import Settings
 
 from storage_audit.audit import lookup
 from storage_audit.audit.lookup import project
+from storage_audit.audit.lookup.facts import Seen, Sight
 from storage_audit.audit.lookup.sentence import Sentence
-from storage_audit.models import BucketScan, CleanupOperation, Finding, KnownProject
+from storage_audit.bucket.r2 import Listed
+from storage_audit.models import BucketScan, CleanupOperation, Finding, KnownProject, R2Object
 from tests.promises import alive, deleted
 from tests.test_admin_objects import row
 from tests.test_admin_operations import add_items, make
@@ -259,6 +264,40 @@ def test_sentence_says_why_it_is_there_or_when_it_went_and_what_to_do(
     world()
     sentence = why(key)
     assert all(part in sentence for part in said), sentence
+
+
+@pytest.mark.parametrize("sight", [Sight(False, True), Sight(True, False), Sight(False, False)])
+@pytest.mark.parametrize("world", [world for world, *_ in CASES], ids=lambda world: world.__name__)
+def test_sentence_tells_nothing_of_what_the_person_may_not_see(
+    db: None, world: Callable[[], None], sight: Sight
+) -> None:
+    world()
+    for key in (KEY, SHARED, "stranger"):
+        before = sentences_of(key, sight)
+        with undone():
+            if not sight.rows:
+                R2Object.objects.all().forget()
+            if not sight.findings:
+                Finding.objects.all().delete()
+            assert sentences_of(key, sight) == before
+        for said in before:
+            assert "nothing of this key" not in said and "Nothing here" not in said
+            assert sight.rows or "No row" not in said
+
+
+def sentences_of(key: str, sight: Sight) -> list[str]:
+    """By the tables, and after a look that showed it, or showed it absent."""
+    [facts] = lookup.look_up(key, sight).objects
+    there = Listed(key, 1, "e", AGO)
+    looks = (None, Seen(AGO), Seen(AGO, there))
+    return [lookup.why(replace(facts, seen=seen)).text for seen in looks]
+
+
+@contextmanager
+def undone() -> Iterator[None]:
+    with transaction.atomic():
+        yield
+        transaction.set_rollback(True)
 
 
 NEXT = {

@@ -15,7 +15,7 @@ from storage_audit import roles
 from storage_audit.audit import lookup
 from storage_audit.audit.lookup import live
 from storage_audit.audit.lookup import project as projects
-from storage_audit.audit.lookup.facts import Facts, Standing
+from storage_audit.audit.lookup.facts import Facts, Sight, Standing
 from storage_audit.audit.lookup.pasted import TooLong, without_secrets
 from storage_audit.audit.lookup.project import ProjectFacts
 from storage_audit.audit.lookup.sentence import Sentence
@@ -51,17 +51,33 @@ def context(request: HttpRequest, text: str) -> dict[str, Any]:
     found: dict[str, Any] = {"title": _("Why?"), "q": visible(text)}
     if not text.strip():
         return found
-    told = lookup.look_up(text)
+    told = lookup.look_up(text, sight_of(request))
     objects, found["trouble"] = look(request, told.objects) if request.POST else (told.objects, "")
     return found | {
         "query": urlencode({"q": text}),
         "is_known": told.is_known,
+        "hidden": hidden_from(request),
         "operation": told.operation,
         "meaning": [visible(each) for each in meaning(told.operation)] if told.operation else [],
         "project": told.project and shown_project(request, told.project),
         "objects": [shown_object(request, facts) for facts in objects],
         "refusal": roles.refusal(request, "verify_cleanup"),
     }
+
+
+def sight_of(request: HttpRequest) -> Sight:
+    may = request.user.has_perm
+    return Sight(may("storage_audit.view_r2object"), may("storage_audit.view_finding"))
+
+
+def hidden_from(request: HttpRequest) -> list[str]:
+    """What the answers leave out for this person, and whom to ask for it."""
+    parts = {
+        "view_r2object": _("The rows of objects are not shown to you, nor what they tell."),
+        "view_finding": _("What scans found is not shown to you, nor what it tells."),
+    }
+    refusals = ((said, roles.refusal(request, name)) for name, said in parts.items())
+    return [f"{said} {refusal}" for said, refusal in refusals if refusal]
 
 
 def look(request: HttpRequest, objects: Sequence[Facts]) -> tuple[Sequence[Facts], str]:
@@ -76,11 +92,10 @@ def look(request: HttpRequest, objects: Sequence[Facts]) -> tuple[Sequence[Facts
 
 def shown_sentence(request: HttpRequest, sentence: Sentence) -> dict[str, Any]:
     operation, finding = sentence.operation, sentence.finding
-    sees_findings = request.user.has_perm("storage_audit.view_finding")
     return {
         "text": visible(sentence.text),
         "operation": operation and page_of(operation.pk),
-        "finding": finding and page_of_finding(finding) if sees_findings else None,
+        "finding": finding and page_of_finding(finding),
         "clean_up": sentence.ended and declaration_of(sentence.ended),
         "clean_up_refusal": roles.refusal(request, "force_cleanup"),
     }
@@ -93,21 +108,20 @@ def declaration_of(project_id: str) -> str:
 
 
 def shown_project(request: HttpRequest, facts: ProjectFacts) -> dict[str, Any]:
-    project_id, user = facts.standing.project_id, request.user
+    project_id = facts.standing.project_id
     return {
         "id": visible(project_id),
         "why": shown_sentence(request, projects.why(facts)),
         "life": facts.standing.life.label,
-        "tracked": amount(facts.objects, facts.bytes),
+        "tracked": amount(facts.objects, facts.bytes) if facts.sight.rows else "",
         "operations": facts.operations,
         "all": list_of("cleanupoperation", q=project_id),
-        "findings": findings(facts.findings) if user.has_perm("storage_audit.view_finding") else (),
+        "findings": findings(facts.findings),
         "compare": comparison_of(project_id),
     }
 
 
 def shown_object(request: HttpRequest, facts: Facts) -> dict[str, Any]:
-    sees = request.user.has_perm
     items = [*map(item, facts.items), *map(item_of_another, facts.otherwise_spelled)]
     return {
         "key": visible(facts.key),
@@ -119,10 +133,10 @@ def shown_object(request: HttpRequest, facts: Facts) -> dict[str, Any]:
         "more_readings": len(facts.readings[SHOWN:]),
         "judgements": list(judgements(facts))[:SHOWN],
         "more_judgements": len(facts.judgements[SHOWN:]),
-        "rows": list(map(row, facts.rows)) if sees("storage_audit.view_r2object") else (),
+        "rows": list(map(row, facts.rows)),
         "items": items[:SHOWN],
         "more_items": len(items[SHOWN:]),
-        "findings": findings(facts.findings) if sees("storage_audit.view_finding") else (),
+        "findings": findings(facts.findings),
     }
 
 

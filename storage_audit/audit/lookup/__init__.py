@@ -7,7 +7,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from storage_audit.audit.lookup import project, stays, went
-from storage_audit.audit.lookup.facts import Facts, facts_of
+from storage_audit.audit.lookup.facts import ALL, Facts, Sight, facts_of
 from storage_audit.audit.lookup.pasted import Understood, understand
 from storage_audit.audit.lookup.project import ProjectFacts
 from storage_audit.audit.lookup.sentence import Answer, Sentence
@@ -40,6 +40,16 @@ WHY: tuple[Callable[[Facts], Answer], ...] = (
     stays.nobodys,
     stays.unknown,
 )
+# What they say would be wrong if a row said otherwise.
+BY_ROWS = frozenset(
+    {
+        stays.belongs_to_the_living,
+        stays.project_vanished,
+        stays.left_behind,
+        stays.read_by_nobody,
+        stays.nobodys,
+    }
+)
 
 
 class LookedUp(NamedTuple):
@@ -54,17 +64,18 @@ class LookedUp(NamedTuple):
 
 
 def why(facts: Facts) -> Sentence:
-    return next(sentence for say in WHY if (sentence := say(facts)))
+    may_say = (say for say in WHY if facts.sight.rows or say not in BY_ROWS)
+    return next(sentence for say in may_say if (sentence := say(facts)))
 
 
-def look_up(text: str) -> LookedUp:
+def look_up(text: str, sight: Sight = ALL) -> LookedUp:
     """`text` is without secrets."""
     tables = (R2Object.objects.all(), Finding.objects.all())
     buckets = {conf().bucket, *chain.from_iterable(map(buckets_in, tables))}
     understood = understand(text, buckets)
     operation = operation_of(understood)
-    of_project = understood.project_id and project.facts_of(understood.project_id, buckets)
-    objects = facts_of(understood.keys, buckets) if understood.keys else []
+    of_project = understood.project_id and project.facts_of(understood.project_id, buckets, sight)
+    objects = facts_of(understood.keys, buckets, sight) if understood.keys else []
     told = LookedUp(understood, False, operation, of_project or None, objects)
     return only_known(told) or told
 

@@ -38,6 +38,16 @@ GONE = (CleanupItem.Outcome.DELETED, CleanupItem.Outcome.ALREADY_ABSENT)
 NO_OBJECT = (Kind.MISSING, Kind.UNFINISHED)
 
 
+class Sight(NamedTuple):
+    """What the person who asks may see. The rest is not read, so that no answer tells of it."""
+
+    rows: bool = True
+    findings: bool = True
+
+
+ALL = Sight()
+
+
 class Life(TextChoices):
     ALIVE = "alive", gettext_lazy("it lives")
     DELETED = "deleted", gettext_lazy("it was deleted")
@@ -90,6 +100,7 @@ class Facts:
     # Of the projects that the key may name, in this bucket.
     cleanups: Sequence[CleanupOperation] = ()
     seen: Seen | None = None
+    sight: Sight = ALL
 
     @property
     def key(self) -> str:
@@ -129,6 +140,9 @@ class Facts:
 
     @cached_property
     def judgements(self) -> list[Judgement]:
+        """None without rows, any of which may decide over what the key says."""
+        if not self.sight.rows:
+            return []
         now, last_modified = timezone.now(), self.last_modified
         return [
             Judgement(
@@ -155,21 +169,24 @@ def weight(finding: Finding) -> tuple[bool, datetime, bool]:
     return kind != Kind.UNFINISHED, finding.last_seen_at, kind not in NO_OBJECT
 
 
-def facts_of(keys: Sequence[Named], buckets: Collection[str]) -> list[Facts]:
+def facts_of(keys: Sequence[Named], buckets: Collection[str], sight: Sight) -> list[Facts]:
     """Of each key in each bucket where something is known of it; else in the one that it names, or
     in ours. The queries do not grow with what there is."""
     forms = {form for named in keys for form in spellings(named.shown)}
     every = {*buckets, conf().bucket}
-    rows = R2Object.objects.filter(bucket__in=every, key__in=forms).order_by("-created_at")[:LATEST]
+    rows = R2Object.objects.filter(bucket__in=every, key__in=forms).order_by("-created_at")
     items = CleanupItem.objects.filter(identity__in=forms).select_related("operation")
     findings = Finding.objects.filter(bucket__in=every, key__in=forms).order_by("-last_seen_at")
     found = Found(
-        by_place(rows, lambda row: (row.bucket, row.key, False)),
+        by_place(rows[:LATEST] if sight.rows else (), lambda row: (row.bucket, row.key, False)),
         by_place(
             items.order_by("-changed_at", "-pk")[:LATEST],
             lambda item: (item.operation.bucket, item.identity, item.escaped),
         ),
-        by_place(findings[:LATEST], lambda finding: (finding.bucket, finding.key, finding.escaped)),
+        by_place(
+            findings[:LATEST] if sight.findings else (),
+            lambda finding: (finding.bucket, finding.key, finding.escaped),
+        ),
     )
     known = [
         found.about(bucket, named)
@@ -179,7 +196,7 @@ def facts_of(keys: Sequence[Named], buckets: Collection[str]) -> list[Facts]:
     known += [
         found.about(bucket, named) for named in shown_so(keys) for bucket in found.buckets_of(named)
     ]
-    return with_projects(known)
+    return with_projects([replace(facts, sight=sight) for facts in known])
 
 
 def shown_so(keys: Sequence[Named]) -> Iterator[Named]:

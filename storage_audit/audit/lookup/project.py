@@ -7,7 +7,7 @@ from django.db.models import Exists, OuterRef, Q
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from storage_audit.audit.lookup.facts import Life, Standing, standings_of
+from storage_audit.audit.lookup.facts import Life, Sight, Standing, standings_of
 from storage_audit.audit.lookup.sentence import Answer, Sentence, moment
 from storage_audit.audit.meaning import meaning
 from storage_audit.audit.ownership import layouts
@@ -32,6 +32,7 @@ class ProjectFacts:
     later: CleanupOperation | None
     reason: str
     findings: Sequence[Finding]
+    sight: Sight
 
     @property
     def cleanup(self) -> CleanupOperation | None:
@@ -43,13 +44,14 @@ class ProjectFacts:
         return known or bool(self.objects or self.operations or self.findings)
 
 
-def facts_of(project_id: str, buckets: Collection[str]) -> ProjectFacts:
+def facts_of(project_id: str, buckets: Collection[str], sight: Sight) -> ProjectFacts:
     operations = CleanupOperation.objects.filter(project_id=project_id).order_by("-created_at")
     pairs = [(one, look_after(one)) for one in last_in_each_bucket(project_id)]
     pairs.sort(key=lambda pair: urgency(*pair))
     cleanup, later = next(iter(pairs), (None, None))
     last = later or cleanup
-    objects, size = R2Object.objects.filter(project_id=project_id).totals()
+    rows = R2Object.objects.filter(project_id=project_id)
+    objects, size = rows.totals() if sight.rows else (0, 0)
     return ProjectFacts(
         standings_of([project_id])[project_id],
         objects,
@@ -58,7 +60,8 @@ def facts_of(project_id: str, buckets: Collection[str]) -> ProjectFacts:
         [one for one, _later in pairs],
         later,
         why_some_stay(last) if last else "",
-        findings_of(project_id, buckets),
+        findings_of(project_id, buckets) if sight.findings else (),
+        sight,
     )
 
 
@@ -116,6 +119,12 @@ def why_some_stay(cleanup: CleanupOperation) -> str:
 def lives(facts: ProjectFacts) -> Answer:
     if facts.standing.life is not Life.ALIVE:
         return None
+    if not facts.sight.rows:
+        text = _(
+            "Project %s lives, and its objects stay as long as it does. Delete the project, and its"
+            " files go."
+        )
+        return Sentence(text % facts.standing.project_id)
     text = ngettext(
         "Project %(id)s lives, and its %(count)d tracked object stays as long as it does. Delete"
         " the project, and its files go.",

@@ -3,7 +3,7 @@
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit.audit.lookup.facts import Facts, Life, Standing
+from storage_audit.audit.lookup.facts import ALL, Facts, Life, Standing
 from storage_audit.audit.lookup.sentence import Answer, Sentence, moment
 from storage_audit.audit.lookup.went import owners_of
 from storage_audit.audit.ownership import Claim, told_by
@@ -333,7 +333,11 @@ def read_by_nobody(facts: Facts) -> Answer:
         " project, or add its layout."
     )
     if not facts.is_known and not facts.listed:
-        text += " " + _("Nothing here tells whether it is there: look into the bucket.")
+        text += " " + (
+            _("Nothing here tells whether it is there: look into the bucket.")
+            if facts.sight == ALL
+            else _("Nothing that you may see tells whether it is there: look into the bucket.")
+        )
     return Sentence(text)
 
 
@@ -343,10 +347,19 @@ def nobodys(facts: Facts) -> Answer:
         return None
     text = _(
         "It is there by all that we know, and no project that it may belong to was ever known:"
-        " %s. The next scan makes it a finding; adopt it into a project there, or delete it."
+        " %s. A scan makes it a finding; adopt it into a project there, or delete it."
     )
     return Sentence(text % ", ".join(facts.standings))
 
 
 def unknown(facts: Facts) -> Answer:
+    if facts.listed:
+        # Only rows say more of it than that.
+        text = _(
+            "It is in the bucket, and nothing that you may see tells why. Ask somebody who may see"
+            " all."
+        )
+        return Sentence(text)
+    if facts.sight != ALL:
+        return Sentence(_("Nothing that you may see tells of it. Look into the bucket."))
     return Sentence(_("We know nothing of this key. Look into the bucket."))

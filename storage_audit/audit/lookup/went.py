@@ -5,7 +5,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.layouts import OWN_PREFIX
-from storage_audit.audit.lookup.facts import GONE, NO_OBJECT, Facts, Life
+from storage_audit.audit.lookup.facts import ALL, GONE, NO_OBJECT, Facts, Life
 from storage_audit.audit.lookup.sentence import Answer, Sentence, moment
 from storage_audit.audit.ownership import Claim
 from storage_audit.conf import conf
@@ -156,6 +156,11 @@ def absent_now(facts: Facts) -> Answer:
             "It is not in the bucket now, and its row is all there is. The next scan calls it"
             " missing, and the row can be removed there; or upload it again."
         )
+    elif facts.sight != ALL:
+        text = _(
+            "It is not in the bucket now, and nothing that you may see tells what became of it. Ask"
+            " somebody who may see all."
+        )
     else:
         text = _(
             "It is not in the bucket now, and nothing here tells what became of it. If it ever was"
@@ -181,6 +186,9 @@ def back_again(facts: Facts) -> Answer:
             },
             item.operation,
         )
+    if not facts.sight.rows:
+        text = _("It is in the bucket again, by the latest that you may see. Before: %s")
+        return Sentence(text % how_it_went(item), item.operation)
     text = _(
         "It is in the bucket again, by the latest that we know, and not by an upload through this"
         " application. Verify the cleanup that deleted it. Before: %s"

@@ -518,6 +518,16 @@ def test_whatever_any_value_is_changed_to_is_told_and_breaks_nothing(
     assert "Altered" in "".join(verify(path)[:2])
 
 
+@pytest.mark.parametrize("levels", [30, 300, 980, 3000])
+def test_what_is_nested_too_deeply_is_not_as_we_write_it(
+    certified: CleanupOperation, file: Callable[..., Path], levels: int
+) -> None:
+    path = file(certified)
+    deep = "[" * levels + "]" * levels
+    path.write_text(path.read_text().replace('"later_looks":[', f'"later_looks":[{deep}', 1))
+    assert "Line 1 is not as we write it." in verify(path)[1]
+
+
 def places_in(value: Any) -> Iterator[list[Any]]:
     """The way to each value inside of this one; of a list, to the first."""
     names: Iterable[Any] = value if isinstance(value, dict) else ()

@@ -32,6 +32,7 @@ HEAD_STARTS, DIGEST_STARTS, SIGNATURE_STARTS = '{"certificate":', '"digest":', '
 CSV_STARTS = "row,key,"
 SHAPES = {"item": ITEM, "certificate": HEAD}
 LINE_OF_BOOKS = {"objects": int, "bytes": int}
+DEEPEST = 20  # levels of a head
 
 
 class NoCertificate(Exception):
@@ -155,12 +156,17 @@ def has_shape(value: Any, shape: Facts) -> bool:
 
 
 def heads(head: Facts) -> bool:
-    """Whether it has what is read of a head one level deeper. Raises ValueError."""
+    """Whether what is in it can be read as what is in a head. Raises ValueError."""
     UUID(head["deletion_id"])
     books = head["books"]
-    return books.keys() == set(BOOKS) and all(
-        has_shape(line, LINE_OF_BOOKS) for line in books.values()
-    )
+    lines_fit = all(has_shape(line, LINE_OF_BOOKS) for line in books.values())
+    return lines_fit and books.keys() == set(BOOKS) and is_shallow(head, DEEPEST)
+
+
+def is_shallow(value: Any, levels: int) -> bool:
+    """What is nested more deeply may be read here, and too deep to be written or shown there."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels >= 0 and all(is_shallow(each, levels - 1) for each in inside)
 
 
 def issued(operation: CleanupOperation, form: str) -> Iterator[str]:

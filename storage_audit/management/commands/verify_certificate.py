@@ -60,13 +60,13 @@ class Command(DocumentedCommand):
         certificate = opened(file)
         try:
             certificate.read()
+            told = verdict(certificate, bucket)
         except Misshapen as error:
             if as_json:
                 self.stdout.write(json.dumps(unread(certificate, error)))
             whose = certificate.head.get("deletion_id", "an unknown deletion")
             text = f"Altered or cut off: the certificate of {whose} in {file}. {error}"
             raise CommandError(visible(text), returncode=FAILED) from error
-        told = verdict(certificate, bucket)
         if as_json:
             self.stdout.write(json.dumps(told))
         else:

@@ -263,11 +263,13 @@ def test_who_may_only_examine_is_told_that_it_is_done(bucket: Bucket) -> None:
     assert Diagnosis.objects.get().context == "web"
 
 
-def test_who_may_only_look_has_no_button(bucket: Bucket) -> None:
+def test_who_may_only_look_has_a_button_that_says_whom_to_ask(bucket: Bucket) -> None:
     made = report("web", uuid4(), colour("red"))
     client = person("view_diagnosis")
     for url in (page("diagnosis"), page("diagnosis", "change", made.pk)):
-        assert "Examine now" not in text_of(client.get(url))
+        shown = text_of(client.get(url))
+        assert 'value="Examine now" disabled> <small>You may not do this.' in shown
+        assert shown.count("Examine now") == 1
     assert client.post(page("diagnosis", "add")).status_code == 403
     assert Diagnosis.objects.count() == 1
 

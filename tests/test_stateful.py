@@ -24,11 +24,12 @@ from hypothesis.stateful import (
 
 from devtools.faults.kinds import KINDS
 from devtools.faults.matching import is_delete_batch, on, then
-from devtools.faults.proxy import FaultyStore, faulty_store
+from devtools.faults.proxy import FaultyStore
 from devtools.local_r2 import LocalR2
 from storage_audit.bucket import r2
 from storage_audit.models import CleanupOperation, Installation
 from tests.conftest import Bucket
+from tests.network import faulty_network
 from tests.stateful.end import come_to_rest
 from tests.stateful.play import Play
 from tests.stateful.world import World
@@ -238,10 +239,11 @@ def empty(bucket: Bucket) -> None:
 
 @pytest.fixture
 def store(local_r2: LocalR2) -> Iterator[FaultyStore]:
-    with faulty_store(local_r2.environment["R2_ENDPOINT_URL"]) as running:
-        through_it = {**django_settings.STORAGE_AUDIT, **SETTINGS, "ENDPOINT_URL": running.url}
-        with override_settings(STORAGE_AUDIT=through_it):
-            yield running
+    with (
+        faulty_network(local_r2) as running,
+        override_settings(STORAGE_AUDIT={**django_settings.STORAGE_AUDIT, **SETTINGS}),
+    ):
+        yield running
 
 
 def test_any_order_of_events(

@@ -359,6 +359,16 @@ def test_page_costs_as_many_queries_for_many_as_for_few(db: None) -> None:
     assert [queries(client, url_of(text)) for text in (KEY, "proj_1")] == few
 
 
+def test_project_costs_as_many_queries_in_many_buckets_as_in_one(db: None) -> None:
+    deleted("proj_1")
+    client = superuser()
+    counts = set[int]()
+    for n in range(3):
+        make("clean", project_id="proj_1", bucket=f"b{n}", finished_at=timezone.now())
+        counts.add(queries(client, url_of("proj_1")))
+    assert len(counts) == 1
+
+
 def one_more(n: int) -> None:
     row(f"projects/proj_1/scenes/{n}/media/a.mp4", project_id="proj_1")
     found(f"projects/proj_1/scenes/{n}/media/b.mp4")

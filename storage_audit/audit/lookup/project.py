@@ -46,7 +46,9 @@ class ProjectFacts:
 
 def facts_of(project_id: str, buckets: Collection[str], sight: Sight) -> ProjectFacts:
     operations = CleanupOperation.objects.filter(project_id=project_id).order_by("-created_at")
-    pairs = [(one, look_after(one)) for one in last_in_each_bucket(project_id)]
+    looks = last_look_in_each_bucket(project_id)
+    cleanups = last_in_each_bucket(project_id)
+    pairs = [(one, look_after(one, looks.get(one.bucket))) for one in cleanups]
     pairs.sort(key=lambda pair: urgency(*pair))
     cleanup, later = next(iter(pairs), (None, None))
     last = later or cleanup
@@ -71,20 +73,25 @@ def last_in_each_bucket(project_id: str) -> Iterable[CleanupOperation]:
     return cleanups.filter(~Exists(later)).order_by("-created_at")
 
 
-def look_after(cleanup: CleanupOperation) -> CleanupOperation | None:
-    """The last that went through all the project's objects to the end since this cleanup was over:
-    its figures count for what stays. See CleanupOperationQuerySet.keeping."""
-    if cleanup.status not in LOOKED or not cleanup.finished_at:
-        return None
+def last_look_in_each_bucket(project_id: str) -> dict[str, CleanupOperation]:
+    """The last that went through all the project's objects to the end: its figures count for what
+    stays. See CleanupOperationQuerySet.keeping."""
     looks = CleanupOperation.objects.filter(
         Q(parent=None) | Q(parent__kind="project"),
-        project_id=cleanup.project_id,
-        bucket=cleanup.bucket,
+        project_id=project_id,
         kind__in=["project", "verify"],
         status__in=LOOKED,
-        finished_at__gt=cleanup.finished_at,
+        finished_at__isnull=False,
     )
-    return looks.order_by("-finished_at").first()
+    return {look.bucket: look for look in looks.order_by("finished_at")}
+
+
+def look_after(cleanup: CleanupOperation, look: CleanupOperation | None) -> CleanupOperation | None:
+    """The look, if this cleanup was over before."""
+    if cleanup.status not in LOOKED or not cleanup.finished_at:
+        return None
+    is_later = look and look.finished_at and look.finished_at > cleanup.finished_at
+    return look if is_later else None
 
 
 def urgency(cleanup: CleanupOperation, later: CleanupOperation | None) -> tuple[bool, ...]:

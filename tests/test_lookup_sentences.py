@@ -491,6 +491,36 @@ def test_what_a_later_look_took_or_kept_counts_for_what_stays(db: None) -> None:
     assert "In bucket other:" in why_project()
 
 
+@pytest.mark.parametrize(
+    ("status", "look", "next_step"),
+    [
+        ("incomplete", {"kind": "verify", "next_attempt_at": None}, "Clean up after the project"),
+        ("incomplete", {}, "The cleanup’s page says what stands in the way"),
+        ("failed", {}, "The cleanup’s page says what stands in the way"),
+    ],
+)
+@pytest.mark.parametrize("figures", [{"protected": 2}, {"deleted": 3}, {}], ids=str)
+def test_what_a_later_look_saw_remain_is_told_though_the_cleanup_is_over(
+    db: None, status: str, look: dict[str, Any], next_step: str, figures: dict[str, int]
+) -> None:
+    deleted("proj_1")
+    over = "clean_with_protected" if figures.get("protected") else "clean"
+    first = make(over, project_id="proj_1", **books(**figures))
+    for n, (ended, left) in enumerate([("clean", 0), (status, 2), ("clean", 0)], start=1):
+        given = {"parent": first, **books(failed=left), **(look if left else {})}
+        given["finished_at"] = AGO + timedelta(minutes=n)
+        later = make(ended, project_id="proj_1", **given)
+        if left:
+            item(operation=later, outcome="failed", reason="In the bucket.")
+            said = answer_of("proj_1")
+            assert "By the last look, which ended on " in said.text and next_step in said.text
+            assert "2 objects stay, the first because: In the bucket." in said.text
+            assert "none is left" not in said.text and "found no" not in said.text
+            assert said.operation == later and bool(said.ended) == (look != {})
+        else:
+            assert "2 objects stay" not in why_project()
+
+
 def test_what_another_look_than_at_the_whole_project_found_counts_for_nothing(db: None) -> None:
     deleted("proj_1")
     first = make("clean_with_protected", project_id="proj_1", **books(protected=2))
@@ -498,6 +528,8 @@ def test_what_another_look_than_at_the_whole_project_found_counts_for_nothing(db
         {"parent": make("clean", kind="orphans", project_id=None), "kind": "verify"},
         {"bucket": "other", "parent": first},
         {"kind": "verify", "status": "superseded"},
+        {"kind": "verify", "status": "incomplete", "found": 1, "failed": 1},
+        {"status": "incomplete", "dry_run": True, "found": 1, "failed": 1},
     ):
         later: dict[str, Any] = {
             "finished_at": timezone.now(),

@@ -18,6 +18,11 @@ from storage_audit.querysets import starts_with_any
 LATEST = 20
 # Those with all their objects looked for, and with no failure.
 LOOKED = (CleanupOperation.Status.CLEAN, CleanupOperation.Status.CLEAN_WITH_PROTECTED)
+# Those that left objects, as CleanupOperationQuerySet.with_remains has them.
+LEFT_SOME = Q(failed__gt=0) & (
+    Q(kind="verify", status="incomplete", next_attempt_at=None)
+    | Q(kind="project", dry_run=False, status__in=CleanupOperation.WORKABLE)
+)
 
 
 @dataclass(frozen=True)
@@ -74,13 +79,13 @@ def last_in_each_bucket(project_id: str) -> Iterable[CleanupOperation]:
 
 
 def last_look_in_each_bucket(project_id: str) -> dict[str, CleanupOperation]:
-    """The last that went through all the project's objects to the end: its figures count for what
-    stays. See CleanupOperationQuerySet.keeping."""
+    """The last that went through all the project's objects to the end, or that saw some remain: its
+    figures count for what stays. See CleanupOperationQuerySet.keeping."""
     looks = CleanupOperation.objects.filter(
         Q(parent=None) | Q(parent__kind="project"),
+        Q(status__in=LOOKED) | LEFT_SOME,
         project_id=project_id,
         kind__in=["project", "verify"],
-        status__in=LOOKED,
         finished_at__isnull=False,
     )
     return {look.bucket: look for look in looks.order_by("finished_at")}
@@ -165,12 +170,13 @@ def cleaned_up(facts: ProjectFacts) -> Answer:
     cleanup = facts.cleanup
     if not cleanup:
         return None
-    if not cleanup.found and not left_by(facts.later or cleanup):
-        words = [how_it_ended(facts), nothing_found(facts)]
-    else:
-        went = what_went(cleanup)
-        words = [how_it_ended(facts), *where(facts), *went, *what_stays(facts, cleanup)]
-    return Sentence(" ".join(words), cleanup)
+    last = facts.later or cleanup
+    if not cleanup.found and not left_by(last):
+        return Sentence(f"{how_it_ended(facts)} {nothing_found(facts)}", cleanup)
+    went = what_went(cleanup)
+    words = [how_it_ended(facts), *where(facts), *went, *what_stays(facts, cleanup)]
+    ended = "" if last.deletes or not last.failed else facts.standing.project_id
+    return Sentence(" ".join(words), last if last.failed else cleanup, ended=ended)
 
 
 def how_it_ended(facts: ProjectFacts) -> str:
@@ -229,11 +235,15 @@ def what_stays(facts: ProjectFacts, cleanup: CleanupOperation) -> list[str]:
                 " makes one."
             )
         )
-    if cleanup.failed:
-        words.append(
-            _("The cleanup’s page says what stands in the way of what could not be deleted.")
-        )
+    if last.failed:
+        words.append(next_after_failure(last))
     return words
+
+
+def next_after_failure(last: CleanupOperation) -> str:
+    if last.deletes:
+        return _("The cleanup’s page says what stands in the way of what could not be deleted.")
+    return _("Clean up after the project again.")
 
 
 def none_left(cleanup: CleanupOperation, later: CleanupOperation) -> list[str]:

@@ -285,6 +285,27 @@ def test_sentence_tells_nothing_of_what_the_person_may_not_see(
             assert sight.rows or "No row" not in said
 
 
+STILL = "Whether it is so still, you may not see: "
+
+
+@pytest.mark.parametrize("sight", [Sight(False, True), Sight(True, False), Sight(False, False)])
+@pytest.mark.parametrize(
+    ("world", "key"), [(gone, KEY), (gone_by_itself, KEY), (refused, KEY), (kept, SHARED)]
+)
+def test_last_word_is_not_called_the_latest_to_whom_may_not_see_later_ones(
+    db: None, world: Callable[[], None], key: str, sight: Sight
+) -> None:
+    world()
+    by_tables, absent, there = sentences_of(key, sight)
+    assert by_tables.endswith(f" {STILL}look into the bucket.")
+    assert STILL not in absent and STILL not in why(key)
+    is_back = there.startswith("It is in the bucket again")
+    assert is_back or there.endswith(f" {STILL}ask somebody who may see all.")
+    [facts] = lookup.look_up(key, sight).objects
+    in_vain = replace(facts, seen=Seen(AGO, trouble="No answer."))
+    assert lookup.why(in_vain).text == by_tables
+
+
 def sentences_of(key: str, sight: Sight) -> list[str]:
     """By the tables, and after a look that showed it, or showed it absent."""
     [facts] = lookup.look_up(key, sight).objects

@@ -5,7 +5,7 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit.audit.lookup.facts import ALL, Facts, Life, Standing
 from storage_audit.audit.lookup.sentence import Answer, Sentence, moment
-from storage_audit.audit.lookup.went import owners_of
+from storage_audit.audit.lookup.went import owners_of, still
 from storage_audit.audit.ownership import Claim, told_by
 from storage_audit.findings import Kind
 from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
@@ -19,7 +19,8 @@ def not_deleted(facts: Facts) -> Answer:
         return None
     text = _("Cleanup %(operation)s could not delete it: %(reason)s %(next)s")
     words = {"operation": item.operation_id, "reason": item.reason or item.answer}
-    return Sentence(text % {**words, "next": next_of(item.operation)}, item.operation)
+    text %= {**words, "next": next_of(item.operation)}
+    return Sentence(text + still(facts), item.operation)
 
 
 def next_of(operation: CleanupOperation) -> str:
@@ -49,7 +50,7 @@ def kept(facts: Facts) -> Answer:
             " the project is deleted."
         )
     words = {"operation": item.operation_id, "reason": item.reason}
-    return Sentence(text % words, item.operation)
+    return Sentence(text % words + still(facts), item.operation)
 
 
 def seen_by_a_look(facts: Facts) -> Answer:

@@ -102,7 +102,19 @@ def gone(facts: Facts) -> Answer:
     item = went(facts)
     if not item or facts.rows or facts.listed or seen_since(facts, item):
         return None
-    return Sentence(how_it_went(item), item.operation)
+    return Sentence(how_it_went(item) + still(facts), item.operation)
+
+
+def still(facts: Facts) -> str:
+    """What is to be said after an operation's last word, as what came later may be hidden; the same
+    whether there is any such thing."""
+    if facts.sight == ALL or facts.is_seen_absent:
+        return ""
+    if facts.listed:
+        text = _("Whether it is so still, you may not see: ask somebody who may see all.")
+    else:
+        text = _("Whether it is so still, you may not see: look into the bucket.")
+    return f" {text}"
 
 
 def went(facts: Facts) -> CleanupItem | None:

@@ -444,6 +444,22 @@ def test_gone_is_said_of_the_same_spelling_unless_the_bucket_folds_them(
     assert "by a complete listing" in why(composed)
 
 
+def test_a_plan_that_has_the_key_in_another_spelling_is_not_said_to_be_without_it(
+    db: None,
+) -> None:
+    key = "projects/proj_1/scenes/s1/media/é.mp4"
+    composed, other = normalize("NFC", key), normalize("NFD", key)
+    deleted("proj_1")
+    cleanup = make("running", project_id="proj_1", step="verify", planned_at=AGO)
+    item(composed, cleanup, outcome="deleted")
+    assert "that looks the same and is spelled with other" in why(other)
+    [facts] = lookup.look_up(other).objects
+    there = replace(facts, seen=Seen(AGO, Listed(other, 1, "e", AGO)))
+    assert "its plan does not have this, so" in lookup.why(there).text
+    row(other, project_id="proj_1")
+    assert "its plan does not have this, so" in why(other)
+
+
 def test_the_latest_evidence_counts_whichever_operation_is_older(db: None) -> None:
     """A plan is asked for before the look that finds it open, and is run after that."""
     deleted("proj_1")

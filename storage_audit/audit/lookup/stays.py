@@ -240,7 +240,9 @@ def not_in_the_plan(facts: Facts) -> Answer:
 
 
 def planned_without(facts: Facts) -> CleanupOperation | None:
-    owners, held = owners_of(facts), {item.operation_id for item in facts.items}
+    # What went in another spelling may be this one, unless something tells that this is there.
+    others = [] if facts.row or facts.listed else facts.otherwise_spelled
+    owners, held = owners_of(facts), {item.operation_id for item in (*facts.items, *others)}
     return next(
         (
             operation

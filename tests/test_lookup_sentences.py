@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import permutations
 from typing import Any
 from unicodedata import normalize
@@ -357,6 +357,29 @@ def test_an_object_of_projects_none_of_which_lives_is_not_to_be_adopted(db: None
     said = answer(SHARED)
     assert SCAN in said.text and "none of which lives" in said.text and not said.ended
     assert "Once it is older, a late check or another cleanup of one of them" in said.text
+
+
+@pytest.mark.parametrize("age", [AGO, LONG_AGO])
+@pytest.mark.parametrize("evidence", ["deleted", "vanished"])
+def test_without_rows_nothing_is_promised_of_an_object_of_projects_none_of_which_lives(
+    db: None, age: datetime, evidence: str
+) -> None:
+    finding(SHARED, kind="ambiguous", last_modified=age)
+    deleted("proj_1", "proj_1_x")
+    KnownProject.objects.filter(pk="proj_1").update(evidence=evidence)
+    [facts] = lookup.look_up(SHARED, Sight(rows=False)).objects
+    said = lookup.why(facts)
+    assert f"It could be several projects’; a scan found it on {SCAN}. Its finding" in said.text
+    assert said.finding and not said.ended
+
+
+def test_an_object_is_called_untracked_by_the_scan_that_saw_no_row(db: None) -> None:
+    alive("proj_1")
+    finding(kind="untracked")
+    row(KEY, project_id="proj_1")
+    [facts] = lookup.look_up(KEY, Sight(rows=False)).objects
+    assert f"by the scan of {SCAN}, which saw no row" in lookup.why(facts).text
+    assert "saw no row" not in why()
 
 
 @pytest.mark.parametrize("world", [vanished, left_behind, row_alone_left, never_found])

@@ -99,8 +99,8 @@ FOUND = {
         " there, remove the row from its finding."
     ),
     Kind.UNTRACKED: gettext_lazy(
-        "It is in the bucket by the scan of %s, and no row tracks it, though its project lives."
-        " Track it from its finding, or begin a backfill."
+        "It is in the bucket by the scan of %s, which saw no row that tracks it, though its project"
+        " lives. Track it from its finding, or begin a backfill."
     ),
     Kind.CHANGED: gettext_lazy(
         "It is another object than its row says, by the scan of %s. Track it from its finding."
@@ -143,6 +143,13 @@ def found_by_scan(facts: Facts) -> Answer:
 
 def between_the_dead(facts: Facts, finding: Finding, at: str) -> Sentence:
     """It can be adopted into none of the projects, as adoption takes a live one."""
+    if not facts.sight.rows:
+        # A row may say whose it is.
+        text = _(
+            "It could be several projects’; a scan found it on %s. Its finding says what can be"
+            " done."
+        )
+        return Sentence(text % at, finding=finding)
     if gone := standing(facts, Life.VANISHED):
         ended = gone.project_id
         text = _(

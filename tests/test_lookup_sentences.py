@@ -16,6 +16,7 @@ from pytest_django import Settings
 from storage_audit.audit import lookup
 from storage_audit.audit.lookup import project
 from storage_audit.audit.lookup.facts import Seen, Sight
+from storage_audit.audit.lookup.pasted import Named
 from storage_audit.audit.lookup.sentence import Sentence
 from storage_audit.bucket.r2 import Listed
 from storage_audit.models import BucketScan, CleanupOperation, Finding, KnownProject, R2Object
@@ -42,8 +43,8 @@ def item(key: str = KEY, operation: CleanupOperation | None = None, **facts: Any
 
 def finding(key: str = KEY, **facts: Any) -> None:
     scan = BucketScan.objects.create(bucket="tests")
-    seen = {"first_scan": scan, "last_scan": scan, "last_seen_at": f"{SCAN}+00:00", **facts}
-    Finding.objects.create(bucket="tests", key=key, **seen)
+    seen = {"first_scan": scan, "last_scan": scan, "last_seen_at": f"{SCAN}+00:00"}
+    Finding.objects.create(**{"bucket": "tests", "key": key, **seen, **facts})
 
 
 def answer(key: str = KEY) -> Sentence:
@@ -283,6 +284,19 @@ def test_sentence_tells_nothing_of_what_the_person_may_not_see(
         for said in before:
             assert "nothing of this key" not in said and "Nothing here" not in said
             assert sight.rows or "No row" not in said
+
+
+@pytest.mark.parametrize("table", ["rows", "findings"])
+def test_name_of_a_bucket_is_known_only_by_what_the_person_may_see(db: None, table: str) -> None:
+    if table == "rows":
+        row(KEY, bucket="other")
+    else:
+        finding(KEY, bucket="other")
+    seen, hidden = (
+        lookup.look_up(f"other/{KEY}", Sight()._replace(**{table: may_see})).understood.keys
+        for may_see in (True, False)
+    )
+    assert Named(KEY, "other") in seen and Named(KEY, "other") not in hidden
 
 
 STILL = "Whether it is so still, you may not see: "

@@ -70,14 +70,20 @@ def why(facts: Facts) -> Sentence:
 
 def look_up(text: str, sight: Sight = ALL) -> LookedUp:
     """`text` is without secrets."""
-    tables = (R2Object.objects.all(), Finding.objects.all())
-    buckets = {conf().bucket, *chain.from_iterable(map(buckets_in, tables))}
+    buckets = buckets_for(sight)
     understood = understand(text, buckets)
     operation = operation_of(understood)
     of_project = understood.project_id and project.facts_of(understood.project_id, buckets, sight)
     objects = facts_of(understood.keys, buckets, sight) if understood.keys else []
     told = LookedUp(understood, False, operation, of_project or None, objects)
     return only_known(told) or told
+
+
+def buckets_for(sight: Sight) -> set[str]:
+    """Ours, and those that this person may know of."""
+    tables = ((R2Object.objects.all(), sight.rows), (Finding.objects.all(), sight.findings))
+    seen = (buckets_in(table) for table, may_see in tables if may_see)
+    return {conf().bucket, *chain.from_iterable(seen)}
 
 
 def operation_of(understood: Understood) -> CleanupOperation | None:

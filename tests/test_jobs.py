@@ -413,15 +413,18 @@ def test_what_could_not_be_looked_at_is_under_way_until_it_is(
     assert ("differences found</span>" in shown) == is_look
 
 
-def test_what_an_interrupted_look_has_not_compared_is_not_called_different() -> None:
+@pytest.mark.parametrize(
+    "status", [Status.PENDING, Status.RUNNING, Status.INCOMPLETE, Status.FAILED]
+)
+def test_what_an_interrupted_look_has_not_compared_is_not_called_different(status: str) -> None:
     job = asked(1)
     books = {"found": 3, "failed": 3, "found_bytes": 9, "failed_bytes": 9}
-    given(job, 0, status=Status.INCOMPLETE, **books)
+    given(job, 0, status=status, **books)
     Job.objects.update(position=1)
     address, client = page("job", "change", job.pk), superuser()
     different = "Different</th><td>3</td>"
     assert different not in text_of(client.get(address))
-    CleanupOperation.objects.update(next_attempt_at=None)
+    CleanupOperation.objects.update(status=Status.INCOMPLETE, next_attempt_at=None)
     assert different in text_of(client.get(address))
 
 

@@ -193,9 +193,12 @@ def books(job: Job, sums: dict[str, StatusSums]) -> list[tuple[str, int, int]]:
         "failed": _("different") if is_look else _("to be deleted"),
     }
 
-    if is_look and (again := sums.get(AGAIN)):
+    if is_look:
         # What was not compared to the end does not differ.
-        sums = {**sums, AGAIN: again._replace(failed=0, failed_bytes=0)}
+        sums = {
+            status: each if status == Status.INCOMPLETE else each._replace(failed=0, failed_bytes=0)
+            for status, each in sums.items()
+        }
 
     def total(name: str) -> int:
         return sum(getattr(each, name) for each in sums.values())

@@ -103,10 +103,14 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         return self.filter(lease_until__gt=now)
 
     def worked_on_since(self, moment: datetime) -> Self:
-        """Those whose lease a worker has taken or renewed since, or that it has put down."""
-        held = Q(status="running", lease_until__gt=moment + conf().lease)
+        """Those whose lease a worker has taken or renewed since, or that it has brought to their
+        end."""
+        # What was taken over, workers die of, until one has done something for good.
+        held = Q(status="running", takeovers=0, lease_until__gt=moment + conf().lease)
         # To be superseded takes no worker.
-        return self.filter(held | Q(finished_at__gt=moment) & ~Q(status="superseded"))
+        return self.filter(held | self.model.OVER & Q(finished_at__gt=moment)).exclude(
+            status="superseded"
+        )
 
     def due(self, now: datetime) -> Self:
         """Operations that a worker may take: their time has come and nobody has them."""

@@ -9,6 +9,12 @@ from django_q.models import OrmQ, Schedule, Task
 TASKS = "storage_audit.tasks."
 SWEEP = f"{TASKS}sweep"
 RECONCILE = f"{TASKS}reconcile"
+SEND_NOTICES = f"{TASKS}send_notices"
+# What tasks return that did nothing.
+HELD = "not due, or held by another worker"
+GIVEN_UP = "no worker gets on with it"
+OVER = "over, or not there any more"
+TAKEN = "another worker is at it"
 
 
 def is_scheduled() -> bool:
@@ -41,7 +47,9 @@ def ready_tasks(at: datetime) -> int:
 
 
 def did_work_since(moment: datetime) -> bool:
-    """Whether a worker has ended a task of ours well; to sweep is not to work."""
+    """Whether a worker has ended a task of ours well in which it did something. To sweep is not to
+    work, nor is to begin a scan, or to tell of it."""
     ended = Task.objects.filter(func__startswith=TASKS, success=True, stopped__gt=moment)
-    did: bool = ended.exclude(func=SWEEP).exists()
-    return did
+    did = ended.exclude(func__in=[SWEEP, RECONCILE, SEND_NOTICES])
+    found: bool = did.exclude(result__in=[HELD, GIVEN_UP, OVER, TAKEN]).exists()
+    return found

@@ -92,12 +92,12 @@ def run_operation(operation_id: str) -> str:
     """Work on an operation for one slice; returns its status for the queue's own records."""
     operation = cleanup.run_slice(UUID(operation_id))
     if operation is None:
-        return "not due, or held by another worker"
+        return queue.HELD
     if operation.status == CleanupOperation.Status.RUNNING:
         enqueue(operation.pk)
     else:
         enqueue_next(operation)
-    return operation.status
+    return queue.GIVEN_UP if operation.takeovers >= cleanup.TAKEOVERS else operation.status
 
 
 def enqueue_next(operation: CleanupOperation) -> None:
@@ -187,10 +187,10 @@ def run_job(job_id: str) -> str:
     to say."""
     job = Job.objects.unfinished().filter(pk=UUID(job_id)).first()
     if job is None:
-        return "over, or not there any more"
+        return queue.OVER
     made = jobs.take_up(job)
     if not made:
-        return "another worker is at it"
+        return queue.TAKEN
     # One commit for all; with SYNC the work itself is done here, in none of ours.
     with nullcontext() if conf().sync else transaction.atomic():
         for operation in made:
@@ -214,7 +214,7 @@ def have_notices_sent(now: datetime) -> None:
     if conf().sync:
         notices.send_due()
     elif Delivery.objects.due(now).exists() and queue.ready_tasks(now) < QUEUE_IS_LONG:
-        async_task("storage_audit.tasks.send_notices", group="storage_audit")
+        async_task(queue.SEND_NOTICES, group="storage_audit")
 
 
 def send_notices() -> str:
@@ -239,7 +239,7 @@ def take_part(scan_id: str) -> str:
     """In a scan, for one slice; returns its status for the queue's own records."""
     scan = BucketScan.objects.running().filter(pk=UUID(scan_id)).first()
     if scan is None:
-        return "over, or not there any more"
+        return queue.OVER
     for _batch in scans.work(scan, seconds=conf().slice.total_seconds()):
         pass
     if scan.has_room(timezone.now()):

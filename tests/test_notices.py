@@ -371,10 +371,10 @@ def closed(at: datetime) -> None:
     operation(finished_at=at)
 
 
-def ended(at: datetime, name: str = "run_operation", success: bool = True) -> None:
+def ended(at: datetime, name: str = "run_operation", **facts: Any) -> None:
     func = name if "." in name else f"storage_audit.tasks.{name}"
-    times = {"started": at, "stopped": at}
-    Task.objects.create(id=uuid4().hex, name=name, func=func, success=success, **times)
+    given = {"success": True, "result": "running", "started": at, "stopped": at} | facts
+    Task.objects.create(id=uuid4().hex, name=name, func=func, **given)
 
 
 @pytest.mark.parametrize("sign", [renewed, listed, closed, ended])
@@ -393,7 +393,14 @@ def test_a_long_queue_is_no_incident_while_workers_get_on_and_is_one_when_they_d
     assert kinds_open() == ["worker"], "no sweep comes"
 
 
-@pytest.mark.parametrize("facts", [{"name": "sweep"}, {"success": False}, {"name": "x.other"}])
+@pytest.mark.parametrize(
+    "facts",
+    [
+        *({"name": "sweep"}, {"name": "reconcile"}, {"name": "send_notices"}, {"name": "x.other"}),
+        *({"result": text} for text in (queue.HELD, queue.GIVEN_UP, queue.OVER, queue.TAKEN)),
+        {"success": False},
+    ],
+)
 def test_what_is_no_work_of_ours_keeps_no_stuck_worker_from_being_told_of(
     long_queue: datetime, facts: dict[str, Any]
 ) -> None:
@@ -402,6 +409,40 @@ def test_what_is_no_work_of_ours_keeps_no_stuck_worker_from_being_told_of(
     incidents.notice()
     assert kinds_open() == ["worker"]
     assert [advice for _text, advice in delays()] == [str(RESTART)] * 2
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"status": "running", "takeovers": 1, "lease_token": uuid4()},
+        {"status": "incomplete", "takeovers": 5, "next_attempt_at": timezone.now()},
+        {"status": "failed"},
+    ],
+)
+def test_workers_that_die_of_what_they_take_are_told_of(facts: dict[str, Any]) -> None:
+    now = timezone.now()
+    operation(status="pending", next_attempt_at=now - timedelta(hours=5), project_id="proj_2")
+    lately = now - timedelta(minutes=9)
+    if facts["status"] == "running":
+        facts = {**facts, "lease_until": lately + conf().lease}
+    operation(**{"next_attempt_at": now + timedelta(hours=1), "finished_at": lately, **facts})
+    incidents.notice()
+    assert "worker" in kinds_open()
+
+
+def test_what_is_put_off_as_workers_die_of_it_is_not_called_work() -> None:
+    now = timezone.now()
+    lost = {"lease_token": uuid4(), "lease_until": now, "next_attempt_at": now, "takeovers": 4}
+    made = operation(status="running", **lost)
+    assert tasks.run_operation(str(made.pk)) == queue.GIVEN_UP
+    made.refresh_from_db()
+    assert made.status == "incomplete"
+
+
+def test_a_look_that_found_differences_is_work_that_was_done(long_queue: datetime) -> None:
+    operation(kind="verify", status="incomplete", next_attempt_at=None, finished_at=timezone.now())
+    incidents.notice()
+    assert kinds_open() == []
 
 
 def test_what_is_late_is_told_in_the_language_of_the_reader(

@@ -11,14 +11,22 @@ from django.utils.functional import Promise
 from storage_audit.conf import SECRET_PREFIX, conf
 
 HIDDEN = "[redacted]"
+NAME = (
+    r"(?:signature|credential|token|password|access[_-]?key(?:[_-]?id)?"
+    r"|secret(?:[_-]?access)?(?:[_-]?key)?)"
+)
+# Before a colon, where errors such as InvalidAccessKeyId stand too.
+SECRET_NAME = r"(?:password|access[ _-]?key|secret(?:[ _-]?access)?(?:[ _-]?key)?)"
+QUOTE = r"""(?:\\?["'])?"""
+VALUE = r"""(?:"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|[^&,\s]+)"""
 CREDENTIALS = [
     # Tokens of our own API.
     re.compile(r"()(?<![\w-])sa_[\w-]{43}(?![\w-])"),
     # From the beginning of a word only, or a long one would be tried from each of its letters.
-    re.compile(
-        r"(?i)(?<![\w-])([\w-]*(?:signature|credential|token|password|access[_-]?key(?:[_-]?id)?"
-        r"|secret(?:[_-]?access)?(?:[_-]?key)?)=)[^&,\s]+"
-    ),
+    re.compile(rf"(?i)(?<![\w-])([\w-]*{NAME}=){VALUE}"),
+    # As in files of settings and in JSON; in a key's path a name may be followed by anything.
+    re.compile(rf"(?i)(?<![\w/-])([\w-]*{NAME}{QUOTE}\s*=\s*){VALUE}"),
+    re.compile(rf"(?i)(?<![\w/-])([\w-]*{SECRET_NAME}{QUOTE}\s*:\s*){VALUE}"),
     re.compile(r"""(?i)(authorization["']?\s*[:=]\s*["']?)[^\n"']+"""),
     # Up to the last @, as a password may have some.
     re.compile(r"(://)[^/\s:@]*:[^/\s]*(?=@)"),

@@ -97,6 +97,7 @@ IN_TESTS = Named(SPACED, "tests")
         ("https://h.dev/k%3Fpart%3D1", [Named("k?part=1")]),
         ("k%3Fpart%3D1", [Named("k%3Fpart%3D1")]),
         ("access_key/secret%3F.mp4", [Named("access_key/secret%3F.mp4")]),
+        ("notes/password: none.txt", [Named("notes/password: none.txt")]),
         ("user:x@localhost/k", [Named("//localhost/k"), Named("k")]),
         (r"a\x01b\u202ec\nd", [Named(r"a\x01b\u202ec\nd"), Named("a\x01b\u202ec\nd")]),
         (r"a\x41\ud800", [Named(r"a\x41\ud800")]),
@@ -149,6 +150,10 @@ def test_text_is_read_as_a_project_and_as_a_deletion() -> None:
         (f"user:{SECRET}@minio:9000/k", f"{HIDDEN}@minio:9000/k"),
         (f"user:{SECRET}@127.0.0.1/k", "//127.0.0.1/k"),
         (f"R2_SECRET_ACCESS_KEY={SECRET}", f"R2_SECRET_ACCESS_KEY={HIDDEN}"),
+        (f"R2_SECRET_ACCESS_KEY: {SECRET}", f"R2_SECRET_ACCESS_KEY: {HIDDEN}"),
+        (f"aws_secret_access_key = {SECRET}", f"aws_secret_access_key = {HIDDEN}"),
+        (f'"SecretAccessKey": "{SECRET}"', f'"SecretAccessKey": {HIDDEN}'),
+        (f'SECRET_KEY="x {SECRET}"', f"SECRET_KEY={HIDDEN}"),
     ],
 )
 @pytest.mark.parametrize("method", ["get", "post"])

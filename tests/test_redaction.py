@@ -89,6 +89,16 @@ def test_texts_that_are_translated_later_are_hidden_too(planted: None) -> None:
         "AWS_ACCESS_KEY_ID=AKIDOTHER AWS_ACCESS_KEY=abc123",
         "SECRET_KEY=abc123",
         "client-secret=abc123",
+        "aws_secret_access_key = abc123",
+        "password = abc123",
+        "R2_SECRET_ACCESS_KEY: abc123",
+        "Secret Access Key: abc123",
+        '{"SecretAccessKey": "abc123", "x=1": 2}',
+        r'"{\"secret_access_key\": \"abc123\"}"',
+        "{'password' : 'abc123 abc123'}",
+        'KEY_SECRET="x abc123"',
+        r'SECRET_KEY="x\" abc123" x=1',
+        "token='x, abc123'",
         "postgres://user:abc123@host/name",
         "http://user:other@abc123@proxy:3128",
         "HTTPS_PROXY=user:abc123@127.0.0.1:9",
@@ -115,6 +125,10 @@ def test_credentials_that_are_nobodys_settings_are_hidden_by_their_form(
         "a:b@c",
         "projects/proj_1/secrets/access_keys/secret_garden=1.mp4",
         "projects/proj_1/scenes/s1/media/10:30@2x.png",
+        "projects/proj_1/notes/password: none.txt",
+        "projects/proj_1/notes/secret = 1.mp4",
+        "projects/proj_1/secret: garden/take.mp4",
+        "InvalidAccessKeyId: The key is not known. ExpiredToken: The token is old.",
         "https://h:1/a@b:2",
         "",
     ],
@@ -124,7 +138,13 @@ def test_what_is_no_secret_stays_as_it_is(text: str, planted: None) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["a", "=a:", "a:@", "a:b@c:", " a:b@", "/a:", "://a:", "0:@0:", "secret", "access_key"]
+    "piece",
+    [
+        *("a", "=a:", "a:@", "a:b@c:", " a:b@", "/a:", "://a:", "0:@0:", "secret", "access_key"),
+        *("secret ", "secret: ", 'secret="', "secret='\"", 'secret="\\', 'secret:"\n'),
+        *("secret" + " " * 50_000, "secret:" + " " * 50_000 + "&", 'secret="' + "\\" * 50_001),
+    ],
+    ids=lambda piece: repr(piece[:12]),
 )
 def test_a_text_that_is_hostile_takes_no_longer_than_others(piece: str) -> None:
     """Milliseconds; what is tried anew from each of its letters takes minutes."""

@@ -319,6 +319,8 @@ def test_of_an_orphan_it_says_whether_and_when_it_may_be_deleted(db: None) -> No
     find("c", **ripe)
     operation = make("running", kind="orphans")
     add(operation, "c", outcome="planned")
+    find("e\u0301", **ripe)
+    add(operation, "e\u0301", outcome="planned", identity="\u00e9")
     add(make("running", kind="orphans", bucket="other"), "a", outcome="planned")
     add(make("planned", kind="orphans", dry_run=True), "a", outcome="planned")
     answer = superuser().get(LEFT_BEHIND)
@@ -328,6 +330,7 @@ def test_of_an_orphan_it_says_whether_and_when_it_may_be_deleted(db: None) -> No
     assert "It may be deleted: “Delete orphans”" in reasons["a"]
     assert "It is seen only since" in reasons["b"] and "It may be deleted" not in reasons["b"]
     assert reasons["c"] == f"{known}Operation {operation.pk} is to delete it already."
+    assert reasons["e\u0301"] == reasons["c"]
     assert '<span class="quiet">flat: proj_1; no project proj_1 was' in text_of(answer)
 
 

@@ -246,6 +246,19 @@ def test_what_an_operation_is_to_delete_already_is_not_asked_for_again(bucket: B
     assert not decision.operations
 
 
+def test_what_goes_by_another_spelling_is_not_asked_for_again(bucket: Bucket) -> None:
+    fold_unicode(bucket)
+    decomposed = UNDER + "e\u0301"
+    found = [*orphaned(bucket, decomposed), *orphaned(bucket, KEY)]
+    operation = ask(found[:1])
+    assert operation.items.get().identity == UNDER + "\u00e9"
+    told = f"Operation {operation.pk} is to delete it already."
+    would = orphans.would_delete(ids(found), 5)
+    assert (would.objects, would.stay, would.left) == (1, 1, [(decomposed, told)])
+    decision = decisions.delete_orphans(ids(found))
+    assert (decision.done, whys(decision)) == (1, {decomposed: told})
+
+
 def test_strange_keys_go_and_nothing_else_does(bucket: Bucket) -> None:
     found = orphaned(bucket, *STRANGE)
     traps = {UNDER + trap for trap in ("up", "cmd()", "ab", "b/c", "e/b", "g", "ke", "le")}

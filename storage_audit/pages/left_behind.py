@@ -4,7 +4,6 @@ that know of them could be alone."""
 from collections.abc import Iterator
 from itertools import takewhile
 from typing import Any, NamedTuple
-from uuid import UUID
 
 from django.core.exceptions import PermissionDenied
 from django.db.models import Exists, OuterRef, Q
@@ -12,9 +11,9 @@ from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpRespons
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 
-from storage_audit.audit.decisions.orphans import why_it_stays
+from storage_audit.audit.decisions.orphans import deletions_open, why_it_stays, with_deletions
 from storage_audit.bucket.listing import storable
-from storage_audit.models import CleanupItem, CleanupOperation, Finding
+from storage_audit.models import CleanupItem, Finding
 from storage_audit.pages import exports
 from storage_audit.pages.base import ModelAdmin
 from storage_audit.redaction import visible
@@ -124,22 +123,9 @@ def orphans(edge: Edge) -> Iterator[Left]:
     may_go = Exists(Finding.objects.deletable().filter(pk=OuterRef("pk")))
     orphaned = Finding.objects.orphaned().filter(edge.beyond("key", "bucket"))
     ordered = orphaned.annotate(may_go=may_go).order_by(*edge.order("key", "bucket", "pk"))
-    found: list[Any] = list(ordered[: A_PAGE + 1])
-    deletions = under_way({one.key for one in found})
-    for one in found:
-        one.deleted_by = deletions.get((one.bucket, one.key))
+    for one in with_deletions(ordered[: A_PAGE + 1], deletions_open()):
         reason = why_orphaned(one)
         yield Left(one.key, one.bucket, one.size, reason, one.evidence, one, "finding")
-
-
-def under_way(keys: set[str]) -> dict[tuple[str, str], UUID]:
-    """By bucket and key, the operation that is to delete the orphan."""
-    deletions = CleanupOperation.objects.open().filter(
-        kind=CleanupOperation.Kind.ORPHANS, dry_run=False
-    )
-    items = CleanupItem.objects.open().filter(operation__in=deletions, identity__in=keys)
-    found = items.values_list("operation__bucket", "identity", "operation")
-    return {(bucket, key): operation for bucket, key, operation in found}
 
 
 def why_orphaned(finding: Any) -> str:

@@ -1,12 +1,13 @@
 """The deletion of orphans, asked for."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from itertools import islice
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Subquery, Sum, UUIDField
+from django.db.models import Count, Exists, OuterRef, Q, Sum
 from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.timezone import localtime
@@ -23,8 +24,9 @@ from storage_audit.audit.decisions.base import (
     chosen,
 )
 from storage_audit.audit.modes import Mode, usual
-from storage_audit.bucket.listing import Identity
+from storage_audit.bucket.listing import Identity, nfc
 from storage_audit.conf import conf
+from storage_audit.fields import spellings
 from storage_audit.findings import FindingQuerySet
 from storage_audit.models import CleanupItem, CleanupOperation, Finding
 
@@ -47,11 +49,11 @@ def would_delete(findings: Findings, examples: int) -> Deletion:
     """What `delete_orphans` would do, as far as the tables know: nothing is asked of the store."""
     found, whole = chosen(findings), Deletion(0, 0, 0, [])
     for bucket in buckets_of(found):
-        judged = with_judgement(found.filter(bucket=bucket), bucket)
-        # Not by deleted_by=None: without operations Django takes it for what nothing fits.
-        going = Q(may_go=True) & ~Exists(under_way(bucket))
+        there, deletions = found.filter(bucket=bucket), deletions_open(bucket=bucket)
+        judged = with_judgement(there)
+        going = Q(may_go=True) & ~under_way(there, deletions)
         sums = judged.filter(going).aggregate(objects=Count("pk"), bytes=Sum("size", default=0))
-        some = judged.exclude(going)[: examples - len(whole.left)]
+        some = with_deletions(judged.exclude(going)[: examples - len(whole.left)], deletions)
         whole = Deletion(
             whole.objects + sums["objects"],
             whole.bytes + sums["bytes"],
@@ -84,8 +86,10 @@ def gather(
 ) -> None:
     """Make the orphans that may go items of an operation, if there are any."""
     operation, owners = None, set()
-    judged = with_judgement(found, bucket).iterator(chunk_size=CHUNK)
-    while some := list(islice(judged, CHUNK)):
+    # Not this one, to which two findings of one object belong.
+    deletions = deletions_open(bucket=bucket)
+    judged = with_judgement(found).iterator(chunk_size=CHUNK)
+    while some := with_deletions(islice(judged, CHUNK), deletions):
         may_go = [one for one in some if not decision.leave(one, why_it_stays(one))]
         if not may_go:
             continue
@@ -100,23 +104,46 @@ def gather(
             operation.change(Q(), project_id=None)
 
 
-def with_judgement(found: FindingQuerySet, bucket: str) -> FindingQuerySet:
-    """Each with whether it may go, and with the operation that is to delete it already."""
-    by = under_way(bucket).values("operation")[:1]
-    return found.annotate(
-        may_go=Exists(Finding.objects.deletable().filter(pk=OuterRef("pk"))),
-        deleted_by=Subquery(by, output_field=UUIDField()),
-    ).order_by("key", "pk")
+def with_judgement(found: FindingQuerySet) -> FindingQuerySet:
+    """Each with whether it may go, but for deletions that have it already."""
+    may_go = Exists(Finding.objects.deletable().filter(pk=OuterRef("pk")))
+    return found.annotate(may_go=may_go).order_by("key", "pk")
 
 
-def under_way(bucket: str) -> QuerySet[CleanupItem]:
-    """The item that is a finding's object, of an operation that is to delete it."""
-    deletions = CleanupOperation.objects.open().filter(
-        bucket=bucket, kind=Kind.ORPHANS, dry_run=False
-    )
+def deletions_open(**where: str) -> list[UUID]:
+    deletions = CleanupOperation.objects.open().filter(kind=Kind.ORPHANS, dry_run=False)
+    return list(deletions.filter(**where).values_list("pk", flat=True))
+
+
+def with_deletions(found: Iterable[Any], deletions: list[UUID]) -> list[Any]:
+    """Each with the operation among these that is to delete it."""
+    some, by = list(found), dict[tuple[str, str], UUID]()
+    # By its identity an index leads to an item, which may be another spelling of the finding's key.
+    identities = set[str]().union(*(spellings(one.key) for one in some))
+    items = CleanupItem.objects.open().filter(operation__in=deletions, identity__any_of=identities)
+    names = items.values_list("operation__bucket", "operation", "identity", "key")
+    for bucket, operation, identity, key in names:
+        by[bucket, identity] = by[bucket, key] = operation
+    for one in some:
+        one.deleted_by = by.get((one.bucket, one.key))
+    return some
+
+
+def under_way(found: FindingQuerySet, deletions: list[UUID]) -> Q:
+    """Those of one bucket that one of these operations is to delete."""
     # Where it sees that there is none, Django 6.1 gives 0 for the subquery, and no NULL.
-    pks = list(deletions.values_list("pk", flat=True)) or [NOBODY]
-    return CleanupItem.objects.open().filter(operation__in=pks, identity=OuterRef("key"))
+    items = CleanupItem.objects.open().filter(operation__in=deletions or [NOBODY])
+    is_known = Exists(items.filter(identity=OuterRef("key")))
+    return Q(is_known) | Q(key__any_of=respelled(found, deletions))
+
+
+def respelled(found: FindingQuerySet, deletions: list[UUID]) -> list[str]:
+    """Keys under way by another spelling: no index leads from a key to an item."""
+    keys, each = list[str](), found.only("bucket", "key").iterator(chunk_size=CHUNK)
+    odd = (one for one in each if one.key != nfc(one.key))
+    while deletions and (some := with_deletions(islice(odd, CHUNK), deletions)):
+        keys += [one.key for one in some if one.deleted_by]
+    return keys
 
 
 def why_it_stays(finding: Any) -> str:

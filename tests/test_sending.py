@@ -187,13 +187,14 @@ def test_nothing_is_sent_on_a_look_from_before_trouble(
     monkeypatch: pytest.MonkeyPatch,
     trouble: Reply,
 ) -> None:
-    operation, refused = two_batches(bucket), set[str]()
-    proofs = before_second_proof(monkeypatch, lambda: None)
+    operation, refused, is_proving = two_batches(bucket), set[str](), Event()
+    proofs = before_second_proof(monkeypatch, is_proving.set)
 
     def refuse_once(request: Request, forward: Forward) -> Reply:
         [key] = keys_sent(request)
         if key in refused or key not in proofs[0]:
             return forward()
+        assert is_proving.wait(timeout=10)
         refused.add(key)
         return Reply(trouble.status, trouble.body.replace(b"%s", key.encode()), trouble.headers)
 

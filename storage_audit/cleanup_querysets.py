@@ -192,6 +192,15 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         tried_again = Q(status__in=["pending", "running"], failed__gt=0)
         return self.deleting().filter(Q(status__in=["incomplete", "failed"]) | tried_again)
 
+    def of_whole_projects(self) -> Self:
+        """Those that look for all objects of a project, and not only for some that they name."""
+        of_whole = Q(parent=None) | Q(parent__kind="project")
+        return self.filter(of_whole, kind__in=["project", "verify"])
+
+    def finding_differences(self) -> Self:
+        """Verifications that are over and found some."""
+        return self.filter(self.model.OVER, kind="verify", status="incomplete", failed__gt=0)
+
     def seeing_remains(self) -> Self:
         """Verifications that found objects of a deleted project, all of which nobody looked for
         again to the end."""
@@ -199,17 +208,15 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         looked = Q(status__in=["clean", "clean_with_protected"]) | self.model.OVER & Q(
             status="incomplete"
         )
-        later = self.model.objects.filter(
-            looked, Q(parent=None) | Q(parent__kind="project"), kind__in=["project", "verify"]
+        later = self.model.objects.of_whole_projects().filter(
+            looked, **of_project, finished_at__gt=OuterRef("finished_at")
         )
-        later = later.filter(**of_project, finished_at__gt=OuterRef("finished_at"))
         # What differs with a live project is no remains, though it may be deleted since.
         deleted_since = apps.get_model("storage_audit", "KnownProject").objects.filter(
             pk=OuterRef("project_id"), deleted_at__gt=OuterRef("finished_at")
         )
         alive = projects.rows().filter(storage_audit_id=OuterRef("project_id"))
-        found = self.filter(self.model.OVER, kind="verify", status="incomplete", failed__gt=0)
-        found = found.exclude(project_id=None)
+        found = self.finding_differences().exclude(project_id=None)
         return found.filter(~Exists(later), ~Exists(deleted_since), ~Exists(alive))
 
     def with_remains(self) -> Self:

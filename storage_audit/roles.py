@@ -69,9 +69,12 @@ def refusal(request: HttpRequest, permission: str) -> str:
     return "" if may else whom_to_ask(permission)
 
 
+def role_for(permission: str) -> str | None:
+    return next((name for name, held in ROLES.items() if permission in held), None)
+
+
 def whom_to_ask(permission: str, app: str = "storage_audit") -> str:
-    roles = ROLES if app == "storage_audit" else {}
-    role = next((name for name, held in roles.items() if permission in held), None)
+    role = role_for(permission) if app == "storage_audit" else None
     if role is None:
         return _("You may not do this. Ask an administrator for the permission.")
     return _("You may not do this. Ask an administrator to add you to the group “%s”.") % role

@@ -18,7 +18,7 @@ from storage_audit.pages.base import age
 from storage_audit.pages.links import Links
 from storage_audit.querysets import ALL_BUCKETS
 from storage_audit.redaction import visible
-from storage_audit.roles import ROLES
+from storage_audit.roles import role_for
 
 OPERATIONS_SHOWN = 10
 REASON_SHOWN = 200
@@ -73,8 +73,7 @@ def with_whom_to_ask(links: Links, permission: str, step: str) -> str:
     """The step; for who may not take it, with the group that may."""
     if links.may(permission):
         return step
-    group = next(name for name, held in ROLES.items() if permission in held)
-    return f"{step} " + _("Somebody in the group “%s” may.") % group
+    return f"{step} " + _("Somebody in the group “%s” may.") % role_for(permission)
 
 
 def delayed(links: Links, late: list[Delay]) -> Iterator[Need]:

@@ -18,11 +18,6 @@ from storage_audit.querysets import starts_with_any
 LATEST = 20
 # Those with all their objects looked for, and with no failure.
 LOOKED = (CleanupOperation.Status.CLEAN, CleanupOperation.Status.CLEAN_WITH_PROTECTED)
-# Those that left objects, as CleanupOperationQuerySet.with_remains has them.
-LEFT_SOME = Q(failed__gt=0) & (
-    Q(kind="verify", status="incomplete", next_attempt_at=None)
-    | Q(kind="project", dry_run=False, status__in=CleanupOperation.WORKABLE)
-)
 
 
 @dataclass(frozen=True)
@@ -81,13 +76,11 @@ def last_in_each_bucket(project_id: str) -> Iterable[CleanupOperation]:
 def last_look_in_each_bucket(project_id: str) -> dict[str, CleanupOperation]:
     """The last that went through all the project's objects to the end, or that saw some remain: its
     figures count for what stays. See CleanupOperationQuerySet.keeping."""
-    looks = CleanupOperation.objects.filter(
-        Q(parent=None) | Q(parent__kind="project"),
-        Q(status__in=LOOKED) | LEFT_SOME,
-        project_id=project_id,
-        kind__in=["project", "verify"],
-        finished_at__isnull=False,
+    ended = CleanupOperation.objects.of_whole_projects().filter(
+        project_id=project_id, finished_at__isnull=False
     )
+    left_some = ended.leaving().filter(failed__gt=0) | ended.finding_differences()
+    looks = ended.filter(status__in=LOOKED) | left_some
     return {look.bucket: look for look in looks.order_by("finished_at")}
 
 

@@ -230,8 +230,10 @@ class AuditAdmin(ModelAdmin[M]):
 
     def own_actions(self, *, on_page: bool) -> list[tuple[Any, str, str]]:
         """The function, name and description of each, whatever Django accepts as an action."""
+        # Any, as Django 6.1 asks for a place and answers with an object, and the stubs differ too.
         place: Any = (admin.ActionLocation.CHANGE_FORM,) if DJANGO_6_1 and on_page else ()
-        found: Any = filter(None, (self.get_action(each, *place) for each in self.actions or ()))
+        actions: Any = self.actions or ()
+        found: Any = filter(None, (self.get_action(each, *place) for each in actions))
         return [(a.func, a.name, a.description) if DJANGO_6_1 else a for a in found]
 
     def has_any(self, request: HttpRequest, permissions: Sequence[str]) -> bool:

@@ -16,12 +16,14 @@ from storage_audit.conf import conf
 from storage_audit.fields import Bytewise, BytewiseTextField
 from storage_audit.findings import Finding, Sighting
 from storage_audit.incidents import Delivery, Incident, Notice
+from storage_audit.items import CleanupItem
 from storage_audit.jobs import Job
 from storage_audit.observations import DailyFigures, Diagnosis, StoreCalls
-from storage_audit.operations import CleanupItem, CleanupOperation, OperationEvent, Row
+from storage_audit.operations import CleanupOperation, Row
 from storage_audit.querysets import KnownProjectQuerySet, R2ObjectQuerySet
 from storage_audit.redaction import visible
 from storage_audit.scans import BucketScan, ListedKey, ScanShard
+from storage_audit.timeline import OperationEvent
 from storage_audit.transitions import IllegalTransition, LeaseLost
 
 __all__ = [

@@ -1,23 +1,22 @@
-"""The tables of cleanups: the operation, its items, its timeline."""
+"""The table of cleanups. Its items and its timeline have modules of their own."""
 
 import hashlib
 import json
-import logging
 import uuid
 from datetime import datetime
 from itertools import islice
 from typing import Any, NamedTuple
 
-from django.db import models, transaction
+from django.db import models
 from django.db.models import Exists, F, Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from storage_audit import logs
-from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.fields import BytewiseTextField
+from storage_audit.items import CleanupItem
 from storage_audit.jobs import Job
 from storage_audit.redaction import redact
+from storage_audit.timeline import OperationEvent
 from storage_audit.transitions import Transitions
 
 
@@ -247,9 +246,7 @@ class CleanupOperation(Transitions):
         event = OperationEvent.objects.create(
             operation=self, step=step, message=redact(str(message)), data=redact(data)
         )
-        if event.logger.isEnabledFor(event.level):
-            event.request_id = logs.current().request_id
-            transaction.on_commit(event.log, robust=True)
+        event.log_on_commit()
 
     def mark_pruned(self, archive: str, digest: str) -> bool:
         """Note which archive has the items and the timeline from now on; False if it is open."""
@@ -293,117 +290,3 @@ class CleanupOperation(Transitions):
         )
         while batch := list(islice(copies, 1000)):
             CleanupItem.objects.bulk_create(batch, ignore_conflicts=True)
-
-
-class CleanupItem(models.Model):
-    """One key of one operation, and what became of it."""
-
-    class FoundIn(models.TextChoices):
-        TRACKED = "tracked", _("tracked only")
-        LISTED = "listed", _("listed only")
-        BOTH = "both", _("tracked and listed")
-
-    class Outcome(models.TextChoices):
-        PLANNED = "planned", _("to be deleted")
-        DELETING = "deleting", _("being deleted")
-        DELETED = "deleted", _("deleted")
-        ALREADY_ABSENT = "already_absent", _("already absent")
-        PROTECTED = "protected", _("protected")
-        FAILED = "failed", _("failed")
-
-    OPEN = ("planned", "deleting")
-
-    operation = models.ForeignKey(CleanupOperation, models.CASCADE, related_name="items")
-    key = BytewiseTextField(_("key"))
-    # What the store takes for the same object: R2 folds keys to NFC, other stores do not.
-    identity = BytewiseTextField(editable=False)
-    # The key cannot be stored or sent as it is (NUL, invalid UTF-8): `key` shows it escaped.
-    escaped = models.BooleanField(_("shown escaped"), default=False)
-    span = models.PositiveIntegerField(null=True, editable=False)
-    project_id = BytewiseTextField(_("project"), null=True)
-    size = models.PositiveBigIntegerField(_("size in bytes"), null=True)
-    etag = models.CharField(_("ETag"), max_length=200, blank=True)
-    last_modified = models.DateTimeField(_("last modified"), null=True)
-    found_in = models.CharField(_("found"), max_length=10, choices=FoundIn)
-    evidence = models.TextField(_("owner evidence"), blank=True)
-    outcome = models.CharField(
-        _("outcome"), max_length=15, choices=Outcome, default=Outcome.PLANNED
-    )
-    reason = models.TextField(_("reason"), blank=True)
-    answer = models.TextField(_("the store's answer"), blank=True)
-    tries = models.PositiveSmallIntegerField(_("tries"), default=0)
-    present_at = models.DateTimeField(_("last seen in the bucket"), null=True)
-    changed_at = models.DateTimeField(_("changed"), default=timezone.now)
-
-    objects = CleanupItemQuerySet.as_manager()
-
-    class Meta:
-        verbose_name = _("item")
-        verbose_name_plural = _("items")
-        constraints = [
-            models.UniqueConstraint(
-                fields=["operation", "identity", "escaped"], name="one_item_per_object"
-            ),
-            models.CheckConstraint(
-                condition=Q(
-                    outcome__in=[
-                        "planned",
-                        "deleting",
-                        "deleted",
-                        "already_absent",
-                        "protected",
-                        "failed",
-                    ]
-                ),
-                name="item_outcome_is_known",
-            ),
-        ]
-        indexes = [
-            models.Index(fields=["operation", "outcome", "span", "key"], name="item_work"),
-            models.Index(fields=["identity"], name="item_identity"),
-        ]
-
-    def __str__(self) -> str:
-        return self.key
-
-
-class OperationEvent(models.Model):
-    """One line of an operation's timeline; `data` holds calls, answers and figures, redacted."""
-
-    operation = models.ForeignKey(CleanupOperation, models.CASCADE, related_name="events")
-    at = models.DateTimeField(_("time"), default=timezone.now)
-    step = models.CharField(_("step"), max_length=20)
-    message = models.TextField(_("message"))
-    data = models.JSONField(_("data"), default=dict)
-
-    class Meta:
-        verbose_name = _("event")
-        verbose_name_plural = _("events")
-        ordering = ["at", "pk"]
-
-    # A person may have to do something.
-    WARNINGS = ("blocked", "failed", "incomplete", "takeover", "vanished")
-
-    # Of the request during which it was made: its line is written later.
-    request_id: str | None = None
-
-    def __str__(self) -> str:
-        return self.message
-
-    @property
-    def logger(self) -> logging.Logger:
-        return logs.keys if self.step == "command" else logs.timeline
-
-    @property
-    def level(self) -> int:
-        if self.step == "command":
-            return logging.DEBUG
-        return logging.WARNING if self.step in self.WARNINGS else logging.INFO
-
-    def log(self) -> None:
-        # Django keeps hooks whose savepoint was made, and rolled back, by hand; SQLite gives the
-        # id to the next row then.
-        if type(self).objects.filter(pk=self.pk, at=self.at).exists():
-            facts = {"step": self.step, "event": self.pk, "data": self.data}
-            ids = {"deletion_id": str(self.operation_id), "request_id": self.request_id}
-            self.logger.log(self.level, "%s", self.message, extra=facts | ids)

@@ -81,7 +81,8 @@ def last_look_in_each_bucket(project_id: str) -> dict[str, CleanupOperation]:
     )
     left_some = ended.leaving().filter(failed__gt=0) | ended.finding_differences()
     looks = ended.filter(status__in=LOOKED) | left_some
-    return {look.bucket: look for look in looks.order_by("finished_at")}
+    later = looks.filter(bucket=OuterRef("bucket"), finished_at__gt=OuterRef("finished_at"))
+    return {look.bucket: look for look in looks.filter(~Exists(later))}
 
 
 def look_after(cleanup: CleanupOperation, look: CleanupOperation | None) -> CleanupOperation | None:

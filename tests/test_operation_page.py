@@ -141,8 +141,8 @@ def test_item_shows_its_evidence(bucket: Bucket) -> None:
     operation = run(requested("proj_1"))
     shown = text_of(superuser().get(f"{url_of(operation)}?outcome=protected"))
     for told in (
-        "flat: project proj_1, scene x_s1, ext mp4",
-        "flat: project proj_1_x, scene s1, ext mp4",
+        "flat: project proj_1, scene x_s1, extension mp4",
+        "flat: project proj_1_x, scene s1, extension mp4",
         "proj_1, which does not exist",
         "proj_1_x, which exists",
         "listed only",
@@ -199,7 +199,14 @@ def test_data_of_an_event_is_a_list_of_names_and_values(db: None) -> None:
     assert "<dt>next attempt</dt><dd>soon</dd>" in shown
     assert "<dt>refused</dt><dd>yes</dd>" in shown
     assert "<dd>k0<br>k1<br>" in shown and "k99<br>and 50 more</dd>" in shown
-    assert escape('{"a": [1]}') in shown
+    assert "<dt>of</dt><dd>a: [1]</dd>" in shown
+
+
+def test_figures_of_a_second_look_are_in_words(db: None) -> None:
+    operation = make("running")
+    operation.record("verify", "Same.", second_look={"shown": 7, "fewer": 0})
+    shown = text_of(superuser().get(url_of(operation)))
+    assert "<dt>second look</dt><dd>shown by both: 7<br>shown by S3 only: 0</dd>" in shown
 
 
 def test_many_batches_in_a_row_are_one_line_that_opens(db: None) -> None:
@@ -207,7 +214,7 @@ def test_many_batches_in_a_row_are_one_line_that_opens(db: None) -> None:
     for n in range(12):
         operation.record("delete", f"Batch {n}.", sent=10, absent=n % 2)
     shown = text_of(superuser().get(url_of(operation)))
-    assert "12 entries of this kind, sent 120, absent 6" in shown
+    assert "12 entries of this kind, sent 120, already absent 6" in shown
     assert "Batch 0." in shown and "Batch 11." in shown
 
 

@@ -23,6 +23,7 @@ from storage_audit.audit.meaning import meaning
 from storage_audit.audit.ownership import Claim
 from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
 from storage_audit.pages.base import amount, comparison_of, list_of, lookup_of, page_of
+from storage_audit.pages.names import words_for
 from storage_audit.places import Full, place
 from storage_audit.redaction import visible
 
@@ -143,7 +144,7 @@ def shown_object(request: HttpRequest, facts: Facts) -> dict[str, Any]:
 def readings(facts: Facts) -> Iterator[tuple[Any, ...]]:
     for reading in facts.readings:
         fields = [
-            f"{name}: {visible(value)}"
+            f"{words_for(name)}: {visible(value)}"
             for name, value in reading.fields.items()
             if value is not None
         ]

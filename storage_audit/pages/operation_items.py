@@ -22,6 +22,7 @@ from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.fields import spellings
 from storage_audit.models import CleanupItem, CleanupOperation
 from storage_audit.pages import exports
+from storage_audit.pages.names import words_for
 from storage_audit.pages.operation_books import Line, are_closed
 from storage_audit.querysets import starts_with_any
 from storage_audit.redaction import visible
@@ -225,8 +226,8 @@ def shown_item(operation: CleanupOperation, item: CleanupItem) -> dict[str, Any]
 
 def in_words(reading: Reading) -> str:
     """Such as “flat: project proj_1, scene s1, ext mp4”."""
-    fields = {_("project"): reading.project, **reading.fields}
-    parts = ", ".join(f"{name} {value}" for name, value in fields.items())
+    fields = {"project": reading.project, **reading.fields}
+    parts = ", ".join(f"{words_for(name)} {value}" for name, value in fields.items())
     return visible(f"{reading.layout}: {parts}")
 
 

@@ -15,6 +15,7 @@ from django.utils.translation import ngettext
 
 from storage_audit.audit.meaning import about
 from storage_audit.models import CleanupOperation, OperationEvent
+from storage_audit.pages.names import words_for
 from storage_audit.redaction import visible
 
 EVENTS_SHOWN = 200
@@ -90,12 +91,12 @@ def summary(events: list[OperationEvent]) -> str:
     sums = Counter[str]()
     for event in events:
         sums.update({k: v for k, v in event.data.items() if isinstance(v, int)})
-    return ", ".join([text, *(f"{name_of(name)} {total}" for name, total in sums.items())])
+    return ", ".join([text, *(f"{words_for(name)} {total}" for name, total in sums.items())])
 
 
 def entry(event: OperationEvent) -> Entry:
     command = command_of(event)
-    data = [] if command else [(name_of(k), in_words(v)) for k, v in event.data.items()]
+    data = [] if command else [(words_for(k), in_words(v)) for k, v in event.data.items()]
     return Entry(event.at, about(event), visible(event.message), data, command)
 
 
@@ -117,12 +118,11 @@ def lines_of(output: str) -> str:
     return "\n".join(map(visible, output.splitlines()))
 
 
-def name_of(name: str) -> str:
-    return visible(name.replace("_", " "))
-
-
 def in_words(value: Any) -> str:
-    """A line for each value of a list; what is nested deeper, as it was written down."""
+    """A line for each value of a list, or figure of a group; what is nested deeper, as it was
+    written down."""
+    if isinstance(value, dict):
+        value = [f"{words_for(name)}: {written(each)}" for name, each in value.items()]
     if not isinstance(value, list):
         return visible(value if isinstance(value, str) else written(value))
     lines = [visible(each if isinstance(each, str) else written(each)) for each in value]

@@ -1,0 +1,32 @@
+"""What is written down for programs has words for people, which can be translated."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import storage_audit
+from storage_audit.audit.layouts import FIELDS
+from storage_audit.audit.pace import Pace
+from storage_audit.pages.names import COLUMNS, NAMES, words_for
+
+SOURCES = Path(storage_audit.__file__).parent.rglob("*.py")
+
+
+def recorded() -> Iterator[str]:
+    """The names of all figures that a timeline is given one by one."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "record":
+                yield from (each.arg for each in node.keywords if each.arg)
+
+
+def test_each_name_has_words() -> None:
+    written = {*recorded(), *FIELDS, *Pace._fields, "request_id", "shown", "fewer", "doubted"}
+    assert {"second_look", "next_attempt", "ranges"} <= written
+    assert written <= NAMES.keys() | COLUMNS.keys()
+
+
+def test_what_an_earlier_version_wrote_is_shown_as_it_was_written() -> None:
+    assert words_for("list_calls") == "list calls"
+    assert words_for("already_absent_bytes") == "bytes already absent"
+    assert words_for("bell\x07") == "bell\\x07"

@@ -25,15 +25,8 @@ from storage_audit.findings import FindingQuerySet
 from storage_audit.models import Finding
 from storage_audit.pages import acts, left_behind
 from storage_audit.pages.acts import Act, size_of, with_lines
-from storage_audit.pages.base import (
-    ConfirmingAdmin,
-    ReadOnlyAdmin,
-    action,
-    placed_key,
-    shown_key,
-    told,
-    why_link,
-)
+from storage_audit.pages.base import ReadOnlyAdmin, action, placed_key, shown_key, told, why_link
+from storage_audit.pages.confirming import ConfirmingAdmin
 from storage_audit.pages.filters import MayBeDeleted
 from storage_audit.pages.lists import BucketFilter
 from storage_audit.places import Full, place

@@ -14,14 +14,8 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.audit.meaning import TRACKED
 from storage_audit.models import R2Object
-from storage_audit.pages.base import (
-    DeletingAdmin,
-    action,
-    amount,
-    placed_key,
-    why_link,
-    will_go,
-)
+from storage_audit.pages.base import action, amount, placed_key, why_link, will_go
+from storage_audit.pages.confirming import DeletingAdmin
 from storage_audit.pages.lists import BucketFilter
 from storage_audit.querysets import R2ObjectQuerySet
 from storage_audit.redaction import visible

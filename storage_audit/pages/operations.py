@@ -38,14 +38,8 @@ from storage_audit.pages import (
     operation_progress,
     plan_page,
 )
-from storage_audit.pages.base import (
-    DJANGO_6_1,
-    ConfirmingAdmin,
-    ReadOnlyAdmin,
-    amount,
-    badge_of,
-    lookup_of,
-)
+from storage_audit.pages.base import DJANGO_6_1, ReadOnlyAdmin, amount, badge_of, lookup_of
+from storage_audit.pages.confirming import ConfirmingAdmin
 from storage_audit.pages.filters import Needs
 from storage_audit.querysets import starts_with
 from storage_audit.redaction import visible

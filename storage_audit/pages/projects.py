@@ -25,7 +25,6 @@ from storage_audit.fields import BytewiseTextField
 from storage_audit.models import Job, KnownProject, Project, R2Object
 from storage_audit.origin import of_request
 from storage_audit.pages.base import (
-    DeletingAdmin,
     M,
     ReadOnlyAdmin,
     action,
@@ -37,6 +36,7 @@ from storage_audit.pages.base import (
     page_of,
     will_go,
 )
+from storage_audit.pages.confirming import DeletingAdmin
 from storage_audit.pages.jobs import may_see_jobs
 from storage_audit.querysets import COUNTED, SUMMED, starts_with, with_storage
 from storage_audit.redaction import visible

@@ -14,7 +14,8 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.forms import ApiTokenForm, DateAndTime
 from storage_audit.models import ApiToken
-from storage_audit.pages.base import ConfirmingAdmin, ReadOnlyAdmin, action
+from storage_audit.pages.base import ReadOnlyAdmin, action
+from storage_audit.pages.confirming import ConfirmingAdmin
 from storage_audit.redaction import visible
 
 

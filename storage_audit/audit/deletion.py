@@ -267,11 +267,13 @@ def rest(operation: CleanupOperation) -> None:
 def unfinished_uploads(work: Work) -> Iterator[Upload] | None:
     """The project's multipart uploads; None where the store cannot tell."""
     operation = work.operation
-    listings = [uploads.unfinished(operation.bucket, prefix) for prefix in operation.ranges]
-    told = [pages for pages in listings if pages is not None]
-    if len(told) < len(listings):
-        return None
-    return (upload for page in chain(*told) for upload in owned_uploads(work, page))
+    listings = []
+    for prefix in operation.ranges:
+        pages = uploads.unfinished(operation.bucket, prefix)
+        if pages is None:
+            return None
+        listings.append(pages)
+    return (upload for page in chain(*listings) for upload in owned_uploads(work, page))
 
 
 def owned_uploads(work: Work, page: list[Upload]) -> Iterator[Upload]:

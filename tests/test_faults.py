@@ -631,6 +631,17 @@ def test_unfinished_uploads_of_the_project_are_aborted_and_no_others(
     assert {r.path.partition("/tests/")[2] for r in store.asked(is_abort)} == {own}
 
 
+def test_a_store_that_cannot_list_uploads_is_asked_once_before_each_step(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    alive("proj_1")
+    fill(bucket)
+    operation = delete("proj_1")
+    assert operation.status == Status.CLEAN and len(operation.ranges) > 1
+    assert operation.events.filter(message__contains="the store cannot list them").exists()
+    assert len(store.asked(is_uploads_listing)) == len(["plan", "delete"])
+
+
 def test_lease_that_is_lost_stops_all_but_the_abortion_under_way(
     bucket: Bucket, store: FaultyStore
 ) -> None:

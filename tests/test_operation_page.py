@@ -204,10 +204,17 @@ def test_data_of_an_event_is_a_list_of_names_and_values(db: None) -> None:
 
 def test_figures_of_a_second_look_are_in_words(db: None) -> None:
     operation = make("running")
-    operation.record("verify", "Same.", second_look={"shown": 7, "fewer": 0})
+    operation.record("verify", "Same.", second_look={"shown": 7, "fewer": 0, "doubted": 1})
     shown = text_of(superuser().get(url_of(operation)))
     assert "<dt>second look</dt>" in shown
-    assert "shown by both: 7" in shown and "shown by S3 only: 0" in shown
+    assert "shown by both: 7" in shown and "shown by Cloudflare’s API only: 1" in shown
+    assert "S3 only" not in shown
+
+
+def test_a_look_that_was_not_taken_has_no_figures(db: None) -> None:
+    operation = make("running")
+    operation.record("verify", "Not asked.", second_look={"shown": 0, "fewer": 0, "doubted": 0})
+    assert "second look" not in text_of(superuser().get(url_of(operation)))
 
 
 def test_many_batches_in_a_row_are_one_line_that_opens(db: None) -> None:
@@ -215,7 +222,7 @@ def test_many_batches_in_a_row_are_one_line_that_opens(db: None) -> None:
     for n in range(12):
         operation.record("delete", f"Batch {n}.", sent=10, absent=n % 2)
     shown = text_of(superuser().get(url_of(operation)))
-    assert "12 entries of this kind, sent 120, already absent 6" in shown
+    assert "12 entries of this kind, sent 120, not listed any more 6" in shown
     assert "Batch 0." in shown and "Batch 11." in shown
 
 

@@ -5,7 +5,7 @@ from django.utils.translation import gettext_lazy as _
 from storage_audit.models import CleanupOperation
 from storage_audit.redaction import visible
 
-# The fields of a layout, and the figures of a timeline that are no columns of their operation.
+# The fields of a layout, and the figures of a timeline, as far as no column has the name.
 NAMES = {
     "project": _("project"),
     "scene": _("scene"),
@@ -17,7 +17,7 @@ NAMES = {
     "keys": _("keys"),
     "calls": _("calls at once"),
     "sent": _("sent"),
-    "absent": _("already absent"),
+    "absent": _("not listed any more"),
     "refused": _("refused"),
     "unanswered": _("not answered"),
     "next_attempt": _("next attempt"),

@@ -97,7 +97,8 @@ def summary(events: list[OperationEvent]) -> str:
 def entry(event: OperationEvent) -> Entry:
     command = command_of(event)
     data = [] if command else [(words_for(k), in_words(v)) for k, v in event.data.items()]
-    return Entry(event.at, about(event), visible(event.message), data, command)
+    told = [(name, words) for name, words in data if words]
+    return Entry(event.at, about(event), visible(event.message), told, command)
 
 
 def command_of(event: OperationEvent) -> Command | None:
@@ -119,10 +120,10 @@ def lines_of(output: str) -> str:
 
 
 def in_words(value: Any) -> str:
-    """A line for each value of a list, or figure of a group; what is nested deeper, as it was
-    written down."""
+    """A line for each value of a list, or for each of a group that says something; what is nested
+    deeper, as it was written down."""
     if isinstance(value, dict):
-        value = [f"{words_for(name)}: {written(each)}" for name, each in value.items()]
+        value = [f"{words_for(name)}: {written(each)}" for name, each in value.items() if each]
     if not isinstance(value, list):
         return visible(value if isinstance(value, str) else written(value))
     lines = [visible(each if isinstance(each, str) else written(each)) for each in value]

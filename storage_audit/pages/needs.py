@@ -21,7 +21,7 @@ from storage_audit.redaction import visible
 from storage_audit.roles import role_for
 
 OPERATIONS_SHOWN = 10
-REASON_SHOWN = 200
+REASON_SHOWN = 300
 # Of each kind.
 FINDINGS_COUNTED = 10_000
 # What the least of the steps is for that `DIFFERENCES` names.

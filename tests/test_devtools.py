@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import dj_database_url
@@ -230,9 +231,20 @@ def test_a_failed_start_says_why_and_leaves_no_process(tmp_path: Path) -> None:
     assert processes_of(tmp_path) == []
 
 
+@contextmanager
+def children_take_hangups(how: signal.Handlers) -> Iterator[None]:
+    """Whether or not nohup runs us."""
+    before = signal.signal(signal.SIGHUP, how)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_the_command_and_all_it_started(tmp_path: Path, number: int) -> None:
-    command, printed = start_command(tmp_path)
+    with children_take_hangups(signal.SIG_DFL):
+        command, printed = start_command(tmp_path)
     assert set(printed) == {
         "R2_ENDPOINT_URL",
         "R2_ACCESS_KEY_ID",
@@ -243,6 +255,16 @@ def test_a_signal_stops_the_command_and_all_it_started(tmp_path: Path, number: i
     command.send_signal(number)
     assert command.wait(60) == 128 + number
     assert processes_of(tmp_path) == []
+    assert command.stdout
+    command.stdout.close()
+
+
+def test_a_hangup_does_not_stop_what_nohup_runs(tmp_path: Path) -> None:
+    with children_take_hangups(signal.SIG_IGN):
+        command, _ = start_command(tmp_path)
+    command.send_signal(signal.SIGHUP)
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(60) == 128 + signal.SIGTERM
     assert command.stdout
     command.stdout.close()
 

@@ -248,6 +248,14 @@ class CleanupOperation(Transitions):
         )
         event.log_on_commit()
 
+    def progress(self, **values: Any) -> None:
+        """Of a verification nothing is done for good before its end, as it looks anew when it is
+        tried again."""
+        if self.kind == self.Kind.VERIFY:
+            self.renew(**values)
+        else:
+            super().progress(**values)
+
     def mark_pruned(self, archive: str, digest: str) -> bool:
         """Note which archive has the items and the timeline from now on; False if it is open."""
         values = {"pruned_at": timezone.now(), "archive": archive, "archive_digest": digest}

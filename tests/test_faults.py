@@ -1,6 +1,7 @@
 """The store on a bad day: nothing is called deleted that a listing still shows."""
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from itertools import pairwise
@@ -665,6 +666,46 @@ def test_verification_does_not_say_that_it_aborts_uploads(
     [said] = operation.events.filter(message__startswith="Unfinished")
     assert said.message == "Unfinished multipart uploads: 1."
     assert not store.asked(is_abort)
+
+
+def test_a_verification_that_is_tried_again_looks_anew(bucket: Bucket, store: FaultyStore) -> None:
+    """What came since its first look, which showed all prefixes, is not called absent."""
+    alive("proj_1")
+    [key] = fill(bucket, 1)
+    look = requests.verify_operation(delete("proj_1"))
+    store.rules.append(on(is_uploads_listing, Reply(503)))
+    assert run(look).status == Status.INCOMPLETE
+    store.rules.clear()
+    bucket.put(key)
+    ended = again(look)
+    assert ended.finished_at and outcomes(ended) == {key: "failed"}
+
+
+def test_a_verification_whose_worker_was_gone_looks_anew(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    [key] = fill(bucket, 1)
+    look = requests.verify_operation(delete("proj_1"))
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(cleanup, "look_for_uploads", sys.exit)
+        run(look)
+    bucket.put(key)
+    CleanupOperation.objects.filter(pk=look.pk).update(lease_until=timezone.now())
+    ended = again(look)
+    assert ended.events.filter(step="takeover").exists()
+    assert ended.finished_at and outcomes(ended) == {key: "failed"}
+
+
+def test_a_verification_that_never_ends_is_tried_at_growing_pauses(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    """What it lists each time before the trouble is no progress."""
+    alive("proj_1")
+    fill(bucket)
+    look = requests.verify_project("proj_1")[0]
+    store.rules.append(on(is_uploads_listing, Reply(503)))
+    assert [again(look).attempts for _time in range(3)] == [1, 2, 3]
 
 
 def test_uploads_of_a_project_that_lives_again_are_not_aborted(

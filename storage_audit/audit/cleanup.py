@@ -72,10 +72,12 @@ def take_up(operation_id: UUID) -> CleanupOperation | None:
         ended = operation.finished_at is not None
         if not operation.claim():
             return None
+        if ended or operation.takeovers:
+            look_anew(operation)
         if ended:
             start_again(operation)
         if operation.takeovers:
-            text = _("The worker before did not report back; this one goes on from there.")
+            text = _("The worker before did not report back; this one goes on.")
             operation.record("takeover", text)
             if operation.takeovers >= TAKEOVERS:
                 postpone(operation, _("No worker gets on with it; their logs say why."))
@@ -143,6 +145,13 @@ def start_again(operation: CleanupOperation) -> None:
             CleanupItem.Outcome.PLANNED, tries=0, answer=""
         )
     operation.record("retry", _("Trying again."))
+
+
+def look_anew(operation: CleanupOperation) -> None:
+    """All that a verification tells is what a listing showed, and that may be long ago by now."""
+    if operation.kind == Kind.VERIFY:
+        operation.renew(cursor={}, planned_at=None, plan_digest="")
+        operation.items.all().delete()
 
 
 def distrust(operation: CleanupOperation) -> None:

@@ -1,8 +1,8 @@
 """The store on a bad day: nothing is called deleted that a listing still shows."""
 
 import re
-import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any, Literal
@@ -43,6 +43,7 @@ from devtools.faults.matching import (
 from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, Rule
 from storage_audit.audit import cleanup, deletion, installation, requests, sending
 from storage_audit.audit.installation import Traits
+from storage_audit.audit.work import OutOfTime, Work
 from storage_audit.bucket import r2
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, Project, R2Object
@@ -681,19 +682,25 @@ def test_a_verification_that_is_tried_again_looks_anew(bucket: Bucket, store: Fa
     assert ended.finished_at and outcomes(ended) == {key: "failed"}
 
 
-def test_a_verification_whose_worker_was_gone_looks_anew(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", [SystemExit, OutOfTime])
+def test_a_verification_that_no_worker_had_for_long_looks_anew(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, how: type[BaseException]
 ) -> None:
+    def ends(work: Work) -> None:
+        raise how
+
     alive("proj_1")
     [key] = fill(bucket, 1)
     look = requests.verify_operation(delete("proj_1"))
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(cleanup, "look_for_uploads", sys.exit)
-        run(look)
+    with monkeypatch.context() as patch, suppress(SystemExit):
+        patch.setattr(cleanup, "look_for_uploads", ends)
+        cleanup.run_slice(look.pk)
     bucket.put(key)
-    CleanupOperation.objects.filter(pk=look.pk).update(lease_until=timezone.now())
-    ended = again(look)
-    assert ended.events.filter(step="takeover").exists()
+    look.refresh_from_db()
+    long_ago = timezone.now() - timedelta(hours=2)
+    look.next_attempt_at, look.lease_until = long_ago, look.lease_until and long_ago
+    look.save()
+    ended = run(look)
     assert ended.finished_at and outcomes(ended) == {key: "failed"}
 
 

@@ -39,6 +39,8 @@ Kind, Status, Step = CleanupOperation.Kind, CleanupOperation.Status, CleanupOper
 # So many workers in a row that took it and did not report back: a person should know.
 TAKEOVERS = 5
 REFUSALS_APART = timedelta(seconds=50)
+# A full queue delays turns by minutes; to begin anew each time would never end.
+LISTING_IS_OLD = timedelta(hours=1)
 # By late checks.
 FOLLOWED = (Kind.PROJECT, Kind.ORPHANS)
 
@@ -69,15 +71,15 @@ def take_up(operation_id: UUID) -> CleanupOperation | None:
     with transaction.atomic():
         operation = CleanupOperation.objects.get(pk=operation_id)
         operation.lock()
-        ended = operation.finished_at is not None
+        ended, is_old = operation.finished_at is not None, has_waited(operation)
         if not operation.claim():
             return None
-        if ended or operation.takeovers:
+        if ended or is_old:
             look_anew(operation)
         if ended:
             start_again(operation)
         if operation.takeovers:
-            text = _("The worker before did not report back; this one goes on.")
+            text = _("The worker before did not report back; this one goes on from there.")
             operation.record("takeover", text)
             if operation.takeovers >= TAKEOVERS:
                 postpone(operation, _("No worker gets on with it; their logs say why."))
@@ -147,10 +149,16 @@ def start_again(operation: CleanupOperation) -> None:
     operation.record("retry", _("Trying again."))
 
 
+def has_waited(operation: CleanupOperation) -> bool:
+    """Whether no worker had it for so long that what was listed by then says nothing of now."""
+    since = operation.lease_until or operation.next_attempt_at
+    return since is not None and timezone.now() - since > LISTING_IS_OLD
+
+
 def look_anew(operation: CleanupOperation) -> None:
     """All that a verification tells is what a listing showed, and that may be long ago by now."""
     if operation.kind == Kind.VERIFY:
-        operation.renew(cursor={}, planned_at=None, plan_digest="")
+        operation.renew(cursor={}, headway={}, planned_at=None, plan_digest="")
         operation.items.all().delete()
 
 

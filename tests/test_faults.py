@@ -682,6 +682,23 @@ def test_a_verification_that_is_tried_again_looks_anew(bucket: Bucket, store: Fa
     assert ended.finished_at and outcomes(ended) == {key: "failed"}
 
 
+def test_what_is_looked_at_anew_is_counted_anew(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(work: Work) -> None:
+        raise OutOfTime
+
+    alive("proj_1")
+    fill(bucket)
+    [look] = requests.verify_project("proj_1")
+    monkeypatch.setattr(cleanup, "look_for_uploads", ends)
+    for _turn in range(2):
+        cleanup.run_slice(look.pk)
+        CleanupOperation.objects.update(next_attempt_at=timezone.now() - timedelta(hours=2))
+    look.refresh_from_db()
+    assert look.headway["books"]["planned"] == [3, 21]
+
+
 @pytest.mark.parametrize("how", [SystemExit, OutOfTime])
 def test_a_verification_that_no_worker_had_for_long_looks_anew(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, how: type[BaseException]

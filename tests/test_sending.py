@@ -360,26 +360,44 @@ def test_pace_after_trouble_is_that_of_the_batch_that_had_it(bucket: Bucket) -> 
         assert Pace.for_size(size // 4, pace.most_of(operation)) == expected
 
 
+@pytest.mark.parametrize("has_left", [True, False])
 def test_answers_to_the_batch_behind_count_when_those_to_the_one_in_front_are_lost(
-    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    at_full_pace: None,
+    store: FaultyStore,
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    has_left: bool,
 ) -> None:
-    operation, real, recorded = two_batches(bucket), sending.record_answers, list[Proof]()
+    """What has not left by then is not asked for, and does not count as sent."""
+    operation, real_send, real = two_batches(bucket), sending.send, sending.record_answers
+    proofs = before_second_proof(monkeypatch, lambda: None)
+    recorded, answered = list[Proof](), Event()
+
+    def send(*args: Any) -> deleters.Sent:
+        is_behind, stop = args[1] != proofs[0], args[-1]
+        if is_behind and not has_left:
+            assert stop.wait(timeout=10)
+        sent = real_send(*args)
+        if is_behind:
+            answered.set()
+        return sent
 
     def fail_once(operation: CleanupOperation, proof: Proof, sent: deleters.Sent) -> None:
         recorded.append(proof)
         if len(recorded) == 1:
+            assert not has_left or answered.wait(timeout=10)
             raise ZeroDivisionError
         real(operation, proof, sent)
 
+    monkeypatch.setattr(sending, "send", send)
     monkeypatch.setattr(sending, "record_answers", fail_once)
     with pytest.raises(ZeroDivisionError):
         cleanup.run_slice(operation.pk)
-    assert len(recorded) == 2
-    answers = dict(operation.items.values_list("key", "answer"))
-    assert {answers[item.key] for item in recorded[0].may_go} == {""}
-    # What had not left by then was not asked for, and does not count.
-    for item in operation.items.filter(key__in=[each.key for each in recorded[1].may_go]):
-        assert (item.answer == "Deleted") == (item.tries == 1)
+    assert [[item.key for item in proof.may_go] for proof in recorded] == proofs
+    of_key = {item.key: (item.outcome, item.tries) for item in operation.items.all()}
+    assert {of_key[key] for key in proofs[0]} == {("deleting", 1)}
+    assert {of_key[key] for key in proofs[1]} == {("planned", int(has_left))}
+    assert len(store.asked(is_delete_batch)) == (8 if has_left else 4)
     check(bucket)
 
 

@@ -286,7 +286,7 @@ def struck_by(name: str, step: Step, network: Network, lateness: Event) -> Itera
 
 def attempt(operation: CleanupOperation, struck: Struck) -> CleanupOperation:
     """Under the fault; once more if an impatient client gave up before it."""
-    for _attempt in range(5):
+    for _attempt in range(50):
         operation = again(operation)
         if struck.count or operation.status == Status.CLEAN:
             break

@@ -248,7 +248,7 @@ def test_a_long_cleanup_goes_on_in_another_task(
     many: list[str], bucket: Bucket, tmp_path: Path
 ) -> None:
     Project.objects.get().delete()
-    with Cluster(tmp_path, slice_seconds=0.5) as cluster:
+    with Cluster(tmp_path, slice_seconds=0) as cluster:
         assert_finishes(cluster, bucket)
         cluster.wait_until(lambda: "clean" in results())
     assert results().count("running") >= 1

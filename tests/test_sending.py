@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
-from threading import Event, Lock
+from threading import Barrier, Event, Lock, Semaphore
 from time import monotonic, sleep
 from typing import Any
 from uuid import uuid4
@@ -14,7 +14,7 @@ from django.conf import settings
 from django.db import connection
 from django.test import override_settings
 
-from devtools.faults.matching import is_delete_batch, is_delete_single, keys_sent, on
+from devtools.faults.matching import is_delete_batch, is_delete_single, keys_sent, on, then
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from storage_audit.audit import cleanup, deletion, pace, sending
 from storage_audit.audit.installation import Mismatch
@@ -76,25 +76,34 @@ def before_second_proof(patch: pytest.MonkeyPatch, effect: Effect) -> list[list[
     return proofs
 
 
-class Gate:
-    """Holds the calls until it is opened, and a moment longer."""
+def wait_for_four(calls: Semaphore) -> None:
+    for _call in range(4):
+        assert calls.acquire(timeout=10)
 
-    def __init__(self) -> None:
-        self.opened, self.all_here = Event(), Event()
-        self.asked, self._lock = 0, Lock()
+
+class Gate:
+    """Holds the calls until no further one may leave."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.asked, self._all_here, self._lock = 0, Event(), Lock()
+        self._stops, real = list[Event](), sending.send
+
+        def send(*args: Any) -> deleters.Sent:
+            self._stops.append(args[-1])
+            return real(*args)
+
+        patch.setattr(sending, "send", send)
 
     def __call__(self, request: Request, forward: Forward) -> Reply:
         with self._lock:
             self.asked += 1
             if self.asked == 5:
-                self.all_here.set()
-        self.opened.wait(timeout=30)
-        sleep(0.5)
+                self._all_here.set()
+        assert self._stops[0].wait(timeout=30)
         return forward()
 
-    def open(self) -> None:
-        assert self.all_here.wait(timeout=30)
-        self.opened.set()
+    def wait(self) -> None:
+        assert self._all_here.wait(timeout=30)
 
 
 def test_while_a_batch_is_on_its_way_the_next_one_is_proved(
@@ -142,16 +151,18 @@ def test_two_batches_have_no_more_calls_at_once_than_one(
     at_full_pace: None, store: FaultyStore, bucket: Bucket
 ) -> None:
     fill(bucket, 12)
-    operation, lock = requested("proj_1"), Lock()
+    operation, lock, four = requested("proj_1"), Lock(), Barrier(4)
     CleanupOperation.objects.update(pace={"keys": 1, "calls": 4})
-    under_way = most = 0
+    came = under_way = most = 0
 
     def count(request: Request, forward: Forward) -> Reply:
-        nonlocal under_way, most
+        nonlocal came, under_way, most
         with lock:
-            under_way += 1
-            most = max(most, under_way)
-        sleep(0.1)
+            came, under_way = came + 1, under_way + 1
+            most, is_early = max(most, under_way), came <= 4
+        if is_early:
+            four.wait(timeout=10)
+        sleep(0.1)  # A fifth would be seen.
         reply = forward()
         with lock:
             under_way -= 1
@@ -249,9 +260,11 @@ def test_answers_count_also_when_the_next_look_fails(
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
 ) -> None:
-    operation = two_batches(bucket)
+    operation, left = two_batches(bucket), Semaphore(0)
+    store.rules.append(on(is_delete_batch, then(left.release)))
 
     def fail() -> None:
+        wait_for_four(left)
         raise error
 
     with monkeypatch.context() as patch:
@@ -271,14 +284,16 @@ def run_while_the_next_look_fails(
     bucket: Bucket, store: FaultyStore, patch: pytest.MonkeyPatch, answer: Reply
 ) -> CleanupOperation:
     """Four calls are answered so, once the look for the batch behind them has failed."""
-    operation, gate = two_batches(bucket), Event()
+    operation, left, has_failed = two_batches(bucket), Semaphore(0), Event()
 
     def fail() -> None:
-        gate.set()
+        wait_for_four(left)
+        has_failed.set()
         raise Undecided("wait")
 
     def late(request: Request, forward: Forward) -> Reply:
-        gate.wait(timeout=30)
+        left.release()
+        assert has_failed.wait(timeout=10)
         return answer
 
     before_second_proof(patch, fail)
@@ -322,6 +337,13 @@ def test_trouble_of_the_batch_behind_counts_as_that_of_the_one_in_front(
     CleanupOperation.objects.update(pace={"keys": 1, "calls": 4})
     proofs, real = before_second_proof(monkeypatch, lambda: None), sending.record_answers
     has_left, has_failed, has_landed = Event(), Event(), Event()
+    real_send = sending.send
+
+    def send(*args: Any) -> deleters.Sent:
+        sent = real_send(*args)
+        if args[1] != proofs[0]:
+            has_failed.set()
+        return sent
 
     def record(*args: Any) -> None:
         real(*args)
@@ -332,7 +354,6 @@ def test_trouble_of_the_batch_behind_counts_as_that_of_the_one_in_front(
         if key not in proofs[0]:
             has_left.set()
             assert first_in_trouble == "behind" or has_landed.wait(timeout=10)
-            has_failed.set()
             return ASKS_FOR_A_PAUSE
         if key != proofs[0][0] and first_in_trouble == "behind":
             assert has_failed.wait(timeout=10)
@@ -341,6 +362,7 @@ def test_trouble_of_the_batch_behind_counts_as_that_of_the_one_in_front(
             return BUSY
         return forward()
 
+    monkeypatch.setattr(sending, "send", send)
     monkeypatch.setattr(sending, "record_answers", record)
     store.rules.append(on(is_delete_batch, answer))
     operation = run(operation)
@@ -405,12 +427,15 @@ def test_a_look_that_takes_too_long_is_not_relied_on_and_the_next_one_is_smaller
     at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     operation, now, is_late = two_batches(bucket), [0.0], Event()
+    left = Semaphore(0)
 
     def let_time_pass() -> None:
+        wait_for_four(left)  # The clock is read as a call leaves.
         now[0] = deletion.PROOF_LASTS + 1
         is_late.set()
 
     def wait(request: Request, forward: Forward) -> Reply:
+        left.release()
         assert is_late.wait(timeout=10)
         return forward()
 
@@ -491,10 +516,10 @@ def test_what_is_broken_off_makes_no_further_call(
     error: BaseException,
 ) -> None:
     """As by the queue, when a task takes too long."""
-    operation, gate = two_long_batches(bucket), Gate()
+    operation, gate = two_long_batches(bucket), Gate(monkeypatch)
 
     def interrupt() -> None:
-        gate.open()
+        gate.wait()
         raise error
 
     before_second_proof(monkeypatch, interrupt)
@@ -514,12 +539,12 @@ def test_what_is_broken_off_while_it_is_waited_for_makes_no_further_call(
 ) -> None:
     """The last batch, after which no other is proved."""
     fill(bucket, 10)
-    operation, gate = requested("proj_1"), Gate()
+    operation, gate = requested("proj_1"), Gate(monkeypatch)
     CleanupOperation.objects.update(pace={"keys": 2, "calls": 5})
 
     def interrupt(flight: sending.Flight, all_but: int = 0) -> None:
         if flight._under_way:
-            gate.open()
+            gate.wait()
             raise KeyboardInterrupt
 
     monkeypatch.setattr(sending.Flight, "land", interrupt)
@@ -533,12 +558,12 @@ def test_what_is_broken_off_while_it_is_waited_for_makes_no_further_call(
 def test_lease_that_is_lost_stops_what_has_not_left(
     call_by_call: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operation, gate = two_long_batches(bucket), Gate()
+    operation, gate = two_long_batches(bucket), Gate(monkeypatch)
     mine, theirs = CleanupOperation.objects.filter(pk=operation.pk), uuid4()
 
     def lose() -> None:
         mine.update(lease_token=theirs)
-        gate.open()
+        gate.wait()
 
     proofs = before_second_proof(monkeypatch, lose)
     store.rules.append(on(is_delete_single, gate))

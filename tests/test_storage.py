@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import cache
 from http.client import HTTPConnection
+from socket import socket
 from typing import Any
 from unicodedata import normalize
 from urllib.parse import parse_qs, urlsplit
@@ -24,7 +25,6 @@ from pytest_django import Settings
 from storages.backends.s3 import S3Storage
 
 from devtools.local_r2 import LocalR2
-from devtools.processes import free_port
 from storage_audit.audit import cleanup
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import StoreError, Unavailable
@@ -107,9 +107,16 @@ def being_deleted(key: str = NAME, bucket: str = "tests") -> Iterator[None]:
 
 
 @pytest.fixture
-def no_store(bucket: Bucket, settings: Settings) -> None:
-    """Nobody listens at the store's address."""
-    point_at(settings, ENDPOINT_URL=f"http://127.0.0.1:{free_port(0)}")
+def nobody() -> Iterator[str]:
+    """An address at which nobody listens, nor can."""
+    with socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{held.getsockname()[1]}"
+
+
+@pytest.fixture
+def no_store(bucket: Bucket, settings: Settings, nobody: str) -> None:
+    point_at(settings, ENDPOINT_URL=nobody)
 
 
 def point_at(settings: Settings, **values: object) -> None:
@@ -633,9 +640,11 @@ def test_a_row_stays_with_its_object_when_that_does_not_go(
     assert_told_as_it_is(bucket, NAME)
 
 
-def test_a_row_stays_when_the_store_cannot_be_reached(bucket: Bucket, settings: Settings) -> None:
+def test_a_row_stays_when_the_store_cannot_be_reached(
+    bucket: Bucket, settings: Settings, nobody: str
+) -> None:
     put()
-    point_at(settings, ENDPOINT_URL=f"http://127.0.0.1:{free_port(0)}")
+    point_at(settings, ENDPOINT_URL=nobody)
     with pytest.raises(StoreError):
         default_storage.delete(NAME)
     assert row().state == State.STORED

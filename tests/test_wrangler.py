@@ -493,8 +493,12 @@ def test_a_token_that_node_would_quote_is_not_passed_on(
 
 @pytest.fixture
 def endless(program: Program) -> Program:
-    """It starts another process, as wrangler does, which would do something two seconds later."""
-    program.does(f"(sleep 2; touch {program.folder}/late) & echo $! > {program.folder}/pid; wait")
+    """It starts another process, as wrangler does."""
+    return waits_for_another(program)
+
+
+def waits_for_another(program: Program, then: str = "") -> Program:
+    program.does(f"sleep 30 & echo $! > {program.folder}/pid; {then} wait")
     wrangler.version()
     return program
 
@@ -504,34 +508,33 @@ def test_nothing_of_it_lives_on_when_its_time_is_over(
 ) -> None:
     monkeypatch.setattr(wrangler, "SHORTEST", 0)
     with pytest.raises(Unavailable, match="killed") as caught:
-        delete("k", ran, until=monotonic() + 0.5)
+        delete("k", ran, until=monotonic() + 2)
     assert not caught.value.answered
-    assert ran[0].exit_code is None and 0.3 < ran[0].seconds < 2
+    assert ran[0].exit_code is None and 1 < ran[0].seconds < 10
     assert ran[0].summary.endswith(f"killed, {ran[0].seconds:.1f} s")
     check_that_all_is_over(endless)
 
 
 def test_nothing_of_it_lives_on_when_our_work_is_broken_off(
-    endless: Program, ran: list[Command]
+    program: Program, ran: list[Command]
 ) -> None:
     """As django-q2 does when a task takes too long: by an exception at any place."""
     before = signal.signal(signal.SIGALRM, lambda *args: sys.exit("time is over"))
-    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    waits_for_another(program, f"kill -ALRM {os.getpid()};")
     try:
         with pytest.raises(SystemExit):
             delete("k", ran)
     finally:
         signal.signal(signal.SIGALRM, before)
-    check_that_all_is_over(endless)
+    check_that_all_is_over(program)
 
 
 def check_that_all_is_over(program: Program) -> None:
     child = int((program.folder / "pid").read_text())
     started = monotonic()
     while is_alive(child):
-        assert monotonic() < started + 1
+        assert monotonic() < started + 10
         sleep(0.01)
-    assert not (program.folder / "late").exists()
 
 
 def is_alive(pid: int) -> bool:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -77,6 +78,7 @@ def after_listing(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) ->
         return stretches
 
     monkeypatch.setattr(Lanes, "gather", gathered)
+    monkeypatch.setattr("storage_audit.audit.scan.lanes.PATIENCE", 60.0)
 
 
 Pages = Callable[[str, str, str], Iterator[Entries]]
@@ -481,6 +483,7 @@ def test_queries_do_not_grow_with_a_page(bucket: Bucket, monkeypatch: pytest.Mon
     monkeypatch.setattr(rows_of_scans, "look_again", lambda bucket, keys, **how: keys)
     found, token = scan.begin(), uuid4()
     found.shards.claim(token, 1)
+    found.shards.update(lease_until=timezone.now() + timedelta(hours=1))  # Not prolonged meanwhile.
 
     def record(size: int, prefix: str) -> list[str]:
         stretch = Stretch(found.shards.get(), prefix, prefix, timezone.now())

@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from contextlib import suppress
 from random import Random
 from time import sleep
 from typing import TYPE_CHECKING, Any
@@ -818,9 +818,8 @@ def test_two_at_once_rename_it_once(
     assert_renamed(bucket, misnamed)
 
 
-def test_killed_at_random_it_finishes_with_nothing_lost(bucket: Bucket, settings: Settings) -> None:
+def test_killed_at_random_it_finishes_with_nothing_lost(bucket: Bucket) -> None:
     """SIGKILL: the process cannot tidy up, and its leases run out."""
-    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LEASE": timedelta(seconds=1)}
     alive("proj_1")
     contents = {f"{n}.mp4": f"content {n}".encode() for n in range(20)}
     for name, body in contents.items():
@@ -830,8 +829,7 @@ def test_killed_at_random_it_finishes_with_nothing_lost(bucket: Bucket, settings
     for _kill in range(8):
         child = in_child(lambda: list(renaming.rename(Finding.objects.unresolved())))
         kill_after(child, random.uniform(0.05, 1.5))
-        bodies = {bucket.r2.read(key) for key in sorted(bucket.keys())}
-        assert bodies >= set(contents.values())
+        assert bodies_in(bucket) >= set(contents.values())
         due = timezone.now()
         CleanupOperation.objects.update(next_attempt_at=due, lease_until=None)
     list(renaming.rename(Finding.objects.unresolved()))
@@ -842,6 +840,13 @@ def test_killed_at_random_it_finishes_with_nothing_lost(bucket: Bucket, settings
     rows = R2Object.objects.values_list("key", "state")
     assert set(rows) == {(NEW + name, "stored") for name in contents}
     check(bucket)
+
+
+def bodies_in(bucket: Bucket) -> set[bytes]:
+    """The store may still be at what the killed one asked for last: what goes has its copy."""
+    while True:
+        with suppress(LookupError):
+            return {bucket.r2.read(key) for key in sorted(bucket.keys())}
 
 
 def in_child(work: Callable[[], object]) -> int:

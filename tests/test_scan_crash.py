@@ -11,18 +11,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
+from threading import Event
 from typing import Any
 
 import pytest
 from django.utils import timezone
 
+from devtools.faults.matching import is_listing_under, on, then
+from devtools.faults.proxy import FaultyStore
 from storage_audit.audit import scan
 from storage_audit.bucket import r2
 from storage_audit.models import BucketScan, Finding, R2Object, ScanShard
 from tests.conftest import Bucket
 from tests.scanning import a, alive, complete
 from tests.test_queue import database_url
+from tests.test_scan_commands import way
 
+__all__ = ["way"]
 ROOT = Path(__file__).resolve().parent.parent
 KILLS, SEED = 50, 20261126
 # Imports everything once; then each process is a copy of it, made in no time.
@@ -186,9 +191,11 @@ def test_a_scan_killed_again_and_again_ends_as_if_it_had_not_been(full: Bucket) 
         assert hand.kills >= KILLS
 
 
-def test_the_command_goes_on_where_one_that_was_killed_stopped(full: Bucket) -> None:
-    def command(*more: str) -> "subprocess.Popen[str]":
-        environment = {"DJANGO_SETTINGS_MODULE": "autoshorts.settings"}
+def test_the_command_goes_on_where_one_that_was_killed_stopped(
+    full: Bucket, way: FaultyStore
+) -> None:
+    def command(*more: str, **variables: str) -> "subprocess.Popen[str]":
+        environment = {"DJANGO_SETTINGS_MODULE": "autoshorts.settings", **variables}
         return subprocess.Popen(
             [sys.executable, "manage.py", "reconcile_r2", *more],
             cwd=ROOT,
@@ -198,11 +205,14 @@ def test_the_command_goes_on_where_one_that_was_killed_stopped(full: Bucket) -> 
             stderr=subprocess.STDOUT,
         )
 
-    with command() as first:
-        while not ScanShard.objects.exclude(lease_token=None).exists():
-            assert first.poll() is None
-            time.sleep(0.01)
+    is_listing, is_dead = Event(), Event()
+    held = then(is_listing.set, lambda: is_dead.wait(timeout=60))
+    way.rules.append(on(is_listing_under(""), held))
+    with command(R2_ENDPOINT_URL=way.url) as first:
+        assert is_listing.wait(timeout=60)
         first.kill()
+    is_dead.set()
+    assert ScanShard.objects.exclude(lease_token=None).exists()
     found = BucketScan.objects.get()
     assert (found.status, Finding.objects.count()) == ("running", 0)
     ScanShard.objects.update(lease_until=timezone.now())

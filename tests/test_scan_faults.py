@@ -64,8 +64,8 @@ class Struck:
 
 @pytest.fixture(scope="module")
 def impatient(proxy: FaultyStore) -> "S3Client":
-    """The application's, which waits for an answer for half a second, and tries once."""
-    return r2._client.__wrapped__(conf(), 1, 0.5, os.getpid())
+    """The application's, which waits for an answer for a second, and tries once."""
+    return r2._client.__wrapped__(conf(), 1, 1.0, os.getpid())
 
 
 @pytest.fixture

@@ -69,12 +69,13 @@ def test_two_processes_share_a_scan_and_count_together(
 
 
 def test_ctrl_c_stops_both_at_a_page(bucket: Bucket, way: FaultyStore, tmp_path: Path) -> None:
-    begun, both = several_shards(bucket), Barrier(3, timeout=20)
-    wait = then(both.wait, lambda: time.sleep(1))
+    begun, both, told = several_shards(bucket), Barrier(3, timeout=20), Event()
+    wait = then(both.wait, lambda: told.wait(20), lambda: time.sleep(1))
     way.rules.append(on(begins_at("", "c"), wait, times=2))
     with two(tmp_path, begun, way) as command:
         both.wait()
         os.killpg(command.pid, signal.SIGINT)
+        told.set()
         assert command.wait() == 130
         (said,) = command.tail().splitlines()
     begun.refresh_from_db()
@@ -88,13 +89,14 @@ def test_ctrl_c_stops_both_at_a_page(bucket: Bucket, way: FaultyStore, tmp_path:
 def test_one_goes_on_when_the_other_is_killed(
     bucket: Bucket, way: FaultyStore, tmp_path: Path
 ) -> None:
-    begun, both = several_shards(bucket), Barrier(3, timeout=20)
-    way.rules.append(on(begins_at("", "c"), then(both.wait, lambda: time.sleep(1)), times=2))
+    begun, both, killed = several_shards(bucket), Barrier(3, timeout=20), Event()
+    way.rules.append(on(begins_at("", "c"), then(both.wait, lambda: killed.wait(20)), times=2))
     with two(tmp_path, begun, way) as command:
         both.wait()
         (other,) = children(command.pid)
         os.kill(other, signal.SIGKILL)
         begun.shards.exclude(lease_until=None).update(lease_until=timezone.now())  # time passes
+        killed.set()
         assert command.wait() == 0, command.tail()
     begun.refresh_from_db()
     assert (begun.status, begun.listed) == ("complete", 4)

@@ -285,7 +285,7 @@ def struck_by(name: str, step: Step, network: Network, lateness: Event) -> Itera
 
 
 def attempt(operation: CleanupOperation, struck: Struck) -> CleanupOperation:
-    """Under the fault; once more if an impatient client gave up before it."""
+    """Under the fault; again while an impatient client gives up before it."""
     for _attempt in range(50):
         operation = again(operation)
         if struck.count or operation.status == Status.CLEAN:

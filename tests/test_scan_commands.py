@@ -158,12 +158,12 @@ def test_since_looks_up_what_was_written_lately_and_nothing_follows(bucket: Buck
 
 
 def test_since_sees_what_belongs_to_a_deleted_project(bucket: Bucket) -> None:
-    today = timezone.now()
+    today = timezone.now().date().isoformat()
     key = bucket.upload("proj_1")
     bucket.upload("proj_2")
     Project.objects.filter(pk="proj_1")._raw_delete("default")
     KnownProject.objects.saw_deleted("proj_1", timezone.now(), "deleted")
-    facts, code = run_json("reconcile_r2", "--since", today.date().isoformat())
+    facts, code = run_json("reconcile_r2", "--since", today)
     assert (code, facts["is_partial"], facts["orphaned"]) == (0, True, 1)
     assert [sample["key"] for sample in facts["samples"]] == [key]
 

@@ -146,10 +146,18 @@ def test_next_batch_takes_up_the_calls_that_the_one_before_has_ended(
 
 
 def test_two_batches_have_no_more_calls_at_once_than_one(
-    at_full_pace: None, store: FaultyStore, bucket: Bucket
+    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(bucket, 12)
     operation, lock, four = requested("proj_1"), Lock(), Barrier(4)
+    real, sent, other_is_sent = sending.send, list[list[str]](), Event()
+
+    def send(*args: Any) -> deleters.Sent:
+        sent.append(args[1])
+        if len(sent) == 2:
+            other_is_sent.set()
+        return real(*args)
+
     CleanupOperation.objects.update(pace={"keys": 1, "calls": 4})
     came = under_way = most = 0
 
@@ -160,12 +168,14 @@ def test_two_batches_have_no_more_calls_at_once_than_one(
             most, is_early = max(most, under_way), came <= 4
         if is_early:
             four.wait(timeout=10)
+            assert other_is_sent.wait(timeout=10)
         sleep(0.1)  # A fifth would be seen.
         reply = forward()
         with lock:
             under_way -= 1
         return reply
 
+    monkeypatch.setattr(sending, "send", send)
     store.rules.append(on(is_delete_batch, count))
     assert run(operation).status == Status.CLEAN
     assert most == 4

@@ -49,7 +49,7 @@ from django.urls import path
 
 def slow(request):
     print("began", flush=True)
-    time.sleep(2)
+    time.sleep(5)
     return HttpResponse("done")
 
 urlpatterns = [path("slow/", slow)]
@@ -212,7 +212,7 @@ def test_a_worker_is_given_the_time_that_it_may_take() -> None:
 
 
 class Web(Child):
-    """The unit's own command, with a page that takes two seconds."""
+    """The unit's own command, with a page that takes five seconds."""
 
     def __init__(self, folder: Path) -> None:
         (folder / "slow_settings.py").write_text(SETTINGS)

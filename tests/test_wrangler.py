@@ -491,36 +491,32 @@ def test_a_token_that_node_would_quote_is_not_passed_on(
 # Time
 
 
-@pytest.fixture
-def endless(program: Program) -> Program:
-    """It starts another process, as wrangler does."""
-    return waits_for_another(program)
-
-
-def waits_for_another(program: Program, then: str = "") -> Program:
+def wait_for_another(program: Program, then: str = "") -> None:
+    """Have it start another process, as wrangler does."""
     program.does(f"sleep 30 & echo $! > {program.folder}/pid; {then} wait")
     wrangler.version()
-    return program
 
 
 def test_nothing_of_it_lives_on_when_its_time_is_over(
-    endless: Program, ran: list[Command], monkeypatch: pytest.MonkeyPatch
+    program: Program, ran: list[Command], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    wait_for_another(program)
     monkeypatch.setattr(wrangler, "SHORTEST", 0)
     with pytest.raises(Unavailable, match="killed") as caught:
         delete("k", ran, until=monotonic() + 2)
     assert not caught.value.answered
     assert ran[0].exit_code is None and 1 < ran[0].seconds < 10
     assert ran[0].summary.endswith(f"killed, {ran[0].seconds:.1f} s")
-    check_that_all_is_over(endless)
+    check_that_all_is_over(program)
 
 
 def test_nothing_of_it_lives_on_when_our_work_is_broken_off(
     program: Program, ran: list[Command]
 ) -> None:
     """As django-q2 does when a task takes too long: by an exception at any place."""
+    # Not at once: we are to wait for it by then, and not to be starting it.
+    wait_for_another(program, f"sleep 0.5; kill -ALRM {os.getpid()};")
     before = signal.signal(signal.SIGALRM, lambda *args: sys.exit("time is over"))
-    waits_for_another(program, f"kill -ALRM {os.getpid()};")
     try:
         with pytest.raises(SystemExit):
             delete("k", ran)

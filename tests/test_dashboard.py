@@ -890,7 +890,7 @@ def test_each_chart_has_a_name_a_summary_and_a_heading_of_its_own(db: None) -> N
     ended(0, "clean")
     overview.take_figures()
     shown = charts_on(superuser())
-    assert len(shown) == 4
+    assert len(shown) == 6
     named = []
     for title, chart in shown.items():
         [(name, summary)] = re.findall('role="img" aria-labelledby="(.*?) (.*?)"', chart)
@@ -899,7 +899,7 @@ def test_each_chart_has_a_name_a_summary_and_a_heading_of_its_own(db: None) -> N
         assert "<summary>Show as a table</summary>" in chart
         assert f'tabindex="0" role="region" aria-label="{title}"><table>' in chart
         named += [name, summary]
-    assert len(set(named)) == 8
+    assert len(set(named)) == 12
 
 
 def test_bars_are_as_high_as_their_share(db: None) -> None:
@@ -935,6 +935,48 @@ def test_file_types_are_those_of_the_last_count_and_say_of_when(db: None) -> Non
     ]
     assert "Tracked in all: 4 objects, 2.9 KB" in chart
     assert "Counted 20 minutes ago" in chart
+
+
+def counted(days_ago: int, **types: list[int]) -> None:
+    day = timezone.localdate() - timedelta(days=days_ago)
+    taken_at = timezone.now() - timedelta(days=days_ago)
+    DailyFigures.objects.create(day=day, taken_at=taken_at, file_types=types, **ZERO)
+
+
+def test_file_types_are_drawn_over_time_the_largest_of_any_day_and_the_others_together(
+    db: None,
+) -> None:
+    titles = [f"Tracked {what} over time, by file type" for what in ("objects", "bytes")]
+    client, today = superuser(), timezone.localdate()
+    assert all("the next sweep does it" in charts_on(client)[title] for title in titles)
+    counted(40, avi=[9, 9 * 1024**3])
+    counted(20, mov=[3, 8192], mp4=[1, 1024])
+    counted(0, mp4=[2, 4096], srt=[5, 20], jpg=[1, 500], png=[1, 400], **{OTHER_TYPES: [7, 70]})
+    objects, sizes = (charts_on(client)[title] for title in titles)
+    assert table_of(objects) == [
+        ["Day", "Mov", "Mp4", "Jpg", "All others"],
+        [str(today - timedelta(days=20)), "3", "1", "0", "0"],
+        [str(today), "0", "2", "1", "13"],
+    ]
+    assert table_of(sizes)[2] == [str(today), "0 bytes", "4.0 KB", "500 bytes", "490 bytes"]
+    assert f"<title>{today}: 13 all others</title>" in objects
+    assert f"<title>{today - timedelta(days=20)}: 8.0 KB mov</title>" in sizes
+    assert len(re.findall('class="audit-bar" fill="[^"]*" x=', objects)) == 2 + 3
+    assert "</svg> mp4: 4.0 KB</li>" in sizes and "</svg> all others: 13</li>" in objects
+    longer = charts_on(client, "?days=90")[titles[0]]
+    assert table_of(longer)[0] == ["Day", "Avi", "Mov", "Mp4", "All others"]
+
+
+def test_file_types_over_time_have_no_part_for_others_where_there_are_none(db: None) -> None:
+    counted(0, mp4=[2, 4096])
+    chart = charts_on(superuser())["Tracked bytes over time, by file type"]
+    assert table_of(chart)[0] == ["Day", "Mp4"] and "all others" not in chart
+
+
+def test_where_nothing_is_tracked_that_is_drawn(db: None) -> None:
+    counted(0)
+    chart = charts_on(superuser())["Tracked objects over time, by file type"]
+    assert table_of(chart)[1:] == [[str(timezone.localdate()), "0"]]
 
 
 def test_of_many_file_types_the_largest_are_kept_and_the_rest_together(db: None) -> None:

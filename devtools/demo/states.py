@@ -43,6 +43,7 @@ MODELS = (
     "incident",
 )
 WEEKS = 4
+SMALL_TYPES = {"mp3": 400_000, "jpg": 150_000, "srt": 4_000}  # bytes of one
 # Nobody can delete it over S3.
 NEWLINE = "projects/proj_intro/scenes/s1/media/first\nsecond.mp4"
 # What a project left behind that was deleted before anybody watched.
@@ -101,7 +102,16 @@ def make_history() -> None:
             tracked_bytes=(900 - 10 * left) * 4_000_000,
             left_behind=left,
             left_behind_bytes=left * 4_000_000,
+            file_types=past_types(900 - 10 * left),
         )
+
+
+def past_types(objects: int) -> dict[str, list[int]]:
+    """A tenth each of sounds, pictures and captions, which take little, and films, which do not."""
+    tenth = objects // 10
+    small = {name: [tenth, tenth * size] for name, size in SMALL_TYPES.items()}
+    taken = [sum(sums) for sums in zip(*small.values(), strict=True)]
+    return small | {"mp4": [objects - taken[0], objects * 4_000_000 - taken[1]]}
 
 
 def past(then: datetime, status: str, megabytes: int) -> CleanupOperation:

@@ -19,6 +19,9 @@ from storage_audit.pages.links import Links
 from storage_audit.redaction import visible
 
 TYPES_SHOWN = 8
+# Over time, with one more pattern for all the others together.
+TYPE_LOOKS = ("solid", "striped", "dotted")
+OTHERS_LOOK = "lined"
 NAME_SHOWN = 40
 # Of the patterns in patterns.html.
 LOOKS = {
@@ -55,6 +58,7 @@ def drawn(links: Links, period: list[date]) -> Iterator[Chart]:
         yield left_behind(period, figures)
     if links.leads_to("r2object"):
         yield file_types(DailyFigures.objects.latest_first().first())
+        yield from types_over_time(period, figures)
 
 
 def deletions(period: list[date], ended: list[Outcomes]) -> Chart:
@@ -152,6 +156,65 @@ def file_types(latest: DailyFigures | None) -> Chart:
         [("solid", _("objects")), ("striped", _("bytes"))] if rows else (),
         note=f"{total}. {as_of(latest)}",
     )
+
+
+def types_over_time(period: list[date], figures: list[DailyFigures]) -> Iterator[Chart]:
+    """How many objects there were of each type, and how large they were together."""
+    titles = (
+        _("Tracked objects over time, by file type"),
+        _("Tracked bytes over time, by file type"),
+    )
+    types = largest_types(figures)
+    for place, title in enumerate(titles):
+        if figures:
+            yield of_types(title, period, figures, types, place)
+        else:
+            yield Chart(title, "", note=_("Not counted yet: the next sweep does it."))
+
+
+def of_types(
+    title: str, period: list[date], figures: list[DailyFigures], types: list[str], place: int
+) -> Chart:
+    name, base, show = (("type-objects", 10, str), ("type-bytes", 1024, filesizeformat))[place]
+    by_day = {each.day: amounts_of(each, types, place) for each in figures}
+    series = series_of(types, [by_day.get(day) for day in period])
+    now = zip(series, by_day[figures[-1].day], strict=False)
+    legend = [(each.look, f"{each.name}: {show(value)}") for each, value in now]
+    summary = ", ".join(text for _look, text in legend)
+    return Chart(
+        title,
+        charts.stacked(name, title, summary, days_of(period), series, show, base),
+        (_("Day"), *(each.name for each in series)),
+        [(str(day), *map(show, values[: len(series)])) for day, values in by_day.items()],
+        legend,
+        note=as_of(figures[-1]),
+    )
+
+
+def series_of(types: list[str], days: list[list[int] | None]) -> list[Series]:
+    """One of each type and one of all others together, if there are any."""
+    looks = (*TYPE_LOOKS[: len(types)], OTHERS_LOOK)
+    values = zip(*(day or [0] * len(looks) for day in days), strict=True)
+    names = [name_of(each) for each in (*types, OTHER_TYPES)]
+    *known, others = (Series(*each) for each in zip(names, looks, values, strict=True))
+    return [*known, others] if any(others.values) or not known else known
+
+
+def largest_types(figures: list[DailyFigures]) -> list[str]:
+    """Those that took the most on a day: also one of which nothing is left."""
+    most: dict[str, int] = {}
+    for day in figures:
+        for name, (_objects, size) in day.file_types.items():
+            most[name] = max(size, most.get(name, 0))
+    most.pop(OTHER_TYPES, None)
+    return sorted(most, key=lambda name: (-most[name], name))[: len(TYPE_LOOKS)]
+
+
+def amounts_of(day: DailyFigures, types: list[str], place: int) -> list[int]:
+    """How many objects, or how many bytes, of these types and of the others."""
+    amounts = {name: sums[place] for name, sums in day.file_types.items()}
+    known = [amounts.pop(name, 0) for name in types]
+    return [*known, sum(amounts.values())]
 
 
 def days_of(period: Sequence[date]) -> list[str]:

@@ -43,7 +43,7 @@ MODELS = (
     "incident",
 )
 WEEKS = 4
-SMALL_TYPES = {"mp3": 400_000, "jpg": 150_000, "srt": 4_000}  # bytes of one
+SMALL_TYPES = {"mp3": 40_000, "jpg": 15_000, "srt": 4_000}  # bytes of one
 # Nobody can delete it over S3.
 NEWLINE = "projects/proj_intro/scenes/s1/media/first\nsecond.mp4"
 # What a project left behind that was deleted before anybody watched.
@@ -86,32 +86,35 @@ def make_states(r2: LocalR2) -> dict[str, CleanupOperation]:
 def make_history() -> None:
     """Made up, for the charts: weeks in which files were deleted, and fewer were left each day."""
     random, now = Random(1), timezone.now()
-    for days in range(7 * WEEKS, 0, -1):
+    tracked, size = map(sum, zip(*overview.by_file_type().values(), strict=True))
+    for days in range(1, 7 * WEEKS + 1):
         then, left = now - timedelta(days=days), days // 2
-        for status, count in (
-            ("clean", random.randrange(6)),
-            ("clean_with_protected", days % 3 // 2),
-        ):
-            CleanupOperation.objects.bulk_create(
-                past(then, status, random.randrange(20, 400)) for _each in range(count)
-            )
         DailyFigures.objects.create(
             day=then.date(),
             taken_at=then,
-            tracked=900 - 10 * left,
-            tracked_bytes=(900 - 10 * left) * 4_000_000,
+            tracked=tracked,
+            tracked_bytes=size,
             left_behind=left,
             left_behind_bytes=left * 4_000_000,
-            file_types=past_types(900 - 10 * left),
+            file_types=past_types(tracked, size),
         )
+        ended = {"clean": random.randrange(6), "clean_with_protected": days % 3 // 2}
+        operations = CleanupOperation.objects.bulk_create(
+            past(then, status, random.randrange(20, 400))
+            for status, count in ended.items()
+            for _each in range(count)
+        )
+        # On the day before, it was all still there.
+        tracked += sum(each.deleted for each in operations)
+        size += sum(each.deleted_bytes for each in operations)
 
 
-def past_types(objects: int) -> dict[str, list[int]]:
+def past_types(objects: int, size: int) -> dict[str, list[int]]:
     """A tenth each of sounds, pictures and captions, which take little, and films, which do not."""
     tenth = objects // 10
-    small = {name: [tenth, tenth * size] for name, size in SMALL_TYPES.items()}
+    small = {name: [tenth, tenth * of_one] for name, of_one in SMALL_TYPES.items()}
     taken = [sum(sums) for sums in zip(*small.values(), strict=True)]
-    return small | {"mp4": [objects - taken[0], objects * 4_000_000 - taken[1]]}
+    return small | {"mp4": [objects - taken[0], size - taken[1]]}
 
 
 def past(then: datetime, status: str, megabytes: int) -> CleanupOperation:

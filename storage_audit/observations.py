@@ -91,8 +91,8 @@ class DailyFiguresQuerySet(models.QuerySet["DailyFigures"]):
     def latest_first(self) -> Self:
         return self.order_by("-day")
 
-    def since(self, day: date) -> Self:
-        return self.filter(day__gte=day)
+    def between(self, first: date, last: date) -> Self:
+        return self.filter(day__range=(first, last))
 
     def take(self, **figures: Any) -> None:
         """Those of today, in place of what was taken earlier in the day."""

@@ -871,6 +871,7 @@ def test_deletions_and_bytes_freed_are_drawn_a_day_with_the_same_figures_in_a_ta
     client = superuser()
     shown = charts_on(client)
     deletions, freed = shown["Deletions by outcome, a day"], shown["Bytes freed, a day"]
+    assert table_of(deletions)[0][:3] == ["Day", "Clean", "Clean, some protected"]
     for text in ("clean: 3", "clean, some protected: 2", "incomplete: 0", "failed: 1"):
         assert f"</svg> {text}</li>" in deletions
     assert f"<title>{today}: 3 clean</title>" in deletions
@@ -913,7 +914,7 @@ def test_bars_are_as_high_as_their_share(db: None) -> None:
 
 def test_a_line_goes_through_the_days_that_were_counted(db: None) -> None:
     drawn = charts.line("n", "t", "s", ["a", "b", "c"], [2, None, 1])
-    assert 'points="102.0,12.0 302.0,88.0"' in drawn
+    assert 'points="108.7,12.0 303.3,88.0"' in drawn
     assert "<title>c: 1</title>" in drawn
 
 
@@ -950,11 +951,13 @@ def test_file_types_are_drawn_over_time_the_largest_of_any_day_and_the_others_to
     client, today = superuser(), timezone.localdate()
     assert all("the next sweep does it" in charts_on(client)[title] for title in titles)
     counted(40, avi=[9, 9 * 1024**3])
+    counted(-1, mkv=[9, 9 * 1024**3])  # As after a change of TIME_ZONE.
+    assert all("Not counted in these days" in charts_on(client)[title] for title in titles)
     counted(20, mov=[3, 8192], mp4=[1, 1024])
     counted(0, mp4=[2, 4096], srt=[5, 20], jpg=[1, 500], png=[1, 400], **{OTHER_TYPES: [7, 70]})
     objects, sizes = (charts_on(client)[title] for title in titles)
     assert table_of(objects) == [
-        ["Day", "Mov", "Mp4", "Jpg", "All others"],
+        ["Day", "mov", "mp4", "jpg", "all others"],
         [str(today - timedelta(days=20)), "3", "1", "0", "0"],
         [str(today), "0", "2", "1", "13"],
     ]
@@ -962,15 +965,16 @@ def test_file_types_are_drawn_over_time_the_largest_of_any_day_and_the_others_to
     assert f"<title>{today}: 13 all others</title>" in objects
     assert f"<title>{today - timedelta(days=20)}: 8.0 KB mov</title>" in sizes
     assert len(re.findall('class="audit-bar" fill="[^"]*" x=', objects)) == 2 + 3
+    assert "Now: mov: 0, mp4: 2, jpg: 1, all others: 13</desc>" in objects
     assert "</svg> mp4: 4.0 KB</li>" in sizes and "</svg> all others: 13</li>" in objects
     longer = charts_on(client, "?days=90")[titles[0]]
-    assert table_of(longer)[0] == ["Day", "Avi", "Mov", "Mp4", "All others"]
+    assert table_of(longer)[0] == ["Day", "avi", "mov", "mp4", "all others"]
 
 
 def test_file_types_over_time_have_no_part_for_others_where_there_are_none(db: None) -> None:
     counted(0, mp4=[2, 4096])
     chart = charts_on(superuser())["Tracked bytes over time, by file type"]
-    assert table_of(chart)[0] == ["Day", "Mp4"] and "all others" not in chart
+    assert table_of(chart)[0] == ["Day", "mp4"] and "all others" not in chart
 
 
 def test_where_nothing_is_tracked_that_is_drawn(db: None) -> None:

@@ -9,7 +9,7 @@ from django.utils.safestring import SafeString
 
 # As narrow as a phone, so that the text is legible there.
 WIDTH, HEIGHT = 360, 190
-LEFT, RIGHT, TOP, BOTTOM = 52, 352, 12, 164
+LEFT, RIGHT, TOP, BOTTOM = 60, 352, 12, 164
 # Of the bars from the left: the height for each label, and the longest one.
 ROW, LONGEST = 44, 250
 TEXT = '<text x="{}" y="{}" text-anchor="{}">{}</text>'

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from django.template.defaultfilters import filesizeformat
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
 from django.utils.timezone import localdate
 from django.utils.translation import gettext as _
 
@@ -53,7 +54,7 @@ def drawn(links: Links, period: list[date]) -> Iterator[Chart]:
     ended = overview.outcomes(period[0])
     yield deletions(period, ended)
     yield freed(period, ended)
-    figures = list(DailyFigures.objects.since(period[0]).order_by("day"))
+    figures = list(DailyFigures.objects.between(period[0], period[-1]).order_by("day"))
     if links.left_behind():
         yield left_behind(period, figures)
     if links.leads_to("r2object"):
@@ -76,7 +77,7 @@ def deletions(period: list[date], ended: list[Outcomes]) -> Chart:
     return Chart(
         title,
         charts.stacked("deletions", title, ", ".join(totals), days_of(period), series),
-        (_("Day"), *(each.name for each in series)),
+        (_("Day"), *(capfirst(each.name) for each in series)),
         list(zip(days_of(period), *(each.values for each in series), strict=True)),
         [(each.look, total) for each, total in zip(series, totals, strict=True)],
     )
@@ -108,7 +109,7 @@ def freed(period: list[date], ended: list[Outcomes]) -> Chart:
 def left_behind(period: list[date], figures: list[DailyFigures]) -> Chart:
     title = _("Left behind")
     if not figures:
-        return Chart(title, "", note=_("Not counted yet: the next sweep does it."))
+        return Chart(title, "", note=_("Not counted in these days: the next sweep does it."))
     by_day = {each.day: each.left_behind for each in figures}
     now = _("Now: %s") % figures[-1].left_behind
     return Chart(
@@ -169,7 +170,7 @@ def types_over_time(period: list[date], figures: list[DailyFigures]) -> Iterator
         if figures:
             yield of_types(title, period, figures, types, place)
         else:
-            yield Chart(title, "", note=_("Not counted yet: the next sweep does it."))
+            yield Chart(title, "", note=_("Not counted in these days: the next sweep does it."))
 
 
 def of_types(
@@ -180,7 +181,7 @@ def of_types(
     series = series_of(types, [by_day.get(day) for day in period])
     now = zip(series, by_day[figures[-1].day], strict=False)
     legend = [(each.look, f"{each.name}: {show(value)}") for each, value in now]
-    summary = ", ".join(text for _look, text in legend)
+    summary = _("Now: %s") % ", ".join(text for _look, text in legend)
     return Chart(
         title,
         charts.stacked(name, title, summary, days_of(period), series, show, base),

@@ -38,7 +38,8 @@ def person(world: World) -> Person:
 
 @pytest.fixture
 def chaos(tmp_path: Path, world: World, person: Person) -> Chaos:
-    return Chaos(cast(Any, SimpleNamespace(folder=tmp_path)), world, person, Random(1), Random(1))
+    site = cast(Any, SimpleNamespace(folder=tmp_path, clusters=[object(), object()]))
+    return Chaos(site, world, person, Random(1), Random(1))
 
 
 def problems(chaos: Chaos) -> list[str]:
@@ -93,6 +94,18 @@ def test_a_sleeper_is_left_to_sleep(chaos: Chaos) -> None:
     chaos.site = cast(Any, SimpleNamespace(clusters=[one, other]))
     chaos.asleep = cast(Any, one)
     assert {chaos.one_awake() for _try in range(20)} == {other}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "clusters, seconds, is_late", [(2, 119, False), (2, 121, True), (1, 200, False), (1, 241, True)]
+)
+def test_work_that_resumes_late_is_noticed(
+    chaos: Chaos, clusters: int, seconds: float, is_late: bool
+) -> None:
+    chaos.site.clusters = [cast(Any, object())] * clusters
+    chaos.longest_resume = seconds
+    assert (f"work resumed only after {seconds} s" in problems(chaos)) == is_late
 
 
 def test_of_an_upload_nobody_knows_in_which_life_of_its_project_it_was(

@@ -505,7 +505,7 @@ def test_nothing_of_it_lives_on_when_its_time_is_over(
     with pytest.raises(Unavailable, match="killed") as caught:
         delete("k", ran, until=monotonic() + 2)
     assert not caught.value.answered
-    assert ran[0].exit_code is None and 1 < ran[0].seconds < 10
+    assert ran[0].exit_code is None and 1.5 < ran[0].seconds < 3.5
     assert ran[0].summary.endswith(f"killed, {ran[0].seconds:.1f} s")
     check_that_all_is_over(program)
 
@@ -529,7 +529,7 @@ def check_that_all_is_over(program: Program) -> None:
     child = int((program.folder / "pid").read_text())
     started = monotonic()
     while is_alive(child):
-        assert monotonic() < started + 10
+        assert monotonic() < started + 1
         sleep(0.01)
 
 

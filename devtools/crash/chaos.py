@@ -19,7 +19,7 @@ from devtools.crash.site import Site
 from devtools.crash.world import World
 from storage_audit.models import CleanupOperation
 
-RESUMES_WITHIN = 120.0  # seconds, once a worker is free
+RESUMES_WITHIN = 120.0  # seconds
 # So long that its lease is over and another worker goes on with the work.
 SLEEP = 130.0
 # Longer than a turn, which a slow machine may need to its end.
@@ -115,11 +115,6 @@ class Chaos:
         # Or it would be taken for stuck, and killed before it has done anything.
         cluster.look_afresh()
 
-    @property
-    def resumes_within(self) -> float:
-        """Longer where one worker has to do all: what was interrupted waits for others' turns."""
-        return RESUMES_WITHIN if len(self.site.clusters) > 1 else 2 * RESUMES_WITHIN
-
     def calm(self) -> None:
         """Wait until all work that was interrupted goes on, and take the time of that."""
         began = time.monotonic()
@@ -129,7 +124,7 @@ class Chaos:
             now = running_leases()
             leases = {id: lease for id, lease in leases.items() if now.get(id) == lease}
             self.longest_resume = max(self.longest_resume, time.monotonic() - began)
-            if time.monotonic() > began + 2 * self.resumes_within:
+            if time.monotonic() > began + 2 * RESUMES_WITHIN:
                 return
             time.sleep(0.5)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from django.db.models import F, Sum
 
-from devtools.crash.chaos import Chaos, unfinished
+from devtools.crash.chaos import RESUMES_WITHIN, Chaos, unfinished
 from devtools.crash.observer import ROWS, Observer
 from devtools.crash.world import UPLOADED, World
 from devtools.demo.report import shown
@@ -81,7 +81,7 @@ class Verdict:
         yield from self.redone()
         if not self.deleted or not self.taken_over:
             yield "no deletion was interrupted, so that nothing was put to the proof"
-        if self.chaos.longest_resume > self.chaos.resumes_within:
+        if self.chaos.longest_resume > RESUMES_WITHIN:
             yield f"work resumed only after {self.chaos.longest_resume:.0f} s"
 
     def strange(self) -> list[str]:

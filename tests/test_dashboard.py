@@ -954,14 +954,14 @@ def test_file_types_are_drawn_over_time_the_largest_of_any_day_and_the_others_to
     counted(-1, mkv=[9, 9 * 1024**3])  # As after a change of TIME_ZONE.
     assert all("Not counted in these days" in charts_on(client)[title] for title in titles)
     counted(20, mov=[3, 8192], mp4=[1, 1024])
-    counted(0, mp4=[2, 4096], srt=[5, 20], jpg=[1, 500], png=[1, 400], **{OTHER_TYPES: [7, 70]})
+    counted(0, mp4=[2, 4096], srt=[5, 20], jpg=[1, 500], png=[1, 400], **{OTHER_TYPES: [7, 90000]})
     objects, sizes = (charts_on(client)[title] for title in titles)
     assert table_of(objects) == [
         ["Day", "mov", "mp4", "jpg", "all others"],
         [str(today - timedelta(days=20)), "3", "1", "0", "0"],
         [str(today), "0", "2", "1", "13"],
     ]
-    assert table_of(sizes)[2] == [str(today), "0 bytes", "4.0 KB", "500 bytes", "490 bytes"]
+    assert table_of(sizes)[2] == [str(today), "0 bytes", "4.0 KB", "500 bytes", "88.3 KB"]
     assert f"<title>{today}: 13 all others</title>" in objects
     assert f"<title>{today - timedelta(days=20)}: 8.0 KB mov</title>" in sizes
     assert len(re.findall('class="audit-bar" fill="[^"]*" x=', objects)) == 2 + 3

@@ -250,6 +250,11 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         """Of many projects at once, and nobody decided on them yet."""
         return self.filter(kind="vanished", status="blocked")
 
+    def disappearances_of(self, project_id: str) -> Self:
+        """Those that wait for a person to say whether this project was deleted."""
+        alone = Q(trigger="vanished", status="blocked", project_id=project_id)
+        return self.filter(alone | Q(pk__in=self.disappearances().values("pk")))
+
     def cleanups(self) -> Self:
         """Deletions: no look, no dry run, and no late check of another."""
         return self.filter(parent=None, dry_run=False).exclude(kind="verify")

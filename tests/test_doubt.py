@@ -6,8 +6,9 @@ from unicodedata import normalize
 
 import pytest
 from django.core.files.storage import default_storage
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.utils import timezone
+from pytest_django import Settings
 
 from storage_audit.audit import (
     cleanup,
@@ -22,8 +23,16 @@ from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.work import Work
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Unavailable
-from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, Project, R2Object
+from storage_audit.models import (
+    CleanupItem,
+    CleanupOperation,
+    IllegalTransition,
+    KnownProject,
+    Project,
+    R2Object,
+)
 from storage_audit.storage import KeyBeingDeleted
+from tests.api_client import program, refused
 from tests.conftest import Bucket
 from tests.promises import again, alive, delete, outcomes, requested, run
 
@@ -87,6 +96,48 @@ def test_project_created_again_and_gone_without_a_word_keeps_its_objects(
     blocked = CleanupOperation.objects.get(trigger="vanished")
     requests.force_delete_operation(blocked)
     assert outcomes(run(blocked)) == {key: "deleted"}
+
+
+@pytest.mark.parametrize("noticed", [False, True])
+def test_vanished_project_is_only_cleaned_up_after_a_person_declared_it_deleted(
+    bucket: Bucket, noticed: bool
+) -> None:
+    alive("proj_1", "proj_2")
+    key = bucket.upload("proj_1")
+    Project.objects.filter(pk="proj_1")._raw_delete("default")
+    if noticed:
+        vanished.notice()
+    plan = run(requests.dry_run("proj_1")[0])
+    before = CleanupOperation.objects.count()
+    for options in ([], ["--plan", str(plan.pk)]):
+        with pytest.raises(CommandError, match="--declare-deleted") as refusal:
+            call_command("cleanup_project", "proj_1", "--sync", *options)
+        if noticed:
+            blocked = CleanupOperation.objects.get(trigger="vanished")
+            assert str(blocked.pk) in str(refusal.value)
+            assert blocked.status == Status.BLOCKED
+    problem = refused(program().ask("POST", "/debug/cleanup/proj_1?mode=s3"), 409, "wrong-state")
+    assert "no deletion of it is on record" in problem["detail"]
+    with pytest.raises(IllegalTransition):
+        requests.force_delete_operation(plan)
+    assert CleanupOperation.objects.count() == before
+    assert bucket.keys() == {key}
+    call_command("cleanup_project", "proj_1", "--sync", "--declare-deleted")
+    assert bucket.keys() == set()
+
+
+def test_one_of_many_vanished_projects_is_not_cleaned_up_undeclared(
+    bucket: Bucket, settings: Settings
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_VANISHED": 1}
+    alive("proj_1", "proj_2", "proj_3")
+    Project.objects.exclude(pk="proj_3")._raw_delete("default")
+    vanished.notice()
+    many = CleanupOperation.objects.get()
+    with pytest.raises(CommandError, match=str(many.pk)):
+        call_command("cleanup_project", "proj_1", "--sync")
+    refused(program().ask("POST", "/debug/cleanup/proj_1?mode=s3"), 409, "wrong-state")
+    assert CleanupOperation.objects.get() == many
 
 
 def test_verification_of_deleted_rows_sees_what_was_never_deleted(

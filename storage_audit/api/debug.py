@@ -153,13 +153,16 @@ def cleanup(
     dry_run: Annotated[bool, Query()] = False,
 ) -> Status[Cleanup]:
     """Clean up after a project that is gone, in one of four ways, or plan to and delete nothing. A
-    live project is to be deleted first: DELETE projects/{project_id}. A worker does it: follow
-    status_url. Needs the permission force_cleanup, or dry_run_cleanup for a dry run."""
+    live project is to be deleted first: DELETE projects/{project_id}. One that vanished without a
+    deletion on record is refused until a person decides. A worker does it: follow status_url.
+    Needs the permission force_cleanup, or dry_run_cleanup for a dry run."""
     require(request, f"storage_audit.{'dry_run' if dry_run else 'force'}_cleanup")
     refuse_unread(request, "mode", "dry_run")
     refuse_no_id(project_id)
     ask = requests.dry_run if dry_run else requests.declare_deleted
     with transaction.atomic():
+        if not dry_run:
+            requests.refuse_undeclared(project_id)
         operations = ask(project_id, MODES[mode])
         note = _("Dry run requested.") if dry_run else _("Project declared deleted.")
         for operation in operations:

@@ -19,6 +19,7 @@ from storage_audit.models import (
     validate_project_id,
 )
 from storage_audit.origin import Origin, acting_as, current_origin
+from storage_audit.redaction import visible
 
 Kind, Status, Trigger = (
     CleanupOperation.Kind,
@@ -147,6 +148,7 @@ def force_delete_operation(operation: CleanupOperation) -> list[CleanupOperation
         if operation.names_its_objects:
             refuse_alive(operation.project_id)
         else:
+            refuse_undeclared(operation.project_id or "")
             declare(operation.project_id or "")
         operation.execute(user)
     else:
@@ -185,6 +187,22 @@ def declare(project_id: str) -> datetime:
         deleted_at = timezone.now()
         KnownProject.objects.saw_deleted(project_id, deleted_at, Evidence.DECLARED)
     return deleted_at
+
+
+def refuse_undeclared(project_id: str) -> None:
+    """Raises IllegalTransition when the project's row is gone without a signal and no person has
+    declared it deleted: until then its files count as a live project's."""
+    if projects.is_alive(project_id) or not KnownProject.objects.maybe_alive([project_id]):
+        return
+    text = _(
+        "Project %(project)s is gone, but no deletion of it is on record. Nothing was deleted."
+        " If its files are to go, %(how)s."
+    )
+    blocked = CleanupOperation.objects.disappearances_of(project_id).first()
+    how = _("run cleanup_project %s --declare-deleted") % visible(project_id)
+    if blocked:
+        how = _("force-delete operation %(id)s, or %(how)s") % {"id": blocked.pk, "how": how}
+    raise IllegalTransition(text % {"project": visible(project_id), "how": how})
 
 
 def say_deleted(project_id: str | None) -> None:

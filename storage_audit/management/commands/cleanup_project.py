@@ -217,14 +217,18 @@ def chosen(
 
 
 def refuse(project: str, declare_deleted: bool) -> None:
-    """Stop unless the project is known to be deleted, or somebody says that it is."""
+    """Stop unless the project is known to be deleted, or the option says that it is. Raises
+    IllegalTransition for a project that vanished."""
     if projects.is_alive(project):
         raise CommandError(
             f"Project {project} exists; delete it in the admin (or use --dry-run to see what"
             " would go).",
             returncode=WRONG_USE,
         )
-    if not declare_deleted and KnownProject.objects.time_of_deletion(project) is None:
+    if declare_deleted:
+        return
+    requests.refuse_undeclared(project)
+    if KnownProject.objects.time_of_deletion(project) is None:
         raise CommandError(
             f"No deletion of a project {project} is on record. If it was deleted before this was"
             " installed, or past Django, add --declare-deleted.",

@@ -42,6 +42,11 @@ class Job(models.Model):
     class Action(models.TextChoices):
         DRY_RUN = "dry_run", _("dry run")
         VERIFY = "verify", _("verification")
+        DELETE = "delete", _("deletion")
+        FORCE = "force", _("force-deletion")
+
+    # They delete projects, whose cleanups follow.
+    DELETIONS = (Action.DELETE, Action.FORCE)
 
     id = models.UUIDField(_("job id"), primary_key=True, default=uuid.uuid4, editable=False)
     action = models.CharField(_("what is done"), max_length=10, choices=Action)
@@ -62,7 +67,8 @@ class Job(models.Model):
         verbose_name_plural = _("jobs")
         constraints = [
             models.CheckConstraint(
-                condition=Q(action__in=["dry_run", "verify"]), name="job_action_is_known"
+                condition=Q(action__in=["dry_run", "verify", "delete", "force"]),
+                name="job_action_is_known",
             ),
         ]
 

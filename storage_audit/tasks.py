@@ -188,13 +188,16 @@ def run_job(job_id: str) -> str:
     job = Job.objects.unfinished().filter(pk=UUID(job_id)).first()
     if job is None:
         return queue.OVER
+    position = job.position
     made = jobs.take_up(job)
-    if not made:
+    if job.position == position:
         return queue.TAKEN
-    # One commit for all; with SYNC the work itself is done here, in none of ours.
-    with nullcontext() if conf().sync else transaction.atomic():
-        for operation in made:
-            enqueue(operation.pk)
+    # Deletions enqueue theirs on commit, as any deletion does.
+    if job.action not in Job.DELETIONS:
+        # One commit for all; with SYNC the work itself is done here, in none of ours.
+        with nullcontext() if conf().sync else transaction.atomic():
+            for operation in made:
+                enqueue(operation.pk)
     if not (job.finished_at or conf().sync):
         enqueue_job(job.pk)
     return f"{job.position} of {job.projects} projects"

@@ -14,6 +14,7 @@ import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.db import connection, transaction
+from django.db.models import ProtectedError
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -166,6 +167,100 @@ def test_with_sync_few_are_done_in_the_request_and_many_refused(
     shown = text_of(client.get(begin(client).headers["Location"]))
     assert "Nothing was done: with the setting CLEANUP_SYNC there are no workers" in shown
     assert Job.objects.count() == 1
+
+
+# Deletions
+
+
+def confirm_all(client: Client, action: str) -> Any:
+    """Select all projects across the pages, and say yes on the page that asks."""
+    asked = text_of(begin(client, action))
+    [digest] = re.findall('name="digest" value="(.*?)"', asked)
+    data = {"action": action, "_selected_action": "proj_000", "select_across": "1"}
+    return client.post(page("project"), data | {"post": "yes", "digest": digest})
+
+
+@pytest.mark.parametrize(
+    ("action", "trigger", "released_by"),
+    [("delete_selected", "deleted", ""), ("force_delete", "forced", "anna")],
+)
+def test_deleting_many_projects_is_a_job_and_each_has_its_cleanup(
+    action: str, trigger: str, released_by: str
+) -> None:
+    projects(7)
+    answer = confirm_all(superuser(), action)
+    job = Job.objects.get()
+    assert answer.headers["Location"] == page("job", "change", job.pk)
+    assert Project.objects.count() == 7, "they are deleted in the request"
+    work(job)
+    assert not Project.objects.exists()
+    assert made_for() == once(7)
+    for operation in CleanupOperation.objects.all():
+        told = (operation.requested_by, operation.origin, operation.trigger, operation.released_by)
+        assert told == ("anna", "web, 127.0.0.1", trigger, released_by)
+        assert operation.job == job
+    by_task = Counter(enqueued_ids())
+    assert [by_task[str(pk)] for pk in CleanupOperation.objects.values_list("pk", flat=True)] == (
+        [1] * 7
+    )
+
+
+def test_deleting_many_projects_costs_as_many_queries_in_the_request_as_deleting_some() -> None:
+    client = superuser()
+
+    def queries(count: int) -> int:
+        Project.objects.all()._raw_delete("default")
+        projects(count)
+        with CaptureQueriesContext(connection) as captured:
+            assert confirm_all(client, "delete_selected").status_code == 302
+        return len(captured)
+
+    queries(4)  # Django keeps some of what it asks for.
+    assert queries(4) == queries(80)
+
+
+def test_deleting_few_projects_is_done_at_once() -> None:
+    projects(3)
+    client = superuser()
+    shown = text_of(client.get(confirm_all(client, "delete_selected").url))
+    assert "Successfully deleted 3 projects." in shown
+    assert not Project.objects.exists() and not Job.objects.exists()
+
+
+def test_a_deletion_goes_on_behind_projects_that_are_already_gone(
+    bucket: Bucket, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = asked(7, Action.DELETE)
+    Project.objects.filter(pk__lt="proj_004")._raw_delete("default")
+    tasks.enqueue_job(job.pk)
+    work(job)
+    assert not Project.objects.exists()
+    assert made_for() == once(7) - once(4)
+    assert f"Job {job.pk} leaves out project proj_003: it is already gone" in caplog.text
+    shown = text_of(superuser().get(page("job", "change", job.pk)))
+    assert "3 of 3 cleanups are not finished yet." in shown
+    assert "Not deleted by this job: 4. The log says why." in shown
+    for operation in job.operations.all():
+        tasks.run_operation(str(operation.pk))
+    shown = text_of(superuser().get(page("job", "change", job.pk)))
+    assert "Done. The projects are deleted, and their cleanups are finished." in shown
+
+
+def test_a_project_that_may_not_be_deleted_stays_and_stops_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job, delete = asked(4, Action.DELETE), Project.delete
+
+    def refuse(project: Project, *args: Any, **kwargs: Any) -> Any:
+        if project.pk == "proj_001":
+            raise ProtectedError("It is invoiced.", set())
+        return delete(project, *args, **kwargs)
+
+    monkeypatch.setattr(Project, "delete", refuse)
+    tasks.enqueue_job(job.pk)
+    work(job)
+    assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
+    assert made_for() == once(4) - Counter(["proj_001"])
 
 
 # Workers
@@ -386,7 +481,7 @@ def given(job: Job, number: int, **values: Any) -> None:
     CleanupOperation.objects.filter(pk=made.pk).update(job=job, **values)
 
 
-@pytest.mark.parametrize("action", Action)
+@pytest.mark.parametrize("action", [Action.DRY_RUN, Action.VERIFY])
 def test_what_could_not_be_looked_at_is_under_way_until_it_is(
     bucket: Bucket, store: FaultyStore, action: str
 ) -> None:

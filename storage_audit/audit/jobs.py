@@ -17,17 +17,21 @@ SLICE = 100
 MAKE: dict[str, Callable[[str], list[CleanupOperation]]] = {
     Job.Action.DRY_RUN: requests.dry_run,
     Job.Action.VERIFY: requests.verify_project,
+    Job.Action.DELETE: requests.delete_project_by_id,
+    Job.Action.FORCE: requests.delete_project_by_id,
 }
 
 
 @transaction.atomic
 def take_up(job: Job) -> list[CleanupOperation]:
     """The operations of the next projects, made in the transaction that says how far the job is:
-    whoever dies at it or does the same, each is made once. None where another was quicker."""
+    whoever dies at it or does the same, each is made once. The position stays as it was where
+    another worker was quicker."""
     project_ids = job.project_ids[job.position : job.position + SLICE]
     if not job.advance(len(project_ids)):
         return []
-    with acting_as(Origin(job.requested_by, job.origin)):
+    forced = job.action == Job.Action.FORCE
+    with acting_as(Origin(job.requested_by, job.origin, forced)):
         made = [each for project_id in project_ids for each in make(job, project_id)]
     CleanupOperation.objects.filter(pk__in=[each.pk for each in made]).update(job=job)
     return made
@@ -35,11 +39,14 @@ def take_up(job: Job) -> list[CleanupOperation]:
 
 def make(job: Job, project_id: str) -> list[CleanupOperation]:
     """None of a project of which they cannot be made: it would stop all others for good."""
+    shown, made = redact(visible(project_id)), list[CleanupOperation]()
     try:
         with transaction.atomic():
-            return MAKE[job.action](project_id)
+            made = MAKE[job.action](project_id)
+        if not made:
+            logger.warning("Job %s leaves out project %s: it is already gone", job.pk, shown)
     except OperationalError:
         raise  # The database's trouble is not the project's, and passes.
     except Exception:
-        logger.exception("Job %s leaves out project %s", job.pk, redact(visible(project_id)))
-        return []
+        logger.exception("Job %s leaves out project %s", job.pk, shown)
+    return made

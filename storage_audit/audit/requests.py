@@ -103,6 +103,13 @@ def delete_project(project: Model) -> list[CleanupOperation]:
     return deletion_of(project_id)
 
 
+@transaction.atomic
+def delete_project_by_id(project_id: str) -> list[CleanupOperation]:
+    """The same for the row with this id; nothing happens where there is none any more."""
+    project = projects.lock(project_id)
+    return delete_project(project) if project else []
+
+
 def deletion_of(project_id: str) -> list[CleanupOperation]:
     """The cleanups that the project's deletion led to, one for each bucket, that of the settings
     first; none where nobody said that it is deleted."""

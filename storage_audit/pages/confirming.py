@@ -17,6 +17,11 @@ from django.utils.translation import gettext_lazy
 from storage_audit.models import CleanupOperation
 from storage_audit.pages.base import AuditAdmin, M
 
+deletes = admin.action(
+    permissions=["delete"],
+    description=gettext_lazy("Delete selected %(verbose_name_plural)s"),
+)
+
 
 class ConfirmingAdmin(AuditAdmin[M]):
     """Actions that destroy: a page to confirm first, as Django's own deletion has."""
@@ -72,10 +77,7 @@ class DeletingAdmin(ConfirmingAdmin[M]):
             found.append((_("Delete"), self.reason("delete")))
         return found
 
-    @admin.action(
-        permissions=["delete"],
-        description=gettext_lazy("Delete selected %(verbose_name_plural)s"),
-    )
+    @deletes
     def delete_selected(
         self, request: HttpRequest, queryset: models.QuerySet[M]
     ) -> HttpResponse | None:

@@ -111,7 +111,9 @@ def operations_of(job: Job, **filters: object) -> str:
 
 
 def sentences(job: Job, sums: dict[str, StatusSums], made: int, under_way: int) -> Iterator[str]:
-    if not job.finished_at:
+    if job.action in Job.DELETIONS:
+        yield deleted(job, sums, made, under_way)
+    elif not job.finished_at:
         text = _(
             "%(position)d of %(projects)d projects are taken up. A worker goes on with the rest by"
             " itself; you may leave this page."
@@ -136,11 +138,32 @@ def sentences(job: Job, sums: dict[str, StatusSums], made: int, under_way: int) 
     yield from left_out(job)
 
 
+def deleted(job: Job, sums: dict[str, StatusSums], made: int, under_way: int) -> str:
+    if not job.finished_at:
+        text = _(
+            "%(position)d of %(projects)d projects are deleted. The others follow. You can leave"
+            " this page."
+        )
+        return text % {"position": job.position, "projects": job.projects}
+    if under_way:
+        text = _(
+            "The projects are deleted. %(open)d of %(made)d cleanups are not finished yet. You can"
+            " leave this page."
+        )
+        return text % {"open": under_way, "made": made}
+    if sums.keys() & {Status.BLOCKED, Status.FAILED}:
+        return _("The projects are deleted. Some cleanups need you: see below.")
+    return _("Done. The projects are deleted, and their cleanups are finished.")
+
+
 def left_out(job: Job) -> Iterator[str]:
     """What was taken up and came to nothing."""
     made_of = job.operations.values("project_id").distinct().count()
     if job.position > made_of:
-        yield _("Projects left out, as the log tells: %d.") % (job.position - made_of)
+        text = _("Projects left out, as the log tells: %d.")
+        if job.action in Job.DELETIONS:
+            text = _("Not deleted by this job: %d. The log says why.")
+        yield text % (job.position - made_of)
 
 
 def lines(job: Job, sums: dict[str, StatusSums], whole: int) -> Iterator[Line]:
@@ -184,13 +207,14 @@ def needs(job: Job, sums: dict[str, StatusSums]) -> Iterator[Need]:
 def books(job: Job, sums: dict[str, StatusSums]) -> list[tuple[str, int, int]]:
     """Objects and bytes of all its operations, as far as these are."""
     is_look = job.action == Job.Action.VERIFY
+    is_plan = job.action == Job.Action.DRY_RUN
     labels = {
         "found": _("found"),
         "deleted": _("deleted"),
         "already_absent": _("already absent"),
         "protected": _("protected"),
         # What a plan would delete is not gone, and so counts as failed; what differs does too.
-        "failed": _("different") if is_look else _("to be deleted"),
+        "failed": _("different") if is_look else _("to be deleted") if is_plan else _("failed"),
     }
 
     if is_look:

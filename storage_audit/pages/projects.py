@@ -36,7 +36,7 @@ from storage_audit.pages.base import (
     page_of,
     will_go,
 )
-from storage_audit.pages.confirming import DeletingAdmin
+from storage_audit.pages.confirming import DeletingAdmin, deletes
 from storage_audit.pages.jobs import may_see_jobs
 from storage_audit.querysets import COUNTED, SUMMED, starts_with, with_storage
 from storage_audit.redaction import visible
@@ -133,7 +133,7 @@ class OwnerAdmin(DeletingAdmin[M]):
         self, request: HttpRequest, owners: QuerySet[M], action: Job.Action, text: str, log: str
     ) -> HttpResponse | None:
         """An operation for a single project, and a job for many."""
-        ids = list(owners.order_by("pk").values_list("storage_audit_id", flat=True))
+        ids = ids_of(owners)
         if not ids:
             text = _("Nothing was done: none of the selected projects is there any more.")
             self.message_user(request, text, messages.WARNING)
@@ -167,6 +167,16 @@ class OwnerAdmin(DeletingAdmin[M]):
             return None
         return redirect("admin:storage_audit_job_change", job.pk)
 
+    @deletes
+    def delete_selected(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse | None:
+        *_shown, lacking, protected = self.get_deleted_objects(queryset, request)
+        # The stock page says what stands in the way, and refuses.
+        if lacking or protected or "post" not in request.POST or not is_many(queryset):
+            return super().delete_selected(request, queryset)
+        if not self.is_confirmed(request, queryset):
+            return None
+        return self.ask_for_many(request, Job.Action.DELETE, ids_of(queryset))
+
     @action("force", gettext_lazy("Force-delete"))
     def force_delete(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse | None:
         confirmed = self.is_confirmed(request, queryset)
@@ -174,6 +184,8 @@ class OwnerAdmin(DeletingAdmin[M]):
             return None
         if not confirmed:
             return self.confirm_force(request, queryset)
+        if is_many(queryset):
+            return self.ask_for_many(request, Job.Action.FORCE, ids_of(queryset))
         origin = of_request(request, forced=True)
         try:
             with transaction.atomic():
@@ -218,6 +230,15 @@ class OwnerAdmin(DeletingAdmin[M]):
             rows=tracked_of(owners),
             button=_("Yes, delete without limits"),
         )
+
+
+def is_many(owners: QuerySet[Any]) -> bool:
+    """So many that their deletion would take longer than a proxy waits for an answer."""
+    return owners.count() > jobs.SLICE
+
+
+def ids_of(owners: QuerySet[Any]) -> list[str]:
+    return list(owners.order_by("pk").values_list("storage_audit_id", flat=True))
 
 
 def tracked_of(owners: Sequence[Any] | QuerySet[Any]) -> list[tuple[str, int, str]]:

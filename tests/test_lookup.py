@@ -3,6 +3,7 @@
 import json
 import re
 from contextlib import ExitStack
+from time import process_time
 from typing import Any
 from unicodedata import normalize
 from urllib.parse import quote, urlencode
@@ -203,6 +204,17 @@ ODD += [
 ]
 
 
+@pytest.mark.parametrize("layers", [100, 4000, 9000])
+def test_nested_percent_encoding_is_refused_in_no_time(db: None, layers: int) -> None:
+    """Every layer that is undone costs as much as reading the whole text."""
+    text, client = f"https%{'25' * layers}3A//h/a", superuser()
+    began = process_time()
+    for answer in (client.post(LOOKUP, {"q": text}), client.get(LOOKUP, {"q": text})):
+        shown = text_of(answer)
+        assert "Paste the key alone." in shown and "2525" not in shown
+    assert process_time() - began < 2
+
+
 @given(st.lists(st.sampled_from(ODD), max_size=20).map("".join))
 def test_text_without_secrets_stays_as_it_is(text: str) -> None:
     """Or the page would send its reader on and on."""
@@ -232,7 +244,7 @@ def test_who_may_not_ask_sees_the_box_disabled_and_whom_to_ask(db: None) -> None
 
 def test_text_that_no_key_can_be_is_refused(db: None) -> None:
     client = superuser()
-    for text in ("x" * 5000, f"https://cdn.example.com/{'x' * 5000}"):
+    for text in ("x" * 5000, f"https://cdn.example.com/{'x' * 5000}", " " * 8193):
         shown = text_of(client.post(LOOKUP, {"q": text}))
         assert "a key has at most 1024 bytes" in shown and "xxx" not in shown
     longest = "\u20ac" * 341

@@ -16,7 +16,7 @@ from storage_audit.audit import lookup
 from storage_audit.audit.lookup import live
 from storage_audit.audit.lookup import project as projects
 from storage_audit.audit.lookup.facts import Facts, Sight, Standing
-from storage_audit.audit.lookup.pasted import TooLong, without_secrets
+from storage_audit.audit.lookup.pasted import TooMuch, without_secrets
 from storage_audit.audit.lookup.project import ProjectFacts
 from storage_audit.audit.lookup.sentence import Sentence
 from storage_audit.audit.meaning import meaning
@@ -43,7 +43,7 @@ def asked(request: HttpRequest) -> tuple[str, str]:
     given = request.POST.get("q", request.GET.get("q", ""))
     try:
         return without_secrets(given), ""
-    except TooLong as refusal:
+    except TooMuch as refusal:
         return "", str(refusal)
 
 

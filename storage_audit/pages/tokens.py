@@ -35,6 +35,11 @@ class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
     def has_add_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("storage_audit.add_apitoken")
 
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[ApiToken], search_term: str
+    ) -> tuple[QuerySet[ApiToken], bool]:
+        return queryset.filter(name__icontains=search_term), False
+
     def has_revoke_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("storage_audit.change_apitoken")
 

@@ -18,8 +18,10 @@ from storage_audit.redaction import HIDDEN, redact
 
 # Once it stands in an address, of which many web servers take 4,094 bytes.
 LONGEST = 3900
-# Of what is longer nothing is read: a signed address has some thousand.
-MOST = 20_000
+# The most characters that are read: a signed address with a long key has about 6,000.
+MOST = 8192
+# An ordinary address takes two or three. Each round undoes one layer of percent-encoding.
+MOST_ROUNDS = 10
 IN_BUCKET = re.compile(r"\s*(?:r2|s3)://([^/]+)/(.*)", re.IGNORECASE | re.DOTALL)
 ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]+://([^/?#]*)([^?#]*)", re.IGNORECASE | re.DOTALL)
 HOST = r"(?:[\w-]+\.)+[a-z]{2,}(?::\d+)?(?=[/?#])"
@@ -50,8 +52,8 @@ ENCODED = re.compile("%([2-7][0-9a-f])", re.IGNORECASE)
 ESCAPES = re.compile(r"\\(?:[tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U000[0-9a-f]{5})")
 
 
-class TooLong(Exception):
-    """Nothing that we could know is so long; the message says what to do."""
+class TooMuch(Exception):
+    """The text is too long, or encoded too often, to name anything; the message says what to do."""
 
 
 class Named(NamedTuple):
@@ -79,20 +81,24 @@ class Understood(NamedTuple):
 
 def without_secrets(text: str) -> str:
     """What may be kept and shown of it: who has the query of an address, or the password in it,
-    may have a key to the store. Of what it gives it gives the same. Raises TooLong."""
-    kept, before = redact(text[: MOST + 1]), None
-    while kept != before:
-        if len(kept) > MOST:
-            raise too_long()
-        kept, before = redact(cleaned(kept)), kept
+    may have a key to the store. Of what it gives it gives the same. Raises TooMuch."""
+    if len(text) > MOST:
+        raise too_long()
+    kept = redact(text)
+    for _round in range(MOST_ROUNDS):
+        before, kept = kept, redact(cleaned(kept))
+        if kept == before:
+            break
+    else:
+        raise TooMuch(_("This text is percent-encoded too many times. Paste the key alone."))
     if len(urlencode({"": kept})) > LONGEST:
         raise too_long()
     return str(kept)
 
 
-def too_long() -> TooLong:
+def too_long() -> TooMuch:
     message = _("This is too long: a key has at most %d bytes. Paste the key alone.")
-    return TooLong(message % MAX_KEY_BYTES)
+    return TooMuch(message % MAX_KEY_BYTES)
 
 
 def cleaned(text: str) -> str:

@@ -180,6 +180,8 @@ class Installation(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     fingerprint = models.CharField(_("database fingerprint"), max_length=64)
     claimed_at = models.DateTimeField(_("claimed"), default=timezone.now)
+    # By bucket, how its listing shows the marker that was written there: see audit/installation.py.
+    markers = models.JSONField(default=dict, editable=False)
     only = models.BooleanField(default=True, unique=True, editable=False)
 
     class Meta:

@@ -1,5 +1,6 @@
 """Every test talks to real parts: Cloudflare's local R2, and the database of DATABASE_URL."""
 
+import json
 import logging
 import os
 from collections import Counter
@@ -199,6 +200,12 @@ class Bucket:
         for key in self.r2.keys(self.name):
             self.r2.remove(key, self.name)
 
+    def set_marker(self, **changes: object) -> None:
+        """Claim the bucket with a marker that has these fields."""
+        content = json.loads(self.r2.read(installation.MARKER, self.name))
+        self.put(installation.MARKER, body=json.dumps({**content, **changes}).encode())
+        installation.record_marker(self.name)
+
     def upload(self, project_id: str, filename: str = "take.mp4", body: bytes = b"take") -> str:
         """Save a file as the application does; the project is made when it is not there."""
         Project.objects.get_or_create(pk=project_id)
@@ -224,9 +231,12 @@ def bucket(
         [(row, marker)] = claims
         row.save(force_insert=True)
         found.put(installation.MARKER, body=marker)
+        installation.record_marker(found.name)
     else:
         installation.claim(found.name)
         claims.append((Installation.objects.get(), local_r2.read(installation.MARKER, found.name)))
+    with calls.take():
+        pass
     return found
 
 

@@ -1,6 +1,5 @@
 """Backfill: what the bucket holds, written down, while others upload and delete."""
 
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -367,8 +366,7 @@ def test_keys_that_no_row_can_name_become_findings_and_stop_nothing(
 def test_where_spellings_are_one_object_the_row_has_the_spelling_of_uploads(
     bucket: Bucket,
 ) -> None:
-    marker = json.loads(bucket.r2.read(installation.MARKER, bucket.name))
-    bucket.put(installation.MARKER, body=json.dumps({**marker, "folds_unicode": True}).encode())
+    bucket.set_marker(folds_unicode=True)
     bucket.put("e\u0301")
     assert figures(backfill()) == (1, 1, 0, 0)
     assert [row["key"] for row in rows()] == ["é"]

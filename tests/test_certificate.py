@@ -38,7 +38,6 @@ from storage_audit.audit.certificate.files import (
 )
 from storage_audit.audit.certificate.record import ITEM
 from storage_audit.audit.certificate.seal import canonical
-from storage_audit.audit.installation import MARKER
 from storage_audit.exports import csv_lines
 from storage_audit.models import CleanupItem, CleanupOperation, Installation, R2Object
 from storage_audit.origin import Origin, acting_as
@@ -669,8 +668,7 @@ def test_the_bucket_is_asked_on_request_and_an_object_that_came_back_is_named(
 def test_what_came_back_in_another_spelling_is_the_same_object_where_the_store_says_so(
     bucket: Bucket, file: Callable[..., Path]
 ) -> None:
-    traits = json.loads(bucket.r2.read(MARKER, bucket.name))
-    bucket.put(MARKER, body=json.dumps({**traits, "folds_unicode": True}).encode())
+    bucket.set_marker(folds_unicode=True)
     operation, composed = made(), f"{UNDER}\u00e9.mp4"
     operation.items.filter(key=TWO).update(key=f"{UNDER}e\u0301.mp4", identity=composed)
     path = file(operation)

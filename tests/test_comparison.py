@@ -196,8 +196,9 @@ def test_a_look_that_fails_anywhere_says_nothing(
         compare("proj_1")
     store.rules.clear()
     # A store that now and then lists nothing at all.
-    listed = iter([True, True, False, True])
-    monkeypatch.setattr(installation, "is_listed", lambda bucket: next(listed))
+    marker = installation.find_marker(bucket.name)
+    listed = iter([marker, marker, None, marker])
+    monkeypatch.setattr(installation, "find_marker", lambda bucket: next(listed))
     with pytest.raises(StoreError, match="do not show the marker"):
         compare("proj_1")
 

@@ -1,6 +1,5 @@
 """Ways in which the wrong object could be deleted, or the right one forgotten, each once open."""
 
-import json
 from datetime import timedelta
 from unicodedata import normalize
 
@@ -13,7 +12,6 @@ from pytest_django import Settings
 from storage_audit.audit import (
     cleanup,
     deletion,
-    installation,
     requests,
     sending,
     vanished,
@@ -21,7 +19,6 @@ from storage_audit.audit import (
 )
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.work import Work
-from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.models import (
     CleanupItem,
@@ -51,9 +48,7 @@ def fails(monkeypatch: pytest.MonkeyPatch, module: object, name: str, error: Exc
 
 def fold_unicode(bucket: Bucket) -> None:
     """Have the marker say that the store takes all spellings for one object, as R2 does."""
-    marker = json.loads(r2.read(bucket.name, installation.MARKER) or b"")
-    folding = json.dumps({**marker, "folds_unicode": True})
-    r2.write(bucket.name, installation.MARKER, folding.encode())
+    bucket.set_marker(folds_unicode=True)
 
 
 def test_backfilled_row_is_no_evidence_after_an_upload_to_an_ambiguous_key(bucket: Bucket) -> None:

@@ -116,8 +116,40 @@ def test_marker_that_differs_blocks(tracked: Bucket, changes: dict[str, str]) ->
     if "installation" in changes:
         with pytest.raises(Mismatch):
             installation.claim(tracked.name)
-    write_marker(tracked, **right)
+    tracked.set_marker(**right)
     healed(tracked, operation)
+
+
+def test_copied_bucket_is_refused_until_it_is_claimed(tracked: Bucket) -> None:
+    """A copy has the same marker, which was written at another time."""
+    tracked.put(MARKER, body=tracked.r2.read(MARKER, tracked.name))
+    operation = blocked(tracked, delete("proj_1"))
+    assert "another marker" in operation.error and "claim_bucket" in operation.error
+    assert len(tracked.keys()) == 2
+    installation.claim(tracked.name)
+    healed(tracked, operation)
+
+
+def test_bucket_claimed_before_its_marker_was_recorded_has_to_be_claimed_again(
+    tracked: Bucket,
+) -> None:
+    Installation.objects.update(markers={})
+    operation = blocked(tracked, delete("proj_1"))
+    assert "before we recorded" in operation.error and "claim_bucket" in operation.error
+    installation.claim(tracked.name)
+    healed(tracked, operation)
+
+
+def test_sighting_names_the_marker_of_its_bucket(bucket: Bucket, local_r2: LocalR2) -> None:
+    seen = installation.see_marker(bucket.name)
+    other = Bucket(local_r2, BUCKETS[1])
+    other.wipe()
+    installation.claim(other.name)
+    assert installation.see_marker(bucket.name) == seen != installation.see_marker(other.name)
+    installation.claim(bucket.name)
+    assert installation.see_marker(bucket.name) == seen
+    bucket.set_marker(folds_unicode=True)
+    assert installation.see_marker(bucket.name) != seen
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
@@ -135,7 +167,7 @@ def remove_marker(bucket: Bucket) -> Callable[[], None]:
 def test_marker_removed_between_plan_and_batch_blocks(
     tracked: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right, original = marker(tracked), deletion.next_batch
+    original = deletion.next_batch
 
     def next_batch(work: Work) -> list[Planned]:
         remove_marker(tracked)()
@@ -145,18 +177,17 @@ def test_marker_removed_between_plan_and_batch_blocks(
         patch.setattr(deletion, "next_batch", next_batch)
         operation = blocked(tracked, delete("proj_1"))
     assert len(tracked.keys()) == 2
-    tracked.r2.plant(MARKER, json.dumps(right).encode(), tracked.name)
+    installation.claim(tracked.name)
     healed(tracked, operation)
 
 
 def test_marker_removed_between_batch_and_verification_blocks(
     tracked: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = marker(tracked)
     between_batch_and_verification(monkeypatch, remove_marker(tracked))
     operation = blocked(tracked, delete("proj_1"))
     assert set(outcomes(operation).values()) == {"planned"}
-    tracked.r2.plant(MARKER, json.dumps(right).encode(), tracked.name)
+    installation.claim(tracked.name)
     healed(tracked, operation)
 
 
@@ -164,7 +195,6 @@ def test_what_was_seen_in_the_wrong_bucket_is_not_believed_in_the_right_one(
     tracked: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The wrong bucket, which is empty, takes the place of the right one during the listing."""
-    right = marker(tracked)
     keys = tracked.keys()
 
     def send_nothing(*args: object, **kwargs: object) -> Sent:
@@ -176,7 +206,7 @@ def test_what_was_seen_in_the_wrong_bucket_is_not_believed_in_the_right_one(
         patch.setattr(deletion, "next_batch", once(deletion.next_batch))
         operation = blocked(tracked, delete("proj_1"))
     tracked.put(*keys)
-    tracked.r2.plant(MARKER, json.dumps(right).encode(), tracked.name)
+    installation.claim(tracked.name)
     operation.release("me")
     run(operation)
     assert not {"deleted", "already_absent"} & set(outcomes(operation).values())
@@ -200,7 +230,7 @@ def once(
 def test_plan_made_in_the_wrong_bucket_is_made_again(
     tracked: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right, keys = marker(tracked), tracked.keys()
+    keys = tracked.keys()
     checked = installation.check
     with monkeypatch.context() as patch:
 
@@ -212,7 +242,7 @@ def test_plan_made_in_the_wrong_bucket_is_made_again(
         patch.setattr(installation, "check", wrong_after_this)
         operation = blocked(tracked, delete("proj_1"))
     tracked.put(*keys)
-    tracked.r2.plant(MARKER, json.dumps(right).encode(), tracked.name)
+    installation.claim(tracked.name)
     healed(tracked, operation)
 
 
@@ -276,15 +306,13 @@ def test_claim_learns_the_stores_traits_and_leaves_nothing_behind(bucket: Bucket
     assert installation.claim(bucket.name) == traits
     assert installation.check(bucket.name) == traits
     assert bucket.keys() == set()
-    write_marker(bucket, folds_unicode=True, lists_in_key_order=False)
+    bucket.set_marker(folds_unicode=True, lists_in_key_order=False)
     traits = Traits(folds_unicode=True, lists_in_key_order=False)
     assert installation.check(bucket.name) == traits
 
 
 def test_bucket_of_unknown_traits_is_taken_to_fold(bucket: Bucket) -> None:
-    content = marker(bucket)
-    del content["folds_unicode"], content["lists_in_key_order"]
-    bucket.r2.plant(MARKER, json.dumps(content).encode(), bucket.name)
+    bucket.set_marker(folds_unicode=None, lists_in_key_order=None)
     assert installation.check(bucket.name) == Traits(folds_unicode=True)
 
 

@@ -1,6 +1,5 @@
 """Why?: whatever a person pastes is understood, shown with all that is known, and kept secret."""
 
-import json
 import re
 from contextlib import ExitStack
 from time import process_time
@@ -23,7 +22,6 @@ from devtools.faults.kinds import KINDS
 from devtools.faults.matching import is_listing, on
 from devtools.faults.proxy import FaultyStore
 from storage_audit.audit import lookup
-from storage_audit.audit.installation import MARKER
 from storage_audit.audit.lookup.pasted import Named, understand, without_secrets
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, Finding, KnownProject, OperationEvent, Project
@@ -478,8 +476,7 @@ def test_answer_follows_an_object_from_its_upload_to_its_end_and_back(bucket: Bu
 def test_look_tells_whether_another_spelling_is_the_same_object(
     bucket: Bucket, folds: bool
 ) -> None:
-    marker = json.loads(bucket.r2.read(MARKER, bucket.name))
-    bucket.put(MARKER, body=json.dumps({**marker, "folds_unicode": folds}).encode())
+    bucket.set_marker(folds_unicode=folds)
     key, other = (f"projects/proj_1/scenes/s1/media/{normalize(f, 'é')}.mp4" for f in FORMS)
     operation = make("clean", project_id="proj_1", bucket=bucket.name)
     add_items(operation, 1, key=other, identity=other, outcome="deleted")

@@ -1,6 +1,5 @@
 """The commands that scan: what they look at, what they say, and how they stop and go on."""
 
-import json
 import os
 import signal
 import sys
@@ -497,9 +496,7 @@ def test_workers_are_refused_where_there_are_none(bucket: Bucket, settings: Sett
 
 def test_a_store_with_an_order_of_its_own_is_told_of(bucket: Bucket) -> None:
     keys = differ(bucket)
-    traits = json.loads(bucket.r2.read(installation.MARKER, bucket.name))
-    traits["lists_in_key_order"] = False
-    bucket.put(installation.MARKER, body=json.dumps(traits).encode())
+    bucket.set_marker(lists_in_key_order=False)
     out, _err, code = run("reconcile_r2")
     assert code == 0
     assert out.splitlines()[1] == (

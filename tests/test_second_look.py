@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -443,7 +444,7 @@ class Clock:
     """Stands still, unless a test says otherwise."""
 
     def __init__(self) -> None:
-        self.now = 1000.0
+        self.now = monotonic()
 
     def goes_on(self, seconds: float) -> Callable[[], None]:
         def go_on() -> None:

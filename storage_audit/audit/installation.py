@@ -8,6 +8,7 @@ import hashlib
 import json
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from datetime import UTC
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -21,6 +22,7 @@ from storage_audit.audit.layouts import OWN_PREFIX
 from storage_audit.bucket import r2, wrangler
 from storage_audit.bucket.errors import Broken
 from storage_audit.bucket.listing import Identity, exact, nfc, pages, pages_in_any_order
+from storage_audit.bucket.r2 import Listed
 from storage_audit.conf import conf
 from storage_audit.models import Installation
 from storage_audit.redaction import visible
@@ -90,21 +92,66 @@ def check(bucket: str) -> Traits:
     Raises Mismatch when they do not, StoreError when the bucket cannot be asked.
     """
     traits = identify(bucket)
-    if not is_listed(bucket):
-        raise unlisted(bucket)
+    see_marker(bucket)
     return traits
 
 
-def see_marker(bucket: str) -> None:
-    """Call after a listing, before it is believed. Raises Mismatch and StoreError, as `check`."""
-    if not is_listed(bucket):
-        check(bucket)  # Is it the listing, or is the marker gone?
+def see_marker(bucket: str) -> str:
+    """Call after a listing, before it is believed. Returns a text that names the marker seen.
+
+    Only the marker that `claim` wrote is accepted, at its ETag and time: that of a copied bucket
+    has another time. Raises Mismatch and StoreError, as `check`.
+    """
+    listed, recorded = find_marker(bucket), recorded_marker(bucket)
+    if listed is None:
+        identify(bucket)  # Is it the listing, or is the marker gone?
         raise unlisted(bucket)
+    if not recorded:
+        text = _(
+            "Bucket %s was claimed before we recorded how its listing shows the marker. So its"
+            " listings are not used. Run: manage.py claim_bucket"
+        )
+        raise Mismatch(text % bucket)
+    if name_marker(listed) != recorded:
+        text = _(
+            "Bucket %s shows another marker than the one that claim_bucket wrote: it may be a copy"
+            " of the bucket, or one restored from a backup. So its listings are not used. If it is"
+            " the right bucket, run: manage.py claim_bucket"
+        )
+        raise Mismatch(text % bucket)
+    return recorded
 
 
-def is_listed(bucket: str) -> bool:
-    """A store whose listings are empty for want of an answer does not show this either."""
-    return any(listed.key == MARKER for page in pages(bucket, MARKER) for listed in page)
+def find_marker(bucket: str) -> Listed | None:
+    """The marker as a listing shows it. A store whose listings are empty does not show it."""
+    found = (listed for page in pages(bucket, MARKER) for listed in page)
+    return next((listed for listed in found if listed.key == MARKER), None)
+
+
+def name_marker(listed: Listed) -> str:
+    written_at = listed.last_modified.astimezone(UTC).isoformat()
+    return f"{listed.etag} {listed.size} {written_at}"
+
+
+def recorded_marker(bucket: str) -> str | None:
+    installation = Installation.objects.first()
+    return installation.markers.get(bucket) if installation else None
+
+
+def record_marker(bucket: str) -> None:
+    """Have `see_marker` accept the marker that a listing shows now, and no other."""
+    listed = find_marker(bucket)
+    if listed is None:
+        raise unlisted(bucket)
+    installation = Installation.objects.get()
+    installation.markers[bucket] = name_marker(listed)
+    installation.save(update_fields=["markers"])
+
+
+def is_intact(bucket: str) -> bool:
+    """Whether a listing shows the recorded marker."""
+    listed = find_marker(bucket)
+    return listed is not None and name_marker(listed) == recorded_marker(bucket)
 
 
 def unlisted(bucket: str) -> Broken:
@@ -182,7 +229,9 @@ def claim(bucket: str, *, take_over: bool = False) -> Traits:
     installation.save()
     traits = probe(bucket)
     written = {**marker(bucket, installation), **asdict(traits)}
-    r2.write(bucket, MARKER, json.dumps(written, indent=1).encode())
+    if written != content or not is_intact(bucket):
+        r2.write(bucket, MARKER, json.dumps(written, indent=1).encode())
+        record_marker(bucket)
     return traits
 
 

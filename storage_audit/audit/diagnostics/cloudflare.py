@@ -10,7 +10,7 @@ from django.utils.translation import gettext_lazy
 from storage_audit.audit.diagnostics.canary import own_key
 from storage_audit.audit.diagnostics.causes import OTHER, Cause, cause_of
 from storage_audit.audit.diagnostics.results import Facts, Result, Status
-from storage_audit.audit.installation import MARKER, is_listed
+from storage_audit.audit.installation import MARKER, find_marker
 from storage_audit.bucket import cloudflare, wrangler
 from storage_audit.bucket.errors import StoreError, TooLate
 from storage_audit.bucket.wrangler_errors import Unusable
@@ -229,7 +229,7 @@ def same_bucket() -> Result:
         return refusal(error)
     theirs = any(listed.key == MARKER for listed in page.objects)
     try:
-        ours = is_listed(bucket)
+        ours = find_marker(bucket) is not None
     except StoreError as error:
         return cause_of(error).result(error)
     if ours != theirs:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -142,7 +143,21 @@ def test_the_command_names_a_bad_entry_and_fails(tmp_path: Path) -> None:
     assert "storage_audit.E001" in done.stderr and "mine" in done.stderr
 
 
+@pytest.fixture
+def own_file(tmp_path: Path) -> Iterator[None]:
+    """A database of this test alone: SQLite leaves WAL only when nobody else has the file open, and
+    a thread of an earlier test may."""
+    shared = connections["default"]
+    own = shared.copy()
+    own.settings_dict["NAME"] = str(tmp_path / "own.sqlite3")
+    connections["default"] = own
+    yield
+    own.close()
+    connections["default"] = shared
+
+
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.usefixtures("own_file")
 @pytest.mark.only_on("sqlite")  # PostgreSQL has none of these settings
 @pytest.mark.parametrize(
     ("wrong", "named"),

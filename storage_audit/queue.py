@@ -3,7 +3,8 @@ nobody else does."""
 
 from datetime import datetime, timedelta
 
-from django.db.models import Min
+from django.db.models import Min, QuerySet
+from django_q.conf import Conf
 from django_q.models import OrmQ, Schedule, Task
 
 TASKS = "storage_audit.tasks."
@@ -34,16 +35,22 @@ def reconciles_every() -> timedelta:
     return timedelta(minutes=minutes or 0)
 
 
+def cluster_tasks() -> QuerySet[OrmQ]:
+    """The tasks of the cluster that ours are sent to. Other clusters of the site share the table,
+    and their workers take none of ours."""
+    tasks: QuerySet[OrmQ] = OrmQ.objects.filter(key=Conf.CLUSTER_NAME)
+    return tasks
+
+
 def oldest_task_at() -> datetime | None:
     """Since when a task waits for a cluster; None when none does."""
-    ready: datetime | None = OrmQ.objects.aggregate(at=Min("lock"))["at"]
+    ready: datetime | None = cluster_tasks().aggregate(at=Min("lock"))["at"]
     return ready
 
 
 def ready_tasks(at: datetime) -> int:
     """How many no cluster has taken."""
-    count: int = OrmQ.objects.filter(lock__lte=at).count()
-    return count
+    return cluster_tasks().filter(lock__lte=at).count()
 
 
 def did_work_since(moment: datetime) -> bool:

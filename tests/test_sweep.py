@@ -11,7 +11,7 @@ from django.utils import timezone
 from django_q.models import OrmQ, Schedule
 
 from storage_audit import queue, tasks
-from storage_audit.audit import vanished
+from storage_audit.audit import delays, vanished
 from storage_audit.models import CleanupOperation, KnownProject, Project, R2Object
 from tests.conftest import Bucket
 from tests.test_signals import Rollback, enqueued_ids, track
@@ -220,6 +220,16 @@ def test_a_queue_that_is_stuck_is_not_filled_up() -> None:
     taken = OrmQ.objects.order_by("pk").values_list("pk", flat=True)[:2]
     OrmQ.objects.filter(pk__in=list(taken)).update(lock=timezone.now() + timedelta(minutes=5))
     assert tasks.sweep() == {"vanished": 0, "enqueued": 2}
+
+
+def test_tasks_of_another_cluster_do_not_keep_ours_from_the_queue() -> None:
+    waiting = timezone.now() - timedelta(hours=1)
+    OrmQ.objects.bulk_create(OrmQ(key="mails", payload="", lock=waiting) for _ in range(100))
+    operation = forgotten()
+    assert tasks.sweep() == {"vanished": 0, "enqueued": 1}
+    (task,) = OrmQ.objects.filter(key="autoshorts")
+    assert task.task["args"] == (str(operation.pk),)
+    assert delays.waiting_task() is None
 
 
 def test_the_longest_due_are_enqueued_first() -> None:

@@ -4,6 +4,7 @@ know what follows from it."""
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,15 @@ pytestmark = pytest.mark.only_on("sqlite")
 
 HERE, NEXT_DOOR = BUCKETS[:2]
 NOWHERE = "http://127.0.0.1:9"  # the port of `discard`
+
+UNITS = Path(__file__).resolve().parent.parent / "deploy" / "systemd"
+# What systemd's MemoryDenyWriteExecute asks of the kernel, before the program starts.
+# https://man7.org/linux/man-pages/man2/PR_SET_MDWE.2const.html
+DENY_WRITE_EXECUTE = """
+import ctypes, os, sys
+assert ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 # Keys, and what wrangler would make of them if it got them as they are.
 KEYS = {
@@ -101,6 +111,14 @@ def configure(settings: Settings, **values: str) -> None:
 def target(api: CloudflareApi, key: str, bucket: str = HERE) -> str:
     path = f"/client/v4/accounts/{api.account_id}/r2/buckets/{bucket}/objects/"
     return path + quote(key, safe="/")
+
+
+def test_wrangler_starts_under_the_memory_rules_of_the_units(wrangler_program: Path) -> None:
+    units = "".join(path.read_text() for path in UNITS.rglob("*") if path.is_file())
+    denied = "\nMemoryDenyWriteExecute=yes\n" in units
+    sandbox = [sys.executable, "-c", DENY_WRITE_EXECUTE] if denied else []
+    done = subprocess.run([*sandbox, str(wrangler_program), "--version"], capture_output=True)
+    assert done.returncode == 0
 
 
 # The right object

@@ -1,13 +1,14 @@
 """A row is deleted: record the cleanup in the same transaction, enqueue it after the commit."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 from django.apps import apps
 from django.core.signals import request_finished
-from django.db import connection, models, transaction
+from django.db import DEFAULT_DB_ALIAS, connection, models, transaction
 from django.db.models.signals import post_delete, post_migrate, post_save, pre_delete
 from django.utils import timezone
 
@@ -43,16 +44,31 @@ def same_table(model: type[models.Model]) -> Iterable[type[models.Model]]:
     return [m for m in apps.get_models() if m._meta.concrete_model is table]
 
 
+def of_default_database(receiver: Callable[..., None]) -> Callable[..., None]:
+    """Ignore rows of other databases: they are copies, and own nothing in the bucket. Their
+    transactions are not ours either, so a rollback there would leave a cleanup here."""
+
+    @wraps(receiver)
+    def receive(instance: models.Model, using: str = DEFAULT_DB_ALIAS, **kwargs: Any) -> None:
+        if using == DEFAULT_DB_ALIAS:
+            receiver(instance, **kwargs)
+
+    return receive
+
+
+@of_default_database
 def project_saved(instance: models.Model, created: bool, **kwargs: Any) -> None:
     project_id, evidence = projects.id_of(instance), KnownProject.Evidence.SAVED
     KnownProject.objects.saw_alive(project_id, evidence, created=created)
 
 
+@of_default_database
 def project_to_be_deleted(instance: models.Model, **kwargs: Any) -> None:
     # Once the row is gone it cannot be asked, and the instance may hold another id by now.
     vars(instance)["storage_audit_id"] = projects.stored_id(instance)
 
 
+@of_default_database
 def project_deleted(instance: models.Model, **kwargs: Any) -> None:
     project_id, now, origin = vars(instance)["storage_audit_id"], timezone.now(), current_origin()
     KnownProject.objects.saw_deleted(project_id, now, KnownProject.Evidence.DELETED)
@@ -65,12 +81,14 @@ def project_deleted(instance: models.Model, **kwargs: Any) -> None:
     tasks.enqueue_on_commit(operations)
 
 
+@of_default_database
 def object_to_be_deleted(instance: R2Object, **kwargs: Any) -> None:
     if missing := instance.get_deferred_fields() & set(Row._fields):
         instance.refresh_from_db(fields=missing)
     rows_of_call()[instance.pk] = Row.of(instance)
 
 
+@of_default_database
 def object_deleted(instance: R2Object, **kwargs: Any) -> None:
     rows = rows_of_call()
     if instance.pk in rows:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from django.apps import apps
 from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.sites import AdminSite
 from django.contrib.auth.models import User
-from django.db import connection, models, transaction
+from django.db import connection, connections, models, transaction
+from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
 from django.db.models.signals import post_delete, post_save, pre_delete
 from django.test import RequestFactory
 from django.test.utils import CaptureQueriesContext
@@ -108,6 +110,20 @@ def no_queue() -> Iterator[None]:
     yield
     with connection.schema_editor() as editor:
         editor.alter_db_table(OrmQ, "elsewhere", "django_q_ormq")
+
+
+@pytest.fixture
+def another_database(tmp_path: Path) -> Iterator[str]:
+    """One with the tables of ours; gives its alias."""
+    facts = {"NAME": str(tmp_path / "copy.sqlite3"), "OPTIONS": {}}
+    copy = SQLite({**connection.settings_dict, **facts}, "copy")
+    connections["copy"] = copy
+    with copy.schema_editor() as editor:
+        for model in (Project, R2Object):
+            editor.create_model(model)
+    yield "copy"
+    copy.close()
+    del connections["copy"]
 
 
 # Projects
@@ -598,3 +614,25 @@ def test_two_connections_that_delete_at_once_keep_apart() -> None:
     found = sorted(map(keys_of, CleanupOperation.objects.all()), key=sorted)
     assert found == [{"a0", "a1", "a3"}, {"b0", "b1", "b3"}]
     assert sorted(enqueued_ids()) == sorted(str(each.pk) for each in CleanupOperation.objects.all())
+
+
+# Other databases
+
+
+def test_rows_of_another_database_start_nothing(another_database: str) -> None:
+    """A copy of the tables owns nothing in the bucket."""
+    row = {"bucket": "tests", "key": "a", "source": "upload", "state": "stored"}
+    with transaction.atomic():
+        for using in ("default", another_database):
+            Project(pk="proj_1").save(using=using)
+            R2Object(**row).save(using=using)
+        KnownProject.objects.all().delete()
+        Project.objects.using(another_database).get().delete()
+        R2Object.objects.using(another_database).get().delete()
+        R2Object.objects.using(another_database).create(**row)
+        Project.objects.using(another_database).create(pk="proj_2")
+    R2Object.objects.using(another_database).all().delete()
+    assert not CleanupOperation.objects.exists() and not KnownProject.objects.exists()
+    R2Object.objects.get().delete()
+    Project.objects.get().delete()
+    assert CleanupOperation.objects.count() == 2

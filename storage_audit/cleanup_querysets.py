@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from uuid import UUID
@@ -335,6 +336,14 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
         return {
             outcome: (n, size) for outcome, n, size in sums.values_list("outcome", "n", "total")
         }
+
+    def by_operation(
+        self, operations: Iterable[UUID]
+    ) -> models.QuerySet[Any, tuple[UUID, str, int, int]]:
+        """The same of each of these operations."""
+        groups = self.filter(operation__in=operations).order_by().values("operation", "outcome")
+        sums = groups.annotate(n=Count("pk"), total=Coalesce(Sum("size"), 0))
+        return sums.values_list("operation", "outcome", "n", "total")
 
     def by_reason(self, most: int) -> models.QuerySet[Any, tuple[str, str, int, int]]:
         """Why objects stay, going by so many of them; the commonest reason first."""

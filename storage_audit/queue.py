@@ -29,6 +29,12 @@ def sweep_due_at() -> datetime | None:
     return due
 
 
+def has_swept() -> bool:
+    """Whether any cluster ever took up the sweep: django-q2 notes the task that it made of it."""
+    found: bool = Schedule.objects.filter(func=SWEEP, task__isnull=False).exists()
+    return found
+
+
 def reconciles_every() -> timedelta:
     """What the schedule says; nothing when there is none."""
     minutes = Schedule.objects.filter(func=RECONCILE).values_list("minutes", flat=True).first()

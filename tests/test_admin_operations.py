@@ -205,6 +205,28 @@ def test_force_delete_asks_first(db: None, status: str) -> None:
     assert CleanupOperation.objects.get().status == status
 
 
+@pytest.mark.parametrize(
+    ("status", "amount"),
+    [
+        ("planned", "2 objects, 20"),
+        ("blocked", "2 objects, 20"),
+        ("failed", "3 objects, 30"),
+    ],
+)
+def test_force_delete_says_how_much_it_would_delete(db: None, status: str, amount: str) -> None:
+    operation = make(status, planned_at=timezone.now())
+    for count, outcome in ((2, "planned"), (1, "failed"), (4, "protected")):
+        add_items(operation, count, outcome=outcome)
+    unplanned = make("blocked")
+    add_items(unplanned, 1)
+    client = superuser()
+    shown = act(client, "cleanupoperation", "force_delete", operation.pk, unplanned.pk)
+    assert f"</span> {amount} bytes</td>" in shown and "</span> –</td>" in shown
+    assert f'value="Delete {amount} bytes"' in shown
+    alone = act(client, "cleanupoperation", "force_delete", operation.pk)
+    assert ("Run this plan?" in alone) == (status == "planned")
+
+
 @pytest.mark.parametrize("status", FORCEABLE)
 def test_force_delete_starts_it_again(transactional_db: None, status: str) -> None:
     operation = make(status)

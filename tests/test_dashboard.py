@@ -34,6 +34,7 @@ from storage_audit.models import (
     Diagnosis,
     Finding,
     Incident,
+    Installation,
     KnownProject,
     Notice,
     OperationEvent,
@@ -61,7 +62,13 @@ def on_time(db: None) -> None:
     """As if a worker had just swept; and on the day of the test, not that of the import."""
     global NOW
     NOW = timezone.now()
-    Schedule.objects.update(next_run=NOW + timedelta(hours=1))
+    Schedule.objects.update(next_run=NOW + timedelta(hours=1), task="swept")
+
+
+@pytest.fixture
+def connected(db: None) -> None:
+    """To a bucket, for tests that ask no store."""
+    Installation.objects.create(fingerprint="f")
 
 
 def scan(**values: Any) -> BucketScan:
@@ -383,7 +390,37 @@ def test_a_late_sweep_and_waiting_tasks_are_told(db: None, settings: Settings) -
 # What needs a person
 
 
-def test_nothing_needs_a_person_where_all_is_well(db: None) -> None:
+def test_before_anything_ran_the_board_says_so_and_calls_nothing_well(db: None) -> None:
+    Schedule.objects.update(task=None)
+    client = superuser()
+    shown = text_of(client.get(BOARD))
+    figure, said = tile(shown, "Worker and queue")[1:]
+    assert figure == "not started" and "No worker has run yet." in said
+    figure, said = tile(shown, "Left behind")[1:]
+    assert figure == "not known" and "The bucket has not been scanned yet." in said
+    assert "This database is not connected to a bucket" in shown and "claim_bucket" in shown
+    find("a")  # Whatever scan found it did not have to end well.
+    BucketScan.objects.update(status="failed")
+    assert tile(text_of(client.get(BOARD)), "Left behind")[1] == "1 object"
+    Installation.objects.create(fingerprint="f")
+    assert "not connected to a bucket" not in text_of(client.get(BOARD))
+
+
+def test_the_chart_of_what_is_left_behind_ends_with_the_figure_of_the_tile(db: None) -> None:
+    scan()
+    DailyFigures.objects.take(
+        tracked=0, tracked_bytes=0, left_behind=307, left_behind_bytes=9, file_types={}
+    )
+    find("a", size=2048)
+    shown = text_of(superuser().get(BOARD))
+    assert tile(shown, "Left behind")[1] == "1 object"
+    today = timezone.localdate().isoformat()
+    chart = shown.split("<h3>Left behind</h3>")[1].split("</section>")[0]
+    assert f'<th scope="row">{today}</th><td>1</td><td>2.0 KB</td>' in chart
+    assert "Counted just now." in chart
+
+
+def test_nothing_needs_a_person_where_all_is_well(connected: None, db: None) -> None:
     scan()
     make("clean")
     make("incomplete")
@@ -416,7 +453,7 @@ def test_each_need_says_why_and_what_to_do_and_leads_there(db: None) -> None:
     assert shown.index(str(blocked.pk)) < shown.index(str(failed.pk))
 
 
-def test_who_may_scan_is_led_to_it_and_others_are_told_who_may(db: None) -> None:
+def test_who_may_scan_is_led_to_it_and_others_are_told_who_may(connected: None, db: None) -> None:
     for purpose in ("?purpose=backfill", ""):
         begin = f'href="{reverse("admin:storage_audit_bucketscan_add")}{purpose}"'
         if not purpose:
@@ -434,7 +471,7 @@ def steps(client: Client) -> list[str]:
 
 
 def test_each_step_that_a_person_may_not_take_names_the_group_that_may(
-    db: None, settings: Settings
+    connected: None, db: None, settings: Settings
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"NOTIFY_EMAILS": ("ann@example.com",)}
     make("blocked")
@@ -468,7 +505,7 @@ def test_each_step_that_a_person_may_not_take_names_the_group_that_may(
     assert not [each for each in steps(superuser()) if "Somebody" in each]
 
 
-def test_a_step_that_nobody_takes_names_no_group(db: None) -> None:
+def test_a_step_that_nobody_takes_names_no_group(connected: None, db: None) -> None:
     scan()
     find("a")
     overdue()
@@ -556,7 +593,9 @@ def test_messages_that_were_given_up_lately_are_told_of(db: None, settings: Sett
     assert url == reverse("admin:storage_audit_incident_changelist")
 
 
-def test_who_may_not_see_incidents_is_told_of_none(db: None, settings: Settings) -> None:
+def test_who_may_not_see_incidents_is_told_of_none(
+    connected: None, db: None, settings: Settings
+) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"NOTIFY_EMAILS": ("ann@example.com",)}
     overdue()
     given_up()

@@ -42,17 +42,17 @@ def board(context: Context) -> dict[str, Any]:
     request: Any = context["request"]
     if refusal := roles.refusal(request, PERMISSION):
         return {"refusal": refusal}
-    links, late = Links(context), delays()
+    links, late, left = Links(context), delays(), overview.left_behind_in_time()
     waiting = CleanupOperation.objects.waiting().count()
     days = period(request.GET.get("days"))
     return {
-        "tiles": list(tiles(links, waiting, late)),
+        "tiles": list(tiles(links, waiting, late, left)),
         "needs": needs(links, late),
         "more": max(waiting - OPERATIONS_SHOWN, 0),
         "more_url": links.list("cleanupoperation", needs="person"),
         "days": days,
         "periods": PERIODS,
-        "charts": charts_of(links, days),
+        "charts": charts_of(links, days, left),
     }
 
 
@@ -62,20 +62,21 @@ def panel(context: Context) -> dict[str, Any]:
         return {}
     links = Links(context)
     waiting = CleanupOperation.objects.waiting().count()
-    return {"tiles": list(tiles(links, waiting, delays()))}
+    left = overview.left_behind_in_time()
+    return {"tiles": list(tiles(links, waiting, delays(), left))}
 
 
 def period(asked: str | None) -> int:
     return next((days for days in PERIODS if asked == str(days)), PERIODS[0])
 
 
-def tiles(links: Links, waiting: int, late: list[Delay]) -> Iterator[Tile]:
+def tiles(links: Links, waiting: int, late: list[Delay], left: Left | None) -> Iterator[Tile]:
     """Those whose lists the person may look at."""
     if links.leads_to("cleanupoperation"):
         yield open_deletions(links)
         yield for_a_person(links, waiting)
     if links.left_behind():
-        yield left_behind(links, overview.left_behind_in_time())
+        yield left_behind(links, left)
     if links.leads_to("bucketscan"):
         yield last_scan(links)
     if links.leads_to("diagnosis"):
@@ -107,6 +108,9 @@ def left_behind(links: Links, left: Left | None) -> Tile:
         figure = _("about %s objects or more") % number_format(overview.MUCH, force_grouping=True)
         return Tile(title, figure, [_("The next sweep counts them."), without], url, *warning)
     amount, taken_at = left
+    if not (amount.objects or overview.last_complete_scan()):
+        text = _("The bucket has not been scanned yet. Run a scan to find leftover files.")
+        return Tile(title, _("not known"), [text], url, "warning", _("scan"))
     objects = ngettext("%d object", "%d objects", amount.objects) % amount.objects
     if taken_at:
         objects = _("%(objects)s, as of %(age)s ago") % {"objects": objects, "age": age(taken_at)}
@@ -142,6 +146,9 @@ def worker(links: Links, late: list[Delay]) -> Tile:
     if conf().sync:
         words = _("No worker is needed: with CLEANUP_SYNC each request does its own work.")
         return Tile(title, _("none"), [words], url)
+    if not queue.has_swept():
+        words = _("No worker has run yet. Start one with: manage.py qcluster")
+        return Tile(title, _("not started"), [words], url, "warning", _("start"))
     waiting = queue.ready_tasks(now())
     words = ngettext("%d task waits for a worker.", "%d tasks wait for a worker.", waiting)
     return Tile(title, _("on time"), [words % waiting], url)

@@ -11,7 +11,7 @@ from django.utils.timezone import localdate
 from django.utils.translation import gettext as _
 
 from storage_audit.audit import overview
-from storage_audit.audit.overview import OTHER_TYPES, Amount, Outcomes
+from storage_audit.audit.overview import OTHER_TYPES, Amount, Left, Outcomes
 from storage_audit.models import CleanupOperation, DailyFigures
 from storage_audit.pages import charts
 from storage_audit.pages.base import age
@@ -45,18 +45,19 @@ class Chart(NamedTuple):
     note: str = ""
 
 
-def charts_of(links: Links, days: int) -> list[Chart]:
+def charts_of(links: Links, days: int, left: Left | None) -> list[Chart]:
+    """`left` is what is left behind now, so that the chart ends with it."""
     period = [localdate() - timedelta(days=ago) for ago in reversed(range(days))]
-    return list(drawn(links, period))
+    return list(drawn(links, period, left))
 
 
-def drawn(links: Links, period: list[date]) -> Iterator[Chart]:
+def drawn(links: Links, period: list[date], left: Left | None) -> Iterator[Chart]:
     ended = overview.outcomes(period[0])
     yield deletions(period, ended)
     yield freed(period, ended)
     figures = list(DailyFigures.objects.between(period[0], period[-1]).order_by("day"))
     if links.left_behind():
-        yield left_behind(period, figures)
+        yield left_behind(period, figures, left)
     if links.leads_to("r2object"):
         yield file_types(DailyFigures.objects.latest_first().first())
         yield from types_over_time(period, figures)
@@ -106,12 +107,15 @@ def freed(period: list[date], ended: list[Outcomes]) -> Chart:
     )
 
 
-def left_behind(period: list[date], figures: list[DailyFigures]) -> Chart:
+def left_behind(period: list[date], figures: list[DailyFigures], left: Left | None) -> Chart:
     title = _("Left behind")
     if not figures:
         return Chart(title, "", note=_("Not counted in these days: the next sweep does it."))
-    by_day = {each.day: each.left_behind for each in figures}
-    now = _("Now: %s") % figures[-1].left_behind
+    counted = {each.day: Amount(each.left_behind, each.left_behind_bytes) for each in figures}
+    if left and left.taken_at is None:
+        counted[period[-1]] = left.amount
+    by_day = {day: amount.objects for day, amount in counted.items()}
+    now = _("Now: %s") % by_day[max(by_day)]
     return Chart(
         title,
         charts.line(
@@ -119,10 +123,10 @@ def left_behind(period: list[date], figures: list[DailyFigures]) -> Chart:
         ),
         (_("Day"), _("Objects"), _("Bytes")),
         [
-            (str(each.day), each.left_behind, filesizeformat(each.left_behind_bytes))
-            for each in figures
+            (str(day), amount.objects, filesizeformat(amount.bytes))
+            for day, amount in counted.items()
         ],
-        note=as_of(figures[-1]),
+        note=as_of(figures[-1]) if left is None or left.taken_at else _("Counted just now."),
     )
 
 

@@ -13,7 +13,14 @@ from storage_audit.audit.delays import Delay
 from storage_audit.audit.diagnostics import Comparison
 from storage_audit.audit.meaning import DIFFERENCES
 from storage_audit.findings import Kind
-from storage_audit.models import BucketScan, CleanupOperation, Diagnosis, Finding, Incident
+from storage_audit.models import (
+    BucketScan,
+    CleanupOperation,
+    Diagnosis,
+    Finding,
+    Incident,
+    Installation,
+)
 from storage_audit.pages.base import age
 from storage_audit.pages.links import Links
 from storage_audit.querysets import ALL_BUCKETS
@@ -57,6 +64,7 @@ class Need(NamedTuple):
 def needs(links: Links, late: list[Delay]) -> list[Need]:
     """First what holds up all the rest; then decisions, and of each sort the oldest first."""
     return [
+        *of_bucket(links),
         *delayed(links, late),
         *of_diagnosis(links),
         *of_scans(links),
@@ -74,6 +82,20 @@ def with_whom_to_ask(links: Links, permission: str, step: str) -> str:
     if links.may(permission):
         return step
     return f"{step} " + _("Somebody in the group “%s” may.") % role_for(permission)
+
+
+def of_bucket(links: Links) -> Iterator[Need]:
+    if not Installation.objects.exists():
+        yield Need(
+            "wrong",
+            _("not connected"),
+            _("This database is not connected to a bucket"),
+            _(
+                "Nothing is deleted until it is. Whoever runs the server connects it with:"
+                " manage.py claim_bucket"
+            ),
+            links.list("diagnosis"),
+        )
 
 
 def delayed(links: Links, late: list[Delay]) -> Iterator[Need]:

@@ -1,7 +1,8 @@
 """What the page of one cleanup operation shows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from django.http import HttpRequest
 from django.utils import timezone
@@ -15,7 +16,7 @@ from storage_audit.audit.meaning import (
     meaning,
     words_of,
 )
-from storage_audit.models import CleanupOperation
+from storage_audit.models import CleanupItem, CleanupOperation
 from storage_audit.pages import operation_progress
 from storage_audit.pages.base import label_of
 from storage_audit.pages.operation_books import Line, are_closed, books
@@ -25,6 +26,7 @@ from storage_audit.redaction import visible
 from storage_audit.roles import refusal
 
 Kind, Status = CleanupOperation.Kind, CleanupOperation.Status
+Outcome = CleanupItem.Outcome
 Trigger = CleanupOperation.Trigger
 CHILDREN_SHOWN = 20
 REASONS_SHOWN = 20
@@ -113,6 +115,18 @@ def force_choice(operation: CleanupOperation) -> tuple[Any, Any] | None:
     if operation.kind == Kind.VANISHED and operation.status == Status.BLOCKED:
         return RELEASE_MANY
     return FORCE.get(Status(operation.status))
+
+
+def to_be_deleted(operations: Iterable[CleanupOperation]) -> dict[UUID, tuple[int, int]]:
+    """The objects and bytes that Force-delete would delete at most; nothing of an operation that
+    has no plan yet."""
+    status = {each.pk: each.status for each in operations if each.planned_at}
+    going = dict.fromkeys(status, (0, 0))
+    for pk, outcome, count, size in CleanupItem.objects.by_operation(going):
+        failed = outcome == Outcome.FAILED and status[pk] in (Status.INCOMPLETE, Status.FAILED)
+        if failed or outcome in CleanupItem.OPEN:
+            going[pk] = (going[pk][0] + count, going[pk][1] + size)
+    return going
 
 
 def effect_of_force(operation: CleanupOperation) -> Any:

@@ -221,29 +221,41 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         queryset: QuerySet[CleanupOperation],
         operations: list[CleanupOperation],
     ) -> HttpResponse:
+        going = operation_page.to_be_deleted(
+            each for each in operations if operation_page.force_choice(each)
+        )
+        total = amount(*map(sum, zip(*going.values(), strict=True))) if going else ""
+        are_plans = all(each.status == CleanupOperation.Status.PLANNED for each in operations)
         return self.confirm(
             request,
             queryset,
             action="force_delete",
             figures=figures_of(operations),
-            title=_("Force-delete?"),
+            title=_("Run this plan?") if are_plans else _("Force-delete?"),
             sentences=(
                 _(
                     "It lifts limits, never the ownership rule: what belongs to another project, or"
                     " to nobody we can name, stays. What is deleted cannot be brought back."
                 ),
             ),
-            heads=(_("Project"), _("What happens"), _("Status"), _("Operation")),
+            heads=(
+                _("Project"),
+                _("Deletes at most"),
+                _("What happens"),
+                _("Status"),
+                _("Operation"),
+            ),
             rows=[
                 (
                     visible(operation.subject),
+                    amount(*going[operation.pk]) if operation.pk in going else "–",
                     operation_page.effect_of_force(operation),
                     badge_of(operation),
                     operation.pk,
                 )
                 for operation in operations
             ],
-            button=_("Yes, go on without limits"),
+            button=_("Delete %s") % total if total else _("Yes, go on without limits"),
         )
 
     def declare_deleted(self, request: HttpRequest) -> HttpResponse:

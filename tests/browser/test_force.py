@@ -30,7 +30,7 @@ def test_blocked_cleanup_runs_when_it_is_forced(
         act(page, "Force-delete")
         expect(page.get_by_text("It lifts limits, never the ownership rule")).to_be_visible()
         assert bucket.keys() == keys | others
-        page.get_by_role("button", name="Yes, go on without limits").click()
+        page.get_by_role("button", name="Delete 3 objects, 12 bytes").click()
         watch(page, "Done: complete listings of the bucket show none of its objects any more.")
     assert bucket.keys() == others
 

@@ -8,18 +8,28 @@ from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import dj_database_url
 import django
 
 from autoshorts.environment import Environment
-from storage_audit.conf import DISCOVERIES, STRATEGIES
+from storage_audit.conf import DISCOVERIES, SHORTEST_SECRET, STRATEGIES, is_address
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = Environment()
 
-SECRET_KEY = env.text("SECRET_KEY", hint="a long random text that you keep to yourself")
+
+def secret(name: str, default: str | None = None, *, hint: str) -> str:
+    """A shorter one could not be kept out of logs without hiding parts of ordinary words."""
+    value = env.text(name, default, hint=hint)
+    if 0 < len(value) < SHORTEST_SECRET:
+        env.problems.append(
+            f"{name} has fewer than {SHORTEST_SECRET} characters. Set it to {hint}."
+        )
+    return value
+
+
+SECRET_KEY = secret("SECRET_KEY", hint="a long random text that you keep to yourself")
 SECRET_KEY_FALLBACKS = env.items("SECRET_KEY_FALLBACKS", "", hint="former keys, or leave it unset")
 DEBUG = env.flag("DEBUG", False)
 ALLOWED_HOSTS = env.items("ALLOWED_HOSTS", hint="the host names of this site, such as a.example")
@@ -133,12 +143,7 @@ Q_CLUSTER = {
 }
 
 
-def is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
+ADDRESS = "an http(s) address without a user name or password"
 
 
 def endpoint_url() -> str:
@@ -150,7 +155,7 @@ def endpoint_url() -> str:
     if url:
         if not is_address(url):
             # Not shown, as it may hold a password.
-            env.problems.append("R2_ENDPOINT_URL is malformed. Set it to an http(s) address.")
+            env.problems.append(f"R2_ENDPOINT_URL is malformed. Set it to {ADDRESS}.")
         return url
     if len(account) != 32 or not (account.isascii() and account.isalnum()):
         env.problems.append(
@@ -169,7 +174,7 @@ def endpoint_url() -> str:
 def address(name: str, default: str) -> str:
     url = env.text(name, default)
     if url and not is_address(url):
-        env.problems.append(f"{name} is malformed. Set it to an http(s) address.")
+        env.problems.append(f"{name} is malformed. Set it to {ADDRESS}.")
     return url
 
 
@@ -191,14 +196,14 @@ NOTIFY_WEBHOOK_URL = address("NOTIFY_WEBHOOK_URL", "")
 STORAGE_AUDIT = {
     "ENDPOINT_URL": endpoint_url(),
     "ACCESS_KEY_ID": env.text("R2_ACCESS_KEY_ID", hint="the access key id of your R2 API token"),
-    "SECRET_ACCESS_KEY": env.text(
+    "SECRET_ACCESS_KEY": secret(
         "R2_SECRET_ACCESS_KEY", hint="the secret access key of your R2 API token"
     ),
     "BUCKET": env.text("R2_BUCKET_NAME", hint="the bucket that holds the projects' files"),
     "DISCOVERY": choice("CLEANUP_DISCOVERY", "both", DISCOVERIES),
     "STRATEGY": choice("CLEANUP_STRATEGY", "batch", STRATEGIES),
     "ACCOUNT_ID": env.text("R2_ACCOUNT_ID", "") or env.text("CLOUDFLARE_ACCOUNT_ID", ""),
-    "API_TOKEN": env.text("CLOUDFLARE_API_TOKEN", ""),
+    "API_TOKEN": secret("CLOUDFLARE_API_TOKEN", "", hint="an API token, or leave it unset"),
     "API_URL": address("CLOUDFLARE_API_BASE_URL", "https://api.cloudflare.com/client/v4"),
     "JURISDICTION": env.text("R2_JURISDICTION", ""),
     "WRANGLER": env.text("WRANGLER_PATH", "wrangler"),

@@ -51,7 +51,7 @@ def canned(keys: int, folder: Path, latency: float = 0) -> Iterator[Canned]:
     environment = {
         "R2_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "R2_ACCESS_KEY_ID": "canned",
-        "R2_SECRET_ACCESS_KEY": "canned",
+        "R2_SECRET_ACCESS_KEY": "canned-secret",
         "R2_BUCKET_NAME": BUCKET,
     }
     with Child("canned store", argv, env={}, log=folder / "canned.log", cwd=ROOT) as child:

@@ -19,11 +19,14 @@ DISCOVERIES = ("both", "tracked", "listed")
 STRATEGIES = ("batch", "parallel", "sequential", "wrangler", "wrangler_sequential")
 # As https://www.standardwebhooks.com/ has it, so that receivers can take its libraries.
 SECRET_PREFIX = "whsec_"
+# Characters. A shorter secret stands in ordinary words too, which nobody could read with it hidden.
+SHORTEST_SECRET = 8
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Conf:
-    """`settings.STORAGE_AUDIT`, with lower-case names.
+    """`settings.STORAGE_AUDIT`, with lower-case names. A field without `repr` is a secret; the
+    whole has none, as a traceback shows it just when an address has a password in it.
 
     Without `layouts` and `kinds` those of AutoShorts are meant (audit/layouts.py); without
     `current_layout`, which names the one that uploads use, the first.
@@ -114,6 +117,7 @@ class Conf:
         for name in ("tries", "api_waits", "scan_lanes"):
             if getattr(self, name) < 1:
                 raise ImproperlyConfigured(f"STORAGE_AUDIT[{name.upper()!r}] must be at least 1.")
+        self._check_addresses_and_secrets()
         self._check_limits()
         self._check_choices()
         self._check_times()
@@ -124,6 +128,22 @@ class Conf:
             raise ImproperlyConfigured(
                 f"STORAGE_AUDIT['PROJECT_ID'] is no regular expression: {error}"
             ) from error
+
+    def _check_addresses_and_secrets(self) -> None:
+        for name in ("endpoint_url", "api_url", "notify_webhook_url", "notify_site_url"):
+            url = getattr(self, name)
+            if url and not is_address(url):
+                # Not shown, as it may be a secret.
+                raise ImproperlyConfigured(
+                    f"STORAGE_AUDIT[{name.upper()!r}] must be an http(s) address without a user"
+                    " name or password."
+                )
+        for name in ("secret_access_key", "api_token"):
+            if 0 < len(getattr(self, name)) < SHORTEST_SECRET:
+                raise ImproperlyConfigured(
+                    f"STORAGE_AUDIT[{name.upper()!r}] must have at least {SHORTEST_SECRET}"
+                    " characters."
+                )
 
     def _check_limits(self) -> None:
         for name in (
@@ -158,13 +178,6 @@ class Conf:
             )
 
     def _check_notices(self) -> None:
-        for name in ("notify_webhook_url", "notify_site_url"):
-            url = getattr(self, name)
-            if url and not is_address(url):
-                # Not shown, as it may be a secret.
-                raise ImproperlyConfigured(
-                    f"STORAGE_AUDIT[{name.upper()!r}] must be an http(s) address without a user."
-                )
         for address in self.notify_emails:
             try:
                 validate_email(address)

@@ -8,7 +8,7 @@ from django.conf import settings
 from django.utils.encoding import force_str
 from django.utils.functional import Promise
 
-from storage_audit.conf import SECRET_PREFIX, conf
+from storage_audit.conf import SECRET_PREFIX, SHORTEST_SECRET, conf
 
 HIDDEN = "[redacted]"
 NAME = (
@@ -47,18 +47,25 @@ def redact(value: Any) -> Any:
     text = str(value)
     for secret in secrets():
         text = text.replace(secret, HIDDEN).replace(quote(secret, safe=""), HIDDEN)
-    for credential in CREDENTIALS:
-        text = credential.sub(rf"\1{HIDDEN}", text)
+    text = hide_credentials(text)
     # An answer from outside may hold what cannot be stored: NUL, and bytes that are not UTF-8.
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
+def hide_credentials(text: str) -> str:
+    """The text without what looks like a credential, whatever the settings are."""
+    for credential in CREDENTIALS:
+        text = credential.sub(rf"\1{HIDDEN}", text)
+    return text
+
+
 def secrets() -> list[str]:
+    """Those that are long enough: hidden everywhere, a short one would garble ordinary words."""
     keys = map(force_str, [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS])
     ours = (conf().secret_access_key, conf().access_key_id, conf().api_token)
     # Many a webhook asks for no more than that its address is known.
     webhook = (conf().notify_webhook_url, conf().notify_webhook_secret.removeprefix(SECRET_PREFIX))
-    return [key for key in (*ours, *webhook, *keys) if key]
+    return [key for key in (*ours, *webhook, *keys) if len(key) >= SHORTEST_SECRET]
 
 
 def visible(text: str) -> str:

@@ -140,7 +140,7 @@ def test_files_that_contributing_names_are_there() -> None:
 def variables() -> set[str]:
     """What the settings read, also by functions of theirs."""
     settings = (ROOT / "autoshorts" / "settings.py").read_text()
-    read = set(re.findall(r'(?:env\.\w+|address|choice|hours)\(\s*"([A-Z0-9_]+)"', settings))
+    read = set(re.findall(r'(?:env\.\w+|address|choice|hours|secret)\(\s*"([A-Z0-9_]+)"', settings))
     assert len(read) > 50
     return read
 

@@ -64,6 +64,15 @@ def test_a_token_of_our_own_is_hidden_wherever_it_stands(shape: str) -> None:
     assert redact(f"visa_{token[3:]}") == f"visa_{token[3:]}"
 
 
+def test_short_access_key_id_leaves_other_words_readable(planted: None, settings: Settings) -> None:
+    """It is a name and no secret; hidden everywhere, it would take the letter out of every word."""
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ACCESS_KEY_ID": "a"}
+    settings.SECRET_KEY_FALLBACKS = ["b", "eleven"]
+    text = "the eleven cleanups of a bucket"
+    assert redact(text) == text
+    assert redact("access_key_id=a") == f"access_key_id={HIDDEN}"
+
+
 def test_secrets_are_hidden_at_any_depth(planted: None) -> None:
     value = {"a": [{"b": (SECRET, 1, None, True, 2.5)}], KEY_ID: {SIGNING: [SECRET]}}
     hidden = redact(value)

@@ -342,7 +342,7 @@ def test_a_token_that_is_none_makes_no_verification_fail(
 ) -> None:
     deleted("proj_1")
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {
-        "API_TOKEN": "t\N{LATIN SMALL LETTER O WITH DIAERESIS}k"
+        "API_TOKEN": "t\N{LATIN SMALL LETTER O WITH DIAERESIS}k of eight"
     }
     operation = verify("proj_1")
     assert operation.status == Status.CLEAN

@@ -243,6 +243,24 @@ def test_the_page_for_developers_shows_no_secret_of_ours(
         assert_no_secret("page", text)
 
 
+def test_the_page_for_developers_hides_the_password_of_an_address(
+    store: FaultyStore, settings: Settings
+) -> None:
+    """Django goes by names, and refuses such an address only once the page is asked for."""
+    url = "https://user:planted-password@store.example"
+    given = {"ENDPOINT_URL": url, "NOTIFY_SITE_URL": url}
+    settings.DEBUG, settings.STORAGE_AUDIT = True, settings.STORAGE_AUDIT | given
+    # As with `runserver`, which passes its environment on.
+    client = Client(raise_request_exception=False, DATABASE_URL=url, HTTPS_PROXY=url)
+    answer = client.get("/upload/")
+    assert answer.status_code == 500
+    shown = unescape(answer.content.decode())
+    assert "ImproperlyConfigured" in shown and "NOTIFY_SITE_URL" in shown
+    assert "planted-password" not in shown
+    for secret in (settings.STORAGE_AUDIT["SECRET_ACCESS_KEY"], SIGNING):
+        assert secret not in shown
+
+
 @pytest.mark.parametrize("command", ["sweep_cleanups", "migrate"])
 def test_a_process_that_finds_no_database_keeps_its_password(command: str) -> None:
     url = "postgres://user:planted-password@127.0.0.1:1/name"

@@ -95,6 +95,13 @@ def test_a_variable_that_is_missing_or_blank_is_named_alone(name: str, value: st
         ({"R2_ENDPOINT_URL": "https://"}, "R2_ENDPOINT_URL"),
         ({"R2_ENDPOINT_URL": "https://[r2"}, "R2_ENDPOINT_URL"),
         ({"R2_ENDPOINT_URL": "https://r2.example.com:port"}, "R2_ENDPOINT_URL"),
+        ({"R2_ENDPOINT_URL": "https://u:hunter2@r2.example.com"}, "R2_ENDPOINT_URL"),
+        ({"R2_ENDPOINT_URL": "https://token@r2.example.com"}, "R2_ENDPOINT_URL"),
+        ({"CLOUDFLARE_API_BASE_URL": "https://u:hunter2@h"}, "CLOUDFLARE_API_BASE_URL"),
+        ({"NOTIFY_SITE_URL": "https://u:hunter2@h"}, "NOTIFY_SITE_URL"),
+        ({"SECRET_KEY": "e"}, "SECRET_KEY"),
+        ({"R2_SECRET_ACCESS_KEY": "e"}, "R2_SECRET_ACCESS_KEY"),
+        ({"CLOUDFLARE_API_TOKEN": "seven77"}, "CLOUDFLARE_API_TOKEN"),
         ({"R2_ENDPOINT_URL": "", "R2_ACCOUNT_ID": "short"}, "R2_ACCOUNT_ID"),
         ({"R2_ENDPOINT_URL": "", "R2_ACCOUNT_ID": "https://" + "a" * 24}, "R2_ACCOUNT_ID"),
         ({"R2_ENDPOINT_URL": "", "R2_ACCOUNT_ID": "é" * 32}, "R2_ACCOUNT_ID"),
@@ -177,8 +184,9 @@ def test_no_secret_is_told(url: str) -> None:
     assert "hunter2" not in done.stderr + done.stdout
 
 
-def test_a_password_in_the_address_of_the_store_is_not_told() -> None:
-    done = start(good | {"R2_ENDPOINT_URL": "ftp://u:hunter2@r2.example.com"})
+@pytest.mark.parametrize("scheme", ["ftp", "https"])
+def test_a_password_in_the_address_of_the_store_is_not_told(scheme: str) -> None:
+    done = start(good | {"R2_ENDPOINT_URL": f"{scheme}://u:hunter2@r2.example.com"})
     assert "R2_ENDPOINT_URL" in done.stderr
     assert "hunter2" not in done.stderr
 
@@ -321,7 +329,11 @@ def errors() -> list[str]:
         ("BUKET", "b", "BUKET"),
         ("BUCKET", "", "BUCKET"),
         ("ENDPOINT_URL", None, "ENDPOINT_URL"),
+        ("ENDPOINT_URL", "https://u:hunter2@h", "ENDPOINT_URL"),
+        ("API_URL", "https://u:hunter2@h", "API_URL"),
         ("SECRET_ACCESS_KEY", "", "SECRET_ACCESS_KEY"),
+        ("SECRET_ACCESS_KEY", "seven77", "at least 8 characters"),
+        ("API_TOKEN", "t", "at least 8 characters"),
         ("PROJECT_ID", "proj_(", "PROJECT_ID"),
         ("PROJECT_ID", ".*", "empty"),
         ("PROJECT_ID", 5, "PROJECT_ID"),
@@ -368,6 +380,7 @@ def test_a_bad_entry_is_an_error_of_the_system_check(
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {entry: value}
     (error,) = errors()
     assert told in error
+    assert "hunter2" not in error
 
 
 def test_a_missing_entry_is_an_error_of_the_system_check(settings: Settings) -> None:
@@ -393,7 +406,7 @@ def test_the_error_of_a_bad_entry_tells_no_secret(settings: Settings) -> None:
 
 
 def test_good_settings_are_no_error_and_show_no_secret(settings: Settings) -> None:
-    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SECRET_ACCESS_KEY": "hunter2"}
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SECRET_ACCESS_KEY": "hunter2-long"}
     assert errors() == []
     assert "hunter2" not in repr(conf())
 

@@ -116,6 +116,8 @@ DECIDED_ELSEWHERE = "storage_audit_api"
 # Of an address without its last part, to the page of the object, which asks for itself.
 SHORTCUT = "<path:object_id>/"
 
+# Both: an object goes with the project that it is given to.
+ADOPT = "storage_audit.change_r2object storage_audit.delete_r2object"
 ACTIONS = {
     ("storage_audit.project", "delete_selected"): "storage_audit.delete_project",
     ("storage_audit.project", "dry_run_cleanup"): "storage_audit.dry_run_cleanup",
@@ -127,7 +129,7 @@ ACTIONS = {
     ("storage_audit.finding", "reopen"): "storage_audit.change_finding",
     ("storage_audit.finding", "plan_deletion"): "storage_audit.dry_run_cleanup",
     ("storage_audit.finding", "delete_orphans"): "storage_audit.delete_r2object",
-    ("storage_audit.finding", "adopt"): "storage_audit.change_r2object",
+    ("storage_audit.finding", "adopt"): ADOPT,
     ("storage_audit.finding", "track"): "storage_audit.change_r2object",
     ("storage_audit.finding", "untrack"): "storage_audit.delete_r2object",
     ("storage_audit.finding", "rename"): "storage_audit.change_r2object",
@@ -297,7 +299,8 @@ def permissions() -> Iterator[tuple[str, Permission]]:
 def people(*more: Permission) -> Iterator[tuple[str, User]]:
     """One with each permission that is for something here, and one with all that are for nothing;
     each with these besides."""
-    wanted = set(ACTIONS.values()).union(*(each.needs for each in pages()))
+    of_actions = (needs.split() for needs in ACTIONS.values())
+    wanted = set[str]().union(*of_actions, *(each.needs for each in pages()))
     yield "the others", staff(*more, *(p for name, p in permissions() if name not in wanted))
     for name, permission in permissions():
         if name in wanted:
@@ -399,7 +402,7 @@ def test_the_permission_of_an_action_and_the_list_suffice(
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 10}
     monkeypatch.setattr(uploads, "unfinished", lambda bucket, prefix: iter([[]]))
     suit(world, action)
-    needed = {ACTIONS[model, action], *to("view", model)}
+    needed = {*ACTIONS[model, action].split(), *to("view", model)}
     client = client_of(staff(*(p for name, p in permissions() if name in needed)))
     before = state(world)
     url, data = next(places(model)), chosen(model, action)

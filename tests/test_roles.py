@@ -12,7 +12,14 @@ from django.test import Client, RequestFactory
 from pytest_django import Settings
 
 from storage_audit.conf import conf
-from storage_audit.models import BucketScan, CleanupOperation, Diagnosis, Finding, Project
+from storage_audit.models import (
+    BucketScan,
+    CleanupOperation,
+    Diagnosis,
+    Finding,
+    Project,
+    R2Object,
+)
 from storage_audit.pages.base import DJANGO_6_1, lookup_of
 from storage_audit.pages.projects import OwnerAdmin
 from storage_audit.roles import ADMIN, OPERATOR, ROLES, VIEWER, make_groups
@@ -167,7 +174,7 @@ def make(model: str) -> object:
     return Finding.objects.create(key="k", kind="unrecognised", **seen).pk
 
 
-DECIDING = {"Acknowledge": "operator", "Adopt into a project": "operator"}
+DECIDING = {"Acknowledge": "operator", "Adopt into a project": "admin"}
 EXAMINING = {"Examine now": "operator"}
 COMPARING = {"Compare with the bucket": "operator"}
 
@@ -233,3 +240,17 @@ def test_a_viewer_who_asks_by_hand_is_refused(bucket: Bucket) -> None:
     asked = {"action": "dry_run_cleanup", "_selected_action": "proj_1"}
     member("Storage viewer").post(page("project"), asked)
     assert not CleanupOperation.objects.exists()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_only_who_may_delete_an_object_gives_it_to_a_project(bucket: Bucket, role: str) -> None:
+    """Whoever may delete projects could delete anybody's file so."""
+    assert "delete_project" in OPERATOR
+    Project.objects.create(pk="proj_1")
+    bucket.put("k")
+    pk, (size, etag) = make("finding"), bucket.facts()["k"]
+    Finding.objects.update(size=size, etag=etag)
+    asked = {"action": "adopt", "_selected_action": pk, "post": "yes", "project_id": "proj_1"}
+    member(role).post(page("finding"), asked)
+    assert Finding.objects.get().state == ("resolved" if role == "Storage admin" else "open")
+    assert R2Object.objects.exists() == (role == "Storage admin")

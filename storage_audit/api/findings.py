@@ -113,8 +113,9 @@ def delete_orphans(
 @router.post("/actions/adopt", response=LOOKS)
 def adopt(request: HttpRequest, asked: Adopt) -> Decided:
     """Give the objects to a live project: they are deleted with it. At most 100 at once. Needs the
-    permission change_r2object."""
+    permissions change_r2object and delete_r2object."""
     require(request, TRACK)
+    require(request, REMOVE)
     return look(asked, decisions.adopt, project_id=asked.project_id)
 
 

@@ -44,6 +44,8 @@ PERMISSIONS = {
     "track": "change_r2object",
     "conduct": "change_bucketscan",
     "remove": "delete_r2object",
+    # And change_r2object, which all have who have this one from a group.
+    "adopt": "delete_r2object",
     "revoke": "change_apitoken",
 }
 

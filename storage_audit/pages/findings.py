@@ -137,6 +137,10 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
     def has_remove_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("storage_audit.delete_r2object")
 
+    def has_adopt_permission(self, request: HttpRequest) -> bool:
+        """An object goes with the project that it is given to."""
+        return self.has_track_permission(request) and self.has_remove_permission(request)
+
     @action("decide", gettext_lazy("Acknowledge"))
     def acknowledge(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
         return self.decide(request, queryset, acts.ACKNOWLEDGE)
@@ -158,7 +162,7 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
             return None
         return self.decide(request, queryset, acts.DELETE)
 
-    @action("track", gettext_lazy("Adopt into a project"))
+    @action("adopt", gettext_lazy("Adopt into a project"))
     def adopt(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
         return self.decide(request, queryset, acts.ADOPT)
 

@@ -22,7 +22,7 @@ from storage_audit.observations import DailyFigures, Diagnosis, StoreCalls
 from storage_audit.operations import CleanupOperation, Row
 from storage_audit.querysets import KnownProjectQuerySet, R2ObjectQuerySet
 from storage_audit.redaction import visible
-from storage_audit.scans import BucketScan, ListedKey, ScanShard
+from storage_audit.scans import BucketScan, ListedKey, PassBroken, ScanShard
 from storage_audit.timeline import OperationEvent
 from storage_audit.transitions import IllegalTransition, LeaseLost
 
@@ -44,6 +44,7 @@ __all__ = [
     "ListedKey",
     "Notice",
     "OperationEvent",
+    "PassBroken",
     "Project",
     "R2Object",
     "Row",

@@ -19,6 +19,10 @@ from storage_audit.redaction import redact, visible
 from storage_audit.transitions import IllegalTransition
 
 
+class PassBroken(Exception):
+    """What a scan has listed so far cannot be trusted: it has to start again."""
+
+
 class BucketScanQuerySet(models.QuerySet["BucketScan"]):
     def complete(self) -> Self:
         return self.filter(status="complete", dry_run=False)
@@ -51,9 +55,16 @@ class BucketScanQuerySet(models.QuerySet["BucketScan"]):
 
     def finish(self, scan: BucketScan) -> bool:
         """Lock the scan for a step of its ending, which is one worker's in one transaction; whether
-        it is still to be ended once nobody else is at it."""
+        it is still to be ended once nobody else is at it, and has not started again."""
         mine = self.running().filter(pk=scan.pk).select_for_update()
-        return bool(list(mine.values_list("pk")))
+        return bool(list(mine.values_list("pk"))) and not scan.shards.unfinished().exists()
+
+    def trusted_with(self, marker: str, now: datetime) -> Self:
+        """Those of which what was written can be trusted when this marker is seen now: it was seen
+        before, and not long ago. Of others nothing was written yet."""
+        recently = (now - TRUSTED, now + TRUSTED)
+        same = Q(marker=marker, marker_seen_at__range=recently)
+        return self.filter(Q(marker_seen_at=None) | same)
 
 
 class BucketScan(models.Model):
@@ -102,6 +113,9 @@ class BucketScan(models.Model):
     misnamed = models.PositiveBigIntegerField(_("misnamed"), default=0)
     unstorable = models.PositiveBigIntegerField(_("cannot be stored"), default=0)
     unfinished = models.PositiveBigIntegerField(_("unfinished uploads"), default=0)
+    # The marker that vouches for all that was written, and when it was seen last.
+    marker = models.TextField(blank=True, editable=False)
+    marker_seen_at = models.DateTimeField(null=True, editable=False)
     enqueued_at = models.DateTimeField(null=True, editable=False)
     started_at = models.DateTimeField(_("started"), default=timezone.now)
     finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
@@ -152,11 +166,26 @@ class BucketScan(models.Model):
 
     def count(self, **figures: int) -> None:
         """Add to the figures, beside what other workers add."""
+        self._add(BucketScan.objects.all(), figures)
+
+    def vouch(self, marker: str, **figures: int) -> None:
+        """Count these figures, which come from pages after which this marker was seen. Called in
+        the transaction that writes what the pages show. Raises PassBroken when the marker does not
+        vouch for what was written before."""
+        now = timezone.now()
+        trusted = BucketScan.objects.trusted_with(marker, now)
+        if not self._add(trusted, figures, marker=marker, marker_seen_at=now):
+            raise PassBroken(
+                _now("The bucket marker has changed, or nobody has seen it for more than an hour.")
+            )
+        self.marker, self.marker_seen_at = marker, now
+
+    def _add(self, scans: BucketScanQuerySet, figures: dict[str, int], **values: Any) -> int:
         more = {name: F(name) + figure for name, figure in figures.items() if figure}
-        if more:
-            BucketScan.objects.filter(pk=self.pk).update(**more)
+        updated = scans.filter(pk=self.pk).update(**more, **values) if more or values else 0
         for name, figure in figures.items():
             setattr(self, name, getattr(self, name) + figure)
+        return updated
 
     def complete(self) -> None:
         self._end(self.Status.COMPLETE)
@@ -174,10 +203,19 @@ class BucketScan(models.Model):
             self.shards.release()
         self.refresh_from_db()
 
+    @property
+    def is_outdated(self) -> bool:
+        """Whether nobody has seen the marker for so long that all has to be listed again."""
+        seen_at = self.marker_seen_at
+        return seen_at is not None and abs(timezone.now() - seen_at) > TRUSTED
+
     @transaction.atomic
-    def resume(self, *, ceiling: int | None = None, accept_fewer: bool = False) -> None:
-        """Go on where it stopped or failed. Raises IllegalTransition when it is complete, or when
-        a later one was, or when it is so old that what it saw may not be so any more."""
+    def resume(self, *, ceiling: int | None = None, accept_fewer: bool = False) -> bool:
+        """Go on where it stopped or failed; whether that is at the beginning, as it is outdated.
+        Raises IllegalTransition when it is complete, or when a later one was, or when it is so old
+        that what it saw may not be so any more."""
+        if starts_again := self.is_outdated:
+            self.start_again()
         again = BucketScan.objects.filter(pk=self.pk).exclude(status=self.Status.COMPLETE)
         young = again.filter(started_at__gt=timezone.now() - RESUMABLE)
         values: dict[str, Any] = {"status": self.Status.RUNNING, "error": "", "finished_at": None}
@@ -189,6 +227,7 @@ class BucketScan(models.Model):
             text = _now("Scan %s is complete, or older than a day. Start a new one.")
             raise IllegalTransition(text % self.pk)
         self.refresh_from_db()
+        return starts_again
 
     @property
     def prefixes(self) -> list[str]:
@@ -197,23 +236,36 @@ class BucketScan(models.Model):
         return list(prefixes.distinct())
 
     def start_again(self) -> None:
-        """Forget what was seen, to list the keys in whatever order the store has; unless another
-        worker just did."""
-        prefixes, fresh = self.prefixes, dict.fromkeys(FIGURES, 0)
-        with transaction.atomic():
-            # Before the scan, as who writes does.
-            self.shards.all().locked()
-            ordered = BucketScan.objects.filter(pk=self.pk, in_key_order=True)
-            if ordered.update(in_key_order=False, **fresh):
-                self.shards.all().delete()
-                self.sightings.all().delete()
-                self.listed_keys.all().delete()
-                self.shards.bulk_create(ScanShard(scan=self, prefix=prefix) for prefix in prefixes)
+        """Forget what was seen, and list everything again, as the positions cannot be trusted;
+        unless another worker just did. The rows that were written stay."""
+        self._forget(Q(marker_seen_at=self.marker_seen_at))
+
+    @transaction.atomic
+    def start_in_any_order(self) -> None:
+        """The same, to list the keys in whatever order the store has."""
+        prefixes = self.prefixes
+        if self._forget(Q(in_key_order=True), in_key_order=False):
+            self.shards.all().delete()
+            self.shards.bulk_create(ScanShard(scan=self, prefix=prefix) for prefix in prefixes)
+
+    @transaction.atomic
+    def _forget(self, still: Q, **values: Any) -> bool:
+        # Before the scan, as who writes does.
+        self.shards.all().locked()
+        fresh = dict.fromkeys(FIGURES, 0) | {"marker": "", "marker_seen_at": None}
+        scans = BucketScan.objects.filter(still, pk=self.pk).exclude(status=self.Status.COMPLETE)
+        if forgotten := bool(scans.update(**fresh, **values)):
+            self.sightings.all().delete()
+            self.listed_keys.all().delete()
+            self.shards.restart()
         self.refresh_from_db()
+        return forgotten
 
 
 # So long what a scan saw can wait for the rest.
 RESUMABLE = timedelta(days=1)
+# So long after the marker was seen what was listed before can be trusted.
+TRUSTED = timedelta(hours=1)
 # Listed of a shard, from which on a look for a cut in the bucket may be worth its pages.
 LARGE = 4000
 FIGURES = (
@@ -281,6 +333,11 @@ class ScanShardQuerySet(models.QuerySet["ScanShard"]):
     def keep(self, advanced: Collection[ScanShard]) -> None:
         """Write how far these are, in the transaction that locked them."""
         self.bulk_update(advanced, ["cursor", "listed", "complete"])
+
+    def restart(self) -> int:
+        """From their beginnings, and nobody's: who has one of them writes nothing any more."""
+        nobody = {"lease_token": None, "lease_until": None}
+        return self.update(cursor="", listed=0, complete=False, **nobody)
 
     def release(self) -> int:
         with transaction.atomic():

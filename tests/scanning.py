@@ -1,25 +1,29 @@
 """A bucket that is only listed, in memory, and what tests of scans do again and again."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import md5
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.utils import timezone
 
 from storage_audit.audit import installation, scan
-from storage_audit.audit.installation import Traits
+from storage_audit.audit.installation import Traits, name_marker
 from storage_audit.audit.ownership import layouts, plain_under
-from storage_audit.audit.scan import lanes, worker
+from storage_audit.audit.scan import batch, lanes, worker
+from storage_audit.audit.scan.lanes import Stretch
+from storage_audit.audit.scan.witness import Witness
 from storage_audit.bucket import uploads
-from storage_audit.bucket.listing import as_bytes
-from storage_audit.bucket.r2 import Page
+from storage_audit.bucket.listing import as_bytes, exact
+from storage_audit.bucket.r2 import Listed, Page
 from storage_audit.bucket.wire import Entries, Entry
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, Finding, Project, R2Object
 
 MODIFIED = datetime(2026, 1, 1, tzinfo=UTC)
+MARKER = Listed(installation.MARKER, 7, "etag", MODIFIED)
 # Rows are as old as that, unless a test says otherwise.
 LONG_AGO = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -79,7 +83,9 @@ class Listing:
         for place in ("bucket.r2", "audit.scan.shards"):
             patch.setattr(f"storage_audit.{place}.PAGE", self.size)
         known = traits or Traits(folds_unicode=False, lists_in_key_order=True)
-        patch.setattr(installation, "check", lambda bucket: known)
+        patch.setattr(installation, "identify", lambda bucket: known)
+        patch.setattr(installation, "find_marker", lambda bucket: MARKER)
+        patch.setattr(installation, "see_marker", lambda bucket: name_marker(MARKER))
         patch.setattr(uploads, "unfinished", lambda bucket, prefix: iter([]))
 
 
@@ -146,6 +152,23 @@ def backfill(prefix: str = "", **scope: Any) -> BucketScan:
 def resume(found: BucketScan) -> BucketScan:
     found.resume()
     return work(found)
+
+
+class SeesMarker(Witness):
+    """Without asking any store."""
+
+    def __init__(self) -> None:
+        self.marker = name_marker(MARKER)
+
+    def look(self) -> None:
+        pass
+
+    def vouch(self) -> str:
+        return self.marker
+
+
+def record(found: BucketScan, token: UUID, stretches: Sequence[Stretch]) -> None:
+    batch.record(found, token, stretches, exact, SeesMarker())
 
 
 def later(found: BucketScan, by: timedelta) -> None:

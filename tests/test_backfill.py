@@ -18,12 +18,12 @@ from storages.backends.s3 import S3Storage
 
 from storage_audit.audit import cleanup, installation, scan
 from storage_audit.audit.ownership import version
-from storage_audit.audit.scan import batch, worker
 from storage_audit.audit.scan import rows as rows_of_scans
+from storage_audit.audit.scan import worker
 from storage_audit.audit.scan.lanes import Lanes, PageRead, Stretch
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Broken, Unavailable
-from storage_audit.bucket.listing import entry_pages, exact
+from storage_audit.bucket.listing import entry_pages
 from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.wire import Entries, Entry
 from storage_audit.models import (
@@ -35,6 +35,7 @@ from storage_audit.models import (
     Project,
     R2Object,
 )
+from tests import scanning
 from tests.conftest import Bucket
 
 KEY = "projects/proj_1/scenes/s1/media/old.MP4"
@@ -486,7 +487,7 @@ def test_queries_do_not_grow_with_a_page(bucket: Bucket, monkeypatch: pytest.Mon
     def record(size: int, prefix: str) -> list[str]:
         stretch = Stretch(found.shards.get(), prefix, prefix, timezone.now())
         stretch.add(PageRead.of(stretch.shard, Entries.of(page_of(size, prefix)), stretch.asked))
-        return statements(lambda: batch.record(found, token, [stretch], exact))
+        return statements(lambda: scanning.record(found, token, [stretch]))
 
     first = record(100, "audio"), record(900, "images")
     assert len(first[0]) == len(first[1])

@@ -17,7 +17,7 @@ from storage_audit.audit.scan.lanes import Lanes, Stretch
 from storage_audit.audit.scan.shards import split
 from storage_audit.audit.scan.sides import Range, key_of
 from storage_audit.bucket.errors import StoreError, Unavailable
-from storage_audit.bucket.listing import as_bytes, exact, pages_in_any_order, storable
+from storage_audit.bucket.listing import as_bytes, pages_in_any_order, storable
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, ListedKey, ScanShard
 from tests import scanning
@@ -55,13 +55,13 @@ class Compares:
         patch.setattr(batch, "write", self)
 
     def __call__(
-        self, scan: BucketScan, token: object, stretches: Sequence[Stretch], of_them: Compared
+        self, scan: BucketScan, token: object, stretches: Sequence[Stretch], *rest: object
     ) -> None:
         self.ranges += [stretch.range for stretch in stretches]
         for stretch in stretches:
             self.keys += [key_of(line) for line in stretch.lines]
             self.keys += [entry.key for entry in stretch.unstorable]
-        self.write(scan, token, stretches, of_them)  # type: ignore[arg-type]
+        self.write(scan, token, stretches, *rest)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def steps(
             return
         yield from cut_of(chance, found.shards.unfinished().in_bulk())
         if stretches:
-            batch.record(found, token, stretches, exact)
+            scanning.record(found, token, stretches)
 
 
 def cut_of(chance: Random, known: Mapping[int, ScanShard]) -> Iterator[tuple[ScanShard, str]]:
@@ -169,9 +169,9 @@ def test_pages_behind_a_cut_that_were_read_already_are_left_to_the_rest(
     with Lanes(found.bucket, 1) as running:
         [shard] = found.shards.claim(token, 1)
         running.start(shard)
-        batch.record(found, token, running.gather(), exact)
+        scanning.record(found, token, running.gather())
         assert split(found.shards.get(), f"{keys[2]}5")
-        batch.record(found, token, running.gather(), exact)
+        scanning.record(found, token, running.gather())
         assert (shard.complete, shard.until) == (True, f"{keys[2]}5")
         while running.busy:
             assert running.gather() == []
@@ -221,7 +221,7 @@ def list_on(found: BucketScan, running: Lanes, life: int) -> None:
         except StoreError:
             return
         if stretches:
-            batch.record(found, token, stretches, exact)
+            scanning.record(found, token, stretches)
 
 
 def test_trouble_with_a_look_for_a_cut_is_none_of_the_scan(

@@ -14,10 +14,10 @@ from psycopg2.extensions import cursor as psycopg2_cursor
 
 from storage_audit.audit import installation
 from storage_audit.audit.installation import Traits
-from storage_audit.audit.scan import batch, bulk, lanes, rows, shards, sides, worker
+from storage_audit.audit.scan import bulk, lanes, rows, shards, sides, worker
 from storage_audit.audit.scan.lanes import PageRead, Stretch
 from storage_audit.bucket import r2
-from storage_audit.bucket.listing import as_bytes, escape, exact, nfc, storable
+from storage_audit.bucket.listing import as_bytes, escape, nfc, storable
 from storage_audit.bucket.wire import Entries
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, CleanupItem, CleanupOperation, R2Object
@@ -243,7 +243,7 @@ def asked_by_a_batch(patch: pytest.MonkeyPatch, found: BucketScan, keys: Sequenc
 
     def one_batch() -> None:
         assert worker.is_running(found)
-        batch.record(found, token, [stretch], exact)
+        scanning.record(found, token, [stretch])
 
     return asked(patch, one_batch)
 

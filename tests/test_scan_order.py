@@ -208,10 +208,10 @@ def test_two_workers_that_notice_at_once_start_again_once(
     listing.use(monkeypatch, UNKNOWN)
     found = scan.begin(purpose=BucketScan.Purpose.RECONCILE)
     other = BucketScan.objects.get(pk=found.pk)
-    found.start_again()
+    found.start_in_any_order()
     shard = found.shards.get()
     found.shards.filter(pk=shard.pk).update(listed=5)
-    other.start_again()
+    other.start_in_any_order()
     assert (other.in_key_order, found.shards.get().listed) == (False, 5)
     late = BucketScan.objects.get(pk=found.pk)
     late.in_key_order = True
@@ -227,7 +227,7 @@ def test_a_worker_whose_lanes_are_in_the_order_that_was_wrong_begins_anew(
     real, other = worker.is_running, BucketScan.objects.get(pk=found.pk)
 
     def another_starts_again(one: BucketScan) -> bool:
-        other.start_again()
+        other.start_in_any_order()
         return real(one)
 
     monkeypatch.setattr(worker, "is_running", another_starts_again)

@@ -20,7 +20,6 @@ from storage_audit.audit.scan.lanes import PageRead, Stretch
 from storage_audit.audit.scan.sides import key_of
 from storage_audit.bucket import uploads
 from storage_audit.bucket.errors import Unavailable
-from storage_audit.bucket.listing import exact
 from storage_audit.bucket.uploads import Upload
 from storage_audit.bucket.wire import Entries
 from storage_audit.models import BucketScan, Finding, LeaseLost, R2Object, ScanShard, Sighting
@@ -106,8 +105,8 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each key was compared and written down."""
     counts, counting, real = Counter[str](), Lock(), batch.write
 
-    def write(of: BucketScan, token: Any, stretches: list[Stretch], compared: Any) -> None:
-        real(of, token, stretches, compared)
+    def write(of: BucketScan, token: Any, stretches: list[Stretch], *rest: Any) -> None:
+        real(of, token, stretches, *rest)
         with counting:
             counts.update(key_of(line) for each in stretches for line in each.lines)
 
@@ -192,7 +191,7 @@ def test_a_worker_that_lost_its_lease_writes_nothing(listing: Listing, how: str)
     else:
         shards.delete()
     with pytest.raises(LeaseLost):
-        batch.record(found, token, [stretch_of(shard, "README.txt")], exact)
+        scanning.record(found, token, [stretch_of(shard, "README.txt")])
     found.refresh_from_db()
     assert (found.listed, found.sightings.count()) == (0, 0)
     assert not found.shards.exclude(cursor="").exists()
@@ -212,7 +211,7 @@ def test_who_writes_prolongs_all_of_its_leases_when_they_are_due(
     one, other = found.shards.claim(token, 2)
     until = at + timedelta(seconds=left)
     found.shards.update(lease_until=until)
-    batch.record(found, token, [stretch_of(one, "README.txt")], exact)
+    scanning.record(found, token, [stretch_of(one, "README.txt")])
     prolonged = set(found.shards.filter(lease_until__gt=until))
     assert prolonged == ({one, other} if prolongs else set())
 

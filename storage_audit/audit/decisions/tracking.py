@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator
 from copy import copy
+from functools import partial
 from typing import NamedTuple
 
 from django.db import OperationalError
@@ -135,7 +136,8 @@ def in_hand() -> str:
 def written(look: Look, decision: Decision) -> list[Finding]:
     """Those that have rows now that say what the bucket shows."""
     new = [seen for _finding, seen in look.seen if seen.row is None]
-    _added, lost = rows.add(look.bucket, new, look.identity)
+    see_marker = partial(installation.see_marker, look.bucket)
+    _added, lost = rows.add(look.bucket, new, look.identity, see_marker)
     held = [seen.row for _finding, seen in look.seen if seen.row and rows.bring_up_to_date(seen)]
     before = {row.pk: row.updated_at for row in held}
     rows.update(held)

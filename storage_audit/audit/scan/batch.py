@@ -22,6 +22,7 @@ from storage_audit.audit.scan.sides import (
     key_of,
     tracked_in,
 )
+from storage_audit.audit.scan.witness import Witness
 from storage_audit.bucket.errors import Broken
 from storage_audit.bucket.listing import Identity
 from storage_audit.bucket.r2 import listed
@@ -42,19 +43,30 @@ class Compared:
     elsewhere: list[str] = field(default_factory=list)
 
 
-def record(scan: BucketScan, token: UUID, stretches: Sequence[Stretch], identity: Identity) -> None:
-    """Compare with the table, and write down. Raises LeaseLost, and StoreError from the second
-    look at new objects."""
+def record(
+    scan: BucketScan,
+    token: UUID,
+    stretches: Sequence[Stretch],
+    identity: Identity,
+    witness: Witness,
+) -> None:
+    """Compare with the table, and write down once the marker was seen. Raises LeaseLost, PassBroken
+    and Mismatch, and StoreError from looking at the marker and at new objects again."""
+    witness.look()
     while True:
-        compared = compare(scan, stretches, identity)
+        compared = compare(scan, stretches, identity, witness)
+        marker = witness.vouch()
         with transaction.atomic():
             held = lock(token, stretches)
             if not are_cut(stretches, held):
-                write(scan, held, stretches, compared)
+                write(scan, held, stretches, compared, marker)
                 return
 
 
-def compare(scan: BucketScan, stretches: Sequence[Stretch], identity: Identity) -> Compared:
+def compare(
+    scan: BucketScan, stretches: Sequence[Stretch], identity: Identity, witness: Witness
+) -> Compared:
+    """Only reads, but for the rows of a backfill, which are written once the marker was seen."""
     tracked, unmatched = tracked_lines(scan, stretches)
     different = [line for stretch in stretches for line in stretch.unlike(tracked)]
     tracked.difference_update(*(stretch.lines for stretch in stretches))
@@ -63,11 +75,11 @@ def compare(scan: BucketScan, stretches: Sequence[Stretch], identity: Identity) 
     compared = Compared()
     compared.figures.update(figures_of(stretches))
     compared.figures["unchanged"] -= len(different)
-    others = add_plain(scan, compared, different, unmatched, identity)
+    others = add_plain(scan, compared, different, unmatched, identity, witness)
     for start in range(0, len(others), CHUNK):
         objects = [listed(entry_of(*line)) for line in others[start : start + CHUNK]]
         seen = recognise(scan.bucket, objects, unmatched, identity, asked)
-        look_closer(scan, compared, seen, identity)
+        look_closer(scan, compared, seen, identity, witness)
     if scan.in_key_order:
         absent = unmatched.difference(key_of(line) for line, _time in different)
         compared.sightings += sightings.missing(scan, absent, asked)
@@ -113,6 +125,7 @@ def add_plain(
     different: Sequence[Line],
     tracked: set[str],
     identity: Identity,
+    witness: Witness,
 ) -> Sequence[Line]:
     """If the scan is to write rows, those of plain new objects; gives the objects that need a
     closer look."""
@@ -121,14 +134,19 @@ def add_plain(
     keys, lines, others = plain.sort_out(scan.bucket, different, tracked)
     added, pages = len(keys), list[None]()
     if scan.writes_rows:
+        witness.vouch()
         after_page = partial(pages.append, None)
-        added, _gone = rows.add_lines(scan.bucket, keys, lines, identity, after_page)
+        added, _gone = rows.add_lines(scan.bucket, keys, lines, identity, witness.see, after_page)
     compared.figures.update(added=added, requests=len(pages), unchanged=len(keys) - added)
     return others
 
 
 def look_closer(
-    scan: BucketScan, compared: Compared, seen: Sequence[Seen], identity: Identity
+    scan: BucketScan,
+    compared: Compared,
+    seen: Sequence[Seen],
+    identity: Identity,
+    witness: Witness,
 ) -> None:
     """Objects of which the table is not sure: write rows if the scan does, and note what is
     wrong."""
@@ -139,8 +157,10 @@ def look_closer(
         changed = [one.row for one in idle if one.row and rows.bring_up_to_date(one)]
         added, updated = len(new), len(changed)
         if scan.writes_rows:
+            witness.vouch()
             pages = list[None]()
-            added, gone = rows.add(scan.bucket, new, identity, partial(pages.append, None))
+            after_page = partial(pages.append, None)
+            added, gone = rows.add(scan.bucket, new, identity, witness.see, after_page)
             compared.figures["requests"] += len(pages)
             updated = rows.update(changed)
         compared.figures.update(added=added, updated=updated)
@@ -176,12 +196,13 @@ def write(
     held: Mapping[int, ScanShard],
     stretches: Sequence[Stretch],
     compared: Compared,
+    marker: str,
 ) -> None:
     sightings.save(compared.sightings)
     note_keys(scan, compared.elsewhere)
     if not scan.in_key_order:
         note_each_once(scan, stretches)
-    scan.count(**compared.figures)
+    scan.vouch(marker, **compared.figures)
     for stretch in stretches:
         stretch.shard.advance(stretch.cursor, stretch.listed, complete=stretch.ended)
     scan.shards.keep([stretch.shard for stretch in stretches])

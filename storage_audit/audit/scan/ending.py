@@ -64,7 +64,7 @@ WHERE finding.last_seen_at < excluded.last_seen_at
 
 def end(scan: BucketScan) -> None:
     """Believe the scan, and say what it saw. Raises Mismatch and StoreError when it is not to be
-    believed, as when it found too little."""
+    believed, as when it found too little, and PassBroken when it has to start again."""
     # Others may have counted more since, or ended it.
     scan.refresh_from_db()
     if scan.status != BucketScan.Status.RUNNING:
@@ -73,12 +73,13 @@ def end(scan: BucketScan) -> None:
         note_unfinished(scan)
     if not (scan.in_key_order or scan.is_partial):
         note_unlisted(scan)
-    installation.check(scan.bucket)
+    marker = installation.see_marker(scan.bucket)
     limits.refuse_empty_table(_("Then start the scan again."))
     if not scan.accept_fewer:
         limits.refuse_shrunken(scan)
     with transaction.atomic():
         if BucketScan.objects.finish(scan):
+            scan.vouch(marker)
             refuse_overtaken(scan)
             take_back(scan)
             if not (scan.dry_run or scan.is_partial):
@@ -105,6 +106,7 @@ def note_unfinished(scan: BucketScan) -> None:
     scan.uploads_looked_for = found is not None
     scan.save(update_fields=["uploads_looked_for"])
     while chunk := list(islice(found or (), CHUNK)):
+        installation.see_marker(scan.bucket)
         note(scan, "unfinished", chunk)
 
 

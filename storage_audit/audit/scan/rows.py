@@ -131,11 +131,12 @@ def add(
     bucket: str,
     new: Sequence[Seen],
     identity: Identity,
+    see_marker: Callable[[], object],
     after_page: Callable[[], None] = lambda: None,
 ) -> tuple[int, set[str]]:
     """Write rows of new objects: see `add_lines`."""
     keys = [one.listed.key for one in new]
-    return add_lines(bucket, keys, new_lines(new, identity), identity, after_page)
+    return add_lines(bucket, keys, new_lines(new, identity), identity, see_marker, after_page)
 
 
 def add_lines(
@@ -143,11 +144,12 @@ def add_lines(
     keys: Sequence[str],
     lines: Sequence[str],
     identity: Identity,
+    see_marker: Callable[[], object],
     after_page: Callable[[], None] = lambda: None,
 ) -> tuple[int, set[str]]:
     """Write new rows, and take back those whose object went in the meantime; gives how many there
     are, and the keys of the latter. `after_page` is called after each page that is listed, in any
-    thread.
+    thread, and `see_marker` after the last one: unless it returns, no page is believed.
 
     The order matters: the rows are committed first, then the marks of cleanups are read, then the
     bucket is listed again. So whatever deletes such an object later sees its row, and whatever
@@ -172,7 +174,9 @@ def add_lines(
     doubtful = {identity(key) for key in keys}
     try:
         marked = being_deleted(bucket, doubtful)
-        doubtful = marked | (doubtful - still_there(bucket, keys, identity, after_page))
+        there = still_there(bucket, keys, identity, after_page)
+        see_marker()
+        doubtful = marked | (doubtful - there)
     finally:
         # All of them when the second look failed: then nothing is known of any.
         for some in in_chunks(sorted(doubtful)):

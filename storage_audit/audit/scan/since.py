@@ -13,6 +13,7 @@ from django.utils.translation import gettext as _
 from storage_audit.audit.scan import sightings
 from storage_audit.audit.scan.owners import recognise
 from storage_audit.audit.scan.rows import is_as_tracked
+from storage_audit.audit.scan.witness import Witness
 from storage_audit.bucket.listing import Identity, find
 from storage_audit.bucket.r2 import Listed
 from storage_audit.models import BucketScan, LeaseLost, R2Object, ScanShard, Sighting
@@ -21,8 +22,10 @@ from storage_audit.querysets import starts_with
 CHUNK = 1000
 
 
-def look_up(scan: BucketScan, shard: ScanShard, token: UUID, identity: Identity) -> None:
-    """The next rows of the shard. Raises LeaseLost and StoreError."""
+def look_up(
+    scan: BucketScan, shard: ScanShard, token: UUID, identity: Identity, witness: Witness
+) -> None:
+    """The next rows of the shard. Raises LeaseLost, PassBroken, Mismatch and StoreError."""
     left = CHUNK if scan.ceiling is None else scan.ceiling - scan.requests
     keys, asked = next_keys(scan, shard, min(CHUNK, left)), timezone.now()
     figures = Counter[str]()
@@ -34,6 +37,7 @@ def look_up(scan: BucketScan, shard: ScanShard, token: UUID, identity: Identity)
             raise LeaseLost(_("Another worker may have taken over a part of the scan."))
 
     found = find(scan.bucket, keys, identity, count_page)
+    marker = witness.see()
     absent = [key for key in keys if identity(key) not in found]
     seen = differences(scan, list(found.values()), set(keys), identity, asked, figures)
     seen += sightings.missing(scan, absent, asked)
@@ -42,7 +46,7 @@ def look_up(scan: BucketScan, shard: ScanShard, token: UUID, identity: Identity)
         if not list(scan.shards.held_by(token).select_for_update()):
             raise LeaseLost(_("Another worker may have taken over a part of the scan."))
         sightings.save(seen)
-        scan.count(**figures)
+        scan.vouch(marker, **figures)
         shard.advance(keys[-1] if keys else shard.cursor, len(found), complete=not keys)
         scan.shards.keep([shard])
 

@@ -15,10 +15,11 @@ from storage_audit.audit.scan.ending import end
 from storage_audit.audit.scan.lanes import Lanes
 from storage_audit.audit.scan.shards import find_cut, is_known, largest, middle, split
 from storage_audit.audit.scan.since import look_up
+from storage_audit.audit.scan.witness import Witness
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import OutOfOrder, entry_pages, pages_in_any_order
 from storage_audit.conf import conf
-from storage_audit.models import BucketScan, LeaseLost
+from storage_audit.models import BucketScan, LeaseLost, PassBroken
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +39,9 @@ def work(scan: BucketScan, *, seconds: float = inf) -> Steps:
     absence.
     """
     try:
-        traits = installation.check(scan.bucket)
-        yield from take_part(scan, traits, monotonic() + seconds)
+        traits = installation.identify(scan.bucket)
+        with Witness(scan.bucket) as witness:
+            yield from take_part(scan, traits, witness, monotonic() + seconds)
     except (Mismatch, StoreError) as error:
         scan.fail(str(error))
     except (KeyboardInterrupt, GeneratorExit):
@@ -50,21 +52,27 @@ def work(scan: BucketScan, *, seconds: float = inf) -> Steps:
         raise
 
 
-def take_part(scan: BucketScan, traits: Traits, deadline: float) -> Steps:
+def take_part(scan: BucketScan, traits: Traits, witness: Witness, deadline: float) -> Steps:
     if scan.in_key_order and traits.lists_in_key_order is False:
-        scan.start_again()
+        scan.start_in_any_order()
     look = look_up_rows if scan.is_partial else list_shards
     pause = SHORT
-    while scan.shards.unfinished().exists():
+    while True:
         try:
-            yield from look(scan, traits, deadline)
+            if not scan.shards.unfinished().exists():
+                end(scan)
+                return
+            yield from look(scan, traits, witness, deadline)
         except LeaseLost as error:
             logger.warning("Scan %s: %s", scan.pk, error)
+        except PassBroken as error:
+            logger.warning("Scan %s starts again: %s", scan.pk, error)
+            scan.start_again()
         except OutOfOrder:
             if traits.lists_in_key_order or not scan.in_key_order:
                 raise
             logger.warning("Scan %s starts again: the store has an order of its own.", scan.pk)
-            scan.start_again()
+            scan.start_in_any_order()
         scan.refresh_from_db()
         if scan.status != BucketScan.Status.RUNNING:
             return
@@ -74,12 +82,11 @@ def take_part(scan: BucketScan, traits: Traits, deadline: float) -> Steps:
             sleep(pause)
             pause = min(2 * pause, PAUSE)
             yield
-    end(scan)
 
 
-def list_shards(scan: BucketScan, traits: Traits, deadline: float) -> Steps:
+def list_shards(scan: BucketScan, traits: Traits, witness: Witness, deadline: float) -> Steps:
     """As long as there is something for this worker, and none has begun again in another order.
-    Raises LeaseLost and StoreError."""
+    Raises LeaseLost, PassBroken, Mismatch and StoreError."""
     token, in_key_order = uuid4(), scan.in_key_order
     pages = entry_pages if in_key_order else pages_in_any_order
     try:
@@ -89,7 +96,7 @@ def list_shards(scan: BucketScan, traits: Traits, deadline: float) -> Steps:
                     break
                 stretches = lanes.gather()
                 if stretches:
-                    record(scan, token, stretches, traits.identity)
+                    record(scan, token, stretches, traits.identity, witness)
                     yield
                 elif not scan.shards.renew(token):
                     raise LeaseLost(_("Another worker may have taken over all of its parts."))
@@ -97,7 +104,7 @@ def list_shards(scan: BucketScan, traits: Traits, deadline: float) -> Steps:
         scan.shards.filter(lease_token=token).release()
 
 
-def look_up_rows(scan: BucketScan, traits: Traits, deadline: float) -> Steps:
+def look_up_rows(scan: BucketScan, traits: Traits, witness: Witness, deadline: float) -> Steps:
     """The same, of a scan that looks only for what was written lately."""
     while is_running(scan) and monotonic() < deadline:
         token = uuid4()
@@ -105,7 +112,7 @@ def look_up_rows(scan: BucketScan, traits: Traits, deadline: float) -> Steps:
             taken = scan.shards.claim(token, 1)
             if not taken:
                 return
-            look_up(scan, taken[0], token, traits.identity)
+            look_up(scan, taken[0], token, traits.identity, witness)
             yield
         finally:
             scan.shards.filter(lease_token=token).release()

@@ -1,0 +1,56 @@
+"""The bucket's marker, looked for after the pages that it is to vouch for have arrived, and while
+these are compared with the table."""
+
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from time import sleep
+from typing import Self
+
+from storage_audit.audit import installation
+from storage_audit.audit.scan import lanes
+from storage_audit.bucket.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+
+class Witness:
+    """Sees the marker in a thread of its own. As a context manager it ends with no thread left."""
+
+    def __init__(self, bucket: str) -> None:
+        self.bucket, self.marker = bucket, installation.see_marker(bucket)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="witness")
+        self._answer: Future[str | None]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._thread.shutdown()
+
+    def look(self) -> None:
+        """Ask for the marker now: see `vouch`."""
+        self._answer = self._thread.submit(self._name_marker)
+
+    def vouch(self) -> str:
+        """Wait until the marker was seen that was asked for last, and give the text that names it.
+        What had arrived before it was asked for may be believed. Raises Mismatch and StoreError."""
+        name = self._answer.result()
+        return name if name == self.marker else installation.see_marker(self.bucket)
+
+    def see(self) -> str:
+        self.look()
+        return self.vouch()
+
+    def _name_marker(self) -> str | None:
+        """Asks no database, as each thread would need a connection of its own."""
+        pauses = iter(lanes.PAUSES)
+        while True:
+            try:
+                listed = installation.find_marker(self.bucket)
+            except Unavailable as error:
+                if (pause := next(pauses, None)) is None:
+                    raise
+                logger.warning("Looking for the marker again after %s: %s", pause, error)
+                sleep(max(pause, error.retry_after))
+            else:
+                return installation.name_marker(listed) if listed else None

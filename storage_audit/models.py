@@ -22,7 +22,8 @@ from storage_audit.observations import DailyFigures, Diagnosis, StoreCalls
 from storage_audit.operations import CleanupOperation, Row
 from storage_audit.querysets import KnownProjectQuerySet, R2ObjectQuerySet
 from storage_audit.redaction import visible
-from storage_audit.scans import BucketScan, ListedKey, PassBroken, ScanShard
+from storage_audit.scan_parts import ListedKey, ScanShard
+from storage_audit.scans import BucketScan, PassBroken
 from storage_audit.timeline import OperationEvent
 from storage_audit.transitions import IllegalTransition, LeaseLost
 

@@ -364,6 +364,11 @@ def test_a_scan_is_stopped_and_goes_on() -> None:
     scan.refresh_from_db()
     assert scan.status == "running"
     assert enqueued() == [str(scan.pk)]
+    scan.stop("later")
+    BucketScan.objects.update(marker_seen_at=timezone.now() - timedelta(hours=2))
+    assert "The scan starts again from the beginning" in act(
+        client, "bucketscan", "resume", scan.pk
+    )
     other = scanned(status="stopped", bucket="other")
     assert "is of bucket other" in act(client, "bucketscan", "resume", other.pk)
     assert "Nothing was stopped" in act(client, "bucketscan", "stop", over.pk)

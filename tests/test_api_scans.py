@@ -185,6 +185,13 @@ def test_a_stopped_scan_goes_on_when_it_is_resumed(bucket: Bucket) -> None:
 
 
 @pytest.mark.django_db
+def test_who_resumes_a_scan_is_told_whether_it_starts_again() -> None:
+    one = scanned(status="stopped", marker_seen_at=timezone.now() - timedelta(hours=2))
+    assert "starts again from the beginning" in told(post(f"/{one.pk}/resume"), 202)["message"]
+    assert "goes on where it was" in told(post(f"/{one.pk}/resume"), 202)["message"]
+
+
+@pytest.mark.django_db
 def test_resumed_without_a_ceiling_it_has_that_of_before() -> None:
     one = scanned(status="stopped", ceiling=3)
     told(post(f"/{one.pk}/resume"), 202)

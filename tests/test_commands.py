@@ -157,8 +157,8 @@ def test_backfill_that_cannot_reach_the_bucket_exits_with_1(unreachable: None) -
     assert code == 1
     assert out == "0 objects (0 bytes) in bucket tests: 0 added, 0 updated, 0 unchanged.\n"
     assert re.fullmatch(
-        rf"CommandError: Scan ID failed: .*{NO_ANSWER}.* To go on from there: manage\.py"
-        r" backfill_r2 --resume ID\n",
+        rf"CommandError: Scan ID failed: .*{NO_ANSWER}.* To go on from there within an hour:"
+        r" manage\.py backfill_r2 --resume ID\n",
         err,
     )
     assert BucketScan.objects.get().status == "failed"
@@ -175,8 +175,8 @@ def test_backfill_that_is_interrupted_says_how_to_go_on(
     monkeypatch.setattr(worker, "end", interrupted)
     assert run("backfill_r2") == (
         "",
-        "CommandError: Interrupted after 1 objects. What was written stays. To go on from there:"
-        " manage.py backfill_r2 --resume ID\n",
+        "CommandError: Interrupted after 1 objects. What was written stays. To go on from there"
+        " within an hour: manage.py backfill_r2 --resume ID\n",
         130,
     )
     assert BucketScan.objects.get().status == "stopped"

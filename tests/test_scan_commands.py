@@ -280,7 +280,7 @@ def test_a_scan_stops_at_its_ceiling_and_goes_on_with_a_higher_one(
     begun = several_shards(bucket, ceiling=1)
     _out, err, code = run("reconcile_r2", "--resume", str(begun.pk))
     assert code == 1
-    assert "as many as it may. Resume it with a higher ceiling. To go on from there: man" in err
+    assert "as many as it may. Resume it with a higher ceiling. To go on from there" in err
     begun.refresh_from_db()
     assert (begun.status, begun.requests) == ("stopped", 1)
     assert not Finding.objects.exists()
@@ -335,8 +335,8 @@ def test_ctrl_c_stops_at_a_page_and_resume_ends_with_all_findings(
     begun.refresh_from_db()
     assert (begun.status, begun.listed) == ("stopped", 2)
     assert said == [
-        "CommandError: Interrupted after 2 objects. What was written stays. To go on from there:"
-        f" manage.py reconcile_r2 --resume {begun.pk}"
+        "CommandError: Interrupted after 2 objects. What was written stays. To go on from there"
+        f" within an hour: manage.py reconcile_r2 --resume {begun.pk}"
     ]
     assert not begun.shards.exclude(lease_token=None).exists()
     assert not Finding.objects.exists()
@@ -422,6 +422,22 @@ def test_what_cannot_be_resumed_says_why(bucket: Bucket, values: Any, says: str)
     out, err, code = run("reconcile_r2", "--resume", str(begun.pk))
     assert (out, code) == ("", 2)
     assert err == f"CommandError: Scan ID {says}"
+
+
+def test_a_scan_that_nobody_worked_on_for_an_hour_says_that_it_starts_again(
+    bucket: Bucket, settings: Settings
+) -> None:
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "SCAN_LANES": 1}
+    begun = several_shards(bucket, ceiling=1)
+    assert run("reconcile_r2", "--resume", str(begun.pk))[2] == 1
+    BucketScan.objects.update(marker_seen_at=timezone.now() - timedelta(hours=2))
+    out, err, code = run("reconcile_r2", "--resume", str(begun.pk), "--ceiling", "100")
+    assert code == 0, err
+    assert err == (
+        "Nobody worked on this scan for more than an hour, so it starts again from the beginning."
+        " The rows that it wrote stay.\n"
+    )
+    assert out.startswith("4 objects ")
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_what_the_table_does_not_know_is_cut_by_the_bucket_beside_what_it_knows(
 ) -> None:
     keys = [a(n) for n in range(1600)]
     list_slowly(monkeypatch, keys, page=5, pause=0.003)
-    monkeypatch.setattr("storage_audit.scans.LARGE", 10)
+    monkeypatch.setattr("storage_audit.scan_parts.LARGE", 10)
     track(*keys[:1000])
     found = complete()
     assert (found.listed, found.unchanged, found.untracked) == (1600, 1000, 600)

@@ -230,7 +230,7 @@ def test_trouble_with_a_look_for_a_cut_is_none_of_the_scan(
     listing = Listing(*(a(n) for n in range(40)))
     listing.use(monkeypatch)
     scanning.quick(monkeypatch)
-    monkeypatch.setattr("storage_audit.scans.LARGE", 1)
+    monkeypatch.setattr("storage_audit.scan_parts.LARGE", 1)
     monkeypatch.setattr(lanes, "BATCH", 1)
     alive("proj_1")
     looks = []
@@ -282,7 +282,7 @@ def test_a_scan_that_cuts_itself_says_what_one_says_that_does_not(
     assert found.shards.count() == 1
     undisturbed = findings()
     assert {kind for kind, _key in undisturbed} >= {"missing", "unrecognised"}
-    monkeypatch.setattr("storage_audit.scans.LARGE", 1)
+    monkeypatch.setattr("storage_audit.scan_parts.LARGE", 1)
     monkeypatch.setattr(lanes, "BATCH", 2)
     # Slower than those that look for a cut.
     listing.before_page = lambda number: sleep(0.005)

@@ -130,7 +130,7 @@ def test_several_say_what_one_says(
     written.clear()
     if cuts:
         monkeypatch.setattr("storage_audit.audit.scan.shards.WORTH", 10_000)
-        monkeypatch.setattr("storage_audit.scans.LARGE", 10)
+        monkeypatch.setattr("storage_audit.scan_parts.LARGE", 10)
     listing.before_page = lambda number: pause()
     found = scan.begin(purpose=BucketScan.Purpose.RECONCILE)
     ends = together(found, count)

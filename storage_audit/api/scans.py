@@ -111,8 +111,8 @@ def stop_scan(request: HttpRequest, scan_id: UUID) -> Scan:
 def resume_scan(
     request: HttpRequest, scan_id: UUID, asked: Resume, response: HttpResponse
 ) -> Status[ScanAccepted]:
-    """Go on where it stopped or failed, or with a worker more where it is running. Needs the
-    permission change_bucketscan."""
+    """Go on where it stopped or failed, or with a worker more where it is running. If nobody
+    worked on it for more than an hour, it starts again. Needs the permission change_bucketscan."""
     require(request, CHANGE_SCAN)
     refuse_without_workers()
     scan = get_object_or_404(BucketScan, pk=scan_id)
@@ -120,9 +120,9 @@ def resume_scan(
         text = _("It is of bucket %s, and the settings name another.") % visible(scan.bucket)
         raise Problem("wrong-state", text)
     with transaction.atomic():
-        scan.resume(ceiling=asked.ceiling, accept_fewer=asked.accept_fewer)
+        starts_again = scan.resume(ceiling=asked.ceiling, accept_fewer=asked.accept_fewer)
         history.log(request, scan, CHANGE, _("Resumed."))
-    return accepted(scan, _("A worker goes on with it next."), response)
+    return accepted(scan, str(scans.RESUMED[starts_again]), response)
 
 
 def refuse_without_workers() -> None:

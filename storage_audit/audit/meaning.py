@@ -147,7 +147,10 @@ SCANS = {
             "It was stopped before its end, so nothing is concluded from it, and no finding is"
             " written. The message says why."
         ),
-        gettext_lazy("Resume it within a day of its beginning, or begin another."),
+        gettext_lazy(
+            "Resume it within a day of its beginning, or begin another. If nobody worked on it for"
+            " more than an hour, it starts again."
+        ),
     ),
     ScanStatus.COMPLETE: (
         gettext_lazy(
@@ -163,7 +166,7 @@ SCANS = {
         ),
         gettext_lazy(
             "Put right what the message says. Then resume it within a day of its beginning, or"
-            " begin another."
+            " begin another. If nobody worked on it for more than an hour, it starts again."
         ),
     ),
 }

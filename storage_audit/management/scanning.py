@@ -76,8 +76,8 @@ class ScanCommand(DocumentedCommand):
             "--resume",
             type=scan_id,
             metavar="SCAN_ID",
-            help="go on with a scan that stopped or failed, or take part in one that is running;"
-            " without it, a new one begins",
+            help="go on with a scan that stopped or failed within the last hour, start an older one"
+            " again, or take part in one that is running; without it, a new one begins",
         )
         add_manners(parser)
 
@@ -128,9 +128,14 @@ class ScanCommand(DocumentedCommand):
             f" {visible(conf().bucket)}.",
         )
         try:
-            scan.resume(**how)
+            starts_again = scan.resume(**how)
         except IllegalTransition as error:
             raise CommandError(str(error), returncode=WRONG_USE) from error
+        if starts_again:
+            self.stderr.write(
+                "Nobody worked on this scan for more than an hour, so it starts again from the"
+                " beginning. The rows that it wrote stay."
+            )
         return scan
 
     def follow(self, scan: BucketScan, processes: int) -> None:
@@ -151,7 +156,7 @@ class ScanCommand(DocumentedCommand):
             progress.end()
 
     def to_go_on(self, scan: BucketScan) -> str:
-        return f"To go on from there: manage.py {self.purpose}_r2 --resume {scan.pk}"
+        return f"To go on from there within an hour: manage.py {self.purpose}_r2 --resume {scan.pk}"
 
     def report(self, scan: BucketScan, as_json: bool) -> None:
         if as_json:

@@ -156,9 +156,10 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
             self.message_user(request, text, messages.WARNING)
             return
         text = ngettext(
-            "%d scan is stopped, and nothing is concluded from it. It can be resumed for a day.",
-            "%d scans are stopped, and nothing is concluded from them. They can be resumed for a"
-            " day.",
+            "%d scan is stopped, and nothing is concluded from it. You can resume it for a day:"
+            " within an hour it goes on where it was, later it starts again.",
+            "%d scans are stopped, and nothing is concluded from them. You can resume them for a"
+            " day: within an hour they go on where they were, later they start again.",
             stopped,
         )
         self.message_user(request, text % stopped, messages.SUCCESS)
@@ -175,12 +176,11 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
         refuse_to_go_on(scan)
         with transaction.atomic():
             refuse_running(scan)
-            scan.resume()
+            starts_again = scan.resume()
             scans.refuse_beside_another(scan)
             self.log_change(request, scan, _("Resumed."))
         tasks.share(scan, 1)
-        text = _("The scan goes on where it was: a worker takes it up next.")
-        self.message_user(request, text, messages.SUCCESS)
+        self.message_user(request, scans.RESUMED[starts_again], messages.SUCCESS)
 
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any

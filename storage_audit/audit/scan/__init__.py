@@ -1,6 +1,7 @@
 """A look at a bucket beside its table: rows for what has none, and what is wrong with the rest."""
 
 from storage_audit.audit.scan.requests import (
+    RESUMED,
     Cost,
     TooCostly,
     begin,
@@ -10,4 +11,13 @@ from storage_audit.audit.scan.requests import (
 )
 from storage_audit.audit.scan.worker import work
 
-__all__ = ["Cost", "TooCostly", "begin", "cost", "estimate", "refuse_beside_another", "work"]
+__all__ = [
+    "RESUMED",
+    "Cost",
+    "TooCostly",
+    "begin",
+    "cost",
+    "estimate",
+    "refuse_beside_another",
+    "work",
+]

@@ -8,6 +8,7 @@ from typing import Any
 from django.db import transaction
 from django.db.models import Q
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from storage_audit.audit import limits, prices
 from storage_audit.audit.ownership import layouts
@@ -22,6 +23,15 @@ from storage_audit.models import (
     Sighting,
 )
 from storage_audit.origin import current_origin
+
+# What the person is told who resumed a scan, by whether it starts again.
+RESUMED = {
+    False: gettext_lazy("The scan goes on where it was: a worker takes it up next."),
+    True: gettext_lazy(
+        "The scan starts again from the beginning, because nobody worked on it for more than an"
+        " hour. The rows that it wrote stay. A worker takes it up next."
+    ),
+}
 
 
 class TooCostly(Exception):

@@ -18,7 +18,8 @@ class Command(ScanCommand):
       python manage.py backfill_r2 --workers 4
       python manage.py backfill_r2 --prefix projects/proj_1/ --json
 
-    A scan that did not reach its end goes on where it was with --resume and its id, for a day.
+    A scan that did not reach its end goes on where it was with --resume and its id. After an
+    hour it starts again from the beginning, and after a day you begin a new one.
 
     exit codes:
       0    the listing reached its end, whatever it found

@@ -45,7 +45,8 @@ class Command(ScanCommand):
       python manage.py reconcile_r2 --project proj_1 --json
       python manage.py reconcile_r2 --since '1 00:00:00'
 
-    A scan that did not reach its end goes on where it was with --resume and its id, for a day.
+    A scan that did not reach its end goes on where it was with --resume and its id. After an
+    hour it starts again from the beginning, and after a day you begin a new one.
 
     exit codes:
       0    both reached their end, whatever was found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from uuid import UUID
 
@@ -15,6 +17,7 @@ from django.utils import timezone
 
 from storage_audit import logs, projects
 from storage_audit.bucket.errors import LOCKED
+from storage_audit.clocks import before, leased
 from storage_audit.conf import conf
 from storage_audit.fields import spellings
 from storage_audit.origin import current_origin
@@ -101,13 +104,13 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         return self.all()
 
     def held(self, now: datetime) -> Self:
-        return self.filter(lease_until__gt=now)
+        return self.filter(leased(now))
 
     def worked_on_since(self, moment: datetime) -> Self:
         """Those whose lease a worker has taken or renewed since, or that it has brought to their
         end."""
         # What was taken over, workers die of, until one has done something for good.
-        held = Q(status="running", takeovers=0, lease_until__gt=moment + conf().lease)
+        held = Q(status="running", takeovers=0) & leased(moment + conf().lease)
         # To be superseded takes no worker.
         return self.filter(held | self.model.OVER & Q(finished_at__gt=moment)).exclude(
             status="superseded"
@@ -115,14 +118,22 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
 
     def due(self, now: datetime) -> Self:
         """Operations that a worker may take: their time has come and nobody has them."""
-        return self.filter(
-            Q(lease_until=None) | Q(lease_until__lte=now),
-            status__in=self.model.WORKABLE,
-            next_attempt_at__lte=now,
+        return self.filter(~leased(now), status__in=self.model.WORKABLE, next_attempt_at__lte=now)
+
+    def put_off_too_far(self, now: datetime) -> Self:
+        """Operations whose next attempt is further ahead than twice the longest pause that they can
+        have: the clock that set it was ahead."""
+        waits = Q(status="pending", trigger="late_check")
+        longest = (
+            (Q(status__in=["pending", "running", "incomplete"]) & ~waits, conf().longest_retry),
+            (Q(status="failed"), conf().failed_retry),
+            (waits, max(conf().late_checks, default=timedelta(0))),
         )
+        too_far = (which & Q(next_attempt_at__gt=now + 2 * pause) for which, pause in longest)
+        return self.filter(reduce(or_, too_far))
 
     def not_enqueued_since(self, moment: datetime) -> Self:
-        return self.filter(Q(enqueued_at=None) | Q(enqueued_at__lt=moment))
+        return self.filter(Q(enqueued_at=None) | before("enqueued_at", moment))
 
     def open(self) -> Self:
         return self.filter(status__in=[*self.model.WORKABLE, "blocked"])

@@ -11,6 +11,7 @@ from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from storage_audit.conf import conf
 from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import redact
 
@@ -128,6 +129,11 @@ class Incident(models.Model):
 class DeliveryQuerySet(models.QuerySet["Delivery"]):
     def due(self, now: datetime) -> Self:
         return self.filter(state="waiting", next_try_at__lte=now)
+
+    def put_off_too_far(self, now: datetime) -> Self:
+        """Those whose next try is further ahead than twice the longest pause: the clock that set it
+        was ahead."""
+        return self.filter(state="waiting", next_try_at__gt=now + 2 * conf().longest_retry)
 
 
 class Delivery(models.Model):

@@ -11,6 +11,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
+from storage_audit.clocks import before
 from storage_audit.origin import current_origin
 
 
@@ -31,8 +32,8 @@ class JobQuerySet(models.QuerySet["Job"]):
 
     def forgotten(self, moment: datetime) -> Self:
         """Unfinished ones for which no worker was sent since `moment`."""
-        unsent = Q(enqueued_at=None) | Q(enqueued_at__lt=moment)
-        return self.unfinished().filter(unsent, created_at__lt=moment)
+        unsent = Q(enqueued_at=None) | before("enqueued_at", moment)
+        return self.unfinished().filter(unsent, before("created_at", moment))
 
 
 class Job(models.Model):

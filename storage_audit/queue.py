@@ -11,6 +11,7 @@ TASKS = "storage_audit.tasks."
 SWEEP = f"{TASKS}sweep"
 RECONCILE = f"{TASKS}reconcile"
 SEND_NOTICES = f"{TASKS}send_notices"
+MINUTE = timedelta(minutes=1)
 # What tasks return that did nothing.
 HELD = "not due, or held by another worker"
 GIVEN_UP = "no worker gets on with it"
@@ -33,6 +34,20 @@ def has_swept() -> bool:
     """Whether any cluster ever took up the sweep: django-q2 notes the task that it made of it."""
     found: bool = Schedule.objects.filter(func=SWEEP, task__isnull=False).exists()
     return found
+
+
+def put_off_sweeps(now: datetime) -> list[Schedule]:
+    """Those further ahead than twice their pause: the clock of the cluster that ran them was ahead,
+    and they would wait for its date."""
+    sweeps = Schedule.objects.filter(func=SWEEP, schedule_type=Schedule.MINUTES)
+    return [each for each in sweeps if each.next_run > now + 2 * MINUTE * (each.minutes or 1)]
+
+
+def bring_sweeps_forward(now: datetime) -> None:
+    """To their next turn, at the second that they have in each minute."""
+    for sweep in put_off_sweeps(now):
+        put_off = Schedule.objects.filter(pk=sweep.pk, next_run=sweep.next_run)
+        put_off.update(next_run=now + (sweep.next_run - now) % MINUTE)
 
 
 def reconciles_every() -> timedelta:

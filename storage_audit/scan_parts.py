@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Self
 
 from django.db import models, transaction
-from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from storage_audit.clocks import leased
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
 from storage_audit.redaction import visible
@@ -27,7 +27,7 @@ class ScanShardQuerySet(models.QuerySet["ScanShard"]):
 
     def free(self, now: datetime) -> Self:
         """Those that nobody has, or whose worker is not heard of any more."""
-        return self.unfinished().filter(Q(lease_until=None) | Q(lease_until__lte=now))
+        return self.unfinished().filter(~leased(now))
 
     def claim(self, token: uuid.UUID, count: int) -> list[ScanShard]:
         """Take up to so many free ones for the lease, past those that others are taking."""
@@ -42,10 +42,10 @@ class ScanShardQuerySet(models.QuerySet["ScanShard"]):
         return mine
 
     def held_by(self, token: uuid.UUID) -> Self:
-        return self.filter(lease_token=token, lease_until__gt=timezone.now())
+        return self.filter(leased(timezone.now()), lease_token=token)
 
     def under_way(self) -> Self:
-        return self.unfinished().filter(lease_until__gt=timezone.now())
+        return self.unfinished().filter(leased(timezone.now()))
 
     def large(self) -> Self:
         """Those under way of which several pages were listed already, and more may be to come."""

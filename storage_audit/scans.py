@@ -12,6 +12,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _now
 from django.utils.translation import gettext_lazy as _
 
+from storage_audit.clocks import before, leased
 from storage_audit.fields import BytewiseTextField
 from storage_audit.redaction import redact
 from storage_audit.transitions import IllegalTransition
@@ -35,12 +36,13 @@ class BucketScanQuerySet(models.QuerySet["BucketScan"]):
     def forgotten(self, moment: datetime) -> Self:
         """Running ones that workers are to do, for which none was sent since `moment`, and of
         which none has a part."""
-        return self.idle().filter(enqueued_at__lt=moment, started_at__gt=timezone.now() - RESUMABLE)
+        unsent = before("enqueued_at", moment)
+        return self.idle().filter(unsent, started_at__gt=timezone.now() - RESUMABLE)
 
     def abandoned(self) -> Self:
         """Running ones that nobody has gone on with, or may any more."""
         moment = timezone.now() - RESUMABLE
-        unsent = Q(enqueued_at=None) | Q(enqueued_at__lt=moment)
+        unsent = Q(enqueued_at=None) | before("enqueued_at", moment)
         return self.idle().filter(unsent, started_at__lt=moment)
 
     def idle(self) -> Self:
@@ -48,7 +50,7 @@ class BucketScanQuerySet(models.QuerySet["BucketScan"]):
 
     def held(self, now: datetime) -> Self:
         """Those of which a worker has a part."""
-        return self.filter(shards__lease_until__gt=now).distinct()
+        return self.filter(leased(now, "shards__")).distinct()
 
     def finish(self, scan: BucketScan) -> bool:
         """Lock the scan for a step of its ending, which is one worker's in one transaction; whether

@@ -114,6 +114,7 @@ def sweep() -> dict[str, int]:
     Returns how many operations were made for vanished projects and how many were enqueued.
     """
     now = timezone.now()
+    bring_forward(now)
     forgotten = (
         CleanupOperation.objects.due(now)
         .not_enqueued_since(now - ENQUEUE_AGAIN_AFTER)
@@ -132,6 +133,13 @@ def sweep() -> dict[str, int]:
         noticed = vanished.notice()
     take_figures()
     return {"vanished": noticed, "enqueued": len(ids)}
+
+
+def bring_forward(now: datetime) -> None:
+    """Let what a clock that was ahead has put off to that clock's date be done now."""
+    CleanupOperation.objects.put_off_too_far(now).update(next_attempt_at=now)
+    Delivery.objects.put_off_too_far(now).update(next_try_at=now)
+    queue.bring_sweeps_forward(now)
 
 
 def take_figures() -> None:
@@ -317,6 +325,7 @@ def create_schedule(**kwargs: Any) -> None:
     if Schedule._meta.db_table not in connection.introspection.table_names():
         return  # The queue's own migrations were not run yet, or were undone.
     now = timezone.now()
+    queue.bring_sweeps_forward(now)
     for name, later in SCHEDULES.items():
         if not Schedule.objects.filter(func=queue.SWEEP, name=name).exists():
             schedule(queue.SWEEP, name, timedelta(minutes=1), now + later)

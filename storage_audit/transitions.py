@@ -11,6 +11,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from storage_audit.cleanup_querysets import CleanupOperationQuerySet
+from storage_audit.clocks import leased
 from storage_audit.conf import conf
 
 SPREAD = 1.25  # times the pause, at most
@@ -85,11 +86,8 @@ class Transitions(models.Model):
 
     def change_as_holder(self, **values: Any) -> None:
         """Write as the worker that holds the lease, or raise LeaseLost and write nothing."""
-        held = Q(
-            status=self.Status.RUNNING,
-            lease_token=self.lease_token,
-            lease_until__gt=timezone.now(),
-        )
+        mine = Q(status=self.Status.RUNNING, lease_token=self.lease_token)
+        held = mine & leased(timezone.now())
         if self.lease_token is None or not self.change(held, **values):
             raise LeaseLost(f"Operation {self.pk} is no longer held by this worker.")
 
@@ -104,9 +102,7 @@ class Transitions(models.Model):
         now = timezone.now()
         # A lease that nobody gave back: its worker died, or was too slow for it.
         takeovers = self.takeovers + 1 if self.lease_until else 0
-        free = Q(status__in=self.WORKABLE, next_attempt_at__lte=now) & (
-            Q(lease_until=None) | Q(lease_until__lte=now)
-        )
+        free = Q(status__in=self.WORKABLE, next_attempt_at__lte=now) & ~leased(now)
         if type(self).objects.rivals(self).held(now).exists():
             return False
         return self.change(

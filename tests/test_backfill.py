@@ -482,7 +482,9 @@ def test_queries_do_not_grow_with_a_page(bucket: Bucket, monkeypatch: pytest.Mon
     monkeypatch.setattr(rows_of_scans, "look_again", lambda bucket, keys, **how: keys)
     found, token = scan.begin(), uuid4()
     found.shards.claim(token, 1)
-    found.shards.update(lease_until=timezone.now() + timedelta(hours=1))  # Not prolonged meanwhile.
+    found.shards.update(
+        lease_until=timezone.now() + timedelta(seconds=110)
+    )  # Not prolonged meanwhile.
 
     def record(size: int, prefix: str) -> list[str]:
         stretch = Stretch(found.shards.get(), prefix, prefix, timezone.now())

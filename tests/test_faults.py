@@ -699,9 +699,16 @@ def test_what_is_looked_at_anew_is_counted_anew(
     assert look.headway["books"]["planned"] == [3, 21]
 
 
-@pytest.mark.parametrize("how", [SystemExit, OutOfTime])
+@pytest.mark.parametrize(
+    ("how", "lease"),
+    [(SystemExit, timedelta(hours=-2)), (SystemExit, timedelta(days=365)), (OutOfTime, None)],
+    ids=["dead", "dead, with a clock that was ahead", "out of time"],
+)
 def test_a_verification_that_no_worker_had_for_long_looks_anew(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, how: type[BaseException]
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    how: type[BaseException],
+    lease: timedelta | None,
 ) -> None:
     def ends(work: Work) -> None:
         raise how
@@ -714,8 +721,8 @@ def test_a_verification_that_no_worker_had_for_long_looks_anew(
         cleanup.run_slice(look.pk)
     bucket.put(key)
     look.refresh_from_db()
-    long_ago = timezone.now() - timedelta(hours=2)
-    look.next_attempt_at, look.lease_until = long_ago, look.lease_until and long_ago
+    look.next_attempt_at = timezone.now() - timedelta(hours=2)
+    look.lease_until = timezone.now() + lease if lease else None
     look.save()
     ended = run(look)
     assert ended.finished_at and outcomes(ended) == {key: "failed"}

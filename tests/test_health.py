@@ -27,6 +27,7 @@ from devtools.postgres import postgres
 from devtools.processes import Child, free_port
 from storage_audit import queue
 from storage_audit.audit.delays import LATE
+from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation
 from tests.test_sweep import forgotten
 
@@ -125,14 +126,17 @@ def test_operations_that_nobody_takes_are_named_with_their_delay() -> None:
     "values",
     [
         {"status": Status.BLOCKED, "next_attempt_at": None},
-        {"status": Status.RUNNING, "lease_until": timezone.now() + timedelta(days=1)},
         {"status": Status.CLEAN},
     ],
 )
-def test_an_operation_that_waits_for_a_person_or_is_worked_on_or_ended_is_well(
-    values: dict[str, Any],
-) -> None:
+def test_an_operation_that_waits_for_a_person_or_ended_is_well(values: dict[str, Any]) -> None:
     overdue(**values)
+    assert ask(WORKER) == []
+
+
+@pytest.mark.django_db
+def test_an_operation_that_is_worked_on_is_well() -> None:
+    overdue(status=Status.RUNNING, lease_until=timezone.now() + conf().lease)
     assert ask(WORKER) == []
 
 

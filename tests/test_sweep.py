@@ -1,18 +1,33 @@
 """The sweep finds what no signal told of, and what the queue has lost."""
 
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.core.management import call_command
 from django.db import connection, transaction
+from django.db.models import F
 from django.utils import timezone
 from django_q.models import OrmQ, Schedule
 
 from storage_audit import queue, tasks
-from storage_audit.audit import delays, vanished
-from storage_audit.models import CleanupOperation, KnownProject, Project, R2Object
+from storage_audit.audit import delays, trial, vanished
+from storage_audit.conf import conf
+from storage_audit.models import (
+    BucketScan,
+    CleanupOperation,
+    Delivery,
+    Job,
+    KnownProject,
+    Notice,
+    Project,
+    R2Object,
+)
+from storage_audit.transitions import SPREAD
 from tests.conftest import Bucket
 from tests.test_signals import Rollback, enqueued_ids, track
 
@@ -246,6 +261,118 @@ def test_a_task_of_an_operation_that_does_not_exist_is_not_made() -> None:
     CleanupOperation.objects.all().delete()
     tasks.enqueue(pk)
     assert not OrmQ.objects.exists()
+
+
+# Clocks that were ahead
+
+YEAR = timedelta(days=365)
+
+
+@pytest.fixture
+def a_year_ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """The clock is a year ahead, until the function that it gives is called."""
+    now = timezone.now
+    with monkeypatch.context() as patch:
+        patch.setattr(timezone, "now", lambda: now() + YEAR)
+        yield patch.undo
+
+
+def requested() -> None:
+    # The field has kept the real clock as its default.
+    CleanupOperation.objects.update(next_attempt_at=timezone.now())
+
+
+def claimed() -> CleanupOperation:
+    requested()
+    [operation] = CleanupOperation.objects.all()
+    with transaction.atomic():
+        assert operation.claim()
+    return operation
+
+
+def postponed(*, hopeless: bool = False) -> None:
+    operation = claimed()
+    operation.postpone("no", operation.items.books(), hopeless=hopeless)
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        requested,
+        claimed,
+        lambda: claimed().hand_over(),
+        postponed,
+        partial(postponed, hopeless=True),
+    ],
+    ids=["requested", "claimed", "handed over", "postponed", "failed"],
+)
+def test_what_a_clock_that_was_ahead_has_put_off_is_done_at_once(
+    a_year_ahead: Callable[[], None], at: Callable[[], object]
+) -> None:
+    Project.objects.create(pk="proj_1").delete()
+    at()
+    a_year_ahead()
+    assert tasks.sweep() == {"vanished": 0, "enqueued": 1}
+    operation = claimed()
+    assert operation.next_attempt_at and operation.next_attempt_at < timezone.now() + YEAR / 2
+
+
+def test_pauses_that_were_meant_are_kept() -> None:
+    now, settings = timezone.now(), conf()
+    longest = [
+        ("pending", Trigger.LATE_CHECK, settings.late_checks[-1]),
+        ("pending", Trigger.TRIAL, trial.HOLD),
+        ("running", Trigger.DELETED, settings.longest_retry),
+        ("incomplete", Trigger.DELETED, settings.longest_retry * SPREAD),
+        ("failed", Trigger.DELETED, settings.failed_retry * SPREAD),
+    ]
+    for status, trigger, pause in longest:
+        forgotten(status=status, trigger=trigger, next_attempt_at=now + pause)
+    due = set(CleanupOperation.objects.values_list("next_attempt_at", flat=True))
+    assert tasks.sweep() == NOTHING
+    assert set(CleanupOperation.objects.values_list("next_attempt_at", flat=True)) == due
+
+
+def test_jobs_and_scans_of_a_clock_that_was_ahead_get_a_worker(
+    a_year_ahead: Callable[[], None],
+) -> None:
+    job = Job.objects.request(Job.Action.VERIFY, ["proj_1"])
+    Job.objects.update(created_at=timezone.now())
+    tasks.enqueue_job(job.pk)
+    scan = BucketScan.objects.create(bucket="tests")
+    scan.shards.create(prefix="")
+    token = uuid4()
+    [shard] = scan.shards.all().claim(token, 1)
+    tasks.share(scan, 1)
+    a_year_ahead()
+    OrmQ.objects.all().delete()
+    tasks.sweep()
+    assert enqueued_ids() == [str(job.pk), str(scan.pk)]
+    assert not scan.shards.all().held_by(token).exists()
+    assert scan.shards.all().claim(uuid4(), 1) == [shard]
+
+
+def test_message_of_a_clock_that_was_ahead_is_sent(a_year_ahead: Callable[[], None]) -> None:
+    delivery = Notice.objects.create().deliveries.create(channel="email", recipient="a@example.com")
+    assert delivery.claim()
+    a_year_ahead()
+    tasks.sweep()
+    assert Delivery.objects.due(timezone.now()).get() == delivery
+
+
+def test_sweeps_that_a_clock_that_was_ahead_has_put_off_are_noticed_and_brought_forward() -> None:
+    first, second = Schedule.objects.filter(func=queue.SWEEP).order_by("next_run")
+    Schedule.objects.update(next_run=F("next_run") + YEAR)
+    late = delays.late_sweep()
+    assert late is not None and "a clock was ahead" in late.text
+    tasks.sweep()
+    soon = timezone.now() + timedelta(minutes=1)
+    for schedule in (first, second):
+        before = schedule.next_run
+        schedule.refresh_from_db()
+        assert timezone.now() <= schedule.next_run <= soon
+        assert schedule.next_run.second == before.second
+    assert delays.late_sweep() is None
 
 
 # The schedule

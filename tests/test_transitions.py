@@ -11,6 +11,7 @@ from pytest_django.fixtures import Settings
 
 from storage_audit.audit import cleanup, sending, verification
 from storage_audit.audit.work import Work
+from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, IllegalTransition, LeaseLost
 from tests.conftest import Bucket
 from tests.promises import (
@@ -137,6 +138,26 @@ def test_worker_that_lost_its_lease_can_write_nothing() -> None:
             write()
     assert CleanupOperation.objects.values().get(pk=stalled.pk) == before
     other.renew()
+
+
+@pytest.mark.parametrize(("lengths", "is_free"), [(1.9, False), (2.1, True)])
+def test_lease_further_ahead_than_twice_its_length_is_void(lengths: float, is_free: bool) -> None:
+    """Of a worker whose clock was ahead."""
+    operation = held()
+    now = timezone.now()
+    CleanupOperation.objects.filter(pk=operation.pk).update(
+        lease_until=now + lengths * conf().lease, next_attempt_at=now
+    )
+    assert CleanupOperation.objects.held(now).exists() is not is_free
+    assert CleanupOperation.objects.due(now).exists() is is_free
+    other = CleanupOperation.objects.get(pk=operation.pk)
+    assert claim(make()) is is_free, "a rival"
+    CleanupOperation.objects.exclude(pk=operation.pk).delete()
+    if is_free:
+        with pytest.raises(LeaseLost):
+            operation.renew()
+    assert claim(other) is is_free
+    assert other.takeovers == int(is_free)
 
 
 def test_worker_whose_lease_ran_out_can_write_nothing_even_if_nobody_took_over() -> None:

@@ -150,9 +150,10 @@ def start_again(operation: CleanupOperation) -> None:
 
 
 def has_waited(operation: CleanupOperation) -> bool:
-    """Whether no worker had it for so long that what was listed by then says nothing of now."""
+    """Whether no worker had it for so long that what was listed by then says nothing of now. Since
+    when is unknown where a clock was ahead."""
     since = operation.lease_until or operation.next_attempt_at
-    return since is not None and timezone.now() - since > LISTING_IS_OLD
+    return since is not None and not timedelta(0) <= timezone.now() - since <= LISTING_IS_OLD
 
 
 def look_anew(operation: CleanupOperation) -> None:

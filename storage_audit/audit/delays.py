@@ -83,10 +83,13 @@ def idle_operations() -> Delay | None:
 
 
 def late_sweep() -> Delay | None:
-    due = queue.sweep_due_at()
+    now, due = timezone.now(), queue.sweep_due_at()
     if due is None:
         return Delay(_("No sweep is scheduled."), _("Run: manage.py migrate"))
-    late = timezone.now() - due
+    late = now - due
+    if -late > LATE and queue.put_off_sweeps(now):
+        text = _("The next sweep is %s away: a clock was ahead when it was scheduled.")
+        return Delay(text % minutes(-late), _("Run: manage.py migrate"))
     text = _("No worker runs: the sweep is %s late.") % minutes(late)
     return Delay(text, str(RESTART)) if late > LATE else None
 

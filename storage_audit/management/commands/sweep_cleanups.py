@@ -57,6 +57,7 @@ class Command(DocumentedCommand):
             self.stdout.write("Their cleanups are blocked until a person releases them.")
 
     def run_due(self) -> None:
+        tasks.bring_forward(timezone.now())
         due = CleanupOperation.objects.due(timezone.now()).order_by("next_attempt_at")
         ids = list(due.values_list("pk", flat=True))
         broken = [operation_id for operation_id in ids if not self.run(operation_id)]

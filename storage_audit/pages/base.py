@@ -11,7 +11,7 @@ from django.contrib.admin.options import IncorrectLookupParameters, ShowFacets
 from django.contrib.admin.utils import model_format_dict
 from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
-from django.db import models
+from django.db import models, transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.template.defaultfilters import filesizeformat
 from django.urls import URLPattern, path, reverse
@@ -151,6 +151,15 @@ class AuditAdmin(ModelAdmin[M]):
 
     class Media:
         css = {"all": ["storage_audit/admin.css"]}
+
+    @property
+    def urls(self) -> list[URLPattern]:
+        """Outside a site's ATOMIC_REQUESTS: pages ask the store, and commit what they write before
+        they ask again. What Django's own pages save, they save in a transaction anyway."""
+        found: list[URLPattern] = super().urls
+        for pattern in found:
+            pattern.callback = transaction.non_atomic_requests(pattern.callback)
+        return found
 
     def get_urls(self) -> list[URLPattern]:
         export = self.admin_site.admin_view(require_GET(self.export))

@@ -9,6 +9,7 @@ from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
 from django.db import OperationalError, ProgrammingError, connection
 
 from storage_audit import projects, queue
+from storage_audit.audit import references
 from storage_audit.audit.layouts import LayoutError
 from storage_audit.audit.ownership import layouts
 from storage_audit.conf import conf
@@ -21,6 +22,8 @@ def register_checks() -> None:
     register(check_notices, Tags.compatibility)
     register(check_schedule, Tags.database)
     register(check_sqlite, Tags.database)
+    register(check_references, Tags.compatibility)
+    register(check_indexes, Tags.database)
 
 
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
@@ -160,3 +163,34 @@ def sqlite_settings() -> dict[str, bool]:
         "a timeout of 20 seconds": found["busy_timeout"] >= 20_000,
         "1 worker": getattr(settings, "Q_CLUSTER", {}).get("workers") == 1,
     }
+
+
+def check_references(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    try:
+        references.declared()
+    except ImproperlyConfigured as error:
+        hint = "Name text fields as app.Model.field, and functions by their path."
+        return [Error(str(error), hint=hint, id="storage_audit.E006")]
+    return []
+
+
+def check_indexes(
+    app_configs: Sequence[AppConfig] | None,
+    databases: Sequence[str] | None = None,
+    **kwargs: Any,
+) -> list[CheckMessage]:
+    try:
+        columns = references.columns(conf().bucket)
+    except ImproperlyConfigured:
+        return []  # Other checks say it.
+    found: list[CheckMessage] = []
+    for column in columns:
+        if column.alias not in (databases or ()) or column.has_index() is not False:
+            continue
+        hint = (
+            "A cleanup looks there just before it deletes only with an index. Add db_index=True, or"
+            f" run: {column.create_index()};"
+        )
+        text = f"{column.label} names files of the bucket, and its column has no index."
+        found.append(Warning(text, hint=hint, id="storage_audit.W006"))
+    return found

@@ -43,6 +43,9 @@ class Conf:
     layouts: dict[str, str] = field(default_factory=dict)
     kinds: tuple[str, ...] = ()
     current_layout: str = ""
+    # What else names files, beside the FileFields whose storage writes to the bucket: text fields
+    # as "app.Model.field", and functions by their path; see audit/references.py.
+    references: tuple[str, ...] = ()
 
     discovery: str = "both"
     strategy: str = "batch"

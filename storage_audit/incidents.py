@@ -32,6 +32,8 @@ class IncidentQuerySet(models.QuerySet["Incident"]):
             | Q(kind="failed", operation__status__in=CleanupOperation.WORKABLE)
             | Q(kind="overdue", operation__status__in=CleanupOperation.WORKABLE)
             & ~Q(operation__status="failed")
+            # It takes a look at other tables to tell: see audit/incidents.py.
+            | Q(kind="lost")
         )
         return self.open().filter(~lasting, operation__isnull=False)
 
@@ -81,6 +83,7 @@ class Incident(models.Model):
         BLOCKED = "blocked", _("blocked")
         FAILED = "failed", _("failed")
         OVERDUE = "overdue", _("overdue")
+        LOST = "lost", _("file in use deleted")
         WORKER = "worker", _("worker gone")
         FINDINGS = "findings", _("many findings")
 
@@ -105,7 +108,9 @@ class Incident(models.Model):
         verbose_name_plural = _("incidents")
         constraints = [
             models.CheckConstraint(
-                condition=Q(kind__in=["blocked", "failed", "overdue"], operation__isnull=False)
+                condition=Q(
+                    kind__in=["blocked", "failed", "overdue", "lost"], operation__isnull=False
+                )
                 | Q(kind__in=["worker", "findings"], operation=None),
                 name="incident_kind_is_known",
             ),

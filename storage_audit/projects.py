@@ -85,9 +85,13 @@ def have_rows(ids: Iterable[str]) -> set[str]:
 def lock(project_id: str) -> models.Model | None:
     """The row with this id, for which others wait until the commit (PostgreSQL); None if there is
     none, or not any more."""
-    named = {f"{conf().project_field}__in": values_of(project_id)}
-    row: models.Model | None = every().select_for_update().filter(**named).first()
+    row: models.Model | None = with_id(project_id).select_for_update().first()
     return row
+
+
+def with_id(project_id: str) -> models.QuerySet[Any]:
+    """The row with this id, if there is one."""
+    return every().filter(**{f"{conf().project_field}__in": values_of(project_id)})
 
 
 def is_alive(project_id: str | None) -> bool:

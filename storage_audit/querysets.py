@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Any, Self
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from django.apps import apps
-from django.db import OperationalError, connection, models, transaction
+from django.db import OperationalError, connection, connections, models, transaction
 from django.db.models import Case, Count, Exists, OuterRef, Q, Sum, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     # Ruff does not see names in the strings of a class's bases.
     from storage_audit.cleanup_querysets import CleanupItemQuerySet
     from storage_audit.models import BucketScan, KnownProject, R2Object  # noqa: F401
+
+
+T = TypeVar("T")
 
 
 def starts_with(field: str, prefix: str) -> Q:
@@ -80,6 +84,28 @@ def of_sqlite_in_a_hurry() -> Iterator[None]:
             yield
         finally:
             cursor.execute(f"PRAGMA busy_timeout = {usual}")
+
+
+def read_within(query: models.QuerySet[Any, T], seconds: float) -> list[T]:
+    """Its rows. Raises OperationalError when it takes longer to find them; databases other than
+    PostgreSQL and SQLite take their time."""
+    database = connections[query.db]
+    if database.vendor == "postgresql":
+        with transaction.atomic(using=query.db), database.cursor() as cursor:
+            cursor.execute(f"SET LOCAL statement_timeout = {max(1, int(seconds * 1000))}")
+            rows = list(query)
+            # This may be a part of a longer transaction.
+            cursor.execute("SET LOCAL statement_timeout TO DEFAULT")
+        return rows
+    if database.vendor != "sqlite":
+        return list(query)
+    database.ensure_connection()
+    until = monotonic() + seconds
+    database.connection.set_progress_handler(lambda: monotonic() > until, 1000)
+    try:
+        return list(query)
+    finally:
+        database.connection.set_progress_handler(None, 0)
 
 
 # So many objects of each project are counted for a list of projects, and so many added up. An index

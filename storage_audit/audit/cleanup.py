@@ -18,7 +18,15 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from storage_audit import logs
-from storage_audit.audit import deletion, headway, limits, named, plan_summary, verification
+from storage_audit.audit import (
+    deletion,
+    headway,
+    limits,
+    named,
+    plan_summary,
+    used_files,
+    verification,
+)
 from storage_audit.audit.discovery import discover
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.work import OutOfTime, Reborn, Undecided, Work
@@ -101,6 +109,8 @@ def take_turn(operation: CleanupOperation) -> None:
         operation.hand_over()
     except Reborn:
         supersede(operation)
+    except used_files.Unread as unread:
+        block(operation, str(unread), unread=unread.fields)
     except Mismatch as mismatch:
         with transaction.atomic():
             distrust(operation)
@@ -176,10 +186,14 @@ def distrust(operation: CleanupOperation) -> None:
 def plan(work: Work) -> None:
     """Find what there is, freeze it, and hold it against the limits."""
     operation = work.operation
-    if operation.planned_at is None:
+    is_new = operation.planned_at is None
+    if is_new:
         look = named.look_up if operation.names_its_objects else discover
         look(work)
         look_for_uploads(work)
+    # A plan that waited for a person is old by now.
+    unread = used_files.keep(work)
+    if is_new:
         work.look_again()
         frozen = digest(operation)
         with transaction.atomic():
@@ -190,12 +204,19 @@ def plan(work: Work) -> None:
     elif operation.dry_run:
         summary = plan_summary.summarise(operation, operation.renew)
         outcomes = operation.items.by_outcome()
-        books, error = operation.items.books_of(outcomes), limits.objections(operation)
+        books, error = operation.items.books_of(outcomes), objections(operation, unread)
         operation.freeze(**books, headway={"books": outcomes}, error=error, summary=summary)
-    elif not operation.released_by and (reason := limits.objections(operation)):
-        block(operation, reason)
+    elif reason := objections(operation, unread):
+        block(operation, reason, **({"unread": unread} if unread else {}))
     else:
         set_out(operation)
+
+
+def objections(operation: CleanupOperation, unread: list[str]) -> str:
+    """Why the plan must not be run unasked, or nothing. A release lifts limits, and not doubts of
+    which the person was not told."""
+    excess = "" if operation.released_by else limits.objections(operation)
+    return " ".join(filter(None, [excess, used_files.unread_text(unread)]))
 
 
 def set_out(operation: CleanupOperation) -> None:
@@ -307,14 +328,14 @@ def late_check(operation: CleanupOperation, delay: timedelta) -> None:
     )
 
 
-def block(operation: CleanupOperation, reason: str) -> None:
+def block(operation: CleanupOperation, reason: str, **facts: list[str]) -> None:
     with transaction.atomic():
         begun = operation.deletes and operation.step != Step.PLAN
         operation.block(reason, **({"step": Step.DELETE, "cursor": {}} if begun else {}))
         deletion.rest(operation)
         # Its other columns say what became of items when they are closed.
         operation.change(Q(), headway={"books": operation.items.by_outcome()})
-        operation.record("blocked", reason)
+        operation.record("blocked", reason, **facts)
 
 
 def put_off(operation: CleanupOperation, error: StoreError) -> None:

@@ -13,7 +13,7 @@ from django.db.models import F, Q
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
-from storage_audit.audit import headway, installation, named, pace
+from storage_audit.audit import headway, installation, named, pace, used_files
 from storage_audit.audit.discovery import rows_by_identity, to_judge
 from storage_audit.audit.ownership import Claim, Row, alive_among, judge, layouts
 from storage_audit.audit.pace import Pace
@@ -170,6 +170,7 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
     if operation.kind == CleanupOperation.Kind.PROJECT:
         refuse_reborn(operation)
     alive = alive_among(readings.values())
+    uses = used_files.doubts_at_proof(work, readings)
     with transaction.atomic():
         operation.renew()
         rows = barred_rows(work, batch)
@@ -181,7 +182,11 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
         listed, row = found.get(identity), rows.get(identity)
         if listed is None:
             proof.gone.append(item)
-        elif reason := objection(operation, item, listed, row) or doubts.get(item.key, ""):
+        elif reason := (
+            objection(operation, item, listed, row)
+            or doubts.get(item.key, "")
+            or uses.get(item.key, "")
+        ):
             proof.stay.append((item, reason))
         elif operation.names_its_objects:
             proof.may_go.append(item)

@@ -11,7 +11,7 @@ from django.db.models import Count
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from storage_audit.audit import delays
+from storage_audit.audit import delays, used_files
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, Delivery, Finding, Incident, Notice
 from storage_audit.redaction import redact, visible
@@ -21,11 +21,22 @@ Kind, Channel = Incident.Kind, Delivery.Channel
 LONGEST = 300
 
 
-@transaction.atomic
 def notice() -> Notice | None:
     """Open and end incidents, and make a notice of what nobody was told of yet, for those whom the
     settings name; None when there is nothing to tell."""
-    Incident.objects.open().lock()
+    lost = Incident.objects.open().filter(kind=Kind.LOST, operation__isnull=False)
+    found = [one for one in lost.select_related("operation") if not is_still_lost(one)]
+    with transaction.atomic():
+        Incident.objects.open().lock()
+        Incident.objects.filter(pk__in=[one.pk for one in found]).end()
+        return notice_others()
+
+
+def is_still_lost(incident: Incident) -> bool:
+    return incident.operation is not None and used_files.is_still_lost(incident.operation)
+
+
+def notice_others() -> Notice | None:
     Incident.objects.unfounded().end()
     late, many = " ".join(map(str, delays.of_worker())), has_many_findings()
     for kind, lasts in ((Kind.WORKER, late), (Kind.FINDINGS, many)):

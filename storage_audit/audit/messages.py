@@ -23,6 +23,10 @@ MANY = {
     Kind.BLOCKED: ngettext_lazy("%d deletion is blocked", "%d deletions are blocked"),
     Kind.FAILED: ngettext_lazy("%d deletion has failed", "%d deletions have failed"),
     Kind.OVERDUE: ngettext_lazy("%d deletion is overdue", "%d deletions are overdue"),
+    Kind.LOST: ngettext_lazy(
+        "%d deletion took a file that a row still names",
+        "%d deletions took files that rows still name",
+    ),
     Kind.WORKER: ngettext_lazy(
         "the queue worker is gone or stuck", "the queue worker is gone or stuck"
     ),
@@ -41,6 +45,11 @@ MEANING = {
     Kind.OVERDUE: gettext_lazy(
         "It was asked for long ago, goes on by itself, and is not over. Open the deletion: its"
         " timeline says what it waits for. When many are overdue, look at the queue worker."
+    ),
+    Kind.LOST: gettext_lazy(
+        "A row was saved with a file's name after the cleanup had looked for such rows. The file is"
+        " deleted. Open the deletion: its timeline names the row. Upload the file again, or"
+        " delete the row; the alert then ends."
     ),
     Kind.WORKER: gettext_lazy(
         "Deletions are recorded and none is lost, but none gets on until a worker runs. Read the"

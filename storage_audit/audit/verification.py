@@ -9,7 +9,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
-from storage_audit.audit import headway, limits
+from storage_audit.audit import headway, limits, used_files
 from storage_audit.audit.deletion import NOT_LISTED, barred_by, what_decides
 from storage_audit.audit.discovery import judged, position, save
 from storage_audit.audit.installation import Mismatch
@@ -41,7 +41,7 @@ def verify(work: Work) -> None:
     work.look_again()
     if not operation.released_by and (reason := limits.gone_unsent(operation)):
         raise Mismatch(reason)
-    settle(work)
+    settle(work, used_files.lost(work))
 
 
 def look_under_prefix(work: Work, span: int) -> None:
@@ -89,8 +89,9 @@ def look_at_keys(work: Work) -> None:
         work.breathe()
 
 
-def settle(work: Work) -> None:
-    """Say of each item what the listing showed, and forget the rows of what is gone."""
+def settle(work: Work, lost: dict[int, str]) -> None:
+    """Say of each item what the listing showed, and forget the rows of what is gone; `lost` are
+    files that rows name all the same."""
     operation, ended = work.operation, timezone.now()
     sent = operation.items.filter(outcome=Outcome.DELETING)
     gone, there = sent.filter(present_at=None), sent.filter(present_at__isnull=False)
@@ -104,6 +105,7 @@ def settle(work: Work) -> None:
         # What nobody can name in a request can still be deleted by other means.
         nameless = operation.items.filter(outcome=Outcome.FAILED, escaped=True, present_at=None)
         settled += nameless.mark(Outcome.ALREADY_ABSENT)
+        used_files.tell_lost(operation, lost)
         again = try_again(operation, there) if there.exists() else 0
         operation.record(
             "verify",

@@ -21,6 +21,8 @@ NAMES = {
     "refused": _("refused"),
     "unanswered": _("not answered"),
     "next_attempt": _("next attempt"),
+    "still_named": _("rows that still name the files"),
+    "unread": _("fields that cannot be read"),
     "began": _("began"),
     "ended": _("ended"),
     "second_look": _("second look"),

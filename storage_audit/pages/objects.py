@@ -17,6 +17,7 @@ from storage_audit.models import R2Object
 from storage_audit.pages.base import action, amount, placed_key, why_link, will_go
 from storage_audit.pages.confirming import DeletingAdmin
 from storage_audit.pages.lists import BucketFilter
+from storage_audit.pages.used_files import DELETED, used_lines
 from storage_audit.querysets import R2ObjectQuerySet
 from storage_audit.redaction import visible
 
@@ -85,7 +86,11 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
         if not isinstance(objs, QuerySet):
             rows = R2Object.objects.filter(pk__in=[row.pk for row in objs])
         return (
-            keys_of(rows) + [will_go(*figures) for figures in rows.by_bucket()],
+            [
+                *keys_of(rows),
+                *(will_go(*figures) for figures in rows.by_bucket()),
+                *used_lines(rows, DELETED),
+            ],
             {self.opts.verbose_name_plural: amount(*rows.totals())},
             set() if self.has_delete_permission(request) else {self.opts.verbose_name},
             [],

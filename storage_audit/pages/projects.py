@@ -38,6 +38,7 @@ from storage_audit.pages.base import (
 )
 from storage_audit.pages.confirming import DeletingAdmin, deletes
 from storage_audit.pages.jobs import may_see_jobs
+from storage_audit.pages.used_files import KEPT, used_lines
 from storage_audit.querysets import COUNTED, SUMMED, starts_with, with_storage
 from storage_audit.redaction import visible
 
@@ -107,6 +108,7 @@ class OwnerAdmin(DeletingAdmin[M]):
         listed, counts, *rest = super().get_deleted_objects(objs, request)
         tracked = R2Object.objects.filter(project_id__in=map(projects.id_of, objs))
         listed += [will_go(*figures) for figures in tracked.by_bucket()]
+        listed += used_lines(tracked, KEPT, list(objs))
         total = amount(*tracked.totals())
         return listed, counts | {R2Object._meta.verbose_name_plural: total}, *rest
 

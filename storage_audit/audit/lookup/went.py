@@ -141,8 +141,13 @@ def how_it_went(item: CleanupItem) -> str:
             "It was not there any more when operation %(operation)s looked: seen absent on %(at)s"
             " by a complete listing of %(place)s."
         )
-    at = moment(item.changed_at)
-    return text % {"operation": item.operation_id, "at": at, "place": place_of(item)}
+    words = {
+        "operation": item.operation_id,
+        "at": moment(item.changed_at),
+        "place": place_of(item),
+    }
+    # Such as a row that still names it.
+    return f"{text % words} {item.reason}".rstrip()
 
 
 def place_of(item: CleanupItem) -> str:

@@ -1,0 +1,330 @@
+"""Which rows of other tables name files of a bucket, by their key or by a storage's name for it.
+
+Asked of every local FileField whose storage writes to that bucket, and of what the setting
+REFERENCES adds. Rows are read from the database that is written to, past any manager.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
+from time import monotonic
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from django.apps import apps
+from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, models, router
+from django.db.models import Expression, F
+from django.db.models.deletion import Collector, ProtectedError, RestrictedError
+from django.db.models.functions import Collate, Substr
+from django.utils.module_loading import import_string
+from django.utils.translation import gettext as _
+
+from storage_audit.conf import conf
+from storage_audit.fields import spellings
+from storage_audit.querysets import read_within, starts_with
+from storage_audit.redaction import redact, visible
+
+logger = logging.getLogger(__name__)
+# Keys, or rows, in one question.
+CHUNK = 1000
+# A key with such a character can be spelled in several ways, which the database cannot compare.
+NOT_ASCII = "[^\x01-\x7f]"
+# What `get_constraints` calls the indexes that find a value: nothing on SQLite.
+INDEX_TYPES = (None, "idx", "btree", "hash")
+
+# A function that REFERENCES names: it gets keys, and gives those in use, each with its row.
+Source = Callable[[list[str]], Iterable[tuple[str, str]]]
+
+
+class Column(NamedTuple):
+    """A field whose values name files of the bucket, with its storage's location before them."""
+
+    model: type[models.Model]
+    name: str
+    prefix: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"{self.model._meta.label}.{self.name}"
+
+    @property
+    def field(self) -> "models.Field[Any, Any]":
+        found: models.Field[Any, Any] = self.model._meta.get_field(self.name)  # type: ignore[assignment]
+        return found
+
+    @property
+    def table(self) -> str:
+        return self.field.model._meta.db_table
+
+    @property
+    def alias(self) -> str:
+        return router.db_for_write(self.model)
+
+    def rows(self) -> models.QuerySet[Any]:
+        return models.QuerySet(self.model, using=self.alias)
+
+    def row(self, pk: object) -> str:
+        words = {"model": self.model._meta.label, "pk": visible(str(pk)), "field": self.name}
+        return _("%(model)s %(pk)s, field %(field)s") % words
+
+    def names(self, key: str) -> set[str]:
+        """What a row may call the file of this key."""
+        forms = spellings(key)
+        return forms | {form.removeprefix(self.prefix) for form in forms}
+
+    def has_index(self) -> bool | None:
+        """None where there is no such table."""
+        database = connections[self.alias]
+        with database.cursor() as cursor:
+            found = database.introspection.get_constraints(cursor, self.table).values()
+        columns = [(each["columns"] or [])[:1] for each in found if is_index(each)]
+        return [self.field.column] in columns if columns else None
+
+    def create_index(self) -> str:
+        database = connections[self.alias]
+        table, column = map(database.ops.quote_name, (self.table, str(self.field.column)))
+        name = database.ops.quote_name(f"{self.table}_{self.field.column}_names"[-60:])
+        beside = "CONCURRENTLY " if database.vendor == "postgresql" else ""
+        return f"CREATE INDEX {beside}{name} ON {table} ({column})"
+
+
+def is_index(constraint: Any) -> bool:
+    is_one = constraint["index"] or constraint["unique"] or constraint["primary_key"]
+    return bool(is_one and constraint.get("type") in INDEX_TYPES)
+
+
+class Used(NamedTuple):
+    """By item or key the row that names its file, and the fields that could not be read."""
+
+    rows: dict[Any, str]
+    unread: list[str]
+
+
+class Cascade:
+    """The rows that Django deletes with these projects' rows. Nothing is deleted here."""
+
+    def __init__(self, projects: list[models.Model]) -> None:
+        self._collector = Collector(DEFAULT_DB_ALIAS)
+        # A deletion that Django would refuse deletes nothing; its dry run shows what it can.
+        with suppress(ProtectedError, RestrictedError):
+            self._collector.collect(projects)
+
+    def among(self, model: type[models.Model], pks: Collection[Any]) -> set[Any]:
+        collected = self._collector.data.items()
+        gone = {row.pk for kind, rows in collected if is_of(kind, model) for row in rows}
+        gone &= set(pks)
+        for rows in self._collector.fast_deletes:
+            if is_of(rows.model, model):
+                gone |= set(rows.filter(pk__in=pks).values_list("pk", flat=True))
+        return gone
+
+
+def is_of(kind: type[models.Model], model: type[models.Model]) -> bool:
+    return kind._meta.concrete_model is model._meta.concrete_model
+
+
+def columns(bucket: str) -> list[Column]:
+    """The fields that may name files of the bucket. Raises ImproperlyConfigured."""
+    texts = [each for each in declared().values() if isinstance(each, Column)]
+    return [*file_columns(bucket), *texts]
+
+
+def asks_anything() -> bool:
+    """Whether any table or function may know of files; where none does, nothing is asked."""
+    fields = (field for model in apps.get_models() for field in model._meta.local_fields)
+    return bool(conf().references) or any(isinstance(one, models.FileField) for one in fields)
+
+
+def file_columns(bucket: str) -> Iterator[Column]:
+    for model in apps.get_models():
+        for field in model._meta.local_fields:
+            if not isinstance(field, models.FileField) or not model._meta.managed:
+                continue
+            if writes_to(field.storage, bucket):
+                location = str(getattr(field.storage, "location", "") or "").strip("/")
+                yield Column(model, field.name, f"{location}/" if location else "")
+
+
+def writes_to(storage: Any, bucket: str) -> bool:
+    """Whether the storage is one of S3, and of this bucket. One that names no endpoint may be."""
+    if getattr(storage, "bucket_name", None) != bucket:
+        return False
+    endpoint = getattr(storage, "endpoint_url", None)
+    return not endpoint or address_of(endpoint) == address_of(conf().endpoint_url)
+
+
+def address_of(url: str) -> tuple[str | None, int | None, str]:
+    """Where it leads to: the same for http and https, with and without their usual port."""
+    parts = urlsplit(url)
+    port = None if parts.port in (80, 443) else parts.port
+    return parts.hostname, port, parts.path.rstrip("/")
+
+
+def declared() -> dict[str, Column | Source]:
+    """What REFERENCES names. Raises ImproperlyConfigured."""
+    return {entry: resolve(entry) for entry in conf().references}
+
+
+def resolve(entry: str) -> Column | Source:
+    parts = entry.split(".")
+    if len(parts) == 3:
+        with suppress(LookupError):
+            return text_column(entry, apps.get_model(parts[0], parts[1]), parts[2])
+    try:
+        found: Source = import_string(entry)
+    except ImportError as error:
+        raise refusal(entry, _("there is no such field and no such function")) from error
+    if not callable(found):
+        raise refusal(entry, _("it is no function"))
+    return found
+
+
+def text_column(entry: str, model: type[models.Model], name: str) -> Column:
+    try:
+        field = model._meta.get_field(name)
+    except FieldDoesNotExist as error:
+        raise refusal(entry, _("the model has no such field")) from error
+    if not isinstance(field, (models.CharField, models.TextField, models.FileField)):
+        raise refusal(entry, _("the field is no text; name a function that reads it"))
+    return Column(model, name)
+
+
+def refusal(entry: str, why: str) -> ImproperlyConfigured:
+    return ImproperlyConfigured(f"STORAGE_AUDIT['REFERENCES'] names {entry!r}: {why}.")
+
+
+def uses_of_rows(
+    bucket: str,
+    items: models.QuerySet[Any],
+    *,
+    removed: Cascade | None = None,
+    seconds: float,
+    renew: Callable[[], None] = lambda: None,
+) -> Used:
+    """Which of the items, or of other rows with a `key`, name files that rows use; but for the rows
+    that are `removed`. No question takes longer than `seconds`; `renew` is called before each."""
+    used = Used({}, [])
+    for column in columns(bucket):
+        try:
+            for some in chunks(rows_naming(column, items, seconds, renew)):
+                gone = removed.among(column.model, {pk for _item, pk in some}) if removed else ()
+                for item, pk in some:
+                    if pk not in gone:
+                        used.rows.setdefault(item, column.row(pk))
+        except DatabaseError:
+            logger.exception("%s cannot be read.", column.label)
+            used.unread.append(f"{column.label} ({column.table})")
+    for entry, source in declared().items():
+        if not isinstance(source, Column):
+            ask_source(entry, source, items, used, renew)
+    return used
+
+
+def rows_naming(
+    column: Column, items: models.QuerySet[Any], seconds: float, renew: Callable[[], None]
+) -> Iterator[tuple[int, Any]]:
+    """Items, each with the key of a row. The database joins the tables where it has both, and
+    where keys have one spelling."""
+    one_by_one = items
+    if column.alias == DEFAULT_DB_ALIAS:
+        one_by_one = items.filter(key__regex=NOT_ASCII)
+        for query in joins(column, items):
+            renew()
+            found = read_within(query, seconds)
+            for some in chunks(found):
+                renew()
+                yield from with_items(column, items, some)
+    for some in chunks(one_by_one.order_by("pk").values_list("pk", "key").iterator()):
+        renew()
+        yield from naming(column, some, seconds)
+
+
+def joins(column: Column, items: models.QuerySet[Any]) -> Iterator[models.QuerySet[Any]]:
+    """The rows that call a file by its key; then those that leave the location out."""
+    yield joined(column, items, F("key"))
+    if column.prefix:
+        under = items.filter(starts_with("key", column.prefix))
+        yield joined(column, under, Substr("key", len(column.prefix) + 1))
+
+
+def joined(
+    column: Column, items: models.QuerySet[Any], name: Expression | F
+) -> models.QuerySet[Any]:
+    connection = connections[column.alias]
+    if connection.vendor == "postgresql":
+        # Of two columns with collations of their own the database must be told by which to compare.
+        collation = column.field.db_parameters(connection).get("collation")
+        name = Collate(name, collation or "default")
+    names = items.order_by().annotate(name_in_row=name).values("name_in_row")
+    rows: models.QuerySet[Any] = column.rows().filter(**{f"{column.name}__in": names})
+    return rows.values_list("pk", column.name)
+
+
+def with_items(
+    column: Column, items: models.QuerySet[Any], rows: list[tuple[Any, str]]
+) -> Iterator[tuple[int, Any]]:
+    by_key = {key: pk for pk, name in rows for key in (name, column.prefix + name)}
+    named = items.filter(key__any_of=list(by_key)).values_list("pk", "key")
+    yield from ((item, by_key[key]) for item, key in named)
+
+
+def naming(
+    column: Column, keys: Iterable[tuple[Any, str]], seconds: float
+) -> Iterator[tuple[Any, Any]]:
+    """Which of these a row names in any spelling, each with the row's key."""
+    by_name = defaultdict(list)
+    for one, key in keys:
+        for name in column.names(key):
+            by_name[name].append(one)
+    rows = column.rows().filter(**{f"{column.name}__in": list(by_name)})
+    for pk, name in read_within(rows.values_list("pk", column.name), seconds):
+        yield from ((one, pk) for one in by_name.get(name, ()))
+
+
+def uses_of_keys(bucket: str, keys: Iterable[tuple[Any, str]], seconds: float) -> Used:
+    """The same of a few keys, asked of the columns that have an index; `seconds` are for all of
+    them, and after these TimeoutError is raised."""
+    used, until, keys = Used({}, []), monotonic() + seconds, list(keys)
+    for column in columns(bucket):
+        try:
+            if not column.has_index():
+                continue
+            for some in chunks(keys):
+                for one, pk in naming(column, some, until - monotonic()):
+                    used.rows.setdefault(one, column.row(pk))
+        except DatabaseError as error:
+            if monotonic() >= until:
+                raise TimeoutError(column.label) from error
+            used.unread.append(f"{column.label} ({column.table})")
+    return used
+
+
+def ask_source(
+    entry: str,
+    source: Source,
+    items: models.QuerySet[Any],
+    used: Used,
+    renew: Callable[[], None],
+) -> None:
+    """A function of the site may fail in any way. Then nothing says that no file is in use."""
+    for some in chunks(items.order_by("pk").values_list("pk", "key").iterator()):
+        renew()
+        by_name = {form: item for item, key in some for form in spellings(key)}
+        try:
+            found = list(source(list(by_name)))
+        except Exception:
+            logger.exception("%s failed.", entry)
+            used.unread.append(entry)
+            return
+        for key, row in found:
+            if key in by_name:
+                used.rows.setdefault(by_name[key], redact(visible(str(row))))
+
+
+def chunks(found: Iterable[Any]) -> Iterator[list[Any]]:
+    rest = iter(found)
+    while some := list(islice(rest, CHUNK)):
+        yield some

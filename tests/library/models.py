@@ -1,0 +1,68 @@
+"""An app whose rows name files in the bucket. Only `tests/test_references.py` installs it."""
+
+from typing import Any
+
+from django.db import models
+from storages.backends.s3 import S3Storage
+
+from storage_audit.conf import conf
+from storage_audit.models import Project
+from storage_audit.storage import TrackedStorage, key_for
+
+
+def key_of(clip: Any, filename: str) -> str:
+    return key_for(clip.project_id or "proj_none", scene="s1", filename=filename)
+
+
+def under_projects() -> TrackedStorage:
+    return TrackedStorage(location="projects")
+
+
+def elsewhere() -> S3Storage:
+    return S3Storage(bucket_name="other", endpoint_url=conf().endpoint_url)
+
+
+class Hiding(models.Manager[Any]):
+    def get_queryset(self) -> models.QuerySet[Any]:
+        return super().get_queryset().none()
+
+
+class Row(models.Model):
+    class Meta:
+        abstract = True
+        app_label = "library"
+
+    def __str__(self) -> str:
+        return str(self.pk)
+
+
+class Clip(Row):
+    project = models.ForeignKey(Project, models.CASCADE, null=True, related_name="+")
+    file = models.FileField(upload_to=key_of, max_length=1024, db_index=True)
+
+
+class Poster(Row):
+    """No key format reads its keys, and no index finds them."""
+
+    project = models.ForeignKey(Project, models.SET_NULL, null=True, related_name="+")
+    file = models.FileField(upload_to="posters/", max_length=1024)
+
+
+class Copy(Row):
+    file = models.FileField(storage=under_projects, max_length=1024, db_index=True)
+    backup = models.FileField(storage=elsewhere, max_length=1024)
+    note = models.TextField()
+    data = models.JSONField(default=dict)
+
+    objects = Hiding()
+
+    class Meta(Row.Meta):
+        abstract = False
+        base_manager_name = "objects"
+
+
+def keys_in_data(keys: list[str]) -> list[tuple[str, str]]:
+    """For the setting REFERENCES."""
+    copies: models.QuerySet[Copy] = models.QuerySet(Copy)
+    named = ((row.data.get("key"), f"data of copy {row.pk}") for row in copies)
+    return [(key, row) for key, row in named if key in keys]

@@ -1,0 +1,321 @@
+"""Files that rows of other tables name, and files that a project's rows named alone."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+from unicodedata import normalize
+
+import pytest
+from django.apps import apps
+from django.core.exceptions import ImproperlyConfigured
+from django.db import OperationalError, connection, models
+from pytest_django import Settings
+
+from storage_audit.audit import incidents, references, requests, used_files
+from storage_audit.audit.lookup import look_up, why
+from storage_audit.models import CleanupOperation, Incident, Project, R2Object
+from storage_audit.querysets import read_within
+from tests.admin_client import page, superuser, text_of
+from tests.conftest import Bucket
+from tests.promises import (
+    again,
+    alive,
+    between_plan_and_batch,
+    delete,
+    deleted,
+    outcomes,
+    reason,
+    requested,
+    run,
+)
+from tests.test_checks import found
+from tests.test_decisions import KEY, OTHER, orphaned, remove
+
+Status = CleanupOperation.Status
+
+
+@pytest.fixture
+def library(bucket: Bucket, settings: Settings) -> Iterator[Bucket]:
+    """The tables of tests/library, beside a bucket."""
+    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "tests.library"]
+    # What an earlier test made Django remember of them is gone.
+    apps.clear_cache()
+    tables = list(apps.get_app_config("library").get_models())
+    with connection.schema_editor() as editor:
+        for model in tables:
+            editor.create_model(model)
+    yield bucket
+    there = connection.introspection.table_names()
+    with connection.schema_editor() as editor:
+        for model in tables:
+            if model._meta.db_table in there:
+                editor.delete_model(model)
+
+
+def rows(name: str) -> Any:
+    """Those of a table of the library, past its managers."""
+    return models.QuerySet(apps.get_model("library", name))
+
+
+def table(name: str) -> str:
+    return str(apps.get_model("library", name)._meta.db_table)
+
+
+def drop(name: str) -> None:
+    with connection.schema_editor() as editor:
+        editor.delete_model(apps.get_model("library", name))
+
+
+def test_a_file_that_a_copied_row_names_is_kept(library: Bucket) -> None:
+    alive("proj_1", "proj_2")
+    key, other = library.upload("proj_1", "a.mp4"), library.upload("proj_1", "b.mp4")
+    rows("Clip").create(project_id="proj_1", file=other)
+    clip = rows("Clip").create(project_id="proj_1", file=key)
+    clip.pk, clip.project_id = None, "proj_2"
+    clip.save()
+    operation = delete("proj_1")
+    assert outcomes(operation) == {key: "protected", other: "deleted"}
+    assert f"Used by library.Clip {clip.pk}, field file" in reason(operation, key)
+    assert operation.status == Status.CLEAN_WITH_PROTECTED
+    assert clip.file.open().read() == b"take"
+    assert f"Used by library.Clip {clip.pk}, field file" in why_of(key)
+
+
+def why_of(key: str) -> str:
+    [facts] = look_up(key).objects
+    return why(facts).text
+
+
+@pytest.mark.parametrize(
+    "table_name, field, name, is_used",
+    [
+        ("Poster", "file", "{key}", True),
+        ("Copy", "file", "{key}", True),
+        ("Copy", "file", "{short}", True),
+        ("Copy", "backup", "{key}", False),
+        ("Copy", "note", "{key}", False),
+        ("Clip", "file", "{short}", False),
+    ],
+)
+def test_every_field_whose_storage_writes_to_the_bucket_is_asked(
+    library: Bucket, table_name: str, field: str, name: str, is_used: bool
+) -> None:
+    key = library.upload("proj_1")
+    given = name.format(key=key, short=key.removeprefix("projects/"))
+    rows(table_name).create(**{field: given})
+    expected = "protected" if is_used else "deleted"
+    assert outcomes(delete("proj_1")) == {key: expected}
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_name_in_another_spelling_keeps_the_file(library: Bucket, form: Any) -> None:
+    key = "projects/proj_1/scenes/s/media/\u00e9.mp4"
+    library.put(key)
+    alive("proj_1")
+    short = normalize(form, key).removeprefix("projects/")
+    rows("Copy").create(file=short)
+    assert outcomes(delete("proj_1")) == {key: "protected"}
+
+
+def test_a_dry_run_does_not_count_rows_that_go_with_the_project(library: Bucket) -> None:
+    key, other = library.upload("proj_1", "a.mp4"), library.upload("proj_1", "b.mp4")
+    rows("Clip").create(project_id="proj_1", file=key)
+    rows("Poster").create(project_id="proj_1", file=other)
+    plan = run(requests.dry_run("proj_1")[0])
+    # A poster stays, without its project.
+    assert outcomes(plan) == {key: "planned", other: "protected"}
+    Project.objects.get(pk="proj_1").delete()
+    requests.force_delete_operation(plan)
+    assert outcomes(run(plan)) == {key: "deleted", other: "protected"}
+
+
+def test_a_plan_that_waited_is_looked_at_again(library: Bucket) -> None:
+    key = library.upload("proj_1")
+    plan = run(requests.dry_run("proj_1")[0])
+    assert outcomes(plan) == {key: "planned"}
+    Project.objects.get(pk="proj_1").delete()
+    rows("Poster").create(file=key)
+    requests.force_delete_operation(plan)
+    assert outcomes(run(plan)) == {key: "protected"}
+
+
+def test_an_orphan_that_a_row_names_is_kept(library: Bucket, settings: Settings) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(microseconds=1)}
+    deleted("proj_9")
+    rows("Poster").create(file=KEY)
+    operation = remove(orphaned(library, KEY, OTHER))
+    assert outcomes(operation) == {KEY: "protected", OTHER: "deleted"}
+
+
+def test_confirmations_name_the_rows_that_use_a_file(library: Bucket) -> None:
+    kept, own = library.upload("proj_1", "a.mp4"), library.upload("proj_1", "b.mp4")
+    clip = rows("Clip").create(file=kept)
+    rows("Clip").create(file=own, project_id="proj_1")
+    text = text_of(superuser().get(page("project", "delete", "proj_1")))
+    assert f"Kept: {kept} is used by library.Clip {clip.pk}, field file." in text
+    assert f"Kept: {own}" not in text
+    row = R2Object.objects.get(key=kept)
+    text = text_of(superuser().get(page("r2object", "delete", row.pk)))
+    assert f"Deleted although in use: {kept} is used by library.Clip {clip.pk}" in text
+
+
+def test_a_person_may_delete_a_file_that_a_row_names(library: Bucket) -> None:
+    key = library.upload("proj_1")
+    rows("Clip").create(file=key)
+    operation = delete("proj_1")
+    assert outcomes(operation) == {key: "protected"}
+    assert "delete its R2 object row" in reason(operation, key)
+    R2Object.objects.get(key=key).delete()
+    assert outcomes(run(CleanupOperation.objects.get(kind="objects"))) == {key: "deleted"}
+
+
+def test_a_row_saved_before_the_batch_keeps_its_file(
+    library: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = library.upload("proj_1")
+    between_plan_and_batch(monkeypatch, lambda: rows("Clip").create(file=key))
+    assert outcomes(delete("proj_1")) == {key: "protected"}
+
+
+def lose(library: Bucket, monkeypatch: pytest.MonkeyPatch) -> tuple[str, CleanupOperation]:
+    """A file that is deleted although a row names it, which no index could find in time."""
+    key = library.upload("proj_1")
+    between_plan_and_batch(monkeypatch, lambda: rows("Poster").create(file=key))
+    return key, delete("proj_1")
+
+
+def test_a_row_saved_too_late_is_an_alert(library: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, operation = lose(library, monkeypatch)
+    poster = f"library.Poster {rows('Poster').get().pk}, field file"
+    assert outcomes(operation) == {key: "deleted"}
+    assert f"Deleted, but {poster} still names it" in reason(operation, key)
+    assert operation.events.filter(step="verify", message__contains=poster).exists()
+    incident = Incident.objects.get()
+    assert (incident.kind, incident.operation) == (Incident.Kind.LOST, operation)
+    assert poster in incident.summary and f"{poster} still names it" in why_of(key)
+
+
+@pytest.mark.parametrize("settled_by", ["upload", "row"])
+def test_the_alert_ends_when_the_row_is_settled(
+    library: Bucket, monkeypatch: pytest.MonkeyPatch, settled_by: str
+) -> None:
+    key, operation = lose(library, monkeypatch)
+    incidents.notice()
+    assert Incident.objects.open().exists()
+    if settled_by == "row":
+        rows("Poster").delete()
+    else:
+        assert library.upload("proj_1") == key
+    incidents.notice()
+    assert not Incident.objects.open().exists()
+
+
+def test_a_batch_waits_while_the_database_takes_too_long(
+    library: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = library.upload("proj_1")
+    operation = requested("proj_1")
+    with monkeypatch.context() as patch:
+        patch.setattr(used_files, "PROOF_SECONDS", -1.0)
+        patch.setattr(references, "read_within", too_long)
+        patch.setattr(used_files, "keep", lambda work: [])
+        operation = run(operation)
+    assert operation.status == Status.INCOMPLETE and "library.Clip.file" in operation.error
+    assert library.keys() == {key}
+    assert outcomes(again(operation)) == {key: "deleted"}
+
+
+def too_long(query: Any, seconds: float) -> list[Any]:
+    raise OperationalError
+
+
+def test_a_question_that_takes_too_long_is_stopped(library: Bucket) -> None:
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000000)"
+    slow = f"({numbers} SELECT COUNT(*) FROM n)"
+    rows("Clip").create(file="a")
+    with pytest.raises(OperationalError):
+        read_within(rows("Clip").extra(select={"n": slow}).values_list("n"), 0.1)
+    assert len(read_within(rows("Clip"), 0.1)) == 1
+
+
+def test_a_table_that_cannot_be_read_needs_approval(library: Bucket) -> None:
+    key = library.upload("proj_1")
+    operation = requested("proj_1")
+    # Also where a person lifted the limits before anybody knew of that.
+    CleanupOperation.objects.update(released_by="anna")
+    drop("Poster")
+    operation = run(operation)
+    assert operation.status == Status.BLOCKED
+    assert f"library.Poster.file ({table('Poster')}) cannot be read" in operation.error
+    assert library.keys() == {key}
+    requests.force_delete_operation(operation)
+    assert outcomes(run(operation)) == {key: "deleted"}
+
+
+def test_a_table_that_is_lost_before_the_batch_needs_approval(
+    library: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = library.upload("proj_1")
+    operation = requested("proj_1")
+    with monkeypatch.context() as patch:
+        patch.setattr(references, "read_within", too_long)
+        patch.setattr(used_files, "keep", lambda work: [])
+        operation = run(operation)
+    assert operation.status == Status.BLOCKED and "library.Clip.file" in operation.error
+    assert operation.planned_at and library.keys() == {key}
+    requests.force_delete_operation(operation)
+    assert outcomes(run(operation)) == {key: "deleted"}
+
+
+@pytest.mark.parametrize("entry", ["library.Copy.note", "tests.library.models.keys_in_data"])
+def test_the_setting_names_further_fields_and_functions(
+    library: Bucket, settings: Settings, entry: str
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"REFERENCES": [entry]}
+    key = library.upload("proj_1")
+    copy = rows("Copy").create(note=key, data={"key": key})
+    operation = delete("proj_1")
+    assert outcomes(operation) == {key: "protected"}
+    row = f"library.Copy {copy.pk}, field note" if "note" in entry else f"data of copy {copy.pk}"
+    assert row in reason(operation, key)
+
+
+@pytest.mark.parametrize(
+    "entry, why",
+    [
+        ("library.Copy.nothing", "no such field"),
+        ("library.Copy.data", "no text"),
+        ("library.Nothing.file", "no such function"),
+        ("tests.library.models.Nothing", "no such function"),
+        ("tests.library.models.__name__", "no function"),
+        ("nothing", "no such function"),
+    ],
+)
+def test_a_wrong_entry_is_an_error(
+    library: Bucket, settings: Settings, entry: str, why: str
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"REFERENCES": [entry]}
+    with pytest.raises(ImproperlyConfigured, match=why):
+        references.declared()
+    assert entry in found()["storage_audit.E006"].msg
+
+
+def test_a_function_that_fails_needs_approval(
+    library: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = "tests.library.models.keys_in_data"
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"REFERENCES": [entry]}
+    monkeypatch.setattr(entry, lambda keys: 1 / 0)
+    library.upload("proj_1")
+    operation = delete("proj_1")
+    assert operation.status == Status.BLOCKED and entry in operation.error
+
+
+def test_a_column_without_an_index_is_a_warning_that_says_what_to_do(library: Bucket) -> None:
+    warning = found(databases=["default"])["storage_audit.W006"]
+    assert "library.Poster.file" in warning.msg and "library.Clip.file" not in warning.msg
+    assert warning.hint
+    line = warning.hint[warning.hint.index("CREATE INDEX") :].partition(";")[0]
+    with connection.cursor() as cursor:
+        cursor.execute(line)
+    assert "storage_audit.W006" not in found(databases=["default"])

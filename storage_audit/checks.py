@@ -10,7 +10,7 @@ from django.db import OperationalError, ProgrammingError, connection
 
 from storage_audit import projects, queue
 from storage_audit.audit import references
-from storage_audit.audit.layouts import LayoutError
+from storage_audit.audit.key_format import LayoutError
 from storage_audit.audit.ownership import layouts
 from storage_audit.conf import conf
 

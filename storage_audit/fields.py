@@ -2,6 +2,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
+from itertools import islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 from unicodedata import normalize
@@ -11,6 +12,9 @@ from django.db import connection, models
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models.sql.compiler import SQLCompiler
 from django.utils.deconstruct import deconstructible
+
+# With three spellings of each, some SQLites take no more variables in a statement (999).
+ASKED_AT_ONCE = 300
 
 BYTEWISE = {"postgresql": "C", "sqlite": "BINARY"}
 
@@ -141,11 +145,23 @@ def spellings(text: str) -> set[str]:
     return {text, normalize("NFC", text), normalize("NFD", text)}
 
 
-def in_any_spelling(texts: Iterable[str], find: Callable[[set[str]], set[str]]) -> set[str]:
-    """The texts of which `find`, asked for all their spellings at once, knows one."""
-    asked = {text: spellings(text) for text in texts}
-    found = find(set().union(*asked.values()))
-    return {text for text, forms in asked.items() if forms & found}
+def in_any_spelling(texts: Iterable[str], find: Callable[[set[str]], Iterable[str]]) -> set[str]:
+    """The texts of which `find`, asked for all their spellings, knows one."""
+
+    def find_some(some: set[str]) -> set[str]:
+        asked = {text: spellings(text) for text in some}
+        found = set(find(set().union(*asked.values())))
+        return {text for text, forms in asked.items() if forms & found}
+
+    return find_in_chunks(texts, find_some)
+
+
+def find_in_chunks(texts: Iterable[str], find: Callable[[set[str]], Iterable[str]]) -> set[str]:
+    """What `find` finds of these texts, asked for a few hundred at a time."""
+    found, left = set[str](), iter(set(texts))
+    while some := set(islice(left, ASKED_AT_ONCE)):
+        found.update(find(some))
+    return found
 
 
 def after_prefix(prefix: str) -> str:

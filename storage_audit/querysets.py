@@ -167,7 +167,7 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
         """Ids that were seen alive and that nobody said are deleted, though the row may be gone."""
         unsaid = self.filter(self.UNSAID)
         return in_any_spelling(
-            ids, lambda forms: set(unsaid.filter(pk__in=forms).values_list("pk", flat=True))
+            ids, lambda forms: unsaid.filter(pk__in=forms).values_list("pk", flat=True)
         )
 
     def is_changing(self, project_id: str) -> bool:
@@ -188,9 +188,10 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
             return False
         try:
             with impatient(MOMENT):
-                list(self.filter(pk__in=ids).select_for_update().values_list("pk"))
+                list(self.filter(pk__any_of=ids).select_for_update().values_list("pk"))
                 # Waits for whoever just writes such a row, and is taken back.
-                self.bulk_create(map(self.model, sorted(ids)), ignore_conflicts=True)
+                new = map(self.model, sorted(ids))
+                self.bulk_create(new, ignore_conflicts=True, batch_size=1000)
                 transaction.set_rollback(True)
         except OperationalError:
             return True

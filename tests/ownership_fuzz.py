@@ -101,6 +101,7 @@ class World:
         self.ids = self._ids()
         self.target, *others = self.ids
         self.fates = {id: random.choice(FATES) for id in others} | {self.target: "deleted"}
+        self.misfits = {self._misfit() for _ in range(random.choice([0, 1, 3]))}
 
     def _ids(self) -> list[str]:
         ids = [f"proj_{self.random.choice('1aA')}"]
@@ -115,14 +116,23 @@ class World:
         word = self.random.choice(WORDS)
         return self.random.choice([id + word, f"{id}_{word}", "proj_" + id[5:].swapcase(), id[:-1]])
 
+    def _misfit(self) -> str:
+        """The id of a row that was written past all checks."""
+        id = self.random.choice([self.target, self.random.choice(self.ids)])
+        word = self.random.choice([*WORDS, "e\u0301", "\u00e9"])
+        return self.random.choice(
+            [f"proj_{id}", f"proj_{id}_{word}", id[5:], f"{id}/{word}", f"{id}.{word}", id.upper()]
+        )
+
     @property
     def living(self) -> set[str]:
         """Those that live, and those of whose end nobody has told."""
-        return {id for id, fate in self.fates.items() if fate in ("alive", "silent", "vanished")}
+        lives = {id for id, fate in self.fates.items() if fate in ("alive", "silent", "vanished")}
+        return lives | self.misfits
 
     def save(self) -> None:
         rows = [id for id, fate in self.fates.items() if fate == "alive"]
-        Project.objects.bulk_create(Project(pk=id) for id in rows)
+        Project.objects.bulk_create(Project(pk=id) for id in {*rows, *self.misfits})
         KnownProject.objects.bulk_create(
             KnownProject(
                 pk=id,
@@ -222,7 +232,8 @@ def judge_keys(world: World, keys: list[str]) -> Figures:
             project_id=row.project, source="upload" if row.of_upload else "backfill"
         )
         deleted = Deleted(world.target, deleted_at)
-        said = judge(deleted, readings[key], tracked, written, alive).claim.value
+        rows = [tracked] if tracked else []
+        said = judge(deleted, readings[key], rows, written, alive).claim.value
         right = claim(world.target, key, row, is_older=is_older, living=living)
         figures.verdicts[right, said] += 1
         figures.orphaned += bool(readings[key]) and not {r.project for r in readings[key]} & alive

@@ -10,15 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from storage_audit.audit.layouts import (
-    DEFAULT_KINDS,
-    DEFAULT_TEMPLATES,
-    MAX_KEY_BYTES,
-    Layout,
-    LayoutError,
-    Layouts,
-    Reading,
-)
+from storage_audit.audit.key_format import MAX_KEY_BYTES, Layout, LayoutError, Reading
+from storage_audit.audit.layouts import DEFAULT_KINDS, DEFAULT_TEMPLATES, Layouts
 from storage_audit.conf import Conf
 
 # What it asks is no database.

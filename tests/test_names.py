@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import storage_audit
-from storage_audit.audit.layouts import FIELDS
+from storage_audit.audit.key_format import FIELDS
 from storage_audit.audit.pace import Pace
 from storage_audit.pages.names import COLUMNS, NAMES, words_for
 

@@ -45,9 +45,8 @@ def verdict(
     time: datetime | None = OLDER,
     living: Sequence[str] = (),
 ) -> Verdict:
-    return judge(
-        Deleted(project_id, DELETED_AT), layouts().readings(key), tracked, time, set(living)
-    )
+    rows = [tracked] if tracked else []
+    return judge(Deleted(project_id, DELETED_AT), layouts().readings(key), rows, time, set(living))
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from storage_audit.audit import ownership
-from storage_audit.audit.layouts import Layouts, Reading
+from storage_audit.audit.key_format import Readings
+from storage_audit.audit.layouts import Layouts
 from storage_audit.audit.ownership import Deleted, Verdict
-from storage_audit.models import R2Object
 from tests import ownership_fuzz
 
 pytestmark = pytest.mark.django_db
@@ -42,31 +42,36 @@ def nobody_lives(readings: object) -> set[str]:
 
 
 def no_matter_how_old(
-    project: Deleted, of_key: Any, row: R2Object | None, time: datetime | None, alive: set[str]
+    project: Deleted, of_key: Any, rows: Any, time: datetime | None, alive: set[str]
 ) -> Verdict:
-    return judge(project, of_key, row, None, alive)
+    return judge(project, of_key, rows, None, alive)
 
 
 def no_matter_what_was_uploaded(
-    project: Deleted, of_key: Any, row: R2Object | None, time: datetime | None, alive: set[str]
+    project: Deleted, of_key: Any, rows: Any, time: datetime | None, alive: set[str]
 ) -> Verdict:
-    return judge(project, of_key, None, time, alive)
+    return judge(project, of_key, (), time, alive)
 
 
-def one_reading(layouts: Layouts, key: str) -> tuple[Reading, ...]:
-    return readings(layouts, key)[:1]
+def one_reading(layouts: Layouts, key: str) -> Readings:
+    found = readings(layouts, key)
+    return Readings(found[:1], found.others)
 
 
-def ids_of_any_case(layouts: Layouts, key: str) -> tuple[Reading, ...]:
-    return tuple(replace(r, project=r.project.lower()) for r in readings(layouts, key))
+def ids_of_any_case(layouts: Layouts, key: str) -> Readings:
+    found = readings(layouts, key)
+    return Readings([replace(r, project=r.project.lower()) for r in found], found.others)
 
 
-def ids_up_to_an_underscore(layouts: Layouts, key: str) -> tuple[Reading, ...]:
+def ids_up_to_an_underscore(layouts: Layouts, key: str) -> Readings:
     """As where proj_1_ is taken for a prefix of proj_1."""
-    return tuple(
-        replace(reading, project="_".join(reading.project.split("_")[:2]))
-        for reading in readings(layouts, key)
-    )
+    found = readings(layouts, key)
+    shorter = [replace(r, project="_".join(r.project.split("_")[:2])) for r in found]
+    return Readings(shorter, found.others)
+
+
+def ids_of_the_grammar_alone(layouts: Layouts, key: str) -> Readings:
+    return Readings(readings(layouts, key))
 
 
 @pytest.mark.parametrize(
@@ -78,6 +83,7 @@ def ids_up_to_an_underscore(layouts: Layouts, key: str) -> tuple[Reading, ...]:
         (Layouts, "readings", one_reading),
         (Layouts, "readings", ids_of_any_case),
         (Layouts, "readings", ids_up_to_an_underscore),
+        (Layouts, "readings", ids_of_the_grammar_alone),
     ],
 )
 def test_the_fuzz_sees_what_is_broken(

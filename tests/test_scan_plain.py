@@ -13,13 +13,8 @@ from hypothesis import strategies as st
 from pytest_django import Settings
 
 from storage_audit.audit.installation import Traits
-from storage_audit.audit.layouts import (
-    DEFAULT_KINDS,
-    DEFAULT_TEMPLATES,
-    MADE_UP,
-    Layouts,
-    Reading,
-)
+from storage_audit.audit.key_format import Reading
+from storage_audit.audit.layouts import DEFAULT_KINDS, DEFAULT_TEMPLATES, MADE_UP, Layouts
 from storage_audit.audit.scan import plain, rows
 from storage_audit.audit.scan.plain import Sorted
 from storage_audit.audit.scan.sides import Line

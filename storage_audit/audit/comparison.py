@@ -16,9 +16,9 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit import projects
 from storage_audit.audit import installation
-from storage_audit.audit.discovery import CHUNK
+from storage_audit.audit.discovery import CHUNK, by_identity
 from storage_audit.audit.installation import Mismatch
-from storage_audit.audit.layouts import Reading
+from storage_audit.audit.key_format import Readings
 from storage_audit.audit.ownership import Claim, Deleted, Verdict, alive_among, judge, layouts
 from storage_audit.audit.work import LONE_KEYS
 from storage_audit.bucket import listing, r2
@@ -247,11 +247,12 @@ class Look:
         readings = {o.key: layouts().readings(o.key) for o in page}
         alive = alive_among(readings.values())
         rows = self.rows_of(page)
-        same = {self.identity(row.key): row for row in rows.values()}
+        same = by_identity(rows.values(), self.identity)
         owners = projects.alive({row.project_id for row in rows.values() if row.project_id})
         for o in page:
-            row = rows.get(o.key) or same.get(self.identity(o.key))
-            verdict = judge(self.project, readings[o.key], row, o.last_modified, alive)
+            its_rows = same.get(self.identity(o.key), ())
+            row = rows.get(o.key) or next(iter(its_rows), None)
+            verdict = judge(self.project, readings[o.key], its_rows, o.last_modified, alive)
             mine = {form for form in spellings(o.key) if self.owns(rows.get(form))}
             ways = self.ways(o.key, readings[o.key], verdict, mine)
             if ways or verdict.claim is Claim.PROTECTED:
@@ -268,13 +269,11 @@ class Look:
     def owns(self, row: R2Object | None) -> bool:
         return row is not None and row.project_id == self.project.project_id
 
-    def ways(
-        self, key: str, readings: Sequence[Reading], verdict: Verdict, mine: set[str]
-    ) -> list[Way]:
+    def ways(self, key: str, readings: Readings, verdict: Verdict, mine: set[str]) -> list[Way]:
         found = {
             Way.TRACKED: key in mine,
             Way.LISTED: verdict.claim is Claim.OWNED,
-            Way.PARSED: self.project.project_id in {reading.project for reading in readings},
+            Way.PARSED: self.project.project_id in readings.projects,
         }
         return [way for way, finds in found.items() if finds]
 
@@ -305,7 +304,7 @@ class Seen(NamedTuple):
     ones of the page's rows, `mine` the spellings under which the project has a row of it."""
 
     ways: list[Way]
-    readings: Sequence[Reading]
+    readings: Readings
     verdict: Verdict
     row: R2Object | None
     owners: set[str]
@@ -335,6 +334,8 @@ def whose_upload(seen: Seen) -> Why | None:
 
 
 def why_not_listed(seen: Seen) -> Why:
+    if seen.readings.too_many:
+        return Why.AMBIGUOUS
     if not seen.readings:
         return Why.NO_LAYOUT
     if seen.verdict.claim is Claim.PROTECTED and Way.PARSED not in seen.ways:
@@ -345,6 +346,8 @@ def why_not_listed(seen: Seen) -> Why:
 def why_not_parsed(seen: Seen) -> Why:
     if seen.outside:
         return Why.OUTSIDE
+    if seen.readings.too_many:
+        return Why.AMBIGUOUS
     return Why.OTHERS_KEY if seen.readings else Why.NO_LAYOUT
 
 

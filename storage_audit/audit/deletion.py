@@ -3,7 +3,7 @@
 A batch is what one look proves; it goes in one call, or in some at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, groupby
 from time import monotonic
@@ -139,13 +139,14 @@ def bar_uploads(operation: CleanupOperation, batch: list[Planned]) -> None:
         own_rows(operation).lock_for_deletion(keys)
 
 
-def barred_rows(work: Work, batch: list[Planned]) -> dict[str, Row]:
+def barred_rows(work: Work, batch: list[Planned]) -> Mapping[str, Sequence[Row]]:
     """The tracking rows as they are by now, by identity. A backfill that did not see our mark may
     have written some since: these are barred as well."""
     rows = R2Object.objects.in_bucket(work.operation.bucket).select_for_update()
     with waiting_for_rows():
         found = to_judge(rows, [item.key for item in batch], work.identity)
-        if late := [r.key for r in found.values() if r.state != R2Object.State.DELETING]:
+        every = chain.from_iterable(found.values())
+        if late := [row.key for row in every if row.state != R2Object.State.DELETING]:
             own_rows(work.operation).lock_for_deletion(late)
     return found
 
@@ -179,11 +180,11 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
     proof = Proof([], [], [])
     for item in batch:
         identity = work.identity(item.key)
-        listed, row = found.get(identity), rows.get(identity)
+        listed, its_rows = found.get(identity), rows.get(identity, ())
         if listed is None:
             proof.gone.append(item)
         elif reason := (
-            objection(operation, item, listed, row)
+            objection(operation, item, listed, its_rows)
             or doubts.get(item.key, "")
             or uses.get(item.key, "")
         ):
@@ -191,7 +192,7 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
         elif operation.names_its_objects:
             proof.may_go.append(item)
         else:
-            verdict = judge(work.project, readings[item.key], row, listed.last_modified, alive)
+            verdict = judge(work.project, readings[item.key], its_rows, listed.last_modified, alive)
             if verdict.claim is Claim.OWNED:
                 proof.may_go.append(item)
             else:
@@ -207,11 +208,13 @@ def look_at(work: Work, batch: list[Planned]) -> dict[str, Listed]:
     return find(work.operation.bucket, keys, work.identity, work.operation.renew)
 
 
-def objection(operation: CleanupOperation, item: Planned, listed: Listed, row: Row | None) -> str:
+def objection(
+    operation: CleanupOperation, item: Planned, listed: Listed, rows: Sequence[Row]
+) -> str:
     """Why the object is not the one of the plan any more, or nothing."""
-    if row and row.state == R2Object.State.UPLOADING:
+    if any(row.state == R2Object.State.UPLOADING for row in rows):
         return _("An upload to this key is under way.") + " " + what_decides(operation)
-    if row and operation.kind == CleanupOperation.Kind.OBJECTS:
+    if rows and operation.kind == CleanupOperation.Kind.OBJECTS:
         return _("A tracking row names this key again. The object goes when that is deleted.")
     seen = (listed.size, listed.etag, listed.last_modified)
     if item.found_in == CleanupItem.FoundIn.TRACKED:
@@ -286,8 +289,8 @@ def owned_uploads(work: Work, page: list[Upload]) -> Iterator[Upload]:
     alive = alive_among(readings.values())
     rows = rows_by_identity(work.operation.bucket, readings, work.identity)
     for upload in page:
-        row = rows.get(work.identity(upload.key))
-        verdict = judge(work.project, readings[upload.key], row, upload.initiated, alive)
+        its_rows = rows.get(work.identity(upload.key), ())
+        verdict = judge(work.project, readings[upload.key], its_rows, upload.initiated, alive)
         if verdict.claim is Claim.OWNED:
             yield upload
 

@@ -4,8 +4,9 @@ Written page by page into the operation's items, so that a worker that stops is 
 that goes on, and memory does not grow with the project.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from django.db import transaction
 from django.utils import timezone
@@ -31,6 +32,7 @@ from storage_audit.querysets import R2ObjectQuerySet
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
 Discovery = CleanupOperation.Discovery
+T = TypeVar("T", bound=Row)
 # Tracked keys at a time.
 CHUNK = 5000
 
@@ -166,23 +168,23 @@ def described(work: Work, page: Sequence[Listed], span: int | None) -> Iterator[
     same = {field.attname: field.get_default() for field in CleanupItem._meta.concrete_fields}
     same |= {"operation_id": operation.pk, "span": span}
     same["present_at"] = same["changed_at"] = timezone.now()
-    for listed, row, verdict in verdicts(operation.bucket, page, work.project, work.identity):
+    for listed, rows, verdict in verdicts(operation.bucket, page, work.project, work.identity):
         if verdict.claim is not Claim.ELSEWHERE:
-            yield same | present(work, listed, row, verdict, span)
+            yield same | present(work, listed, rows, verdict, span)
 
 
 def verdicts(
     bucket: str, page: Sequence[Listed], project: Deleted, identity: Identity
-) -> Iterator[tuple[Listed, Row | None, Verdict]]:
-    """Of each listed object its tracking row, as `to_judge` gives it, and whether it is the
+) -> Iterator[tuple[Listed, Sequence[Row], Verdict]]:
+    """Of each listed object its tracking rows, as `to_judge` gives them, and whether it is the
     project's."""
     readings = layouts().readings_of(listed.key for listed in page)
     alive = alive_among(readings.values())
     rows = to_judge(R2Object.objects.in_bucket(bucket), readings, identity)
     for listed in page:
-        row = rows.get(identity(listed.key))
-        verdict = judge(project, readings[listed.key], row, listed.last_modified, alive)
-        yield listed, row, verdict
+        its_rows = rows.get(identity(listed.key), ())
+        verdict = judge(project, readings[listed.key], its_rows, listed.last_modified, alive)
+        yield listed, its_rows, verdict
 
 
 class Tracked(NamedTuple):
@@ -194,17 +196,28 @@ class Tracked(NamedTuple):
     state: str
 
 
-def to_judge(rows: R2ObjectQuerySet, keys: Iterable[str], identity: Identity) -> dict[str, Row]:
+def to_judge(
+    rows: R2ObjectQuerySet, keys: Iterable[str], identity: Identity
+) -> Mapping[str, Sequence[Row]]:
     """The rows of these keys by identity, with nothing but what `Tracked` has, as whole ones take
     ten times as long."""
     found = spelled(rows, keys, identity).values_list(*Tracked._fields)
-    return {identity(row.key): row for row in map(Tracked._make, found)}
+    return by_identity(map(Tracked._make, found), identity)
 
 
-def rows_by_identity(bucket: str, keys: Iterable[str], identity: Identity) -> dict[str, R2Object]:
+def rows_by_identity(
+    bucket: str, keys: Iterable[str], identity: Identity
+) -> Mapping[str, Sequence[R2Object]]:
     """The tracking rows of these keys, by what the store takes for the same key."""
-    rows = spelled(R2Object.objects.in_bucket(bucket), keys, identity)
-    return {identity(row.key): row for row in rows}
+    return by_identity(spelled(R2Object.objects.in_bucket(bucket), keys, identity), identity)
+
+
+def by_identity(rows: Iterable[T], identity: Identity) -> Mapping[str, Sequence[T]]:
+    """Each spelling of a key can have a row. All of them are judged: they can name two owners."""
+    found = defaultdict[str, list[T]](list)
+    for row in rows:
+        found[identity(row.key)].append(row)
+    return dict(found)
 
 
 def spelled(rows: R2ObjectQuerySet, keys: Iterable[str], identity: Identity) -> R2ObjectQuerySet:
@@ -213,13 +226,13 @@ def spelled(rows: R2ObjectQuerySet, keys: Iterable[str], identity: Identity) -> 
 
 
 def present(
-    work: Work, listed: Listed, row: Row | None, verdict: Verdict, span: int | None
+    work: Work, listed: Listed, rows: Sequence[Row], verdict: Verdict, span: int | None
 ) -> dict[str, Any]:
     key, outcome, reason = escape(listed.key), Outcome.PLANNED, verdict.reason
     escaped = not storable(listed.key)
     if verdict.claim is Claim.PROTECTED:
         outcome = Outcome.PROTECTED
-    elif left_out := unasked(work.operation, row, span):
+    elif left_out := unasked(work.operation, rows, span):
         outcome, reason = Outcome.PROTECTED, left_out
     elif escaped:
         outcome = Outcome.FAILED
@@ -228,21 +241,21 @@ def present(
         "key": key,
         "escaped": escaped,
         "identity": work.identity(key),
-        "project_id": row.project_id if row else work.operation.project_id,
+        "project_id": rows[0].project_id if rows else work.operation.project_id,
         "size": listed.size,
         "etag": listed.etag,
         "last_modified": listed.last_modified,
-        "found_in": FoundIn.BOTH if row else FoundIn.LISTED,
+        "found_in": FoundIn.BOTH if rows else FoundIn.LISTED,
         "evidence": verdict.evidence,
         "reason": reason,
         "outcome": outcome,
     }
 
 
-def unasked(operation: CleanupOperation, row: Row | None, span: int | None) -> str:
+def unasked(operation: CleanupOperation, rows: Sequence[Row], span: int | None) -> str:
     """Why the discovery that was chosen leaves this object out, or nothing: it is shown all the
     same, or what is left behind would be in no count."""
-    tracked = row is not None and row.project_id == operation.project_id
+    tracked = any(row.project_id == operation.project_id for row in rows)
     if operation.discovery == Discovery.TRACKED and not tracked:
         left_out = _("Only tracked objects were asked for, and the project tracks no such object.")
     elif operation.discovery == Discovery.LISTED and span is None:

@@ -6,16 +6,22 @@ just before it is sent: it goes only while no project that lives could want it.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from django.db import transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from storage_audit import projects
 from storage_audit.audit import headway
 from storage_audit.audit.discovery import rows_by_identity
-from storage_audit.audit.layouts import Reading
-from storage_audit.audit.ownership import Row, known_among, layouts
+from storage_audit.audit.key_format import Readings
+from storage_audit.audit.ownership import (
+    Row,
+    alive_among,
+    could_be,
+    known_among,
+    layouts,
+)
 from storage_audit.audit.scan.owners import attribute
 from storage_audit.audit.work import Undecided, Work
 from storage_audit.bucket.listing import Identity
@@ -24,7 +30,8 @@ from storage_audit.findings import Kind
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
-Readings = Mapping[str, Sequence[Reading]]
+ByKey = Mapping[str, Readings]
+ByIdentity = Mapping[str, Sequence[Row]]
 Looked = list[tuple[CleanupItem, Listed | None]]
 COMPARED = [
     "key",
@@ -107,39 +114,36 @@ def overwritten(item: CleanupItem, listed: Listed) -> str:
     )
 
 
-def doubts_at_proof(
-    readings: Readings, rows: Mapping[str, Row], identity: Identity
-) -> dict[str, str]:
+def doubts_at_proof(readings: ByKey, rows: ByIdentity, identity: Identity) -> dict[str, str]:
     """The same once nobody is just creating one of the projects. Raises Undecided."""
     if KnownProject.objects.are_changing(named_by(readings, rows)):
         raise Undecided(_("A project that could want these objects is just being created."))
     return doubts_of(readings, rows, identity)
 
 
-def doubts_of(readings: Readings, rows: Mapping[str, Row], identity: Identity) -> dict[str, str]:
+def doubts_of(readings: ByKey, rows: ByIdentity, identity: Identity) -> dict[str, str]:
     """Why each of these keys may be no orphan's, going by the tables as they are now; empty where
     it is one. `rows` are by identity, and were read before."""
     names = named_by(readings, rows)
-    alive = projects.alive(names) | KnownProject.objects.maybe_alive(names)
+    alive = alive_among(readings.values(), names)
     known = known_among(names) | alive
     return {
-        key: doubt(ways, rows.get(identity(key)), known, alive) for key, ways in readings.items()
+        key: doubt(ways, rows.get(identity(key), ()), known, alive)
+        for key, ways in readings.items()
     }
 
 
-def named_by(readings: Readings, rows: Mapping[str, Row]) -> set[str]:
-    by_rows = {row.project_id for row in rows.values() if row.project_id}
-    return by_rows | {reading.project for ways in readings.values() for reading in ways}
+def named_by(readings: ByKey, rows: ByIdentity) -> set[str]:
+    every = chain.from_iterable(rows.values())
+    by_rows = {row.project_id for row in every if row.project_id}
+    return by_rows.union(*(ways.projects for ways in readings.values()))
 
 
-def doubt(readings: Sequence[Reading], row: Row | None, known: set[str], alive: set[str]) -> str:
-    names = {reading.project for reading in readings}
-    if row and row.project_id:
-        names.add(row.project_id)
-    if living := sorted(names & alive):
-        text = _("It could belong to the live project %s. It goes with that project.")
-        return text % ", ".join(living)
-    owner = attribute(readings, row, known, alive)
+def doubt(readings: Readings, rows: Sequence[Row], known: set[str], alive: set[str]) -> str:
+    names = readings.owners | {row.project_id for row in rows if row.project_id}
+    if living := names & alive:
+        return could_be(living)
+    owner = attribute(readings, rows, known, alive)
     if owner.difference != Kind.ORPHANED:
         return _("It is no orphan any more, but %s.") % Kind(owner.difference).label
     return ""

@@ -1,6 +1,6 @@
 """Which key of the current layout a misnamed object would get, and what stands against it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -11,8 +11,8 @@ from django.utils.translation import gettext as _
 from storage_audit import projects
 from storage_audit.audit import installation
 from storage_audit.audit.discovery import rows_by_identity
-from storage_audit.audit.layouts import Reading
-from storage_audit.audit.ownership import known_among, layouts
+from storage_audit.audit.key_format import Reading
+from storage_audit.audit.ownership import known_among, layouts, too_many_owners
 from storage_audit.audit.scan.owners import attribute, named_by_deletions
 from storage_audit.audit.scan.rows import being_deleted
 from storage_audit.audit.work import LONE_KEYS
@@ -85,7 +85,7 @@ class Look(NamedTuple):
 
     identity: Identity
     found: dict[str, Listed]
-    rows: dict[str, R2Object]
+    rows: Mapping[str, Sequence[R2Object]]
     busy: set[str]
     alive: set[str]
     known: set[str]
@@ -94,8 +94,13 @@ class Look(NamedTuple):
         """Those of the old and of the new key."""
         return self.found.get(self.identity(one.old)), self.found.get(self.identity(one.new))
 
+    def rows_of(self, key: str) -> Sequence[R2Object]:
+        """Those of all its spellings."""
+        return self.rows.get(self.identity(key), ())
+
     def row(self, key: str) -> R2Object | None:
-        return self.rows.get(self.identity(key))
+        some = self.rows_of(key)
+        return next((row for row in some if row.key == key), next(iter(some), None))
 
     def is_busy(self, key: str) -> bool:
         return self.identity(key) in self.busy
@@ -150,8 +155,10 @@ def misnamed(finding: Finding) -> Reading | None:
 
 
 def against_keys(one: Renaming) -> str:
-    names = {reading.project for reading in layouts().readings(one.new)}
-    if rivals := sorted(names - {one.project_id}):
+    readings = layouts().readings(one.new)
+    if readings.too_many:
+        return too_many_owners()
+    if rivals := sorted(readings.projects - {one.project_id}):
         return _("The new key could also be one of project %s.") % ", ".join(rivals)
     if has_dots(one.new):
         return _("No S3 call can write the new key: it has a '.' or '..' segment.")
@@ -180,8 +187,7 @@ def take_look(bucket: str, chunk: list[Renaming]) -> Look:
     names = {*keys, *map(identity, keys)}
     busy = named_by_deletions(bucket, names) | set(map(identity, being_deleted(bucket, names)))
     rows = rows_by_identity(bucket, keys, identity)
-    readings = (layouts().readings(one.old) for one in chunk)
-    ids = {reading.project for of_key in readings for reading in of_key}
+    ids = set[str]().union(*(layouts().readings(one.old).owners for one in chunk))
     alive = projects.alive(ids)
     return Look(identity, found, rows, busy, alive, known_among(ids) | alive)
 
@@ -210,7 +216,8 @@ def against_old(one: Renaming, look: Look) -> str:
         return _("An upload or a deletion has the object in hand. Try again later.")
     if look.is_busy(one.old):
         return _("A cleanup has the object in hand. Try again later.")
-    owner = attribute(layouts().readings(one.old), row, look.known, look.alive)
+    rows = look.rows_of(one.old)
+    owner = attribute(layouts().readings(one.old), rows, look.known, look.alive)
     if owner.project_id != one.project_id:
         return _("It is not sure any more whose the object is. The next scan tells.")
     return ""

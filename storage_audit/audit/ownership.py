@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from functools import cache
+from itertools import chain
 from typing import Protocol
 from zlib import crc32
 
@@ -12,9 +13,15 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
-from storage_audit.audit.layouts import DEFAULT_KINDS, DEFAULT_TEMPLATES, Layouts, Reading
+from storage_audit.audit.key_format import Reading, Readings
+from storage_audit.audit.layouts import DEFAULT_KINDS, DEFAULT_TEMPLATES, Layouts
+from storage_audit.bucket.listing import storable
 from storage_audit.conf import Conf, conf
+from storage_audit.fields import find_in_chunks
 from storage_audit.models import KnownProject, R2Object
+
+# Of the possible owners of a key, in a stored text: so many, each so long.
+SHOWN, LONGEST = 10, 200
 
 
 class Row(Protocol):
@@ -95,62 +102,124 @@ def told_by(row: Row) -> str:
     return _("uploaded for %s by this application") % row.project_id
 
 
-def alive_among(readings: Iterable[Iterable[Reading]]) -> set[str]:
-    """Which of the projects that these keys could name live, or vanished without a word."""
-    return alive_of({reading.project for of_key in readings for reading in of_key})
+def telling(rows: Iterable[Row]) -> dict[str, str]:
+    """The projects that the rows of one object decide for, each with why. Rows of two spellings
+    can name two."""
+    return {row.project_id: why for row in rows if row.project_id and (why := told_by(row))}
 
 
-def alive_of(ids: Collection[str]) -> set[str]:
+def alive_among(readings: Iterable[Readings], ids: Iterable[str] = ()) -> set[str]:
+    """Which of the projects that these keys could name, and of these ids, live or vanished without
+    a word; also those whose ids the grammar refuses."""
+    return alive_of(chain(ids, *(of_key.owners for of_key in readings)))
+
+
+def alive_of(ids: Iterable[str]) -> set[str]:
     """Which of these live, or vanished and nobody said that they are deleted."""
-    alive = projects.alive(ids)
-    left = set(ids) - alive
+    asked = set(filter(storable, ids))
+    alive = projects.alive(asked)
+    left = asked - alive
     return alive | KnownProject.objects.maybe_alive(left) if left else alive
 
 
-def known_among(ids: Collection[str]) -> set[str]:
-    if not ids:
-        return set()
-    return set(KnownProject.objects.filter(pk__any_of=set(ids)).values_list("pk", flat=True))
+def known_among(ids: Iterable[str]) -> set[str]:
+    known = KnownProject.objects.values_list("pk", flat=True)
+    return find_in_chunks(filter(storable, ids), lambda some: known.filter(pk__in=some))
 
 
 def judge(
     project: Deleted,
-    readings: Sequence[Reading],
-    row: Row | None,
+    readings: Readings,
+    rows: Sequence[Row],
     last_modified: datetime | None,
     alive: set[str],
 ) -> Verdict:
     """Does the key belong to the deleted project?
 
-    `row` is the key's tracking row, `last_modified` the object's time or None when there is no
-    object, `alive` the projects among the readings that live.
+    `rows` are the tracking rows of all its spellings, `last_modified` the object's time or None
+    when there is no object, `alive` the projects among the possible owners that live.
     """
-    if row and (evidence := told_by(row)):
-        mine = row.project_id == project.project_id
-        return Verdict(Claim.OWNED if mine else Claim.ELSEWHERE, evidence)
-    names = {reading.project for reading in readings}
-    evidence = "; ".join(f"{reading.layout}: {reading.project}" for reading in readings)
+    if told := telling(rows):
+        return judge_by_rows(project, readings, told, alive, is_given(rows))
+    names, evidence = readings.projects, evidence_of(readings)
+    if readings.too_many:
+        return Verdict(Claim.PROTECTED, evidence, too_many_owners())
     if not names:
         reason = _(
             "No layout knows this key. Add its layout, or delete the object in the Cloudflare"
             " dashboard."
         )
-        return Verdict(Claim.PROTECTED, _("no layout matches"), reason)
+        return Verdict(Claim.PROTECTED, evidence, reason)
     if project.project_id not in names:
-        if row and row.project_id == project.project_id:
+        if any(row.project_id == project.project_id for row in rows):
             reason = _(
                 "Its tracking row names this project, its key another one. Look whose it is, and"
                 " delete its row if it is to go."
             )
             return Verdict(Claim.PROTECTED, evidence, reason)
         return Verdict(Claim.ELSEWHERE, evidence)
-    if rivals := sorted(names & alive - {project.project_id}):
-        reason = _("It could also belong to the live project %s. It goes with that project.")
-        reason %= ", ".join(rivals)
-        return Verdict(Claim.PROTECTED, evidence, reason)
+    if rivals := readings.owners & alive - {project.project_id}:
+        return Verdict(Claim.PROTECTED, evidence, could_be(rivals))
     if len(names) > 1 and last_modified and (reason := too_young(project, last_modified)):
         return Verdict(Claim.PROTECTED, evidence, reason)
     return Verdict(Claim.OWNED, evidence)
+
+
+def judge_by_rows(
+    project: Deleted, readings: Readings, told: dict[str, str], alive: set[str], given: bool
+) -> Verdict:
+    """The same of an object whose rows decide. An upload's row has its project from the key, so it
+    is no evidence against an id that the grammar refuses; a person's decision is."""
+    evidence = shorten(told.values(), "; ")
+    if project.project_id not in told:
+        return Verdict(Claim.ELSEWHERE, evidence)
+    if len(told) > 1:
+        reason = _("Two tracking rows name this object for different projects: %s. Delete one.")
+        return Verdict(Claim.PROTECTED, evidence, reason % shorten(sorted(told)))
+    if not given and readings.too_many:
+        return Verdict(Claim.PROTECTED, evidence, too_many_owners())
+    if not given and (rivals := readings.others & alive):
+        return Verdict(Claim.PROTECTED, evidence, could_be(rivals))
+    return Verdict(Claim.OWNED, evidence)
+
+
+def is_given(rows: Iterable[Row]) -> bool:
+    return any(row.source == R2Object.Source.ADOPTED for row in rows)
+
+
+def evidence_of(readings: Readings) -> str:
+    """What the key says of its owner, short enough to be stored with each object."""
+    if readings.too_many:
+        return _("too many possible owners")
+    ways = [f"{reading.layout}: {reading.project}" for reading in readings]
+    return shorten(ways, "; ") or _("no layout matches")
+
+
+def too_many_owners() -> str:
+    return _(
+        "Kept: too many possible owners. The name can be read in more ways than are checked. If"
+        " you know whose file it is, delete it in the Cloudflare dashboard."
+    )
+
+
+def could_be(rivals: Collection[str]) -> str:
+    """Why an object stays that could belong to these live projects."""
+    text = _("It could also belong to the live project %s. It goes with that project.")
+    if not all(map(layouts().is_project_id, rivals)):
+        text = _(
+            "It could also belong to project %s. The setting PROJECT_ID does not accept that id:"
+            " change the id, or the setting."
+        )
+    return text % shorten(sorted(rivals))
+
+
+def shorten(texts: Iterable[str], separator: str = ", ") -> str:
+    """The first of these, each cut off where it is long: strangers write keys."""
+    first, *others = [*texts] or [""]
+    shown = [first, *others[: SHOWN - 1]]
+    more = len(others) + 1 - len(shown)
+    cut = [text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…" for text in shown]
+    return separator.join([*cut, _("%d more") % more] if more else cut)
 
 
 def too_young(project: Deleted, last_modified: datetime) -> str:

@@ -14,7 +14,7 @@ from django.http import Http404, QueryDict, StreamingHttpResponse
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
-from storage_audit.audit.layouts import Reading
+from storage_audit.audit.key_format import Reading
 from storage_audit.audit.meaning import words_of
 from storage_audit.audit.ownership import layouts
 from storage_audit.bucket.listing import storable

@@ -1,8 +1,9 @@
 """Rows that a person wants written, given to another project, or forgotten."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 from django.db import OperationalError
@@ -72,7 +73,8 @@ def untrack(findings: Findings) -> Decision:
         held = rows_by_identity(bucket, keys, identity)
         there = find(bucket, keys, identity)
         installation.see_marker(bucket)
-        forgotten = forget(row for name, row in held.items() if name not in there)
+        absent = (its_rows for name, its_rows in held.items() if name not in there)
+        forgotten = forget(chain.from_iterable(absent))
         gone = [
             finding
             for finding in fit
@@ -85,13 +87,16 @@ def untrack(findings: Findings) -> Decision:
 
 
 def still_tracked(
-    name: str, there: Collection[str], held: dict[str, R2Object], forgotten: Collection[int]
+    name: str,
+    there: Collection[str],
+    held: Mapping[str, Sequence[R2Object]],
+    forgotten: Collection[int],
 ) -> str:
     if name in there:
         return _("Its object is in the bucket. The next complete scan resolves this.")
     if name not in held:
         return _("It has no row any more. The next complete scan resolves this.")
-    return "" if held[name].pk in forgotten else in_hand()
+    return "" if all(row.pk in forgotten for row in held[name]) else in_hand()
 
 
 def refuse_dead(alive: object, project_id: str) -> None:
@@ -164,10 +169,13 @@ def given(look: Look, held: list[Finding], project_id: str, decision: Decision) 
     the marks of cleanups read after: of two that run at once, at least one sees the other."""
     keys = [finding.key for finding in held]
     found = rows_by_identity(look.bucket, keys, look.identity)
-    before = {name: copy(row) for name, row in found.items()}
-    mine = give(found, project_id)
+    every = list(chain.from_iterable(found.values()))
+    before = {row.pk: copy(row) for row in every}
+    changed = give(every, project_id)
+    mine = {name for name, some in found.items() if all(row.pk in changed for row in some)}
     for name in mine & rows.being_deleted(look.bucket, mine):
-        take_back(found[name], before[name])
+        for row in found[name]:
+            take_back(row, before[row.pk])
         mine.remove(name)
     return [
         finding
@@ -176,12 +184,12 @@ def given(look: Look, held: list[Finding], project_id: str, decision: Decision) 
     ]
 
 
-def give(held: dict[str, R2Object], project_id: str) -> set[str]:
+def give(held: Iterable[R2Object], project_id: str) -> set[int]:
     """Write the project into those rows that are still as they were read, while it is sure to
-    live; gives their identities. Raises Refusal."""
+    live; gives their ids. Raises Refusal."""
     try:
         with impatient():
-            still, now = unchanged(held.values()), timezone.now()
+            still, now = unchanged(held), timezone.now()
             for row in still:
                 row.project_id, row.source, row.updated_at = (
                     project_id,
@@ -194,12 +202,11 @@ def give(held: dict[str, R2Object], project_id: str) -> set[str]:
             refuse_dead(projects.lock(project_id), project_id)
     except OperationalError:
         return set()
-    ours = {row.pk for row in still}
-    return {name for name, row in held.items() if row.pk in ours}
+    return {row.pk for row in still}
 
 
 def describe(row: R2Object, project_id: str) -> None:
-    owner = attribute(layouts().readings(row.key), row, {project_id}, {project_id})
+    owner = attribute(layouts().readings(row.key), [row], {project_id}, {project_id})
     for name, value in rows.described(owner).items():
         setattr(row, name, value)
 

@@ -12,9 +12,9 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy
 
 from storage_audit import projects
-from storage_audit.audit.layouts import Reading
+from storage_audit.audit.key_format import Readings
 from storage_audit.audit.lookup.pasted import Named
-from storage_audit.audit.ownership import Deleted, Verdict, alive_of, judge, layouts
+from storage_audit.audit.ownership import Deleted, Verdict, alive_among, judge, layouts
 from storage_audit.bucket.listing import storable, unescape
 from storage_audit.bucket.r2 import Listed
 from storage_audit.conf import conf
@@ -89,7 +89,7 @@ class Facts:
 
     bucket: str
     named: Named
-    readings: Sequence[Reading]
+    readings: Readings
     standings: Mapping[str, Standing]
     alive: set[str]
     rows: Sequence[R2Object] = ()
@@ -150,7 +150,7 @@ class Facts:
                 judge(
                     Deleted(name, standing.deleted_at or now),
                     self.readings,
-                    self.row,
+                    self.rows,
                     last_modified,
                     self.alive,
                 ),
@@ -273,7 +273,8 @@ def with_projects(facts: Sequence[Facts]) -> list[Facts]:
     """The same with what is known of the projects that keys and rows name."""
     names = {id(one): projects_of(one) for one in facts}
     every = {name for some in names.values() for name in some}
-    standings, alive = standings_of(every), alive_of(every)
+    alive = alive_among((one.readings for one in facts), every)
+    standings = standings_of(every)
     cleanups = cleanups_of(every)
     return [
         replace(

@@ -10,7 +10,7 @@ from uuid import UUID
 from django.utils.encoding import uri_to_iri
 from django.utils.translation import gettext as _
 
-from storage_audit.audit.layouts import MAX_KEY_BYTES
+from storage_audit.audit.key_format import MAX_KEY_BYTES
 from storage_audit.audit.ownership import layouts
 from storage_audit.bucket.listing import as_bytes, escape, storable
 from storage_audit.fields import spellings

@@ -6,7 +6,7 @@ from django.utils.translation import gettext_lazy
 from storage_audit.audit.lookup.facts import ALL, Facts, Life, Standing
 from storage_audit.audit.lookup.sentence import Answer, Sentence, moment
 from storage_audit.audit.lookup.went import owners_of, still
-from storage_audit.audit.ownership import Claim, told_by
+from storage_audit.audit.ownership import Claim, told_by, too_many_owners
 from storage_audit.findings import Kind
 from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
 
@@ -338,6 +338,8 @@ def planned_to_go(facts: Facts) -> Answer:
 def read_by_nobody(facts: Facts) -> Answer:
     if facts.readings or facts.standings:
         return None
+    if facts.readings.too_many:
+        return Sentence(too_many_owners())
     text = _(
         "No layout reads this key, so no cleanup may touch it. Acknowledge it, adopt it into a"
         " project, or add its layout."

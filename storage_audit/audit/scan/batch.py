@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from uuid import UUID
 
 from django.db import transaction
@@ -167,7 +168,7 @@ def look_closer(
         compared.figures["unchanged"] += len(seen) - added - updated
     else:
         compared.figures["unchanged"] += sum(map(rows.is_as_tracked, seen))
-    compared.elsewhere += (one.row.key for one in seen if one.row and one.row.key != one.listed.key)
+    compared.elsewhere += chain.from_iterable(one.elsewhere for one in seen)
     for one in idle:
         if identity(one.listed.key) not in gone:
             compared.sightings += sightings.of_object(scan, one)

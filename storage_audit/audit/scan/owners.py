@@ -8,14 +8,18 @@ from typing import NamedTuple
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.discovery import rows_by_identity
-from storage_audit.audit.layouts import Reading
+from storage_audit.audit.key_format import Reading, Readings
 from storage_audit.audit.ownership import (
     Row,
-    alive_of,
+    alive_among,
+    could_be,
+    evidence_of,
+    is_given,
     known_among,
     layouts,
     plain_under,
-    told_by,
+    shorten,
+    telling,
 )
 from storage_audit.bucket.listing import Identity, exact
 from storage_audit.bucket.r2 import Listed
@@ -43,13 +47,14 @@ class Owner(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """An object of the listing, what is known of it, and whether an upload or a deletion has it
-    in hand and will say itself what becomes of it."""
+    """An object of the listing, what is known of it, whether an upload or a deletion has it in
+    hand and will say itself what becomes of it, and its rows' keys that spell it otherwise."""
 
     listed: Listed
     row: R2Object | None
     owner: Owner
     in_hand: bool
+    elsewhere: Sequence[str] = ()
 
 
 def recognise(
@@ -65,20 +70,27 @@ def recognise(
     keys = may_have_rows(objects, tracked, identity)
     rows = rows_by_identity(bucket, keys, identity) if keys else {}
     to_be_deleted = named_by_deletions(bucket, {identity(o.key) for o in objects} - rows.keys())
-    names = {reading.project for reading in chain.from_iterable(readings)}
-    names |= {row.project_id for row in rows.values() if row.project_id}
-    alive = alive_of(names)
+    names = {row.project_id for row in chain.from_iterable(rows.values()) if row.project_id}
+    names = names.union(*(ways.projects for ways in readings))
+    alive = alive_among(readings, names)
     known = known_among(names - alive) | alive
     seen = []
     for listed, ways in zip(objects, readings, strict=True):
-        row = rows.get(identity(listed.key))
-        if row:
-            # A row that changed after the page was asked for knows more than the page.
-            in_hand = row.state in (State.UPLOADING, State.DELETING) or row.updated_at >= asked
-        else:
-            in_hand = identity(listed.key) in to_be_deleted
-        seen.append(Seen(listed, row, attribute(ways, row, known, alive), in_hand))
+        its_rows = rows.get(identity(listed.key), ())
+        # A row that changed after the page was asked for knows more than the page.
+        in_hand = identity(listed.key) in to_be_deleted or any(
+            row.state in (State.UPLOADING, State.DELETING) or row.updated_at >= asked
+            for row in its_rows
+        )
+        owner = attribute(ways, its_rows, known, alive)
+        elsewhere = [row.key for row in its_rows if row.key != listed.key]
+        seen.append(Seen(listed, row_of(listed, its_rows), owner, in_hand, elsewhere))
     return seen
+
+
+def row_of(listed: Listed, rows: Sequence[R2Object]) -> R2Object | None:
+    """The one that spells the key as it is listed, else any of another spelling."""
+    return next((row for row in rows if row.key == listed.key), next(iter(rows), None))
 
 
 def may_have_rows(
@@ -101,13 +113,15 @@ def named_by_deletions(bucket: str, untracked: Collection[str]) -> set[str]:
     return set(items.values_list("identity", flat=True))
 
 
-def attribute(
-    readings: Sequence[Reading], row: Row | None, known: set[str], alive: set[str]
-) -> Owner:
+def attribute(readings: Readings, rows: Sequence[Row], known: set[str], alive: set[str]) -> Owner:
     """`known` are the projects that ever lived, `alive` those that live now."""
-    names, told = {reading.project for reading in readings}, told_by(row) if row else ""
-    if row and row.project_id and told:
-        names = {row.project_id}
+    told = telling(rows)
+    evidence = shorten(told.values(), "; ") if told else evidence_of(readings)
+    if len(told) > 1 or (readings.too_many and not told):
+        return Owner(None, None, Kind.AMBIGUOUS, evidence)
+    names = set(told) or readings.projects
+    if names and not is_given(rows) and (rivals := readings.others & alive):
+        return Owner(None, None, Kind.AMBIGUOUS, f"{evidence}; {could_be(rivals)}")
     candidates = names & known or names
     if len(candidates) == 1:
         [project_id] = candidates
@@ -115,9 +129,8 @@ def attribute(
         owner = Owner(project_id, reading, plain_under=plain_under(names, reading))
         if project_id in alive:
             return owner
-    evidence = told or "; ".join(f"{reading.layout}: {reading.project}" for reading in readings)
     if not candidates:
-        return Owner(None, None, Kind.UNRECOGNISED, _("no layout matches"))
+        return Owner(None, None, Kind.UNRECOGNISED, evidence)
     if len(candidates) > 1:
         return Owner(None, None, Kind.AMBIGUOUS, evidence)
     if project_id in known:

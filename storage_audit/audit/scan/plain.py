@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from django.db import connection
 
-from storage_audit.audit.layouts import Reading
-from storage_audit.audit.ownership import alive_of, layouts, plain_under
+from storage_audit.audit.key_format import Reading
+from storage_audit.audit.ownership import alive_among, layouts, plain_under
 from storage_audit.audit.scan.bulk import line
 from storage_audit.audit.scan.owners import named_by_deletions
 from storage_audit.audit.scan.sides import Line, key_of
@@ -80,12 +80,12 @@ def told_of(folders: Iterable[str]) -> dict[str, str]:
     """What a row says of any plain file in these folders, up to its type; of those that are plainly
     of one project each, which is alive."""
     ways = {each: layouts().readings_in(each) for each in folders if is_harmless(each)}
-    readings = {folder: found[0] for folder, found in ways.items() if len(found) == 1}
-    alive = alive_of({reading.project for reading in readings.values()})
+    plain = {folder: found for folder, found in ways.items() if len(found) == 1}
+    alive = alive_among(plain.values())
     return {
         folder: told
-        for folder, reading in readings.items()
-        if reading.project in alive and (told := told_by_reading(reading))
+        for folder, found in plain.items()
+        if found.owners & alive == found.projects and (told := told_by_reading(found[0]))
     }
 
 

@@ -186,7 +186,7 @@ def add_lines(
 
 def new_lines(new: Iterable[Seen], identity: Identity) -> list[str]:
     adapt, lines = connection.ops.adapt_datetimefield_value, []
-    for listed, _row, owner, _in_hand in new:
+    for listed, _row, owner, *_rest in new:
         # What the store folds to one object is one row, in the spelling of new uploads.
         what = (identity(listed.key), listed.size, listed.etag, adapt(listed.last_modified))
         lines.append(line([*what, *described(owner).values()]))

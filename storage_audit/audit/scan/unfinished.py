@@ -7,7 +7,7 @@ from itertools import chain
 from django.utils import timezone
 
 from storage_audit.audit.layouts import OWN_PREFIX
-from storage_audit.audit.ownership import alive_of, known_among, layouts
+from storage_audit.audit.ownership import alive_among, evidence_of, known_among, layouts
 from storage_audit.audit.scan.owners import attribute
 from storage_audit.bucket import uploads
 from storage_audit.bucket.listing import escape, storable
@@ -38,11 +38,10 @@ def is_stale(upload: Upload, moment: datetime) -> bool:
 def sighted(scan: BucketScan, page: list[Upload]) -> Iterator[Sighting]:
     readings = {upload.key: layouts().readings(upload.key) for upload in page}
     names = {reading.project for reading in chain.from_iterable(readings.values())}
-    alive = alive_of(names)
+    alive = alive_among(readings.values())
     known = known_among(names) | alive
     for upload in page:
-        owner = attribute(readings[upload.key], None, known, alive)
-        told = (f"{reading.layout}: {reading.project}" for reading in readings[upload.key])
+        owner = attribute(readings[upload.key], (), known, alive)
         yield Sighting(
             scan=scan,
             bucket=scan.bucket,
@@ -52,5 +51,5 @@ def sighted(scan: BucketScan, page: list[Upload]) -> Iterator[Sighting]:
             upload_id=upload.upload_id,
             project_id=owner.project_id,
             last_modified=upload.initiated,
-            evidence=owner.evidence or "; ".join(told),
+            evidence=owner.evidence or evidence_of(readings[upload.key]),
         )

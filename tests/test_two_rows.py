@@ -1,0 +1,141 @@
+"""Two rows for two spellings of one object, on a store that folds them: rows that name two projects
+keep the object."""
+
+from datetime import timedelta
+from unicodedata import normalize
+
+import pytest
+from django.core.management import call_command
+from django.utils import timezone
+from pytest_django import Settings
+
+from storage_audit.audit import decisions, deletion, requests
+from storage_audit.audit.work import Work
+from storage_audit.bucket.uploads import Upload
+from storage_audit.models import Finding, R2Object
+from tests.conftest import Bucket
+from tests.promises import (
+    alive,
+    between_plan_and_batch,
+    check,
+    delete,
+    deleted,
+    outcomes,
+    reason,
+    requested,
+    run,
+    track,
+)
+from tests.scanning import backfill, findings
+from tests.test_decisions import ask, find
+
+NFD = "projects/proj_1/scenes/s/media/e\u0301.mp4"
+NFC = normalize("NFC", NFD)
+OWN = "projects/proj_1/scenes/s/media/own.mp4"
+# Which of the two rows is written, and found, last must make no difference.
+each_order = pytest.mark.parametrize("mine, other", [(NFC, NFD), (NFD, NFC)])
+
+
+@pytest.fixture
+def folding(bucket: Bucket) -> Bucket:
+    bucket.set_marker(folds_unicode=True)
+    return bucket
+
+
+@each_order
+def test_object_that_a_live_projects_row_names_is_kept(
+    folding: Bucket, mine: str, other: str
+) -> None:
+    alive("proj_1", "proj_2")
+    track(folding, mine, "proj_1")
+    track(folding, other, "proj_2")
+    folding.put(NFD, OWN)
+    operation = delete("proj_1")
+    assert outcomes(operation) == {NFD: "protected", OWN: "deleted"}
+    assert "proj_1, proj_2" in reason(operation, NFD)
+    assert set(folding.facts()) >= {NFD}
+    assert set(R2Object.objects.values_list("key", flat=True)) == {NFC, NFD}
+    check(folding)
+
+
+@each_order
+def test_row_that_comes_after_the_plan_keeps_the_object(
+    folding: Bucket, mine: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1", "proj_2")
+    track(folding, mine, "proj_1")
+    folding.put(NFD)
+    between_plan_and_batch(monkeypatch, lambda: track(folding, other, "proj_2"))
+    assert outcomes(delete("proj_1")) == {NFD: "protected"}
+    assert NFD in folding.facts()
+
+
+@each_order
+def test_upload_under_way_at_any_spelling_keeps_the_object(
+    folding: Bucket, mine: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    track(folding, mine, "proj_1")
+    folding.put(NFD)
+    between_plan_and_batch(monkeypatch, lambda: track(folding, other, "proj_1", state="uploading"))
+    operation = delete("proj_1")
+    assert outcomes(operation) == {NFD: "protected"}
+    assert "under way" in reason(operation, NFD)
+
+
+@each_order
+def test_orphan_that_two_rows_name_is_kept(
+    folding: Bucket, mine: str, other: str, settings: Settings
+) -> None:
+    deleted("proj_1", "proj_2")
+    alive("proj_3")
+    track(folding, mine, "proj_1")
+    track(folding, other, "proj_2")
+    folding.put(NFD)
+    backfill()
+    assert findings() == {("ambiguous", NFD)}
+    Finding.objects.all().delete()
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(microseconds=1)}
+    operation = run(ask(find(folding, NFD)))
+    assert outcomes(operation) == {NFD: "protected"}
+    assert NFD in folding.facts()
+
+
+@each_order
+def test_unfinished_upload_that_two_rows_name_is_not_aborted(
+    folding: Bucket, mine: str, other: str
+) -> None:
+    alive("proj_1", "proj_2")
+    track(folding, mine, "proj_1")
+    track(folding, other, "proj_2")
+    work = Work.begin(requested("proj_1"))
+    upload = Upload(NFC, "id", timezone.now() - timedelta(days=9))
+    assert not list(deletion.owned_uploads(work, [upload]))
+
+
+@each_order
+def test_verification_calls_the_object_of_two_projects_kept(
+    folding: Bucket, mine: str, other: str
+) -> None:
+    deleted("proj_1")
+    alive("proj_2")
+    track(folding, mine, "proj_1")
+    track(folding, other, "proj_2")
+    folding.put(NFD)
+    [verification] = requests.verify_project("proj_1")
+    assert outcomes(run(verification))[NFD] == "protected"
+    check(folding)
+
+
+@each_order
+def test_adopting_the_object_settles_both_rows(folding: Bucket, mine: str, other: str) -> None:
+    deleted("proj_1")
+    alive("proj_2", "proj_3")
+    track(folding, mine, "proj_1")
+    track(folding, other, "proj_2")
+    folding.put(NFD)
+    call_command("backfill_r2")
+    decision = decisions.adopt(list(Finding.objects.values_list("pk", flat=True)), "proj_3")
+    assert decision.left == []
+    assert set(R2Object.objects.values_list("project_id", flat=True)) == {"proj_3"}
+    assert outcomes(delete("proj_3"))[NFD] == "deleted"

@@ -29,6 +29,7 @@ from storage_audit.conf import conf
 from storage_audit.fields import spellings
 from storage_audit.findings import FindingQuerySet
 from storage_audit.models import CleanupItem, CleanupOperation, Finding
+from storage_audit.querysets import read_in_steps
 
 Kind, Trigger = CleanupOperation.Kind, CleanupOperation.Trigger
 NOBODY = UUID(int=0)
@@ -88,7 +89,7 @@ def gather(
     operation, owners = None, set()
     # Not this one, to which two findings of one object belong.
     deletions = deletions_open(bucket=bucket)
-    judged = with_judgement(found).iterator(chunk_size=CHUNK)
+    judged = read_in_steps(with_judgement(found))
     while some := with_deletions(islice(judged, CHUNK), deletions):
         may_go = [one for one in some if not decision.leave(one, why_it_stays(one))]
         if not may_go:
@@ -139,7 +140,7 @@ def under_way(found: FindingQuerySet, deletions: list[UUID]) -> Q:
 
 def respelled(found: FindingQuerySet, deletions: list[UUID]) -> list[str]:
     """Keys under way by another spelling: no index leads from a key to an item."""
-    keys, each = list[str](), found.only("bucket", "key").iterator(chunk_size=CHUNK)
+    keys, each = list[str](), read_in_steps(found.only("bucket", "key"))
     odd = (one for one in each if one.key != nfc(one.key))
     while deletions and (some := with_deletions(islice(odd, CHUNK), deletions)):
         keys += [one.key for one in some if one.deleted_by]

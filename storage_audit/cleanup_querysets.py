@@ -71,10 +71,9 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         return asked.values_list("data__request_id", flat=True).first()
 
     def request_for_project(
-        self, project_id: str, *, trigger: str, deleted_at: datetime, **values: Any
+        self, project_id: str, *, trigger: str, deleted_at: datetime | None, **values: Any
     ) -> list[CleanupOperation]:
         """One operation for each bucket in which the project may have objects."""
-        tracked = apps.get_model("storage_audit", "R2Object").objects.buckets_of(project_id)
         return [
             self.request(
                 project_id=project_id,
@@ -83,8 +82,18 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
                 trigger=trigger,
                 **{"kind": "project", **values},
             )
-            for bucket in sorted(tracked | {conf().bucket})
+            for bucket in self.buckets_for(project_id)
         ]
+
+    def buckets_for(self, project_id: str) -> list[str]:
+        """Where the project may have objects: an open cleanup may be the only trace of some."""
+        tracked = apps.get_model("storage_audit", "R2Object").objects.buckets_of(project_id)
+        open_ones = self.of_project(project_id).values_list("bucket", flat=True)
+        return sorted({*tracked, *open_ones, conf().bucket})
+
+    def of_project(self, project_id: str) -> Self:
+        """The open cleanups of the whole project, with their follow-up checks."""
+        return self.open().filter(kind="project", dry_run=False, project_id=project_id)
 
     def still_untouched(self, pk: UUID) -> CleanupOperation | None:
         """The operation if it exists and no worker had it, kept from workers until the commit."""
@@ -141,6 +150,42 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
     def deleting(self) -> Self:
         """All but looks and dry runs."""
         return self.filter(dry_run=False).exclude(kind="verify")
+
+    def covering(self) -> Self:
+        """Open cleanups that are to delete something, if need be once a person approves them. No
+        other way deletes what they cover. A follow-up check covers nothing until it begins."""
+        waiting = Q(parent__isnull=False, status="pending")
+        return self.open().deleting().exclude(waiting)
+
+    def unrelated_to(self, operation: CleanupOperation) -> Self:
+        """All but this one, what it follows, and what follows it."""
+        return self.exclude(pk__in=[operation.pk, operation.parent_id]).exclude(
+            parent_id=operation.pk
+        )
+
+    def of_projects(self) -> Self:
+        """Those that cover all files of a project."""
+        return self.filter(kind="project")
+
+    def covering_outer(self) -> Q:
+        """Whether one of these covers the outer query's object, which has a bucket, a key and a
+        project. audit/covering.py asks the same of keys."""
+        place = {"bucket": OuterRef("bucket"), "project_id": OuterRef("project_id")}
+        items = apps.get_model("storage_audit", "CleanupItem").objects.named_by(self)
+        same = items.filter(
+            operation__bucket=OuterRef("bucket"),
+            identity=OuterRef("key"),
+            escaped=OuterRef("escaped"),
+        )
+        return Q(Exists(self.of_projects().filter(**place))) | Q(Exists(same))
+
+    def without_follow_ups(self) -> Self:
+        return self.exclude(trigger="late_check")
+
+    def follow_ups_last(self) -> Self:
+        """The latest first, and follow-up checks, which are newer, behind what they follow."""
+        follows = Case(When(trigger="late_check", then=Value(1)), default=Value(0))
+        return self.order_by(follows, "-created_at")
 
     def overdue(self, moment: datetime) -> Self:
         """Deletions that are to get on by themselves, and are not over though they were asked for,
@@ -232,8 +277,10 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         return found.filter(~Exists(later), ~Exists(deleted_since), ~Exists(alive))
 
     def with_remains(self) -> Self:
-        # The states of both again, for the index of them.
-        return (self.leaving() | self.seeing_remains()).filter(status__in=self.model.WORKABLE)
+        """Verifications that found files of a deleted project, which no open cleanup covers."""
+        of_project = {"bucket": OuterRef("bucket"), "project_id": OuterRef("project_id")}
+        covering = self.model.objects.covering().of_projects().filter(**of_project)
+        return self.seeing_remains().filter(~Exists(covering))
 
     def keeping(self) -> Self:
         """Those of the last weeks that kept protected objects, and after which nobody looked
@@ -279,10 +326,14 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
     def open(self) -> Self:
         return self.filter(outcome__in=self.model.OPEN)
 
+    def named_by(self, operations: CleanupOperationQuerySet) -> Self:
+        """The objects that these were given, but for those that they decided to keep."""
+        named = operations.filter(kind__in=["objects", "orphans"])
+        return self.filter(operation__in=named).exclude(outcome="protected")
+
     def left_behind(self) -> Self:
-        """What deletions could not see gone so far, and what verifications found of deleted
-        projects; but for the objects of which an open finding tells as well: those are counted
-        there."""
+        """What verifications found of deleted projects and no open cleanup covers; but for the
+        objects of which an open finding tells as well: those are counted there."""
         operations = apps.get_model("storage_audit", "CleanupOperation").objects
         findings = apps.get_model("storage_audit", "Finding").objects.orphaned()
         found = findings.filter(bucket=OuterRef("operation__bucket"), escaped=OuterRef("escaped"))
@@ -291,7 +342,7 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
             ~Exists(found.filter(key=OuterRef("key"))),
             ~Exists(found.filter(key=OuterRef("identity"))),
             operation__in=operations.with_remains(),
-            outcome__in=["failed", *self.model.OPEN],
+            outcome="failed",
         )
 
     def as_objects(self) -> models.QuerySet[Any, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Self
 
+from django.apps import apps
 from django.db import models
 from django.db.models import Count, F, Min, Q
 from django.utils import timezone
@@ -89,10 +90,17 @@ class FindingQuerySet(models.QuerySet["Finding"]):
         return self.filter(starts_with("key", prefix), **given)
 
     def orphaned(self) -> Self:
-        return self.open().filter(kind="orphaned")
+        return self.open().filter(~self.covered(), kind="orphaned")
 
     def deletable(self) -> Self:
-        return self.open().filter(self.ripe())
+        return self.open().filter(self.ripe(), ~self.covered())
+
+    @staticmethod
+    def covered() -> Q:
+        """Those whose object an open cleanup is to delete: they are no orphans."""
+        operations = apps.get_model("storage_audit", "CleanupOperation").objects
+        covered: Q = operations.covering().covering_outer()
+        return covered
 
     @staticmethod
     def ripe() -> Q:
@@ -110,8 +118,10 @@ class FindingQuerySet(models.QuerySet["Finding"]):
         and when the first was seen."""
         figures = {"n": Count("pk"), "since": Min("first_seen_at")}
         figures["ripe"] = Count("pk", filter=self.ripe())
-        each = {kind: self.filter(kind=kind).order_by("key")[:most] for kind in Kind.values}
-        found = {kind: few.aggregate(**figures) for kind, few in each.items()}
+        each = {kind: self.filter(kind=kind) for kind in Kind.values}
+        each[Kind.ORPHANED] = self.filter(~self.covered(), kind=Kind.ORPHANED)
+        few = {kind: some.order_by("key")[:most] for kind, some in each.items()}
+        found = {kind: some.aggregate(**figures) for kind, some in few.items()}
         return {kind: sums for kind, sums in found.items() if sums["n"]}
 
     def acknowledge(self, note: str, by: str) -> int:

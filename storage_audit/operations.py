@@ -15,7 +15,6 @@ from django.utils.translation import gettext_lazy as _
 from storage_audit.fields import BytewiseTextField
 from storage_audit.items import CleanupItem
 from storage_audit.jobs import Job
-from storage_audit.querysets import read_in_steps
 from storage_audit.redaction import redact
 from storage_audit.timeline import OperationEvent
 from storage_audit.transitions import Transitions
@@ -188,6 +187,18 @@ class CleanupOperation(Transitions):
                 condition=Q(deleted=0) | ~Q(kind="verify") & Q(dry_run=False),
                 name="operation_look_deletes_nothing",
             ),
+            # Two of one project, created and deleted again, are told apart by their deletions: the
+            # later one supersedes the other, as soon as no worker has it.
+            models.UniqueConstraint(
+                fields=["project_id", "bucket", "project_deleted_at"],
+                condition=Q(
+                    kind="project",
+                    dry_run=False,
+                    parent=None,
+                    status__in=[*Transitions.WORKABLE, "blocked"],
+                ),
+                name="one_open_cleanup_per_deletion",
+            ),
             models.CheckConstraint(
                 condition=Q(pruned_at=None)
                 | Transitions.OVER & ~Q(archive="") & ~Q(archive_digest=""),
@@ -295,7 +306,7 @@ class CleanupOperation(Transitions):
         found = CleanupItem.FoundIn.TRACKED
         copies = (
             CleanupItem(operation=self, found_in=found, **row)
-            for row in read_in_steps(gone.values(*facts))
+            for row in gone.values(*facts).iterator()
         )
         while batch := list(islice(copies, 1000)):
             CleanupItem.objects.bulk_create(batch, ignore_conflicts=True)

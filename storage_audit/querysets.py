@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import datetime
 from functools import reduce
 from operator import or_
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from django.apps import apps
 from django.db import OperationalError, connection, connections, models, transaction
-from django.db.models import Case, Count, Exists, OuterRef, Q, Sum, Value, When
+from django.db.models import Case, Count, Exists, F, OuterRef, Q, Sum, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     # Ruff does not see names in the strings of a class's bases.
     from storage_audit.cleanup_querysets import CleanupItemQuerySet
     from storage_audit.models import BucketScan, KnownProject, R2Object  # noqa: F401
+
 
 T = TypeVar("T")
 
@@ -107,21 +108,6 @@ def read_within(query: models.QuerySet[Any, T], seconds: float) -> list[T]:
         database.connection.set_progress_handler(None, 0)
 
 
-STEP = 2000  # rows
-
-
-def read_in_steps(rows: models.QuerySet[Any, T]) -> Iterator[T]:
-    """Rows that are too many for memory. Nothing that takes long may be done between them.
-
-    PostgreSQL keeps a cursor for them in a transaction. Outside of one it would first copy the
-    whole result, and PgBouncer would lose the cursor, as each transaction may have another
-    connection. On SQLite a transaction would keep all who write waiting.
-    """
-    needed = connection.vendor == "postgresql" and not connection.in_atomic_block
-    with transaction.atomic() if needed else nullcontext():
-        yield from rows.iterator(STEP)
-
-
 # So many objects of each project are counted for a list of projects, and so many added up. An index
 # counts; to add up their bytes is to read each row.
 COUNTED, SUMMED = 1_000, 200
@@ -169,6 +155,21 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
 
     def saw_deleted(self, project_id: str, at: datetime, evidence: str) -> None:
         self.update_or_create(pk=project_id, defaults={"deleted_at": at, "evidence": evidence})
+
+    def declare_deleted(self, project_id: str) -> datetime:
+        """Note that a person calls the id deleted, and return since when it is. A deletion that is
+        on record keeps its time. The row stays locked until the commit."""
+        now = timezone.now()
+        row = self.model(pk=project_id, deleted_at=now, evidence="declared")
+        self.bulk_create([row], ignore_conflicts=True)
+        self.filter(self.UNSAID, pk=project_id).update(evidence="declared")
+        self.filter(pk=project_id).update(deleted_at=Coalesce("deleted_at", Value(now)))
+        return self.get(pk=project_id).deleted_at or now
+
+    def hold(self, project_id: str | None) -> None:
+        """Let others who decide on the project's cleanups wait until the commit: a row that is
+        written is locked."""
+        self.filter(pk=project_id).update(first_seen_at=F("first_seen_at"))
 
     def said(self) -> Self:
         """Those of which somebody, or a signal, said that they are deleted."""
@@ -245,15 +246,6 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
         """Keys later than `after`, up to and with `last`; without an end when it is None."""
         found = self.filter(key__gt=after) if after else self.all()
         return found if last is None else found.filter(key__lte=last)
-
-    def by_key(self) -> Iterator[R2Object]:
-        """All in the order of their keys, some at a time. Between them the store may be asked, as
-        no transaction is open."""
-        after: str | None = ""
-        while after is not None:
-            some = list(self.between(after, None).order_by("key")[:STEP])
-            yield from some
-            after = some[-1].key if len(some) == STEP else None
 
     def unlisted_by(self, scan: BucketScan) -> Self:
         """Rows whose keys such a scan did not note that notes them all."""

@@ -13,7 +13,7 @@ from django.db.models.signals import post_delete, post_migrate, post_save, pre_d
 from django.utils import timezone
 
 from storage_audit import projects, tasks
-from storage_audit.audit import counting
+from storage_audit.audit import counting, succession
 from storage_audit.models import CleanupOperation, KnownProject, R2Object, Row
 from storage_audit.origin import current_origin
 
@@ -72,7 +72,7 @@ def project_to_be_deleted(instance: models.Model, **kwargs: Any) -> None:
 def project_deleted(instance: models.Model, **kwargs: Any) -> None:
     project_id, now, origin = vars(instance)["storage_audit_id"], timezone.now(), current_origin()
     KnownProject.objects.saw_deleted(project_id, now, KnownProject.Evidence.DELETED)
-    operations = CleanupOperation.objects.request_for_project(
+    operations = succession.request_cleanups(
         project_id,
         trigger=Trigger.FORCED if origin.forced else Trigger.DELETED,
         deleted_at=now,

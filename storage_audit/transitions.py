@@ -30,7 +30,7 @@ class Transitions(models.Model):
 
     pending -> running -> planned | clean | clean_with_protected | incomplete | failed | blocked
     | superseded;  planned, blocked -> pending (by a person);  incomplete, failed -> running;
-    blocked -> superseded.
+    any open one -> superseded, when no worker has it.
 
     Each transition is one compare-and-set in the database, so that of two who try, one succeeds;
     those of a worker also demand that its lease is the current one and still runs.
@@ -208,6 +208,17 @@ class Transitions(models.Model):
         shown = self._blocked_as_shown()
         self._decide(shown, _("end"), status=self.Status.SUPERSEDED, **values)
 
+    def withdraw(self) -> bool:
+        """Keep workers from the operation until the commit, unless one has it."""
+        is_open = Q(status__in=[*self.WORKABLE, self.Status.BLOCKED])
+        is_free = is_open & ~leased(timezone.now())
+        return self.change(is_free, lease_token=None, lease_until=None, next_attempt_at=None)
+
+    def retire(self, reason: str, books: dict[str, int]) -> None:
+        """End an operation that was withdrawn: another one does what it was to do."""
+        values = {"error": reason, "finished_at": timezone.now(), "headway": {}}
+        self.change(Q(), status=self.Status.SUPERSEDED, **values, **books)
+
     def _blocked_as_shown(self) -> Q:
         return Q(status=self.Status.BLOCKED, plan_digest=self.plan_digest, error=self.error)
 
@@ -217,13 +228,11 @@ class Transitions(models.Model):
             Q(status__in=[self.Status.INCOMPLETE, self.Status.FAILED]), _("try again")
         )
 
-    def execute(self, user: str) -> None:
+    def execute(self, user: str, **values: Any) -> None:
         """Run the plan that a dry run froze. Raises IllegalTransition."""
         # A plan's items were counted as failed, as a deletion that ends here would.
-        now_open = {"failed": 0, "failed_bytes": 0}
-        self._start_again(
-            Q(status=self.Status.PLANNED), _("run"), dry_run=False, released_by=user, **now_open
-        )
+        values |= {"dry_run": False, "released_by": user, "failed": 0, "failed_bytes": 0}
+        self._start_again(Q(status=self.Status.PLANNED), _("run"), **values)
 
     def _start_again(self, allowed: Q, verb: Any, **values: Any) -> None:
         values |= {"next_attempt_at": timezone.now(), "attempts": 0, "troubled_since": None}

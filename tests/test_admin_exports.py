@@ -312,7 +312,13 @@ def test_all_that_is_left_behind_is_exported_by_whoever_tells_of_it(
     monkeypatch.setattr(left_behind, "A_PAGE", 7)
     orphan = finding(scanned(), "zz", evidence="=its project is gone")
     CleanupOperation.objects.filter(pk=operation.pk).update(
-        status="incomplete", found=40, failed=40, finished_at=LONG_AGO
+        kind="verify",
+        project_id="proj_gone",
+        status="incomplete",
+        found=40,
+        failed=40,
+        finished_at=LONG_AGO,
+        next_attempt_at=None,
     )
     client = superuser()
     links = links_to_files(words(client.get(reverse("admin:storage_audit_left_behind"))))

@@ -44,6 +44,35 @@ def add_items(operation: CleanupOperation, count: int, **facts: Any) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("query", "is_shown"),
+    [
+        ("", False),
+        ("?q=proj_gone", False),
+        ("?project_id=proj_gone", False),
+        ("?follow_up_checks=shown", True),
+        ("?status=pending", True),
+        ("?trigger=late_check", True),
+    ],
+)
+def test_follow_up_checks_stand_above_no_deletion_unless_asked_for(
+    db: None, query: str, is_shown: bool
+) -> None:
+    deletion = make("clean")
+    check = make(parent=deletion)
+    CleanupOperation.objects.filter(pk=check.pk).update(trigger="late_check")
+    client = superuser()
+    shown = client.get(page("cleanupoperation", "changelist") + query).context["cl"].result_list
+    assert (check in shown) == is_shown
+    assert is_shown or list(shown) == [deletion]
+    [found] = (
+        client.get(f"{page('cleanupoperation', 'changelist')}?q={check.pk}")
+        .context["cl"]
+        .result_list
+    )
+    assert found == check
+
+
 def books_on(shown: str) -> dict[str, tuple[str, str]]:
     """Objects and bytes of each line of the books."""
     cells = r'<td class="audit-objects">(.*?)</td><td class="audit-size">(.*?)</td>'

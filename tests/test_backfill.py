@@ -35,7 +35,7 @@ from storage_audit.models import (
     Project,
     R2Object,
 )
-from tests import scanning
+from tests import promises, scanning
 from tests.conftest import Bucket
 
 KEY = "projects/proj_1/scenes/s1/media/old.MP4"
@@ -139,10 +139,9 @@ def test_each_object_gets_a_row_that_says_what_the_bucket_and_the_key_say(bucket
 def test_owner_of_a_key(
     bucket: Bucket, alive: list[str], deleted: list[str], key: str, owner: str, kind: str
 ) -> None:
-    for project_id in alive + deleted:
+    for project_id in alive:
         Project.objects.create(pk=project_id)
-    for project_id in deleted:
-        Project.objects.get(pk=project_id).delete()
+    promises.deleted(*deleted)
     bucket.put(key)
     found = backfill()
     assert R2Object.objects.get().project_id == owner

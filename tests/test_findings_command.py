@@ -117,7 +117,7 @@ def test_orphans_are_deleted_by_an_operation_of_the_queue(bucket: Bucket) -> Non
     assert OrmQ.objects.count() == 1
     assert bucket.keys() == {KEY, OTHER}
     again, _err, code = run(*DELETE)
-    assert code == 1 and f"  left: {KEY}: Operation ID is to delete it already.\n" in again
+    assert code == 1 and f"  left: {KEY}: Cleanup ID covers this file and is pending." in again
 
 
 def test_orphans_are_deleted_here_and_now_and_what_stays_is_said(bucket: Bucket) -> None:

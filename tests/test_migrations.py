@@ -164,6 +164,25 @@ def test_each_migration_runs_back_and_forward_and_keeps_what_has_a_column(
     assert not CleanupOperation.objects.pruned().exists()
 
 
+def test_of_several_open_cleanups_of_a_deletion_the_first_goes_on(migrated_again: None) -> None:
+    call_command("migrate", OURS, "0019", verbosity=0)
+    same = {"project_id": "proj_1", "project_deleted_at": timezone.now(), "bucket": "b"}
+    first, second = (
+        CleanupOperation.objects.request(kind="project", trigger=trigger, **same)
+        for trigger in ("deleted", "declared")
+    )
+    facts = {"found_in": "both", "size": 7}
+    for key, tries in (("new", 0), ("sent", 1)):
+        CleanupItem.objects.create(
+            operation=second, key=key, identity=key, tries=tries, outcome="planned", **facts
+        )
+    call_command("migrate", OURS, "0020", verbosity=0)
+    first.refresh_from_db()
+    second.refresh_from_db()
+    assert (first.status, second.status, second.next_attempt_at) == ("pending", "superseded", None)
+    assert (second.found, second.protected, second.failed_bytes) == (2, 1, 7)
+
+
 @pytest.mark.only_on("postgresql")
 def test_what_the_lists_are_planned_by_is_known_right_after_the_migration(
     migrated_again: None,

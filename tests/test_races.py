@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import timedelta
-from threading import Event
+from threading import Barrier, Event
+from typing import TypeVar
 from urllib.request import Request as WebRequest
 from urllib.request import urlopen
+from uuid import UUID
 
 import pytest
 from django.conf import settings
@@ -49,6 +51,7 @@ from tests.promises import (
 ON_POSTGRESQL = connection.vendor == "postgresql"
 LATE = "projects/proj_1/scenes/s1/media/late.mp4"
 AMBIGUOUS = "proj_a_b_s1_media.mp4"
+T = TypeVar("T")
 SECONDS = 20  # for what takes a fraction of one
 
 
@@ -89,10 +92,10 @@ def at(store: FaultyStore, moment: Matches, *effects: Callable[[], object]) -> N
     store.rules.append(on(moment, then(*effects), times=1))
 
 
-def on_own_connection(effect: Callable[[], object]) -> Callable[[], object]:
-    def closing() -> None:
+def on_own_connection(effect: Callable[[], T]) -> Callable[[], T]:
+    def closing() -> T:
         try:
-            effect()
+            return effect()
         finally:
             connection.close()
 
@@ -450,8 +453,16 @@ def assert_handed_over(bucket: Bucket, key: str) -> None:
 def test_of_two_operations_of_one_project_the_second_waits_and_finds_nothing(
     bucket: Bucket, store: FaultyStore, files: set[str]
 ) -> None:
+    """Such as a follow-up check beside a cleanup that a person asked for."""
     first = requested("proj_1")
-    (second,) = requests.declare_deleted("proj_1")
+    second = CleanupOperation.objects.request(
+        kind="project",
+        project_id="proj_1",
+        project_deleted_at=first.project_deleted_at,
+        bucket=bucket.name,
+        trigger="late_check",
+        parent=first,
+    )
     refused = list[object]()
     for moment in (planning, proving, sending, verifying(store)):
         at(store, moment, lambda: refused.append(cleanup.run_slice(second.pk)))
@@ -461,6 +472,41 @@ def test_of_two_operations_of_one_project_the_second_waits_and_finds_nothing(
     assert sent(store) == dict.fromkeys(files, 1)
     assert not of_project(bucket)
     check(bucket)
+
+
+def test_two_requests_for_one_project_at_once_make_one_cleanup(bucket: Bucket) -> None:
+    """Nobody had known the id, so both also want to write that it is deleted."""
+    alive("proj_2")
+    barrier = Barrier(2)
+
+    def request() -> set[UUID]:
+        barrier.wait(SECONDS)
+        return {each.pk for each in requests.declare_deleted("proj_1")}
+
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(on_own_connection(request)) for _n in range(2)]
+        first, second = (future.result(SECONDS) for future in futures)
+    assert first == second == set(CleanupOperation.objects.values_list("pk", flat=True))
+    assert run(CleanupOperation.objects.get()).status == Status.CLEAN
+
+
+@pytest.mark.only_on("postgresql")
+def test_worker_that_takes_a_cleanup_while_the_project_goes_again_leaves_the_files(
+    bucket: Bucket, files: set[str]
+) -> None:
+    first = requested("proj_1")
+    Project.objects.create(pk="proj_1")
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic():
+            Project.objects.get(pk="proj_1").delete()
+            taken = pool.submit(on_own_connection(lambda: cleanup.run_slice(first.pk)))
+            done, _waiting = wait([taken], timeout=0.3)
+            assert not done
+        assert taken.result(SECONDS) is None
+    first.refresh_from_db()
+    assert (first.status, of_project(bucket)) == (Status.SUPERSEDED, files)
+    second = CleanupOperation.objects.of_project("proj_1").get()
+    assert (run(second).status, of_project(bucket)) == (Status.CLEAN, set())
 
 
 @pytest.mark.parametrize("moment", [planning, proving, sending])
@@ -495,7 +541,9 @@ def test_project_created_again_and_force_deleted_during_a_run_is_cleaned_up_once
     at(store, moment, force)
     first = delete("proj_1")
     second = run(forced[0])
-    assert {first.status, second.status} == {Status.CLEAN}
+    # Once the batch was on its way, nothing is left that the first life could keep from going.
+    assert first.status == (Status.CLEAN if moment is sending else Status.SUPERSEDED)
+    assert second.status == Status.CLEAN
     assert second.released_by == "me"
     assert sent(store) == dict.fromkeys(files, 1)
     assert not of_project(bucket)

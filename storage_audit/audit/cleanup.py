@@ -24,6 +24,7 @@ from storage_audit.audit import (
     limits,
     named,
     plan_summary,
+    succession,
     used_files,
     verification,
 )
@@ -39,7 +40,6 @@ from storage_audit.models import (
     CleanupOperation,
     LeaseLost,
 )
-from storage_audit.querysets import read_in_steps
 from storage_audit.redaction import redact
 
 logger = logging.getLogger(__name__)
@@ -108,8 +108,8 @@ def take_turn(operation: CleanupOperation) -> None:
         advance(Work.begin(operation))
     except OutOfTime:
         operation.hand_over()
-    except Reborn:
-        supersede(operation)
+    except Reborn as reborn:
+        succession.supersede(operation, str(reborn))
     except used_files.Unread as unread:
         block(operation, str(unread), unread=unread.fields)
     except Mismatch as mismatch:
@@ -148,6 +148,8 @@ def refuse_reborn(work: Work) -> None:
     operation = work.operation
     if operation.kind == Kind.PROJECT and not operation.dry_run:
         deletion.refuse_reborn(operation)
+        # A worker may have had them when this one was asked for.
+        succession.end_earlier(operation)
 
 
 def start_again(operation: CleanupOperation) -> None:
@@ -257,7 +259,7 @@ def digest(operation: CleanupOperation) -> str:
     sums = hashlib.sha256(json.dumps(operation.ranges).encode())
     facts = ("key", "escaped", "size", "etag", "last_modified", "outcome")
     write = json.JSONEncoder(default=str).encode
-    for row in read_in_steps(operation.items.order_by("key", "pk").values_list(*facts)):
+    for row in operation.items.order_by("key", "pk").values_list(*facts).iterator():
         sums.update(write(row).encode() + b"\n")
     return sums.hexdigest()
 
@@ -371,26 +373,3 @@ def was_refused(operation: CleanupOperation) -> bool:
     ends = operation.events.filter(data__refused=True, at__lte=timezone.now() - REFUSALS_APART)
     since = operation.troubled_since
     return since is not None and ends.filter(at__gte=since).exists()
-
-
-def supersede(operation: CleanupOperation) -> None:
-    reason = _(
-        "Project %s lives again, or did and is gone without a signal: its objects are the new"
-        " project's."
-    )
-    reason %= operation.project_id
-    with transaction.atomic():
-        operation.renew()
-        deletion.let_go(operation, operation.items.open().filter(tries=0), reason)
-        # These were asked to go before the id lived again, and nobody looked since. Where no answer
-        # came they stay marked: the store may still be at it, and would take a new upload for them.
-        deletion.rest(operation)
-        deletion.own_rows(operation).unlock(operation.items.open())
-        text = _("Sent for deletion before the id lived again; verify the project to see.")
-        operation.items.open().update(reason=text)
-        operation.items.planned().mark(CleanupItem.Outcome.FAILED, text)
-    # It may go through a million items: while nobody waits for a commit.
-    plan_summary.add_dropped(operation)
-    with transaction.atomic():
-        operation.close(Status.SUPERSEDED, operation.items.books(), error=reason)
-        operation.record("superseded", reason)

@@ -176,7 +176,7 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
         operation.renew()
         rows = barred_rows(work, batch)
     orphans = operation.kind == CleanupOperation.Kind.ORPHANS
-    doubts = named.doubts_at_proof(readings, rows, work.identity) if orphans else {}
+    doubts = named.doubts_at_proof(work, readings, rows) if orphans else {}
     proof = Proof([], [], [])
     for item in batch:
         identity = work.identity(item.key)
@@ -233,14 +233,35 @@ def what_decides(operation: CleanupOperation) -> str:
 
 
 def refuse_reborn(operation: CleanupOperation) -> None:
-    """Whoever is just creating the project comes first. Raises Reborn and Undecided."""
+    """A cleanup acts only for the deletion that asked for it, and a project that is just being
+    created comes first. Raises Reborn and Undecided."""
     project_id = operation.project_id or ""
     changing = KnownProject.objects.is_changing(project_id)
     # One that was created again and went without a word: nobody said that this one is deleted.
     if projects.is_alive(project_id) or KnownProject.objects.maybe_alive([project_id]):
-        raise Reborn
+        text = _(
+            "Project %s lives again, or did and is gone without a signal: its objects are the new"
+            " project's."
+        )
+        raise Reborn(text % project_id)
     if changing:
         raise Undecided(_("Project %s is just being created, or deleted again.") % project_id)
+    deleted_at = KnownProject.objects.time_of_deletion(project_id)
+    if deleted_at is None:
+        text = _(
+            "The deletion of project %s is not on record any more, so its files are kept. To delete"
+            " them, declare the project deleted."
+        )
+        raise Reborn(text % project_id)
+    if deleted_at != operation.project_deleted_at:
+        raise Reborn(taken_over(project_id))
+
+
+def taken_over(project_id: str) -> str:
+    text = _(
+        "Project %s was created and deleted again. The cleanup of that deletion has its files."
+    )
+    return text % project_id
 
 
 def record_proof(operation: CleanupOperation, proof: Proof) -> None:

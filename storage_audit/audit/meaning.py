@@ -54,8 +54,8 @@ MEANING = {
         " figures; once that is settled, force-delete it to release it."
     ),
     Status.SUPERSEDED: gettext_lazy(
-        "A project with this id lives again, and its objects are the new project's. Nothing more"
-        " is done."
+        "A new project with this id, or a later deletion of it, decides on the files. Nothing more"
+        " is done here."
     ),
 }
 VERIFIED = {

@@ -13,6 +13,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.audit import headway
+from storage_audit.audit.covering import find_covering, possible_owners, why_covered
 from storage_audit.audit.discovery import rows_by_identity
 from storage_audit.audit.key_format import Readings
 from storage_audit.audit.ownership import (
@@ -24,7 +25,6 @@ from storage_audit.audit.ownership import (
 )
 from storage_audit.audit.scan.owners import attribute
 from storage_audit.audit.work import Undecided, Work
-from storage_audit.bucket.listing import Identity
 from storage_audit.bucket.r2 import Listed
 from storage_audit.findings import Kind
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject
@@ -91,7 +91,7 @@ def judge_orphans(work: Work, looked: Looked) -> None:
     """Those that are not what the finding says any more, or no orphans, stay."""
     readings = {item.key: layouts().readings(item.key) for item, listed in looked if listed}
     rows = rows_by_identity(work.operation.bucket, readings, work.identity)
-    doubts, alike = doubts_of(readings, rows, work.identity), defaultdict(list)
+    doubts, alike = doubts_of(work, readings, rows), defaultdict(list)
     for item, listed in looked:
         if listed:
             reason = overwritten(item, listed) or doubts[item.key]
@@ -114,21 +114,26 @@ def overwritten(item: CleanupItem, listed: Listed) -> str:
     )
 
 
-def doubts_at_proof(readings: ByKey, rows: ByIdentity, identity: Identity) -> dict[str, str]:
+def doubts_at_proof(work: Work, readings: ByKey, rows: ByIdentity) -> dict[str, str]:
     """The same once nobody is just creating one of the projects. Raises Undecided."""
     if KnownProject.objects.are_changing(named_by(readings, rows)):
         raise Undecided(_("A project that could want these objects is just being created."))
-    return doubts_of(readings, rows, identity)
+    return doubts_of(work, readings, rows)
 
 
-def doubts_of(readings: ByKey, rows: ByIdentity, identity: Identity) -> dict[str, str]:
+def doubts_of(work: Work, readings: ByKey, rows: ByIdentity) -> dict[str, str]:
     """Why each of these keys may be no orphan's, going by the tables as they are now; empty where
     it is one. `rows` are by identity, and were read before."""
+    operation, identity = work.operation, work.identity
     names = named_by(readings, rows)
+    owners = {k: possible_owners(ways, rows.get(identity(k), ())) for k, ways in readings.items()}
+    covering = find_covering(operation.bucket, owners, operation)
     alive = alive_among(readings.values(), names)
     known = known_among(names) | alive
     return {
-        key: doubt(ways, rows.get(identity(key), ()), known, alive)
+        key: why_covered(covering[key])
+        if key in covering
+        else doubt(ways, rows.get(identity(key), ()), known, alive)
         for key, ways in readings.items()
     }
 

@@ -1,14 +1,14 @@
 """What a person may ask for. Each returns operations that the caller enqueues on commit."""
 
+from contextlib import suppress
 from datetime import datetime
 
 from django.db import transaction
 from django.db.models import Model
-from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
-from storage_audit.audit import vanished
+from storage_audit.audit import succession, vanished
 from storage_audit.audit.modes import Mode, usual
 from storage_audit.bucket.listing import storable
 from storage_audit.conf import conf
@@ -42,7 +42,7 @@ def dry_run(project_id: str, mode: Mode | None = None) -> list[CleanupOperation]
         trigger=Trigger.DRY_RUN,
         dry_run=True,
         **(mode or usual())._asdict(),
-        deleted_at=KnownProject.objects.time_of_deletion(project_id) or timezone.now(),
+        deleted_at=KnownProject.objects.time_of_deletion(project_id),
     )
 
 
@@ -53,7 +53,7 @@ def verify_project(project_id: str) -> list[CleanupOperation]:
         project_id,
         kind=Kind.VERIFY,
         trigger=Trigger.VERIFY,
-        deleted_at=KnownProject.objects.time_of_deletion(project_id) or timezone.now(),
+        deleted_at=KnownProject.objects.time_of_deletion(project_id),
     )
 
 
@@ -145,23 +145,50 @@ def force_delete_operation(operation: CleanupOperation) -> list[CleanupOperation
     refuse_look(operation)
     if operation.kind == Kind.VANISHED:
         return vanished.release(operation, user)
+    # Before the operation's own row, as who deletes the project does.
+    KnownProject.objects.hold(operation.project_id)
     step = "run" if operation.status == Status.PLANNED else "force"
     if operation.status == Status.BLOCKED:
         operation.release(user)
         if operation.trigger == Trigger.VANISHED:
             # The person who releases it says that the project is to be gone.
-            say_deleted(operation.project_id)
+            say_deleted(operation)
     elif operation.status == Status.PLANNED:
         if operation.names_its_objects:
             refuse_alive(operation.project_id)
+            operation.execute(user)
         else:
-            refuse_undeclared(operation.project_id or "")
-            declare(operation.project_id or "")
-        operation.execute(user)
+            run_plan(operation, user)
     else:
         operation.retry()
     operation.record(step, _("Limits lifted, or tried again, by %s.") % user)
     return [operation]
+
+
+def run_plan(operation: CleanupOperation, user: str) -> None:
+    """Run a plan for the deletion that it was made for, or that followed it. Raises StillAlive,
+    ValidationError and IllegalTransition."""
+    project_id = operation.project_id or ""
+    refuse_undeclared(project_id)
+    deleted_at = declare(project_id)
+    words = {"id": operation.pk, "project": visible(project_id)}
+    if operation.project_deleted_at not in (None, deleted_at):
+        text = _(
+            "Project %(project)s was created and deleted again since plan %(id)s was made. Nothing"
+            " was deleted. Make another dry run."
+        )
+        raise IllegalTransition(text % words)
+    beside = CleanupOperation.objects.of_project(project_id).filter(
+        bucket=operation.bucket, project_deleted_at=deleted_at, parent=None
+    )
+    if other := beside.first():
+        text = _(
+            "Cleanup %(other)s of project %(project)s is not over, so plan %(id)s cannot run beside"
+            " it. Nothing was deleted. Wait until that cleanup is over, or force-delete it."
+        )
+        raise IllegalTransition(text % {**words, "other": other.pk})
+    operation.execute(user, project_deleted_at=deleted_at)
+    succession.end_earlier(operation)
 
 
 def refuse_look(operation: CleanupOperation) -> None:
@@ -172,28 +199,41 @@ def refuse_look(operation: CleanupOperation) -> None:
 
 @transaction.atomic
 def declare_deleted(project_id: str, mode: Mode | None = None) -> list[CleanupOperation]:
-    """Clean up after an id that is not alive, such as one deleted before this was installed.
+    """Clean up after an id that is not alive, such as one deleted before this was installed. An
+    open cleanup of it is returned, and goes on at once unless it is blocked by a limit.
 
     Raises ValidationError for what is no project id, and StillAlive.
     """
-    return CleanupOperation.objects.request_for_project(
+    operations = succession.request_cleanups(
         project_id,
         trigger=Trigger.DECLARED,
         deleted_at=declare(project_id),
         **(mode or usual())._asdict(),
     )
+    for operation in operations:
+        with suppress(IllegalTransition):  # A worker, or another person, was quicker.
+            go_on(operation)
+    return operations
+
+
+def go_on(operation: CleanupOperation) -> None:
+    """Have an open cleanup continue now, within the limits."""
+    if operation.status in (Status.INCOMPLETE, Status.FAILED):
+        operation.retry()
+    elif operation.status == Status.BLOCKED and is_undecided(operation):
+        operation.release(current_origin().user or "command")
+
+
+def is_undecided(operation: CleanupOperation) -> bool:
+    """Whether it waits only for somebody to say that the project was deleted."""
+    return operation.trigger == Trigger.VANISHED and not operation.plan_digest
 
 
 def declare(project_id: str) -> datetime:
     """Know the id for a deleted one, and since when. Raises ValidationError and StillAlive."""
     validate_project_id(project_id)
     refuse_alive(project_id)
-    say_deleted(project_id)
-    deleted_at = KnownProject.objects.time_of_deletion(project_id)
-    if deleted_at is None:
-        deleted_at = timezone.now()
-        KnownProject.objects.saw_deleted(project_id, deleted_at, Evidence.DECLARED)
-    return deleted_at
+    return KnownProject.objects.declare_deleted(project_id)
 
 
 def refuse_undeclared(project_id: str) -> None:
@@ -212,8 +252,12 @@ def refuse_undeclared(project_id: str) -> None:
     raise IllegalTransition(text % {"project": visible(project_id), "how": how})
 
 
-def say_deleted(project_id: str | None) -> None:
-    vanished = KnownProject.objects.filter(pk=project_id, evidence=Evidence.VANISHED)
+def say_deleted(operation: CleanupOperation) -> None:
+    vanished = KnownProject.objects.filter(
+        pk=operation.project_id,
+        evidence=Evidence.VANISHED,
+        deleted_at=operation.project_deleted_at,
+    )
     vanished.update(evidence=Evidence.DECLARED)
 
 

@@ -19,7 +19,7 @@ from django.db import transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from storage_audit.audit import cleanup, installation, prices, requests
+from storage_audit.audit import cleanup, installation, prices, requests, succession
 from storage_audit.audit.layouts import DEFAULT_KINDS, DEFAULT_TEMPLATES
 from storage_audit.audit.ownership import layouts
 from storage_audit.bucket import calls, r2, wrangler
@@ -27,7 +27,7 @@ from storage_audit.bucket.calls import Calls
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import pages
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation
+from storage_audit.models import CleanupOperation, KnownProject
 from storage_audit.origin import current_origin
 
 Discovery, Status, Strategy, Trigger = (
@@ -166,10 +166,14 @@ def try_one(run: Run) -> None:
 def record(project_id: str, strategy: str, hold: timedelta = HOLD) -> CleanupOperation:
     """The cleanup of a project that never lived, without limits: its size is what was asked for.
     Raises StillAlive and ValidationError."""
-    [operation] = CleanupOperation.objects.request_for_project(
+    requests.declare(project_id)
+    # Of a deletion of its own: the one before may not be over.
+    deleted_at = timezone.now()
+    KnownProject.objects.saw_deleted(project_id, deleted_at, KnownProject.Evidence.DECLARED)
+    [operation] = succession.request_cleanups(
         project_id,
         trigger=Trigger.TRIAL,
-        deleted_at=requests.declare(project_id),
+        deleted_at=deleted_at,
         discovery=Discovery.LISTED,
         strategy=strategy,
         released_by=current_origin().user or "command",

@@ -15,6 +15,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
+from storage_audit.audit import succession
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, KnownProject
 
@@ -150,6 +151,6 @@ def request(project_id: str, evidence: str, **values: Any) -> list[CleanupOperat
     now, mine = timezone.now(), KnownProject.objects.vanished().filter(pk=project_id)
     if not mine.update(deleted_at=now, evidence=evidence):
         return []
-    return CleanupOperation.objects.request_for_project(
+    return succession.request_cleanups(
         project_id, trigger=Trigger.VANISHED, deleted_at=now, **values
     )

@@ -104,6 +104,7 @@ def settle(work: Work, lost: dict[int, str]) -> None:
         settled += gone.filter(tries__gt=0).mark(Outcome.DELETED)
         # What nobody can name in a request can still be deleted by other means.
         nameless = operation.items.filter(outcome=Outcome.FAILED, escaped=True, present_at=None)
+        resolve_findings(operation, nameless)
         settled += nameless.mark(Outcome.ALREADY_ABSENT)
         used_files.tell_lost(operation, lost)
         again = try_again(operation, there) if there.exists() else 0
@@ -146,15 +147,22 @@ def forget_rows(operation: CleanupOperation, gone: CleanupItemQuerySet) -> None:
 
 
 def resolve_findings(operation: CleanupOperation, gone: CleanupItemQuerySet) -> None:
-    if operation.kind != CleanupOperation.Kind.ORPHANS:
-        return
-    orphans = Finding.objects.filter(bucket=operation.bucket, kind=Finding.Kind.ORPHANED)
+    """Close what scans found wrong with these objects, unless a scan that began after this look
+    saw them; an unfinished upload is no object."""
+    found = Finding.objects.filter(
+        bucket=operation.bucket, last_seen_at__lte=operation.cursor["began"]
+    ).exclude(kind=Finding.Kind.UNFINISHED)
+    tracked = R2Object.objects.filter(bucket=OuterRef("bucket"), key=OuterRef("key"))
+    # Of a row that is another project's the object is still missing.
+    found = found.exclude(Exists(tracked), kind=Finding.Kind.MISSING)
     for items, text in (
         (gone.filter(tries__gt=0), _("deleted by operation %s")),
         (gone.filter(tries=0), _("seen gone by operation %s")),
     ):
-        found = orphans.filter(escaped=False, key__in=items.names())
-        found.resolve(text % operation.pk, operation.requested_by)
+        for escaped in (False, True):
+            names = items.filter(escaped=escaped).names()
+            alike = found.filter(escaped=escaped, key__in=names)
+            alike.resolve(text % operation.pk, operation.requested_by)
 
 
 def give_up(operation: CleanupOperation, stayed: CleanupItemQuerySet) -> None:

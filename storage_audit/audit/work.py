@@ -42,7 +42,7 @@ class Undecided(Exception):
 
 
 class Reborn(Exception):
-    """The project's id lives again: its objects are the new project's."""
+    """The cleanup is of an earlier life of the project; the message says which decides now."""
 
 
 @dataclass

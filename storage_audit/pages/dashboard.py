@@ -103,7 +103,7 @@ def for_a_person(links: Links, waiting: int) -> Tile:
 
 def left_behind(links: Links, left: Left | None) -> Tile:
     title, url, warning = _("Left behind"), links.left_behind(), ("warning", _("look"))
-    without = _("Without what is protected or blocked: a person must say first whether it may go.")
+    without = _("Without what is protected, and without what an open cleanup is to delete.")
     if left is None:
         figure = _("about %s objects or more") % number_format(overview.MUCH, force_grouping=True)
         return Tile(title, figure, [_("The next sweep counts them."), without], url, *warning)

@@ -1,6 +1,8 @@
 """What the dashboard counts, as filters of the lists that it links to."""
 
+from collections.abc import Iterator
 from typing import Any
+from uuid import UUID
 
 from django.contrib import admin
 from django.http import HttpRequest
@@ -29,6 +31,39 @@ class Needs(admin.SimpleListFilter):
             case "judgement":
                 return operations.keeping()
         return operations
+
+
+class FollowUpChecks(admin.SimpleListFilter):
+    """Follow-up checks are newer than the cleanups that they follow, and would stand above them.
+    They are hidden unless somebody asks for them, or for operations in a certain state."""
+
+    title = gettext_lazy("follow-up checks")
+    parameter_name = "follow_up_checks"
+    SHOWN = "shown"
+    # Which operations these show does not depend on what they follow.
+    SHOWN_BY = ("status", "trigger", "needs")
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        asked = {name.partition("__")[0] for name in request.GET}
+        self.is_shown = not asked.isdisjoint(self.SHOWN_BY) or is_uuid(request.GET.get("q", ""))
+        return [(self.SHOWN, gettext_lazy("Shown"))]
+
+    def choices(self, changelist: Any) -> Iterator[Any]:
+        _all, *others = super().choices(changelist)
+        yield from ({**_all, "display": gettext_lazy("Hidden")}, *others)
+
+    def queryset(self, request: HttpRequest, operations: Any) -> Any:
+        if self.is_shown or self.value() == self.SHOWN:
+            return operations
+        return operations.without_follow_ups()
+
+
+def is_uuid(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True
 
 
 class MayBeDeleted(admin.SimpleListFilter):

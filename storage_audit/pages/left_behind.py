@@ -2,7 +2,7 @@
 that know of them could be alone."""
 
 from collections.abc import Iterator
-from itertools import takewhile
+from itertools import groupby, takewhile
 from typing import Any, NamedTuple
 
 from django.core.exceptions import PermissionDenied
@@ -11,7 +11,7 @@ from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpRespons
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 
-from storage_audit.audit.decisions.orphans import deletions_open, why_it_stays, with_deletions
+from storage_audit.audit.decisions.orphans import why_it_stays, with_cleanups
 from storage_audit.bucket.listing import storable
 from storage_audit.models import CleanupItem, Finding
 from storage_audit.pages import exports
@@ -32,7 +32,6 @@ class Left(NamedTuple):
     evidence: str
     told_by: Any
     model: str
-    outcome: str = ""
 
     @property
     def place(self) -> tuple[str, str]:
@@ -123,9 +122,16 @@ def orphans(edge: Edge) -> Iterator[Left]:
     may_go = Exists(Finding.objects.deletable().filter(pk=OuterRef("pk")))
     orphaned = Finding.objects.orphaned().filter(edge.beyond("key", "bucket"))
     ordered = orphaned.annotate(may_go=may_go).order_by(*edge.order("key", "bucket", "pk"))
-    for one in with_deletions(ordered[: A_PAGE + 1], deletions_open()):
+    some = list(ordered[: A_PAGE + 1])
+    for _bucket, alike in groupby(sorted(some, key=bucket_of), key=bucket_of):
+        with_cleanups(alike)
+    for one in some:
         reason = why_orphaned(one)
         yield Left(one.key, one.bucket, one.size, reason, one.evidence, one, "finding")
+
+
+def bucket_of(finding: Finding) -> str:
+    return finding.bucket
 
 
 def why_orphaned(finding: Any) -> str:
@@ -149,7 +155,6 @@ def undeleted(edge: Edge) -> Iterator[Left]:
             item.evidence,
             operation,
             "cleanupoperation",
-            item.outcome,
         )
 
 

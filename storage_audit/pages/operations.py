@@ -40,7 +40,7 @@ from storage_audit.pages import (
 )
 from storage_audit.pages.base import DJANGO_6_1, ReadOnlyAdmin, amount, badge_of, lookup_of
 from storage_audit.pages.confirming import ConfirmingAdmin
-from storage_audit.pages.filters import Needs
+from storage_audit.pages.filters import FollowUpChecks, Needs
 from storage_audit.querysets import starts_with
 from storage_audit.redaction import visible
 
@@ -59,7 +59,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         "created_at",
     )
     # Each of them, and both, has an index. The trigger tells nearly all that the kind would.
-    list_filter = (Needs, "status", "trigger")
+    list_filter = (Needs, "status", "trigger", FollowUpChecks)
     search_fields = ("project_id", "id")
     search_help_text = gettext_lazy(
         "The beginning of a project id, such as proj_1, or a whole deletion id."

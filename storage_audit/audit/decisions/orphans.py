@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from datetime import datetime
 from itertools import islice
 from typing import Any, NamedTuple
-from uuid import UUID
 
 from django.db import transaction
 from django.db.models import Count, Exists, OuterRef, Q, Sum
@@ -14,6 +13,7 @@ from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 
 from storage_audit.audit import installation
+from storage_audit.audit.covering import find_covering, why_covered
 from storage_audit.audit.decisions.base import (
     CHUNK,
     Decision,
@@ -24,15 +24,12 @@ from storage_audit.audit.decisions.base import (
     chosen,
 )
 from storage_audit.audit.modes import Mode, usual
-from storage_audit.bucket.listing import Identity, nfc
+from storage_audit.bucket.listing import Identity
 from storage_audit.conf import conf
-from storage_audit.fields import spellings
 from storage_audit.findings import FindingQuerySet
 from storage_audit.models import CleanupItem, CleanupOperation, Finding
-from storage_audit.querysets import read_in_steps
 
 Kind, Trigger = CleanupOperation.Kind, CleanupOperation.Trigger
-NOBODY = UUID(int=0)
 FACTS = ("key", "project_id", "size", "etag", "last_modified", "evidence")
 
 
@@ -50,11 +47,12 @@ def would_delete(findings: Findings, examples: int) -> Deletion:
     """What `delete_orphans` would do, as far as the tables know: nothing is asked of the store."""
     found, whole = chosen(findings), Deletion(0, 0, 0, [])
     for bucket in buckets_of(found):
-        there, deletions = found.filter(bucket=bucket), deletions_open(bucket=bucket)
+        there = found.filter(bucket=bucket)
         judged = with_judgement(there)
-        going = Q(may_go=True) & ~under_way(there, deletions)
+        covered = Finding.objects.covered() | Q(pk__any_of=covered_otherwise_spelled(there))
+        going = Q(may_go=True) & ~covered
         sums = judged.filter(going).aggregate(objects=Count("pk"), bytes=Sum("size", default=0))
-        some = with_deletions(judged.exclude(going)[: examples - len(whole.left)], deletions)
+        some = with_cleanups(judged.exclude(going)[: examples - len(whole.left)])
         whole = Deletion(
             whole.objects + sums["objects"],
             whole.bytes + sums["bytes"],
@@ -86,11 +84,11 @@ def gather(
     found: FindingQuerySet, bucket: str, identity: Identity, decision: Decision, values: Any
 ) -> None:
     """Make the orphans that may go items of an operation, if there are any."""
-    operation, owners = None, set()
-    # Not this one, to which two findings of one object belong.
-    deletions = deletions_open(bucket=bucket)
-    judged = read_in_steps(with_judgement(found))
-    while some := with_deletions(islice(judged, CHUNK), deletions):
+    operation: CleanupOperation | None = None
+    owners = set()
+    judged = with_judgement(found).iterator(chunk_size=CHUNK)
+    # Two findings of one object may both belong to this operation.
+    while some := with_cleanups(islice(judged, CHUNK), operation):
         may_go = [one for one in some if not decision.leave(one, why_it_stays(one))]
         if not may_go:
             continue
@@ -106,52 +104,43 @@ def gather(
 
 
 def with_judgement(found: FindingQuerySet) -> FindingQuerySet:
-    """Each with whether it may go, but for deletions that have it already."""
-    may_go = Exists(Finding.objects.deletable().filter(pk=OuterRef("pk")))
+    """Each with whether it may go, unless an open cleanup covers it."""
+    ripe = Finding.objects.open().filter(Finding.objects.ripe())
+    may_go = Exists(ripe.filter(pk=OuterRef("pk")))
     return found.annotate(may_go=may_go).order_by("key", "pk")
 
 
-def deletions_open(**where: str) -> list[UUID]:
-    deletions = CleanupOperation.objects.open().filter(kind=Kind.ORPHANS, dry_run=False)
-    return list(deletions.filter(**where).values_list("pk", flat=True))
-
-
-def with_deletions(found: Iterable[Any], deletions: list[UUID]) -> list[Any]:
-    """Each with the operation among these that is to delete it."""
-    some, by = list(found), dict[tuple[str, str], UUID]()
-    # By its identity an index leads to an item, which may be another spelling of the finding's key.
-    identities = set[str]().union(*(spellings(one.key) for one in some))
-    items = CleanupItem.objects.open().filter(operation__in=deletions, identity__any_of=identities)
-    names = items.values_list("operation__bucket", "operation", "identity", "key")
-    for bucket, operation, identity, key in names:
-        by[bucket, identity] = by[bucket, key] = operation
+def with_cleanups(found: Iterable[Any], asking: CleanupOperation | None = None) -> list[Any]:
+    """Each with the open cleanup that covers it, if one does. All are of one bucket."""
+    some = list(found)
+    covering = find_covering(some[0].bucket, owners_of(some), asking) if some else {}
     for one in some:
-        one.deleted_by = by.get((one.bucket, one.key))
+        one.covered_by = covering.get(one.key)
     return some
 
 
-def under_way(found: FindingQuerySet, deletions: list[UUID]) -> Q:
-    """Those of one bucket that one of these operations is to delete."""
-    # Where it sees that there is none, Django 6.1 gives 0 for the subquery, and no NULL.
-    items = CleanupItem.objects.open().filter(operation__in=deletions or [NOBODY])
-    is_known = Exists(items.filter(identity=OuterRef("key")))
-    return Q(is_known) | Q(key__any_of=respelled(found, deletions))
+def owners_of(found: Iterable[Finding]) -> dict[str, set[str]]:
+    """What the key may be read as was decided by the scan, which knew the row as well."""
+    return {one.key: {one.project_id} if one.project_id else set() for one in found}
 
 
-def respelled(found: FindingQuerySet, deletions: list[UUID]) -> list[str]:
-    """Keys under way by another spelling: no index leads from a key to an item."""
-    keys, each = list[str](), read_in_steps(found.only("bucket", "key"))
-    odd = (one for one in each if one.key != nfc(one.key))
-    while deletions and (some := with_deletions(islice(odd, CHUNK), deletions)):
-        keys += [one.key for one in some if one.deleted_by]
-    return keys
+def covered_otherwise_spelled(found: FindingQuerySet) -> list[int]:
+    """Those whose key or project an open cleanup spells with other code points, which the database
+    does not see."""
+    each = found.only("bucket", "key", "project_id").iterator(chunk_size=CHUNK)
+    odd = (one for one in each if not f"{one.key}{one.project_id}".isascii())
+    covered = list[int]()
+    while some := with_cleanups(islice(odd, CHUNK)):
+        covered += [one.pk for one in some if one.covered_by]
+    return covered
 
 
 def why_it_stays(finding: Any) -> str:
     """Nothing if it may go; of one that may not go yet, also when it may."""
+    if finding.covered_by and finding.state == State.OPEN:
+        return why_covered(finding.covered_by)
     if finding.may_go:
-        by = finding.deleted_by
-        return _("Operation %s is to delete it already.") % by if by else ""
+        return ""
     if finding.kind != Finding.Kind.ORPHANED:
         return _("It is %s, and no orphan.") % Finding.Kind(finding.kind).label
     if finding.escaped:

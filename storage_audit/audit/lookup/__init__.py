@@ -18,10 +18,10 @@ from storage_audit.querysets import buckets_in
 WHY: tuple[Callable[[Facts], Answer], ...] = (
     went.own_object,
     went.being_uploaded,
-    went.blocked,
-    went.being_deleted,
     went.gone,
     went.absent_now,
+    went.blocked,
+    went.being_deleted,
     went.back_again,
     stays.not_deleted,
     stays.kept,
@@ -33,6 +33,7 @@ WHY: tuple[Callable[[Facts], Answer], ...] = (
     stays.belongs_to_the_living,
     stays.project_vanished,
     stays.not_in_the_plan,
+    stays.covered,
     stays.left_behind,
     went.gone_in_another_spelling,
     stays.never_found,
@@ -45,6 +46,7 @@ BY_ROWS = frozenset(
     {
         stays.belongs_to_the_living,
         stays.project_vanished,
+        stays.covered,
         stays.left_behind,
         stays.read_by_nobody,
         stays.nobodys,

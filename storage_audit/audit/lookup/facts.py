@@ -12,6 +12,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy
 
 from storage_audit import projects
+from storage_audit.audit.covering import find_covering, possible_owners
 from storage_audit.audit.key_format import Readings
 from storage_audit.audit.lookup.pasted import Named
 from storage_audit.audit.ownership import Deleted, Verdict, alive_among, judge, layouts
@@ -101,6 +102,8 @@ class Facts:
     cleanups: Sequence[CleanupOperation] = ()
     seen: Seen | None = None
     sight: Sight = ALL
+    # The open cleanup that is to delete it, whether or not that has found it yet.
+    covered_by: CleanupOperation | None = None
 
     @property
     def key(self) -> str:
@@ -275,10 +278,11 @@ def with_projects(facts: Sequence[Facts]) -> list[Facts]:
     every = {name for some in names.values() for name in some}
     alive = alive_among((one.readings for one in facts), every)
     standings = standings_of(every)
-    cleanups = cleanups_of(every)
+    cleanups, covering = cleanups_of(every), covering_of(facts)
     return [
         replace(
             one,
+            covered_by=covering.get((one.bucket, one.key)),
             standings={name: standings[name] for name in names[id(one)]},
             alive=alive,
             cleanups=[
@@ -289,6 +293,19 @@ def with_projects(facts: Sequence[Facts]) -> list[Facts]:
         )
         for one in facts
     ]
+
+
+def covering_of(facts: Sequence[Facts]) -> dict[tuple[str, str], CleanupOperation]:
+    owners: dict[str, dict[str, set[str]]] = defaultdict(dict)
+    for one in facts:
+        if not one.named.escaped:
+            names = possible_owners(one.readings, one.rows)
+            owners[one.bucket][one.key] = set(filter(storable, names))
+    return {
+        (bucket, key): cleanup
+        for bucket, of_keys in owners.items()
+        for key, cleanup in find_covering(bucket, of_keys).items()
+    }
 
 
 def projects_of(facts: Facts) -> list[str]:

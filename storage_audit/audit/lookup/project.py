@@ -45,7 +45,7 @@ class ProjectFacts:
 
 
 def facts_of(project_id: str, buckets: Collection[str], sight: Sight) -> ProjectFacts:
-    operations = CleanupOperation.objects.filter(project_id=project_id).order_by("-created_at")
+    operations = CleanupOperation.objects.filter(project_id=project_id)
     looks = last_look_in_each_bucket(project_id)
     cleanups = last_in_each_bucket(project_id)
     pairs = [(one, look_after(one, looks.get(one.bucket))) for one in cleanups]
@@ -58,7 +58,7 @@ def facts_of(project_id: str, buckets: Collection[str], sight: Sight) -> Project
         standings_of([project_id])[project_id],
         objects,
         size,
-        list(operations[:LATEST]),
+        list(operations.follow_ups_last()[:LATEST]),
         [one for one, _later in pairs],
         later,
         why_some_stay(last) if last else "",

@@ -3,6 +3,7 @@
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from storage_audit.audit.covering import why_covered
 from storage_audit.audit.lookup.facts import ALL, Facts, Life, Standing
 from storage_audit.audit.lookup.sentence import Answer, Sentence, moment
 from storage_audit.audit.lookup.went import owners_of, still
@@ -132,7 +133,12 @@ def found_by_scan(facts: Facts) -> Answer:
     finding = facts.finding
     if not finding:
         return None
-    settled = {Kind.MISSING: facts.listed, Kind.UNTRACKED: facts.row}
+    settled = {
+        Kind.MISSING: facts.listed,
+        Kind.UNTRACKED: facts.row,
+        # A scan saw it before the cleanup was asked for.
+        Kind.ORPHANED: facts.covered_by,
+    }
     if settled.get(Kind(finding.kind)):
         return None
     at = moment(finding.last_seen_at)
@@ -261,6 +267,13 @@ def planned_without(facts: Facts) -> CleanupOperation | None:
         ),
         None,
     )
+
+
+def covered(facts: Facts) -> Answer:
+    cleanup = facts.covered_by
+    if not cleanup or not (facts.row or facts.listed or facts.finding):
+        return None
+    return Sentence(why_covered(cleanup), cleanup)
 
 
 def left_behind(facts: Facts) -> Answer:

@@ -168,6 +168,13 @@ def absent_now(facts: Facts) -> Answer:
     """Before all that would say why it is still there."""
     if not facts.is_seen_absent:
         return None
+    if operation := to_delete_it(facts):
+        text = _(
+            "It is not in the bucket now. Cleanup %(operation)s was to delete it, and is"
+            " %(status)s: once that cleanup goes on, it records that the file is gone."
+        )
+        words = {"operation": operation.pk, "status": operation.get_status_display()}
+        return Sentence(text % words, operation)
     if facts.row:
         text = _(
             "It is not in the bucket now, and its row is all there is. The next scan calls it"

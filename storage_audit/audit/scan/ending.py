@@ -4,7 +4,7 @@ from itertools import islice
 from typing import Any
 
 from django.db import connection, transaction
-from django.db.models import Q
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -15,7 +15,15 @@ from storage_audit.audit.scan import sightings
 from storage_audit.audit.scan.unfinished import sightings as sightings_of_uploads
 from storage_audit.conf import conf
 from storage_audit.findings import Difference, Kind
-from storage_audit.models import BucketScan, Finding, ListedKey, R2Object, ScanShard, Sighting
+from storage_audit.models import (
+    BucketScan,
+    CleanupItem,
+    Finding,
+    ListedKey,
+    R2Object,
+    ScanShard,
+    Sighting,
+)
 from storage_audit.querysets import starts_with_any
 
 CHUNK = 5000
@@ -135,6 +143,10 @@ def take_back(scan: BucketScan) -> None:
         cursor.execute(NOT_MISSING, [database_id(scan), began])
         scan.count(missing=-cursor.rowcount)
     orphans = scan.sightings.filter(kind=Kind.ORPHANED)
+    # Cleanups that were asked for since cover some, and others have deleted some.
+    covered, _each = orphans.filter(Finding.objects.covered()).delete()
+    gone, _each = orphans.filter(Exists(deleted_since(scan))).delete()
+    scan.count(orphaned=-covered - gone)
     named = [
         str(each) for each in orphans.order_by().values_list("project_id", flat=True).distinct()
     ]
@@ -142,6 +154,16 @@ def take_back(scan: BucketScan) -> None:
         alive = projects.alive(named[start : start + CHUNK])
         taken, _each = orphans.filter(project_id__in=alive).delete()
         scan.count(orphaned=-taken)
+
+
+def deleted_since(scan: BucketScan) -> QuerySet[CleanupItem]:
+    return CleanupItem.objects.filter(
+        operation__bucket=OuterRef("bucket"),
+        identity=OuterRef("key"),
+        escaped=OuterRef("escaped"),
+        outcome__in=["deleted", "already_absent"],
+        changed_at__gte=scan.started_at,
+    )
 
 
 def publish(scan: BucketScan) -> None:
@@ -165,6 +187,8 @@ def resolve_unseen(scan: BucketScan) -> None:
     )
     if not scan.uploads_looked_for:
         unseen = unseen.exclude(kind=Kind.UNFINISHED)
+    covered = unseen.filter(Finding.objects.covered(), kind=Kind.ORPHANED)
+    covered.resolve(_("A cleanup that is not over covers it."))
     unseen.resolve(_("A complete scan did not see it again."))
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from django.utils.translation import gettext as _
 
+from storage_audit.audit.covering import find_covering, possible_owners
 from storage_audit.audit.discovery import rows_by_identity
 from storage_audit.audit.key_format import Reading, Readings
 from storage_audit.audit.ownership import (
@@ -48,13 +49,15 @@ class Owner(NamedTuple):
 
 class Seen(NamedTuple):
     """An object of the listing, what is known of it, whether an upload or a deletion has it in
-    hand and will say itself what becomes of it, and its rows' keys that spell it otherwise."""
+    hand and will say itself what becomes of it, and its rows' keys that spell it otherwise. One
+    that an open cleanup covers is no orphan."""
 
     listed: Listed
     row: R2Object | None
     owner: Owner
     in_hand: bool
     elsewhere: Sequence[str] = ()
+    is_covered: bool = False
 
 
 def recognise(
@@ -74,17 +77,28 @@ def recognise(
     names = names.union(*(ways.projects for ways in readings))
     alive = alive_among(readings, names)
     known = known_among(names - alive) | alive
-    seen = []
+    found, seen = [], []
     for listed, ways in zip(objects, readings, strict=True):
         its_rows = rows.get(identity(listed.key), ())
+        found.append((listed, ways, its_rows, attribute(ways, its_rows, known, alive)))
+    covering = find_covering(
+        bucket,
+        {
+            identity(listed.key): possible_owners(ways, its_rows)
+            for listed, ways, its_rows, owner in found
+            if owner.difference == Kind.ORPHANED
+        },
+    )
+    for listed, _ways, its_rows, owner in found:
+        name = identity(listed.key)
         # A row that changed after the page was asked for knows more than the page.
-        in_hand = identity(listed.key) in to_be_deleted or any(
+        in_hand = name in to_be_deleted or any(
             row.state in (State.UPLOADING, State.DELETING) or row.updated_at >= asked
             for row in its_rows
         )
-        owner = attribute(ways, its_rows, known, alive)
         elsewhere = [row.key for row in its_rows if row.key != listed.key]
-        seen.append(Seen(listed, row_of(listed, its_rows), owner, in_hand, elsewhere))
+        row, is_covered = row_of(listed, its_rows), name in covering
+        seen.append(Seen(listed, row, owner, in_hand, elsewhere, is_covered))
     return seen
 
 

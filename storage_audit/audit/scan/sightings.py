@@ -20,6 +20,8 @@ CHUNK = 5000
 def of_object(scan: BucketScan, seen: Seen) -> Iterator[Sighting]:
     """What is wrong with an object that no upload and no deletion has in hand."""
     owner = seen.owner
+    if seen.is_covered:
+        return
     if owner.difference:
         yield sighting(scan, owner.difference, seen.listed, owner)
         return

@@ -1,0 +1,77 @@
+"""Which open cleanup is to delete an object. What one covers is deleted by no other way: a person,
+or a worker, has yet to decide on it there."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from django.utils.translation import gettext as _
+
+from storage_audit.audit.key_format import Readings
+from storage_audit.audit.ownership import Row, telling
+from storage_audit.cleanup_querysets import CleanupOperationQuerySet
+from storage_audit.fields import spellings
+from storage_audit.models import CleanupItem, CleanupOperation
+
+Status = CleanupOperation.Status
+
+
+def possible_owners(readings: Readings, rows: Sequence[Row]) -> set[str]:
+    """The projects whose cleanups may take the object."""
+    if told := telling(rows):
+        return set(told)
+    return readings.projects | {row.project_id for row in rows if row.project_id}
+
+
+def find_covering(
+    bucket: str,
+    owners: Mapping[str, Collection[str]],
+    asking: CleanupOperation | None = None,
+) -> dict[str, CleanupOperation]:
+    """The open cleanup of each of these objects that one covers, but for the one that is asking.
+
+    Objects are given by key or identity, with the projects that they may belong to.
+    """
+    cleanups = CleanupOperation.objects.covering().filter(bucket=bucket)
+    if asking:
+        cleanups = cleanups.unrelated_to(asking)
+    cleanups = cleanups.only("kind", "status", "project_id")
+    by_project = find_by_project(cleanups, set[str]().union(*owners.values()))
+    covering = find_by_item(cleanups, owners)
+    for key, names in owners.items():
+        for name in sorted(names & by_project.keys()):
+            covering[key] = by_project[name]
+    return covering
+
+
+def find_by_project(
+    cleanups: CleanupOperationQuerySet, names: Collection[str]
+) -> dict[str, CleanupOperation]:
+    forms = {form: name for name in names for form in spellings(name)}
+    found = cleanups.of_projects().filter(project_id__any_of=forms) if forms else ()
+    return {forms[each.project_id or ""]: each for each in found}
+
+
+def find_by_item(
+    cleanups: CleanupOperationQuerySet, keys: Collection[str]
+) -> dict[str, CleanupOperation]:
+    # An index leads to an item by its identity, which may be another spelling of its key.
+    forms = set[str]().union(*map(spellings, keys))
+    items = CleanupItem.objects.named_by(cleanups).filter(identity__any_of=forms, escaped=False)
+    found = items.values_list("operation", "identity", "key") if forms else ()
+    named = {key: operation for operation, *both in found for key in both if key in keys}
+    operations = cleanups.in_bulk(set(named.values()))
+    return {key: operations[pk] for key, pk in named.items() if pk in operations}
+
+
+def why_covered(cleanup: CleanupOperation) -> str:
+    """What keeps the object from other ways to delete it, and what to do."""
+    if cleanup.status in (Status.BLOCKED, Status.FAILED):
+        text = _(
+            "Cleanup %(id)s covers this file and is %(status)s. Force-delete that cleanup on its"
+            " page: until it is over, nothing else deletes the file."
+        )
+    else:
+        text = _(
+            "Cleanup %(id)s covers this file and is %(status)s. Wait until it is over: until then,"
+            " nothing else deletes the file."
+        )
+    return text % {"id": cleanup.pk, "status": cleanup.get_status_display()}

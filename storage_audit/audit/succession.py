@@ -1,0 +1,86 @@
+"""Which cleanup of a deleted project acts: at most one is open in a bucket, that of the latest
+deletion.
+
+A project can be created and deleted again while its cleanup still waits. The next one then takes
+over, with a plan and limits of its own, and the earlier one ends superseded.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from django.db import transaction
+from django.utils.translation import gettext as _
+
+from storage_audit.audit import deletion, plan_summary
+from storage_audit.models import CleanupItem, CleanupOperation, KnownProject
+
+Status = CleanupOperation.Status
+
+
+def request_cleanups(
+    project_id: str, *, deleted_at: datetime, trigger: str, **values: Any
+) -> list[CleanupOperation]:
+    """The cleanups of this deletion, one for each bucket: those that are open, or else new ones.
+    Call in a transaction."""
+    KnownProject.objects.hold(project_id)
+    cleanups = CleanupOperation.objects
+    whole = {"project_id": project_id, "project_deleted_at": deleted_at}
+    known = {
+        each.bucket: each for each in cleanups.of_project(project_id).filter(**whole, parent=None)
+    }
+    found = []
+    for bucket in cleanups.buckets_for(project_id):
+        if operation := known.get(bucket):
+            operation.record("request", _("Requested again, and not over yet."))
+        else:
+            kind = CleanupOperation.Kind.PROJECT
+            operation = cleanups.request(
+                kind=kind, bucket=bucket, trigger=trigger, **whole, **values
+            )
+            end_earlier(operation)
+        found.append(operation)
+    return found
+
+
+def end_earlier(operation: CleanupOperation) -> None:
+    """End the open cleanups of the project's earlier deletions, and their follow-up checks. What a
+    worker has, it ends itself when it next looks at the project."""
+    if operation.parent_id or operation.project_id is None:
+        return
+    same = CleanupOperation.objects.of_project(operation.project_id).filter(bucket=operation.bucket)
+    for earlier in same.exclude(project_deleted_at=operation.project_deleted_at):
+        retire(earlier, deletion.taken_over(operation.project_id))
+
+
+def retire(operation: CleanupOperation, reason: str) -> None:
+    with transaction.atomic():
+        if not operation.withdraw():
+            return
+        settle(operation, reason)
+        operation.retire(reason, operation.items.books())
+        operation.record("superseded", reason)
+
+
+def supersede(operation: CleanupOperation, reason: str) -> None:
+    """The same by the worker that has it."""
+    with transaction.atomic():
+        operation.renew()
+        settle(operation, reason)
+    # It may go through a million items: while nobody waits for a commit.
+    plan_summary.add_dropped(operation)
+    with transaction.atomic():
+        operation.close(Status.SUPERSEDED, operation.items.books(), error=reason)
+        operation.record("superseded", reason)
+
+
+def settle(operation: CleanupOperation, reason: str) -> None:
+    """Keep what was not sent, and say of the rest that nobody knows."""
+    deletion.let_go(operation, operation.items.open().filter(tries=0), reason)
+    # These were asked to go before the id lived again, and nobody looked since. Where no answer
+    # came they stay marked: the store may still be at it, and would take a new upload for them.
+    deletion.rest(operation)
+    deletion.own_rows(operation).unlock(operation.items.open())
+    text = _("Sent for deletion before the id lived again; verify the project to see.")
+    operation.items.open().update(reason=text)
+    # When they were sent tells whether a later object of the key may be missing: see limits.py.
+    operation.items.planned().update(outcome=CleanupItem.Outcome.FAILED)

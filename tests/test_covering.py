@@ -1,0 +1,388 @@
+"""What an open cleanup covers is deleted by no other way, and one is open for each deletion."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+from pytest_django import Settings
+
+from storage_audit.audit import decisions, lookup, requests, scan
+from storage_audit.audit.lookup import live
+from storage_audit.audit.scan import ending, worker
+from storage_audit.models import (
+    CleanupItem,
+    CleanupOperation,
+    Finding,
+    IllegalTransition,
+    KnownProject,
+    Project,
+    R2Object,
+)
+from storage_audit.origin import Origin
+from tests.conftest import Bucket
+from tests.promises import (
+    Status,
+    alive,
+    between_plan_and_batch,
+    check,
+    delete,
+    deleted,
+    outcomes,
+    reason,
+    requested,
+    run,
+    track,
+)
+from tests.test_decisions import OTHER, find, ids, remove, young_orphans_may_go
+
+__all__ = ["young_orphans_may_go"]
+KEY = "projects/proj_9/scenes/s1/media/old.mp4"
+LIMIT = "LIMIT_OBJECTS"
+
+
+@pytest.fixture
+def blocked(bucket: Bucket, settings: Settings) -> CleanupOperation:
+    """The cleanup of proj_9, whose one file is more than the limit."""
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {LIMIT: 0}
+    alive("proj_9", "proj_1")
+    bucket.put(KEY)
+    operation = delete("proj_9")
+    assert operation.status == Status.BLOCKED
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {LIMIT: 1000}
+    return operation
+
+
+def look() -> None:
+    for _batch in scan.work(scan.begin(purpose="reconcile")):
+        pass
+
+
+def open_findings() -> dict[str, str]:
+    return dict(Finding.objects.open().values_list("key", "kind"))
+
+
+# No other way deletes it
+
+
+def test_file_of_a_blocked_cleanup_is_no_orphan(bucket: Bucket, blocked: CleanupOperation) -> None:
+    track(bucket, KEY, "proj_9", "backfill")
+    look()
+    assert open_findings() == {}
+    CleanupOperation.objects.update(status=Status.SUPERSEDED)
+    look()
+    assert open_findings() == {KEY: "orphaned"}
+
+
+def test_finding_is_resolved_once_a_cleanup_covers_its_file(bucket: Bucket) -> None:
+    alive("proj_1")
+    bucket.put(KEY)
+    look()
+    assert open_findings() == {KEY: "orphaned"}
+    requests.declare_deleted("proj_9")
+    look()
+    assert Finding.objects.get().note == "A cleanup that is not over covers it."
+
+
+def test_orphan_seen_before_its_cleanup_was_asked_for_is_not_published(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    bucket.put(KEY, OTHER)
+    first = scan.begin(purpose="reconcile")
+    original = ending.end
+
+    def end(*args: Any) -> Any:
+        gone = requests.declare_deleted("proj_9")
+        CleanupItem.objects.create(
+            operation=gone[0], key=OTHER, identity=OTHER, found_in="both", outcome="deleted"
+        )
+        gone[0].change(gone[0].OVER | ~gone[0].OVER, status="clean", next_attempt_at=None)
+        return original(*args)
+
+    monkeypatch.setattr(worker, "end", end)
+    for _batch in scan.work(first):
+        pass
+    assert open_findings() == {KEY: "orphaned"}
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_orphan_path_leaves_what_a_blocked_cleanup_covers(
+    bucket: Bucket, blocked: CleanupOperation, dry_run: bool
+) -> None:
+    found = find(bucket, KEY)
+    decision = decisions.delete_orphans(ids(found), dry_run=dry_run)
+    [(key, why)] = decision.left
+    assert (decision.operations, key) == ([], KEY)
+    assert why.startswith(f"Cleanup {blocked.pk} covers this file and is blocked. Force-delete")
+    would = decisions.would_delete(ids(found), 5)
+    assert (would.objects, would.stay, would.left) == (0, 1, [(KEY, why)])
+    assert not Finding.objects.deletable().exists()
+
+
+def settled_as(status: str) -> dict[str, Any]:
+    return {"status": status, "lease_until": None}
+
+
+@pytest.mark.parametrize("moment", ["before the plan", "after the plan"])
+@pytest.mark.parametrize("status", ["blocked", "pending", "incomplete", "failed"])
+def test_orphan_that_a_cleanup_covers_by_now_stays(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, moment: str, status: str
+) -> None:
+    alive("proj_1")
+    bucket.put(KEY)
+    found = find(bucket, KEY)
+    [orphans] = decisions.delete_orphans(ids(found)).operations
+
+    def cover() -> None:
+        [operation] = requests.declare_deleted("proj_9")
+        CleanupOperation.objects.filter(pk=operation.pk).update(status=status)
+
+    if moment == "after the plan":
+        between_plan_and_batch(monkeypatch, cover)
+    else:
+        cover()
+    CleanupOperation.objects.filter(pk=orphans.pk).update(project_id=None)
+    assert outcomes(run(orphans)) == {KEY: "protected"}
+    assert "covers this file" in reason(orphans, KEY)
+    assert bucket.keys() == {KEY}
+
+
+def test_orphan_goes_beside_follow_ups_previews_and_verifications(bucket: Bucket) -> None:
+    alive("proj_9", "proj_1")
+    assert delete("proj_9").status == Status.CLEAN
+    bucket.put(KEY)
+    requests.dry_run("proj_9")
+    requests.verify_project("proj_9")
+    assert CleanupOperation.objects.filter(parent__isnull=False, status="pending").count() == 3
+    assert remove(find(bucket, KEY)).deleted == 1
+
+
+def test_row_of_another_project_decides_who_covers_the_file(
+    bucket: Bucket, blocked: CleanupOperation
+) -> None:
+    deleted("proj_2")
+    track(bucket, KEY, "proj_2")
+    assert remove(find(bucket, KEY, project_id="proj_2")).deleted == 1
+
+
+def test_why_names_the_cleanup_that_covers_a_file(
+    bucket: Bucket, blocked: CleanupOperation
+) -> None:
+    bucket.put(OTHER)
+    track(bucket, OTHER, "proj_9")
+    blocked.change(blocked.OVER | ~blocked.OVER, status="failed")
+    find(bucket, OTHER)
+    assert f"Cleanup {blocked.pk} covers this file and is failed." in told(OTHER)
+
+
+def told(text: str) -> str:
+    [one] = lookup.look_up(text).objects
+    return str(lookup.why(one).text)
+
+
+def test_why_says_of_a_file_that_is_gone_that_it_is_gone(
+    bucket: Bucket, blocked: CleanupOperation
+) -> None:
+    assert f"Cleanup {blocked.pk} is to delete it, and is blocked" in told(KEY)
+    bucket.r2.remove(KEY, bucket.name)
+    objects = lookup.look_up(KEY).objects
+    [seen] = live.seen(objects, seconds=60)
+    sentence = str(lookup.why(seen).text)
+    assert sentence.startswith("It is not in the bucket now.") and "is blocked" in sentence
+    other = CleanupOperation.objects.request(
+        kind="objects", bucket=bucket.name, trigger="deleted", status="clean"
+    )
+    facts = {"found_in": "both", "outcome": "deleted", "changed_at": timezone.now()}
+    CleanupItem.objects.create(operation=other, key=KEY, identity=KEY, **facts)
+    assert told(KEY).startswith(f"Deleted by cleanup {other.pk}")
+
+
+# A cleanup acts only for its own deletion
+
+
+def reborn(project_id: str = "proj_1") -> CleanupOperation:
+    """Create the project and delete it again."""
+    alive(project_id)
+    return requested(project_id)
+
+
+def test_follow_up_of_a_first_life_leaves_the_files_of_the_second(bucket: Bucket) -> None:
+    bucket.upload("proj_1")
+    first = delete("proj_1")
+    due = first.children.earliest("next_attempt_at")
+    key = bucket.upload("proj_1")
+    second = requested("proj_1")
+    with transaction.atomic():
+        assert second.claim()
+    second.block("too much")
+    # As if a worker had had it when the second deletion was asked for.
+    facts = {"status": "pending", "next_attempt_at": timezone.now()}
+    CleanupOperation.objects.filter(pk=due.pk).update(**facts)
+    due = run(due)
+    assert due.status == Status.SUPERSEDED
+    assert "created and deleted again" in due.error
+    assert bucket.keys() == {key}
+
+
+def test_cleanup_whose_project_had_another_life_meanwhile_sends_nothing(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = bucket.upload("proj_1")
+    made = list[CleanupOperation]()
+    between_plan_and_batch(monkeypatch, lambda: made.append(reborn()))
+    first = delete("proj_1")
+    assert (first.status, outcomes(first)) == (Status.SUPERSEDED, {key: "protected"})
+    assert bucket.keys() == {key}
+    assert (run(made[0]).status, bucket.keys()) == (Status.CLEAN, set())
+    check(bucket)
+
+
+def test_cleanup_without_a_deletion_on_record_keeps_everything(bucket: Bucket) -> None:
+    key = bucket.upload("proj_1")
+    operation = requested("proj_1")
+    KnownProject.objects.all().delete()
+    operation = run(operation)
+    assert (operation.status, bucket.keys()) == (Status.SUPERSEDED, {key})
+    assert "not on record any more" in operation.error
+
+
+@pytest.mark.parametrize("status", ["pending", "blocked", "incomplete", "failed"])
+def test_next_deletion_supersedes_the_open_cleanup(bucket: Bucket, status: str) -> None:
+    key = bucket.upload("proj_1")
+    first = requested("proj_1")
+    CleanupOperation.objects.filter(pk=first.pk).update(status=status)
+    item = {"key": key, "identity": key, "found_in": "both", "size": 4}
+    CleanupItem.objects.create(operation=first, **item)
+    R2Object.objects.update(state="deleting")
+    second = reborn()
+    first.refresh_from_db()
+    assert (first.status, first.protected, first.protected_bytes) == ("superseded", 1, 4)
+    assert first.next_attempt_at is None and first.finished_at
+    assert R2Object.objects.get().state == "stored"
+    assert [*CleanupOperation.objects.of_project("proj_1")] == [second]
+    assert run(second).status == Status.CLEAN
+    check(bucket)
+
+
+def test_cleanup_that_a_worker_has_is_superseded_when_the_next_is_taken(bucket: Bucket) -> None:
+    bucket.upload("proj_1")
+    first = requested("proj_1")
+    with transaction.atomic():
+        assert first.claim()
+    second = reborn()
+    first.refresh_from_db()
+    assert first.status == Status.RUNNING
+    with transaction.atomic():
+        first.refresh_from_db()
+        first.block("too much")
+    assert run(second).status == Status.CLEAN
+    first.refresh_from_db()
+    assert first.status == Status.SUPERSEDED
+
+
+def test_next_deletion_takes_over_the_buckets_of_the_open_cleanup(bucket: Bucket) -> None:
+    alive("proj_1")
+    KnownProject.objects.update(deleted_at=timezone.now(), evidence="deleted")
+    KnownProject.objects.update(deleted_at=None)
+    CleanupOperation.objects.request(
+        kind="project", project_id="proj_1", bucket="other", trigger="deleted", status="blocked"
+    )
+    Project.objects.get().delete()
+    open_ones = CleanupOperation.objects.of_project("proj_1")
+    assert {each.bucket for each in open_ones} == {"other", bucket.name}
+    assert {each.status for each in open_ones} == {"pending"}
+
+
+# A second request
+
+
+def test_second_request_returns_the_open_cleanup(bucket: Bucket) -> None:
+    first = requested("proj_1") if Project.objects.exists() else reborn()
+    assert requests.declare_deleted("proj_1") == [first]
+    assert requests.deletion_of("proj_1") == [first]
+    messages = first.events.values_list("message", flat=True)
+    assert "Requested again, and not over yet." in messages
+    assert run(first).status == Status.CLEAN
+    [second] = requests.declare_deleted("proj_1")
+    assert second != first
+
+
+def test_second_request_tries_a_failed_cleanup_again(bucket: Bucket) -> None:
+    first = reborn()
+    late = {"status": "failed", "next_attempt_at": timezone.now() + timedelta(days=1)}
+    CleanupOperation.objects.filter(pk=first.pk).update(**late)
+    [again] = requests.declare_deleted("proj_1")
+    assert (again.pk, run(again).status) == (first.pk, Status.CLEAN)
+
+
+def test_second_request_lifts_no_limit(bucket: Bucket, blocked: CleanupOperation) -> None:
+    assert requests.declare_deleted("proj_9") == [blocked]
+    assert (run(blocked).status, bucket.keys()) == (Status.BLOCKED, {KEY})
+    assert requests.force_delete_operation(blocked) == [blocked]
+    assert (run(blocked).status, bucket.keys()) == (Status.CLEAN, set())
+
+
+def test_forced_deletion_of_the_next_life_supersedes_a_blocked_cleanup(
+    bucket: Bucket, blocked: CleanupOperation
+) -> None:
+    alive("proj_9")
+    origin = Origin("zoe", "a test", forced=True)
+    [forced] = requests.force_delete_project(Project.objects.get(pk="proj_9"), origin)
+    blocked.refresh_from_db()
+    assert (blocked.status, forced.released_by) == (Status.SUPERSEDED, "zoe")
+
+
+def test_plan_does_not_run_beside_an_open_cleanup(
+    bucket: Bucket, blocked: CleanupOperation
+) -> None:
+    [plan] = requests.dry_run("proj_9")
+    plan = run(plan)
+    with pytest.raises(IllegalTransition, match=f"Cleanup {blocked.pk} of project proj_9"):
+        requests.force_delete_operation(plan)
+    assert run(plan).status == Status.PLANNED
+
+
+def test_plan_of_an_earlier_deletion_is_refused(bucket: Bucket) -> None:
+    bucket.put(KEY)
+    deleted("proj_9")
+    [plan] = requests.dry_run("proj_9")
+    plan = run(plan)
+    assert run(reborn("proj_9")).status == Status.CLEAN
+    with pytest.raises(IllegalTransition, match="created and deleted again since plan"):
+        requests.force_delete_operation(plan)
+
+
+def test_database_refuses_a_second_open_cleanup_of_a_deletion(bucket: Bucket) -> None:
+    first = reborn()
+    values: dict[str, Any] = {"kind": "project", "project_id": "proj_1", "bucket": bucket.name}
+    values |= {"trigger": "deleted", "project_deleted_at": first.project_deleted_at}
+    with pytest.raises(IntegrityError), transaction.atomic():
+        CleanupOperation.objects.request(**values)
+    CleanupOperation.objects.request(**values, parent=first)
+
+
+# Findings of what is gone
+
+
+@pytest.mark.parametrize(
+    "kind", ["orphaned", "missing", "misnamed", "untracked", "changed", "ambiguous", "unfinished"]
+)
+def test_cleanup_resolves_the_findings_of_what_it_saw_gone(bucket: Bucket, kind: str) -> None:
+    key = bucket.upload("proj_1")
+    upload = {"upload_id": "u1"} if kind == "unfinished" else {}
+    find(bucket, key, kind=kind, project_id="proj_1", **upload)
+    find(bucket, OTHER, kind=kind, project_id="proj_1", **upload)
+    operation = delete("proj_1")
+    notes = dict(Finding.objects.values_list("key", "note"))
+    gone = "" if kind == "unfinished" else f"deleted by operation {operation.pk}"
+    assert notes == {key: gone, OTHER: ""}
+
+
+def test_finding_of_a_scan_that_began_after_the_look_stays_open(bucket: Bucket) -> None:
+    key = bucket.upload("proj_1")
+    later = timezone.now() + timedelta(hours=1)
+    find(bucket, key, project_id="proj_1", last_seen_at=later)
+    assert delete("proj_1").status == Status.CLEAN
+    assert open_findings() == {key: "orphaned"}

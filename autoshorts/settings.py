@@ -114,7 +114,9 @@ def database(url: str) -> dict[str, Any]:
         }
     else:
         # A server that cannot be reached would hold a request, or a health check, for minutes.
-        settings["OPTIONS"] = {"connect_timeout": 5} | settings.get("OPTIONS", {})
+        options = {"connect_timeout": 5} | settings.get("OPTIONS", {})
+        without_cursors = options.pop("disable_server_side_cursors", False)
+        settings |= {"OPTIONS": options, "DISABLE_SERVER_SIDE_CURSORS": bool(without_cursors)}
     return settings
 
 

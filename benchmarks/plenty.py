@@ -72,11 +72,11 @@ SCAN = """
 INSERT INTO storage_audit_bucketscan (id, bucket, purpose, prefix, dry_run, accept_fewer,
   requested_by, status, error, in_key_order, requests, listed, listed_bytes, added, updated,
   unchanged, orphaned, missing, untracked, changed, ambiguous, unrecognised, misnamed, unstorable,
-  unfinished, started_at, finished_at)
+  unfinished, marker, started_at, finished_at)
 SELECT md5(n::text)::uuid, 'autoshorts-media',
   CASE n %% 5000 WHEN 1 THEN 'backfill' ELSE 'reconcile' END, '', n %% 100 = 3, false, '',
   CASE n %% 5000 WHEN 2 THEN 'failed' ELSE 'complete' END, '', true, 1, 1, 1, 0, 0, 1, 0, 0, 0, 0,
-  0, 0, 0, 0, 0, timestamptz '2026-01-01' - n * interval '1 hour', timestamptz '2026-01-01'
+  0, 0, 0, 0, 0, '', timestamptz '2026-01-01' - n * interval '1 hour', timestamptz '2026-01-01'
 FROM generate_series(0, %(scans)s - 1) AS n
 """
 

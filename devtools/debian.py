@@ -10,6 +10,7 @@ from devtools import chromium
 from devtools.processes import Child
 
 PACKAGES = Path(__file__).resolve().parent.parent / "apt.txt"
+SBIN = "/usr/sbin"
 INSTALL = ["apt-get", "install", "--yes", "--no-install-recommends"]
 
 
@@ -27,6 +28,13 @@ def require_programs() -> None:
         sys.exit(f"missing: a browser. Install Chromium or Chrome, as one of {names} on the PATH.")
     if not shutil.which("promtool"):
         sys.exit("missing: promtool. It comes with Prometheus; put it on the PATH.")
+    if not pgbouncer():
+        sys.exit("missing: pgbouncer. Install PgBouncer, and put it on the PATH.")
+
+
+def pgbouncer() -> str | None:
+    """The program, which Debian puts where only root's PATH leads."""
+    return shutil.which("pgbouncer", path=f"{os.environ['PATH']}:{SBIN}")
 
 
 def missing() -> list[str]:
@@ -40,6 +48,8 @@ def missing() -> list[str]:
         there.add("chromium")
     if shutil.which("promtool"):
         there.add("promtool")
+    if pgbouncer():
+        there.add("pgbouncer")
     return [package for package in packages if package not in there]
 
 

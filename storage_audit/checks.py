@@ -22,6 +22,7 @@ def register_checks() -> None:
     register(check_notices, Tags.compatibility)
     register(check_schedule, Tags.database)
     register(check_sqlite, Tags.database)
+    register(check_pooler, Tags.database)
     register(check_references, Tags.compatibility)
     register(check_indexes, Tags.database)
 
@@ -163,6 +164,34 @@ def sqlite_settings() -> dict[str, bool]:
         "a timeout of 20 seconds": found["busy_timeout"] >= 20_000,
         "1 worker": getattr(settings, "Q_CLUSTER", {}).get("workers") == 1,
     }
+
+
+def check_pooler(
+    app_configs: Sequence[AppConfig] | None,
+    databases: Sequence[str] | None = None,
+    **kwargs: Any,
+) -> list[CheckMessage]:
+    """https://docs.djangoproject.com/en/stable/ref/databases/#transaction-pooling-server-side-cursors"""
+    if not databases or connection.vendor != "postgresql":
+        return []
+    if connection.settings_dict["DISABLE_SERVER_SIDE_CURSORS"] or not has_pooler():
+        return []
+    hint = (
+        "If it pools transactions, forms of the admin fail at random. Set"
+        " DISABLE_SERVER_SIDE_CURSORS of the database to True; in DATABASE_URL, add"
+        " ?disable_server_side_cursors=true."
+    )
+    text = "The database is behind a connection pooler, and server-side cursors are enabled."
+    return [Warning(text, hint=hint, id="storage_audit.W008")]
+
+
+def has_pooler() -> bool:
+    """PgBouncer and its like tell the driver another process than the server's own."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (pid,) = cursor.fetchone()
+    driver: Any = connection.connection
+    return bool(pid != driver.info.backend_pid)
 
 
 def check_references(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:

@@ -15,6 +15,7 @@ from django.utils.translation import gettext_lazy as _
 from storage_audit.fields import BytewiseTextField
 from storage_audit.items import CleanupItem
 from storage_audit.jobs import Job
+from storage_audit.querysets import read_in_steps
 from storage_audit.redaction import redact
 from storage_audit.timeline import OperationEvent
 from storage_audit.transitions import Transitions
@@ -306,7 +307,7 @@ class CleanupOperation(Transitions):
         found = CleanupItem.FoundIn.TRACKED
         copies = (
             CleanupItem(operation=self, found_in=found, **row)
-            for row in gone.values(*facts).iterator()
+            for row in read_in_steps(gone.values(*facts))
         )
         while batch := list(islice(copies, 1000)):
             CleanupItem.objects.bulk_create(batch, ignore_conflicts=True)

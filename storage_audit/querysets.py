@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from functools import reduce
 from operator import or_
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     # Ruff does not see names in the strings of a class's bases.
     from storage_audit.cleanup_querysets import CleanupItemQuerySet
     from storage_audit.models import BucketScan, KnownProject, R2Object  # noqa: F401
-
 
 T = TypeVar("T")
 
@@ -106,6 +105,21 @@ def read_within(query: models.QuerySet[Any, T], seconds: float) -> list[T]:
         return list(query)
     finally:
         database.connection.set_progress_handler(None, 0)
+
+
+STEP = 2000  # rows
+
+
+def read_in_steps(rows: models.QuerySet[Any, T]) -> Iterator[T]:
+    """Rows that are too many for memory. Nothing that takes long may be done between them.
+
+    PostgreSQL keeps a cursor for them in a transaction. Outside of one it would first copy the
+    whole result, and PgBouncer would lose the cursor, as each transaction may have another
+    connection. On SQLite a transaction would keep all who write waiting.
+    """
+    needed = connection.vendor == "postgresql" and not connection.in_atomic_block
+    with transaction.atomic() if needed else nullcontext():
+        yield from rows.iterator(STEP)
 
 
 # So many objects of each project are counted for a list of projects, and so many added up. An index
@@ -246,6 +260,15 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
         """Keys later than `after`, up to and with `last`; without an end when it is None."""
         found = self.filter(key__gt=after) if after else self.all()
         return found if last is None else found.filter(key__lte=last)
+
+    def by_key(self) -> Iterator[R2Object]:
+        """All in the order of their keys, some at a time. Between them the store may be asked, as
+        no transaction is open."""
+        after: str | None = ""
+        while after is not None:
+            some = list(self.between(after, None).order_by("key")[:STEP])
+            yield from some
+            after = some[-1].key if len(some) == STEP else None
 
     def unlisted_by(self, scan: BucketScan) -> Self:
         """Rows whose keys such a scan did not note that notes them all."""

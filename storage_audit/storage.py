@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from django.core.files.base import File
 from django.core.files.storage import Storage
-from django.db import connection
+from django.db import DEFAULT_DB_ALIAS, connection, connections
 from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -351,10 +351,15 @@ def durably(write: Callable[[], T]) -> T:
         return write()
 
     def on_own_connection() -> T:
+        # Not one of Django's pool: when transactions that upload have all of these, each of them
+        # would wait for another one to end.
+        own = connection.copy()
+        own.settings_dict["OPTIONS"].pop("pool", None)
+        connections[DEFAULT_DB_ALIAS] = own  # of this thread
         try:
             with impatient(), connection.cursor() as cursor:
                 # In other isolation another upload of this key would be an error. It is for this
-                # transaction only: a pool gives the connection to others next.
+                # transaction only: PgBouncer gives the connection to others next.
                 cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
                 return write()
         finally:

@@ -18,6 +18,7 @@ on_debian = pytest.mark.skipif(not shutil.which("dpkg-query"), reason="dpkg is D
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only folder on the PATH, and empty."""
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(debian, "SBIN", str(tmp_path))
     return tmp_path
 
 
@@ -83,20 +84,24 @@ def test_a_failed_installation_is_named(
         debian.require_packages()
 
 
-def test_elsewhere_two_programs_are_all_that_is_asked_for(programs: Path) -> None:
+def test_elsewhere_three_programs_are_all_that_is_asked_for(programs: Path) -> None:
     with pytest.raises(SystemExit, match="missing: a browser.*chromium.*google-chrome"):
         debian.require_packages()
     put(programs, "google-chrome")
     with pytest.raises(SystemExit, match="missing: promtool"):
         debian.require_packages()
     put(programs, "promtool")
+    with pytest.raises(SystemExit, match="missing: pgbouncer"):
+        debian.require_packages()
+    put(programs, "pgbouncer")
     debian.require_packages()
 
 
 def test_programs_from_elsewhere_will_do_on_debian(programs: Path) -> None:
     put(programs, "dpkg-query")
-    assert debian.missing() == ["chromium", "promtool"]
+    assert debian.missing() == ["chromium", "promtool", "pgbouncer"]
     put(programs, "google-chrome")
-    assert debian.missing() == ["promtool"]
+    assert debian.missing() == ["promtool", "pgbouncer"]
     put(programs, "promtool")
+    put(programs, "pgbouncer")
     assert debian.missing() == []

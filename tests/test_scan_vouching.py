@@ -4,6 +4,7 @@ the bucket leave no row, no finding and no position, wherever a worker stops."""
 import re
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from django.utils import timezone
 from devtools.faults.matching import is_listing, is_listing_under, is_uploads_listing, on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from storage_audit.audit import installation, scan
-from storage_audit.audit.scan import batch, lanes, sightings, witness, worker
+from storage_audit.audit.scan import batch, lanes, rows, sightings, witness, worker
+from storage_audit.audit.scan.lanes import Lanes
 from storage_audit.audit.scan.witness import Witness
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.bucket.r2 import Listed
@@ -118,7 +120,7 @@ def test_new_objects_that_a_copy_does_not_show_are_written_once_the_bucket_answe
     """The copy answers the second look at them."""
 
     def is_second_look(request: Request) -> bool:
-        return is_listing_under("")(request) and "start-after" in request.query
+        return is_listing_under("")(request) and bool(request.query.get("start-after"))
 
     def has_begun(request: Request) -> bool:
         return is_listing(request) and bool(store.asked(is_second_look))
@@ -223,6 +225,50 @@ def test_who_dies_before_its_pages_are_vouched_for_leaves_nothing_of_them(
     assert resume(found).status == "complete"
     assert findings() == EXPECTED
     assert found.listed == len(KEYS)
+
+
+@pytest.mark.parametrize("kind", ["plain", "unrecognised", "changed"])
+def test_a_backfill_writes_no_row_before_the_marker_was_seen(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """New rows, at once or after a closer look, and rows that are not as the bucket shows."""
+    if kind != "plain":
+        listing.remove(a(20))
+    if kind == "unrecognised":
+        listing.add("README.txt")
+    if kind == "changed":
+        R2Object.objects.filter(key=KEYS[1]).update(size=1)
+    steps: list[str] = []
+    monkeypatch.setattr(lanes, "BATCH", 15)
+    for place, name in ((Witness, "vouch"), (rows, "load"), (rows, "update")):
+        monkeypatch.setattr(place, name, logged(steps, getattr(place, name)))
+    assert scanning.backfill().status == "complete"
+    writes = [number for number, name in enumerate(steps) if name != "vouch"]
+    assert writes and steps[0] == "vouch"
+
+
+def test_the_marker_is_asked_for_when_the_pages_have_arrived(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    for place, name in ((Lanes, "gather"), (Witness, "look"), (batch, "write")):
+        monkeypatch.setattr(place, name, logged(steps, getattr(place, name)))
+    complete()
+    each = [step for step in steps if step != "gather"]
+    assert each == ["look", "write"] * (len(each) // 2)
+    assert all(before == "gather" for before, name in pairwise(steps) if name == "look")
+    assert steps.count("write") > 2
+
+
+def logged(steps: list[str], act: Callable[..., Any]) -> Callable[..., Any]:
+    """Notes when it is over."""
+
+    def noted(*args: Any, **values: Any) -> Any:
+        result = act(*args, **values)
+        steps.append(act.__name__)
+        return result
+
+    return noted
 
 
 # Which positions are trusted

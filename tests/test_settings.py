@@ -230,7 +230,7 @@ def test_former_keys_are_kept_from_errors() -> None:
 
 def test_what_is_set_is_used() -> None:
     environment = good | {
-        "DATABASE_URL": "postgres://u:p%40ss@%2Fvar%2Frun/name",
+        "DATABASE_URL": "postgres://u:p%40ss@%2Fvar%2Frun/name?disable_server_side_cursors=true",
         "QUEUE_WORKERS": "3",
         "ALLOWED_HOSTS": "a.example, b.example,",
         "HTTPS": "No",
@@ -254,6 +254,8 @@ def test_what_is_set_is_used() -> None:
     assert database["ENGINE"] == "django.db.backends.postgresql"
     assert (database["HOST"], database["NAME"]) == ("/var/run", "name")
     assert (database["USER"], database["PASSWORD"]) == ("u", "p@ss")
+    assert database["DISABLE_SERVER_SIDE_CURSORS"] is True
+    assert database["OPTIONS"] == {"connect_timeout": 5}
     assert (queue["workers"], queue["queue_limit"]) == (3, 3)
     assert (storage["LIMIT_OBJECTS"], storage["LIMIT_SHARE"], storage["SYNC"]) == (7, 1.0, True)
     more = ("LIMIT_MULTIPLE", "LIMIT_MISSING", "LIMIT_VANISHED")

@@ -30,7 +30,7 @@ from storage_audit.bucket import r2
 from storage_audit.bucket.errors import StoreError, Unavailable
 from storage_audit.models import CleanupItem, CleanupOperation, Project, R2Object
 from storage_audit.querysets import R2ObjectQuerySet
-from storage_audit.storage import KeyBeingDeleted, TrackedStorage, Upload, key_for
+from storage_audit.storage import KeyBeingDeleted, TrackedStorage, Upload, durably, key_for
 from tests.conftest import Bucket
 from tests.test_signals import Rollback
 
@@ -282,6 +282,17 @@ def test_a_row_is_seen_by_others_during_the_upload_in_a_transaction(bucket: Buck
         default_storage.save(NAME, spy)
     assert spy.seen == ([(NAME, "uploading")] if ON_POSTGRESQL else [])
     assert_told_as_it_is(bucket, NAME)
+
+
+@pytest.mark.only_on("postgresql")
+def test_upload_in_a_transaction_takes_no_second_connection_of_a_pool(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many uploads as the pool has connections would wait for each other. To open one raises
+    here, as the driver has none."""
+    with transaction.atomic(), monkeypatch.context() as patch:
+        patch.setitem(connection.settings_dict["OPTIONS"], "pool", True)
+        assert durably(R2Object.objects.count) == 0
 
 
 def test_a_project_made_in_the_same_transaction_may_have_uploads(bucket: Bucket) -> None:

@@ -40,6 +40,7 @@ from storage_audit.models import (
     CleanupOperation,
     LeaseLost,
 )
+from storage_audit.querysets import read_in_steps
 from storage_audit.redaction import redact
 
 logger = logging.getLogger(__name__)
@@ -259,7 +260,7 @@ def digest(operation: CleanupOperation) -> str:
     sums = hashlib.sha256(json.dumps(operation.ranges).encode())
     facts = ("key", "escaped", "size", "etag", "last_modified", "outcome")
     write = json.JSONEncoder(default=str).encode
-    for row in operation.items.order_by("key", "pk").values_list(*facts).iterator():
+    for row in read_in_steps(operation.items.order_by("key", "pk").values_list(*facts)):
         sums.update(write(row).encode() + b"\n")
     return sums.hexdigest()
 

@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit import projects
 from storage_audit.audit import installation
-from storage_audit.audit.discovery import CHUNK, by_identity
+from storage_audit.audit.discovery import by_identity
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.key_format import Readings
 from storage_audit.audit.ownership import Claim, Deleted, Verdict, alive_among, judge, layouts
@@ -212,7 +212,7 @@ class Look:
     @property
     def rows(self) -> R2ObjectQuerySet:
         rows = R2Object.objects.in_bucket(self.bucket)
-        return rows.filter(project_id=self.project.project_id).order_by("key")
+        return rows.filter(project_id=self.project.project_id)
 
     def under(self, prefix: str) -> None:
         rows, reached = self.rows.under(prefix), ""
@@ -222,15 +222,15 @@ class Look:
             last = next((o.key for o in reversed(page) if storable(o.key)), reached)
             if last > reached:
                 listed = {o.key for o in page}
-                between = rows.between(reached, last).iterator(CHUNK)
+                between = rows.between(reached, last).by_key()
                 self.add_missing(row for row in between if row.key not in listed)
                 reached = last
         installation.see_marker(self.bucket)
-        self.add_missing(rows.between(reached, None).iterator(CHUNK))
+        self.add_missing(rows.between(reached, None).by_key())
 
     def outside(self, prefixes: Iterable[str]) -> None:
         """Rows that no prefix covers: each key's own place is looked at."""
-        rows = self.rows.outside(prefixes).iterator(CHUNK)
+        rows = self.rows.outside(prefixes).by_key()
         while some := list(islice(rows, LONE_KEYS)):
             here = self.find([row.key for row in some])
             self.add_listed(here, outside=True)

@@ -237,7 +237,7 @@ def rows_naming(
             for some in chunks(found):
                 renew()
                 yield from with_items(column, items, some)
-    for some in chunks(one_by_one.order_by("pk").values_list("pk", "key").iterator()):
+    for some in items_in_chunks(one_by_one):
         renew()
         yield from naming(column, some, seconds)
 
@@ -310,7 +310,7 @@ def ask_source(
     renew: Callable[[], None],
 ) -> None:
     """A function of the site may fail in any way. Then nothing says that no file is in use."""
-    for some in chunks(items.order_by("pk").values_list("pk", "key").iterator()):
+    for some in items_in_chunks(items):
         renew()
         by_name = {form: item for item, key in some for form in spellings(key)}
         try:
@@ -322,6 +322,15 @@ def ask_source(
         for key, row in found:
             if key in by_name:
                 used.rows.setdefault(by_name[key], redact(visible(str(row))))
+
+
+def items_in_chunks(items: models.QuerySet[Any]) -> Iterator[list[tuple[int, str]]]:
+    """The numbers and keys of items. No transaction is open between chunks, so the lease can be
+    renewed."""
+    after = 0
+    while some := list(items.filter(pk__gt=after).order_by("pk").values_list("pk", "key")[:CHUNK]):
+        yield some
+        after, _key = some[-1]
 
 
 def chunks(found: Iterable[Any]) -> Iterator[list[Any]]:

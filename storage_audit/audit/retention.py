@@ -21,6 +21,7 @@ from django.db import models, transaction
 from django.utils.translation import gettext as _
 
 from storage_audit.models import CleanupOperation
+from storage_audit.querysets import read_in_steps
 
 UNREADABLE = (OSError, EOFError, zlib.error)
 ROWS_AT_A_TIME = 1000
@@ -103,7 +104,7 @@ def batches(operation: CleanupOperation) -> Iterator[bytes]:
 
 
 def details(rows: models.Manager[Any]) -> Iterator[models.Model]:
-    for row in rows.order_by("pk").iterator():
+    for row in read_in_steps(rows.order_by("pk")):
         # To be loaded as a new row: another may have this number in a restored database.
         row.pk = None
         yield row
@@ -141,7 +142,7 @@ def forget(operation: CleanupOperation, archive: Archive, moment: datetime) -> b
 
 def damaged(folder: Path) -> Iterator[str]:
     """What is wrong with the archives of operations that were pruned."""
-    for operation in CleanupOperation.objects.pruned().order_by("pruned_at").iterator():
+    for operation in read_in_steps(CleanupOperation.objects.pruned().order_by("pruned_at")):
         try:
             found = digest_of(folder / operation.archive)
         except UNREADABLE as error:

@@ -16,6 +16,7 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit.models import CleanupOperation
 from storage_audit.pages.base import AuditAdmin, M
+from storage_audit.querysets import read_in_steps
 
 deletes = admin.action(
     permissions=["delete"],
@@ -121,6 +122,6 @@ def selection(request: HttpRequest, queryset: models.QuerySet[Any]) -> dict[str,
 
 def digest(queryset: models.QuerySet[Any]) -> str:
     whole = hashlib.sha256()
-    for pk in queryset.order_by("pk").values_list("pk", flat=True).iterator():
+    for pk in read_in_steps(queryset.order_by("pk").values_list("pk", flat=True)):
         whole.update(f"{pk}\n".encode())
     return whole.hexdigest()

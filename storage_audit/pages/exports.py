@@ -3,12 +3,10 @@
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from datetime import datetime
 from itertools import chain
 from typing import Any
 
-from django.db import connection, transaction
 from django.db.models import QuerySet
 from django.http import StreamingHttpResponse
 from django.utils.http import content_disposition_header
@@ -16,6 +14,7 @@ from django.utils.timezone import localdate
 from django.utils.translation import gettext as _
 
 from storage_audit.exports import csv_lines, json_lines, pieces
+from storage_audit.querysets import read_in_steps
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +42,9 @@ def file(
 
 
 def values(rows: QuerySet[Any], columns: Sequence[str]) -> Iterator[list[Any]]:
-    # Outside of a transaction PostgreSQL would put the whole result aside before it gives the
-    # first row; on SQLite a transaction would keep all who write waiting.
-    on_postgresql = connection.vendor == "postgresql"
-    with transaction.atomic() if on_postgresql else nullcontext():
-        # What a list looks up beside its rows is in none of the columns, and does not go with this.
-        for row in rows.prefetch_related(None).values_list(*columns).iterator():
-            yield [each.isoformat() if isinstance(each, datetime) else each for each in row]
+    # What a list looks up beside its rows is in none of the columns, and does not go with this.
+    for row in read_in_steps(rows.prefetch_related(None).values_list(*columns)):
+        yield [each.isoformat() if isinstance(each, datetime) else each for each in row]
 
 
 def as_cells(row: Iterable[Any]) -> list[Any]:

@@ -12,6 +12,7 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit.audit.meaning import PRUNED
 from storage_audit.models import CleanupItem, CleanupOperation, Installation, OperationEvent
+from storage_audit.querysets import read_in_steps
 
 Kind, Status = CleanupOperation.Kind, CleanupOperation.Status
 Outcome = CleanupItem.Outcome
@@ -193,7 +194,7 @@ def items_of(operation: CleanupOperation, at_most: int | None = None) -> Iterato
     judged = [at for at, _listing in listings(operation)]
     rows = operation.items.order_by("identity", "escaped")
     names = ITEM.keys() - {"seen_gone_at", "listing", "listed_under"}
-    for row in rows.values("span", "changed_at", *names)[:at_most].iterator():
+    for row in read_in_steps(rows.values("span", "changed_at", *names)[:at_most]):
         span, changed_at = row.pop("span"), row.pop("changed_at")
         gone = row["outcome"] in GONE
         # What a look showed is written just before the look itself.

@@ -12,6 +12,7 @@ from django.utils.translation import gettext as _
 from storage_audit.findings import FindingQuerySet
 from storage_audit.models import CleanupOperation, Finding
 from storage_audit.origin import current_origin
+from storage_audit.querysets import read_in_steps
 from storage_audit.redaction import redact
 
 State = Finding.State
@@ -91,7 +92,7 @@ def refuse_many(findings: FindingQuerySet) -> None:
 
 def leave_all(findings: FindingQuerySet) -> Decision:
     decision = Decision()
-    for finding in findings.order_by("bucket", "key").iterator():
+    for finding in read_in_steps(findings.order_by("bucket", "key")):
         decision.leave(finding, as_it_is(finding))
     return decision
 

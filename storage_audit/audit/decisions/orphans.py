@@ -28,6 +28,7 @@ from storage_audit.bucket.listing import Identity
 from storage_audit.conf import conf
 from storage_audit.findings import FindingQuerySet
 from storage_audit.models import CleanupItem, CleanupOperation, Finding
+from storage_audit.querysets import read_in_steps
 
 Kind, Trigger = CleanupOperation.Kind, CleanupOperation.Trigger
 FACTS = ("key", "project_id", "size", "etag", "last_modified", "evidence")
@@ -86,7 +87,7 @@ def gather(
     """Make the orphans that may go items of an operation, if there are any."""
     operation: CleanupOperation | None = None
     owners = set()
-    judged = with_judgement(found).iterator(chunk_size=CHUNK)
+    judged = read_in_steps(with_judgement(found))
     # Two findings of one object may both belong to this operation.
     while some := with_cleanups(islice(judged, CHUNK), operation):
         may_go = [one for one in some if not decision.leave(one, why_it_stays(one))]
@@ -127,7 +128,7 @@ def owners_of(found: Iterable[Finding]) -> dict[str, set[str]]:
 def covered_otherwise_spelled(found: FindingQuerySet) -> list[int]:
     """Those whose key or project an open cleanup spells with other code points, which the database
     does not see."""
-    each = found.only("bucket", "key", "project_id").iterator(chunk_size=CHUNK)
+    each = read_in_steps(found.only("bucket", "key", "project_id"))
     odd = (one for one in each if not f"{one.key}{one.project_id}".isascii())
     covered = list[int]()
     while some := with_cleanups(islice(odd, CHUNK)):

@@ -76,6 +76,8 @@ def compare(
     compared = Compared()
     compared.figures.update(figures_of(stretches))
     compared.figures["unchanged"] -= len(different)
+    if different and scan.writes_rows:
+        witness.vouch()
     others = add_plain(scan, compared, different, unmatched, identity, witness)
     for start in range(0, len(others), CHUNK):
         objects = [listed(entry_of(*line)) for line in others[start : start + CHUNK]]
@@ -135,7 +137,6 @@ def add_plain(
     keys, lines, others = plain.sort_out(scan.bucket, different, tracked)
     added, pages = len(keys), list[None]()
     if scan.writes_rows:
-        witness.vouch()
         after_page = partial(pages.append, None)
         added, _gone = rows.add_lines(scan.bucket, keys, lines, identity, witness.see, after_page)
     compared.figures.update(added=added, requests=len(pages), unchanged=len(keys) - added)
@@ -158,7 +159,6 @@ def look_closer(
         changed = [one.row for one in idle if one.row and rows.bring_up_to_date(one)]
         added, updated = len(new), len(changed)
         if scan.writes_rows:
-            witness.vouch()
             pages = list[None]()
             after_page = partial(pages.append, None)
             added, gone = rows.add(scan.bucket, new, identity, witness.see, after_page)

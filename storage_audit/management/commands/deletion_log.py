@@ -1,7 +1,7 @@
 import json
 import time
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from uuid import UUID
 
@@ -23,6 +23,7 @@ from storage_audit.pages import operation_page
 from storage_audit.pages.base import amount
 from storage_audit.pages.operation_books import books
 from storage_audit.pages.operation_items import shown_item
+from storage_audit.querysets import read_in_steps
 from storage_audit.redaction import visible
 
 POLL = 1.0  # seconds
@@ -138,11 +139,11 @@ def is_at_rest(operation: CleanupOperation) -> bool:
 
 
 def items_of(operation: CleanupOperation) -> Iterator[CleanupItem]:
-    return operation.items.order_by("key", "pk").iterator()
+    return read_in_steps(operation.items.order_by("key", "pk"))
 
 
-def children_of(operation: CleanupOperation) -> Iterator[CleanupOperation]:
-    return operation.children.order_by("next_attempt_at", "created_at").iterator()
+def children_of(operation: CleanupOperation) -> Iterable[CleanupOperation]:
+    return operation.children.order_by("next_attempt_at", "created_at")
 
 
 def text_lines(operation: CleanupOperation, follow: bool, items: bool) -> Iterator[str]:

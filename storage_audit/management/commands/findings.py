@@ -39,6 +39,7 @@ from storage_audit.management.console import (
 )
 from storage_audit.management.documented import DocumentedCommand
 from storage_audit.models import CleanupOperation, IllegalTransition
+from storage_audit.querysets import read_in_steps
 from storage_audit.redaction import visible
 
 Status = CleanupOperation.Status
@@ -142,7 +143,7 @@ class Command(DocumentedCommand):
             self.finish(decision, dry_run or sync or conf().sync, options["as_json"])
 
     def show(self, chosen: FindingQuerySet, options: dict[str, Any]) -> None:
-        found = chosen.order_by("bucket", "key", "pk").iterator()
+        found = read_in_steps(chosen.order_by("bucket", "key", "pk"))
         if options["as_csv"]:
             for line in csv_lines(chain([COLUMNS], map(as_row, found))):
                 self.stdout.write(line, ending="")

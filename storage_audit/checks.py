@@ -11,7 +11,7 @@ from django.db import OperationalError, ProgrammingError, connection
 from storage_audit import projects, queue
 from storage_audit.audit import references
 from storage_audit.audit.key_format import LayoutError
-from storage_audit.audit.ownership import layouts
+from storage_audit.audit.ownership import about_refused, layouts, refused_ids
 from storage_audit.conf import conf
 
 
@@ -25,6 +25,7 @@ def register_checks() -> None:
     register(check_pooler, Tags.database)
     register(check_references, Tags.compatibility)
     register(check_indexes, Tags.database)
+    register(check_ids, Tags.database)
 
 
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
@@ -223,3 +224,25 @@ def check_indexes(
         text = f"{column.label} names files of the bucket, and its column has no index."
         found.append(Warning(text, hint=hint, id="storage_audit.W006"))
     return found
+
+
+def check_ids(
+    app_configs: Sequence[AppConfig] | None,
+    databases: Sequence[str] | None = None,
+    **kwargs: Any,
+) -> list[CheckMessage]:
+    if not databases:
+        return []
+    try:
+        refused = refused_ids()
+    except (OperationalError, ProgrammingError):
+        return []  # Not migrated yet.
+    except (ImproperlyConfigured, LayoutError):
+        return []  # `check_settings` says it.
+    if not refused:
+        return []
+    hint = (
+        "Give these projects other ids, or change PROJECT_ID so that it accepts them. Until then"
+        " files that could be theirs are kept, and their own files cannot be cleaned up."
+    )
+    return [Warning(about_refused(refused), hint=hint, id="storage_audit.W007")]

@@ -86,6 +86,7 @@ class Incident(models.Model):
         LOST = "lost", _("file in use deleted")
         WORKER = "worker", _("worker gone")
         FINDINGS = "findings", _("many findings")
+        IDS = "ids", _("ids not accepted")
 
     kind = models.CharField(_("kind"), max_length=10, choices=Kind)
     operation = models.ForeignKey(
@@ -111,7 +112,7 @@ class Incident(models.Model):
                 condition=Q(
                     kind__in=["blocked", "failed", "overdue", "lost"], operation__isnull=False
                 )
-                | Q(kind__in=["worker", "findings"], operation=None),
+                | Q(kind__in=["worker", "findings", "ids"], operation=None),
                 name="incident_kind_is_known",
             ),
             models.UniqueConstraint(

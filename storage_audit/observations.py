@@ -111,6 +111,8 @@ class DailyFigures(models.Model):
     tracked_bytes = models.PositiveBigIntegerField(_("tracked bytes"))
     left_behind = models.PositiveBigIntegerField(_("left behind"))
     left_behind_bytes = models.PositiveBigIntegerField(_("bytes left behind"))
+    # The first ids of projects that the setting PROJECT_ID does not accept.
+    refused_ids = models.JSONField(default=list, editable=False)
     # {file type: [objects, bytes]}, the largest ones; the rest of them together.
     file_types = models.JSONField(_("file types"), default=dict)
 

@@ -4,7 +4,7 @@ A project's id is the text that stands in keys: the value of STORAGE_AUDIT["PROJ
 is the primary key unless that says otherwise.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from django.apps import apps
@@ -17,6 +17,7 @@ from django.db.models.functions import Cast, Collate, Concat, Substr
 from storage_audit.conf import conf
 from storage_audit.fields import BYTEWISE, in_any_spelling
 
+CHUNK = 10_000
 # What the database writes as Python does.
 ID_FIELDS = (models.CharField, models.TextField, models.IntegerField, models.UUIDField)
 # Where the hyphens of a UUID divide its 32 digits: start and length of each part.
@@ -68,6 +69,15 @@ def every() -> models.QuerySet[Any]:
     # No manager of the model's own: Meta.base_manager_name can name one that hides rows, too. And
     # no replica, which may not know yet that an id lives again.
     return models.QuerySet(model(), using=DEFAULT_DB_ALIAS)
+
+
+def ids() -> Iterator[str]:
+    """The id of every project, read some at a time: as a whole for all that need no answer now."""
+    name = conf().project_field
+    rows, after = every().order_by(name).values_list(name, flat=True), None
+    while chunk := list((rows if after is None else rows.filter(**{f"{name}__gt": after}))[:CHUNK]):
+        yield from map(str, chunk)
+        after = chunk[-1]
 
 
 def alive(ids: Iterable[str]) -> set[str]:

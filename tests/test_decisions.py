@@ -318,9 +318,15 @@ def vanish(bucket: Bucket) -> None:
     KnownProject.objects.create(pk="proj_9", evidence="saved")
 
 
+def refused(bucket: Bucket) -> None:
+    """The key could be its in the format with the prefix twice."""
+    Project.objects.bulk_create([Project(pk="9")])
+
+
 STAYS: dict[str, tuple[Callable[[Bucket], object], str]] = {
     "a project": (lambda bucket: alive("proj_9"), "live project proj_9"),
     "one that vanished": (vanish, "live project proj_9"),
+    "one whose id PROJECT_ID refuses": (refused, "project 9."),
     "a row of a live project": (upload_for_a_live_one, "live project proj_1"),
     "other content": (lambda bucket: bucket.put(KEY, body=b"other"), "overwritten"),
     "the same content": (lambda bucket: bucket.put(KEY), "overwritten"),

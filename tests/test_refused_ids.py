@@ -9,11 +9,13 @@ from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.utils import timezone
 
-from storage_audit.audit import deletion, lookup
+from storage_audit import projects
+from storage_audit.audit import deletion, incidents, lookup, overview, ownership
+from storage_audit.audit.layouts import Layouts
 from storage_audit.audit.ownership import alive_among, layouts
 from storage_audit.audit.work import Work
 from storage_audit.bucket.uploads import Upload
-from storage_audit.models import Finding, Project
+from storage_audit.models import Finding, Incident, Project
 from tests.conftest import Bucket
 from tests.promises import (
     alive,
@@ -26,6 +28,7 @@ from tests.promises import (
     requested,
 )
 from tests.scanning import backfill, findings
+from tests.test_checks import found
 
 OWN = "projects/proj_1/scenes/s1/media/own.mp4"
 DOUBLED = "projects/proj_proj_1/scenes/s1/media/a.mp4"
@@ -128,12 +131,63 @@ def test_why_names_the_refused_id(bucket: Bucket) -> None:
     assert "proj_proj_1" in judgement.verdict.reason
 
 
+# What staff are told
+
+
+@pytest.mark.django_db
+def test_check_names_refused_ids_and_says_what_to_do() -> None:
+    alive("proj_1", "proj_2")
+    past_all_checks("proj_proj_1", "a\x1b[2J")
+    warning = found(databases=["default"])["storage_audit.W007"]
+    assert warning.msg.endswith("these projects: a\\x1b[2J, proj_proj_1.")
+    assert warning.hint is not None and "PROJECT_ID" in warning.hint
+    Project.objects.filter(pk__startswith="a").delete()
+    Project.objects.get(pk="proj_proj_1").delete()
+    assert "storage_audit.W007" not in found(databases=["default"])
+
+
+@pytest.mark.django_db
+def test_all_ids_are_read_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projects, "CHUNK", 2)
+    alive("proj_1", "proj_3", "proj_2", "proj_5")
+    past_all_checks(*(f"{n}" for n in range(7)), "z")
+    assert sorted(projects.ids()) == sorted([*"0123456z", "proj_1", "proj_2", "proj_3", "proj_5"])
+    refused = ownership.refused_ids()
+    assert len(refused) == ownership.IDS_SHOWN + 1
+    assert ownership.about_refused(refused).endswith("4 and more.")
+
+
+@pytest.mark.django_db
+def test_alert_begins_and_ends_with_refused_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    def notice_after_an_hour() -> list[Incident]:
+        monkeypatch.setattr(overview, "FIGURES_EVERY", timedelta(0))
+        overview.take_figures()
+        incidents.notice()
+        return list(Incident.objects.open().filter(kind="ids"))
+
+    assert not notice_after_an_hour()
+    past_all_checks("proj_proj_1")
+    [alert] = notice_after_an_hour()
+    assert "proj_proj_1" in alert.summary
+    assert notice_after_an_hour() == [alert]
+    Project.objects.get(pk="proj_proj_1").delete()
+    assert not notice_after_an_hour()
+
+
 @pytest.mark.django_db
 @pytest.mark.parametrize("odd", ["a\0b", "a\udc80b", "a'b", "a\\b", "{a}", "a" * 900])
 def test_any_text_can_be_asked_for(odd: str) -> None:
     past_all_checks("proj_proj_1")
     keys = [f"audio/proj_1/{odd}/s/f.mp3", DOUBLED]
     assert alive_among(map(layouts().readings, keys)) == {"proj_proj_1"}
+
+
+def test_a_doubled_name_can_also_be_of_the_id_with_the_prefix() -> None:
+    """Though no other format reads it so."""
+    templates = {"new": "clips/{project}/{filename}", "old": "old/proj_{project}/{filename}"}
+    mine = Layouts(templates, project_id="proj_[a-z0-9_]+", kinds=(), current="new")
+    found = mine.readings("old/proj_proj_1/f")
+    assert (found.projects, found.others) == ({"proj_1"}, frozenset({"proj_proj_1"}))
 
 
 def test_keys_of_a_folder_share_what_else_they_could_name() -> None:

@@ -12,8 +12,16 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.audit import delays, used_files
+from storage_audit.audit.ownership import about_refused
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation, Delivery, Finding, Incident, Notice
+from storage_audit.models import (
+    CleanupOperation,
+    DailyFigures,
+    Delivery,
+    Finding,
+    Incident,
+    Notice,
+)
 from storage_audit.redaction import redact, visible
 
 Kind, Channel = Incident.Kind, Delivery.Channel
@@ -39,7 +47,9 @@ def is_still_lost(incident: Incident) -> bool:
 def notice_others() -> Notice | None:
     Incident.objects.unfounded().end()
     late, many = " ".join(map(str, delays.of_worker())), has_many_findings()
-    for kind, lasts in ((Kind.WORKER, late), (Kind.FINDINGS, many)):
+    latest = DailyFigures.objects.latest_first().first()
+    refused = latest.refused_ids if latest else []
+    for kind, lasts in ((Kind.WORKER, late), (Kind.FINDINGS, many), (Kind.IDS, refused)):
         if not lasts:
             Incident.objects.filter(kind=kind).end()
     known = set(Incident.objects.open().filter(operation=None).values_list("kind", flat=True))
@@ -48,6 +58,8 @@ def notice_others() -> Notice | None:
         found.append(Incident(kind=Kind.WORKER, summary=redact(late)))
     if many and Kind.FINDINGS not in known:
         found.append(Incident(kind=Kind.FINDINGS, summary=findings()))
+    if refused and Kind.IDS not in known:
+        found.append(Incident(kind=Kind.IDS, summary=redact(about_refused(refused))))
     Incident.objects.begin(found)
     return tell()
 

@@ -31,6 +31,9 @@ MANY = {
         "the queue worker is gone or stuck", "the queue worker is gone or stuck"
     ),
     Kind.FINDINGS: ngettext_lazy("many findings are open", "many findings are open"),
+    Kind.IDS: ngettext_lazy(
+        "project ids are not accepted by PROJECT_ID", "project ids are not accepted by PROJECT_ID"
+    ),
 }
 # What it means, and the next step.
 MEANING = {
@@ -58,6 +61,11 @@ MEANING = {
     Kind.FINDINGS: gettext_lazy(
         "Complete scans saw more differences between the bucket and the table than you want to be"
         " told of. Open the findings and decide on them: delete orphans, track, or acknowledge."
+    ),
+    Kind.IDS: gettext_lazy(
+        "Files that could belong to these projects are kept, and their own files cannot be cleaned"
+        " up. Give the projects other ids, or change the setting PROJECT_ID so that it accepts"
+        " them. The alert ends within an hour."
     ),
 }
 

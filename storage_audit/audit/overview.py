@@ -8,6 +8,7 @@ from django.db.models.functions import TruncDate
 from django.utils import timezone
 
 from storage_audit.audit.incidents import recipients
+from storage_audit.audit.ownership import refused_ids
 from storage_audit.conf import conf
 from storage_audit.models import (
     BucketScan,
@@ -166,6 +167,7 @@ def take_figures() -> bool:
         left_behind=left.objects,
         left_behind_bytes=left.bytes,
         file_types=types,
+        refused_ids=refused_ids(),
     )
     return True
 

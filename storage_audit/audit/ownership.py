@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from functools import cache
-from itertools import chain
+from itertools import chain, islice
 from typing import Protocol
 from zlib import crc32
 
@@ -19,9 +19,11 @@ from storage_audit.bucket.listing import storable
 from storage_audit.conf import Conf, conf
 from storage_audit.fields import find_in_chunks
 from storage_audit.models import KnownProject, R2Object
+from storage_audit.redaction import visible
 
 # Of the possible owners of a key, in a stored text: so many, each so long.
 SHOWN, LONGEST = 10, 200
+IDS_SHOWN = 5
 
 
 class Row(Protocol):
@@ -61,6 +63,21 @@ def _version(settings: Conf) -> int:
 def version() -> int:
     """Of the layouts: under another one a key may be read otherwise."""
     return _version(conf())
+
+
+def refused_ids() -> list[str]:
+    """The first ids of projects that PROJECT_ID does not accept, one more than are shown: what
+    could be theirs is kept, and what is theirs cannot be cleaned up. Reads the whole table."""
+    refused = (each for each in projects.ids() if not layouts().is_project_id(each))
+    return list(islice(refused, IDS_SHOWN + 1))
+
+
+def about_refused(ids: Sequence[str]) -> str:
+    """What to say of these, as `refused_ids` gives them."""
+    shown = ", ".join(visible(each[:LONGEST]) for each in ids[:IDS_SHOWN])
+    more = _(" and more") if len(ids) > IDS_SHOWN else ""
+    text = _("The setting PROJECT_ID does not accept the ids of these projects: %(ids)s%(more)s.")
+    return text % {"ids": shown, "more": more}
 
 
 def plain_under(names: Collection[str], reading: Reading | None) -> int | None:

@@ -14,7 +14,7 @@ from django.http import Http404, QueryDict, StreamingHttpResponse
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
-from storage_audit.audit.key_format import Reading
+from storage_audit.audit.key_format import Reading, Readings
 from storage_audit.audit.meaning import words_of
 from storage_audit.audit.ownership import layouts
 from storage_audit.bucket.listing import storable
@@ -200,14 +200,14 @@ def filters(
 def shown_items(operation: CleanupOperation, page: list[CleanupItem]) -> list[dict[str, Any]]:
     # Not all at once, which makes up what is only a file's name.
     readings = {item.key: layouts().readings(item.key) for item in page if not item.escaped}
-    named = {reading.project for ways in readings.values() for reading in ways}
-    alive = projects.alive(named | {item.project_id for item in page if item.project_id})
+    named = {item.project_id for item in page if item.project_id}
+    alive = projects.alive(named.union(*(ways.owners for ways in readings.values())))
     return [
         {
             **shown_item(operation, item),
             "item": item,
             "readings": [in_words(reading) for reading in readings.get(item.key, ())],
-            "owners": owners(item, readings.get(item.key, ()), alive),
+            "owners": owners(item, readings.get(item.key, Readings()), alive),
         }
         for item in page
     ]
@@ -231,9 +231,10 @@ def in_words(reading: Reading) -> str:
     return visible(f"{reading.layout}: {parts}")
 
 
-def owners(item: CleanupItem, readings: Sequence[Reading], alive: set[str]) -> list[str]:
+def owners(item: CleanupItem, readings: Readings, alive: set[str]) -> list[str]:
     """Each project that the key or its row names, and whether it exists."""
     names = dict.fromkeys(reading.project for reading in readings)
+    names |= dict.fromkeys(sorted(readings.others & alive))
     if item.project_id:
         names = {item.project_id: None, **names}
     exists, gone = _("%s, which exists"), _("%s, which does not exist")

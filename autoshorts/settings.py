@@ -43,6 +43,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "django_q",
+    "axes",
     "storage_audit",
 ]
 MIDDLEWARE = [
@@ -56,6 +57,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "storage_audit.origin.OriginMiddleware",
+    "axes.middleware.AxesMiddleware",
 ]
 if django.VERSION >= (6, 0):
     from django.utils.csp import CSP
@@ -73,6 +75,33 @@ if django.VERSION >= (6, 0):
         "frame-ancestors": [CSP.NONE],
         "base-uri": [CSP.NONE],
     }
+AUTHENTICATION_BACKENDS = [
+    "axes.backends.AxesStandaloneBackend",
+    "django.contrib.auth.backends.ModelBackend",
+]
+VALIDATION = "django.contrib.auth.password_validation"
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"{VALIDATION}.UserAttributeSimilarityValidator"},
+    {"NAME": f"{VALIDATION}.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": f"{VALIDATION}.CommonPasswordValidator"},
+    {"NAME": f"{VALIDATION}.NumericPasswordValidator"},
+]
+# After ten failures a name cannot sign in from the same address until 15 minutes after the last.
+# https://django-axes.readthedocs.io/en/latest/4_configuration.html
+AXES_FAILURE_LIMIT = 10
+AXES_COOLOFF_TIME = timedelta(minutes=15)
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_RESET_ON_SUCCESS = True
+AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
+AXES_CLIENT_IP_CALLABLE = "autoshorts.login.client_address"
+AXES_LOCKOUT_TEMPLATE = "admin/locked_out.html"
+# Nothing that was typed is kept or logged, and no row for longer than it counts.
+AXES_USERNAME_CALLABLE = "autoshorts.login.hash_username"
+AXES_SENSITIVE_PARAMETERS = ["username", "next", "csrfmiddlewaretoken"]
+AXES_DISABLE_ACCESS_LOG = True
+AXES_VERBOSE = False
+AXES_ENABLE_ADMIN = False
+
 ROOT_URLCONF = "autoshorts.urls"
 WSGI_APPLICATION = "autoshorts.wsgi.application"
 TEMPLATES = [
@@ -388,6 +417,8 @@ LOGGING = {
         "django": {"level": OTHERS_LEVEL, "handlers": []},
         "botocore": {"level": OTHERS_LEVEL},
         "django-q": {"filters": ["queue"]},
+        # At INFO it says several things of each log-in; failures are warnings.
+        "axes": {"level": "WARNING"},
         # A line at INFO for each request of Cloudflare's SDK.
         "httpx": {"level": "WARNING"},
         "gunicorn.error": {"level": LOG_LEVEL, "handlers": [], "propagate": True},

@@ -286,6 +286,7 @@ def test_the_log_is_as_it_is_asked_for(
     assert found == {
         "django": others,
         "botocore": others,
+        "axes": "WARNING",
         "httpx": "WARNING",
         "gunicorn.error": level,
         "gunicorn.access": level,

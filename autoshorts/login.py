@@ -1,0 +1,24 @@
+"""By what failed log-ins are counted, as the database can keep it."""
+
+from contextlib import suppress
+from ipaddress import ip_address
+from typing import Any
+
+from django.http import HttpRequest
+from django.utils.crypto import salted_hmac
+
+from storage_audit.origin import address_of
+
+
+def client_address(request: HttpRequest) -> str | None:
+    """Without the zone of a link-local address, which PostgreSQL refuses. None where a web server
+    that listens at a socket knows none: then only the username counts."""
+    with suppress(ValueError):
+        return str(ip_address(address_of(request).partition("%")[0]))
+    return None
+
+
+def hash_username(request: HttpRequest, credentials: dict[str, Any] | None) -> str | None:
+    """A person may have typed a password into the field above, so the name itself is not kept."""
+    name = (credentials or {}).get("username")
+    return salted_hmac("autoshorts.login", name, algorithm="sha256").hexdigest() if name else None

@@ -5,7 +5,9 @@ is the primary key unless that says otherwise.
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import islice, product
 from typing import Any
+from unicodedata import normalize
 
 from django.apps import apps
 from django.conf import settings
@@ -15,11 +17,14 @@ from django.db.models import F, Value
 from django.db.models.functions import Cast, Collate, Concat, Substr
 
 from storage_audit.conf import conf
-from storage_audit.fields import BYTEWISE, in_any_spelling
+from storage_audit.fields import BYTEWISE, in_any_spelling, spellings
 
 CHUNK = 10_000
 # What the database writes as Python does.
 ID_FIELDS = (models.CharField, models.TextField, models.IntegerField, models.UUIDField)
+# Letters that Unicode has a second time, for use as units.
+TWICE = {"K": "\N{KELVIN SIGN}", "\u00c5": "\N{ANGSTROM SIGN}", "\u03a9": "\N{OHM SIGN}"}
+MOST_ALIKE = 256
 # Where the hyphens of a UUID divide its 32 digits: start and length of each part.
 UUID_PARTS = ((1, 8), (9, 4), (13, 4), (17, 4), (21, 12))
 
@@ -83,6 +88,15 @@ def ids() -> Iterator[str]:
 def alive(ids: Iterable[str]) -> set[str]:
     """Which of these ids have a row, also one that spells the id with other code points."""
     return in_any_spelling(ids, have_rows)
+
+
+def spelled_alike(project_id: str) -> set[str]:
+    """This id, and others that are the same text in other code points. A store that folds Unicode
+    takes the keys of all of them for the same."""
+    composed = normalize("NFC", project_id)
+    letters = [(letter, *TWICE.get(letter, ())) for letter in composed]
+    others = map("".join, islice(product(*letters), MOST_ALIKE))
+    return spellings(project_id) | spellings(composed) | set(others)
 
 
 def have_rows(ids: Iterable[str]) -> set[str]:

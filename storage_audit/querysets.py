@@ -192,6 +192,10 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
     def time_of_deletion(self, project_id: str) -> datetime | None:
         return self.filter(pk=project_id).values_list("deleted_at", flat=True).first()
 
+    def unsaid(self, ids: Collection[str]) -> set[str]:
+        """Of exactly these ids those that were seen alive and that nobody said are deleted."""
+        return set(self.filter(self.UNSAID, pk__in=ids).values_list("pk", flat=True))
+
     def maybe_alive(self, ids: Collection[str]) -> set[str]:
         """Ids that were seen alive and that nobody said are deleted, though the row may be gone."""
         unsaid = self.filter(self.UNSAID)

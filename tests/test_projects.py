@@ -272,6 +272,38 @@ def test_a_live_project_protects_its_keys_in_any_spelling(
     assert bucket.keys() == {"clips/a_é_take.mp4"}
 
 
+def clean_up_after(group: Group) -> CleanupOperation:
+    """As the signals of a model do that owns objects from the start."""
+    project_to_be_deleted(group)
+    group.delete()
+    project_deleted(group)
+    return cleanup.run(CleanupOperation.objects.latest("created_at").pk)
+
+
+def test_cleanup_waits_while_an_id_with_other_code_points_may_use_its_files(
+    bucket: Bucket, settings: Settings
+) -> None:
+    named(settings, LAYOUTS={"clips": "clips/{project}/{filename}"})
+    for project_id, other in [("\u00e9", "e\u0301"), ("pK", "p\u212a"), ("p\u212a", "pK")]:
+        bucket.put(key := f"clips/{project_id}/take.mp4")
+        owner, namesake = (Group.objects.create(name=name) for name in (project_id, other))
+        operation = clean_up_after(owner)
+        assert operation.status == "blocked"
+        assert f"Project {other} exists." in operation.error
+        assert bucket.facts(key)
+        namesake.delete()
+
+
+def test_another_id_does_not_end_a_cleanup_as_superseded(
+    bucket: Bucket, settings: Settings
+) -> None:
+    named(settings, LAYOUTS={"clips": "clips/{project}/{filename}"})
+    bucket.put("clips/pK/take.mp4")
+    Group.objects.create(name="pk")
+    assert clean_up_after(Group.objects.create(name="pK")).status == "clean"
+    assert not bucket.keys()
+
+
 def test_an_id_that_is_not_in_nfc_is_not_called_clean(bucket: Bucket, settings: Settings) -> None:
     named(settings, LAYOUTS={"clips": "clips/{project}/{filename}"})
     (operation,) = CleanupOperation.objects.request_for_project(

@@ -234,16 +234,20 @@ def what_decides(operation: CleanupOperation) -> str:
 
 def refuse_reborn(operation: CleanupOperation) -> None:
     """A cleanup acts only for the deletion that asked for it, and a project that is just being
-    created comes first. Raises Reborn and Undecided."""
+    created comes first. Raises Reborn, Mismatch and Undecided."""
     project_id = operation.project_id or ""
     changing = KnownProject.objects.is_changing(project_id)
+    alike = projects.spelled_alike(project_id)
     # One that was created again and went without a word: nobody said that this one is deleted.
-    if projects.is_alive(project_id) or KnownProject.objects.maybe_alive([project_id]):
+    living = projects.have_rows(alike) | KnownProject.objects.unsaid(alike)
+    if project_id in living:
         text = _(
             "Project %s lives again, or did and is gone without a signal: its objects are the new"
             " project's."
         )
         raise Reborn(text % project_id)
+    if living:
+        raise installation.Mismatch(namesake_of(project_id, min(living)))
     if changing:
         raise Undecided(_("Project %s is just being created, or deleted again.") % project_id)
     deleted_at = KnownProject.objects.time_of_deletion(project_id)
@@ -255,6 +259,15 @@ def refuse_reborn(operation: CleanupOperation) -> None:
         raise Reborn(text % project_id)
     if deleted_at != operation.project_deleted_at:
         raise Reborn(taken_over(project_id))
+
+
+def namesake_of(project_id: str, other: str) -> str:
+    text = _(
+        "Project %(other)s exists. Its id differs from %(id)s only in the code points of letters"
+        " that look the same, so both may use the same files. Nothing is deleted. If the files of"
+        " %(id)s are to go, give the other project another id, then force-delete this operation."
+    )
+    return text % {"other": other, "id": project_id}
 
 
 def taken_over(project_id: str) -> str:

@@ -142,9 +142,7 @@ def test_a_row_that_its_own_field_would_refuse_is_alive(settings: Settings) -> N
 
 def test_an_id_that_the_pattern_does_not_know_is_not_called_clean(bucket: Bucket) -> None:
     """Nothing of it was listed, so nothing of it was seen gone."""
-    (operation,) = CleanupOperation.objects.request_for_project(
-        "7", trigger="deleted", deleted_at=timezone.now()
-    )
+    operation = recorded("7", trigger="deleted")
     assert cleanup.run(operation.pk).status != "clean"
 
 
@@ -156,6 +154,14 @@ def test_a_proxy_stands_for_the_table_behind_it(settings: Settings) -> None:
 def test_a_field_that_the_database_writes_otherwise_is_an_error(settings: Settings) -> None:
     """Python says True, SQLite 1; and 1.50 is 1.5, and a date has other punctuation."""
     assert problems(settings, "storage_audit.Installation", "only") != []
+
+
+def recorded(project_id: str, **values: str) -> CleanupOperation:
+    """The cleanup of a deletion that is on record."""
+    now = timezone.now()
+    KnownProject.objects.saw_deleted(project_id, now, KnownProject.Evidence.DELETED)
+    [operation] = CleanupOperation.objects.request_for_project(project_id, deleted_at=now, **values)
+    return operation
 
 
 def test_such_an_id_stays_blocked_until_the_setting_is_mended(
@@ -232,9 +238,7 @@ def collate(collation: str) -> None:
 
 
 def test_forcing_a_deletion_does_not_make_it_clean(bucket: Bucket) -> None:
-    (operation,) = CleanupOperation.objects.request_for_project(
-        "7", trigger="forced", deleted_at=timezone.now(), released_by="anna"
-    )
+    operation = recorded("7", trigger="forced", released_by="anna")
     assert cleanup.run(operation.pk).status == "blocked"
 
 
@@ -306,10 +310,8 @@ def test_another_id_does_not_end_a_cleanup_as_superseded(
 
 def test_an_id_that_is_not_in_nfc_is_not_called_clean(bucket: Bucket, settings: Settings) -> None:
     named(settings, LAYOUTS={"clips": "clips/{project}/{filename}"})
-    (operation,) = CleanupOperation.objects.request_for_project(
-        normalize("NFD", "é"), trigger="deleted", deleted_at=timezone.now()
-    )
-    assert cleanup.run(operation.pk).status == "blocked"
+    owner = Group.objects.create(name=normalize("NFD", "é"))
+    assert clean_up_after(owner).status == "blocked"
 
 
 def test_no_layout_reaches_the_marker(bucket: Bucket, settings: Settings) -> None:

@@ -141,7 +141,7 @@ def test_answer_counts_only_for_a_key_that_was_sent(store: FaultyStore, bucket: 
         return Reply(200, reply.body.replace(b"<Key>b<", b"<Key>other<"))
 
     store.rules.append(on(is_delete_batch, tell_of_another, times=1))
-    assert r2.delete_batch(bucket.name, ["a", "b"]) == {"a": r2.DELETED, "b": r2.SILENCE}
+    assert r2.delete_batch(bucket.name, ["a", "b"]) == {"a": r2.FOREIGN, "b": r2.FOREIGN}
     assert [keys_sent(call) for call in store.asked(is_delete_batch)] == [["a", "b"]]
 
 
@@ -161,3 +161,31 @@ def test_every_answer_is_read_beside_an_error(store: FaultyStore, bucket: Bucket
 def test_keys_that_xml_carries_changed_are_left_to_botocore(key: str) -> None:
     assert answers.asks_plainly({"Objects": [{"Key": "a b<é>"}]})
     assert not answers.asks_plainly({"Objects": [{"Key": "a"}, {"Key": key}]})
+
+
+TOLD = "<Deleted><Key>a</Key></Deleted>"
+REFUSED = "<Error><Key>a</Key><Code>AccessDenied</Code></Error>"
+
+
+@pytest.mark.parametrize("told", [TOLD + TOLD, REFUSED + REFUSED, TOLD + REFUSED, REFUSED + TOLD])
+def test_answer_that_names_a_key_twice_is_no_answer(store: FaultyStore, told: str) -> None:
+    store.rules.append(on(is_delete_batch, Reply(200, f"{HEAD}{told}{TAIL}".encode())))
+    assert r2.delete_batch("tests", ["a", "b"]) == {"a": r2.FOREIGN, "b": r2.FOREIGN}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"{HEAD}{TOLD}{TAIL}".replace("DeleteResult", "ListBucketResult"),
+        f"{HEAD}<Deleted><Key>a</Key><Key>b</Key></Deleted>{TAIL}",
+        f"{HEAD}<Deleted><Key>a<x/>b</Key></Deleted>{TAIL}",
+        f"{HEAD}<Deleted></Deleted>{TAIL}",
+        f"{HEAD}<Error><Code>AccessDenied</Code></Error>{TAIL}",
+        f"{HEAD}<Result>{TOLD}</Result>{TAIL}",
+        f"{HEAD}and{TOLD}{TAIL}",
+    ],
+)
+def test_answer_of_another_form_is_refused(store: FaultyStore, body: str) -> None:
+    store.rules.append(on(is_delete_batch, Reply(200, body.encode())))
+    with pytest.raises(Broken):
+        r2.delete_batch("tests", ["a", "b"])

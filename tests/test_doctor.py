@@ -20,7 +20,7 @@ from django_q.models import OrmQ, Schedule
 from pytest_django import Settings
 
 from devtools.cloudflare_api import CloudflareApi
-from devtools.faults.kinds import HTML, changed, error, with_contents
+from devtools.faults.kinds import HTML, changed, error
 from devtools.faults.matching import (
     Matches,
     is_delete_single,
@@ -30,6 +30,7 @@ from devtools.faults.matching import (
     is_read,
     on,
 )
+from devtools.faults.pages import with_contents
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, Rule
 from devtools.seaweedfs import SeaweedFS
 from storage_audit import migrations, querysets

@@ -88,6 +88,8 @@ UPLOADS = Step("GET /b?uploads", is_uploads_listing)
 DELETE = Step("POST /b?delete", is_delete_batch)
 ABORT = Step("DELETE /b/a?uploadId=u", is_abort)
 NO_END = "<NextKeyMarker>a</NextKeyMarker><NextUploadIdMarker>u</NextUploadIdMarker>"
+# It spoils nothing before the store has something else to say.
+PAST = "page-of-the-past"
 STORES = ["local_r2", "seaweedfs"]
 on_both_stores = pytest.mark.parametrize("network", STORES, indirect=True)
 # Local R2 does not list multipart uploads.
@@ -95,7 +97,7 @@ on_seaweedfs = pytest.mark.parametrize("network", STORES[1:], indirect=True)
 
 
 def faults(step: Step) -> list[str]:
-    return [name for name in KINDS if step.fits(name)]
+    return [name for name in KINDS if step.fits(name) and name != PAST]
 
 
 @dataclass
@@ -246,13 +248,34 @@ def test_listing_of_uploads_that_does_not_get_on_is_no_listing(
 ) -> None:
     alive("proj_1", "proj_10")
 
-    result = "ListMultipartUploadsResult"
-    page = f"<{result}><IsTruncated>true</IsTruncated>{markers}</{result}>".encode()
-    network.proxy.rules.append(on(is_uploads_listing, Reply(200, page)))
+    def page(request: Request, forward: Forward) -> Reply:
+        echo = f"<Bucket>tests</Bucket><Prefix>{request.query['prefix']}</Prefix>"
+        more = "<EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>"
+        result = "ListMultipartUploadsResult"
+        return Reply(200, f"<{result}>{echo}{more}{markers}</{result}>".encode())
+
+    network.proxy.rules.append(on(is_uploads_listing, page))
     operation = run(requested("proj_1"))
     assert operation.status == Status.INCOMPLETE and "listing of multipart" in operation.error
     assert bucket.keys() == KEYS | OTHERS
     heal(operation, network, bucket)
+
+
+@on_both_stores
+def test_page_of_the_past_calls_nothing_gone(
+    network: Network, bucket: Bucket, lateness: Event
+) -> None:
+    """No echo betrays it. After the deletion it shows what was there, which is looked for again."""
+    alive("proj_1", "proj_10")
+    operation = requested("proj_1")
+    with struck_by(PAST, LOOKS["verify"], network, lateness) as struck:
+        operation = attempt(operation, struck)
+        assert operation.status == Status.INCOMPLETE
+        assert "deleted" not in outcomes(operation).values()
+        nothing_wrong(network, bucket)
+    assert again(operation).status == Status.CLEAN
+    assert bucket.keys() == OTHERS
+    nothing_wrong(network, bucket)
 
 
 def fails_under_each(

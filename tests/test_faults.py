@@ -1,7 +1,7 @@
 """The store on a bad day: nothing is called deleted that a listing still shows."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from itertools import pairwise
@@ -13,19 +13,7 @@ import pytest
 from django.db import Error, connection
 from django.utils import timezone
 
-from devtools.faults.kinds import (
-    HTML,
-    backwards,
-    changed,
-    contents,
-    does_it_and_breaks,
-    each_key_fails,
-    error,
-    lies,
-    with_contents,
-    with_token,
-    without_token,
-)
+from devtools.faults.kinds import HTML, changed, does_it_and_breaks, each_key_fails, error, lies
 from devtools.faults.matching import (
     Matches,
     is_abort,
@@ -39,6 +27,15 @@ from devtools.faults.matching import (
     keys_sent,
     on,
     then,
+)
+from devtools.faults.pages import (
+    backwards,
+    contents,
+    of_another_bucket,
+    of_another_prefix,
+    with_contents,
+    with_token,
+    without_token,
 )
 from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, Rule
 from storage_audit.audit import cleanup, deletion, installation, requests, sending
@@ -159,7 +156,7 @@ def test_answer_for_another_key_is_no_answer(bucket: Bucket, store: FaultyStore)
 
     store.rules.append(on(is_delete_batch, names_others))
     operation = delete("proj_1")
-    assert all("does not mention" in reason(operation, key) for key in keys)
+    assert all("for other keys" in reason(operation, key) for key in keys)
     survives(operation, bucket, store)
 
 
@@ -251,7 +248,7 @@ def one_too_few(xml: str) -> str:
     return re.sub("<KeyCount>(.*?)</KeyCount>", "<KeyCount>7</KeyCount>", xml)
 
 
-def of_another_prefix(xml: str) -> str:
+def with_keys_elsewhere(xml: str) -> str:
     return xml.replace("projects%2Fproj_1%2F", "projects%2Fproj_2%2F")
 
 
@@ -279,7 +276,7 @@ LISTING_FAULTS: dict[str, Reply | Rule] = {
     "truncated for ever": changed(lambda xml: with_token(xml, "more")),
     "no word on the end": changed(says_nothing_of_the_end),
     "fewer keys than announced": changed(one_too_few),
-    "keys of another prefix": changed(of_another_prefix),
+    "keys of another prefix": changed(with_keys_elsewhere),
     "keys without sizes": changed(without_sizes),
     "times that are none": changed(with_odd_times),
 }
@@ -323,6 +320,25 @@ def test_broken_listing_before_a_batch_sends_nothing(bucket: Bucket, store: Faul
         check(bucket)
     assert bucket.keys() == set(keys)
     assert not store.asked(is_delete_batch)
+    survives(operation, bucket, store)
+
+
+@pytest.mark.parametrize("change", [of_another_bucket, of_another_prefix])
+def test_verification_does_not_believe_a_page_of_another_request(
+    bucket: Bucket, store: FaultyStore, change: Callable[[str], str]
+) -> None:
+    """The store said `Deleted` and kept all five, and its page is complete, empty and not ours."""
+    alive("proj_1")
+    keys = fill(bucket, 5)
+
+    def is_verification(request: Request) -> bool:
+        return is_listing_under(PREFIX)(request) and bool(store.asked(is_delete_batch))
+
+    store.rules += [on(is_delete_batch, lies), on(is_verification, changed(change))]
+    operation = delete("proj_1")
+    assert bucket.keys() == set(keys)
+    assert not {"deleted", "already_absent"} & set(outcomes(operation).values())
+    assert "different request" in operation.error
     survives(operation, bucket, store)
 
 

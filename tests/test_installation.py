@@ -14,6 +14,7 @@ from storage_audit.audit import deletion, installation, requests, sending
 from storage_audit.audit.installation import MARKER, Mismatch, Traits
 from storage_audit.audit.sending import Planned
 from storage_audit.audit.work import Work
+from storage_audit.bucket import frame
 from storage_audit.bucket.deleters import Sent
 from storage_audit.models import CleanupOperation, Installation, R2Object
 from tests.conftest import BUCKETS, Bucket
@@ -29,6 +30,19 @@ from tests.promises import (
     requested,
     run,
     track,
+)
+
+ECHOES = tuple(
+    f"ListBucketResult.{name}"
+    for name in (
+        "ContinuationToken",
+        "EncodingType",
+        "KeyCount",
+        "MaxKeys",
+        "Name",
+        "Prefix",
+        "StartAfter",
+    )
 )
 
 
@@ -302,17 +316,21 @@ def test_verification_that_could_not_see_the_bucket_says_nothing(tracked: Bucket
 
 
 def test_claim_learns_the_stores_traits_and_leaves_nothing_behind(bucket: Bucket) -> None:
-    traits = Traits(folds_unicode=False, lists_in_key_order=True)
+    traits = Traits(folds_unicode=False, lists_in_key_order=True, echoes=ECHOES)
     assert installation.claim(bucket.name) == traits
     assert installation.check(bucket.name) == traits
     assert bucket.keys() == set()
-    bucket.set_marker(folds_unicode=True, lists_in_key_order=False)
-    traits = Traits(folds_unicode=True, lists_in_key_order=False)
+    bucket.set_marker(folds_unicode=True, lists_in_key_order=False, echoes=ECHOES[:2])
+    traits = Traits(folds_unicode=True, lists_in_key_order=False, echoes=ECHOES[:2])
     assert installation.check(bucket.name) == traits
+    assert frame.expected(bucket.name) == set(ECHOES[:2])
+    bucket.set_marker(echoes="ListBucketResult.Name")
+    assert installation.check(bucket.name).echoes == ()
+    assert frame.expected(bucket.name) == set()
 
 
 def test_bucket_of_unknown_traits_is_taken_to_fold(bucket: Bucket) -> None:
-    bucket.set_marker(folds_unicode=None, lists_in_key_order=None)
+    bucket.set_marker(folds_unicode=None, lists_in_key_order=None, echoes=None)
     assert installation.check(bucket.name) == Traits(folds_unicode=True)
 
 

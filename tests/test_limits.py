@@ -10,8 +10,9 @@ from django.db import connection, transaction
 from django.utils import timezone
 from pytest_django import Settings
 
-from devtools.faults.kinds import changed, lies, with_contents
+from devtools.faults.kinds import changed, lies
 from devtools.faults.matching import is_delete_batch, is_listing, is_listing_under, on
+from devtools.faults.pages import with_contents
 from devtools.faults.proxy import FaultyStore, Reply, Request
 from storage_audit import tasks
 from storage_audit.audit import installation, limits, requests, scan, vanished

@@ -1,6 +1,6 @@
 """What is read of a listing past botocore's parser is what that parser reads of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import permutations
 from urllib.parse import quote_from_bytes, quote_plus
@@ -10,10 +10,14 @@ from botocore import handlers, parsers
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from devtools.faults.matching import is_listing, on
-from devtools.faults.proxy import FaultyStore, Reply
+from devtools.faults.kinds import changed
+from devtools.faults.matching import is_later_page, is_listing, on
+from devtools.faults.pages import FORMS, without_field
+from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
+from devtools.local_r2 import LocalR2
 from devtools.seaweedfs import SeaweedFS
-from storage_audit.bucket import r2, wire
+from storage_audit.audit import installation
+from storage_audit.bucket import frame, r2, wire
 from storage_audit.bucket.errors import Broken, StoreError
 from storage_audit.bucket.listing import OutOfOrder, as_bytes, entry_pages, pages
 from storage_audit.bucket.r2 import Listed
@@ -33,13 +37,14 @@ USUAL = KEY + SIZE + DATE + ETAG
 LISTED = Entry("a/b", 7, "9dd4e461", "2026-01-01T00:00:00.123Z")
 ECHO = "<EncodingType>url</EncodingType>"
 WHOLE = "<IsTruncated>false</IsTruncated>"
+ASKED = {"Prefix": "", "StartAfter": "", "EncodingType": "url"}
 
 
 def page(*entries: str, end: str = ECHO + WHOLE, between: str = "") -> bytes:
     contents = between.join(f"<Contents>{entry}</Contents>" for entry in entries)
     return (
         '<?xml version="1.0" encoding="UTF-8"?>\n<ListBucketResult'
-        f' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name>{contents}{end}'
+        f' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>tests</Name>{contents}{end}'
         f"<KeyCount>{len(entries)}</KeyCount></ListBucketResult>"
     ).encode()
 
@@ -58,11 +63,8 @@ def read(body: bytes, cut: Cut) -> list[Listed] | None:
     assert shape
     try:
         answer = parser.parse({"body": rest, "headers": {}, "status_code": 200}, shape)
-        encoded = answer.get("EncodingType") == "url"
-        left = [wire.parsed(entry, encoded) for entry in answer.get("Contents", [])]
-        entries += Entries.of(left)
-        wire.next_token(answer, len(entries))
-        return [r2.listed(entry) for entry in entries]
+        answer |= {"Entries": entries, "Frame": rest}
+        return [r2.listed(entry) for entry in r2.page_in(answer, "tests", ASKED, r2.PAGE).objects]
     except (AttributeError, Broken, KeyError, TypeError, ValueError, parsers.ResponseParserError):
         return None
 
@@ -195,6 +197,97 @@ def test_pages_are_refused_as_before(
             r2.list_page("tests", "")
         refusals.append((refusal.type, refusal.value.code))
     assert refusals[0] == refusals[1]
+
+
+def both_readers(test: Callable[..., None]) -> Callable[..., None]:
+    readers = pytest.mark.parametrize("cut", [wire.cut, uncut], ids=["quick", "botocore"])
+    return readers(test)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(autouse=True)
+def unknown_store() -> None:
+    """Earlier tests may have said what this one repeats, and most pages here are made by hand."""
+    frame.expect("tests", ())
+
+
+@pytest.fixture
+def three(store: FaultyStore, bucket: Bucket) -> Iterator[Bucket]:
+    """Objects in a bucket whose store is known."""
+    bucket.put("a/1", "a/2", "a/3")
+    frame.expect(bucket.name, installation.check(bucket.name).echoes)
+    yield bucket
+    frame.expect(bucket.name, ())
+
+
+def read_spoiled(store: FaultyStore, form: str) -> list[list[Listed]]:
+    """All pages of a listing, each of them in this form."""
+    change = changed(FORMS[form])
+    spoilt = list[Reply | None]()
+
+    def rule(request: Request, forward: Forward) -> Reply | None:
+        spoilt.append(change(request, forward))
+        return spoilt[-1]
+
+    store.rules[:] = [on(is_listing, rule)]
+    try:
+        return list(pages("tests", "a/", "a/0"))
+    finally:
+        assert all(spoilt), "it is as it was"
+
+
+@both_readers
+@pytest.mark.parametrize("form", FORMS)
+def test_page_of_another_request_or_form_is_refused(
+    store: FaultyStore, three: Bucket, monkeypatch: pytest.MonkeyPatch, cut: Cut, form: str
+) -> None:
+    monkeypatch.setattr(wire, "cut", cut)
+    with pytest.raises(Broken):
+        read_spoiled(store, form)
+
+
+@both_readers
+def test_later_page_of_another_request_is_refused(
+    store: FaultyStore, three: Bucket, monkeypatch: pytest.MonkeyPatch, cut: Cut
+) -> None:
+    monkeypatch.setattr(wire, "cut", cut)
+    monkeypatch.setattr(r2, "PAGE", 2)
+    store.rules[:] = [on(is_later_page, changed(without_continuation))]
+    with pytest.raises(Broken):
+        list(pages("tests", "a/"))
+
+
+def without_continuation(xml: str) -> str:
+    return without_field(xml, "ContinuationToken")
+
+
+@both_readers
+def test_unknown_store_need_not_repeat_the_request(
+    store: FaultyStore, three: Bucket, monkeypatch: pytest.MonkeyPatch, cut: Cut
+) -> None:
+    """A bucket that was claimed before this was learned: what is sent must agree all the same."""
+    monkeypatch.setattr(wire, "cut", cut)
+    frame.expect(three.name, ())
+    silent = ["no bucket", "no prefix", "no count", "no size of a page", "no encoding"]
+    for form in FORMS:
+        if form in silent:
+            assert read_spoiled(store, form) == [[]]
+        else:
+            with pytest.raises(Broken):
+                read_spoiled(store, form)
+
+
+def test_two_stores_repeat_the_request(local_r2: LocalR2, seaweedfs: SeaweedFS) -> None:
+    """Whatever is in it; SeaweedFS sends it as it is, and what XML cannot carry as U+FFFD."""
+    prefix, start = "p q/%41+&<é>\x01/", "p q/%41+&<é>\x01/\uffff\U0010ffff"
+    for origin in (local_r2, seaweedfs):
+        bucket = Bucket(origin)
+        bucket.wipe()
+        with faulty_network(origin):
+            frame.expect("tests", installation.probe("tests").echoes)
+            assert {"ListBucketResult.Prefix", "ListBucketResult.StartAfter"} <= frame.expected(
+                "tests"
+            )
+            assert list(pages("tests", prefix, start)) == [[]]
 
 
 def test_botocore_reads_no_entry(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,11 @@
 """What stores, and the networks before them, have done to their clients, by name."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import sleep
 from xml.sax.saxutils import escape
 
+from devtools.faults import pages
 from devtools.faults.matching import (
     Matches,
     is_anything,
@@ -16,6 +16,7 @@ from devtools.faults.matching import (
     is_uploads_listing,
     keys_sent,
 )
+from devtools.faults.pages import backwards, with_token, without_token
 from devtools.faults.proxy import RESET, Forward, Reply, Request, Rule
 
 DELAY = 2.0  # seconds
@@ -142,34 +143,21 @@ def same_token(request: Request, forward: Forward) -> Reply | None:
     return changed(lambda xml: with_token(xml, token))(request, forward)
 
 
-def contents(xml: str) -> list[str]:
-    return re.findall("<Contents>.*?</Contents>", xml, re.S)
+def malformed_page(request: Request, forward: Forward) -> Reply | None:
+    """Each of the forms, by the request: the same request meets the same one."""
+    return changed(pages.malformed(request.target))(request, forward)
 
 
-def with_contents(xml: str, entries: list[str]) -> str:
-    """The same page of a listing with these entries."""
-    empty = re.sub("<KeyCount>.*?</KeyCount>", f"<KeyCount>{len(entries)}</KeyCount>", xml)
-    for entry in contents(xml):
-        empty = empty.replace(entry, "", 1)
-    return empty.replace("</ListBucketResult>", "".join(entries) + "</ListBucketResult>")
+def page_of_the_past(request: Request, forward: Forward) -> Reply | None:
+    """What the store said the first time that it was asked this."""
+    reply, past = forward(), request.past
+    return past if past and past.body != reply.body else None
 
 
-def backwards(xml: str) -> str:
-    return with_contents(xml, contents(xml)[::-1])
-
-
-def truncated(xml: str) -> str:
-    return re.sub("<IsTruncated>false<", "<IsTruncated>true<", xml)
-
-
-def without_token(xml: str) -> str:
-    """Says that more follows, and not how to get it."""
-    return re.sub("<Next.*?>.*?</Next.*?>", "", truncated(xml))
-
-
-def with_token(xml: str, token: str) -> str:
-    end = f"<NextContinuationToken>{token}</NextContinuationToken></ListBucketResult>"
-    return without_token(xml).replace("</ListBucketResult>", end)
+def for_other_keys(request: Request, forward: Forward) -> Reply:
+    """Deletes nothing, and says `Deleted` of each key and of one that it was not asked for."""
+    entries = "".join(deleted(escape(key)) for key in [*keys_sent(request), "another"])
+    return Reply(200, f"<DeleteResult>{entries}</DeleteResult>".encode())
 
 
 # https://developers.cloudflare.com/r2/api/error-codes/
@@ -200,4 +188,24 @@ KINDS: dict[str, Fault] = {
     ),
     "page-again": Fault("a listing's page once more, as the next", is_later_page, page_again),
     "page-same-token": Fault("a listing's token that repeats", is_later_page, same_token),
+    "page-of-another-bucket": Fault(
+        "a listing's page of another bucket, empty", is_listing, changed(pages.of_another_bucket)
+    ),
+    "page-of-another-prefix": Fault(
+        "a listing's page of another prefix, empty", is_listing, changed(pages.of_another_prefix)
+    ),
+    "page-of-the-past": Fault("a listing's page as it was at first", is_listing, page_of_the_past),
+    "page-malformed": Fault(
+        f"a listing's page in one of {len(pages.FORMS)} forms that are none",
+        is_listing,
+        malformed_page,
+    ),
+    "uploads-of-another-bucket": Fault(
+        "unfinished uploads of another bucket, none",
+        is_uploads_listing,
+        changed(pages.of_another_bucket),
+    ),
+    "other-keys": Fault(
+        "200, with `Deleted` for all keys, and one more, kept", is_delete_batch, for_other_keys
+    ),
 }

@@ -54,13 +54,14 @@ RESET = Reply(0)
 @dataclass(frozen=True)
 class Request:
     """`body` is empty when it is larger than any call that is about keys. `follows` is the page
-    of the listing that this request goes on from."""
+    of the listing that this request goes on from, `past` the first answer to the same request."""
 
     method: str
     target: str
     headers: dict[str, str]
     body: bytes
     follows: Reply | None = None
+    past: Reply | None = None
 
     @property
     def query(self) -> dict[str, str]:
@@ -194,13 +195,15 @@ class _Handler(BaseHTTPRequestHandler):
         # Not `self.path`, where slashes at the start are folded.
         target = self.requestline.split()[1]
         body = start if len(start) <= KEPT_BODY else b""
-        request = Request(self.command, target, headers, body, self.server.pages.before(target))
+        pages = self.server.pages
+        before, past = pages.before(target), pages.first(target)
+        request = Request(self.command, target, headers, body, before, past)
         forward = Forward(lambda: self.upstream.send(request, chain([start], pieces)))
         reply = self.server.store.answer(request, forward)
         for _piece in pieces:
             pass  # An answer that comes before the end of the body would be lost.
         if forward.reply:
-            self.server.pages.remember(forward.reply)
+            pages.remember(target, forward.reply)
         self.give(reply)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any
@@ -263,10 +266,12 @@ class _Upstream:
 
 
 class _Pages:
-    """The latest pages of listings that go on, by the token that asks for the next one."""
+    """The latest pages of listings that go on, by the token that asks for the next one, and the
+    first of each request."""
 
     def __init__(self) -> None:
         self._by_token: OrderedDict[str, Reply] = OrderedDict()
+        self._by_target: OrderedDict[str, Reply] = OrderedDict()
         self._lock = Lock()
 
     def before(self, target: str) -> Reply | None:
@@ -275,14 +280,20 @@ class _Pages:
         token = parse_qs(urlsplit(target).query).get("continuation-token", [""])[0]
         return self._by_token.get(token)
 
-    def remember(self, reply: Reply) -> None:
-        token = re.search(b"<NextContinuationToken>(.*?)</", reply.body)
-        if not token:
+    def first(self, target: str) -> Reply | None:
+        return self._by_target.get(target)
+
+    def remember(self, target: str, reply: Reply) -> None:
+        if "list-type=" not in target or reply.status != 200:
             return
+        token = re.search(b"<NextContinuationToken>(.*?)</", reply.body)
         with self._lock:
-            self._by_token[unescape(token[1].decode())] = reply
-            if len(self._by_token) > PAGES_KEPT:
-                self._by_token.popitem(last=False)
+            self._by_target.setdefault(target, reply)
+            if token:
+                self._by_token[unescape(token[1].decode())] = reply
+            for kept in (self._by_token, self._by_target):
+                while len(kept) > PAGES_KEPT:
+                    kept.popitem(last=False)
 
 
 def _header(headers: Mapping[str, str], name: str) -> str:

@@ -6,7 +6,7 @@ would seem absent, and a copy of the database would delete what the original sti
 
 import hashlib
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC
 from pathlib import Path
@@ -19,8 +19,8 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.layouts import OWN_PREFIX
-from storage_audit.bucket import r2, wrangler
-from storage_audit.bucket.errors import Broken
+from storage_audit.bucket import frame, r2, uploads, wrangler
+from storage_audit.bucket.errors import Broken, StoreError
 from storage_audit.bucket.listing import Identity, exact, nfc, pages, pages_in_any_order
 from storage_audit.bucket.r2 import Listed
 from storage_audit.conf import conf
@@ -42,6 +42,8 @@ class Traits:
     folds_unicode: bool
     # Bytewise, as S3 promises. None where the bucket was claimed before we asked.
     lists_in_key_order: bool | None = None
+    # The fields of a request that its answers repeat, so that one without them is another's.
+    echoes: tuple[str, ...] = ()
 
     @property
     def identity(self) -> Identity:
@@ -190,11 +192,14 @@ def identify(bucket: str) -> Traits:
             )
             % bucket
         )
-    in_order = content.get("lists_in_key_order")
-    return Traits(
+    in_order, echoes = content.get("lists_in_key_order"), content.get("echoes")
+    traits = Traits(
         folds_unicode=content.get("folds_unicode") is not False,
         lists_in_key_order=in_order if isinstance(in_order, bool) else None,
+        echoes=tuple(map(str, echoes)) if isinstance(echoes, list) else (),
     )
+    frame.expect(bucket, traits.echoes)
+    return traits
 
 
 def read_marker(bucket: str) -> dict[str, object] | None:
@@ -228,7 +233,7 @@ def claim(bucket: str, *, take_over: bool = False) -> Traits:
     installation.claimed_at = timezone.now()
     installation.save()
     traits = probe(bucket)
-    written = {**marker(bucket, installation), **asdict(traits)}
+    written = {**marker(bucket, installation), **asdict(traits), "echoes": list(traits.echoes)}
     if written != content or not is_intact(bucket):
         r2.write(bucket, MARKER, json.dumps(written, indent=1).encode())
         record_marker(bucket)
@@ -251,16 +256,30 @@ def probe(bucket: str) -> Traits:
     try:
         for key in (*spellings, *in_order):
             r2.write(bucket, key, b"")
-        listed = [o.key for page in pages_in_any_order(bucket, name) for o in page]
+        with frame.learning() as learned:
+            listed = [o.key for page in pages_in_any_order(bucket, name) for o in page]
+            ask_in_all_ways(bucket, name)
+            echoes = learned()
         return Traits(
             folds_unicode=len(listed) - len(in_order) == 1,
             lists_in_key_order=[key for key in listed if key in in_order] == in_order,
+            echoes=tuple(echoes),
         )
     finally:
         # One that fails must not keep the other from being tried.
         with ExitStack() as every:
             for key in (*spellings, *in_order):
                 every.callback(r2.delete_single, bucket, key)
+
+
+def ask_in_all_ways(bucket: str, name: str) -> None:
+    """Ask for pages that the store answers with every field that it has: of a place, of the next
+    one, of nothing, and of uploads."""
+    first = r2.list_entries(bucket, name, start_after=name, max_keys=1)
+    r2.list_entries(bucket, name, token=first.next_token, max_keys=1)
+    r2.list_entries(bucket, f"{name}/", start_after=name)
+    with suppress(StoreError):
+        uploads.unfinished(bucket, name)
 
 
 def see_marker_by_wrangler(bucket: str, *, until: float, ran: wrangler.Ran) -> None:

@@ -86,10 +86,12 @@ def list_page(
         where["cf_r2_jurisdiction"] = conf().jurisdiction
     answer = ask(bucket, prefix=prefix, per_page=PAGE, **where)
     try:
-        if answer["success"] is not True:
+        if answer["success"] is not True or answer.get("errors"):
             raise Broken(_("Cloudflare's API says neither that it failed nor that it did not."))
-        objects = [listed(entry) for entry in answer["result"]]
-        return Page(objects, next_cursor(answer["result_info"], len(objects)))
+        entries, info = answer["result"], answer["result_info"]
+        if not isinstance(entries, list) or len(entries) > PAGE or info.get("delimited"):
+            raise Broken(_("Cloudflare's API answered another request than ours."))
+        return Page([listed(entry) for entry in entries], next_cursor(info, len(entries)))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise unreadable(error) from error
 
@@ -150,7 +152,7 @@ def unreadable(error: Exception) -> Broken:
 
 def listed(entry: dict[str, Any]) -> Listed:
     key, size, etag = entry["key"], entry["size"], entry["etag"]
-    if not (isinstance(key, str) and isinstance(size, int) and isinstance(etag, str)):
+    if not (isinstance(key, str) and type(size) is int and isinstance(etag, str)):
         raise TypeError(f"{entry!r}")
     key.encode()  # Half a surrogate pair names nothing.
     return Listed(key, size, etag.strip('"'), datetime.fromisoformat(entry["last_modified"]))
@@ -159,7 +161,10 @@ def listed(entry: dict[str, Any]) -> Listed:
 def next_cursor(info: dict[str, Any], count: int) -> str | None:
     cursor = info.get("cursor")
     # Not documented, and decisive where it is told.
-    if not info.get("is_truncated", cursor or count >= PAGE):
+    more = info.get("is_truncated", bool(cursor) or count >= PAGE)
+    if not isinstance(more, bool):
+        raise Broken(_("The listing does not say whether it is complete."))
+    if not more:
         return None
     if not isinstance(cursor, str) or not cursor:
         raise Broken(_("The listing is cut short and does not say how to go on."))

@@ -91,10 +91,12 @@ def stray(keys: Sequence[str], prefix: str) -> str:
 
 def pages_in_any_order(bucket: str, prefix: str, after: str = "") -> Iterator[Entries]:
     """Of a store that lists in an order of its own, in which `after` counts too. Complete when the
-    iteration ends without an exception, if no key comes twice; who asks has to see to that."""
+    iteration ends without an exception, if no key is on two pages; callers have to see to that."""
     token = None
     while True:
         page = list_entries(bucket, prefix, after, token)
+        if len(set(page.keys)) < len(page.keys):
+            raise Broken("The listing shows a key twice.")
         for key in page.keys:
             if not key.startswith(prefix):
                 raise Broken(f"The listing shows {escape(key)!r} where it cannot be.")

@@ -9,7 +9,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, lru_cache
-from itertools import chain
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
@@ -22,7 +21,7 @@ from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
 from django.utils.translation import gettext as _
 
-from storage_audit.bucket import answers, calls, wire
+from storage_audit.bucket import answers, calls, frame, wire
 from storage_audit.bucket.errors import (
     LOCKED,
     UNANSWERED,
@@ -43,6 +42,10 @@ if TYPE_CHECKING:
 
 PAGE = 1000
 MAX_KEY_BYTES = 1024
+# What answers to other questions say: of a place further on, of folders, or by version 1.
+NOT_ASKED = dict.fromkeys(
+    ("StartAfter", "ContinuationToken", "Delimiter", "CommonPrefixes", "Marker", "NextMarker"), ""
+)
 
 
 class Listed(NamedTuple):
@@ -82,6 +85,7 @@ class Answer:
 
 DELETED = Answer("Deleted")
 SILENCE = Answer(UNANSWERED, "the store's answer does not mention this key")
+FOREIGN = Answer(UNANSWERED, "the store answered a request for other keys")
 
 
 def client_config(attempts: int, patience: int = 12) -> Config:
@@ -110,6 +114,8 @@ def prepare(client: Any) -> None:
     # Handlers of `*.ListObjectsV2` go before those of `s3.*`, one of which reads the whole page.
     client.meta.events.register("before-parse.*.ListObjectsV2", cut_entries)
     client.meta.events.register("before-parse.*.DeleteObjects", answers.cut_keys)
+    for call in ("ListObjectsV2", "ListMultipartUploads", "DeleteObjects"):
+        client.meta.events.register(f"before-parse.*.{call}", keep_frame)
     client.meta.events.register("before-parameter-build.s3.DeleteObjects", answers.leave_one)
     client.meta.events.register("before-call.s3.DeleteObjects", answers.ask_for_all)
     client.meta.events.register("response-received.s3", count_attempt)
@@ -125,6 +131,13 @@ def cut_entries(
 
 
 _reading = threading.Lock()
+
+
+def keep_frame(
+    response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **kwargs: Any
+) -> None:
+    """What botocore reads, for `frame` to read too."""
+    customized_response_dict["Frame"] = response_dict["body"]
 
 
 def count_attempt(event_name: str, context: dict[str, Any], **kwargs: Any) -> None:
@@ -243,6 +256,17 @@ def bars(bucket: str, error: StoreError) -> bool:
     return False
 
 
+# botocore's parser has no error of its own for an element that comes twice or has others in it.
+UNREADABLE = (
+    BotoCoreError,
+    ResponseParserError,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+)
+
+
 @contextmanager
 def own_errors() -> Iterator[None]:
     try:
@@ -251,7 +275,7 @@ def own_errors() -> Iterator[None]:
         raise translate(error) from error
     except (NoConnection, HTTPClientError) as error:
         raise Unavailable(f"The store cannot be reached: {error}", type(error).__name__) from error
-    except (BotoCoreError, ResponseParserError, KeyError, ValueError) as error:
+    except UNREADABLE as error:
         raise Broken(f"The store's answer is unreadable: {error}", type(error).__name__) from error
 
 
@@ -276,18 +300,30 @@ def list_entries(
     Keys are decoded here: botocore would replace bytes that are not UTF-8, and so name another key.
     """
     where = {"ContinuationToken": token} if token else {"StartAfter": start_after}
+    asked = {"Prefix": prefix, "EncodingType": "url", **where}
+    most = max_keys or PAGE
     with own_errors():
         answer: Mapping[str, Any] = client().list_objects_v2(
             Bucket=bucket,
-            Prefix=prefix,
-            MaxKeys=max_keys or PAGE,
-            EncodingType="url",
-            **where,  # type: ignore[arg-type]
+            MaxKeys=most,
+            **asked,  # type: ignore[arg-type]
         )
-        encoded = answer.get("EncodingType") == "url"
-        left = [wire.parsed(entry, encoded) for entry in answer.get("Contents", [])]
+        return page_in(answer, bucket, asked, most)
+
+
+def page_in(
+    answer: Mapping[str, Any], bucket: str, asked: Mapping[str, str], most: int
+) -> Page[Entries]:
+    """What the answer holds, if it is one to this request. Raises Broken and what `own_errors`
+    translates."""
+    fields = frame.read(answer["Frame"], frame.OBJECTS)
+    encoded = fields.get("EncodingType") == "url"
+    left = [wire.parsed(entry, encoded) for entry in answer.get("Contents", [])]
     entries = answer["Entries"] + Entries.of(left)
-    return Page(entries, wire.next_token(answer, len(entries)))
+    count = len(entries)
+    numbers = {"KeyCount": range(count, count + 1), "MaxKeys": range(count, most + 1)}
+    frame.check(frame.OBJECTS, bucket, fields, {**NOT_ASKED, "Name": bucket, **asked}, numbers)
+    return Page(entries, frame.next_token(fields))
 
 
 def listed(entry: Entry) -> Listed:
@@ -332,13 +368,14 @@ def delete_batch(bucket: str, keys: list[str]) -> dict[str, Answer]:
         answer: Mapping[str, Any] = client(attempts=1).delete_objects(
             Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": False}
         )
-    told = dict.fromkeys(keys, SILENCE)
-    for key in chain(answer["Cut"], (entry.get("Key") for entry in answer.get("Deleted", []))):
-        if key in told:
-            told[key] = DELETED
-    for failure in answer.get("Errors", []):
-        if failure.get("Key") in told:
-            told[failure["Key"]] = refusal(failure.get("Code", "Error"), failure.get("Message", ""))
+        frame.read(answer["Frame"], frame.DELETIONS)
+    gone, failures = answer.get("Deleted", []), answer.get("Errors", [])
+    named = [*answer["Cut"], *(entry["Key"] for entry in (*gone, *failures))]
+    if len(set(named)) < len(named) or not set(keys).issuperset(named):
+        return dict.fromkeys(keys, FOREIGN)
+    told = dict.fromkeys(keys, SILENCE) | dict.fromkeys(named, DELETED)
+    for failure in failures:
+        told[failure["Key"]] = refusal(failure.get("Code", "Error"), failure.get("Message", ""))
     return told
 
 

@@ -1,20 +1,19 @@
 """Multipart uploads that were begun and not completed: no listing of objects shows them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from storage_audit.bucket import frame
 from storage_audit.bucket.errors import Broken, StoreError
+from storage_audit.bucket.listing import as_bytes
 from storage_audit.bucket.r2 import client, own_errors
 from storage_audit.bucket.wire import decode
 
-if TYPE_CHECKING:
-    from mypy_boto3_s3.type_defs import ListMultipartUploadsOutputTypeDef
-
-
 # Where a listing goes on.
-Markers = dict[str, Any]
+Markers = dict[str, str]
+NOT_ASKED = dict.fromkeys(("KeyMarker", "UploadIdMarker", "Delimiter", "CommonPrefixes"), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,27 +51,44 @@ def pages_from(page: Page, bucket: str, prefix: str) -> Iterator[list[Upload]]:
 
 def page_of(bucket: str, prefix: str, markers: Markers) -> Page:
     with own_errors():
-        answer = client().list_multipart_uploads(
+        answer: Mapping[str, Any] = client().list_multipart_uploads(
             Bucket=bucket, Prefix=prefix, EncodingType="url", **markers
         )
+        fields = frame.read(answer["Frame"], frame.UPLOADS)
+        decoded = decode if fields.get("EncodingType") == "url" else str
         found = [
-            Upload(decode(entry["Key"]), entry["UploadId"], entry["Initiated"])
+            Upload(decoded(entry["Key"]), entry["UploadId"], entry["Initiated"])
             for entry in answer.get("Uploads", [])
         ]
-    return found, next_markers(answer)
+    asked = NOT_ASKED | {"Bucket": bucket, "Prefix": prefix, "EncodingType": "url"}
+    frame.check(frame.UPLOADS, bucket, fields, asked | markers)
+    following = next_markers(fields, decoded)
+    refuse_strays(found, prefix, markers, following)
+    return found, following
 
 
-def next_markers(answer: "ListMultipartUploadsOutputTypeDef") -> Markers | None:
-    if "IsTruncated" not in answer:
-        raise Broken("The listing of multipart uploads does not say whether it is complete.")
-    if not answer["IsTruncated"]:
+def next_markers(fields: frame.Fields, decoded: Callable[[str], str]) -> Markers | None:
+    if not frame.is_truncated(fields):
         return None
-    if "NextKeyMarker" not in answer or "NextUploadIdMarker" not in answer:
+    key, upload_id = fields.get("NextKeyMarker"), fields.get("NextUploadIdMarker")
+    if not key or not upload_id:
         raise Broken("The listing of multipart uploads is cut short and does not say how to go on.")
-    return {
-        "KeyMarker": decode(answer["NextKeyMarker"]),
-        "UploadIdMarker": answer["NextUploadIdMarker"],
-    }
+    return {"KeyMarker": decoded(key), "UploadIdMarker": upload_id}
+
+
+def refuse_strays(
+    found: Sequence[Upload], prefix: str, markers: Markers, following: Markers | None
+) -> None:
+    """Raises Broken for uploads that cannot be where they are listed. Only where there is more
+    than one page has the store to keep an order."""
+    keys = [markers.get("KeyMarker", ""), *(upload.key for upload in found)]
+    keys += [following["KeyMarker"]] if following else []
+    if (markers or following) and keys != sorted(keys, key=as_bytes):
+        raise Broken("The listing of multipart uploads is out of order.")
+    if len({(upload.key, upload.upload_id) for upload in found}) < len(found):
+        raise Broken("The listing of multipart uploads shows one twice.")
+    if not all(upload.key.startswith(prefix) for upload in found):
+        raise Broken("The listing of multipart uploads shows one outside its prefix.")
 
 
 def abort(bucket: str, upload: Upload) -> None:

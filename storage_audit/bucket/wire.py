@@ -11,8 +11,6 @@ from itertools import compress
 from typing import Any, NamedTuple, Self, overload
 from urllib.parse import unquote_to_bytes
 
-from storage_audit.bucket.errors import Broken
-
 # Of the printable ASCII characters all that XML gives no meaning, and no quotes in ETags.
 FIELDS = {
     "Key": "([!-%'-;=?-~]+)",
@@ -147,15 +145,3 @@ def decode_all(keys: list[str]) -> list[str]:
 
 def decode(encoded: str) -> str:
     return unquote_to_bytes(encoded.replace("+", " ")).decode("utf-8", "surrogateescape")
-
-
-def next_token(answer: Mapping[str, Any], count: int) -> str | None:
-    if "IsTruncated" not in answer:
-        raise Broken("The listing does not say whether it is complete.")
-    if answer.get("KeyCount", count) != count:
-        raise Broken(f"The listing announces {answer['KeyCount']} keys and holds {count}.")
-    if not answer["IsTruncated"]:
-        return None
-    if not (token := answer.get("NextContinuationToken")):
-        raise Broken("The listing is cut short and does not say how to go on.")
-    return str(token)

@@ -1,0 +1,141 @@
+"""Pages of listings that say something else than the store did; text in, text out."""
+
+import re
+from collections.abc import Callable
+from zlib import crc32
+
+Change = Callable[[str], str]
+
+OPENING = re.compile("<List[A-Za-z]+Result[^<>]*>")
+FOLDER = "<CommonPrefixes><Prefix>a/</Prefix></CommonPrefixes>"
+NEXT = re.compile("<Next.*?>.*?</Next.*?>")
+
+
+def contents(xml: str) -> list[str]:
+    return re.findall("<Contents>.*?</Contents>", xml, re.S)
+
+
+def with_contents(xml: str, entries: list[str]) -> str:
+    """The same page of a listing with these entries."""
+    empty = re.sub("<KeyCount>.*?</KeyCount>", f"<KeyCount>{len(entries)}</KeyCount>", xml)
+    for entry in contents(xml):
+        empty = empty.replace(entry, "", 1)
+    return empty.replace("</ListBucketResult>", "".join(entries) + "</ListBucketResult>")
+
+
+def backwards(xml: str) -> str:
+    return with_contents(xml, contents(xml)[::-1])
+
+
+def truncated(xml: str) -> str:
+    return re.sub("<IsTruncated>false<", "<IsTruncated>true<", xml)
+
+
+def without_token(xml: str) -> str:
+    """Says that more follows, and not how to get it."""
+    return NEXT.sub("", truncated(xml))
+
+
+def with_token(xml: str, token: str) -> str:
+    end = f"<NextContinuationToken>{token}</NextContinuationToken></ListBucketResult>"
+    return without_token(xml).replace("</ListBucketResult>", end)
+
+
+def empty(xml: str) -> str:
+    """All that there is, and that is nothing."""
+    nothing = re.sub("<(Contents|Upload)>.*?</\\1>", "", with_contents(xml, []), flags=re.S)
+    return with_field(NEXT.sub("", nothing), "IsTruncated", "false")
+
+
+def without_field(xml: str, name: str) -> str:
+    return re.sub(f"<{name}>.*?</{name}>|<{name} ?/>", "", xml, flags=re.S)
+
+
+def with_field(xml: str, name: str, text: str) -> str:
+    return first(without_field(xml, name), f"<{name}>{text}</{name}>")
+
+
+def first(xml: str, element: str) -> str:
+    """With the element before all others."""
+    return OPENING.sub(lambda root: root[0] + element, xml, count=1)
+
+
+def of_another_bucket(xml: str) -> str:
+    """An empty one."""
+    return with_field(with_field(empty(xml), "Name", "other"), "Bucket", "other")
+
+
+def of_another_prefix(xml: str) -> str:
+    """With nothing under it."""
+    return with_field(empty(xml), "Prefix", "elsewhere/")
+
+
+# Each is what a store could say of another request, or what a lenient reader would take for the end
+# of an empty listing.
+FORMS: dict[str, Change] = {
+    "a copy of the bucket": lambda xml: with_field(xml, "Name", "other"),
+    "a bucket whose name starts alike": lambda xml: re.sub("<Name>.*?<", "<Name>tests-2<", xml),
+    "another prefix with these keys": lambda xml: with_field(xml, "Prefix", "elsewhere/"),
+    "the whole bucket": lambda xml: with_field(empty(xml), "Prefix", ""),
+    "another start": lambda xml: with_field(empty(xml), "StartAfter", "zzz"),
+    "a later page": lambda xml: with_field(empty(xml), "ContinuationToken", "bW9yZQ=="),
+    "version 1": lambda xml: with_field(empty(xml), "Marker", "zzz"),
+    "folders": lambda xml: with_field(empty(xml), "Delimiter", "/"),
+    "common prefixes": lambda xml: first(
+        empty(xml), "<CommonPrefixes><Prefix>a/</Prefix></CommonPrefixes>"
+    ),
+    "no bucket": lambda xml: without_field(empty(xml), "Name"),
+    "two buckets": lambda xml: first(empty(xml), "<Name>other</Name>"),
+    "no prefix": lambda xml: without_field(empty(xml), "Prefix"),
+    "two prefixes": lambda xml: first(empty(xml), "<Prefix>elsewhere/</Prefix>"),
+    "no count": lambda xml: without_field(empty(xml), "KeyCount"),
+    "another count": lambda xml: with_field(empty(xml), "KeyCount", "7"),
+    "a count that is none": lambda xml: with_field(empty(xml), "KeyCount", "+0"),
+    "no size of a page": lambda xml: without_field(empty(xml), "MaxKeys"),
+    "a larger page": lambda xml: with_field(empty(xml), "MaxKeys", "1001"),
+    "no page at all": lambda xml: with_field(xml, "MaxKeys", "0"),
+    "another encoding": lambda xml: with_field(empty(xml), "EncodingType", "base64"),
+    "no encoding": lambda xml: without_field(empty(xml), "EncodingType"),
+    "no end": lambda xml: without_field(empty(xml), "IsTruncated"),
+    "an end without a word": lambda xml: with_field(empty(xml), "IsTruncated", ""),
+    "an end in capitals": lambda xml: with_field(empty(xml), "IsTruncated", "FALSE"),
+    "more in capitals": lambda xml: with_field(empty(xml), "IsTruncated", "TRUE"),
+    "an end in other words": lambda xml: with_field(empty(xml), "IsTruncated", "no"),
+    "an end in digits": lambda xml: with_field(empty(xml), "IsTruncated", "0"),
+    "an end with spaces": lambda xml: with_field(empty(xml), "IsTruncated", " false "),
+    "two ends": lambda xml: first(empty(xml), "<IsTruncated>true</IsTruncated>"),
+    "an end inside": lambda xml: with_field(empty(xml), "IsTruncated", "false<a/>"),
+    "more, and no token": lambda xml: without_token(empty(xml)),
+    "more, and an empty token": lambda xml: with_token(empty(xml), ""),
+    "a token at the end": lambda xml: first(
+        empty(xml), "<NextContinuationToken>bW9yZQ==</NextContinuationToken>"
+    ),
+    "two tokens": lambda xml: first(
+        with_token(empty(xml), "bW9yZQ=="), "<NextContinuationToken>bQ==</NextContinuationToken>"
+    ),
+    "another root": lambda xml: empty(xml).replace("ListBucketResult", "ListVersionsResult"),
+    "a namespace inside": lambda xml: empty(xml).replace(
+        "<IsTruncated>", '<IsTruncated xmlns="a">'
+    ),
+    "a word between": lambda xml: first(empty(xml), "and"),
+    "entries inside another element": lambda xml: first(
+        without_field(empty(xml), "KeyCount"), "<Page>" + "".join(contents(xml)) + "</Page>"
+    ),
+    "a key twice": lambda xml: with_contents(xml, contents(xml)[:1] * 2),
+    "an entry of two keys": lambda xml: xml.replace("</Key>", "</Key><Key>a/9</Key>"),
+    "an entry without a key": lambda xml: re.sub("<Key>.*?</Key>", "", xml),
+    "a key with an element": lambda xml: xml.replace("</Key>", "<a/>b</Key>"),
+    "more keys than asked for": lambda xml: with_contents(xml, 1001 * contents(xml)[:1]),
+}
+
+
+def malformed(seed: str) -> Change:
+    """One of these forms, always the same for the same text."""
+    names = list(FORMS)
+    at = crc32(seed.encode())
+
+    def change(xml: str) -> str:
+        turns = (FORMS[names[(at + n) % len(names)]](xml) for n in range(len(names)))
+        return next((text for text in turns if text != xml), xml)
+
+    return change

@@ -1,0 +1,153 @@
+"""What stands around the entries of an answer: does it answer the request that we sent?
+
+A store, or a cache before it, may answer with a page of another bucket, prefix or place. botocore
+takes the first of two elements, `TRUE` for false, and skips what it does not know, so every answer
+is also read here, strictly, whatever reads its entries.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+from storage_audit.bucket.errors import Broken
+from storage_audit.bucket.wire import decode
+from storage_audit.conf import conf
+
+
+class Form(NamedTuple):
+    """The root element of an answer, and its entries: each has these elements exactly once."""
+
+    root: str
+    entries: Mapping[str, tuple[str, ...]]
+
+
+OBJECTS = Form("ListBucketResult", {"Contents": ("Key", "Size", "ETag", "LastModified")})
+UPLOADS = Form("ListMultipartUploadsResult", {"Upload": ("Key", "UploadId", "Initiated")})
+DELETIONS = Form("DeleteResult", {"Deleted": ("Key",), "Error": ("Key",)})
+
+Fields = Mapping[str, str]
+# The only element of an entry that may be repeated.
+REPEATED = "ChecksumAlgorithm"
+NUMBER = re.compile(r"\d{1,9}", re.ASCII)
+# What XML cannot carry; Go's encoder, for one, sends U+FFFD instead.
+NOT_IN_XML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+
+
+def read(body: bytes, form: Form) -> Fields:
+    """The text of each element around the entries. Raises Broken for any other form."""
+    try:
+        root = ElementTree.fromstring(body, ElementTree.XMLParser(encoding="utf-8"))
+    except ElementTree.ParseError as error:
+        raise Broken(f"The store's answer is unreadable: {error}") from error
+    if local(root) != form.root:
+        raise Broken(f"The store's answer is not a {form.root}.")
+    space = root.tag.removesuffix(form.root)
+    fields: dict[str, str] = {}
+    around = [root.text, *(element.tail for element in root)]
+    if any(text and not text.isspace() for text in around):
+        raise Broken("The store's answer has text between its elements.")
+    for element in root:
+        name = local(element)
+        if element.tag != space + name:
+            raise Broken(f"The {name} of the store's answer is of another namespace.")
+        if name in form.entries:
+            check_entry(element, form.entries[name])
+        elif name in fields or len(element):
+            raise Broken(f"The store's answer has more than one {name}, or elements in it.")
+        else:
+            fields[name] = element.text or ""
+    return fields
+
+
+def local(element: ElementTree.Element) -> str:
+    """Its name without the namespace, as botocore reads it."""
+    return element.tag.rpartition("}")[2]
+
+
+def check_entry(entry: ElementTree.Element, needed: Iterable[str]) -> None:
+    """Raises Broken unless it has these elements exactly once, and no other more than once."""
+    parts = [part for part in entry if local(part) != REPEATED]
+    by_name = {local(part): part for part in parts}
+    leaves = {name for name, part in by_name.items() if not len(part)}
+    if len(by_name) < len(parts) or not leaves.issuperset(needed):
+        raise Broken("An entry of the store's answer lacks an element, or has it more than once.")
+
+
+def check(
+    form: Form,
+    bucket: str,
+    fields: Fields,
+    asked: Mapping[str, str],
+    numbers: Mapping[str, range] = {},  # noqa: B006
+) -> None:
+    """Raises Broken unless the fields repeat what was asked, and the numbers are in their ranges.
+
+    A field that is missing says nothing, unless the store is known to send it. Stores need not
+    repeat what is empty.
+    """
+    for name, value in asked.items():
+        if name in fields and not repeats(fields[name], value):
+            raise Broken(f"The store answered a different request: its {name} is not ours.")
+    for name, fitting in numbers.items():
+        given = fields.get(name, str(fitting.start))
+        if not NUMBER.fullmatch(given) or int(given) not in fitting:
+            raise Broken(f"The {name} of the store's answer does not fit its entries.")
+    wanted = [name for name, value in asked.items() if value] + list(numbers)
+    sent = {f"{form.root}.{name}": name in fields for name in wanted}
+    if missing := [name for name in expected(bucket) if not sent.get(name, True)]:
+        raise Broken(f"The store's answer lacks {missing[0]}, which this store always sends.")
+    if (notes := _notes.get()) is not None:
+        notes.append(sent)
+
+
+def repeats(given: str, asked: str) -> bool:
+    """Stores encode these fields as they do keys, or not at all."""
+    return given == asked or decode(given) == asked or given == NOT_IN_XML.sub("\ufffd", asked)
+
+
+def is_truncated(fields: Fields) -> bool:
+    said = fields.get("IsTruncated")
+    if said not in ("true", "false"):
+        raise Broken("The listing does not say whether it is complete.")
+    return said == "true"
+
+
+def next_token(fields: Fields) -> str | None:
+    token = fields.get("NextContinuationToken") or None
+    if is_truncated(fields):
+        if not token:
+            raise Broken("The listing is cut short and does not say how to go on.")
+    elif token:
+        raise Broken("The listing is complete, and yet says how to go on.")
+    return token
+
+
+# Which fields a store sends, by its address and the bucket: `claim_bucket` learns it, the marker
+# keeps it, and whoever reads the marker says so here.
+_expected: dict[tuple[str, str], frozenset[str]] = {}
+_notes: ContextVar[list[Mapping[str, bool]] | None] = ContextVar("notes", default=None)
+
+
+def expect(bucket: str, names: Iterable[str]) -> None:
+    _expected[conf().endpoint_url, bucket] = frozenset(names)
+
+
+def expected(bucket: str) -> frozenset[str]:
+    return _expected.get((conf().endpoint_url, bucket), frozenset())
+
+
+@contextmanager
+def learning() -> Iterator[Callable[[], list[str]]]:
+    """Within, answers are noted; the function tells which fields were in all that could have
+    them."""
+    notes: list[Mapping[str, bool]] = []
+    before = _notes.set(notes)
+    try:
+        yield lambda: sorted(
+            name for name in set().union(*notes) if all(note.get(name, True) for note in notes)
+        )
+    finally:
+        _notes.reset(before)

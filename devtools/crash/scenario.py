@@ -49,6 +49,12 @@ RATES = {
     "page-backwards": 0.003,
     "page-without-token": 0.003,
     "page-same-token": 0.003,
+    # Two in a hundred. No promise covers a page of the past.
+    "page-of-another-bucket": 0.008,
+    "page-of-another-prefix": 0.008,
+    "page-malformed": 0.004,
+    "uploads-of-another-bucket": 0.004,
+    "other-keys": 0.02,
 }
 
 

@@ -162,10 +162,10 @@ def next_cursor(info: dict[str, Any], count: int) -> str | None:
     cursor = info.get("cursor")
     # Not documented, and decisive where it is told.
     more = info.get("is_truncated", bool(cursor) or count >= PAGE)
-    if not isinstance(more, bool):
+    if not isinstance(more, bool) or not isinstance(cursor, str | None):
         raise Broken(_("The listing does not say whether it is complete."))
     if not more:
         return None
-    if not isinstance(cursor, str) or not cursor:
+    if not cursor:
         raise Broken(_("The listing is cut short and does not say how to go on."))
     return cursor

@@ -12,7 +12,7 @@ from storage_audit.bucket.r2 import client, own_errors
 from storage_audit.bucket.wire import decode
 
 # Where a listing goes on.
-Markers = dict[str, str]
+Markers = dict[str, Any]
 NOT_ASKED = dict.fromkeys(("KeyMarker", "UploadIdMarker", "Delimiter", "CommonPrefixes"), "")
 
 

@@ -19,7 +19,13 @@ from devtools.seaweedfs import SeaweedFS
 from storage_audit.audit import installation
 from storage_audit.bucket import frame, r2, wire
 from storage_audit.bucket.errors import Broken, StoreError
-from storage_audit.bucket.listing import OutOfOrder, as_bytes, entry_pages, pages
+from storage_audit.bucket.listing import (
+    OutOfOrder,
+    as_bytes,
+    entry_pages,
+    pages,
+    pages_in_any_order,
+)
 from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.wire import NONE, Entries, Entry
 from tests.conftest import Bucket
@@ -246,6 +252,16 @@ def test_page_of_another_request_or_form_is_refused(
 
 
 @both_readers
+def test_key_twice_on_a_page_in_any_order_is_refused(
+    store: FaultyStore, three: Bucket, monkeypatch: pytest.MonkeyPatch, cut: Cut
+) -> None:
+    monkeypatch.setattr(wire, "cut", cut)
+    store.rules[:] = [on(is_listing, changed(FORMS["a key twice"]))]
+    with pytest.raises(Broken):
+        list(pages_in_any_order(three.name, "a/"))
+
+
+@both_readers
 def test_later_page_of_another_request_is_refused(
     store: FaultyStore, three: Bucket, monkeypatch: pytest.MonkeyPatch, cut: Cut
 ) -> None:
@@ -274,6 +290,27 @@ def test_unknown_store_need_not_repeat_the_request(
         else:
             with pytest.raises(Broken):
                 read_spoiled(store, form)
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "same"),
+    [
+        ("a%20b%2F", "a b/", True),
+        ("a+b/", "a b/", True),
+        ("a b/", "a b/", True),
+        ("a\ufffdb", "a\x01b", True),
+        ("cafe\u0301", "caf\u00e9", True),
+        ("caf%C3%A9", "cafe\u0301", True),
+        ("", "", True),
+        ("a", "", False),
+        ("", "a", False),
+        ("A/", "a/", False),
+        ("a", "a/", False),
+        ("a/ ", "a/", False),
+    ],
+)
+def test_field_repeats_what_was_asked_encoded_or_not(given: str, asked: str, same: bool) -> None:
+    assert frame.repeats(given, asked) is same
 
 
 def test_two_stores_repeat_the_request(local_r2: LocalR2, seaweedfs: SeaweedFS) -> None:

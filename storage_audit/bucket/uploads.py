@@ -61,7 +61,7 @@ def page_of(bucket: str, prefix: str, markers: Markers) -> Page:
             for entry in answer.get("Uploads", [])
         ]
     asked = NOT_ASKED | {"Bucket": bucket, "Prefix": prefix, "EncodingType": "url"}
-    frame.check(frame.UPLOADS, bucket, fields, asked | markers)
+    frame.check(frame.UPLOADS, bucket, fields, asked | markers, {})
     following = next_markers(fields, decoded)
     refuse_strays(found, prefix, markers, following)
     return found, following

@@ -1,20 +1,29 @@
 """Unfinished multipart uploads are found, and those that are old can be aborted; no others are."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
 from django.utils import timezone
 from pytest_django import Settings
 
-from devtools.faults.kinds import error
+from devtools.faults.kinds import changed, error
 from devtools.faults.matching import is_abort, is_uploads_listing, on
+from devtools.faults.pages import (
+    first,
+    of_another_bucket,
+    of_another_prefix,
+    with_field,
+    without_field,
+)
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from devtools.seaweedfs import SeaweedFS
 from storage_audit.audit import installation, scan, stale_uploads
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.scan import unfinished
-from storage_audit.bucket import uploads
+from storage_audit.bucket import frame, uploads
 from storage_audit.bucket.errors import Broken, StoreError
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, Finding, R2Object, Sighting
@@ -174,6 +183,56 @@ def test_listing_that_does_not_get_on_is_no_listing(tree: Bucket, proxy: FaultyS
     proxy.rules.append(on(is_uploads_listing, Reply(200, body.encode())))
     with pytest.raises(Broken):
         sighted(tree)
+
+
+FOLDER = "<CommonPrefixes><Prefix>a/</Prefix></CommonPrefixes>"
+FOREIGN: dict[str, Callable[[str], str]] = {
+    "another bucket": of_another_bucket,
+    "another prefix": of_another_prefix,
+    "no bucket": lambda xml: without_field(xml, "Bucket"),
+    "no prefix": lambda xml: without_field(xml, "Prefix"),
+    "a later page": lambda xml: with_field(xml, "KeyMarker", "a/9"),
+    "a later upload": lambda xml: with_field(xml, "UploadIdMarker", "u"),
+    "folders": lambda xml: with_field(xml, "Delimiter", "/"),
+    "common prefixes": lambda xml: first(xml, FOLDER),
+    "an end in capitals": lambda xml: with_field(xml, "IsTruncated", "FALSE"),
+    "no end": lambda xml: without_field(xml, "IsTruncated"),
+    "two ends": lambda xml: first(xml, "<IsTruncated>true</IsTruncated>"),
+    "another root": lambda xml: xml.replace("ListMultipartUploadsResult", "ListBucketResult"),
+    "an upload twice": lambda xml: re.sub("(<Upload>.*</Upload>)", r"\1\1", xml),
+    "an upload elsewhere": lambda xml: xml.replace("<Key>a/", "<Key>b/"),
+    "an upload without an id": lambda xml: re.sub("<UploadId>.*?</UploadId>", "", xml),
+    "an upload of two keys": lambda xml: xml.replace("</Key>", "</Key><Key>a/9</Key>"),
+}
+
+
+def test_page_of_another_request_is_no_listing(tree: Bucket, proxy: FaultyStore) -> None:
+    begin(tree, "a/1")
+    frame.expect(tree.name, installation.check(tree.name).echoes)
+    believed = []
+    for name, change in FOREIGN.items():
+        proxy.rules[:] = [on(is_uploads_listing, changed(change))]
+        with suppress(Broken):
+            sighted(tree, "a/")
+            believed.append(name)
+    assert believed == []
+    proxy.rules.clear()
+    assert len(sighted(tree, "a/") or ()) == 1
+
+
+@pytest.mark.parametrize("keys", [("b", "a"), ("a", "c"), ("0", "b")])
+def test_uploads_of_several_pages_are_in_order(
+    tree: Bucket, proxy: FaultyStore, keys: tuple[str, str]
+) -> None:
+    """Between the place where the page begins and the one where the next does."""
+    begun = "<Upload><Key>{}</Key><UploadId>u</UploadId><Initiated>2026-01-01T00:00:00Z</Initiated>"
+    entries = "".join(f"{begun.format(key)}</Upload>" for key in keys)
+    body = f"""<ListMultipartUploadsResult><Bucket>tests</Bucket><IsTruncated>true</IsTruncated>
+        <EncodingType>url</EncodingType><NextKeyMarker>b</NextKeyMarker>
+        <NextUploadIdMarker>u</NextUploadIdMarker>{entries}</ListMultipartUploadsResult>"""
+    proxy.rules.append(on(is_uploads_listing, Reply(200, body.encode())))
+    with pytest.raises(Broken, match="order"):
+        uploads.page_of("tests", "", {"KeyMarker": "a", "UploadIdMarker": "u"})
 
 
 # Aborted

@@ -176,9 +176,7 @@ def test_such_an_id_stays_blocked_until_the_setting_is_mended(
             source="upload",
             state="stored",
         )
-    (operation,) = CleanupOperation.objects.request_for_project(
-        "7", trigger="deleted", deleted_at=timezone.now()
-    )
+    operation = recorded("7", trigger="deleted")
     blocked = cleanup.run(operation.pk)
     assert blocked.status == "blocked"
     assert "7 is no project id" in blocked.error

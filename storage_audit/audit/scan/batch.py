@@ -30,8 +30,8 @@ from storage_audit.bucket.r2 import listed
 from storage_audit.fields import insert_new
 from storage_audit.models import BucketScan, LeaseLost, ListedKey, ScanShard, Sighting
 
-# So many objects are given a closer look at a time.
-CHUNK = 2500
+# So many objects are given a closer look at a time. Each may have fifty possible owners.
+CHUNK = 1000
 
 
 @dataclass(slots=True)
@@ -55,7 +55,7 @@ def record(
     and Mismatch, and StoreError from looking at the marker and at new objects again."""
     witness.look()
     while True:
-        compared = compare(scan, stretches, identity, witness)
+        compared = compare(scan, token, stretches, identity, witness)
         marker = witness.vouch()
         with transaction.atomic():
             held = lock(token, stretches)
@@ -65,7 +65,11 @@ def record(
 
 
 def compare(
-    scan: BucketScan, stretches: Sequence[Stretch], identity: Identity, witness: Witness
+    scan: BucketScan,
+    token: UUID,
+    stretches: Sequence[Stretch],
+    identity: Identity,
+    witness: Witness,
 ) -> Compared:
     """Only reads, but for the rows of a backfill, which are written once the marker was seen."""
     tracked, unmatched = tracked_lines(scan, stretches)
@@ -80,6 +84,8 @@ def compare(
         witness.vouch()
     others = add_plain(scan, compared, different, unmatched, identity, witness)
     for start in range(0, len(others), CHUNK):
+        if start and not scan.shards.renew(token):
+            raise lease_lost()
         objects = [listed(entry_of(*line)) for line in others[start : start + CHUNK]]
         seen = recognise(scan.bucket, objects, unmatched, identity, asked)
         look_closer(scan, compared, seen, identity, witness)
@@ -180,8 +186,12 @@ def lock(token: UUID, stretches: Sequence[Stretch]) -> dict[int, ScanShard]:
     locked = ScanShard.objects.held_by(token).select_for_update().order_by("pk")
     held = {shard.pk: shard for shard in locked.only("until", "lease_until")}
     if not held.keys() >= {each.shard.pk for each in stretches}:
-        raise LeaseLost(_("Another worker may have taken over a part of the scan."))
+        raise lease_lost()
     return held
+
+
+def lease_lost() -> LeaseLost:
+    return LeaseLost(_("Another worker may have taken over a part of the scan."))
 
 
 def are_cut(stretches: Sequence[Stretch], held: Mapping[int, ScanShard]) -> bool:

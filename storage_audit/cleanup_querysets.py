@@ -331,6 +331,10 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
         named = operations.filter(kind__in=["objects", "orphans"])
         return self.filter(operation__in=named).exclude(outcome="protected")
 
+    def nameless(self) -> Self:
+        """What no request can name, and so nobody deletes from here."""
+        return self.filter(outcome="failed", escaped=True)
+
     def left_behind(self) -> Self:
         """What verifications found of deleted projects and no open cleanup covers; but for the
         objects of which an open finding tells as well: those are counted there."""

@@ -262,9 +262,9 @@ class CleanupOperation(Transitions):
         event.log_on_commit()
 
     def progress(self, **values: Any) -> None:
-        """Of a verification nothing is done for good before its end, as it looks anew when it is
-        tried again."""
-        if self.kind == self.Kind.VERIFY:
+        """Of a verification nothing is done for good before its end, and a pass that had to start
+        again only repeats what was done."""
+        if self.kind == self.Kind.VERIFY or "restarts" in self.cursor:
             self.renew(**values)
         else:
             super().progress(**values)

@@ -93,7 +93,8 @@ def run_operation(operation_id: str) -> str:
     operation = cleanup.run_slice(UUID(operation_id))
     if operation is None:
         return queue.HELD
-    if operation.status == CleanupOperation.Status.RUNNING:
+    running = CleanupOperation.objects.filter(pk=operation.pk, status="running")
+    if running.due(timezone.now()).exists():
         enqueue(operation.pk)
     else:
         enqueue_next(operation)

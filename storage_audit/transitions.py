@@ -139,12 +139,12 @@ class Transitions(models.Model):
         """Renew after something was done for good: the attempts before it no longer count."""
         self.renew(attempts=0, takeovers=0, troubled_since=None, **values)
 
-    def hand_over(self) -> None:
-        """Give the lease back with work left, for any worker to go on at once."""
+    def hand_over(self, after: timedelta = timedelta(0)) -> None:
+        """Give the lease back with work left, for any worker to go on once `after` is over."""
         self.change_as_holder(
             lease_token=None,
             lease_until=None,
-            next_attempt_at=timezone.now(),
+            next_attempt_at=timezone.now() + after,
             # A turn that ended by itself is no attempt that failed.
             attempts=max(0, self.attempts - 1),
         )

@@ -5,6 +5,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from random import SystemRandom
 
@@ -31,7 +32,7 @@ from devtools.processes import stop_on_signals
 from devtools.seaweedfs import SeaweedFS
 from devtools.store import Store
 from storage_audit import tasks
-from storage_audit.audit import cleanup, incidents, installation, pace, scan
+from storage_audit.audit import cleanup, incidents, installation, pace, scan, verification
 from storage_audit.bucket import calls
 from storage_audit.models import (
     ApiToken,
@@ -123,8 +124,10 @@ def empty_the_tables(case: TransactionTestCase) -> None:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After trouble with the store, where it does not ask for one; other processes have theirs."""
+    """After trouble with the store, where it does not ask for one, or before a second look; other
+    processes have theirs."""
     monkeypatch.setattr(pace, "PAUSE", 0.0)
+    monkeypatch.setattr(verification, "ABSENCE_PAUSE", timedelta(0))
 
 
 @pytest.fixture(autouse=True)

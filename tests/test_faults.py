@@ -66,6 +66,9 @@ PREFIX = "projects/proj_1/scenes/"
 MINUTE = timedelta(minutes=1)
 
 
+LONG = timedelta(hours=2)
+
+
 def fill(bucket: Bucket, count: int = 3, project_id: str = "proj_1") -> list[str]:
     keys = [f"projects/{project_id}/scenes/s1/media/{n}.mp4" for n in range(count)]
     bucket.put(*keys)
@@ -698,6 +701,14 @@ def test_a_verification_that_is_tried_again_looks_anew(bucket: Bucket, store: Fa
     assert ended.finished_at and outcomes(ended) == {key: "failed"}
 
 
+def age_position(operation: CleanupOperation, age: timedelta = LONG) -> None:
+    """Let what was listed so far be that old."""
+    operation.refresh_from_db()
+    seen_at = timezone.now() - age
+    operation.cursor["seen_at"] = seen_at.isoformat()
+    operation.save(update_fields=["cursor"])
+
+
 def test_what_is_looked_at_anew_is_counted_anew(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -710,21 +721,21 @@ def test_what_is_looked_at_anew_is_counted_anew(
     monkeypatch.setattr(cleanup, "look_for_uploads", ends)
     for _turn in range(2):
         cleanup.run_slice(look.pk)
-        CleanupOperation.objects.update(next_attempt_at=timezone.now() - timedelta(hours=2))
+        age_position(look)
     look.refresh_from_db()
     assert look.headway["books"]["planned"] == [3, 21]
 
 
 @pytest.mark.parametrize(
-    ("how", "lease"),
-    [(SystemExit, timedelta(hours=-2)), (SystemExit, timedelta(days=365)), (OutOfTime, None)],
+    ("how", "age"),
+    [(SystemExit, LONG), (SystemExit, -timedelta(days=365)), (OutOfTime, LONG)],
     ids=["dead", "dead, with a clock that was ahead", "out of time"],
 )
 def test_a_verification_that_no_worker_had_for_long_looks_anew(
     bucket: Bucket,
     monkeypatch: pytest.MonkeyPatch,
     how: type[BaseException],
-    lease: timedelta | None,
+    age: timedelta,
 ) -> None:
     def ends(work: Work) -> None:
         raise how
@@ -736,11 +747,9 @@ def test_a_verification_that_no_worker_had_for_long_looks_anew(
         patch.setattr(cleanup, "look_for_uploads", ends)
         cleanup.run_slice(look.pk)
     bucket.put(key)
-    look.refresh_from_db()
-    look.next_attempt_at = timezone.now() - timedelta(hours=2)
-    look.lease_until = timezone.now() + lease if lease else None
-    look.save()
-    ended = run(look)
+    age_position(look, age)
+    CleanupOperation.objects.filter(lease_until__isnull=False).update(lease_until=timezone.now())
+    ended = again(look)
     assert ended.finished_at and outcomes(ended) == {key: "failed"}
 
 

@@ -245,7 +245,7 @@ def test_plan_made_in_the_wrong_bucket_is_made_again(
     tracked: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = tracked.keys()
-    checked = installation.check
+    checked = installation.identify
     with monkeypatch.context() as patch:
 
         def wrong_after_this(bucket: str) -> Traits:
@@ -253,7 +253,7 @@ def test_plan_made_in_the_wrong_bucket_is_made_again(
             tracked.wipe()
             return traits
 
-        patch.setattr(installation, "check", wrong_after_this)
+        patch.setattr(installation, "identify", wrong_after_this)
         operation = blocked(tracked, delete("proj_1"))
     tracked.put(*keys)
     installation.claim(tracked.name)

@@ -28,8 +28,9 @@ from storage_audit.audit import (
     used_files,
     verification,
 )
-from storage_audit.audit.discovery import discover
+from storage_audit.audit.discovery import discover, ranges_of
 from storage_audit.audit.installation import Mismatch
+from storage_audit.audit.position import Basis
 from storage_audit.audit.work import OutOfTime, Reborn, Undecided, Work
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Barred, StoreError
@@ -48,9 +49,9 @@ Kind, Status, Step = CleanupOperation.Kind, CleanupOperation.Status, CleanupOper
 
 # So many workers in a row that took it and did not report back: a person should know.
 TAKEOVERS = 5
+# So many passes in a row that had to start again: settings, or the queue, keep it from its end.
+RESTARTS = 5
 REFUSALS_APART = timedelta(seconds=50)
-# A full queue delays turns by minutes; to begin anew each time would never end.
-LISTING_IS_OLD = timedelta(hours=1)
 # By late checks.
 FOLLOWED = (Kind.PROJECT, Kind.ORPHANS)
 
@@ -81,11 +82,11 @@ def take_up(operation_id: UUID) -> CleanupOperation | None:
     with transaction.atomic():
         operation = CleanupOperation.objects.get(pk=operation_id)
         operation.lock()
-        ended, is_old = operation.finished_at is not None, has_waited(operation)
+        ended = operation.finished_at is not None
         if not operation.claim():
             return None
-        if ended or is_old:
-            look_anew(operation)
+        if ended and operation.kind == Kind.VERIFY:
+            forget_pass(operation)
         if ended:
             start_again(operation)
         if operation.takeovers:
@@ -107,15 +108,15 @@ def take_turn(operation: CleanupOperation) -> None:
     """Advance as far as the turn allows, and leave the operation in the state that follows."""
     try:
         advance(Work.begin(operation))
-    except OutOfTime:
-        operation.hand_over()
+    except OutOfTime as over:
+        operation.hand_over(over.after)
     except Reborn as reborn:
         succession.supersede(operation, str(reborn))
     except used_files.Unread as unread:
         block(operation, str(unread), unread=unread.fields)
     except Mismatch as mismatch:
         with transaction.atomic():
-            distrust(operation)
+            forget_pass(operation)
             block(operation, str(mismatch))
     except StoreError as error:
         put_off(operation, error)
@@ -137,6 +138,7 @@ def advance(work: Work) -> None:
     }
     operation = work.operation
     refuse_reborn(work)
+    resume(work)
     while operation.status == Status.RUNNING:
         if operation.step == Step.VERIFY and operation.cursor.get("settled"):
             close(work)
@@ -163,27 +165,46 @@ def start_again(operation: CleanupOperation) -> None:
     operation.record("retry", _("Trying again."))
 
 
-def has_waited(operation: CleanupOperation) -> bool:
-    """Whether no worker had it for so long that what was listed by then says nothing of now. Since
-    when is unknown where a clock was ahead."""
-    since = operation.lease_until or operation.next_attempt_at
-    return since is not None and not timedelta(0) <= timezone.now() - since <= LISTING_IS_OLD
+def resume(work: Work) -> None:
+    """Go on from where the last turn stopped, or start the pass again if what it saw no longer
+    counts. Raises Undecided if that happens again and again."""
+    operation, cursor = work.operation, work.operation.cursor
+    if "seen_at" not in cursor or is_trusted(work):
+        return
+    restarts = cursor.get("restarts", 0) + 1
+    with transaction.atomic():
+        forget_pass(operation)
+        operation.renew(cursor={"restarts": restarts})
+        text = _("Listing the bucket from the beginning: what was listed before no longer counts.")
+        operation.record(operation.step, text)
+    if restarts % RESTARTS == 0:
+        raise Undecided(
+            _(
+                "The listing started from the beginning %s times. Its turns were more than an hour"
+                " apart, or the workers' settings differ."
+            )
+            % restarts
+        )
 
 
-def look_anew(operation: CleanupOperation) -> None:
-    """All that a verification tells is what a listing showed, and that may be long ago by now."""
-    if operation.kind == Kind.VERIFY:
-        operation.renew(cursor={}, headway={}, planned_at=None, plan_digest="")
-        operation.items.all().delete()
+def is_trusted(work: Work) -> bool:
+    """Whether nothing has changed on which the position rests."""
+    operation, basis = work.operation, work.basis
+    if operation.planned_at is None and not operation.names_its_objects:
+        assert operation.project_id is not None
+        ranges = ranges_of(operation.project_id)
+        basis = Basis.of(work.marker, operation.bucket, ranges)
+    return basis.supports(operation.cursor)
 
 
-def distrust(operation: CleanupOperation) -> None:
-    """Forget a look that has not ended, as it may have been at another bucket, and a plan that was
-    not held against the limits yet: a release that shows none of its figures must not lift them."""
-    operation.renew(cursor={})
+def forget_pass(operation: CleanupOperation) -> None:
+    """Forget what was listed so far, and a plan that was not held against the limits yet: a release
+    that shows none of its figures must not lift them."""
+    operation.renew(cursor={}, headway={})
     if operation.step == Step.PLAN and not operation.released_by:
         operation.renew(planned_at=None, plan_digest="")
-    if operation.planned_at is None and not operation.names_its_objects:
+    given = operation.names_its_objects and operation.kind != Kind.VERIFY
+    if operation.planned_at is None and not given:
         operation.items.all().delete()
 
 
@@ -200,8 +221,10 @@ def plan(work: Work) -> None:
     if is_new:
         work.look_again()
         frozen = digest(operation)
+        # A verification concludes from what was listed; a cleanup proves each file again.
+        cursor = work.move() if operation.kind == Kind.VERIFY else {}
         with transaction.atomic():
-            operation.renew(planned_at=timezone.now(), plan_digest=frozen, cursor={})
+            operation.renew(planned_at=timezone.now(), plan_digest=frozen, cursor=cursor)
             record_plan(operation)
     if operation.kind == Kind.VERIFY:
         compare(work)

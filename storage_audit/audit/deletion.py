@@ -21,7 +21,7 @@ from storage_audit.audit.sending import Flight, Planned, Proof, among, record_co
 from storage_audit.audit.work import Reborn, Scattered, Undecided, Work
 from storage_audit.bucket import uploads
 from storage_audit.bucket.errors import StoreError, TooLate
-from storage_audit.bucket.listing import escape, find
+from storage_audit.bucket.listing import escape
 from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.uploads import Upload
 from storage_audit.bucket.wrangler import Command
@@ -79,7 +79,8 @@ def delete_batch(work: Work, batch: list[Planned], flight: Flight) -> None:
     it; what waits there is not sent after trouble with that one, as then it takes a new look."""
     operation = work.operation
     with transaction.atomic():
-        operation.renew()
+        # Whatever a pass has seen by now, it was before this.
+        operation.renew(cursor={})
         among(batch).mark(Outcome.DELETING)
         bar_uploads(operation, batch)
     until = monotonic() + min(PROOF_LASTS, conf().lease.total_seconds())
@@ -203,9 +204,7 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
 def look_at(work: Work, batch: list[Planned]) -> dict[str, Listed]:
     """The objects, by identity. Raises Scattered when there are too many for one look."""
     keys = [item.key for item in batch]
-    if batch[0].span is None:
-        return work.find_lone(keys)
-    return find(work.operation.bucket, keys, work.identity, work.operation.renew)
+    return work.find_lone(keys) if batch[0].span is None else work.find(keys)
 
 
 def objection(

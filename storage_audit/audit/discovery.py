@@ -42,7 +42,7 @@ def discover(work: Work) -> None:
     StoreError and LeaseLost."""
     operation = work.operation
     assert operation.project_id is not None
-    if not operation.ranges:
+    if "span" not in operation.cursor:
         operation.renew(ranges=ranges_of(operation.project_id))
     for span in range(operation.cursor.get("span", 0), len(operation.ranges)):
         discover_listed(work, span)
@@ -71,19 +71,20 @@ def discover_listed(work: Work, span: int) -> None:
         return
     after = operation.cursor.get("after", "")
     for page in work.pages(operation.ranges[span], after):
-        before, rows = operation.cursor, list(described(work, page, span))
+        before, after = after, end_of(page, after)
+        rows = list(described(work, page, span))
         with transaction.atomic():
             so_far = headway.found(operation, rows)
-            operation.progress(cursor=position(span, page, after), headway=so_far)
+            operation.progress(cursor=work.move(span=span, after=after), headway=so_far)
             insert_values(CleanupItem, rows)
-        if operation.cursor != before:
+        if after != before:
             work.breathe()
-    operation.progress(cursor={"span": span, "tracked": ""})
+    operation.progress(cursor=work.move(span=span, after=None, tracked=""))
 
 
-def position(span: int, page: Sequence[Listed], after: str) -> dict[str, object]:
+def end_of(page: Sequence[Listed], after: str) -> str:
     """Where to go on. What is listed twice is an item already."""
-    return {"span": span, "after": storable_part(page[-1].key) if page else after}
+    return storable_part(page[-1].key) if page else after
 
 
 def discover_tracked(work: Work, span: int) -> None:
@@ -93,9 +94,9 @@ def discover_tracked(work: Work, span: int) -> None:
     after = operation.cursor["tracked"]
     while chunk := list(rows.between(after, None).values_list("key", flat=True)[:CHUNK]):
         after = chunk[-1]
-        save_absent(work, chunk, span, {**operation.cursor, "tracked": after})
+        save_absent(work, chunk, span, work.move(tracked=after))
         work.breathe()
-    operation.progress(cursor={"span": span + 1})
+    operation.progress(cursor=work.move(span=span + 1, tracked=None))
 
 
 def tracked_rows(operation: CleanupOperation) -> R2ObjectQuerySet:
@@ -153,7 +154,7 @@ def discover_outside(work: Work) -> None:
             operation.renew(headway=headway.found(operation, map(vars, items)))
             save(items)
         keys = [row.key for row in rows if work.identity(row.key) not in found]
-        save_absent(work, keys, None, {"span": len(operation.ranges), "outside": after})
+        save_absent(work, keys, None, work.move(span=len(operation.ranges), outside=after))
         work.breathe()
 
 

@@ -55,7 +55,7 @@ def look_up(work: Work) -> None:
         after = looked[-1][0].key
         with transaction.atomic():
             so_far = headway.passed(operation, len(looked))
-            operation.progress(cursor={"after": after}, headway=so_far)
+            operation.progress(cursor=work.move(after=after), headway=so_far)
             judge(work, looked)
         work.breathe()
 

@@ -1,27 +1,32 @@
 """The verify step: list the plan's ranges again, complete or nothing, and believe only that."""
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 
 from django.db import transaction
 from django.db.models import Case, Exists, F, OuterRef, TextField, Value, When
 from django.db.models.functions import Concat
 from django.utils import timezone
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from storage_audit import projects
 from storage_audit.audit import headway, limits, used_files
 from storage_audit.audit.deletion import NOT_LISTED, barred_by, what_decides
-from storage_audit.audit.discovery import judged, position, save
+from storage_audit.audit.discovery import end_of, judged, save
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.second_look import SecondLook
-from storage_audit.audit.work import Work
-from storage_audit.bucket.listing import escape
+from storage_audit.audit.work import OutOfTime, Work
+from storage_audit.bucket import r2
+from storage_audit.bucket.listing import escape, storable_part, unescape
 from storage_audit.bucket.r2 import Listed
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
 
 Outcome, FoundIn = CleanupItem.Outcome, CleanupItem.FoundIn
+# Between two looks for files that nobody deleted.
+ABSENCE_PAUSE = timedelta(minutes=1)
 
 
 def verify(work: Work) -> None:
@@ -33,7 +38,7 @@ def verify(work: Work) -> None:
     operation = work.operation
     if "span" not in operation.cursor:
         with transaction.atomic():
-            operation.renew(cursor={"span": 0, "began": timezone.now().isoformat()})
+            operation.renew(cursor=work.move(span=0, began=timezone.now().isoformat()))
             operation.items.filter(present_at__isnull=False).update(present_at=None)
     for span in range(operation.cursor["span"], len(operation.ranges)):
         look_under_prefix(work, span)
@@ -41,6 +46,7 @@ def verify(work: Work) -> None:
     work.look_again()
     if not operation.released_by and (reason := limits.gone_unsent(operation)):
         raise Mismatch(reason)
+    confirm_absence(work)
     settle(work, used_files.lost(work))
 
 
@@ -48,14 +54,14 @@ def look_under_prefix(work: Work, span: int) -> None:
     operation = work.operation
     after = operation.cursor.get("after", "")
     for page in work.pages(operation.ranges[span], after):
-        before = operation.cursor
+        before, after = after, end_of(page, after)
         with transaction.atomic():
             so_far = headway.passed(operation, len(page))
-            operation.renew(cursor={**before, **position(span, page, after)}, headway=so_far)
+            operation.renew(cursor=work.move(span=span, after=after), headway=so_far)
             mark_present(work, page, span)
-        if operation.cursor != before:
+        if after != before:
             work.breathe()
-    operation.renew(cursor={**operation.cursor, "span": span + 1, "after": ""})
+    operation.renew(cursor=work.move(span=span + 1, after=""))
 
 
 def mark_present(work: Work, page: Sequence[Listed], span: int) -> None:
@@ -76,17 +82,63 @@ def mark_present(work: Work, page: Sequence[Listed], span: int) -> None:
 
 def look_at_keys(work: Work) -> None:
     """Each key that no listed range contains, at its own place."""
+    look_for(work, work.operation.items.open().filter(span=None), "alone", adds=1)
+
+
+def look_for(work: Work, items: CleanupItemQuerySet, name: str, *, adds: int) -> None:
+    """Mark those of the items that are there; `name` is that of the position among them, and each
+    adds so much to the progress."""
     operation = work.operation
-    after = operation.cursor.get("alone", "")
-    alone = operation.items.open().filter(span=None).order_by("key")
-    while looked := work.look_up(alone.filter(key__gt=after)):
+    after = operation.cursor.get(name, "")
+    while looked := work.look_up(items.filter(key__gt=after).order_by("key")):
         here = [item.pk for item, listed in looked if listed]
         after = looked[-1][0].key
         with transaction.atomic():
-            so_far = headway.passed(operation, len(looked))
-            operation.renew(cursor={**operation.cursor, "alone": after}, headway=so_far)
+            so_far = headway.passed(operation, adds * len(looked))
+            operation.renew(cursor=work.move(**{name: after}), headway=so_far)
             operation.items.filter(pk__in=here).update(present_at=timezone.now())
         work.breathe()
+
+
+def confirm_absence(work: Work) -> None:
+    """Look once more, later and over new connections, for files that were listed when they were
+    planned, that nobody deleted, and that the listing does not show now. Raises OutOfTime."""
+    operation = work.operation
+    absent = operation.items.filter(tries=0, present_at=None).exclude(found_in=FoundIn.TRACKED)
+    named, nameless = absent.filter(outcome=Outcome.DELETING), absent.nameless()
+    if not (count := named.count() + nameless.count()):
+        return
+    if "again_at" not in operation.cursor:
+        put_off_conclusion(work, count)
+    left = datetime.fromisoformat(operation.cursor["again_at"]) - timezone.now()
+    if left > timedelta(0):
+        raise OutOfTime(left)
+    r2.forget_connections()
+    look_for(work, named, "again", adds=0)
+    look_for_nameless(work, nameless)
+
+
+def put_off_conclusion(work: Work, count: int) -> None:
+    text = ngettext(
+        "%d file is missing that this cleanup did not delete. Checking again in a minute.",
+        "%d files are missing that this cleanup did not delete. Checking again in a minute.",
+        count,
+    )
+    with transaction.atomic():
+        again_at = timezone.now() + ABSENCE_PAUSE
+        work.operation.renew(cursor=work.move(again_at=again_at.isoformat()))
+        work.operation.record("verify", text % count)
+    raise OutOfTime(ABSENCE_PAUSE)
+
+
+def look_for_nameless(work: Work, items: CleanupItemQuerySet) -> None:
+    """The same where no request can name the key: among all that start like it."""
+    keys = list(items.values_list("key", flat=True))
+    for start in sorted({storable_part(unescape(key) or key) for key in keys}):
+        for page in work.pages(start):
+            work.operation.renew()
+            seen = [escape(listed.key) for listed in page]
+            items.filter(key__any_of=seen).update(present_at=timezone.now())
 
 
 def settle(work: Work, lost: dict[int, str]) -> None:
@@ -103,7 +155,7 @@ def settle(work: Work, lost: dict[int, str]) -> None:
         settled = gone.filter(tries=0).mark(Outcome.ALREADY_ABSENT)
         settled += gone.filter(tries__gt=0).mark(Outcome.DELETED)
         # What nobody can name in a request can still be deleted by other means.
-        nameless = operation.items.filter(outcome=Outcome.FAILED, escaped=True, present_at=None)
+        nameless = operation.items.nameless().filter(present_at=None)
         resolve_findings(operation, nameless)
         settled += nameless.mark(Outcome.ALREADY_ABSENT)
         used_files.tell_lost(operation, lost)

@@ -3,15 +3,22 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from itertools import chain, islice, takewhile
 from time import monotonic
+from typing import Any
+
+from django.utils import timezone
+from django.utils.translation import gettext as _
 
 from storage_audit import logs
 from storage_audit.audit import installation, limits
 from storage_audit.audit.installation import Traits
 from storage_audit.audit.ownership import Deleted
-from storage_audit.bucket import listing
+from storage_audit.audit.position import Basis
+from storage_audit.bucket import listing, r2
+from storage_audit.bucket.errors import Broken, StoreError
 from storage_audit.bucket.listing import Identity
 from storage_audit.bucket.r2 import PAGE, Listed
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
@@ -25,8 +32,10 @@ LONE_KEYS = 100
 # more when it takes more than SLOW. Seconds.
 QUICK, SLOW = 2.0, 10.0
 
-# Pages that are asked for before they are wanted.
+# Pages that are asked for before they are wanted, and that one sighting of the marker vouches for.
 AHEAD = 5
+# Fewer of them if they take longer, as the lease is not renewed meanwhile. Seconds.
+GATHERING = 5.0
 
 
 class Scattered(Exception):
@@ -34,7 +43,12 @@ class Scattered(Exception):
 
 
 class OutOfTime(Exception):
-    """The turn is over and work is left; what was done so far is recorded."""
+    """The turn is over and work is left; what was done so far is recorded. The next turn is not
+    due before `after` is over."""
+
+    def __init__(self, after: timedelta = timedelta(0)) -> None:
+        super().__init__(after)
+        self.after = after
 
 
 class Undecided(Exception):
@@ -50,6 +64,9 @@ class Work:
     operation: CleanupOperation
     traits: Traits
     deadline: float
+    # The marker that this turn goes by, and when a listing showed it last.
+    marker: str
+    seen_at: datetime = field(default_factory=timezone.now)
     # In a row, though no less can be asked of the store.
     troubles: int = 0
     # Lone keys at one look.
@@ -61,9 +78,10 @@ class Work:
     def begin(cls, operation: CleanupOperation) -> "Work":
         """Raises Mismatch and StoreError."""
         ends = monotonic() + conf().slice.total_seconds()
-        traits = installation.check(operation.bucket)
+        traits = installation.identify(operation.bucket)
+        marker = installation.see_marker(operation.bucket)
         limits.refuse_empty_table()
-        return cls(operation, traits, ends)
+        return cls(operation, traits, ends, marker)
 
     @property
     def identity(self) -> Identity:
@@ -78,20 +96,40 @@ class Work:
 
     def look_again(self) -> None:
         """Is it still the right bucket, and the right database? Raises Mismatch and StoreError."""
-        self.traits = installation.check(self.operation.bucket)
+        self.traits = installation.identify(self.operation.bucket)
+        self.see_marker()
         limits.refuse_empty_table()
 
+    def see_marker(self) -> None:
+        """Call after a listing, before anything of it is written. Raises Mismatch and
+        StoreError."""
+        seen = installation.see_marker(self.operation.bucket)
+        if seen != self.marker:
+            raise Broken(_("The bucket was claimed again while it was being listed."))
+        self.seen_at = timezone.now()
+
+    @property
+    def basis(self) -> Basis:
+        return Basis.of(self.marker, self.operation.bucket, self.operation.ranges)
+
+    def move(self, **where: Any) -> dict[str, Any]:
+        """The position with these fields changed, to be written with what was seen up to it; a
+        field that is None is dropped."""
+        cursor = {**self.operation.cursor, **where, **self.basis.write(self.seen_at)}
+        return {name: value for name, value in cursor.items() if value is not None}
+
     def pages(self, prefix: str, after: str = "") -> Iterator[list[Listed]]:
-        """A listing that is complete when the iteration ends without an exception, and that comes
-        from a store whose listings show what is there. Raises Mismatch and StoreError."""
-        yield from ahead(listing.pages(self.operation.bucket, prefix, after))
-        installation.see_marker(self.operation.bucket)
+        """A listing, in pieces that may be written: the marker was seen after each. Complete when
+        the iteration ends without an exception. Raises Mismatch and StoreError."""
+        for piece in gather(ahead(listing.pages(self.operation.bucket, prefix, after))):
+            self.see_marker()
+            yield piece
 
     def find(self, keys: Sequence[str]) -> dict[str, Listed]:
         """The objects of these keys, by identity; as complete, and as sure, as `pages`."""
         operation = self.operation
         found = listing.find(operation.bucket, keys, self.identity, operation.renew)
-        installation.see_marker(operation.bucket)
+        self.see_marker()
         return found
 
     def look_up(self, items: CleanupItemQuerySet) -> list[tuple[CleanupItem, Listed | None]]:
@@ -101,12 +139,11 @@ class Work:
                 found = self.find_lone([item.key for item in some])
             except Scattered:
                 continue
-            installation.see_marker(self.operation.bucket)
             return [(item, found.get(self.identity(item.key))) for item in some]
         return []
 
     def find_lone(self, keys: Sequence[str]) -> dict[str, Listed]:
-        """The objects of these keys, by identity. Raises Scattered, after which fewer are one
+        """The same, of keys that may be far apart. Raises Scattered, after which fewer are one
         look."""
         began = monotonic()
 
@@ -119,12 +156,33 @@ class Work:
         found = listing.find(self.operation.bucket, keys, self.identity, after_page)
         if monotonic() < began + QUICK:
             self.together = min(2 * self.together, PAGE)
+        self.see_marker()
         return found
 
     def breathe(self) -> None:
         """Call where the turn may end. Raises OutOfTime."""
         if monotonic() >= self.deadline:
             raise OutOfTime
+
+
+def gather(pages: Iterator[list[Listed]]) -> Iterator[list[Listed]]:
+    """Join some pages to one. None is kept back for long, so that the lease outlasts them. Those
+    before a failure are given, so that the next try goes on behind them, unless an answer was
+    malformed."""
+    gathered, until = list[list[Listed]](), monotonic() + GATHERING
+    trouble: StoreError | None = None
+    try:
+        for page in pages:
+            gathered.append(page)
+            if sum(map(len, gathered)) >= AHEAD * r2.PAGE or monotonic() > until:
+                yield list(chain(*gathered))
+                gathered, until = [], monotonic() + GATHERING
+    except StoreError as error:
+        trouble = error
+    if gathered and not isinstance(trouble, Broken):
+        yield list(chain(*gathered))
+    if trouble:
+        raise trouble
 
 
 def ahead(pages: Iterator[list[Listed]]) -> Iterator[list[Listed]]:

@@ -225,6 +225,12 @@ def client(attempts: int = 3, settings: Conf | None = None, patience: int = 12) 
         return _client(settings or conf(), attempts, patience, os.getpid())
 
 
+def forget_connections() -> None:
+    """Send what follows over new connections; what is under way keeps its own."""
+    with _creating:
+        _client.cache_clear()
+
+
 def translate(error: ClientError) -> StoreError:
     details = error.response.get("Error", {})
     metadata = error.response.get("ResponseMetadata", {})

@@ -111,6 +111,7 @@ def looks(findings: Findings, kinds: Collection[str], decision: Decision) -> Ite
         asked, identity = timezone.now(), installation.check(bucket).identity
         fit = [one for one in chunk if not decision.leave(one, unfit(one, kinds))]
         objects = list(find(bucket, [finding.key for finding in fit], identity).values())
+        installation.see_marker(bucket)
         keys = {listed.key for listed in objects} | {finding.key for finding in fit}
         known = recognise(bucket, objects, keys, identity, asked)
         by_name = {identity(seen.listed.key): seen for seen in known}

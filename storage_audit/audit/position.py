@@ -1,0 +1,44 @@
+"""Where a pass over the bucket's listings goes on, and what that rests on.
+
+A position is the operation's cursor, and is written together with what was seen up to it.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from django.utils import timezone
+
+from storage_audit.conf import conf
+
+# What was listed longer ago says nothing of now. A full queue delays turns by minutes, and a pass
+# that started again each time would never end.
+OLD_AFTER = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What a pass has seen counts only as long as this stays the same."""
+
+    marker: str
+    place: str
+
+    @classmethod
+    def of(cls, marker: str, bucket: str, ranges: Sequence[str]) -> Self:
+        url = urlsplit(conf().endpoint_url)
+        place = json.dumps([url.hostname, url.port, url.path, bucket, *ranges])
+        return cls(marker, hashlib.sha256(place.encode()).hexdigest()[:16])
+
+    def write(self, seen_at: datetime) -> dict[str, Any]:
+        return {"marker": self.marker, "place": self.place, "seen_at": seen_at.isoformat()}
+
+    def supports(self, cursor: dict[str, Any]) -> bool:
+        """Whether a pass may go on from this position."""
+        age = timezone.now() - datetime.fromisoformat(cursor["seen_at"])
+        # From a clock that was ahead nobody knows how old it is; by a minute they may differ.
+        is_recent = -conf().lease <= age <= OLD_AFTER
+        return is_recent and (cursor["marker"], cursor["place"]) == (self.marker, self.place)

@@ -11,8 +11,9 @@ from django.utils import timezone
 from django_q.models import OrmQ
 from pytest_django import Settings
 
-from devtools.faults.kinds import changed, contents, with_contents
+from devtools.faults.kinds import changed
 from devtools.faults.matching import is_delete_batch, is_listing, is_listing_under, on
+from devtools.faults.pages import contents, with_contents
 from devtools.faults.proxy import FaultyStore, Reply, Request
 from devtools.local_r2 import LocalR2
 from storage_audit import tasks

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -62,28 +63,29 @@ def pgbouncer(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         ini.chmod(0o644)
         log = folder / "log"
         with Child("pgbouncer", [program, ini], env=dict(os.environ), log=log) as child:
-            child.wait_until((folder / ".s.PGSQL.6432").exists, timeout=10)
             monkeypatch.setitem(server, "HOST", str(folder))
             monkeypatch.setitem(server, "PORT", "6432")
             connection.close()
-            open_two(server)
+            # Its socket is there before it listens.
+            child.wait_until(partial(open_two, server), timeout=30)
             yield
             connection.close()
             monkeypatch.undo()
 
 
-def open_two(server: dict[str, Any]) -> None:
-    """Two connections to the server, which it keeps."""
-    where = {"host": server["HOST"], "port": server["PORT"]}
-    clients = [
-        psycopg2.connect(**where, dbname=server["NAME"], user=server["USER"] or None)
-        for _client in range(2)
-    ]
+def open_two(server: dict[str, Any]) -> bool:
+    """Have two connections to the server, which it keeps; False where it does not answer yet."""
+    where = {"host": server["HOST"], "port": server["PORT"], "dbname": server["NAME"]}
+    try:
+        clients = [psycopg2.connect(**where, user=server["USER"] or None) for _ in range(2)]
+    except psycopg2.OperationalError:
+        return False
     for client in clients:
         client.cursor().execute("SELECT 1")  # It begins a transaction.
     for client in clients:
         client.rollback()
         client.close()
+    return True
 
 
 @pytest.mark.usefixtures("pgbouncer")

@@ -87,7 +87,7 @@ def test_upload_under_way_at_any_spelling_keeps_the_object(
 def test_orphan_that_two_rows_name_is_kept(
     folding: Bucket, mine: str, other: str, settings: Settings
 ) -> None:
-    deleted("proj_1", "proj_2")
+    deleted("proj_1")
     alive("proj_3")
     track(folding, mine, "proj_1")
     track(folding, other, "proj_2")

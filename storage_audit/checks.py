@@ -6,11 +6,12 @@ from django.apps.config import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
-from django.db import OperationalError, ProgrammingError, connection
+from django.db import DatabaseError, OperationalError, ProgrammingError, connection
 
 from storage_audit import projects, queue
 from storage_audit.audit import references
 from storage_audit.audit.key_format import LayoutError
+from storage_audit.audit.named_files import columns_of_projects, sample_key
 from storage_audit.audit.ownership import about_refused, layouts, refused_ids
 from storage_audit.conf import conf
 
@@ -26,6 +27,7 @@ def register_checks() -> None:
     register(check_references, Tags.compatibility)
     register(check_indexes, Tags.database)
     register(check_ids, Tags.database)
+    register(check_uploads, Tags.compatibility)
 
 
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
@@ -211,19 +213,25 @@ def check_indexes(
 ) -> list[CheckMessage]:
     try:
         columns = references.columns(conf().bucket)
+        asked = [column for column in columns if column.alias in (databases or ())]
+        without = [column for column in asked if column.has_index() is False]
     except ImproperlyConfigured:
         return []  # Other checks say it.
-    found: list[CheckMessage] = []
-    for column in columns:
-        if column.alias not in (databases or ()) or column.has_index() is not False:
-            continue
-        hint = (
-            "A cleanup looks there just before it deletes only with an index. Add db_index=True, or"
-            f" run: {column.create_index()};"
+    except DatabaseError:
+        return []  # Whatever needs the database says it.
+    text = "{} names files of the bucket, and its column has no index."
+    hint = (
+        "A cleanup looks there just before it deletes only with an index. Add db_index=True, or"
+        " run: {};"
+    )
+    return [
+        Warning(
+            text.format(column.label),
+            hint=hint.format(column.create_index()),
+            id="storage_audit.W006",
         )
-        text = f"{column.label} names files of the bucket, and its column has no index."
-        found.append(Warning(text, hint=hint, id="storage_audit.W006"))
-    return found
+        for column in without
+    ]
 
 
 def check_ids(
@@ -246,3 +254,17 @@ def check_ids(
         " files that could be theirs are kept, and their own files cannot be cleaned up."
     )
     return [Warning(about_refused(refused), hint=hint, id="storage_audit.W007")]
+
+
+def check_uploads(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    try:
+        keys = {each: sample_key(each) for each in columns_of_projects()}
+        unread = {each: key for each, key in keys.items() if key and not layouts().readings(key)}
+    except (ImproperlyConfigured, LayoutError):
+        return []  # `check_settings` says it.
+    hint = "Build the key with storage_audit.storage.key_for, or add its format to LAYOUTS."
+    text = "No key format reads the keys of {}, such as {}. Its files stay when a project goes."
+    return [
+        Warning(text.format(column.label, key), hint=hint, id="storage_audit.W009")
+        for column, key in unread.items()
+    ]

@@ -335,6 +335,10 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
         """What no request can name, and so nobody deletes from here."""
         return self.filter(outcome="failed", escaped=True)
 
+    def named(self) -> Self:
+        """What rows of the project named, under keys that no key format reads as its."""
+        return self.filter(found_in="named")
+
     def left_behind(self) -> Self:
         """What verifications found of deleted projects and no open cleanup covers; but for the
         objects of which an open finding tells as well: those are counted there."""

@@ -16,6 +16,7 @@ class CleanupItem(models.Model):
         TRACKED = "tracked", _("tracked only")
         LISTED = "listed", _("listed only")
         BOTH = "both", _("tracked and listed")
+        NAMED = "named", _("named by a row")
 
     class Outcome(models.TextChoices):
         PLANNED = "planned", _("to be deleted")

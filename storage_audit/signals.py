@@ -13,7 +13,7 @@ from django.db.models.signals import post_delete, post_migrate, post_save, pre_d
 from django.utils import timezone
 
 from storage_audit import projects, tasks
-from storage_audit.audit import counting, succession
+from storage_audit.audit import counting, named_files, succession
 from storage_audit.models import CleanupOperation, KnownProject, R2Object, Row
 from storage_audit.origin import current_origin
 
@@ -66,6 +66,7 @@ def project_saved(instance: models.Model, created: bool, **kwargs: Any) -> None:
 def project_to_be_deleted(instance: models.Model, **kwargs: Any) -> None:
     # Once the row is gone it cannot be asked, and the instance may hold another id by now.
     vars(instance)["storage_audit_id"] = projects.stored_id(instance)
+    vars(instance)["storage_audit_named"] = named_files.named_by(instance)
 
 
 @of_default_database
@@ -78,6 +79,7 @@ def project_deleted(instance: models.Model, **kwargs: Any) -> None:
         deleted_at=now,
         released_by=origin.user if origin.forced else "",
     )
+    named_files.note(operations, vars(instance)["storage_audit_named"])
     tasks.enqueue_on_commit(operations)
 
 

@@ -249,6 +249,9 @@ class Upload:
         """
         if not listing.storable(self.key):
             raise ValueError(_("%r cannot be a key.") % self.key)
+        if not layouts().readings(self.key):
+            text = "No key format reads %s, so no cleanup deletes it with its project."
+            logger.warning(text, visible(self.key))
         self._intend(alone=alone)
         if CleanupItem.objects.being_deleted(self.bucket, self.key):
             self.withdraw()

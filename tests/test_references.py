@@ -8,14 +8,25 @@ from unicodedata import normalize
 import pytest
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
+from django.core.files.base import ContentFile
 from django.db import OperationalError, connection, models
 from pytest_django import Settings
+from storages.backends.s3 import S3Storage
 
-from storage_audit.audit import incidents, references, requests, used_files
+from storage_audit.audit import (
+    cleanup,
+    incidents,
+    named_files,
+    references,
+    requests,
+    used_files,
+)
+from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.lookup import look_up, why
-from storage_audit.models import CleanupOperation, Incident, Project, R2Object
+from storage_audit.audit.work import Work
+from storage_audit.models import CleanupOperation, Incident, R2Object
 from storage_audit.querysets import read_within
-from tests.admin_client import page, superuser, text_of
+from tests.admin_client import act, page, superuser, text_of
 from tests.conftest import Bucket
 from tests.promises import (
     again,
@@ -29,6 +40,7 @@ from tests.promises import (
     run,
 )
 from tests.test_checks import found
+from tests.test_dashboard import BOARD
 from tests.test_decisions import KEY, OTHER, orphaned, remove
 
 Status = CleanupOperation.Status
@@ -103,37 +115,78 @@ def test_every_field_whose_storage_writes_to_the_bucket_is_asked(
     key = library.upload("proj_1")
     given = name.format(key=key, short=key.removeprefix("projects/"))
     rows(table_name).create(**{field: given})
-    expected = "protected" if is_used else "deleted"
-    assert outcomes(delete("proj_1")) == {key: expected}
+    plan = run(requests.dry_run("proj_1")[0])
+    assert outcomes(plan) == {key: "protected" if is_used else "planned"}
+
+
+@pytest.mark.parametrize(
+    "endpoint, is_ours",
+    [
+        ("http://A.example:80/", True),
+        ("https://a.example:443", True),
+        (None, True),
+        ("https://b.example", False),
+        ("https://a.example:8443", False),
+        ("https://a.example/x", False),
+    ],
+)
+def test_a_storage_is_known_by_its_endpoint(
+    settings: Settings, endpoint: str | None, is_ours: bool
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ENDPOINT_URL": "https://a.example"}
+    storage = S3Storage(bucket_name="tests", endpoint_url=endpoint)
+    assert references.is_ours(storage) is is_ours
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_a_name_in_another_spelling_keeps_the_file(library: Bucket, form: Any) -> None:
+@pytest.mark.parametrize("table_name, is_whole", [("Poster", True), ("Copy", False)])
+def test_a_name_in_another_spelling_keeps_the_file(
+    library: Bucket, form: Any, table_name: str, is_whole: bool
+) -> None:
     key = "projects/proj_1/scenes/s/media/\u00e9.mp4"
     library.put(key)
     alive("proj_1")
-    short = normalize(form, key).removeprefix("projects/")
-    rows("Copy").create(file=short)
+    name = normalize(form, key)
+    rows(table_name).create(file=name if is_whole else name.removeprefix("projects/"))
+    assert outcomes(run(requests.dry_run("proj_1")[0])) == {key: "protected"}
+    assert outcomes(delete("proj_1")) == {key: "protected"}
+
+
+def test_a_name_without_the_location_is_found_just_before_the_deletion(
+    library: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = library.upload("proj_1")
+    short = key.removeprefix("projects/")
+    between_plan_and_batch(monkeypatch, lambda: rows("Copy").create(file=short))
     assert outcomes(delete("proj_1")) == {key: "protected"}
 
 
 def test_a_dry_run_does_not_count_rows_that_go_with_the_project(library: Bucket) -> None:
-    key, other = library.upload("proj_1", "a.mp4"), library.upload("proj_1", "b.mp4")
+    key, other, third = (library.upload("proj_1", name) for name in ("a.mp4", "b.mp4", "c.mp4"))
     rows("Clip").create(project_id="proj_1", file=key)
+    # Named by a row that stays, between two that go.
+    for project_id in ("proj_1", None, "proj_1"):
+        rows("Clip").create(project_id=project_id, file=third)
     rows("Poster").create(project_id="proj_1", file=other)
     plan = run(requests.dry_run("proj_1")[0])
     # A poster stays, without its project.
-    assert outcomes(plan) == {key: "planned", other: "protected"}
-    Project.objects.get(pk="proj_1").delete()
+    stay = {other: "protected", third: "protected"}
+    assert outcomes(plan) == {key: "planned", **stay}
+    forget(requested("proj_1"))
     requests.force_delete_operation(plan)
-    assert outcomes(run(plan)) == {key: "deleted", other: "protected"}
+    assert outcomes(run(plan)) == {key: "deleted", **stay}
+
+
+def forget(operation: CleanupOperation) -> None:
+    """A plan runs only when no other cleanup of the deletion is open."""
+    operation.delete()
 
 
 def test_a_plan_that_waited_is_looked_at_again(library: Bucket) -> None:
     key = library.upload("proj_1")
     plan = run(requests.dry_run("proj_1")[0])
     assert outcomes(plan) == {key: "planned"}
-    Project.objects.get(pk="proj_1").delete()
+    forget(requested("proj_1"))
     rows("Poster").create(file=key)
     requests.force_delete_operation(plan)
     assert outcomes(run(plan)) == {key: "protected"}
@@ -151,9 +204,12 @@ def test_confirmations_name_the_rows_that_use_a_file(library: Bucket) -> None:
     kept, own = library.upload("proj_1", "a.mp4"), library.upload("proj_1", "b.mp4")
     clip = rows("Clip").create(file=kept)
     rows("Clip").create(file=own, project_id="proj_1")
-    text = text_of(superuser().get(page("project", "delete", "proj_1")))
-    assert f"Kept: {kept} is used by library.Clip {clip.pk}, field file." in text
-    assert f"Kept: {own}" not in text
+    for text in (
+        text_of(superuser().get(page("project", "delete", "proj_1"))),
+        act(superuser(), "project", "force_delete", "proj_1"),
+    ):
+        assert f"Kept: {kept} is used by library.Clip {clip.pk}, field file." in text
+        assert f"Kept: {own}" not in text
     row = R2Object.objects.get(key=kept)
     text = text_of(superuser().get(page("r2object", "delete", row.pk)))
     assert f"Deleted although in use: {kept} is used by library.Clip {clip.pk}" in text
@@ -202,6 +258,7 @@ def test_the_alert_ends_when_the_row_is_settled(
     key, operation = lose(library, monkeypatch)
     incidents.notice()
     assert Incident.objects.open().exists()
+    assert "file in use deleted" in text_of(superuser().get(BOARD))
     if settled_by == "row":
         rows("Poster").delete()
     else:
@@ -319,3 +376,94 @@ def test_a_column_without_an_index_is_a_warning_that_says_what_to_do(library: Bu
     with connection.cursor() as cursor:
         cursor.execute(line)
     assert "storage_audit.W006" not in found(databases=["default"])
+
+
+def still(project_id: str, name: str = "a.png") -> str:
+    row = rows("Still").create(project_id=project_id)
+    row.file.save(name, ContentFile(b"still"))
+    return str(row.file.name)
+
+
+KEPT_ONE = "Kept: 1 file that this project's rows named."
+
+
+def test_files_that_only_rows_named_are_said_and_kept(
+    library: Bucket, caplog: pytest.LogCaptureFixture
+) -> None:
+    alive("proj_1", "proj_2")
+    key, other = still("proj_1"), still("proj_2", "b.png")
+    assert f"No key format reads {key}" in caplog.text
+    rows("Still").create(project_id="proj_1", file="stills/gone.png")
+    rows("Still").create(project_id="proj_1")
+    rows("Clip").create(project_id="proj_1", file=library.upload("proj_1"))
+    operation = delete("proj_1")
+    assert operation.status == Status.CLEAN_WITH_PROTECTED
+    assert (operation.protected, operation.protected_bytes) == (1, len(b"still"))
+    kept = {key: "protected", "stills/gone.png": "already_absent"}
+    assert {name: how for name, how in outcomes(operation).items() if how != "deleted"} == kept
+    assert KEPT_ONE in operation.events.get(step="closed").message
+    assert "library.Still" in reason(operation, key)
+    assert library.keys() == {key, other}
+
+
+def test_a_dry_run_says_which_files_would_be_kept(library: Bucket) -> None:
+    alive("proj_1")
+    key = still("proj_1")
+    assert outcomes(run(requests.dry_run("proj_1")[0])) == {key: "protected"}
+
+
+def test_a_file_that_a_person_gave_to_the_project_goes_with_it(library: Bucket) -> None:
+    alive("proj_1")
+    key = still("proj_1")
+    R2Object.objects.filter(key=key).update(project_id="proj_1", source="adopted")
+    assert outcomes(delete("proj_1")) == {key: "deleted"}
+
+
+def test_what_rows_named_outlasts_a_plan_that_was_stopped(
+    library: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    key = still("proj_1")
+
+    def refuse(work: Work) -> None:
+        raise Mismatch("another bucket")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cleanup, "look_for_uploads", refuse)
+        operation = delete("proj_1")
+    assert operation.status == Status.BLOCKED
+    requests.force_delete_operation(operation)
+    assert outcomes(run(operation)) == {key: "protected"}
+
+
+def test_a_field_whose_keys_no_format_reads_is_a_warning(library: Bucket) -> None:
+    warning = found()["storage_audit.W009"]
+    assert "library.Still.file, such as stills/" in warning.msg
+
+
+def test_the_field_of_a_function_is_tried_with_a_sample(library: Bucket) -> None:
+    [clip] = [each for each in named_files.columns_of_projects() if each.model.__name__ == "Clip"]
+    key = named_files.sample_key(clip)
+    assert key == "projects/proj_1/scenes/s1/media/file.mp4"
+
+
+def test_rows_that_a_project_leaves_behind_name_nothing(library: Bucket) -> None:
+    alive("proj_1")
+    rows("Poster").create(project_id="proj_1", file="posters/a.png")
+    library.put("posters/a.png")
+    assert delete("proj_1").status == Status.CLEAN
+
+
+def test_a_copied_row_that_is_deleted_speaks_of_the_file_only_once_its_owner_is_gone(
+    library: Bucket,
+) -> None:
+    key = library.upload("proj_1")
+    alive("proj_2", "proj_3")
+    rows("Clip").create(project_id="proj_2", file=key)
+    rows("Clip").create(project_id="proj_3", file=key)
+    # It goes with the project that it belongs to.
+    assert outcomes(delete("proj_2")) == {}
+    assert outcomes(delete("proj_1")) == {key: "protected"}
+    operation = delete("proj_3")
+    assert outcomes(operation) == {key: "protected"}
+    assert "its key names proj_1, which does not exist" in reason(operation, key)

@@ -23,6 +23,7 @@ from storage_audit.audit import (
     headway,
     limits,
     named,
+    named_files,
     plan_summary,
     succession,
     used_files,
@@ -205,7 +206,9 @@ def forget_pass(operation: CleanupOperation) -> None:
         operation.renew(planned_at=None, plan_digest="")
     given = operation.names_its_objects and operation.kind != Kind.VERIFY
     if operation.planned_at is None and not given:
-        operation.items.all().delete()
+        # Of the rows that named files nothing else tells any more.
+        named_files.forget_look(operation)
+        operation.items.exclude(found_in=CleanupItem.FoundIn.NAMED).delete()
 
 
 def plan(work: Work) -> None:
@@ -215,6 +218,7 @@ def plan(work: Work) -> None:
     if is_new:
         look = named.look_up if operation.names_its_objects else discover
         look(work)
+        named_files.look_up(work)
         look_for_uploads(work)
     # A plan that waited for a person is old by now.
     unread = used_files.keep(work)
@@ -326,7 +330,8 @@ def close(work: Work) -> None:
     with transaction.atomic():
         operation.close(status, books, error="")
         schedule_late_checks(operation)
-        operation.record("closed", operation.get_status_display(), **books)
+        text = f"{operation.get_status_display()} {named_files.kept_text(operation)}".rstrip()
+        operation.record("closed", text, **books)
 
 
 def schedule_late_checks(operation: CleanupOperation) -> None:

@@ -101,7 +101,7 @@ def missing(operation: CleanupOperation) -> str:
     # A row without an ETag is of an upload that never told what it had stored.
     stored = operation.items.exclude(etag="")
     if not operation.names_its_objects:
-        stored = stored.exclude(found_in=FoundIn.LISTED)
+        stored = stored.exclude(found_in__in=[FoundIn.LISTED, FoundIn.NAMED])
     gone = unexplained(operation, stored.filter(found_in=FoundIn.TRACKED))
     if is_reasonable(gone, total := stored.count()):
         return ""
@@ -117,7 +117,7 @@ def missing(operation: CleanupOperation) -> str:
 
 def gone_unsent(operation: CleanupOperation) -> str:
     """Why a verification is not believed: too much of the plan is gone that nobody sent."""
-    planned = operation.items.exclude(found_in=FoundIn.TRACKED)
+    planned = operation.items.exclude(found_in__in=[FoundIn.TRACKED, FoundIn.NAMED])
     unsent = planned.filter(outcome=Outcome.DELETING, tries=0, present_at=None)
     gone = unexplained(operation, unsent)
     if is_reasonable(gone, total := planned.count()):

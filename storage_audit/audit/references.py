@@ -45,6 +45,8 @@ class Column(NamedTuple):
     model: type[models.Model]
     name: str
     prefix: str = ""
+    # Unknown where REFERENCES names the field.
+    bucket: str = ""
 
     @property
     def label(self) -> str:
@@ -112,6 +114,17 @@ class Cascade:
         with suppress(ProtectedError, RestrictedError):
             self._collector.collect(projects)
 
+    def rows(self, model: type[models.Model]) -> Iterator[models.QuerySet[Any]]:
+        """Those of a table, as they are in the database."""
+        for kind, instances in self._collector.data.items():
+            if is_of(kind, model):
+                for some in chunks(instances):
+                    pks = [row.pk for row in some]
+                    yield models.QuerySet(model, using=DEFAULT_DB_ALIAS).filter(pk__in=pks)
+        for rows in self._collector.fast_deletes:
+            if is_of(rows.model, model):
+                yield rows
+
     def among(self, model: type[models.Model], pks: Collection[Any]) -> set[Any]:
         collected = self._collector.data.items()
         gone = {row.pk for kind, rows in collected if is_of(kind, model) for row in rows}
@@ -129,28 +142,30 @@ def is_of(kind: type[models.Model], model: type[models.Model]) -> bool:
 def columns(bucket: str) -> list[Column]:
     """The fields that may name files of the bucket. Raises ImproperlyConfigured."""
     texts = [each for each in declared().values() if isinstance(each, Column)]
-    return [*file_columns(bucket), *texts]
+    return [*(each for each in file_columns() if each.bucket == bucket), *texts]
 
 
-def asks_anything() -> bool:
-    """Whether any table or function may know of files; where none does, nothing is asked."""
-    fields = (field for model in apps.get_models() for field in model._meta.local_fields)
-    return bool(conf().references) or any(isinstance(one, models.FileField) for one in fields)
-
-
-def file_columns(bucket: str) -> Iterator[Column]:
+def file_columns() -> Iterator[Column]:
+    """Those whose storage writes to a bucket of our store."""
     for model in apps.get_models():
         for field in model._meta.local_fields:
             if not isinstance(field, models.FileField) or not model._meta.managed:
                 continue
-            if writes_to(field.storage, bucket):
-                location = str(getattr(field.storage, "location", "") or "").strip("/")
-                yield Column(model, field.name, f"{location}/" if location else "")
+            storage: Any = field.storage
+            if is_ours(storage):
+                location = str(getattr(storage, "location", "") or "").strip("/")
+                prefix = f"{location}/" if location else ""
+                yield Column(model, field.name, prefix, str(storage.bucket_name))
 
 
-def writes_to(storage: Any, bucket: str) -> bool:
-    """Whether the storage is one of S3, and of this bucket. One that names no endpoint may be."""
-    if getattr(storage, "bucket_name", None) != bucket:
+def asks_anything() -> bool:
+    """Whether any table or function may know of files; where none does, nothing is asked."""
+    return bool(conf().references) or any(file_columns())
+
+
+def is_ours(storage: Any) -> bool:
+    """Whether it is a storage of S3, at our store. One that names no endpoint may be anywhere."""
+    if not getattr(storage, "bucket_name", None):
         return False
     endpoint = getattr(storage, "endpoint_url", None)
     return not endpoint or address_of(endpoint) == address_of(conf().endpoint_url)
@@ -266,9 +281,12 @@ def joined(
 def with_items(
     column: Column, items: models.QuerySet[Any], rows: list[tuple[Any, str]]
 ) -> Iterator[tuple[int, Any]]:
-    by_key = {key: pk for pk, name in rows for key in (name, column.prefix + name)}
-    named = items.filter(key__any_of=list(by_key)).values_list("pk", "key")
-    yield from ((item, by_key[key]) for item, key in named)
+    by_key = defaultdict(set)
+    for pk, name in rows:
+        for key in (name, column.prefix + name):
+            by_key[key].add(pk)
+    for item, key in items.filter(key__any_of=list(by_key)).values_list("pk", "key"):
+        yield from ((item, pk) for pk in by_key[key])
 
 
 def naming(

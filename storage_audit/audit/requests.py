@@ -8,7 +8,7 @@ from django.db.models import Model
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
-from storage_audit.audit import succession, vanished
+from storage_audit.audit import named_files, succession, vanished
 from storage_audit.audit.modes import Mode, usual
 from storage_audit.bucket.listing import storable
 from storage_audit.conf import conf
@@ -37,13 +37,16 @@ class StillAlive(Exception):
 @transaction.atomic
 def dry_run(project_id: str, mode: Mode | None = None) -> list[CleanupOperation]:
     """Plan the cleanup of a project as if it were deleted now, and delete nothing."""
-    return CleanupOperation.objects.request_for_project(
+    operations = CleanupOperation.objects.request_for_project(
         project_id,
         trigger=Trigger.DRY_RUN,
         dry_run=True,
         **(mode or usual())._asdict(),
         deleted_at=KnownProject.objects.time_of_deletion(project_id),
     )
+    for project in projects.with_id(project_id):
+        named_files.note(operations, named_files.named_by(project))
+    return operations
 
 
 @transaction.atomic

@@ -23,7 +23,7 @@ Kind, Outcome = CleanupOperation.Kind, CleanupItem.Outcome
 PROOF_SECONDS = 2.0
 KEPT = gettext_lazy(
     "Used by %s, so it was kept. Once no row names it, clean up after the project again. To delete"
-    " it all the same, delete its R2 object row."
+    " it all the same, delete its R2 object row. If it has none, adopt it into a project first."
 )
 LOST = gettext_lazy("Deleted, but %s still names it. Upload the file again, or delete the row.")
 
@@ -57,9 +57,10 @@ def keep(work: Work) -> list[str]:
         seconds=conf().lease.total_seconds() / 2,
         renew=operation.renew,
     )
-    with transaction.atomic():
-        operation.renew()
-        say(used.rows, KEPT, outcome=Outcome.PROTECTED)
+    if used.rows:
+        with transaction.atomic():
+            operation.renew()
+            say(used.rows, KEPT, outcome=Outcome.PROTECTED)
     return unapproved(operation, used)
 
 
@@ -78,6 +79,8 @@ def say(rows: dict[int, str], text: str | Promise, **values: str) -> None:
 
 def unapproved(operation: CleanupOperation, used: Used) -> list[str]:
     """A cleanup that was blocked goes on only when a person approved it, with what it said."""
+    if not used.unread:
+        return []
     blocked = operation.events.filter(step="blocked", data__has_key="unread")
     approved = {one for shown in blocked.values_list("data__unread", flat=True) for one in shown}
     return [one for one in used.unread if one not in approved]

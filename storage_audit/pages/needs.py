@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast
 
 from django.utils.text import Truncator
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.audit import overview
 from storage_audit.audit.delays import Delay
@@ -69,7 +69,7 @@ def needs(links: Links, late: list[Delay]) -> list[Need]:
         *of_diagnosis(links),
         *of_scans(links),
         *of_operations(links),
-        *of_overdue(links),
+        *of_incidents(links),
         *of_messages(links),
         *of_remains(links),
         *of_findings(links),
@@ -159,30 +159,37 @@ def next_step(links: Links, operation: CleanupOperation) -> str:
     return with_whom_to_ask(links, permission, step)
 
 
-def of_overdue(links: Links) -> Iterator[Need]:
-    if not links.leads_to("incident"):
-        return
-    kind = Incident.Kind.OVERDUE
-    overdue = Incident.objects.open().filter(kind=kind)
-    first = overdue.select_related("operation").order_by("began_at", "pk")[:OPERATIONS_SHOWN]
-    for incident in first:
-        # A constraint says that each of this kind is of one.
-        operation = cast(CleanupOperation, incident.operation)
-        yield Need(
-            "warning",
-            kind.label,
-            visible(operation.subject),
-            _(
-                "It goes on by itself. Its timeline says what it waits for; if many are overdue,"
-                " look at the worker."
-            ),
-            links.page("cleanupoperation", operation.pk),
-            since=incident.began_at,
-        )
-    if (more := overdue.count() - OPERATIONS_SHOWN) > 0:
-        title = ngettext("%d more deletion", "%d more deletions", more) % more
-        url = links.list("incident", over="0", kind__exact=kind.value)
-        yield Need("warning", kind.label, title, _("Look at the worker."), url)
+# Of what is told of one operation, and its status does not say.
+STEPS = {
+    Incident.Kind.LOST: gettext_lazy(
+        "A row still names a file that was deleted. Its timeline names the row."
+    ),
+    Incident.Kind.OVERDUE: gettext_lazy(
+        "It goes on by itself. Its timeline says what it waits for; if many are overdue, look at"
+        " the worker."
+    ),
+}
+
+
+def of_incidents(links: Links) -> Iterator[Need]:
+    for kind, step in STEPS.items() if links.leads_to("incident") else ():
+        known = Incident.objects.open().filter(kind=kind)
+        first = known.select_related("operation").order_by("began_at", "pk")[:OPERATIONS_SHOWN]
+        for incident in first:
+            # A constraint says that each of this kind is of one.
+            operation = cast(CleanupOperation, incident.operation)
+            yield Need(
+                "warning",
+                kind.label,
+                visible(operation.subject),
+                str(step),
+                links.page("cleanupoperation", operation.pk),
+                since=incident.began_at,
+            )
+        if (more := known.count() - OPERATIONS_SHOWN) > 0:
+            title = ngettext("%d more deletion", "%d more deletions", more) % more
+            url = links.list("incident", over="0", kind__exact=kind.value)
+            yield Need("warning", kind.label, title, _("See the list."), url)
 
 
 def of_messages(links: Links) -> Iterator[Need]:

@@ -227,6 +227,11 @@ class OwnerAdmin(DeletingAdmin[M]):
                     "It lifts limits, never the ownership rule: what belongs to another project,"
                     " or to nobody we can name, stays."
                 ),
+                *used_lines(
+                    R2Object.objects.filter(project_id__in=map(projects.id_of, owners)),
+                    KEPT,
+                    list(owners),
+                ),
             ),
             heads=(_("Project"), _("Tracked objects"), _("Bytes")),
             rows=tracked_of(owners),

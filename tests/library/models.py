@@ -41,8 +41,15 @@ class Clip(Row):
     file = models.FileField(upload_to=key_of, max_length=1024, db_index=True)
 
 
+class Still(Row):
+    """No key format reads its keys."""
+
+    project = models.ForeignKey(Project, models.CASCADE, null=True, related_name="+")
+    file = models.FileField(upload_to="stills/", max_length=1024, db_index=True)
+
+
 class Poster(Row):
-    """No key format reads its keys, and no index finds them."""
+    """It outlives its project, and no index finds its keys."""
 
     project = models.ForeignKey(Project, models.SET_NULL, null=True, related_name="+")
     file = models.FileField(upload_to="posters/", max_length=1024)

@@ -12,7 +12,7 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from storage_audit.audit import deletion, plan_summary
-from storage_audit.models import CleanupItem, CleanupOperation, KnownProject
+from storage_audit.models import CleanupItem, CleanupOperation
 
 Status = CleanupOperation.Status
 
@@ -21,8 +21,9 @@ def request_cleanups(
     project_id: str, *, deleted_at: datetime, trigger: str, **values: Any
 ) -> list[CleanupOperation]:
     """The cleanups of this deletion, one for each bucket: those that are open, or else new ones.
-    Call in a transaction."""
-    KnownProject.objects.hold(project_id)
+
+    Call it in the transaction that wrote the deletion: others who write it wait for its end.
+    """
     cleanups = CleanupOperation.objects
     whole = {"project_id": project_id, "project_deleted_at": deleted_at}
     known = {

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 from django.core.management import load_command_class
 from django.db import transaction
+from django.utils import timezone
 from django_q.models import OrmQ
 from pytest_django import Settings
 
@@ -299,9 +300,13 @@ def test_cleanup_that_cannot_reach_the_bucket_exits_with_1(unreachable: None) ->
 
 def test_cleanup_waits_while_another_one_of_the_project_is_worked_on(bucket: Bucket) -> None:
     Project.objects.create(pk="proj_1")
+    operation = delete("proj_1")
+    cleanup.run(operation.pk)
     bucket.put(*OLD)
+    check = operation.children.earliest("next_attempt_at")
+    CleanupOperation.objects.filter(pk=check.pk).update(next_attempt_at=timezone.now())
     with transaction.atomic():
-        delete("proj_1").claim()
+        assert check.claim()
     out, err, code = run("cleanup_project", "proj_1", "--sync")
     assert "Another operation of this project is being worked on; this follows." in out
     assert (err, code) == ("CommandError: Not finished: operation ID.\n", 1)

@@ -171,7 +171,8 @@ class TrackedStorage(S3Storage):
     def delete(self, name: str) -> None:
         """Delete one of the application's own files now; its row goes once it is seen gone.
 
-        Raises StoreError when that cannot be seen; the row then stays.
+        Raises StoreError when that cannot be seen, and Mismatch in a bucket that is not ours; the
+        row then stays.
         """
         bucket, key = self.bucket_name, self.key(name)
         identity = identity_in(bucket, key)
@@ -180,7 +181,9 @@ class TrackedStorage(S3Storage):
         try:
             with r2.own_errors():
                 super().delete(name)
-            if listing.find(bucket, [key], identity):
+            there = listing.find(bucket, [key], identity)
+            installation.see_marker(bucket)
+            if there:
                 raise Unavailable(_("%s is still in the bucket.") % key)
         except BaseException:
             durably(partial(unbar, bucket, before))

@@ -7,12 +7,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from django.core.files.storage import default_storage
 from django.utils import timezone
 from django_q.models import OrmQ
 from pytest_django import Settings
 
 from devtools.faults.kinds import changed
-from devtools.faults.matching import is_delete_batch, is_listing, is_listing_under, on
+from devtools.faults.matching import (
+    is_delete_batch,
+    is_delete_single,
+    is_listing,
+    is_listing_under,
+    on,
+)
 from devtools.faults.pages import contents, with_contents
 from devtools.faults.proxy import FaultyStore, Reply, Request
 from devtools.local_r2 import LocalR2
@@ -23,6 +30,7 @@ from storage_audit.audit.installation import MARKER
 from storage_audit.audit.layouts import DEFAULT_TEMPLATES
 from storage_audit.audit.work import AHEAD, Work, gather
 from storage_audit.bucket import listing, r2
+from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.r2 import Listed
 from storage_audit.models import CleanupOperation, R2Object
 from tests.conftest import Bucket
@@ -170,10 +178,20 @@ def test_proof_says_of_nothing_that_it_is_not_listed_unless_the_marker_is(
     between_plan_and_batch(monkeypatch, lambda: proving.append(True))
     operation = delete("proj_1")
     assert operation.status == Status.INCOMPLETE and "do not show the marker" in operation.error
-    assert not operation.items.filter(answer=NOT_LISTED).exists()
+    assert not operation.events.filter(step="delete", data__absent__gt=0).exists()
     store.rules.clear()
     assert again(operation).status == Status.CLEAN
     assert set(outcomes(operation).values()) == {"deleted"}
+
+
+def test_row_of_a_deleted_file_stays_unless_the_marker_is_listed(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    name = bucket.upload("proj_1")
+    store.rules += [on(is_delete_single, Reply(204)), on(is_listing, NOTHING)]
+    with pytest.raises(StoreError):
+        default_storage.delete(name)
+    assert R2Object.objects.filter(key=name, state="stored").exists()
 
 
 # Positions

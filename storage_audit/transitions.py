@@ -222,11 +222,10 @@ class Transitions(models.Model):
     def _blocked_as_shown(self) -> Q:
         return Q(status=self.Status.BLOCKED, plan_digest=self.plan_digest, error=self.error)
 
-    def retry(self) -> None:
+    def retry(self, **values: Any) -> None:
         """Try an incomplete or failed operation now. Raises IllegalTransition."""
-        self._start_again(
-            Q(status__in=[self.Status.INCOMPLETE, self.Status.FAILED]), _("try again")
-        )
+        tried = Q(status__in=[self.Status.INCOMPLETE, self.Status.FAILED])
+        self._start_again(tried, _("try again"), **values)
 
     def execute(self, user: str, **values: Any) -> None:
         """Run the plan that a dry run froze. Raises IllegalTransition."""

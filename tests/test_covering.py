@@ -75,6 +75,46 @@ def test_file_of_a_blocked_cleanup_is_no_orphan(bucket: Bucket, blocked: Cleanup
     assert open_findings() == {KEY: "orphaned"}
 
 
+SHARED = "proj_9_x_s1_media.mp4"  # of proj_9, or of proj_9_x
+
+
+def test_file_that_two_cleanups_share_waits_for_the_last_to_be_approved(
+    bucket: Bucket, settings: Settings
+) -> None:
+    usual = settings.STORAGE_AUDIT | {"COMMIT_TIMEOUT": timedelta(0)}
+    settings.STORAGE_AUDIT = usual | {LIMIT: 0}
+    alive("proj_9", "proj_9_x", "proj_1")
+    bucket.put(KEY, SHARED)
+    other, blocked = requested("proj_9_x"), delete("proj_9")
+    settings.STORAGE_AUDIT = usual
+    [preview] = requests.dry_run("proj_9_x")
+    assert outcomes(run(preview)) == {SHARED: "protected"}
+    assert run(other).status == Status.CLEAN_WITH_PROTECTED
+    assert bucket.keys() == {KEY, SHARED}
+    assert reason(other, SHARED).startswith(f"Cleanup {blocked.pk} covers this file and is blocked")
+    requests.force_delete_operation(blocked)
+    assert run(blocked).status == Status.CLEAN
+    assert bucket.keys() == set()
+
+
+def test_file_is_kept_whose_other_cleanup_was_blocked_after_the_plan(
+    bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"COMMIT_TIMEOUT": timedelta(0)}
+    alive("proj_9", "proj_9_x", "proj_1")
+    bucket.put(SHARED)
+    operation, other = requested("proj_9_x"), requested("proj_9")
+
+    def block() -> None:
+        settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {LIMIT: 0}
+        assert run(other).status == Status.BLOCKED
+
+    between_plan_and_batch(monkeypatch, block)
+    assert run(operation).status == Status.CLEAN_WITH_PROTECTED
+    assert bucket.keys() == {SHARED}
+    assert f"Cleanup {other.pk} covers this file" in reason(operation, SHARED)
+
+
 def test_finding_is_resolved_once_a_cleanup_covers_its_file(bucket: Bucket) -> None:
     alive("proj_1")
     bucket.put(KEY)

@@ -63,7 +63,7 @@ def on_time(db: None) -> None:
     """As if a worker had just swept; and on the day of the test, not that of the import."""
     global NOW
     NOW = timezone.now()
-    Schedule.objects.update(next_run=NOW + timedelta(hours=1), task="swept")
+    Schedule.objects.update(next_run=NOW + timedelta(seconds=30), task="swept")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit.audit.key_format import Readings
 from storage_audit.audit.ownership import Row, telling
+from storage_audit.bucket.listing import storable
 from storage_audit.cleanup_querysets import CleanupOperationQuerySet
 from storage_audit.fields import spellings
 from storage_audit.models import CleanupItem, CleanupOperation
@@ -33,11 +34,31 @@ def find_covering(
     cleanups = CleanupOperation.objects.covering().filter(bucket=bucket)
     if asking:
         cleanups = cleanups.unrelated_to(asking)
+    return cover(cleanups, owners)
+
+
+def find_undecided(
+    bucket: str, project_id: str, owners: Mapping[str, Collection[str]]
+) -> dict[str, str]:
+    """By key, why the project's own cleanup keeps a file: a blocked cleanup covers the file too,
+    and a person has yet to decide there. Of two blocked ones the last to be approved takes it."""
+    cleanups = CleanupOperation.objects.covering().filter(bucket=bucket, status=Status.BLOCKED)
+    cleanups = cleanups.exclude(kind=CleanupOperation.Kind.PROJECT, project_id=project_id)
+    if not cleanups.exists():
+        return {}
+    # Requests and columns can carry no other keys, so no cleanup has them as items.
+    others = {key: set(names) - {project_id} for key, names in owners.items() if storable(key)}
+    return {key: why_covered(cleanup) for key, cleanup in cover(cleanups, others).items()}
+
+
+def cover(
+    cleanups: CleanupOperationQuerySet, owners: Mapping[str, Collection[str]]
+) -> dict[str, CleanupOperation]:
     cleanups = cleanups.only("kind", "status", "project_id")
     by_project = find_by_project(cleanups, set[str]().union(*owners.values()))
     covering = find_by_item(cleanups, owners)
     for key, names in owners.items():
-        for name in sorted(names & by_project.keys()):
+        for name in sorted(by_project.keys() & names):
             covering[key] = by_project[name]
     return covering
 

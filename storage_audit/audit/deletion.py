@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit import projects
 from storage_audit.audit import headway, installation, named, pace, used_files
-from storage_audit.audit.discovery import rows_by_identity, to_judge
+from storage_audit.audit.discovery import rows_by_identity, to_judge, undecided_among
 from storage_audit.audit.ownership import Claim, Row, alive_among, judge, layouts
 from storage_audit.audit.pace import Pace
 from storage_audit.audit.sending import Flight, Planned, Proof, among, record_commands
@@ -176,8 +176,12 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
     with transaction.atomic():
         operation.renew()
         rows = barred_rows(work, batch)
-    orphans = operation.kind == CleanupOperation.Kind.ORPHANS
-    doubts = named.doubts_at_proof(work, readings, rows) if orphans else {}
+    doubts = dict[str, str]()
+    if operation.kind == CleanupOperation.Kind.ORPHANS:
+        doubts = named.doubts_at_proof(work, readings, rows)
+    elif operation.kind == CleanupOperation.Kind.PROJECT:
+        where = operation.bucket, work.project
+        doubts = undecided_among(*where, readings, rows, work.identity)
     proof = Proof([], [], [])
     for item in batch:
         identity = work.identity(item.key)

@@ -13,7 +13,9 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.audit import headway
+from storage_audit.audit.covering import find_undecided, possible_owners
 from storage_audit.audit.installation import Mismatch
+from storage_audit.audit.key_format import Readings
 from storage_audit.audit.ownership import (
     Claim,
     Deleted,
@@ -182,10 +184,27 @@ def verdicts(
     readings = layouts().readings_of(listed.key for listed in page)
     alive = alive_among(readings.values())
     rows = to_judge(R2Object.objects.in_bucket(bucket), readings, identity)
+    undecided = undecided_among(bucket, project, readings, rows, identity)
     for listed in page:
         its_rows = rows.get(identity(listed.key), ())
         verdict = judge(project, readings[listed.key], its_rows, listed.last_modified, alive)
+        if verdict.claim is Claim.OWNED and listed.key in undecided:
+            verdict = Verdict(Claim.PROTECTED, verdict.evidence, undecided[listed.key])
         yield listed, its_rows, verdict
+
+
+def undecided_among(
+    bucket: str,
+    project: Deleted,
+    readings: Mapping[str, Readings],
+    rows: Mapping[str, Sequence[Row]],
+    identity: Identity,
+) -> dict[str, str]:
+    """Which of these keys a blocked cleanup covers too, and why that keeps them."""
+    owners = {
+        key: possible_owners(ways, rows.get(identity(key), ())) for key, ways in readings.items()
+    }
+    return find_undecided(bucket, project.project_id, owners)
 
 
 class Tracked(NamedTuple):

@@ -207,22 +207,26 @@ def declare_deleted(project_id: str, mode: Mode | None = None) -> list[CleanupOp
 
     Raises ValidationError for what is no project id, and StillAlive.
     """
+    mode = mode or usual()
     operations = succession.request_cleanups(
         project_id,
         trigger=Trigger.DECLARED,
         deleted_at=declare(project_id),
-        **(mode or usual())._asdict(),
+        **mode._asdict(),
     )
     for operation in operations:
         with suppress(IllegalTransition):  # A worker, or another person, was quicker.
-            go_on(operation)
+            go_on(operation, mode.strategy)
     return operations
 
 
-def go_on(operation: CleanupOperation) -> None:
-    """Have an open cleanup continue now, within the limits."""
+def go_on(operation: CleanupOperation, strategy: str) -> None:
+    """Have an open cleanup continue now, within the limits. One that did not get on deletes with
+    this strategy from now on: its own may be what stands in the way."""
     if operation.status in (Status.INCOMPLETE, Status.FAILED):
-        operation.retry()
+        if operation.strategy != strategy:
+            operation.record("plan", _("The strategy is %s from now on.") % strategy)
+        operation.retry(strategy=strategy, pace={})
     elif operation.status == Status.BLOCKED and is_undecided(operation):
         operation.release(current_origin().user or "command")
 

@@ -59,7 +59,7 @@ def drawn(links: Links, period: list[date], left: Left | None) -> Iterator[Chart
     if links.left_behind():
         yield left_behind(period, figures, left)
     if links.leads_to("r2object"):
-        yield file_types(DailyFigures.objects.latest_first().first())
+        yield file_types(figures[-1] if figures else DailyFigures.objects.latest_first().first())
         yield from types_over_time(period, figures)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, NamedTuple, cast
 
+from django.db.models import Count
 from django.utils.text import Truncator
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
@@ -172,8 +173,12 @@ STEPS = {
 
 
 def of_incidents(links: Links) -> Iterator[Need]:
-    for kind, step in STEPS.items() if links.leads_to("incident") else ():
-        known = Incident.objects.open().filter(kind=kind)
+    if not links.leads_to("incident"):
+        return
+    open_ones = Incident.objects.open().filter(kind__in=STEPS)
+    counts = dict(open_ones.order_by().values_list("kind").annotate(n=Count("pk")))
+    for kind, step in STEPS.items():
+        known = open_ones.filter(kind=kind)
         first = known.select_related("operation").order_by("began_at", "pk")[:OPERATIONS_SHOWN]
         for incident in first:
             # A constraint says that each of this kind is of one.
@@ -186,7 +191,7 @@ def of_incidents(links: Links) -> Iterator[Need]:
                 links.page("cleanupoperation", operation.pk),
                 since=incident.began_at,
             )
-        if (more := known.count() - OPERATIONS_SHOWN) > 0:
+        if (more := counts.get(kind, 0) - OPERATIONS_SHOWN) > 0:
             title = ngettext("%d more deletion", "%d more deletions", more) % more
             url = links.list("incident", over="0", kind__exact=kind.value)
             yield Need("warning", kind.label, title, _("See the list."), url)

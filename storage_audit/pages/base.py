@@ -1,6 +1,6 @@
 """What the admin's pages have in common."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlencode
@@ -145,6 +145,8 @@ class AuditAdmin(ModelAdmin[M]):
     list_per_page = 50
     show_facets = ShowFacets.NEVER
     prefix_field = ""
+    # What links to the list filter it by, beside the filters that it shows.
+    linked_lookups: Collection[str] = ()
     # Of what is offered beside the actions, the permission that it needs and its label.
     tools: Mapping[str, object] = {}
     change_list_template = "admin/storage_audit/change_list.html"

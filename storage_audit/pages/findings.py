@@ -41,6 +41,7 @@ ONLY_IF = ("escaped", "upload_id")
 class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
     list_display = ("found", "kind", "state", "owner", "shown_size", "last_seen_at")
     list_filter = (BucketFilter, MayBeDeleted, "state", "kind")
+    linked_lookups = ("last_scan",)
     search_fields = ("key",)
     search_help_text = gettext_lazy(
         "The beginning of a key, such as projects/proj_1/. Case counts."

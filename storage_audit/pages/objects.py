@@ -28,6 +28,7 @@ KEYS_SHOWN = 50
 class R2ObjectAdmin(DeletingAdmin[R2Object]):
     list_display = ("shown", "owner", "shown_size", "state", "last_modified")
     list_filter = (BucketFilter, "state")
+    linked_lookups = ("project_id",)
     search_fields = ("key",)
     search_help_text = gettext_lazy(
         "The beginning of a key, such as projects/proj_1/. Case counts."

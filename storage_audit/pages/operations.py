@@ -60,6 +60,13 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
     )
     # Each of them, and both, has an index. The trigger tells nearly all that the kind would.
     list_filter = (Needs, "status", "trigger", FollowUpChecks)
+    linked_lookups = (
+        "project_id",
+        "job",
+        "created_at__gte",
+        "next_attempt_at__isnull",
+        "error__gt",
+    )
     search_fields = ("project_id", "id")
     search_help_text = gettext_lazy(
         "The beginning of a project id, such as proj_1, or a whole deletion id."

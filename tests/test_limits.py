@@ -6,16 +6,22 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 from pytest_django import Settings
 
 from devtools.faults.kinds import changed, lies
-from devtools.faults.matching import is_delete_batch, is_listing, is_listing_under, on
+from devtools.faults.matching import (
+    is_anything,
+    is_delete_batch,
+    is_listing,
+    is_listing_under,
+    on,
+)
 from devtools.faults.pages import with_contents
 from devtools.faults.proxy import FaultyStore, Reply, Request
 from storage_audit import tasks
-from storage_audit.audit import installation, limits, requests, scan, vanished
+from storage_audit.audit import cleanup, installation, limits, requests, scan, vanished
 from storage_audit.audit.installation import MARKER, Mismatch
 from storage_audit.models import (
     BucketScan,
@@ -714,6 +720,64 @@ def test_release_lifts_no_limit_of_a_plan_that_was_not_held_against_it(
     operation = run(operation)
     assert "3 objects (21 bytes) would be deleted; the limit is 1" in operation.error
     assert len(bucket.keys()) == 3
+
+
+def die_once(patch: pytest.MonkeyPatch, place: Any, name: str, error: BaseException) -> None:
+    real, errors = getattr(place, name), [error]
+
+    def die(*args: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return real(*args)
+
+    patch.setattr(place, name, die)
+
+
+def test_database_error_while_the_limits_are_asked_lifts_none(
+    bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited(settings, objects=1)
+    alive("proj_1")
+    keys = fill(bucket, 3)
+    operation = requested("proj_1")
+    timeout = OperationalError("canceling statement due to statement timeout")
+    die_once(monkeypatch, limits, "excess", timeout)
+    with pytest.raises(OperationalError):
+        run(operation)
+    operation.refresh_from_db()
+    assert (operation.status, operation.planned_at is None) == (Status.INCOMPLETE, False)
+    operation = again(operation)
+    assert operation.status == Status.BLOCKED
+    assert "3 objects (21 bytes) would be deleted; the limit is 1" in operation.error
+    assert bucket.keys() == set(keys)
+
+
+@pytest.mark.parametrize("trouble", ["store", "workers"])
+def test_worker_that_dies_before_the_limits_are_asked_lifts_none(
+    bucket: Bucket,
+    store: FaultyStore,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: str,
+) -> None:
+    """Whatever the next worker meets, as the store's trouble, or that it is one of many."""
+    lost(bucket, MANY)
+    alive("proj_1")
+    operation = requested("proj_1")
+    die_once(monkeypatch, limits, "objections", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run(operation)
+    before = {"store": 1, "workers": cleanup.TAKEOVERS}[trouble]
+    past = timezone.now() - timedelta(seconds=1)
+    CleanupOperation.objects.update(lease_until=past, next_attempt_at=past, takeovers=before - 1)
+    store.rules.append(on(is_anything, Reply(503)))
+    operation = run(operation)
+    assert (operation.status, operation.planned_at is None) == (Status.INCOMPLETE, False)
+    store.rules.clear()
+    operation = again(operation)
+    assert operation.status == Status.BLOCKED
+    assert "tracked objects are not in the listing" in operation.error
+    nothing_concluded(bucket, operation)
 
 
 @pytest.mark.parametrize("kind", ["dry run", "objects"])

@@ -13,6 +13,8 @@ from django.db import OperationalError, connection, models
 from pytest_django import Settings
 from storages.backends.s3 import S3Storage
 
+from devtools.faults.matching import is_anything, on
+from devtools.faults.proxy import FaultyStore, Reply
 from storage_audit.audit import (
     cleanup,
     incidents,
@@ -34,6 +36,7 @@ from tests.promises import (
     between_plan_and_batch,
     delete,
     deleted,
+    make_due,
     outcomes,
     reason,
     requested,
@@ -190,6 +193,25 @@ def test_a_plan_that_waited_is_looked_at_again(library: Bucket) -> None:
     rows("Poster").create(file=key)
     requests.force_delete_operation(plan)
     assert outcomes(run(plan)) == {key: "protected"}
+
+
+@pytest.mark.parametrize("troubles", [0, 1])
+def test_a_blocked_plan_that_is_approved_is_looked_at_again(
+    library: Bucket, store: FaultyStore, settings: Settings, troubles: int
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 0}
+    key = library.upload("proj_1")
+    operation = delete("proj_1")
+    assert operation.status == Status.BLOCKED
+    # Its column has no index, so only the look-up for the plan finds this row.
+    rows("Poster").create(file=key)
+    requests.force_delete_operation(operation)
+    if troubles:
+        store.rules.append(on(is_anything, Reply(503)))
+        assert run(operation).status == Status.INCOMPLETE
+        store.rules.clear()
+        make_due(operation)
+    assert outcomes(run(operation)) == {key: "protected"}
 
 
 def test_an_orphan_that_a_row_names_is_kept(library: Bucket, settings: Settings) -> None:

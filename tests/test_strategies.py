@@ -15,7 +15,7 @@ from django.test import override_settings
 
 from devtools.cloudflare_api import CloudflareApi
 from devtools.cloudflare_api import cloudflare_api as running_api
-from devtools.faults.matching import is_delete_batch, is_delete_single, on
+from devtools.faults.matching import is_anything, is_delete_batch, is_delete_single, on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from devtools.local_r2 import LocalR2
 from storage_audit.audit import deletion, installation, requests
@@ -34,6 +34,7 @@ from tests.promises import (
     delete,
     deleted,
     late_check,
+    make_due,
     outcomes,
     reason,
     run,
@@ -234,12 +235,18 @@ def test_wrangler_is_not_started_for_many_objects(
     assert not operation.events.filter(step="command").exists()
 
 
+@pytest.mark.parametrize("troubles", [0, 1])
 def test_when_released_many_objects_go_in_batches(
-    few_for_wrangler: list[str], store: FaultyStore, bucket: Bucket
+    few_for_wrangler: list[str], store: FaultyStore, bucket: Bucket, troubles: int
 ) -> None:
     operation = delete("proj_1")
     CleanupOperation.objects.update(pace={"keys": 1, "calls": 1})
     requests.force_delete_operation(operation)
+    if troubles:
+        store.rules.append(on(is_anything, BUSY))
+        assert run(operation).status == Status.INCOMPLETE
+        store.rules.clear()
+        make_due(operation)
     run(operation)
     operation.refresh_from_db()
     assert (operation.status, operation.strategy) == (Status.CLEAN, "batch")

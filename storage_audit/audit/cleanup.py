@@ -158,12 +158,18 @@ def refuse_reborn(work: Work) -> None:
 
 def start_again(operation: CleanupOperation) -> None:
     """Put what failed back into the plan. What nobody can delete fails again, and costs nothing."""
-    if operation.planned_at and operation.deletes:
+    if may_delete(operation):
         operation.renew(step=Step.DELETE, cursor={})
         operation.items.filter(outcome="failed", escaped=False).mark(
             CleanupItem.Outcome.PLANNED, tries=0, answer=""
         )
     operation.record("retry", _("Trying again."))
+
+
+def may_delete(operation: CleanupOperation) -> bool:
+    """Whether its plan was checked. Only `set_out` leaves the step PLAN, after the limits and the
+    rows that use its files were asked."""
+    return operation.deletes and operation.step != Step.PLAN
 
 
 def resume(work: Work) -> None:
@@ -362,8 +368,8 @@ def late_check(operation: CleanupOperation, delay: timedelta) -> None:
 
 def block(operation: CleanupOperation, reason: str, **facts: list[str]) -> None:
     with transaction.atomic():
-        begun = operation.deletes and operation.step != Step.PLAN
-        operation.block(reason, **({"step": Step.DELETE, "cursor": {}} if begun else {}))
+        begun = {"step": Step.DELETE, "cursor": {}} if may_delete(operation) else {}
+        operation.block(reason, **begun)
         deletion.rest(operation)
         # Its other columns say what became of items when they are closed.
         operation.change(Q(), headway={"books": operation.items.by_outcome()})

@@ -51,6 +51,17 @@ def from_the_edge(status: int) -> Reply:
     return replace(HTML, status=status)
 
 
+# botocore would send the request again at once, and each later one to that region.
+REGION = (("x-amz-bucket-region", "weur"),)
+REDIRECTS = [
+    Reply(301, error("PermanentRedirect"), REGION),
+    Reply(307, error("TemporaryRedirect"), REGION),
+    Reply(
+        400,
+        error("AuthorizationHeaderMalformed").replace(b"</Code>", b"</Code><Region>weur</Region>"),
+        REGION,
+    ),
+]
 ANSWERS: list[tuple[Reply, type[StoreError]]] = [
     (RESET, Unavailable),
     (Reply(500, error("InternalError")), Unavailable),
@@ -79,6 +90,7 @@ ANSWERS: list[tuple[Reply, type[StoreError]]] = [
     (Reply(400, error("MalformedXML")), StoreError),
     (Reply(404), StoreError),
     (Reply(501, error("NotImplemented")), StoreError),
+    *((redirect, StoreError) for redirect in REDIRECTS),
 ]
 NAMES = [f"{a.status} {a.text[:40]} is {kind.__name__}" for a, kind in ANSWERS]
 
@@ -92,6 +104,19 @@ def test_each_answer_has_its_class(
         r2.delete_batch("tests", KEYS)
     assert type(raised.value) is kind
     assert len(store.asked(is_delete_batch)) == 1
+
+
+@pytest.mark.parametrize("redirect", REDIRECTS, ids=lambda reply: str(reply.status))
+def test_store_cannot_send_us_to_another_region(store: FaultyStore, redirect: Reply) -> None:
+    store.rules.append(on(is_anything, redirect, times=2))
+    with pytest.raises(StoreError):
+        r2.list_page("tests", "")
+    with pytest.raises(StoreError):
+        r2.head("tests", KEYS[0])
+    assert len(r2.list_page("tests", "projects/").objects) == len(KEYS)
+    # Neither was sent again, and nothing else was asked about the bucket.
+    assert [request.method for request in store.seen] == ["GET", "HEAD", "GET"]
+    assert all("/auto/s3/" in request.headers["Authorization"] for request in store.seen)
 
 
 @pytest.mark.parametrize(

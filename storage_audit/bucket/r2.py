@@ -118,8 +118,15 @@ def prepare(client: Any) -> None:
         client.meta.events.register(f"before-parse.*.{call}", keep_frame)
     client.meta.events.register("before-parameter-build.s3.DeleteObjects", answers.leave_one)
     client.meta.events.register("before-call.s3.DeleteObjects", answers.ask_for_all)
+    client.meta.events.register("before-call.s3", keep_region)
     client.meta.events.register("response-received.s3", count_attempt)
     client.meta.events.register("after-call-error.s3", count_failure)
+
+
+def keep_region(context: dict[str, Any], **kwargs: Any) -> None:
+    """Follow no redirect. botocore would send the call again whatever `attempts` says, and each
+    later call to the region that the answer named, until the process ends."""
+    context["s3_redirect"]["redirected"] = True
 
 
 def cut_entries(

@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import pairwise
+from threading import Event
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from django.utils import timezone
 from devtools.faults.matching import is_listing, is_listing_under, is_uploads_listing, on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from storage_audit.audit import installation, scan
-from storage_audit.audit.scan import batch, lanes, rows, sightings, witness, worker
+from storage_audit.audit.scan import batch, lanes, rows, sightings, worker
 from storage_audit.audit.scan.lanes import Lanes
 from storage_audit.audit.scan.witness import Witness
 from storage_audit.bucket.errors import Unavailable
@@ -421,6 +423,47 @@ def test_trouble_with_a_look_at_the_marker_that_passes_is_none_of_the_scan(
         return scanning.MARKER
 
     monkeypatch.setattr(installation, "find_marker", find_marker)
-    monkeypatch.setattr(witness.logger, "disabled", True)
+    monkeypatch.setattr(lanes.logger, "disabled", True)
     complete()
     assert findings() == EXPECTED
+
+
+def test_a_store_that_asks_for_a_long_pause_does_not_hold_a_scan_up(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_year = Unavailable("busy", retry_after=31_536_000)
+    marker, page = iter([a_year]), iter([a_year])
+
+    def find_marker(bucket: str) -> Listed:
+        if error := next(marker, None):
+            raise error
+        return scanning.MARKER
+
+    def before_page(number: int) -> None:
+        if error := next(page, None):
+            raise error
+
+    monkeypatch.setattr(installation, "find_marker", find_marker)
+    monkeypatch.setattr(lanes, "LONGEST_PAUSE", 0.0)
+    listing.before_page = before_page
+    complete()
+    assert findings() == EXPECTED
+    assert next(marker, None) is next(page, None) is None
+
+
+def test_a_scan_that_ends_does_not_wait_for_the_pause_before_a_look_at_the_marker(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = Event()
+
+    def find_marker(bucket: str) -> Listed:
+        waits.set()
+        raise Unavailable("busy", retry_after=30)
+
+    monkeypatch.setattr(installation, "find_marker", find_marker)
+    monkeypatch.setattr(lanes, "LONGEST_PAUSE", 30.0)
+    began = monotonic()
+    with Witness("tests") as witness:
+        witness.look()
+        assert waits.wait(timeout=10)
+    assert monotonic() - began < 20

@@ -33,8 +33,10 @@ PATIENCE = 1.0
 # Lanes at first, and the seconds of waiting for a page from which on there are twice as many. Each
 # costs memory, and where the store answers at once more of them bring nothing.
 FEW, STARVED = 4, 0.05
-# Between tries, in seconds, after those that botocore makes by itself.
+# Between tries, in seconds, after those that botocore makes by itself. The store may ask for longer
+# ones, up to LONGEST_PAUSE: the lease of what waits for the marker must outlast three of these.
 PAUSES = (1.0, 2.0, 4.0)
+LONGEST_PAUSE = 10.0
 
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 
@@ -138,6 +140,17 @@ class Stretch:
         self.unstorable = [entry for entry in self.unstorable if is_up_to(until, entry)]
         self.size = sum(map(size_of, self.lines))
         self.cursor, self.ended = last_key(self.lines, self.after), True
+
+
+def wait_to_retry(error: Unavailable, pauses: Iterator[float], stop: Event) -> None:
+    """Raises the error if it was the last try, or nobody waits for another."""
+    pause = next(pauses, None)
+    if pause is None:
+        raise error
+    pause = max(pause, min(error.retry_after, LONGEST_PAUSE))
+    logger.warning("Asking again after %s seconds: %s", pause, error)
+    if stop.wait(pause):
+        raise error
 
 
 def last_key(lines: Sequence[str], before: str) -> str:
@@ -283,10 +296,7 @@ class Lanes:
                     del page
                 return
             except Unavailable as error:
-                pause = next(pauses, None)
-                if pause is None or self._stop.wait(max(pause, error.retry_after)):
-                    raise
-                logger.warning("Listing again after %s: %s", pause, error)
+                wait_to_retry(error, pauses, self._stop)
 
     def _pages_after(self, shard: ScanShard, after: str) -> Iterator[PageRead]:
         asking = asked = timezone.now()

@@ -1,16 +1,13 @@
 """The bucket's marker, looked for after the pages that it is to vouch for have arrived, and while
 these are compared with the table."""
 
-import logging
 from concurrent.futures import Future, ThreadPoolExecutor
-from time import sleep
+from threading import Event
 from typing import Self
 
 from storage_audit.audit import installation
 from storage_audit.audit.scan import lanes
 from storage_audit.bucket.errors import Unavailable
-
-logger = logging.getLogger(__name__)
 
 
 class Witness:
@@ -20,11 +17,13 @@ class Witness:
         self.bucket, self.marker = bucket, installation.see_marker(bucket)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="witness")
         self._answer: Future[str | None]
+        self._stop = Event()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *args: object) -> None:
+        self._stop.set()
         self._thread.shutdown()
 
     def look(self) -> None:
@@ -48,9 +47,6 @@ class Witness:
             try:
                 listed = installation.find_marker(self.bucket)
             except Unavailable as error:
-                if (pause := next(pauses, None)) is None:
-                    raise
-                logger.warning("Looking for the marker again after %s: %s", pause, error)
-                sleep(max(pause, error.retry_after))
+                lanes.wait_to_retry(error, pauses, self._stop)
             else:
                 return installation.name_marker(listed) if listed else None

@@ -1,12 +1,25 @@
-"""Times that were written by a clock which may have been ahead. None of them may keep work waiting
-until that clock's date."""
+"""Clocks that are not to be trusted: those that were ahead, and those that stand still.
 
+No time that a clock which was ahead has written may keep work waiting until its date.
+"""
+
+import time
 from datetime import datetime
+from time import clock_gettime
 
 from django.db.models import Q
 from django.utils import timezone
 
 from storage_audit.conf import conf
+
+# Linux has one that goes on while the machine is suspended.
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def monotonic() -> float:
+    """As Python's, for what must not outlast a suspended machine: Python's clock stands still
+    then, so that a proof from before would look fresh."""
+    return clock_gettime(CLOCK)
 
 
 def leased(at: datetime, of: str = "") -> Q:

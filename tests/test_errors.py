@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
-from time import monotonic
 
 import pytest
 from django.db import transaction
@@ -28,6 +27,7 @@ from storage_audit.bucket.errors import (
     StoreError,
     Unavailable,
 )
+from storage_audit.clocks import monotonic
 from storage_audit.models import CleanupOperation, OperationEvent
 from tests.conftest import Bucket
 from tests.network import faulty_network

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from threading import Barrier, Lock
-from time import monotonic
+from time import CLOCK_BOOTTIME, clock_gettime
 from uuid import uuid4
 
 import pytest
@@ -17,6 +17,7 @@ from storage_audit.audit.pace import Pace
 from storage_audit.audit.sending import Proof
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import TooLate
+from storage_audit.clocks import monotonic
 from storage_audit.models import CleanupItem, CleanupOperation
 from tests.conftest import Bucket
 from tests.promises import Status, again, alive, check, delete, outcomes, reason, requested, track
@@ -322,6 +323,22 @@ def test_nothing_leaves_when_its_time_is_over(store: FaultyStore, bucket: Bucket
     assert bucket.keys() == set(keys)
     r2.delete_batch("tests", keys)
     assert not bucket.keys()
+
+
+def test_nothing_leaves_after_the_machine_was_suspended(
+    store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python's clock has stood still meanwhile."""
+    keys = fill(bucket, 1)
+
+    def after_a_minute(clock: int) -> float:
+        return clock_gettime(clock) + 60 * (clock == CLOCK_BOOTTIME)
+
+    with r2.sent_until(monotonic() + 30):
+        monkeypatch.setattr("storage_audit.clocks.clock_gettime", after_a_minute)
+        with pytest.raises(TooLate):
+            r2.delete_batch("tests", keys)
+    assert not store.seen
 
 
 def test_batch_whose_proof_grew_old_before_it_left_is_proved_anew(

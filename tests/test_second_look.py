@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from time import monotonic
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from storage_audit.bucket.errors import (
     TooLate,
     Unavailable,
 )
+from storage_audit.clocks import monotonic
 from storage_audit.models import CleanupOperation, R2Object
 from tests.conftest import BUCKETS, Bucket
 from tests.promises import (

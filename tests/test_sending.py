@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from threading import Barrier, Event, Lock, Semaphore
-from time import monotonic, sleep
+from time import sleep
 from typing import Any
 from uuid import uuid4
 
@@ -23,6 +23,7 @@ from storage_audit.audit.sending import Planned, Proof
 from storage_audit.audit.work import OutOfTime, Reborn, Undecided, Work
 from storage_audit.bucket import deleters
 from storage_audit.bucket.errors import Unavailable
+from storage_audit.clocks import monotonic
 from storage_audit.models import CleanupItem, CleanupOperation
 from tests.conftest import Bucket
 from tests.promises import Status, check, outcomes, requested, run

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from storage_audit.audit import deletion, installation, requests
 from storage_audit.audit.installation import MARKER, Mismatch
 from storage_audit.audit.modes import MODES, Mode
 from storage_audit.bucket import wrangler
+from storage_audit.clocks import monotonic
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, R2Object
 from tests.conftest import BUCKETS, Bucket

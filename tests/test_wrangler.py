@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from time import monotonic, sleep
+from time import sleep
 from urllib.parse import quote
 
 import pytest
@@ -34,6 +34,7 @@ from storage_audit.bucket.errors import (
 from storage_audit.bucket.r2 import DELETED, Answer
 from storage_audit.bucket.wrangler import Command
 from storage_audit.bucket.wrangler_errors import Unusable
+from storage_audit.clocks import monotonic
 from tests.conftest import BUCKETS, Bucket
 
 # What it asks is no database.

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
 from math import inf
-from time import monotonic
 from typing import NamedTuple
 
 from django.db.models import TextChoices
@@ -24,6 +23,7 @@ from storage_audit.audit.work import LONE_KEYS
 from storage_audit.bucket import listing, r2
 from storage_audit.bucket.listing import Identity, escape, storable
 from storage_audit.bucket.r2 import Listed
+from storage_audit.clocks import monotonic
 from storage_audit.conf import conf
 from storage_audit.fields import spellings
 from storage_audit.models import KnownProject, R2Object

@@ -6,7 +6,6 @@ A batch is what one look proves; it goes in one call, or in some at once.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, groupby
-from time import monotonic
 
 from django.db import OperationalError, transaction
 from django.db.models import F, Q
@@ -26,6 +25,7 @@ from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.uploads import Upload
 from storage_audit.bucket.wrangler import Command
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
+from storage_audit.clocks import monotonic
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2Object
 from storage_audit.querysets import R2ObjectQuerySet, impatient

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from time import monotonic
 
 from django.db import transaction
 from django.utils import timezone
@@ -24,6 +23,7 @@ from storage_audit.bucket import cloudflare, listing, r2
 from storage_audit.bucket.errors import Broken, StoreError, TooLate
 from storage_audit.bucket.listing import Identity, escape, spellings
 from storage_audit.bucket.r2 import Listed
+from storage_audit.clocks import monotonic
 from storage_audit.models import CleanupItem, KnownProject, R2Object
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome

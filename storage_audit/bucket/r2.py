@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, lru_cache
 from math import inf
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 import botocore.session
@@ -34,6 +33,7 @@ from storage_audit.bucket.errors import (
     classify,
 )
 from storage_audit.bucket.wire import Entries, Entry
+from storage_audit.clocks import monotonic
 from storage_audit.conf import Conf, conf
 from storage_audit.redaction import redact
 
@@ -176,7 +176,7 @@ _send_until: ContextVar[float] = ContextVar("send_until", default=inf)
 
 @contextmanager
 def sent_until(moment: float) -> Iterator[None]:
-    """Within, a request that would leave after this time of `monotonic` raises TooLate instead.
+    """Within, a request that would leave after this time of our clock raises TooLate instead.
 
     Looked at when the request is built and signed, and only its connection may be still to make:
     a process that is stopped in this last moment can send it late. Then the store refuses it as

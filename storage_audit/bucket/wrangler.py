@@ -20,7 +20,7 @@ from functools import lru_cache
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import monotonic, sleep
+from time import sleep
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -30,6 +30,7 @@ from storage_audit.bucket import calls
 from storage_audit.bucket.errors import Broken, Refused, StoreError, TooLate, Unavailable
 from storage_audit.bucket.r2 import DELETED, MAX_KEY_BYTES, Answer
 from storage_audit.bucket.wrangler_errors import Said, Unusable, not_started, shorten, trouble
+from storage_audit.clocks import monotonic
 from storage_audit.conf import conf
 from storage_audit.redaction import redact
 
@@ -369,8 +370,10 @@ def wait(argv: list[str], env: dict[str, str], folder: Path, until: float) -> in
             start_new_session=True,
         )
         try:
-            return process.wait(max(0.0, until - monotonic()))
-        except subprocess.TimeoutExpired:
+            # A second at a time: the clock of `Popen.wait` stops while the machine is suspended.
+            while (left := until - monotonic()) > 0:
+                with suppress(subprocess.TimeoutExpired):
+                    return process.wait(min(left, 1.0))
             return None
         finally:
             with suppress(ProcessLookupError, PermissionError):

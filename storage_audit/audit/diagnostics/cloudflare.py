@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from time import monotonic
 
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -14,6 +13,7 @@ from storage_audit.audit.installation import MARKER, find_marker
 from storage_audit.bucket import cloudflare, wrangler
 from storage_audit.bucket.errors import StoreError, TooLate
 from storage_audit.bucket.wrangler_errors import Unusable
+from storage_audit.clocks import monotonic
 from storage_audit.conf import conf
 from storage_audit.redaction import redact
 

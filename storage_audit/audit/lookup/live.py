@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
-from time import monotonic
 
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -15,6 +14,7 @@ from storage_audit.audit.lookup.facts import Facts, Seen
 from storage_audit.bucket import listing, r2
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import nfc, storable
+from storage_audit.clocks import monotonic
 from storage_audit.redaction import redact
 
 

@@ -7,6 +7,7 @@ import pytest
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.db import transaction
+from django.db.models import F
 from django.utils import timezone
 from django_q.models import OrmQ
 from pytest_django.fixtures import Settings
@@ -16,6 +17,7 @@ from storage_audit.bucket.listing import escape
 from storage_audit.models import CleanupOperation, Project, R2Object
 from tests.conftest import Bucket
 from tests.promises import (
+    FLAT,
     Status,
     again,
     alive,
@@ -449,6 +451,31 @@ def test_object_overwritten_since_its_row_was_written_stays(bucket: Bucket) -> N
     assert "overwritten" in reason(operation, key)
     assert bucket.keys() == {key}
     check(bucket)
+
+
+def test_same_content_written_again_since_its_row_was_written_stays(bucket: Bucket) -> None:
+    key = bucket.upload("proj_1")
+    R2Object.objects.update(last_modified=timezone.now() - timedelta(hours=1))
+    operation = delete_rows(key=key)
+    assert outcomes(operation) == {key: "protected"}
+    assert "written again" in reason(operation, key)
+    assert bucket.keys() == {key}
+
+
+@pytest.mark.parametrize(
+    ("hours", "outcome"), [(1, "deleted"), (0, "protected")], ids=["before", "after"]
+)
+def test_file_of_a_deleted_row_without_facts_goes_only_if_written_before(
+    bucket: Bucket, hours: int, outcome: str
+) -> None:
+    alive("proj_1")
+    track(bucket, FLAT, "proj_1", state="upload_failed").delete()
+    bucket.put(FLAT)
+    CleanupOperation.objects.update(created_at=F("created_at") + timedelta(hours=hours))
+    operation = run(CleanupOperation.objects.get())
+    assert outcomes(operation) == {FLAT: outcome}
+    assert ("after its row was deleted" in reason(operation, FLAT)) is (outcome == "protected")
+    assert bucket.keys() == ({FLAT} if outcome == "protected" else set())
 
 
 @pytest.mark.parametrize("moment", ["before the plan", "after the plan"])

@@ -71,20 +71,32 @@ def recall(operation: CleanupOperation) -> None:
 def compare_rows(work: Work, looked: Looked) -> None:
     for item, listed in looked:
         if listed:
-            compare(item, listed)
+            compare(work.operation, item, listed)
     CleanupItem.objects.bulk_update([item for item, _seen in looked], COMPARED, batch_size=200)
 
 
-def compare(item: CleanupItem, listed: Listed) -> None:
-    if item.etag and (item.etag, item.size) != (listed.etag, listed.size):
-        item.outcome = Outcome.PROTECTED
-        item.reason = _(
-            "The object is not the one that the row described: it was overwritten. Track it, and"
-            " delete that row if it is to go."
-        )
+def compare(operation: CleanupOperation, item: CleanupItem, listed: Listed) -> None:
+    if reason := why_another(operation, item, listed):
+        item.outcome, item.reason = Outcome.PROTECTED, reason
     item.key, item.size, item.etag = listed.key, listed.size, listed.etag
     item.last_modified, item.present_at = listed.last_modified, timezone.now()
     item.found_in = FoundIn.BOTH
+
+
+def why_another(operation: CleanupOperation, item: CleanupItem, listed: Listed) -> str:
+    """Why the object may be another one than the deleted row described, or nothing."""
+    then, now = item.last_modified, listed.last_modified
+    # An upload took the row's time from a HEAD, which counts in whole seconds, as do some listings.
+    second, asked_at = now.replace(microsecond=0), operation.created_at.replace(microsecond=0)
+    if then is None and second >= asked_at and operation.deletes:
+        reason = _("The object was written after its row was deleted.")
+    elif item.etag and (item.etag, item.size) != (listed.etag, listed.size):
+        reason = _("The object is not the one that the row described: it was overwritten.")
+    elif then not in (None, now, second):
+        reason = _("The object was written again, with the same content, since its row was.")
+    else:
+        return ""
+    return reason + " " + _("Track it, and delete that row if it is to go.")
 
 
 def judge_orphans(work: Work, looked: Looked) -> None:

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 from django.db import IntegrityError, transaction
@@ -204,6 +205,27 @@ def test_orphan_that_a_cleanup_covers_by_now_stays(
     assert outcomes(run(orphans)) == {KEY: "protected"}
     assert "covers this file" in reason(orphans, KEY)
     assert bucket.keys() == {KEY}
+
+
+@pytest.mark.parametrize("moment", ["when asked for", "in the plan"])
+@pytest.mark.parametrize("spelling", ["NFC", "NFD"])
+def test_orphan_whose_row_was_deleted_in_another_spelling_stays(
+    bucket: Bucket, spelling: str, moment: str
+) -> None:
+    bucket.set_marker(folds_unicode=True)
+    alive("proj_1")
+    listed = normalize(spelling, "projects/proj_9/scenes/s1/media/caf\u00e9.mp4")
+    bucket.put(listed)
+    found = find(bucket, listed)
+    row = track(bucket, normalize("NFD" if spelling == "NFC" else "NFC", listed), "proj_9")
+    if moment == "when asked for":
+        row.delete()
+        assert decisions.delete_orphans(ids(found)).operations == []
+        return
+    [orphans] = decisions.delete_orphans(ids(found)).operations
+    row.delete()
+    assert outcomes(run(orphans)) == {listed: "protected"}
+    assert "covers this file" in reason(orphans, listed)
 
 
 def test_orphan_goes_beside_follow_ups_previews_and_verifications(bucket: Bucket) -> None:

@@ -1,6 +1,7 @@
 """Which open cleanup is to delete an object. What one covers is deleted by no other way: a person,
 or a worker, has yet to decide on it there."""
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 from django.utils.translation import gettext as _
@@ -74,11 +75,15 @@ def find_by_project(
 def find_by_item(
     cleanups: CleanupOperationQuerySet, keys: Collection[str]
 ) -> dict[str, CleanupOperation]:
-    # An index leads to an item by its identity, which may be another spelling of its key.
-    forms = set[str]().union(*map(spellings, keys))
-    items = CleanupItem.objects.named_by(cleanups).filter(identity__any_of=forms, escaped=False)
-    found = items.values_list("operation", "identity", "key") if forms else ()
-    named = {key: operation for operation, *both in found for key in both if key in keys}
+    # An item may spell the same object otherwise, in its identity as well as in its key.
+    keys_by_form = defaultdict[str, list[str]](list)
+    for key in keys:
+        for form in spellings(key):
+            keys_by_form[form].append(key)
+    items = CleanupItem.objects.named_by(cleanups)
+    items = items.filter(identity__any_of=keys_by_form, escaped=False)
+    found = items.values_list("operation", "identity") if keys_by_form else ()
+    named = {key: operation for operation, form in found for key in keys_by_form[form]}
     operations = cleanups.in_bulk(set(named.values()))
     return {key: operations[pk] for key, pk in named.items() if pk in operations}
 

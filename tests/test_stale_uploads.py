@@ -10,8 +10,9 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from devtools.faults.kinds import changed, error
-from devtools.faults.matching import is_abort, is_uploads_listing, on
+from devtools.faults.matching import is_abort, is_listing, is_uploads_listing, on
 from devtools.faults.pages import (
+    empty,
     first,
     of_another_bucket,
     of_another_prefix,
@@ -335,6 +336,30 @@ def test_listing_that_fails_resolves_nothing(tree: Bucket, old: None, proxy: Fau
         aborted(*found)
     assert Finding.objects.get().state == "open"
     assert not proxy.asked(is_abort)
+
+
+def test_empty_copy_of_the_bucket_resolves_nothing(
+    tree: Bucket, old: None, proxy: FaultyStore
+) -> None:
+    begin(tree, KEY)
+    found = findings(tree)
+
+    def show_nothing(request: Request, forward: Forward) -> Reply:
+        answer = forward()
+        return Reply(answer.status, empty(answer.text).encode(), answer.headers)
+
+    def copy(request: Request, forward: Forward) -> Reply | None:
+        if is_uploads_listing(request):
+            proxy.rules[:] = [on(is_listing, show_nothing)]
+            return show_nothing(request, forward)
+        return None
+
+    proxy.rules.append(copy)
+    with pytest.raises(Broken):
+        aborted(*found)
+    proxy.rules.clear()
+    assert not Finding.objects.filter(state="resolved").exists()
+    assert there(tree) == [KEY]
 
 
 def test_nothing_is_aborted_in_another_bucket(tree: Bucket, old: None) -> None:

@@ -90,10 +90,12 @@ def is_under_way(finding: Finding) -> bool:
 
 
 def seen(finding: Finding) -> Upload | None:
-    """This very upload, in a complete listing of those of its key. Raises StoreError."""
+    """This very upload, in a complete listing of those of its key, which a sighting of the marker
+    follows. Raises Mismatch and StoreError."""
     pages = uploads.unfinished(finding.bucket, finding.key)
     if pages is None:
         raise StoreError(_("The store cannot list unfinished uploads."))
     mine = (finding.key, finding.upload_id)
     there = [upload for page in pages for upload in page if (upload.key, upload.upload_id) == mine]
+    installation.see_marker(finding.bucket)
     return there[0] if there else None

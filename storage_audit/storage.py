@@ -19,6 +19,7 @@ from storages.backends.s3 import S3File, S3Storage
 from storages.utils import clean_name
 
 from storage_audit.audit import installation
+from storage_audit.audit.layouts import OWN_PREFIX
 from storage_audit.audit.ownership import layouts, plain_under
 from storage_audit.bucket import listing, r2
 from storage_audit.bucket.errors import Unavailable
@@ -150,7 +151,9 @@ class TrackedStorage(S3Storage):
     def is_free(self, name: str, upload: "Upload") -> bool:
         """Somebody else's file may have come to its end after the name was chosen."""
         try:
-            if upload.is_first or not super().exists(name):
+            if upload.is_first or not (
+                super().exists(name) or is_listed(self.bucket_name, upload.key)
+            ):
                 return True
             upload.confirm()
         except BaseException:
@@ -192,6 +195,14 @@ class TrackedStorage(S3Storage):
         # A backfill may have listed the object before it went and written its row after our mark.
         backfilled = Q(state=State.STORED, source=R2Object.Source.BACKFILL)
         durably(rows.filter(backfilled | Q(state=State.DELETING)).forget)
+
+
+def is_listed(bucket: str, key: str) -> bool:
+    """Whether a listing shows the object of a key that has a row. HEAD is no evidence that it is
+    gone. Raises StoreError and Mismatch."""
+    there = listing.find(bucket, [key], identity_in(bucket, key))
+    installation.see_marker(bucket)
+    return bool(there)
 
 
 def identity_in(bucket: str, key: str) -> listing.Identity:
@@ -252,6 +263,10 @@ class Upload:
         """
         if not listing.storable(self.key):
             raise ValueError(_("%r cannot be a key.") % self.key)
+        if self.key.startswith(OWN_PREFIX):
+            # No scan or cleanup looks at what is there.
+            text = _("%r is reserved for storage_audit. Use a name outside %s.")
+            raise ValueError(text % (self.key, OWN_PREFIX))
         if not layouts().readings(self.key):
             text = "No key format reads %s, so no cleanup deletes it with its project."
             logger.warning(text, visible(self.key))

@@ -24,6 +24,8 @@ from psycopg2.extensions import ISOLATION_LEVEL_REPEATABLE_READ
 from pytest_django import Settings
 from storages.backends.s3 import S3Storage
 
+from devtools.faults.matching import on
+from devtools.faults.proxy import FaultyStore, Reply
 from devtools.local_r2 import LocalR2
 from storage_audit.audit import cleanup
 from storage_audit.bucket import r2
@@ -594,6 +596,13 @@ def test_a_name_that_the_store_cannot_keep_is_refused(name: str, bucket: Bucket)
     assert not R2Object.objects.filter(state__in=[State.STORED, State.UPLOADING]).exists()
 
 
+@pytest.mark.parametrize("name", [".storage_audit/upload.txt", "./.storage_audit//a"])
+def test_a_name_among_our_own_objects_is_refused(name: str, bucket: Bucket) -> None:
+    with pytest.raises(ValueError, match="reserved"):
+        put(name)
+    assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
+
+
 def test_a_key_is_built_by_the_one_current_layout() -> None:
     assert key_for("proj_1", scene="s1", filename="take.mp4") == NAME
 
@@ -768,6 +777,17 @@ def test_a_file_that_came_to_its_end_after_the_name_was_chosen_is_kept(
 ) -> None:
     put(content=b"first")
     monkeypatch.setattr(TrackedStorage, "get_available_name", lambda self, name, max_length: name)
+    other = put(content=b"second")
+    assert other != NAME
+    assert (bucket.r2.read(NAME), bucket.r2.read(other)) == (b"first", b"second")
+    for name in (NAME, other):
+        assert_told_as_it_is(bucket, name)
+
+
+def test_a_file_is_kept_that_head_does_not_show(store: FaultyStore, bucket: Bucket) -> None:
+    put(content=b"first")
+    # One for the choice of the name, one before the upload.
+    store.rules.append(on(lambda request: request.method == "HEAD", Reply(404), times=2))
     other = put(content=b"second")
     assert other != NAME
     assert (bucket.r2.read(NAME), bucket.r2.read(other)) == (b"first", b"second")

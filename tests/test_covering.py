@@ -1,7 +1,7 @@
 """What an open cleanup covers is deleted by no other way, and one is open for each deletion."""
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 from unicodedata import normalize
 
 import pytest
@@ -210,7 +210,7 @@ def test_orphan_that_a_cleanup_covers_by_now_stays(
 @pytest.mark.parametrize("moment", ["when asked for", "in the plan"])
 @pytest.mark.parametrize("spelling", ["NFC", "NFD"])
 def test_orphan_whose_row_was_deleted_in_another_spelling_stays(
-    bucket: Bucket, spelling: str, moment: str
+    bucket: Bucket, spelling: Literal["NFC", "NFD"], moment: str
 ) -> None:
     bucket.set_marker(folds_unicode=True)
     alive("proj_1")

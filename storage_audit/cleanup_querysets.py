@@ -127,7 +127,14 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
 
     def due(self, now: datetime) -> Self:
         """Operations that a worker may take: their time has come and nobody has them."""
-        return self.filter(~leased(now), status__in=self.model.WORKABLE, next_attempt_at__lte=now)
+        ready = self.filter(~leased(now), status__in=self.model.WORKABLE, next_attempt_at__lte=now)
+        behind = self.model.objects.behind_blocked().filter(pk=OuterRef("pk"))
+        return ready.filter(~Exists(behind))
+
+    def behind_blocked(self) -> Self:
+        """Follow-up checks whose cleanup is blocked: they would delete the files on which a person
+        has yet to decide there."""
+        return self.filter(parent__status="blocked", kind="project")
 
     def put_off_too_far(self, now: datetime) -> Self:
         """Operations whose next attempt is further ahead than twice the longest pause that they can

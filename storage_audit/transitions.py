@@ -92,7 +92,8 @@ class Transitions(models.Model):
             raise LeaseLost(f"Operation {self.pk} is no longer held by this worker.")
 
     def claim(self) -> bool:
-        """Take the operation for this worker, or return False: not due, or somebody has it.
+        """Take the operation for this worker, or return False: not due, somebody has it, or its
+        parent is blocked.
 
         Of the operations of one project in one bucket only one is ever held. The next attempt
         is set before the work begins, so that work that kills its worker is not tried at once.
@@ -103,7 +104,10 @@ class Transitions(models.Model):
         # A lease that nobody gave back: its worker died, or was too slow for it.
         takeovers = self.takeovers + 1 if self.lease_until else 0
         free = Q(status__in=self.WORKABLE, next_attempt_at__lte=now) & ~leased(now)
-        if type(self).objects.rivals(self).held(now).exists():
+        operations = type(self).objects
+        if operations.rivals(self).held(now).exists():
+            return False
+        if operations.behind_blocked().filter(pk=self.pk).exists():
             return False
         return self.change(
             free,

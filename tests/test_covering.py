@@ -9,7 +9,7 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit.audit import decisions, lookup, requests, scan
+from storage_audit.audit import cleanup, decisions, lookup, meaning, requests, scan
 from storage_audit.audit.lookup import live
 from storage_audit.audit.scan import ending, worker
 from storage_audit.models import (
@@ -114,6 +114,26 @@ def test_file_is_kept_whose_other_cleanup_was_blocked_after_the_plan(
     assert run(operation).status == Status.CLEAN_WITH_PROTECTED
     assert bucket.keys() == {SHARED}
     assert f"Cleanup {other.pk} covers this file" in reason(operation, SHARED)
+
+
+def test_follow_up_check_waits_while_its_cleanup_is_blocked(
+    bucket: Bucket, blocked: CleanupOperation
+) -> None:
+    cleanup.late_check(blocked, timedelta(0))
+    follow_up = blocked.children.get()
+    waits = f"It waits until a person has decided on cleanup {blocked.pk}."
+    assert not CleanupOperation.objects.due(timezone.now()).exists()
+    assert run(follow_up).attempts == 0
+    assert bucket.keys() == {KEY}
+    assert waits in meaning.meaning(follow_up)
+    verification = run(requests.verify_operation(blocked))
+    assert verification.status == Status.INCOMPLETE
+    requests.force_delete_operation(blocked)
+    assert set(CleanupOperation.objects.due(timezone.now())) == {blocked, follow_up}
+    assert run(blocked).status == Status.CLEAN
+    follow_up = run(follow_up)
+    assert follow_up.status == Status.CLEAN
+    assert waits not in meaning.meaning(follow_up)
 
 
 def test_finding_is_resolved_once_a_cleanup_covers_its_file(bucket: Bucket) -> None:

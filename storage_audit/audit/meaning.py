@@ -373,9 +373,17 @@ def meaning(operation: CleanupOperation) -> list[str]:
             sentences.append(str(NOT_WHILE_ALIVE))
     elif error:
         sentences.append(_("Message: %s") % error)
+    if status in CleanupOperation.WORKABLE and (blocked := blocked_parent(operation)):
+        sentences.append(_("It waits until a person has decided on cleanup %s.") % blocked.pk)
     if operation.pruned_at:
         sentences.append(PRUNED % {"archive": operation.archive})
     return sentences
+
+
+def blocked_parent(operation: CleanupOperation) -> CleanupOperation | None:
+    """The cleanup for which a follow-up check that deletes has to wait."""
+    parent = operation.parent if operation.kind == Kind.PROJECT else None
+    return parent if parent and parent.status == Status.BLOCKED else None
 
 
 def is_of_live_project(operation: CleanupOperation) -> bool:

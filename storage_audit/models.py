@@ -104,6 +104,8 @@ class KnownProject(models.Model):
     id = BytewiseTextField(_("id"), primary_key=True)
     first_seen_at = models.DateTimeField(_("first seen"), default=timezone.now)
     deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True)
+    # Of a project that was saved, or that came back; empty for those older than this field.
+    last_created_at = models.DateTimeField(_("last created"), null=True, editable=False)
     evidence = models.CharField(_("evidence"), max_length=10, choices=Evidence)
 
     objects = KnownProjectQuerySet.as_manager()

@@ -163,9 +163,15 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
         Of a project that was just created the row is written in any case, which locks it until the
         commit: its id may be on its way to be called gone.
         """
-        born_again = {"deleted_at": None, "evidence": evidence}
+        alive = {"deleted_at": None, "evidence": evidence}
         if created or not self.filter(pk=project_id, deleted_at=None).exists():
-            self.update_or_create(pk=project_id, defaults=born_again)
+            again = alive | {"last_created_at": timezone.now()}
+            first = again if created else alive
+            self.update_or_create(pk=project_id, defaults=again, create_defaults=first)
+
+    def deleted_or_created_since(self, moment: datetime) -> Self:
+        """Ids that may stand for another project now than they did at that moment."""
+        return self.filter(Q(deleted_at__gte=moment) | Q(last_created_at__gte=moment))
 
     def saw_deleted(self, project_id: str, at: datetime, evidence: str) -> None:
         self.update_or_create(pk=project_id, defaults={"deleted_at": at, "evidence": evidence})

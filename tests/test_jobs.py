@@ -4,7 +4,7 @@ once, whoever dies meanwhile or does the same."""
 import inspect
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from threading import Barrier
@@ -244,6 +244,70 @@ def test_a_deletion_goes_on_behind_projects_that_are_already_gone(
         tasks.run_operation(str(operation.pk))
     shown = text_of(superuser().get(page("job", "change", job.pk)))
     assert "Done. The projects are deleted, and their cleanups are finished." in shown
+
+
+def delete_and_save(project_id: str) -> None:
+    Project.objects.get(pk=project_id).delete()
+    Project.objects.create(pk=project_id)
+
+
+def delete_and_insert(project_id: str) -> None:
+    """The deletion is on record; no signal tells of the new project."""
+    Project.objects.get(pk=project_id).delete()
+    Project.objects.bulk_create([Project(pk=project_id)])
+
+
+def delete_and_insert_before_a_sweep(project_id: str) -> None:
+    delete_and_insert(project_id)
+    tasks.sweep()
+
+
+def replace_without_a_deletion(project_id: str) -> None:
+    Project.objects.filter(pk=project_id)._raw_delete("default")
+    Project.objects.create(pk=project_id)
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [
+        delete_and_save,
+        delete_and_insert,
+        delete_and_insert_before_a_sweep,
+        replace_without_a_deletion,
+    ],
+)
+def test_job_keeps_a_project_that_was_created_after_the_request(
+    bucket: Bucket, replace: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    job = asked(3, Action.DELETE)
+    replace("proj_001")
+    key = bucket.upload("proj_001")
+    made = jobs.take_up(job)
+    assert {each.project_id for each in made} == {"proj_000", "proj_002"}
+    for operation in CleanupOperation.objects.all():
+        tasks.run_operation(str(operation.pk))
+    assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
+    assert bucket.keys() == {key}
+    reason = "proj_001: it was deleted or created since the request"
+    assert f"Job {job.pk} leaves out project {reason}" in caplog.text
+    shown = text_of(superuser().get(page("job", "change", job.pk)))
+    assert "Not deleted by this job: 1. The log says why." in shown
+
+
+def test_job_deletes_a_project_that_was_created_again_before_the_request() -> None:
+    projects(1)
+    delete_and_save("proj_000")
+    job = Job.objects.request(Action.DELETE, ["proj_000"])
+    Project.objects.get().save()
+    assert len(jobs.take_up(job)) == 1
+    assert not Project.objects.exists()
+
+
+def test_job_deletes_a_project_that_was_first_seen_after_the_request() -> None:
+    job = asked(2, Action.DELETE)
+    Project.objects.get(pk="proj_000").save()
+    tasks.sweep()
+    assert len(jobs.take_up(job)) == 2
 
 
 def test_a_project_that_may_not_be_deleted_stays_and_stops_no_other(

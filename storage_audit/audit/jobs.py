@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 from django.db import OperationalError, transaction
 
+from storage_audit import projects
 from storage_audit.audit import requests
-from storage_audit.models import CleanupOperation, Job
+from storage_audit.models import CleanupOperation, Job, KnownProject
 from storage_audit.origin import Origin, acting_as
 from storage_audit.redaction import redact, visible
 
@@ -42,6 +43,10 @@ def make(job: Job, project_id: str) -> list[CleanupOperation]:
     shown, made = redact(visible(project_id)), list[CleanupOperation]()
     try:
         with transaction.atomic():
+            if job.action in Job.DELETIONS and is_another(job, project_id):
+                text = "Job %s leaves out project %s: it was deleted or created since the request"
+                logger.warning(text, job.pk, shown)
+                return []
             made = MAKE[job.action](project_id)
         if not made:
             logger.warning("Job %s leaves out project %s: it is already gone", job.pk, shown)
@@ -50,3 +55,11 @@ def make(job: Job, project_id: str) -> list[CleanupOperation]:
     except Exception:
         logger.exception("Job %s leaves out project %s", job.pk, shown)
     return made
+
+
+def is_another(job: Job, project_id: str) -> bool:
+    """Whether the id stands for another project than the one that the job was requested for. Asked
+    under the row's lock, so that no other project can take its place afterwards."""
+    projects.lock(project_id)
+    since = KnownProject.objects.deleted_or_created_since(job.created_at)
+    return since.filter(pk=project_id).exists()

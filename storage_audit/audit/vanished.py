@@ -56,7 +56,9 @@ def remember_alive() -> None:
         ignore_conflicts=True,
         batch_size=1000,
     )
-    KnownProject.objects.reappeared().update(deleted_at=None, evidence=Evidence.SEEN)
+    KnownProject.objects.reappeared().update(
+        deleted_at=None, last_created_at=timezone.now(), evidence=Evidence.SEEN
+    )
 
 
 def hold_other_sweeps() -> None:

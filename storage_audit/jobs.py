@@ -30,6 +30,10 @@ class JobQuerySet(models.QuerySet["Job"]):
     def unfinished(self) -> Self:
         return self.filter(finished_at=None)
 
+    def motionless(self, moment: datetime) -> Self:
+        """Unfinished ones that took up no project since `moment`."""
+        return self.unfinished().filter(before("moved_at", moment))
+
     def forgotten(self, moment: datetime) -> Self:
         """Unfinished ones for which no worker was sent since `moment`."""
         unsent = Q(enqueued_at=None) | before("enqueued_at", moment)
@@ -58,7 +62,10 @@ class Job(models.Model):
     requested_by = models.TextField(_("requested by"), blank=True)
     origin = models.TextField(_("requested from"), blank=True)
     created_at = models.DateTimeField(_("requested"), default=timezone.now)
+    # Of the project at the position: begun, and not come to an end.
+    attempts = models.PositiveIntegerField(default=0, editable=False)
     enqueued_at = models.DateTimeField(null=True, editable=False)
+    moved_at = models.DateTimeField(default=timezone.now, editable=False)
     finished_at = models.DateTimeField(_("all taken up"), null=True, blank=True)
 
     objects = JobQuerySet.as_manager()
@@ -79,11 +86,24 @@ class Job(models.Model):
         )
         return text % {"action": self.get_action_display(), "count": self.projects}
 
+    def begin_attempt(self) -> bool:
+        """Count an attempt before it is made, so that one counts of which the worker dies; False if
+        another worker was quicker."""
+        mine = Job.objects.filter(pk=self.pk, position=self.position, attempts=self.attempts)
+        if not mine.update(attempts=self.attempts + 1):
+            return False
+        self.attempts += 1
+        return True
+
+    def read_progress(self) -> None:
+        """Read again how far the job is, after a transaction that was rolled back."""
+        self.refresh_from_db(fields=["position", "attempts", "moved_at", "finished_at"])
+
     def advance(self, projects: int) -> bool:
         """Note that so many projects more are taken up, and keep other workers from the job until
         the commit; False if one of them was quicker."""
         position = self.position + projects
-        values: dict[str, Any] = {"position": position}
+        values: dict[str, Any] = {"position": position, "attempts": 0, "moved_at": timezone.now()}
         if position >= self.projects:
             values["finished_at"] = timezone.now()
         if not Job.objects.filter(pk=self.pk, position=self.position).update(**values):

@@ -26,9 +26,10 @@ from devtools.environment import made_up_environment
 from devtools.postgres import postgres
 from devtools.processes import Child, free_port
 from storage_audit import queue
+from storage_audit.audit import delays, incidents
 from storage_audit.audit.delays import LATE
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation
+from storage_audit.models import CleanupOperation, Incident, Job
 from tests.test_sweep import forgotten
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -181,6 +182,22 @@ def test_a_queue_that_does_not_move_is_told() -> None:
     OrmQ.objects.update(lock=timezone.now() - LONG)
     (told,) = ask(WORKER)
     assert "waited in the queue for 14 minutes" in told
+
+
+@pytest.mark.django_db
+def test_bulk_job_without_progress_is_reported_though_workers_do_other_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(delays, "gets_on", lambda: True)
+    job = Job.objects.request(Job.Action.DELETE, ["proj_1", "proj_2"])
+    assert ask(WORKER) == []
+    Job.objects.update(moved_at=timezone.now() - delays.JOB_LATE - LATE)
+    (told,) = ask(WORKER)
+    assert f"Bulk jobs without progress: 1, the first for 70 minutes ({job.pk})." in told
+    incidents.notice()
+    assert told.startswith(Incident.objects.get().summary[:40])
+    job.advance(1)
+    assert ask(WORKER) == []
 
 
 @pytest.mark.django_db

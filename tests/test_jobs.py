@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.db.models import ProtectedError
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -327,6 +327,51 @@ def test_a_project_that_may_not_be_deleted_stays_and_stops_no_other(
     assert made_for() == once(4) - Counter(["proj_001"])
 
 
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Projects whose deletion takes longer than the database allows; all others go."""
+    ids, delete = list[str](), Project.delete
+
+    def cancel(project: Project, *args: Any, **kwargs: Any) -> Any:
+        if project.pk in ids:
+            raise OperationalError("canceling statement due to statement timeout")
+        return delete(project, *args, **kwargs)
+
+    monkeypatch.setattr(Project, "delete", cancel)
+    return ids
+
+
+def test_project_whose_deletion_always_times_out_is_left_out_after_some_attempts(
+    failing: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    job = asked(7, Action.DELETE)
+    failing.append("proj_001")
+    tasks.run_job(str(job.pk))
+    job.refresh_from_db()
+    assert (job.position, job.attempts) == (1, 1), "it stops the one before it"
+    for _attempt in range(jobs.ATTEMPTS - 1):
+        with pytest.raises(OperationalError):
+            tasks.run_job(str(job.pk))
+        assert f"Job {job.pk} leaves out" not in caplog.text
+    tasks.run_job(str(job.pk))
+    assert f"Job {job.pk} leaves out project proj_001" in caplog.text
+    work(job)
+    assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
+    assert made_for() == once(7) - Counter(["proj_001"])
+
+
+def test_project_whose_deletion_times_out_for_a_while_is_deleted(failing: list[str]) -> None:
+    job = asked(3, Action.DELETE)
+    failing.append("proj_000")
+    with pytest.raises(OperationalError):
+        tasks.run_job(str(job.pk))
+    failing.clear()
+    tasks.run_job(str(job.pk))
+    assert made_for() == once(3)
+    job.refresh_from_db()
+    assert job.finished_at and not job.attempts
+
+
 # Workers
 
 
@@ -398,6 +443,22 @@ def test_a_worker_that_dies_between_the_operations_and_their_tasks_forgets_none(
     assert not CleanupOperation.objects.filter(enqueued_at=None).exists()
 
 
+def test_project_that_kills_each_worker_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    job, delete = asked(4, Action.DELETE), Project.delete
+
+    def kill(project: Project, *args: Any, **kwargs: Any) -> Any:
+        if project.pk == "proj_001":
+            raise Died
+        return delete(project, *args, **kwargs)
+
+    monkeypatch.setattr(Project, "delete", kill)
+    for _worker in range(jobs.ATTEMPTS + 1):
+        with pytest.raises(Died):
+            tasks.run_job(str(job.pk))
+    tasks.run_job(str(job.pk))
+    assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
+
+
 def sweep_later() -> None:
     """When the task was lost a minute ago."""
     lost = timezone.now() - timedelta(minutes=1)
@@ -424,11 +485,11 @@ def test_two_workers_at_once_make_each_operation_once() -> None:
 
     def take_all(_worker: int) -> int:
         try:
-            made = 0
-            while (mine := Job.objects.get(pk=job.pk)).finished_at is None:
-                if mine.position == 0:
-                    both.wait(SECONDS)
+            made, mine = 0, Job.objects.get(pk=job.pk)
+            both.wait(SECONDS)
+            while mine.finished_at is None:
                 made += len(jobs.take_up(mine))
+                mine = Job.objects.get(pk=job.pk)
             return made
         finally:
             connection.close()

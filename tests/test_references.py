@@ -15,6 +15,7 @@ from storages.backends.s3 import S3Storage
 
 from devtools.faults.matching import is_anything, on
 from devtools.faults.proxy import FaultyStore, Reply
+from storage_audit import tasks
 from storage_audit.audit import (
     cleanup,
     incidents,
@@ -26,7 +27,7 @@ from storage_audit.audit import (
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.lookup import look_up, why
 from storage_audit.audit.work import Work
-from storage_audit.models import CleanupOperation, Incident, R2Object
+from storage_audit.models import CleanupOperation, Incident, Job, Project, R2Object
 from storage_audit.querysets import read_within
 from tests.admin_client import act, page, superuser, text_of
 from tests.conftest import Bucket
@@ -489,3 +490,23 @@ def test_a_copied_row_that_is_deleted_speaks_of_the_file_only_once_its_owner_is_
     operation = delete("proj_3")
     assert outcomes(operation) == {key: "protected"}
     assert "its key names proj_1, which does not exist" in reason(operation, key)
+
+
+# A row that needs its project
+
+
+def test_bulk_job_leaves_out_a_project_that_the_database_keeps_at_the_commit(
+    library: Bucket, caplog: pytest.LogCaptureFixture
+) -> None:
+    alive("proj_1", "proj_2", "proj_3")
+    invoice = rows("Invoice").create(project_id="proj_2")
+    job = Job.objects.request(Job.Action.DELETE, ["proj_1", "proj_2", "proj_3"])
+    tasks.run_job(str(job.pk))
+    assert list(Project.objects.values_list("pk", flat=True)) == ["proj_2"]
+    deleted_ids = CleanupOperation.objects.values_list("project_id", flat=True)
+    assert set(deleted_ids) == {"proj_1", "proj_3"}
+    assert f"Job {job.pk} leaves out project proj_2" in caplog.text
+    assert "IntegrityError" in caplog.text
+    shown = text_of(superuser().get(page("job", "change", job.pk)))
+    assert "Not deleted by this job: 1. The log says why." in shown
+    invoice.delete()

@@ -10,10 +10,12 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit import queue
 from storage_audit.conf import conf
-from storage_audit.models import BucketScan, CleanupOperation
+from storage_audit.models import BucketScan, CleanupOperation, Job
 
 # A worker that is being restarted, or has many cleanups to do, is not late yet.
 LATE = timedelta(minutes=10)
+# A job waits in the queue between its slices.
+JOB_LATE = timedelta(hours=1)
 IDS_SHOWN = 5
 RESTART = gettext_lazy("Read the worker's log, and start the worker again.")
 BUSY = gettext_lazy("Workers get on with other work; wait, or have more of them.")
@@ -30,13 +32,13 @@ class Delay(NamedTuple):
 
 
 def delays() -> list[Delay]:
-    return [*waits(), *sweeps()]
+    return [*waits(), *motionless_jobs(), *sweeps()]
 
 
 def of_worker() -> list[Delay]:
     """Those that tell of a worker that is gone or stuck: where much is to be done, much waits."""
     waiting = waits()
-    return [*([] if waiting and gets_on() else waiting), *sweeps()]
+    return [*([] if waiting and gets_on() else waiting), *motionless_jobs(), *sweeps()]
 
 
 def waits() -> list[Delay]:
@@ -80,6 +82,21 @@ def idle_operations() -> Delay | None:
     }
     timer = _("Have a timer run: manage.py sweep_cleanups")
     return Delay(text, timer if conf().sync else for_waiting())
+
+
+def motionless_jobs() -> list[Delay]:
+    """Jobs that take up no project, whatever else workers get on with."""
+    now = timezone.now()
+    late = Job.objects.motionless(now - JOB_LATE)
+    oldest = list(late.order_by("moved_at").values_list("pk", "moved_at")[:IDS_SHOWN])
+    if not oldest:
+        return []
+    text = _("Bulk jobs without progress: %(count)d, the first for %(late)s (%(ids)s).") % {
+        "count": late.count(),
+        "late": minutes(now - oldest[0][1]),
+        "ids": ", ".join(str(pk) for pk, _moved_at in oldest),
+    }
+    return [Delay(text, _("Search the worker's log for the job's id."))]
 
 
 def late_sweep() -> Delay | None:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 
-from django.db import OperationalError, transaction
+from django.db import DatabaseError, OperationalError, transaction
 
 from storage_audit import projects
 from storage_audit.audit import requests
@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 # Projects in one transaction, which on SQLite all others who write wait for.
 SLICE = 100
+# At one project, each in a task of its own; the sweep sends the next one.
+ATTEMPTS = 5
 MAKE: dict[str, Callable[[str], list[CleanupOperation]]] = {
     Job.Action.DRY_RUN: requests.dry_run,
     Job.Action.VERIFY: requests.verify_project,
@@ -23,12 +25,51 @@ MAKE: dict[str, Callable[[str], list[CleanupOperation]]] = {
 }
 
 
-@transaction.atomic
 def take_up(job: Job) -> list[CleanupOperation]:
-    """The operations of the next projects, made in the transaction that says how far the job is:
-    whoever dies at it or does the same, each is made once. The position stays as it was where
-    another worker was quicker."""
-    project_ids = job.project_ids[job.position : job.position + SLICE]
+    """The operations of the next projects. The position stays as it was where another worker was
+    quicker. A slice that fails as a whole, or that cost a worker its life, is taken up one project
+    at a time, so that a project that cannot be taken up stops no other."""
+    end, made = job.position + SLICE, list[CleanupOperation]()
+    if not job.attempts and job.begin_attempt():
+        try:
+            return take(job, SLICE)
+        except DatabaseError:
+            logger.warning("Job %s goes on one project at a time", job.pk, exc_info=True)
+            job.read_progress()
+    try:
+        while job.position < end and not job.finished_at and job.begin_attempt():
+            made += take_alone(job)
+    except DatabaseError:
+        if not made:
+            raise
+        logger.exception("Job %s: an attempt failed", job.pk)
+    return made
+
+
+def take_alone(job: Job) -> list[CleanupOperation]:
+    """The operations of the next project. It is left out once the database refuses its commit, or
+    when no attempt of several came to an end."""
+    position = job.position
+    try:
+        if job.attempts <= ATTEMPTS:
+            return take(job, 1)
+        logger.error("Job %s: %d attempts failed", job.pk, ATTEMPTS)
+    except DatabaseError as error:
+        job.read_progress()
+        if isinstance(error, OperationalError):
+            raise  # It may pass.
+        logger.exception("Job %s: the database refuses the commit", job.pk)
+    shown = redact(visible(job.project_ids[position]))
+    logger.error("Job %s leaves out project %s: see above", job.pk, shown)
+    job.advance(1)
+    return []
+
+
+@transaction.atomic
+def take(job: Job, count: int) -> list[CleanupOperation]:
+    """The operations of so many projects, made in the transaction that says how far the job is:
+    whoever dies at it or does the same, each is made once."""
+    project_ids = job.project_ids[job.position : job.position + count]
     if not job.advance(len(project_ids)):
         return []
     forced = job.action == Job.Action.FORCE

@@ -73,3 +73,9 @@ def keys_in_data(keys: list[str]) -> list[tuple[str, str]]:
     copies: models.QuerySet[Copy] = models.QuerySet(Copy)
     named = ((row.data.get("key"), f"data of copy {row.pk}") for row in copies)
     return [(key, row) for key, row in named if key in keys]
+
+
+class Invoice(Row):
+    """The database checks its reference when it commits."""
+
+    project = models.ForeignKey(Project, models.DO_NOTHING, related_name="+")

@@ -97,7 +97,8 @@ def test_untracking_on_the_page_keeps_the_object(bucket: Bucket) -> None:
 def test_a_page_offers_what_the_person_may_do(permission: str, db: None) -> None:
     Project.objects.create(pk="proj_1")
     address = page("project", "change", "proj_1")
-    shown = text_of(person(permission).get(address))
+    # To force needs that to delete as well.
+    shown = text_of(person(permission, "delete_project").get(address))
     labels = {
         "dry_run_cleanup": "Dry-run cleanup",
         "verify_cleanup": "Verify cleanup",

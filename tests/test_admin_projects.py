@@ -10,6 +10,7 @@ from django_q.models import OrmQ
 
 from storage_audit.audit import cleanup
 from storage_audit.models import CleanupOperation, Project, R2Object
+from storage_audit.pages.projects import ProjectAdmin
 from tests.admin_client import (
     act,
     confirm,
@@ -154,12 +155,44 @@ def test_each_action_needs_its_own_permission(db: None, action: str) -> None:
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_each_permission_alone_suffices_for_its_action(db: None, action: str) -> None:
+def test_each_permission_suffices_for_its_action(db: None, action: str) -> None:
+    """Alone, but for that to force, which needs that to delete besides."""
     track("proj_1", 0)
-    shown = confirm(person(ACTIONS[action]), "project", action, "proj_1")
+    needed = {ACTIONS[action]} | ({"delete_project"} if action == "force_delete" else set())
+    shown = confirm(person(*needed), "project", action, "proj_1")
     operation = CleanupOperation.objects.get()
     assert operation.requested_by == "ben"
     assert page("cleanupoperation", "change", operation.pk) in shown
+
+
+def test_force_delete_needs_the_permission_to_delete_the_project(db: None) -> None:
+    track("proj_1", 1)
+    client = person("force_cleanup")
+    confirm(client, "project", "force_delete", "proj_1")
+    assert Project.objects.exists()
+    shown = text_of(client.get(page("project", "change", "proj_1")))
+    assert "Ask an administrator to add you to the group “Storage operator”." in shown
+    client = superuser()
+    shown = text_of(client.get(page("project", "change", "proj_1")))
+    assert "You may not do this." not in shown
+
+
+@pytest.mark.parametrize("data", [{}, {"post": "yes"}])
+def test_force_delete_keeps_a_project_that_its_admin_does_not_let_anybody_delete(
+    db: None, monkeypatch: pytest.MonkeyPatch, data: dict[str, str]
+) -> None:
+    def is_allowed(self: object, request: object, obj: Project | None = None) -> bool:
+        return obj is None or obj.pk != "proj_1"
+
+    monkeypatch.setattr(ProjectAdmin, "has_delete_permission", is_allowed)
+    track("proj_1", 1)
+    track("proj_2", 1)
+    client = superuser()
+    shown = act(client, "project", "force_delete", "proj_1", "proj_2", **data)
+    assert "Nothing was deleted. You may not do this. Ask an administrator" in shown
+    assert Project.objects.count() == 2
+    act(client, "project", "force_delete", "proj_2", post="yes")
+    assert Project.objects.get().pk == "proj_1"
 
 
 def test_people_who_may_only_look_see_no_action(db: None) -> None:

@@ -118,11 +118,13 @@ SHORTCUT = "<path:object_id>/"
 
 # Both: an object goes with the project that it is given to.
 ADOPT = "storage_audit.change_r2object storage_audit.delete_r2object"
+# Both: the project is deleted, and its files without limits.
+FORCE = "storage_audit.force_cleanup storage_audit.delete_project"
 ACTIONS = {
     ("storage_audit.project", "delete_selected"): "storage_audit.delete_project",
     ("storage_audit.project", "dry_run_cleanup"): "storage_audit.dry_run_cleanup",
     ("storage_audit.project", "verify_cleanup"): "storage_audit.verify_cleanup",
-    ("storage_audit.project", "force_delete"): "storage_audit.force_cleanup",
+    ("storage_audit.project", "force_delete"): FORCE,
     ("storage_audit.r2object", "delete_selected"): "storage_audit.delete_r2object",
     ("storage_audit.r2object", "untrack"): "storage_audit.delete_r2object",
     ("storage_audit.finding", "acknowledge"): "storage_audit.change_finding",
@@ -476,8 +478,8 @@ def test_no_row_goes_with_a_project_that_the_person_may_not_delete(
     site = admin.AdminSite()
     site.register(Group, OwnerAdmin)
     site.register(User.groups.through)
-    force = Permission.objects.get(codename="force_cleanup")
-    user = User.objects.create_superuser("anna") if may else staff(force)
+    enough = Permission.objects.filter(codename__in=["force_cleanup", "delete_group"])
+    user = User.objects.create_superuser("anna") if may else staff(*enough)
     user.groups.add(Group.objects.create(name="g"))
     request, said = RequestFactory().post("/", data), list[str]()
     request.user, request.resolver_match = user, resolve(page("project"))
@@ -487,7 +489,8 @@ def test_no_row_goes_with_a_project_that_the_person_may_not_delete(
     answer = groups.force_delete(request, groups.get_queryset(request))
     assert (answer is None) == (not may or bool(data))
     assert user.groups.exists() == (not may or not data)
-    assert [text.startswith("Nothing was deleted.") for text in said] == [True] * (not may)
+    would_go = "Nothing was deleted. With the projects would go what you may not delete"
+    assert [text.startswith(would_go) for text in said] == [True] * (not may)
 
 
 # What a shell may do is no question of permissions: here is what it does all the same not do.

@@ -234,7 +234,7 @@ class AuditAdmin(ModelAdmin[M]):
             is_offered = row is None or self.is_fit(row, name)
             if is_offered and needed and not self.has_any(request, needed):
                 label = description % model_format_dict(self.model)
-                found.append((label, self.reason(needed[0])))
+                found.append((label, self.reason(request, needed[0])))
         tools = [(str(label), refusal(request, needed)) for needed, label in self.tools.items()]
         return found + [tool for tool in tools if all(tool)]
 
@@ -249,7 +249,7 @@ class AuditAdmin(ModelAdmin[M]):
     def has_any(self, request: HttpRequest, permissions: Sequence[str]) -> bool:
         return any(getattr(self, f"has_{each}_permission")(request) for each in permissions)
 
-    def reason(self, needed: str) -> str:
+    def reason(self, request: HttpRequest, needed: str) -> str:
         if needed in PERMISSIONS:
             return whom_to_ask(PERMISSIONS[needed])
         # The model may be another application's, and named as one of ours.

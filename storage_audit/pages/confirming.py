@@ -75,7 +75,7 @@ class DeletingAdmin(ConfirmingAdmin[M]):
     def refused(self, request: HttpRequest, row: M | None = None) -> list[tuple[str, str]]:
         found = super().refused(request, row)
         if row and not self.has_delete_permission(request, row):
-            found.append((_("Delete"), self.reason("delete")))
+            found.append((_("Delete"), self.reason(request, "delete")))
         return found
 
     @deletes

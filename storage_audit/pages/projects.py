@@ -179,6 +179,14 @@ class OwnerAdmin(DeletingAdmin[M]):
             return None
         return self.ask_for_many(request, Job.Action.DELETE, ids_of(queryset))
 
+    def has_force_permission(self, request: HttpRequest) -> bool:
+        """To skip the limits, and to delete: the first alone deletes nothing."""
+        return super().has_force_permission(request) and self.has_delete_permission(request)
+
+    def reason(self, request: HttpRequest, needed: str) -> str:
+        lacks_only_delete = needed == "force" and super().has_force_permission(request)
+        return super().reason(request, "delete" if lacks_only_delete else needed)
+
     @action("force", gettext_lazy("Force-delete"))
     def force_delete(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse | None:
         confirmed = self.is_confirmed(request, queryset)
@@ -200,17 +208,19 @@ class OwnerAdmin(DeletingAdmin[M]):
         return self.announce(request, text, sum(made, []))
 
     def goes_too_far(self, request: HttpRequest, owners: QuerySet[M]) -> bool:
-        """Whether rows of other models would go with the projects that this person may not delete;
-        if so, says that nothing was done."""
+        """Whether this person may not delete the projects, or rows of other models that would go
+        with them; if so, says that nothing was done."""
         *_shown, lacking, _protected = self.get_deleted_objects(owners, request)
-        others = sorted(lacking - {self.opts.verbose_name})
-        if others:
+        if self.opts.verbose_name in lacking:
+            text = _("Nothing was deleted. %s") % self.reason(request, "delete")
+            self.message_user(request, text, messages.ERROR)
+        elif others := sorted(lacking):
             text = _(
                 "Nothing was deleted. With the projects would go what you may not delete: %s. Ask"
                 " for the permission, or delete it first."
             )
             self.message_user(request, text % ", ".join(others), messages.ERROR)
-        return bool(others)
+        return bool(lacking)
 
     def confirm_force(self, request: HttpRequest, owners: QuerySet[M]) -> HttpResponse:
         return self.confirm(

@@ -4,7 +4,7 @@ import os.path
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from operator import lt
 
 from storage_audit.bucket.errors import Broken
@@ -14,6 +14,10 @@ from storage_audit.bucket.wire import Entries
 Identity = Callable[[str], str]
 SURROGATE = re.compile("[\ud800-\udfff]")
 ESCAPED = re.compile(rb"\\(?:\\|x([0-9a-f]{2}))")
+# Whose NFC is ASCII, by what that is: the Kelvin sign, the Greek question mark and varia.
+TWINS = {"K": "\u212a", ";": "\u037e", "`": "\u1fef"}
+# In one key, that are looked for each at its place.
+MOST_TWINS = 3
 NAMELESS_FOLDER = re.compile("^/|//")
 
 
@@ -118,12 +122,26 @@ def find(
 
     Each key's place is looked at in a listing, so that absence is seen and not inferred from an
     error. Costs a page for each 1,000 keys that are neighbours and for each that is alone; where
-    spellings are one object, an absent key that is not ASCII costs a look at all that start alike.
+    spellings are one object, an absent key that is not ASCII costs a look at all that start alike,
+    and one with a letter of TWINS a look at the places of its other spellings.
     `after_page` is called after each.
     """
-    wanted = {identity(key) for key in keys}
-    found: dict[str, Listed] = {}
+    found = find_at_places(bucket, keys, identity, after_page)
+    if identity is nfc:
+        found |= find_other_spellings(bucket, [k for k in keys if nfc(k) not in found], after_page)
+    for folder in nameless_folders(each.key for each in found.values()):
+        see_in(bucket, folder)
+        after_page()
+    return found
+
+
+def find_at_places(
+    bucket: str, keys: Iterable[str], identity: Identity, after_page: Callable[[], None]
+) -> dict[str, Listed]:
+    """Those that are listed as they are spelled here, and others that were on the same pages."""
     todo = sorted(set(keys), key=as_bytes)
+    wanted = set(map(identity, todo))
+    found: dict[str, Listed] = {}
     while todo:
         reached = None
         for page in entry_pages(bucket, "", after=before(todo[0])):
@@ -134,13 +152,17 @@ def find(
                 reached = as_bytes(page.keys[-1])
                 break
         todo = [key for key in todo[1:] if reached is not None and as_bytes(key) > reached]
-    if identity is nfc:
-        absent = [key for key in keys if identity(key) not in found and not key.isascii()]
-        found |= find_spellings(bucket, absent, after_page)
-    for folder in nameless_folders(each.key for each in found.values()):
-        see_in(bucket, folder)
-        after_page()
     return found
+
+
+def find_other_spellings(
+    bucket: str, keys: Sequence[str], after_page: Callable[[], None]
+) -> dict[str, Listed]:
+    """Where spellings are one object: those that are listed as they are not spelled here."""
+    rest = [key for key in keys if start_of_all_spellings(key) != key]
+    places = {form for key in set(keys).difference(rest) for form in ascii_spellings(key)}
+    found = find_at_places(bucket, places.difference(keys), nfc, after_page)
+    return found | find_spellings(bucket, rest, after_page)
 
 
 def nameless_folders(keys: Iterable[str]) -> set[str]:
@@ -162,7 +184,8 @@ def find_spellings(
     wanted = {nfc(key) for key in keys}
     found: dict[str, Listed] = {}
     listed_under: str | None = None
-    for start in sorted({start_of_all_spellings(key) for key in keys}):
+    starts = {form for key in keys for form in ascii_spellings(start_of_all_spellings(key))}
+    for start in sorted(starts):
         if listed_under is not None and start.startswith(listed_under):
             continue
         listed_under = start
@@ -173,9 +196,17 @@ def find_spellings(
 
 
 def start_of_all_spellings(key: str) -> str:
-    """Up to the first letter that is not ASCII, or that becomes so: "e" may be half of an "é"."""
+    """Up to the first letter that is not ASCII, or that becomes so: "e" may be half of an "é"; or
+    up to where `ascii_spellings` would be too many. As these spell it."""
     length = next((i for i, char in enumerate(key) if not char.isascii()), len(key))
-    return os.path.commonprefix([key[:length], nfc(key)])
+    start = os.path.commonprefix([key[:length], nfc(key)])
+    twins = [i for i, char in enumerate(start) if char in TWINS]
+    return start[: twins[MOST_TWINS]] if len(twins) > MOST_TWINS else start
+
+
+def ascii_spellings(text: str) -> set[str]:
+    """All texts whose NFC this ASCII text is."""
+    return set(map("".join, product(*(char + TWINS.get(char, "") for char in text))))
 
 
 def spellings(key: str, identity: Identity) -> set[str]:

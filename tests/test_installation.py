@@ -14,13 +14,14 @@ from storage_audit.audit import deletion, installation, requests, sending
 from storage_audit.audit.installation import MARKER, Mismatch, Traits
 from storage_audit.audit.sending import Planned
 from storage_audit.audit.work import Work
-from storage_audit.bucket import frame
+from storage_audit.bucket import frame, r2
 from storage_audit.bucket.deleters import Sent
-from storage_audit.models import CleanupOperation, Installation, R2Object
+from storage_audit.models import CleanupOperation, Installation, Project, R2Object
 from tests.conftest import BUCKETS, Bucket
 from tests.promises import (
     HIERARCHICAL,
     Status,
+    again,
     alive,
     between_batch_and_verification,
     check,
@@ -152,6 +153,26 @@ def test_bucket_claimed_before_its_marker_was_recorded_has_to_be_claimed_again(
     assert "before we recorded" in operation.error and "claim_bucket" in operation.error
     installation.claim(tracked.name)
     healed(tracked, operation)
+
+
+def test_cleanup_waits_while_the_bucket_is_being_claimed(
+    tracked: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, waiting = r2.write, list[CleanupOperation]()
+    Project.objects.create(pk="proj_2")
+
+    def write_slowly(bucket: str, key: str, body: bytes) -> None:
+        write(bucket, key, body)
+        if key == MARKER:
+            waiting.append(delete("proj_1"))
+
+    monkeypatch.setattr(r2, "write", write_slowly)
+    Installation.objects.update(markers={})
+    installation.claim(tracked.name)
+    [operation] = waiting
+    assert operation.status == Status.INCOMPLETE
+    assert "is being claimed" in operation.error
+    assert again(operation).status == Status.CLEAN
 
 
 def test_sighting_names_the_marker_of_its_bucket(bucket: Bucket, local_r2: LocalR2) -> None:

@@ -178,6 +178,9 @@ LIES: dict[str, Reply | Rule] = {
     "a list for a page": altered(lambda c: c.update(result_info=[])),
     "an end in words": altered(lambda c: c["result_info"].update(is_truncated="false")),
     "an end in digits": altered(lambda c: c["result_info"].update(is_truncated=0)),
+    "an end and a way on": altered(
+        lambda c: c["result_info"].update(is_truncated=False, cursor="c")
+    ),
     "no end": altered(lambda c: c["result_info"].update(is_truncated=None)),
     "a number for a cursor": altered(lambda c: c["result_info"].update(cursor=7)),
     "a truth for a number": altered(lambda c: c["result"][0].update(size=True)),

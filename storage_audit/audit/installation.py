@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from django.conf import settings
-from django.db import connection
+from django.db import connection, transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -28,6 +28,8 @@ from storage_audit.models import Installation
 from storage_audit.redaction import visible
 
 MARKER = f"{OWN_PREFIX}installation.json"
+# In place of a marker's name while a new one is written.
+BEING_CLAIMED = "being claimed"
 MACHINE_ID = Path("/etc/machine-id")
 
 
@@ -108,6 +110,12 @@ def see_marker(bucket: str) -> str:
     if listed is None:
         identify(bucket)  # Is it the listing, or is the marker gone?
         raise unlisted(bucket)
+    if recorded == BEING_CLAIMED:
+        text = _(
+            "Bucket %s is being claimed. Its listings are used once that is done. If nobody runs"
+            " manage.py claim_bucket now, run it again."
+        )
+        raise Broken(text % bucket)
     if not recorded:
         text = _(
             "Bucket %s was claimed before we recorded how its listing shows the marker. So its"
@@ -145,8 +153,13 @@ def record_marker(bucket: str) -> None:
     listed = find_marker(bucket)
     if listed is None:
         raise unlisted(bucket)
-    installation = Installation.objects.get()
-    installation.markers[bucket] = name_marker(listed)
+    note_marker(bucket, name_marker(listed))
+
+
+@transaction.atomic
+def note_marker(bucket: str, name: str) -> None:
+    installation = Installation.objects.select_for_update().get()
+    installation.markers[bucket] = name
     installation.save(update_fields=["markers"])
 
 
@@ -235,6 +248,8 @@ def claim(bucket: str, *, take_over: bool = False) -> Traits:
     traits = probe(bucket)
     written = {**marker(bucket, installation), **asdict(traits), "echoes": list(traits.echoes)}
     if written != content or not is_intact(bucket):
+        # A cleanup that looks meanwhile waits, and is not blocked.
+        note_marker(bucket, BEING_CLAIMED)
         r2.write(bucket, MARKER, json.dumps(written, indent=1).encode())
         record_marker(bucket)
     return traits

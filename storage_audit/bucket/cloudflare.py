@@ -165,6 +165,8 @@ def next_cursor(info: dict[str, Any], count: int) -> str | None:
     if not isinstance(more, bool) or not isinstance(cursor, str | None):
         raise Broken(_("The listing does not say whether it is complete."))
     if not more:
+        if cursor:
+            raise Broken(_("The listing says that it is complete and how to go on."))
         return None
     if not cursor:
         raise Broken(_("The listing is cut short and does not say how to go on."))

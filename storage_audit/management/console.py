@@ -127,6 +127,11 @@ def lines_of_result(operation: CleanupOperation) -> Iterator[str]:
     yield from lines_of_error(operation)
     if operation.status == Status.PENDING:
         yield "Another operation of this project is being worked on; this follows."
+    if operation.status == Status.RUNNING and not operation.lease_until:
+        yield (
+            "Files are missing that this cleanup did not delete. It looks for them again in a"
+            " minute: a worker goes on then, or run manage.py sweep_cleanups --sync"
+        )
     yield from lines_of(staying(operation))
 
 

@@ -89,7 +89,8 @@ class StoreCalls(models.Model):
 
 class DailyFiguresQuerySet(models.QuerySet["DailyFigures"]):
     def latest_first(self) -> Self:
-        return self.order_by("-day")
+        """But for days to come, which a clock that was ahead has written."""
+        return self.filter(day__lte=timezone.localdate()).order_by("-day")
 
     def between(self, first: date, last: date) -> Self:
         return self.filter(day__range=(first, last))

@@ -39,7 +39,7 @@ def has_swept() -> bool:
 def put_off_sweeps(now: datetime) -> list[Schedule]:
     """Those further ahead than twice their pause: the clock of the cluster that ran them was ahead,
     and they would wait for its date."""
-    sweeps = Schedule.objects.filter(func=SWEEP, schedule_type=Schedule.MINUTES)
+    sweeps = Schedule.objects.filter(func__in=[SWEEP, RECONCILE], schedule_type=Schedule.MINUTES)
     return [each for each in sweeps if each.next_run > now + 2 * MINUTE * (each.minutes or 1)]
 
 

@@ -412,11 +412,21 @@ def test_before_anything_ran_the_board_says_so_and_calls_nothing_well(db: None) 
     figure, said = tile(shown, "Left behind")[1:]
     assert figure == "not known" and "The bucket has not been scanned yet." in said
     assert "This database is not connected to a bucket" in shown and "claim_bucket" in shown
+    overview.take_figures()
+    chart = text_of(client.get(BOARD)).split("<h3>Left behind</h3>")[1].split("</section>")[0]
+    assert "<svg" not in chart and "Not counted in these days" in chart
     find("a")  # Whatever scan found it did not have to end well.
     BucketScan.objects.update(status="failed")
     assert tile(text_of(client.get(BOARD)), "Left behind")[1] == "1 object"
     Installation.objects.create(fingerprint="f")
     assert "not connected to a bucket" not in text_of(client.get(BOARD))
+
+
+def test_figures_of_a_day_to_come_are_not_the_latest(db: None) -> None:
+    """A clock that was ahead wrote them."""
+    day = timezone.localdate() + timedelta(days=300)
+    DailyFigures.objects.create(day=day, taken_at=timezone.now(), file_types={}, **ZERO)
+    assert overview.take_figures() and not overview.take_figures()
 
 
 def test_the_chart_of_what_is_left_behind_ends_with_the_figure_of_the_tile(db: None) -> None:
@@ -941,6 +951,7 @@ def test_deletions_and_bytes_freed_are_drawn_a_day_with_the_same_figures_in_a_ta
 
 
 def test_each_chart_has_a_name_a_summary_and_a_heading_of_its_own(db: None) -> None:
+    scan()
     row("a", file_type="mp4")
     ended(0, "clean")
     overview.take_figures()

@@ -243,7 +243,7 @@ def test_a_deletion_goes_on_behind_projects_that_are_already_gone(
     for operation in job.operations.all():
         tasks.run_operation(str(operation.pk))
     shown = text_of(superuser().get(page("job", "change", job.pk)))
-    assert "Done. The projects are deleted, and their cleanups are finished." in shown
+    assert "Done. All cleanups are finished." in shown
 
 
 def delete_and_save(project_id: str) -> None:

@@ -362,6 +362,7 @@ def test_message_of_a_clock_that_was_ahead_is_sent(a_year_ahead: Callable[[], No
 
 def test_sweeps_that_a_clock_that_was_ahead_has_put_off_are_noticed_and_brought_forward() -> None:
     first, second = Schedule.objects.filter(func=queue.SWEEP).order_by("next_run")
+    [reconcile] = Schedule.objects.filter(func=queue.RECONCILE)
     Schedule.objects.update(next_run=F("next_run") + YEAR)
     late = delays.late_sweep()
     assert late is not None and "a clock was ahead" in late.text
@@ -373,6 +374,8 @@ def test_sweeps_that_a_clock_that_was_ahead_has_put_off_are_noticed_and_brought_
         assert timezone.now() <= schedule.next_run <= soon
         assert schedule.next_run.second == before.second
     assert delays.late_sweep() is None
+    reconcile.refresh_from_db()
+    assert reconcile.next_run <= soon
 
 
 # The schedule

@@ -52,7 +52,7 @@ def board(context: Context) -> dict[str, Any]:
         "more_url": links.list("cleanupoperation", needs="person"),
         "days": days,
         "periods": PERIODS,
-        "charts": charts_of(links, days, left),
+        "charts": charts_of(links, days, left, is_scanned=left is None or is_known(left)),
     }
 
 
@@ -108,7 +108,7 @@ def left_behind(links: Links, left: Left | None) -> Tile:
         figure = _("about %s objects or more") % number_format(overview.MUCH, force_grouping=True)
         return Tile(title, figure, [_("The next sweep counts them."), without], url, *warning)
     amount, taken_at = left
-    if not (amount.objects or overview.last_complete_scan()):
+    if not is_known(left):
         text = _("The bucket has not been scanned yet. Run a scan to find leftover files.")
         return Tile(title, _("not known"), [text], url, "warning", _("scan"))
     objects = ngettext("%d object", "%d objects", amount.objects) % amount.objects
@@ -119,6 +119,11 @@ def left_behind(links: Links, left: Left | None) -> Tile:
         without,
     ]
     return Tile(title, objects, words, url, *(warning if amount.objects else ("ok", "")))
+
+
+def is_known(left: Left) -> bool:
+    """Nothing is left behind, or nobody has looked yet."""
+    return bool(left.amount.objects or overview.last_complete_scan())
 
 
 def price(left: Amount) -> str:

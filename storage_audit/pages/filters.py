@@ -45,7 +45,11 @@ class FollowUpChecks(admin.SimpleListFilter):
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
         asked = {name.partition("__")[0] for name in request.GET}
-        self.is_shown = not asked.isdisjoint(self.SHOWN_BY) or is_uuid(request.GET.get("q", ""))
+        place = request.resolver_match
+        # A file that is kept must not lack any.
+        is_export = bool(place and (place.url_name or "").endswith("_export"))
+        is_named = is_uuid(request.GET.get("q", ""))
+        self.is_shown = is_export or is_named or not asked.isdisjoint(self.SHOWN_BY)
         return [(self.SHOWN, gettext_lazy("Shown"))]
 
     def choices(self, changelist: Any) -> Iterator[Any]:

@@ -112,7 +112,7 @@ def operations_of(job: Job, **filters: object) -> str:
 
 def sentences(job: Job, sums: dict[str, StatusSums], made: int, under_way: int) -> Iterator[str]:
     if job.action in Job.DELETIONS:
-        yield deleted(job, sums, made, under_way)
+        yield describe_deletion(job, sums, made, under_way)
     elif not job.finished_at:
         text = _(
             "%(position)d of %(projects)d projects are taken up. A worker goes on with the rest by"
@@ -138,22 +138,24 @@ def sentences(job: Job, sums: dict[str, StatusSums], made: int, under_way: int) 
     yield from left_out(job)
 
 
-def deleted(job: Job, sums: dict[str, StatusSums], made: int, under_way: int) -> str:
+def describe_deletion(job: Job, sums: dict[str, StatusSums], made: int, under_way: int) -> str:
     if not job.finished_at:
         text = _(
-            "%(position)d of %(projects)d projects are deleted. The others follow. You can leave"
-            " this page."
+            "%(position)d of %(projects)d projects are done. The others follow. You can leave this"
+            " page."
         )
         return text % {"position": job.position, "projects": job.projects}
+    if not made:
+        return _("Done. No project was deleted.")
     if under_way:
         text = _(
-            "The projects are deleted. %(open)d of %(made)d cleanups are not finished yet. You can"
-            " leave this page."
+            "The deletions are requested. %(open)d of %(made)d cleanups are not finished yet. You"
+            " can leave this page."
         )
         return text % {"open": under_way, "made": made}
     if sums.keys() & {Status.BLOCKED, Status.FAILED}:
-        return _("The projects are deleted. Some cleanups need you: see below.")
-    return _("Done. The projects are deleted, and their cleanups are finished.")
+        return _("The deletions are done. Some cleanups need you: see below.")
+    return _("Done. All cleanups are finished.")
 
 
 def left_out(job: Job) -> Iterator[str]:

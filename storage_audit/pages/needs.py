@@ -92,7 +92,7 @@ def of_bucket(links: Links) -> Iterator[Need]:
             _("not connected"),
             _("This database is not connected to a bucket"),
             _(
-                "Nothing is deleted until it is. Whoever runs the server connects it with:"
+                "Nothing is deleted until it is. Ask the person who runs the server to run:"
                 " manage.py claim_bucket"
             ),
             links.list("diagnosis"),

@@ -228,10 +228,11 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         queryset: QuerySet[CleanupOperation],
         operations: list[CleanupOperation],
     ) -> HttpResponse:
-        going = operation_page.to_be_deleted(
-            each for each in operations if operation_page.force_choice(each)
-        )
-        total = amount(*map(sum, zip(*going.values(), strict=True))) if going else ""
+        forced = [each for each in operations if operation_page.force_choice(each)]
+        going = operation_page.to_be_deleted(forced)
+        # Nobody knows what one deletes that has no plan yet.
+        is_known = 0 < len(forced) == len(going)
+        total = amount(*map(sum, zip(*going.values(), strict=True))) if is_known else ""
         are_plans = all(each.status == CleanupOperation.Status.PLANNED for each in operations)
         return self.confirm(
             request,

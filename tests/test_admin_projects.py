@@ -172,6 +172,7 @@ def test_force_delete_needs_the_permission_to_delete_the_project(db: None) -> No
     assert Project.objects.exists()
     shown = text_of(client.get(page("project", "change", "proj_1")))
     assert "Ask an administrator to add you to the group “Storage operator”." in shown
+    assert "Storage admin" not in shown, "that group is for who may not force"
     client = superuser()
     shown = text_of(client.get(page("project", "change", "proj_1")))
     assert "You may not do this." not in shown

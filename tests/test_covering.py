@@ -136,6 +136,17 @@ def test_follow_up_check_waits_while_its_cleanup_is_blocked(
     assert waits not in meaning.meaning(follow_up)
 
 
+def test_file_of_a_blocked_cleanup_is_not_adopted(
+    bucket: Bucket, blocked: CleanupOperation
+) -> None:
+    found = find(bucket, KEY)
+    [left] = decisions.adopt(ids(found), "proj_1").left
+    assert left.reason.startswith(f"Cleanup {blocked.pk} covers this file and is blocked")
+    assert not R2Object.objects.exists()
+    CleanupOperation.objects.update(status=Status.SUPERSEDED)
+    assert decisions.adopt(ids(found), "proj_1").done == 1
+
+
 def test_finding_is_resolved_once_a_cleanup_covers_its_file(bucket: Bucket) -> None:
     alive("proj_1")
     bucket.put(KEY)

@@ -387,10 +387,16 @@ def test_an_object_given_to_a_live_project_after_the_plan_stays(bucket: Bucket) 
     assert R2Object.objects.get().state == "stored"
 
 
+def cleanup_asked_for_just_after_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing covers the file when an adoption asks."""
+    monkeypatch.setattr(tracking, "find_covering", lambda *_args: {})
+
+
 def test_an_object_that_is_being_deleted_is_given_to_nobody(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive("proj_1")
+    cleanup_asked_for_just_after_the_question(monkeypatch)
     found, told = orphaned(bucket, KEY), list[Decision]()
     between_plan_and_batch(monkeypatch, lambda: told.append(decisions.adopt(ids(found), "proj_1")))
     assert remove(found).deleted == 1
@@ -668,10 +674,21 @@ def test_an_adopted_object_is_its_project_s_and_goes_with_it(bucket: Bucket) -> 
 
 
 def test_an_adopted_object_stays_when_the_project_that_its_key_names_goes(bucket: Bucket) -> None:
-    alive("proj_1", "proj_9")
-    decisions.adopt(ids(orphaned(bucket, KEY, kind="untracked")), "proj_1")
+    alive("proj_1")
+    assert decisions.adopt(ids(orphaned(bucket, KEY)), "proj_1").done == 1
+    alive("proj_9")
     delete("proj_9")
     assert bucket.keys() == {KEY}
+
+
+def test_file_of_a_live_project_is_not_adopted_into_another(bucket: Bucket) -> None:
+    alive("proj_1", "proj_9")
+    found = orphaned(bucket, KEY, kind="untracked")
+    told = whys(decisions.adopt(ids(found), "proj_1"))
+    assert told == {KEY: "It belongs to the live project proj_9."}
+    delete("proj_1")
+    assert bucket.keys() == {KEY}
+    assert decisions.adopt(ids(found), "proj_9").done == 1
 
 
 def test_a_backfilled_row_is_given_too_and_one_of_a_live_upload_is_not(bucket: Bucket) -> None:
@@ -752,7 +769,10 @@ def test_a_row_that_changes_meanwhile_is_not_overwritten(
 
 
 @pytest.mark.parametrize("key", [KEY, UNDER + "e\u0301"])
-def test_a_key_that_a_cleanup_has_marked_is_given_back(bucket: Bucket, key: str) -> None:
+def test_a_key_that_a_cleanup_has_marked_is_given_back(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    cleanup_asked_for_just_after_the_question(monkeypatch)
     fold_unicode(bucket)
     alive("proj_1")
     found, same = orphaned(bucket, key), listing.nfc(key)

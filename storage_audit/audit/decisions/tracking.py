@@ -12,6 +12,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit import projects
 from storage_audit.audit import installation
+from storage_audit.audit.covering import find_covering, possible_owners, why_covered
 from storage_audit.audit.decisions.base import (
     Decision,
     Findings,
@@ -21,11 +22,11 @@ from storage_audit.audit.decisions.base import (
     chunks,
 )
 from storage_audit.audit.discovery import rows_by_identity
-from storage_audit.audit.ownership import layouts, told_by
+from storage_audit.audit.ownership import layouts
 from storage_audit.audit.scan import rows
 from storage_audit.audit.scan.owners import Seen, attribute, recognise
 from storage_audit.bucket.listing import Identity, find
-from storage_audit.models import Finding, R2Object
+from storage_audit.models import CleanupOperation, Finding, R2Object
 from storage_audit.querysets import impatient
 
 Kind = Finding.Kind
@@ -56,7 +57,14 @@ def adopt(findings: Findings, project_id: str) -> Decision:
     refuse_dead(projects.have_rows([project_id]), project_id)
     decision = Decision()
     for look in looks(findings, ADOPTABLE, decision):
-        fit = [(f, s) for f, s in look.seen if not decision.leave(f, kept(f, s, project_id))]
+        covering = find_covering(look.bucket, owners_of(look))
+        fit = [
+            (finding, seen)
+            for finding, seen in look.seen
+            if not decision.leave(
+                finding, kept(finding, seen, project_id, covering.get(finding.key))
+            )
+        ]
         held = written(look._replace(seen=fit), decision)
         mine = given(look, held, project_id, decision)
         decision.resolve(mine, _("adopted into %s") % project_id)
@@ -155,14 +163,24 @@ def written(look: Look, decision: Decision) -> list[Finding]:
     ]
 
 
-def kept(finding: Finding, seen: Seen, project_id: str) -> str:
+def owners_of(look: Look) -> dict[str, set[str]]:
+    """By key, the projects whose cleanups may take the object."""
+    return {
+        finding.key: possible_owners(
+            layouts().readings(finding.key), [seen.row] if seen.row else []
+        )
+        for finding, seen in look.seen
+    }
+
+
+def kept(finding: Finding, seen: Seen, project_id: str, covering: CleanupOperation | None) -> str:
     """Why an object cannot be given to the project, or nothing."""
     if (finding.size, finding.etag) != (seen.listed.size, seen.listed.etag):
         return _("It is not the object of the finding any more: it was overwritten. Scan again.")
     owner = seen.owner
-    if seen.row and told_by(seen.row) and not owner.difference and owner.project_id != project_id:
+    if not owner.difference and owner.project_id != project_id:
         return _("It belongs to the live project %s.") % owner.project_id
-    return ""
+    return why_covered(covering) if covering else ""
 
 
 def given(look: Look, held: list[Finding], project_id: str, decision: Decision) -> list[Finding]:

@@ -215,15 +215,16 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
 
     def prunable(self, moment: datetime) -> Self:
         """Operations that were over before `moment`, as is now all that follows them, and whose
-        items and timeline are still here."""
+        items and timeline are still here. An open alert reads the items: it would end without."""
         following = self.model.objects.filter(~self.model.OVER, parent=OuterRef("pk")).exclude(
             # Nobody can release it: one verifies again.
             kind="verify",
             status="blocked",
         )
-        return self.filter(
+        over = self.filter(
             self.model.OVER, ~Exists(following), finished_at__lt=moment, pruned_at=None
         )
+        return over.without_incident()
 
     def pruned(self) -> Self:
         return self.filter(pruned_at__isnull=False)

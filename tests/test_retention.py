@@ -33,6 +33,7 @@ from storage_audit.models import (
     CleanupItem,
     CleanupOperation,
     IllegalTransition,
+    Incident,
     KnownProject,
     OperationEvent,
 )
@@ -102,6 +103,16 @@ def lines(path: Path) -> list[Any]:
 def assert_untouched(operation: CleanupOperation, before: object) -> None:
     assert details(operation) == before
     assert CleanupOperation.objects.get(pk=operation.pk).pruned_at is None
+
+
+def test_operation_is_not_pruned_while_an_alert_of_it_is_open(tmp_path: Path) -> None:
+    operation = made()
+    Incident.objects.create(kind="lost", operation=operation, summary="1 file was deleted.")
+    before = details(operation)
+    assert prune(tmp_path) == []
+    assert_untouched(operation, before)
+    Incident.objects.end()
+    assert prune(tmp_path) == [operation]
 
 
 def test_details_go_to_an_archive_and_the_operation_stays(tmp_path: Path) -> None:

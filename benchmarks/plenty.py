@@ -120,12 +120,13 @@ FROM generate_series(0, %(many)s - 1) AS n
 # All of one deletion.
 ITEM = """
 INSERT INTO storage_audit_cleanupitem (operation_id, key, identity, escaped, span, project_id, size,
-  etag, last_modified, found_in, evidence, outcome, reason, answer, tries, present_at, changed_at)
+  etag, last_modified, found_in, evidence, outcome, reason, answer, tries, calls, present_at,
+  changed_at)
 SELECT %(deletion)s::uuid, key, key, false, n / 1000, 'proj_000006', 1000000, md5(n::text),
   timestamptz '2025-01-01', 'both', 'hierarchical: proj_000006',
   CASE WHEN n %% 100 = 7 THEN 'protected' ELSE 'deleted' END,
   CASE WHEN n %% 100 = 7 THEN 'It could also belong to the live project proj_000007.' ELSE '' END,
-  CASE WHEN n %% 100 = 7 THEN '' ELSE 'Deleted' END, 1, timestamptz '2025-01-02',
+  CASE WHEN n %% 100 = 7 THEN '' ELSE 'Deleted' END, 1, 1, timestamptz '2025-01-02',
   timestamptz '2025-01-02'
 FROM (SELECT n, 'projects/proj_000006/scenes/s' || lpad((n / 100)::text, 5, '0') || '/media/'
   || md5(n::text) || '.mp4' AS key FROM generate_series(0, %(many)s - 1) AS n) AS made

@@ -47,6 +47,8 @@ class CleanupItem(models.Model):
     reason = models.TextField(_("reason"), blank=True)
     answer = models.TextField(_("the store's answer"), blank=True)
     tries = models.PositiveSmallIntegerField(_("tries"), default=0)
+    # Those that named the key, or may have: a worker that dies does not say what it still sent.
+    calls = models.PositiveSmallIntegerField(_("calls to the store"), default=0, editable=False)
     present_at = models.DateTimeField(_("last seen in the bucket"), null=True)
     changed_at = models.DateTimeField(_("changed"), default=timezone.now)
 

@@ -130,6 +130,12 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "ABSENCE_PAUSE", timedelta(0))
 
 
+@pytest.fixture
+def unhurried(no_pauses: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the pause before a second look at what is missing."""
+    monkeypatch.setattr(verification, "ABSENCE_PAUSE", timedelta(minutes=1))
+
+
 @pytest.fixture(autouse=True)
 def no_calls_of_others() -> None:
     """What earlier tests called the store for is not written down in this one."""

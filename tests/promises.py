@@ -8,6 +8,11 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
+from devtools.faults.kinds import changed
+from devtools.faults.matching import is_listing, on
+from devtools.faults.pages import contents, with_contents
+from devtools.faults.proxy import FaultyStore
+from storage_audit import tasks
 from storage_audit.audit import cleanup, deletion, verification
 from storage_audit.audit.sending import Planned, Proof
 from storage_audit.audit.work import Work
@@ -67,6 +72,28 @@ def again(operation: CleanupOperation) -> CleanupOperation:
     return run(make_due(operation))
 
 
+def let_the_pause_end(operation: CleanupOperation) -> CleanupOperation:
+    """The one before a cleanup looks again for files that are missing."""
+    operation.refresh_from_db()
+    assert operation.status == Status.RUNNING and operation.lease_until is None
+    assert run(make_due(operation)).status == Status.RUNNING
+    return again(skip_pause(operation))
+
+
+def skip_pauses() -> None:
+    """The same where the worker is another process, and has the whole minute."""
+    waiting = {"status": Status.RUNNING, "lease_until": None, "cursor__has_key": "again_at"}
+    for operation in CleanupOperation.objects.filter(**waiting, next_attempt_at__gt=timezone.now()):
+        make_due(skip_pause(operation))
+        tasks.enqueue(operation.pk)
+
+
+def skip_pause(operation: CleanupOperation) -> CleanupOperation:
+    cursor = {**operation.cursor, "again_at": timezone.now().isoformat()}
+    CleanupOperation.objects.filter(pk=operation.pk).update(cursor=cursor)
+    return operation
+
+
 def late_check(operation: CleanupOperation) -> CleanupOperation:
     """Run the first of the late checks that follow the operation."""
     return again(operation.children.order_by("next_attempt_at")[0])
@@ -78,6 +105,16 @@ def outcomes(operation: CleanupOperation) -> dict[str, str]:
 
 def reason(operation: CleanupOperation, key: str) -> str:
     return operation.items.get(key=key).reason
+
+
+def hide(store: FaultyStore, key: str) -> None:
+    """From now on no listing shows it, until the rules are cleared."""
+    name = key.rpartition("/")[2]
+
+    def without(xml: str) -> str:
+        return with_contents(xml, [entry for entry in contents(xml) if name not in entry])
+
+    store.rules.append(on(is_listing, changed(without)))
 
 
 def track(

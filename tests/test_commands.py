@@ -261,6 +261,16 @@ def test_cleanup_leaves_the_work_to_the_queue_unless_told_otherwise(
     assert bucket.keys() == set()
 
 
+def test_cleanup_that_looks_again_later_says_how_it_goes_on(
+    bucket: Bucket, unhurried: None
+) -> None:
+    bucket.r2.remove(bucket.upload("proj_1"))
+    delete("proj_1")
+    out, err, code = run("cleanup_project", "proj_1", "--sync")
+    assert code == 1 and "Not finished" in err
+    assert "again in a minute" in out and "sweep_cleanups --sync" in out
+
+
 def test_cleanup_that_keeps_protected_objects_exits_with_0_and_warns(bucket: Bucket) -> None:
     for project_id in ("proj_1", "proj_1_x"):
         Project.objects.create(pk=project_id)

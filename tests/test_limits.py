@@ -220,7 +220,7 @@ def sent_before(bucket: Bucket, count: int, at: datetime, outcome: str = "planne
     other = CleanupOperation.objects.request(
         kind="project", project_id="proj_1", bucket=bucket.name, trigger="deleted", status="failed"
     )
-    facts = {"found_in": "both", "tries": 1, "changed_at": at, "outcome": outcome}
+    facts = {"found_in": "both", "calls": 1, "changed_at": at, "outcome": outcome}
     CleanupItem.objects.bulk_create(
         CleanupItem(operation=other, key=key, identity=key, **facts) for key in media(count)
     )

@@ -172,9 +172,16 @@ def test_of_several_open_cleanups_of_a_deletion_the_first_goes_on(migrated_again
         for trigger in ("deleted", "declared")
     )
     facts = {"found_in": "both", "size": 7}
+    before = MigrationLoader(connection).project_state((OURS, "0019_lost_files")).apps
+    items = before.get_model(OURS, "CleanupItem").objects
     for key, tries in (("new", 0), ("sent", 1)):
-        CleanupItem.objects.create(
-            operation=second, key=key, identity=key, tries=tries, outcome="planned", **facts
+        items.create(
+            operation_id=second.pk,
+            key=key,
+            identity=key,
+            tries=tries,
+            outcome="planned",
+            **facts,
         )
     call_command("migrate", OURS, "0020", verbosity=0)
     first.refresh_from_db()

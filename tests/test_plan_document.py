@@ -225,7 +225,7 @@ def test_what_was_sent_and_never_answered_before_the_project_lives_again_dropped
     bucket.put(FLAT)
     operation = plan()
     requests.force_delete_operation(operation)
-    operation.items.update(outcome="deleting", tries=1, changed_at=timezone.now())
+    operation.items.update(outcome="deleting", calls=1, changed_at=timezone.now())
     alive("proj_1")
     operation = run(operation)
     assert operation.status == Status.SUPERSEDED and bucket.keys() == {FLAT}

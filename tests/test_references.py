@@ -35,8 +35,11 @@ from tests.promises import (
     again,
     alive,
     between_plan_and_batch,
+    check,
     delete,
     deleted,
+    hide,
+    let_the_pause_end,
     make_due,
     outcomes,
     reason,
@@ -457,6 +460,21 @@ def test_what_rows_named_outlasts_a_plan_that_was_stopped(
     assert operation.status == Status.BLOCKED
     requests.force_delete_operation(operation)
     assert outcomes(run(operation)) == {key: "protected"}
+
+
+def test_file_that_only_a_row_named_is_looked_for_again(
+    library: Bucket, store: FaultyStore, unhurried: None
+) -> None:
+    alive("proj_1")
+    key = still("proj_1")
+    operation = requested("proj_1")
+    hide(store, key)
+    operation = run(operation)
+    store.rules.clear()
+    operation = let_the_pause_end(operation)
+    assert outcomes(operation) == {key: "protected"}
+    assert "library.Still" in reason(operation, key)
+    check(library)
 
 
 def test_a_field_whose_keys_no_format_reads_is_a_warning(library: Bucket) -> None:

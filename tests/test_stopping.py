@@ -27,6 +27,7 @@ from storage_audit.audit import cleanup
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, OperationEvent, Project
 from tests.conftest import Bucket
+from tests.promises import skip_pauses
 from tests.test_health import fetch
 from tests.test_queue import OTHER, Cluster, stopping
 from tests.test_transitions import claim, state
@@ -111,8 +112,12 @@ def let_lease_run_out() -> int:
 
 
 def assert_finishes(cluster: Cluster, bucket: Bucket) -> None:
+    def are_clean() -> bool:
+        skip_pauses()
+        return {each.status for each in cleanups()} == {Status.CLEAN}
+
     with stopping(cluster):
-        cluster.wait_until(lambda: {each.status for each in cleanups()} == {Status.CLEAN})
+        cluster.wait_until(are_clean)
     assert bucket.keys() == {OTHER}
     for each in cleanups():
         assert each.found == 21 == each.deleted + each.already_absent

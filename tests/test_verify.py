@@ -8,6 +8,7 @@ from pytest_django.fixtures import Settings
 from storage_audit.audit import cleanup, discovery, limits, requests
 from storage_audit.audit.requests import StillAlive
 from storage_audit.audit.work import Work
+from storage_audit.bucket.listing import escape
 from storage_audit.models import (
     CleanupOperation,
     IllegalTransition,
@@ -166,6 +167,26 @@ def test_key_that_another_project_took_since_is_not_called_absent(bucket: Bucket
     track(bucket, FLAT, "proj_2")
     found = run(requests.verify_operation(cleanup))
     assert outcomes(found) == {HIERARCHICAL: "already_absent"}
+
+
+@pytest.mark.parametrize("name", ["old.mp3", "a\0b.mp3"])
+def test_verification_looks_for_files_whose_key_format_was_retired_since(
+    bucket: Bucket, settings: Settings, name: str
+) -> None:
+    alive("proj_1")
+    key = f"audio/proj_1/s1/{name}"
+    bucket.put(key)
+    operation = delete("proj_1")
+    bucket.r2.remove(key, bucket.name)
+    if operation.status != Status.CLEAN:
+        operation = again(operation)
+    assert set(outcomes(operation).values()) <= {"deleted", "already_absent"}
+    bucket.put(key)
+    kinds = ("captions", "images", "thumbnails", "video")
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"KINDS": kinds}
+    found = run(requests.verify_operation(operation))
+    assert found.status == Status.INCOMPLETE
+    assert outcomes(found) == {escape(key): "failed"}
 
 
 def test_verification_by_a_worker_that_lost_its_lease_takes_nothing_over(

@@ -44,7 +44,8 @@ from tests.promises import (
     between_plan_and_batch,
     check,
     delete,
-    make_due,
+    hide,
+    let_the_pause_end,
     outcomes,
     requested,
     run,
@@ -299,20 +300,6 @@ def test_pass_that_starts_again_and_again_makes_no_progress_and_waits(
 # Absence of what nobody deleted
 
 
-@pytest.fixture
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "ABSENCE_PAUSE", timedelta(minutes=1))
-
-
-def let_the_pause_end(operation: CleanupOperation) -> CleanupOperation:
-    operation.refresh_from_db()
-    assert operation.status == Status.RUNNING and operation.lease_until is None
-    assert run(make_due(operation)).status == Status.RUNNING
-    cursor = {**operation.cursor, "again_at": timezone.now().isoformat()}
-    CleanupOperation.objects.filter(pk=operation.pk).update(cursor=cursor)
-    return run(make_due(operation))
-
-
 def test_file_that_somebody_else_deleted_is_already_gone_after_a_second_look(
     filled: Bucket, monkeypatch: pytest.MonkeyPatch, unhurried: None
 ) -> None:
@@ -350,12 +337,7 @@ def test_file_that_is_listed_again_after_a_minute_is_not_called_gone(
     key: str,
 ) -> None:
     """Both looks that follow the plan leave it out, and show the marker."""
-    name = key.rpartition("/")[2]
-
-    def hide(xml: str) -> str:
-        return with_contents(xml, [entry for entry in contents(xml) if name not in entry])
-
-    between_plan_and_batch(monkeypatch, lambda: store.rules.append(on(is_listing, changed(hide))))
+    between_plan_and_batch(monkeypatch, lambda: hide(store, key))
     operation = delete("proj_1")
     assert not gone(operation)
     store.rules.clear()

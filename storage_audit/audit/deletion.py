@@ -285,7 +285,7 @@ def record_proof(operation: CleanupOperation, proof: Proof) -> None:
         among(proof.gone).update(answer=NOT_LISTED)
     for reason, group in groupby(sorted(proof.stay, key=by_reason), key=by_reason):
         let_go(operation, among([item for item, _reason in group]), reason)
-    among(proof.may_go).update(tries=F("tries") + 1)
+    among(proof.may_go).update(tries=F("tries") + 1, calls=F("calls") + 1)
 
 
 def by_reason(stay: tuple[Planned, str]) -> str:
@@ -305,7 +305,7 @@ def rest(operation: CleanupOperation) -> None:
     upload for the object that it was to delete.
     """
     marked = operation.items.filter(outcome=Outcome.DELETING)
-    marked.exclude(tries__gt=0, answer="").mark(Outcome.PLANNED, answer="")
+    marked.exclude(calls__gt=0, answer="").mark(Outcome.PLANNED, answer="")
     barred_by(operation).unlock(operation.items.planned())
 
 

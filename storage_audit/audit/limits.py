@@ -118,7 +118,7 @@ def missing(operation: CleanupOperation) -> str:
 def gone_unsent(operation: CleanupOperation) -> str:
     """Why a verification is not believed: too much of the plan is gone that nobody sent."""
     planned = operation.items.exclude(found_in__in=[FoundIn.TRACKED, FoundIn.NAMED])
-    unsent = planned.filter(outcome=Outcome.DELETING, tries=0, present_at=None)
+    unsent = planned.filter(outcome=Outcome.DELETING, calls=0, present_at=None)
     gone = unexplained(operation, unsent)
     if is_reasonable(gone, total := planned.count()):
         return ""
@@ -139,7 +139,7 @@ def unexplained(operation: CleanupOperation, gone: CleanupItemQuerySet) -> int:
     sent = CleanupItem.objects.filter(
         operation__in=others,
         identity=OuterRef("identity"),
-        tries__gt=0,
+        calls__gt=0,
         changed_at__gt=OuterRef("last_modified"),
     ).exclude(outcome=Outcome.PROTECTED)
     return gone.exclude(Exists(sent)).count()

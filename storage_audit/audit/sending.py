@@ -187,7 +187,9 @@ def record_answers(operation: CleanupOperation, proof: Proof, sent: Sent) -> Non
         operation.renew(headway=headway.moved(operation, deleting=answered))
         write_answers(proof.may_go, sent)
         record_commands(operation, sent.commands)
-        if asked or proof.gone or proof.stay:  # Not so where trouble held all of it back.
+        if (
+            asked or sent.answers or proof.gone or proof.stay
+        ):  # Not so where trouble held all of it back.
             operation.record(
                 "delete",
                 _("Batch of %s objects sent.") % asked,
@@ -195,7 +197,7 @@ def record_answers(operation: CleanupOperation, proof: Proof, sent: Sent) -> Non
                 absent=len(proof.gone),
                 protected=len(proof.stay),
                 refused=sum(answer != DELETED for answer in sent.answers.values()),
-                unanswered=asked - len(sent.answers),
+                unanswered=len(proof.may_go) - len({*sent.answers, *sent.unasked}),
             )
 
 
@@ -208,9 +210,12 @@ def write_answers(items: list[Planned], sent: Sent) -> None:
     for answer, group in groupby(answered, key=answer_of):
         # The verification would forget when it was seen, at the price of another look at the row.
         among(group).update(answer=answer, present_at=None)
-    # What was in no call does not count as sent when it is gone.
-    if unasked := set(sent.unasked):
-        among([item for item in items if item.key in unasked]).update(tries=F("tries") - 1)
+    if names := set(sent.unasked):
+        unasked = [item for item in items if item.key in names]
+        # What was in no call does not count as deleted when it is gone.
+        among(unasked).update(calls=F("calls") - 1)
+        untried = [item for item in unasked if item.key not in sent.answers]
+        among(untried).update(tries=F("tries") - 1)
 
 
 def record_commands(operation: CleanupOperation, commands: Iterable[Command]) -> None:

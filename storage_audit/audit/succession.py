@@ -76,7 +76,7 @@ def supersede(operation: CleanupOperation, reason: str) -> None:
 
 def settle(operation: CleanupOperation, reason: str) -> None:
     """Keep what was not sent, and say of the rest that nobody knows."""
-    deletion.let_go(operation, operation.items.open().filter(tries=0), reason)
+    deletion.let_go(operation, operation.items.open().filter(calls=0), reason)
     # These were asked to go before the id lived again, and nobody looked since. Where no answer
     # came they stay marked: the store may still be at it, and would take a new upload for them.
     deletion.rest(operation)

@@ -120,7 +120,7 @@ def doubts_at_proof(work: Work, keys: Iterable[str]) -> dict[str, str]:
 def lost(work: Work) -> dict[int, str]:
     """The files that were sent and are gone, and that a row names all the same."""
     operation = work.operation
-    sent = operation.items.filter(outcome=Outcome.DELETING, tries__gt=0, present_at=None)
+    sent = operation.items.filter(outcome=Outcome.DELETING, calls__gt=0, present_at=None)
     if not asks(operation) or not operation.deletes or not sent.exists():
         return {}
     seconds = conf().lease.total_seconds() / 2

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from django.db import transaction
-from django.db.models import Case, Exists, F, OuterRef, TextField, Value, When
+from django.db.models import Case, Exists, F, OuterRef, Q, TextField, Value, When
 from django.db.models.functions import Concat
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -19,13 +19,14 @@ from storage_audit.audit.second_look import SecondLook
 from storage_audit.audit.work import OutOfTime, Work
 from storage_audit.bucket import r2
 from storage_audit.bucket.listing import escape, storable_part, unescape
-from storage_audit.bucket.r2 import Listed
+from storage_audit.bucket.r2 import DELETED, Listed
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
+from storage_audit.querysets import starts_with_any
 
 Outcome, FoundIn = CleanupItem.Outcome, CleanupItem.FoundIn
-# Between two looks for files that nobody deleted.
+# Between two looks for files of which no answer says that they were deleted.
 ABSENCE_PAUSE = timedelta(minutes=1)
 
 
@@ -101,12 +102,15 @@ def look_for(work: Work, items: CleanupItemQuerySet, name: str, *, adds: int) ->
 
 
 def confirm_absence(work: Work) -> None:
-    """Look once more, later and over new connections, for files that were listed when they were
-    planned, that nobody deleted, and that the listing does not show now. Raises OutOfTime."""
+    """Look once more, later and over new connections, for files that the listing does not show and
+    of which no answer says that they were deleted. Raises OutOfTime."""
     operation = work.operation
-    absent = operation.items.filter(tries=0, present_at=None).exclude(found_in=FoundIn.TRACKED)
-    named, nameless = absent.filter(outcome=Outcome.DELETING), absent.nameless()
-    if not (count := named.count() + nameless.count()):
+    unseen = operation.items.filter(present_at=None)
+    unconfirmed = Q(outcome=Outcome.DELETING) & ~Q(answer=str(DELETED))
+    # Of what rows named only the plan has looked.
+    absent = unseen.filter(unconfirmed | Q(found_in=FoundIn.NAMED, outcome=Outcome.ALREADY_ABSENT))
+    nameless = unseen.nameless()
+    if not (count := absent.count() + nameless.count()):
         return
     if "again_at" not in operation.cursor:
         put_off_conclusion(work, count)
@@ -114,14 +118,14 @@ def confirm_absence(work: Work) -> None:
     if left > timedelta(0):
         raise OutOfTime(left)
     r2.forget_connections()
-    look_for(work, named, "again", adds=0)
+    look_for(work, absent, "again", adds=0)
     look_for_nameless(work, nameless)
 
 
 def put_off_conclusion(work: Work, count: int) -> None:
     text = ngettext(
-        "%d file is missing that this cleanup did not delete. Checking again in a minute.",
-        "%d files are missing that this cleanup did not delete. Checking again in a minute.",
+        "%d file is missing, and no answer confirms its deletion. Checking again in a minute.",
+        "%d files are missing, and no answer confirms their deletion. Checking again in a minute.",
         count,
     )
     with transaction.atomic():
@@ -152,8 +156,8 @@ def settle(work: Work, lost: dict[int, str]) -> None:
         doubt_what_is_back(operation)
         forget_rows(operation, gone)
         resolve_findings(operation, gone)
-        settled = gone.filter(tries=0).mark(Outcome.ALREADY_ABSENT)
-        settled += gone.filter(tries__gt=0).mark(Outcome.DELETED)
+        settled = gone.filter(calls=0).mark(Outcome.ALREADY_ABSENT)
+        settled += gone.filter(calls__gt=0).mark(Outcome.DELETED)
         # What nobody can name in a request can still be deleted by other means.
         nameless = operation.items.nameless().filter(present_at=None)
         resolve_findings(operation, nameless)
@@ -190,6 +194,7 @@ def doubt_what_is_back(operation: CleanupOperation) -> None:
     proof tells whether it is what the plan names."""
     called_gone = [Outcome.DELETED, Outcome.ALREADY_ABSENT]
     back = operation.items.filter(outcome__in=called_gone, present_at__isnull=False)
+    back.named().update(outcome=Outcome.PROTECTED, changed_at=timezone.now())
     back.filter(escaped=True).mark(Outcome.FAILED, _("It was gone, and is in the bucket again."))
     back.mark(Outcome.DELETING)
 
@@ -208,8 +213,8 @@ def resolve_findings(operation: CleanupOperation, gone: CleanupItemQuerySet) -> 
     # Of a row that is another project's the object is still missing.
     found = found.exclude(Exists(tracked), kind=Finding.Kind.MISSING)
     for items, text in (
-        (gone.filter(tries__gt=0), _("deleted by operation %s")),
-        (gone.filter(tries=0), _("seen gone by operation %s")),
+        (gone.filter(calls__gt=0), _("deleted by operation %s")),
+        (gone.filter(calls=0), _("seen gone by operation %s")),
     ):
         for escaped in (False, True):
             names = items.filter(escaped=escaped).names()
@@ -292,7 +297,12 @@ def recall(work: Work) -> None:
         with transaction.atomic():
             operation.renew()
             operation.copy_items(operation.parent)
-            operation.items.planned().filter(taken, found_in=FoundIn.TRACKED).delete()
+            copied = operation.items.planned().filter(found_in=FoundIn.TRACKED)
+            copied.filter(taken).delete()
+            # The prefixes of the verified operation need not be those of today's key formats.
+            unlisted = copied.exclude(starts_with_any("key", operation.ranges))
+            unlisted.update(span=None)
+        look_for_nameless(work, unlisted.filter(escaped=True))
         look_at_keys(work)
 
 

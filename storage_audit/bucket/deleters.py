@@ -126,7 +126,8 @@ def delete(
     """
     deleter = DELETERS[strategy]
     objections = {key: deleter.objection(key) for key in keys}
-    sent = Sent({k: Answer("Undeletable", why) for k, why in objections.items() if why}, [], [], [])
+    refused = {key: Answer("Undeletable", why) for key, why in objections.items() if why}
+    sent = Sent(dict(refused), list(refused), [], [])
 
     def work_through(lane: Lane) -> Answers:
         answers: Answers = {}
@@ -140,7 +141,7 @@ def delete(
                     stop.set()
         return answers
 
-    lanes = deleter.lanes([key for key, why in objections.items() if not why], size)
+    lanes = deleter.lanes([key for key in keys if key not in refused], size)
     try:
         for answers in pool.map(work_through, lanes):
             sent.answers.update(answers)

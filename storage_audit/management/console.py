@@ -129,8 +129,8 @@ def lines_of_result(operation: CleanupOperation) -> Iterator[str]:
         yield "Another operation of this project is being worked on; this follows."
     if operation.status == Status.RUNNING and not operation.lease_until:
         yield (
-            "Files are missing that this cleanup did not delete. It looks for them again in a"
-            " minute: a worker goes on then, or run manage.py sweep_cleanups --sync"
+            "Files are missing, and no answer confirms their deletion. The cleanup looks for them"
+            " again in a minute: a worker goes on then, or run manage.py sweep_cleanups --sync"
         )
     yield from lines_of(staying(operation))
 

@@ -225,7 +225,7 @@ def judge_world(seed: int, number: int) -> Figures:
 def judge_keys(world: World, keys: list[str]) -> Figures:
     figures, living = Figures(), world.living
     readings = {key: layouts().readings(key) for key in keys}
-    alive = alive_among(readings.values())
+    alive = alive_among(readings.values(), world.ids)
     for key in keys:
         row, (deleted_at, written, is_older) = world.row(), world.random.choice(AGES)
         tracked = row and R2Object(

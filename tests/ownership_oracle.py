@@ -29,6 +29,8 @@ def claim(project: str, key: str, row: Row | None, *, is_older: bool, living: Se
         # An upload's row has its project from the key alone.
         mine: Claim = "protected" if wanted else "owned"
         return mine if row.project == project else "elsewhere"
+    # What a backfill wrote grants nothing, and protects all the same.
+    wanted |= bool(row and row.project in living - {project})
     names = named_by(key)
     if not names:
         return "protected"

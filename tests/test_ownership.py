@@ -63,11 +63,12 @@ def verdict(
         (ONE, row(None), OLDER, [], OWNED),
         (SEVERAL, row(None), OLDER, ["proj_1_x"], PROTECTED),
         (ODD, row(None), OLDER, [], PROTECTED),
-        # A backfilled row is a reading written down, and no evidence.
+        # A backfilled row is a reading written down: it grants nothing, and keeps the object.
         (ODD, row("proj_1", "backfill"), OLDER, [], PROTECTED),
         (SEVERAL, row("proj_1", "backfill"), OLDER, ["proj_1_x"], PROTECTED),
         (SEVERAL, row("proj_1_x", "backfill"), OLDER, [], OWNED),
-        (ONE, row("proj_2", "backfill"), OLDER, ["proj_2"], OWNED),
+        (ONE, row("proj_2", "backfill"), OLDER, [], OWNED),
+        (ONE, row("proj_2", "backfill"), OLDER, ["proj_2"], PROTECTED),
         ("projects/proj_2/scenes/s/media/a", row("proj_1", "backfill"), OLDER, [], PROTECTED),
         # One reading.
         (ONE, None, OLDER, [], OWNED),

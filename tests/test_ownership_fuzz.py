@@ -37,7 +37,7 @@ def test_a_seed_gives_the_same_keys_again_in_any_number_of_processes() -> None:
     assert first != ownership_fuzz.run_here(2_000, seed=4)
 
 
-def nobody_lives(readings: object) -> set[str]:
+def nobody_lives(readings: object, ids: object) -> set[str]:
     return set()
 
 
@@ -51,6 +51,12 @@ def no_matter_what_was_uploaded(
     project: Deleted, of_key: Any, rows: Any, time: datetime | None, alive: set[str]
 ) -> Verdict:
     return judge(project, of_key, (), time, alive)
+
+
+def no_matter_what_a_backfill_wrote(
+    project: Deleted, of_key: Any, rows: Any, time: datetime | None, alive: set[str]
+) -> Verdict:
+    return judge(project, of_key, [r for r in rows if r.source == "upload"], time, alive)
 
 
 def one_reading(layouts: Layouts, key: str) -> Readings:
@@ -80,6 +86,7 @@ def ids_of_the_grammar_alone(layouts: Layouts, key: str) -> Readings:
         (ownership_fuzz, "alive_among", nobody_lives),
         (ownership_fuzz, "judge", no_matter_how_old),
         (ownership_fuzz, "judge", no_matter_what_was_uploaded),
+        (ownership_fuzz, "judge", no_matter_what_a_backfill_wrote),
         (Layouts, "readings", one_reading),
         (Layouts, "readings", ids_of_any_case),
         (Layouts, "readings", ids_up_to_an_underscore),

@@ -34,6 +34,11 @@ NFC = normalize("NFC", NFD)
 OWN = "projects/proj_1/scenes/s/media/own.mp4"
 # Which of the two rows is written, and found, last must make no difference.
 each_order = pytest.mark.parametrize("mine, other", [(NFC, NFD), (NFD, NFC)])
+# A backfill's row grants nothing, and keeps the object all the same.
+each_source = pytest.mark.parametrize(
+    "source, others",
+    [("upload", "backfill"), ("backfill", "upload"), ("backfill", "backfill")],
+)
 
 
 @pytest.fixture
@@ -56,6 +61,53 @@ def test_object_that_a_live_projects_row_names_is_kept(
     assert set(folding.facts()) >= {NFD}
     assert set(R2Object.objects.values_list("key", flat=True)) == {NFC, NFD}
     check(folding)
+
+
+@each_order
+@each_source
+def test_object_that_a_live_projects_row_of_any_source_names_is_kept(
+    folding: Bucket, mine: str, other: str, source: str, others: str
+) -> None:
+    alive("proj_1", "proj_2")
+    track(folding, mine, "proj_1", source)
+    track(folding, other, "proj_2", others)
+    folding.put(NFD, OWN)
+    operation = delete("proj_1")
+    left = {key: outcome for key, outcome in outcomes(operation).items() if key != OWN}
+    assert outcomes(operation)[OWN] == "deleted" and set(left.values()) == {"protected"}
+    assert NFD in folding.facts()
+    check(folding)
+
+
+def test_backfilled_row_of_a_live_project_keeps_an_object_whose_key_names_a_deleted_one(
+    bucket: Bucket,
+) -> None:
+    alive("proj_1", "proj_2")
+    track(bucket, OWN, "proj_2", "backfill")
+    bucket.put(OWN)
+    operation = delete("proj_1")
+    assert outcomes(operation) == {OWN: "protected"}
+    assert "proj_2" in reason(operation, OWN)
+
+
+def test_backfilled_row_of_a_deleted_project_keeps_nothing(bucket: Bucket) -> None:
+    deleted("proj_2")
+    alive("proj_1")
+    track(bucket, OWN, "proj_2", "backfill")
+    bucket.put(OWN)
+    assert outcomes(delete("proj_1")) == {OWN: "deleted"}
+
+
+@each_order
+def test_backfilled_row_that_comes_after_the_plan_keeps_the_object(
+    folding: Bucket, mine: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1", "proj_2")
+    track(folding, mine, "proj_1")
+    folding.put(NFD)
+    between_plan_and_batch(monkeypatch, lambda: track(folding, other, "proj_2", "backfill"))
+    assert outcomes(delete("proj_1")) == {NFD: "protected"}
+    assert NFD in folding.facts()
 
 
 @each_order
@@ -102,12 +154,13 @@ def test_orphan_that_two_rows_name_is_kept(
 
 
 @each_order
+@pytest.mark.parametrize("source", ["upload", "backfill"])
 def test_unfinished_upload_that_two_rows_name_is_not_aborted(
-    folding: Bucket, mine: str, other: str
+    folding: Bucket, mine: str, other: str, source: str
 ) -> None:
     alive("proj_1", "proj_2")
-    track(folding, mine, "proj_1")
-    track(folding, other, "proj_2")
+    track(folding, mine, "proj_1", source)
+    track(folding, other, "proj_2", source)
     work = Work.begin(requested("proj_1"))
     upload = Upload(NFC, "id", timezone.now() - timedelta(days=9))
     assert not list(deletion.owned_uploads(work, [upload]))

@@ -18,7 +18,15 @@ from storage_audit.audit import installation
 from storage_audit.audit.discovery import by_identity
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.key_format import Readings
-from storage_audit.audit.ownership import Claim, Deleted, Verdict, alive_among, judge, layouts
+from storage_audit.audit.ownership import (
+    Claim,
+    Deleted,
+    Verdict,
+    alive_among,
+    judge,
+    layouts,
+    named_in,
+)
 from storage_audit.audit.work import LONE_KEYS
 from storage_audit.bucket import listing, r2
 from storage_audit.bucket.listing import Identity, escape, storable
@@ -245,8 +253,8 @@ class Look:
     def add_listed(self, page: Sequence[Listed], *, outside: bool = False) -> None:
         """Five queries for a page, however long."""
         readings = {o.key: layouts().readings(o.key) for o in page}
-        alive = alive_among(readings.values())
         rows = self.rows_of(page)
+        alive = alive_among(readings.values(), named_in(rows.values()))
         same = by_identity(rows.values(), self.identity)
         owners = projects.alive({row.project_id for row in rows.values() if row.project_id})
         for o in page:

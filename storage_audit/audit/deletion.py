@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 from storage_audit import projects
 from storage_audit.audit import headway, installation, named, pace, used_files
 from storage_audit.audit.discovery import rows_by_identity, to_judge, undecided_among
-from storage_audit.audit.ownership import Claim, Row, alive_among, judge, layouts
+from storage_audit.audit.ownership import Claim, Row, alive_among, judge, layouts, named_in
 from storage_audit.audit.pace import Pace
 from storage_audit.audit.sending import Flight, Planned, Proof, among, record_commands
 from storage_audit.audit.work import Reborn, Scattered, Undecided, Work
@@ -171,11 +171,11 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
     readings = layouts().readings_of(item.key for item in batch)
     if operation.kind == CleanupOperation.Kind.PROJECT:
         refuse_reborn(operation)
-    alive = alive_among(readings.values())
     uses = used_files.doubts_at_proof(work, readings)
     with transaction.atomic():
         operation.renew()
         rows = barred_rows(work, batch)
+    alive = alive_among(readings.values(), named_in(chain.from_iterable(rows.values())))
     doubts = dict[str, str]()
     if operation.kind == CleanupOperation.Kind.ORPHANS:
         doubts = named.doubts_at_proof(work, readings, rows)
@@ -323,8 +323,8 @@ def unfinished_uploads(work: Work) -> Iterator[Upload] | None:
 
 def owned_uploads(work: Work, page: list[Upload]) -> Iterator[Upload]:
     readings = layouts().readings_of(upload.key for upload in page)
-    alive = alive_among(readings.values())
     rows = rows_by_identity(work.operation.bucket, readings, work.identity)
+    alive = alive_among(readings.values(), named_in(chain.from_iterable(rows.values())))
     for upload in page:
         its_rows = rows.get(work.identity(upload.key), ())
         verdict = judge(work.project, readings[upload.key], its_rows, upload.initiated, alive)

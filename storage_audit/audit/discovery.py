@@ -6,6 +6,7 @@ that goes on, and memory does not grow with the project.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 from django.db import transaction
@@ -24,6 +25,7 @@ from storage_audit.audit.ownership import (
     alive_among,
     judge,
     layouts,
+    named_in,
 )
 from storage_audit.audit.work import LONE_KEYS, Work
 from storage_audit.bucket.listing import Identity, escape, spellings, storable, storable_part
@@ -182,8 +184,8 @@ def verdicts(
     """Of each listed object its tracking rows, as `to_judge` gives them, and whether it is the
     project's."""
     readings = layouts().readings_of(listed.key for listed in page)
-    alive = alive_among(readings.values())
     rows = to_judge(R2Object.objects.in_bucket(bucket), readings, identity)
+    alive = alive_among(readings.values(), named_in(chain.from_iterable(rows.values())))
     undecided = undecided_among(bucket, project, readings, rows, identity)
     for listed in page:
         its_rows = rows.get(identity(listed.key), ())

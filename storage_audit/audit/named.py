@@ -22,6 +22,7 @@ from storage_audit.audit.ownership import (
     could_be,
     known_among,
     layouts,
+    named_in,
 )
 from storage_audit.audit.scan.owners import attribute
 from storage_audit.audit.work import Undecided, Work
@@ -151,13 +152,12 @@ def doubts_of(work: Work, readings: ByKey, rows: ByIdentity) -> dict[str, str]:
 
 
 def named_by(readings: ByKey, rows: ByIdentity) -> set[str]:
-    every = chain.from_iterable(rows.values())
-    by_rows = {row.project_id for row in every if row.project_id}
+    by_rows = named_in(chain.from_iterable(rows.values()))
     return by_rows.union(*(ways.projects for ways in readings.values()))
 
 
 def doubt(readings: Readings, rows: Sequence[Row], known: set[str], alive: set[str]) -> str:
-    names = readings.owners | {row.project_id for row in rows if row.project_id}
+    names = readings.owners | named_in(rows)
     if living := names & alive:
         return could_be(living)
     owner = attribute(readings, rows, known, alive)

@@ -125,6 +125,11 @@ def telling(rows: Iterable[Row]) -> dict[str, str]:
     return {row.project_id: why for row in rows if row.project_id and (why := told_by(row))}
 
 
+def named_in(rows: Iterable[Row]) -> set[str]:
+    """The projects that tracking rows name, whoever wrote them."""
+    return {row.project_id for row in rows if row.project_id}
+
+
 def alive_among(readings: Iterable[Readings], ids: Iterable[str] = ()) -> set[str]:
     """Which of the projects that these keys could name, and of these ids, live or vanished without
     a word; also those whose ids the grammar refuses."""
@@ -154,8 +159,24 @@ def judge(
     """Does the key belong to the deleted project?
 
     `rows` are the tracking rows of all its spellings, `last_modified` the object's time or None
-    when there is no object, `alive` the projects among the possible owners that live.
+    when there is no object, `alive` the projects among the possible owners, and those that rows
+    name, that live.
     """
+    verdict = judge_by_evidence(project, readings, rows, last_modified, alive)
+    rivals = named_in(rows) & alive - {project.project_id}
+    if verdict.claim is Claim.OWNED and rivals:
+        return Verdict(Claim.PROTECTED, verdict.evidence, tracked_for(rivals))
+    return verdict
+
+
+def judge_by_evidence(
+    project: Deleted,
+    readings: Readings,
+    rows: Sequence[Row],
+    last_modified: datetime | None,
+    alive: set[str],
+) -> Verdict:
+    """The same where no row has a say that a backfill wrote: it is a reading written down."""
     if told := telling(rows):
         return judge_by_rows(project, readings, told, alive, is_given(rows))
     names, evidence = readings.projects, evidence_of(readings)
@@ -227,6 +248,12 @@ def could_be(rivals: Collection[str]) -> str:
             "It could also belong to project %s. The setting PROJECT_ID does not accept that id:"
             " change the id, or the setting."
         )
+    return text % shorten(sorted(rivals))
+
+
+def tracked_for(rivals: Collection[str]) -> str:
+    """Why an object stays that tracking rows of these live projects name."""
+    text = _("A tracking row names the live project %s. If the object is to go, delete that row.")
     return text % shorten(sorted(rivals))
 
 

@@ -18,6 +18,7 @@ from storage_audit.audit.ownership import (
     is_given,
     known_among,
     layouts,
+    named_in,
     plain_under,
     shorten,
     telling,
@@ -73,7 +74,7 @@ def recognise(
     keys = may_have_rows(objects, tracked, identity)
     rows = rows_by_identity(bucket, keys, identity) if keys else {}
     to_be_deleted = named_by_deletions(bucket, {identity(o.key) for o in objects} - rows.keys())
-    names = {row.project_id for row in chain.from_iterable(rows.values()) if row.project_id}
+    names = named_in(chain.from_iterable(rows.values()))
     names = names.union(*(ways.projects for ways in readings))
     alive = alive_among(readings, names)
     known = known_among(names - alive) | alive

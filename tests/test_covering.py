@@ -10,6 +10,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from storage_audit.audit import cleanup, decisions, lookup, meaning, requests, scan
+from storage_audit.audit.covering import find_covering
 from storage_audit.audit.lookup import live
 from storage_audit.audit.scan import ending, worker
 from storage_audit.models import (
@@ -74,6 +75,18 @@ def test_file_of_a_blocked_cleanup_is_no_orphan(bucket: Bucket, blocked: Cleanup
     CleanupOperation.objects.update(status=Status.SUPERSEDED)
     look()
     assert open_findings() == {KEY: "orphaned"}
+
+
+@pytest.mark.parametrize("of_cleanup", ["NFC", "NFD"])
+def test_both_spellings_of_an_id_are_covered_in_one_look(
+    bucket: Bucket, of_cleanup: Literal["NFC", "NFD"]
+) -> None:
+    names = {form: normalize(form, "proj_\u00e9") for form in ("NFC", "NFD")}
+    CleanupOperation.objects.request(
+        kind="project", project_id=names[of_cleanup], bucket=bucket.name, trigger="deleted"
+    )
+    owners = {f"{form}.mp4": [name] for form, name in names.items()}
+    assert find_covering(bucket.name, owners).keys() == owners.keys()
 
 
 SHARED = "proj_9_x_s1_media.mp4"  # of proj_9, or of proj_9_x

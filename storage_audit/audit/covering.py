@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.key_format import Readings
-from storage_audit.audit.ownership import Row, telling
+from storage_audit.audit.ownership import Row, named_in, telling
 from storage_audit.bucket.listing import storable
 from storage_audit.cleanup_querysets import CleanupOperationQuerySet
 from storage_audit.fields import spellings
@@ -20,7 +20,7 @@ def possible_owners(readings: Readings, rows: Sequence[Row]) -> set[str]:
     """The projects whose cleanups may take the object."""
     if told := telling(rows):
         return set(told)
-    return readings.projects | {row.project_id for row in rows if row.project_id}
+    return readings.projects | named_in(rows)
 
 
 def find_covering(
@@ -67,9 +67,13 @@ def cover(
 def find_by_project(
     cleanups: CleanupOperationQuerySet, names: Collection[str]
 ) -> dict[str, CleanupOperation]:
-    forms = {form: name for name in names for form in spellings(name)}
+    # Two of the names can be spellings of one id.
+    forms = defaultdict[str, set[str]](set)
+    for name in names:
+        for form in spellings(name):
+            forms[form].add(name)
     found = cleanups.of_projects().filter(project_id__any_of=forms) if forms else ()
-    return {forms[each.project_id or ""]: each for each in found}
+    return {name: each for each in found for name in forms[each.project_id or ""]}
 
 
 def find_by_item(

@@ -225,12 +225,20 @@ def other_ranges(operation: CleanupOperation, settings: Settings, **others: Any)
         CleanupOperation.objects.filter(pk=operation.pk).update(ranges=operation.ranges[:-1])
 
 
+def older_version(operation: CleanupOperation, **others: Any) -> None:
+    """It wrote no sighting with a position."""
+    vouching = ("seen_at", "marker", "place")
+    cursor = {name: value for name, value in operation.cursor.items() if name not in vouching}
+    CleanupOperation.objects.filter(pk=operation.pk).update(cursor=cursor)
+
+
 CHANGES: dict[str, Callable[..., None]] = {
     "an hour": age(timedelta(minutes=61)),
     "a clock ahead": age(-timedelta(minutes=61)),
     "another marker": another_marker,
     "another endpoint": another_endpoint,
     "other ranges": other_ranges,
+    "an older version": older_version,
 }
 
 

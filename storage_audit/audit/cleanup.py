@@ -52,6 +52,9 @@ Kind, Status, Step = CleanupOperation.Kind, CleanupOperation.Status, CleanupOper
 TAKEOVERS = 5
 # So many passes in a row that had to start again: settings, or the queue, keep it from its end.
 RESTARTS = 5
+# Of the position, what rests on no page of a listing. A position from before there was a `seen_at`
+# has more than this, and nothing vouches for it.
+WITHOUT_PAGES = {"restarts", "settled"}
 REFUSALS_APART = timedelta(seconds=50)
 # By late checks.
 FOLLOWED = (Kind.PROJECT, Kind.ORPHANS)
@@ -176,7 +179,7 @@ def resume(work: Work) -> None:
     """Go on from where the last turn stopped, or start the pass again if what it saw no longer
     counts. Raises Undecided if that happens again and again."""
     operation, cursor = work.operation, work.operation.cursor
-    if "seen_at" not in cursor or is_trusted(work):
+    if not cursor.keys() - WITHOUT_PAGES or ("seen_at" in cursor and is_trusted(work)):
         return
     restarts = cursor.get("restarts", 0) + 1
     with transaction.atomic():

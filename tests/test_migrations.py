@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,36 @@ def test_of_several_open_cleanups_of_a_deletion_the_first_goes_on(migrated_again
     second.refresh_from_db()
     assert (first.status, second.status, second.next_attempt_at) == ("pending", "superseded", None)
     assert (second.found, second.protected, second.failed_bytes) == (2, 1, 7)
+
+
+def test_previews_of_live_projects_lose_the_deletion_that_was_none(migrated_again: None) -> None:
+    call_command("migrate", OURS, "0024", verbosity=0)
+    now, before = timezone.now(), timezone.now() - timedelta(days=1)
+    KnownProject.objects.create(pk="proj_2", evidence="deleted", deleted_at=now)
+    plans = {
+        name: CleanupOperation.objects.request(
+            kind="project",
+            trigger="dry_run",
+            dry_run=True,
+            bucket="b",
+            status="planned",
+            next_attempt_at=None,
+            project_id=project_id,
+            project_deleted_at=deleted_at,
+        )
+        for name, project_id, deleted_at in (
+            ("live", "proj_1", now),
+            ("deleted", "proj_2", now),
+            ("earlier", "proj_2", before),
+        )
+    }
+    call_command("migrate", OURS, "0025", verbosity=0)
+    found = dict(CleanupOperation.objects.values_list("pk", "project_deleted_at"))
+    assert {name: found[plan.pk] for name, plan in plans.items()} == {
+        "live": None,
+        "deleted": now,
+        "earlier": before,
+    }
 
 
 @pytest.mark.only_on("postgresql")

@@ -55,12 +55,13 @@ class Model:
         self.objects.pop(key, None)
         self.stir(key)
 
-    def row_deleted(self, key: str, etag: str) -> None:
-        """A person deleted the row, which described an object with this ETag, or with any."""
+    def row_deleted(self, key: str, etag: str, described: bool) -> None:
+        """A person deleted the row, which described an object with this ETag, or with any; and the
+        one that is there by its time as well, or it may stay."""
         self.uploads.pop(key, None)
         moment = self.stir(key)
         if (there := self.objects.get(key)) and etag in ("", there.etag):
-            there.asked = moment
+            there.asked = moment if described else 0
 
     def handed_over(self, key: str, project: str) -> None:
         self.stir(key)

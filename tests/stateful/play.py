@@ -168,7 +168,14 @@ class Play:
         if not R2Object.objects.filter(key=key).exists():
             asked = CleanupItem.objects.filter(key=key, operation__kind="objects")
             assert asked.exclude(operation__status__in=CleanupOperation.ENDED).exists()
-            self.model.row_deleted(key, row.etag)
+            self.model.row_deleted(key, row.etag, self.describes(row))
+
+    def describes(self, row: R2Object) -> bool:
+        """Whether the object there, if any, has the row's time."""
+        listing = self.bucket.r2.client().list_objects_v2(Bucket=self.bucket.name, Prefix=row.key)
+        there = (one for one in listing.get("Contents", []) if one["Key"] == row.key)
+        times = [one["LastModified"] for one in there]
+        return row.last_modified in [*times, *(time.replace(microsecond=0) for time in times)]
 
     def dry_run(self, project: str) -> None:
         if project in self.model.living | self.model.deleted.keys():

@@ -192,7 +192,7 @@ def test_of_several_open_cleanups_of_a_deletion_the_first_goes_on(migrated_again
 
 
 def test_previews_of_live_projects_lose_the_deletion_that_was_none(migrated_again: None) -> None:
-    call_command("migrate", OURS, "0024", verbosity=0)
+    call_command("migrate", OURS, "0025", verbosity=0)
     now, before = timezone.now(), timezone.now() - timedelta(days=1)
     KnownProject.objects.create(pk="proj_2", evidence="deleted", deleted_at=now)
     plans = {
@@ -212,7 +212,7 @@ def test_previews_of_live_projects_lose_the_deletion_that_was_none(migrated_agai
             ("earlier", "proj_2", before),
         )
     }
-    call_command("migrate", OURS, "0025", verbosity=0)
+    call_command("migrate", OURS, "0026", verbosity=0)
     found = dict(CleanupOperation.objects.values_list("pk", "project_deleted_at"))
     assert {name: found[plan.pk] for name, plan in plans.items()} == {
         "live": None,

@@ -23,7 +23,7 @@ def forget_made_up_deletions(apps: Any, editor: Any) -> None:
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("storage_audit", "0024_attempts_of_jobs"),
+        ("storage_audit", "0025_calls_of_items"),
     ]
 
     operations = [

@@ -9,7 +9,7 @@ import pytest
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.core.files.base import ContentFile
-from django.db import OperationalError, connection, models
+from django.db import IntegrityError, OperationalError, connection, models
 from pytest_django import Settings
 from storages.backends.s3 import S3Storage
 
@@ -114,6 +114,7 @@ def why_of(key: str) -> str:
         ("Copy", "backup", "{key}", False),
         ("Copy", "note", "{key}", False),
         ("Clip", "file", "{short}", False),
+        ("Legacy", "file", "{key}", True),
     ],
 )
 def test_every_field_whose_storage_writes_to_the_bucket_is_asked(
@@ -124,6 +125,40 @@ def test_every_field_whose_storage_writes_to_the_bucket_is_asked(
     rows(table_name).create(**{field: given})
     plan = run(requests.dry_run("proj_1")[0])
     assert outcomes(plan) == {key: "protected" if is_used else "planned"}
+
+
+@pytest.mark.parametrize("name", ["/{}", "./{}", "projects//{}", "x/../{}", "\\"])
+@pytest.mark.parametrize("table_name", ["Clip", "Copy"])
+def test_name_that_the_storage_normalises_keeps_its_file(
+    library: Bucket, table_name: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1", "proj_2")
+    key = library.upload("proj_1")
+    short = key.removeprefix("projects/")
+    monkeypatch.setattr(references, "CHUNK", 1)
+    rows(table_name).create(file="/of/another")
+    odd = key.replace("/", "\\") if name == "\\" else name.format(short)
+    if table_name == "Clip" and name != "projects//{}":
+        odd = odd.replace(short, key)
+    rows(table_name).create(file=odd)
+    assert outcomes(delete("proj_1")) == {key: "protected"}
+
+
+def test_odd_name_in_another_spelling_keeps_its_file(library: Bucket) -> None:
+    key = "projects/proj_1/scenes/s/media/\u00e9.mp4"
+    library.put(key)
+    alive("proj_1")
+    rows("Poster").create(file="/" + normalize("NFD", key))
+    assert outcomes(delete("proj_1")) == {key: "protected"}
+
+
+@pytest.mark.parametrize("before", ["/", "./"])
+def test_odd_name_is_found_just_before_the_deletion(
+    library: Bucket, before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = library.upload("proj_1")
+    between_plan_and_batch(monkeypatch, lambda: rows("Clip").create(file=before + key))
+    assert outcomes(delete("proj_1")) == {key: "protected"}
 
 
 @pytest.mark.parametrize(
@@ -321,15 +356,16 @@ def test_a_question_that_takes_too_long_is_stopped(library: Bucket) -> None:
     assert len(read_within(rows("Clip"), 0.1)) == 1
 
 
-def test_a_table_that_cannot_be_read_needs_approval(library: Bucket) -> None:
+@pytest.mark.parametrize("name", ["Poster", "Legacy"])
+def test_a_table_that_cannot_be_read_needs_approval(library: Bucket, name: str) -> None:
     key = library.upload("proj_1")
     operation = requested("proj_1")
     # Also where a person lifted the limits before anybody knew of that.
     CleanupOperation.objects.update(released_by="anna")
-    drop("Poster")
+    drop(name)
     operation = run(operation)
     assert operation.status == Status.BLOCKED
-    assert f"library.Poster.file ({table('Poster')}) cannot be read" in operation.error
+    assert f"library.{name}.file ({table(name)}) cannot be read" in operation.error
     assert library.keys() == {key}
     requests.force_delete_operation(operation)
     assert outcomes(run(operation)) == {key: "deleted"}
@@ -363,6 +399,16 @@ def test_the_setting_names_further_fields_and_functions(
     assert row in reason(operation, key)
 
 
+@pytest.mark.parametrize("name", ["{key}", "{short}"])
+def test_file_field_in_the_setting_is_read_with_its_location(
+    library: Bucket, settings: Settings, name: str
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"REFERENCES": ["library.Copy.backup"]}
+    key = library.upload("proj_1")
+    rows("Copy").create(backup=name.format(key=key, short=key.removeprefix("projects/")))
+    assert outcomes(delete("proj_1")) == {key: "protected"}
+
+
 @pytest.mark.parametrize(
     "entry, why",
     [
@@ -383,12 +429,15 @@ def test_a_wrong_entry_is_an_error(
     assert entry in found()["storage_audit.E006"].msg
 
 
+@pytest.mark.parametrize(
+    "answer", [lambda keys: 1 / 0, lambda keys: keys, lambda keys: [(keys, "row")], lambda keys: 1]
+)
 def test_a_function_that_fails_needs_approval(
-    library: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    library: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch, answer: Any
 ) -> None:
     entry = "tests.library.models.keys_in_data"
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"REFERENCES": [entry]}
-    monkeypatch.setattr(entry, lambda keys: 1 / 0)
+    monkeypatch.setattr(entry, answer)
     library.upload("proj_1")
     operation = delete("proj_1")
     assert operation.status == Status.BLOCKED and entry in operation.error
@@ -402,6 +451,22 @@ def test_a_column_without_an_index_is_a_warning_that_says_what_to_do(library: Bu
     with connection.cursor() as cursor:
         cursor.execute(line)
     assert "storage_audit.W006" not in found(databases=["default"])
+
+
+def test_partial_index_is_no_index(library: Bucket) -> None:
+    with connection.cursor() as cursor:
+        some = f"{table('Poster')} (file) WHERE project_id = 'proj_1'"
+        cursor.execute(f"CREATE INDEX of_some_posters ON {some}")
+    assert "library.Poster.file" in found(databases=["default"])["storage_audit.W006"].msg
+
+
+@pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL has such indexes")
+def test_index_whose_build_failed_is_no_index(library: Bucket) -> None:
+    for _each in range(2):
+        rows("Poster").create(file="posters/a.png")
+    with connection.cursor() as cursor, pytest.raises(IntegrityError):
+        cursor.execute(f"CREATE UNIQUE INDEX CONCURRENTLY failed ON {table('Poster')} (file)")
+    assert "library.Poster.file" in found(databases=["default"])["storage_audit.W006"].msg
 
 
 def still(project_id: str, name: str = "a.png") -> str:

@@ -8,7 +8,9 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
+from functools import reduce
 from itertools import islice
+from operator import or_
 from time import monotonic
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -16,11 +18,12 @@ from urllib.parse import urlsplit
 from django.apps import apps
 from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, models, router
-from django.db.models import Expression, F
+from django.db.models import Expression, F, Q
 from django.db.models.deletion import Collector, ProtectedError, RestrictedError
 from django.db.models.functions import Collate, Substr
 from django.utils.module_loading import import_string
 from django.utils.translation import gettext as _
+from storages.utils import clean_name, safe_join
 
 from storage_audit.conf import conf
 from storage_audit.fields import spellings
@@ -34,17 +37,27 @@ CHUNK = 1000
 NOT_ASCII = "[^\x01-\x7f]"
 # What `get_constraints` calls the indexes that find a value: nothing on SQLite.
 INDEX_TYPES = (None, "idx", "btree", "hash")
+# The names of a table's indexes that leave out rows: partial ones, and those whose build failed.
+INCOMPLETE_INDEXES = {
+    "postgresql": """
+        SELECT index.relname FROM pg_index
+        JOIN pg_class AS index ON index.oid = indexrelid
+        JOIN pg_class AS its_table ON its_table.oid = indrelid
+        WHERE its_table.relname = %s AND pg_table_is_visible(its_table.oid)
+        AND (indpred IS NOT NULL OR NOT indisvalid)
+    """,
+    "sqlite": "SELECT name FROM pragma_index_list(%s) WHERE partial",
+}
 
 # A function that REFERENCES names: it gets keys, and gives those in use, each with its row.
 Source = Callable[[list[str]], Iterable[tuple[str, str]]]
 
 
 class Column(NamedTuple):
-    """A field whose values name files of the bucket, with its storage's location before them."""
+    """A field whose values name files of the bucket."""
 
     model: type[models.Model]
     name: str
-    prefix: str = ""
     # Unknown where REFERENCES names the field.
     bucket: str = ""
 
@@ -56,6 +69,13 @@ class Column(NamedTuple):
     def field(self) -> "models.Field[Any, Any]":
         found: models.Field[Any, Any] = self.model._meta.get_field(self.name)  # type: ignore[assignment]
         return found
+
+    @property
+    def prefix(self) -> str:
+        """The location of the field's storage, which comes before each name."""
+        storage = getattr(self.field, "storage", None)
+        location = str(getattr(storage, "location", "") or "").strip("/")
+        return f"{location}/" if location else ""
 
     @property
     def table(self) -> str:
@@ -75,15 +95,44 @@ class Column(NamedTuple):
     def names(self, key: str) -> set[str]:
         """What a row may call the file of this key."""
         forms = spellings(key)
-        return forms | {form.removeprefix(self.prefix) for form in forms}
+        names = forms | {form.removeprefix(self.prefix) for form in forms}
+        return names | {before + name for before in ("/", "./") for name in names}
+
+    def keys(self, name: str) -> set[str]:
+        """The keys that a row's name may stand for, also as the storage reads it."""
+        keys = {name, self.prefix + name}
+        for location in ("", self.prefix):
+            # A storage opens no file outside its location.
+            with suppress(ValueError):
+                keys.update(spellings(safe_join(location, clean_name(name))))
+        return keys
+
+    def odd_names(self) -> models.QuerySet[Any]:
+        """The rows whose storage reads another name than they hold, such as `/a`, `./a`, `a//b`,
+        `a/../b` and `a\\b`."""
+        name: Expression | F = F(self.name)
+        if connections[self.alias].vendor == "postgresql":
+            # It searches no text whose collation takes different texts for the same.
+            name = Collate(name, "C")
+        starts = [Q(odd_name__startswith=text) for text in ("/", ".")]
+        parts = [Q(odd_name__contains=text) for text in ("//", "/.", "\\")]
+        rows: models.QuerySet[Any] = self.rows().alias(odd_name=name)
+        return rows.filter(reduce(or_, starts + parts)).order_by("pk")
 
     def has_index(self) -> bool | None:
-        """None where there is no such table."""
+        """Whether an index finds each row. None where there is no such table."""
         database = connections[self.alias]
         with database.cursor() as cursor:
-            found = database.introspection.get_constraints(cursor, self.table).values()
-        columns = [(each["columns"] or [])[:1] for each in found if is_index(each)]
-        return [self.field.column] in columns if columns else None
+            found = database.introspection.get_constraints(cursor, self.table)
+            incomplete = set[str]()
+            if query := INCOMPLETE_INDEXES.get(database.vendor):
+                cursor.execute(query, [self.table])
+                incomplete = {name for (name,) in cursor.fetchall()}
+        indexes = {name: each for name, each in found.items() if is_index(each)}
+        complete = [
+            (each["columns"] or [])[:1] for name, each in indexes.items() if name not in incomplete
+        ]
+        return [self.field.column] in complete if indexes else None
 
     def create_index(self) -> str:
         database = connections[self.alias]
@@ -149,13 +198,9 @@ def file_columns() -> Iterator[Column]:
     """Those whose storage writes to a bucket of our store."""
     for model in apps.get_models():
         for field in model._meta.local_fields:
-            if not isinstance(field, models.FileField) or not model._meta.managed:
-                continue
-            storage: Any = field.storage
-            if is_ours(storage):
-                location = str(getattr(storage, "location", "") or "").strip("/")
-                prefix = f"{location}/" if location else ""
-                yield Column(model, field.name, prefix, str(storage.bucket_name))
+            storage: Any = getattr(field, "storage", None)
+            if isinstance(field, models.FileField) and is_ours(storage):
+                yield Column(model, field.name, str(storage.bucket_name))
 
 
 def asks_anything() -> bool:
@@ -244,6 +289,8 @@ def rows_naming(
     """Items, each with the key of a row. The database joins the tables where it has both, and
     where keys have one spelling."""
     one_by_one = items
+    for some in odd_rows_in_chunks(column, seconds, renew):
+        yield from with_items(column, items, some)
     if column.alias == DEFAULT_DB_ALIAS:
         one_by_one = items.filter(key__regex=NOT_ASCII)
         for query in joins(column, items):
@@ -255,6 +302,19 @@ def rows_naming(
     for some in items_in_chunks(one_by_one):
         renew()
         yield from naming(column, some, seconds)
+
+
+def odd_rows_in_chunks(
+    column: Column, seconds: float, renew: Callable[[], None]
+) -> Iterator[list[tuple[Any, str]]]:
+    """They may be many."""
+    odd = column.odd_names().values_list("pk", column.name)
+    renew()
+    some = read_within(odd[:CHUNK], seconds)
+    while some:
+        yield some
+        renew()
+        some = read_within(odd.filter(pk__gt=some[-1][0])[:CHUNK], seconds)
 
 
 def joins(column: Column, items: models.QuerySet[Any]) -> Iterator[models.QuerySet[Any]]:
@@ -283,7 +343,7 @@ def with_items(
 ) -> Iterator[tuple[int, Any]]:
     by_key = defaultdict(set)
     for pk, name in rows:
-        for key in (name, column.prefix + name):
+        for key in column.keys(name):
             by_key[key].add(pk)
     for item, key in items.filter(key__any_of=list(by_key)).values_list("pk", "key"):
         yield from ((item, pk) for pk in by_key[key])
@@ -332,14 +392,13 @@ def ask_source(
         renew()
         by_name = {form: item for item, key in some for form in spellings(key)}
         try:
-            found = list(source(list(by_name)))
+            for key, row in source(list(by_name)):
+                if key in by_name:
+                    used.rows.setdefault(by_name[key], redact(visible(str(row))))
         except Exception:
             logger.exception("%s failed.", entry)
             used.unread.append(entry)
             return
-        for key, row in found:
-            if key in by_name:
-                used.rows.setdefault(by_name[key], redact(visible(str(row))))
 
 
 def items_in_chunks(items: models.QuerySet[Any]) -> Iterator[list[tuple[int, str]]]:

@@ -85,6 +85,8 @@ def test_backfilled_row_of_a_live_project_keeps_an_object_whose_key_names_a_dele
     alive("proj_1", "proj_2")
     track(bucket, OWN, "proj_2", "backfill")
     bucket.put(OWN)
+    [plan] = requests.dry_run("proj_1")
+    assert outcomes(run(plan)) == {OWN: "protected"}
     operation = delete("proj_1")
     assert outcomes(operation) == {OWN: "protected"}
     assert "proj_2" in reason(operation, OWN)

@@ -15,7 +15,7 @@ from storage_audit.audit import overview
 from storage_audit.audit.delays import Delay, delays
 from storage_audit.audit.overview import Amount, Left
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation
+from storage_audit.models import BucketScan, CleanupOperation
 from storage_audit.pages.base import age, amount
 from storage_audit.pages.history import charts_of
 from storage_audit.pages.links import Links
@@ -44,15 +44,15 @@ def board(context: Context) -> dict[str, Any]:
         return {"refusal": refusal}
     links, late, left = Links(context), delays(), overview.left_behind_in_time()
     waiting = CleanupOperation.objects.waiting().count()
-    days = period(request.GET.get("days"))
+    days, scan = period(request.GET.get("days")), overview.last_complete_scan()
     return {
-        "tiles": list(tiles(links, waiting, late, left)),
-        "needs": needs(links, late),
+        "tiles": list(tiles(links, waiting, late, left, scan)),
+        "needs": needs(links, late, scan),
         "more": max(waiting - OPERATIONS_SHOWN, 0),
         "more_url": links.list("cleanupoperation", needs="person"),
         "days": days,
         "periods": PERIODS,
-        "charts": charts_of(links, days, left, is_scanned=left is None or is_known(left)),
+        "charts": charts_of(links, days, left, is_known=is_known(left, scan)),
     }
 
 
@@ -62,23 +62,25 @@ def panel(context: Context) -> dict[str, Any]:
         return {}
     links = Links(context)
     waiting = CleanupOperation.objects.waiting().count()
-    left = overview.left_behind_in_time()
-    return {"tiles": list(tiles(links, waiting, delays(), left))}
+    left, scan = overview.left_behind_in_time(), overview.last_complete_scan()
+    return {"tiles": list(tiles(links, waiting, delays(), left, scan))}
 
 
 def period(asked: str | None) -> int:
     return next((days for days in PERIODS if asked == str(days)), PERIODS[0])
 
 
-def tiles(links: Links, waiting: int, late: list[Delay], left: Left | None) -> Iterator[Tile]:
+def tiles(
+    links: Links, waiting: int, late: list[Delay], left: Left | None, scan: BucketScan | None
+) -> Iterator[Tile]:
     """Those whose lists the person may look at."""
     if links.leads_to("cleanupoperation"):
         yield open_deletions(links)
         yield for_a_person(links, waiting)
     if links.left_behind():
-        yield left_behind(links, left)
+        yield left_behind(links, left, scan)
     if links.leads_to("bucketscan"):
-        yield last_scan(links)
+        yield last_scan(links, scan)
     if links.leads_to("diagnosis"):
         yield worker(links, late)
 
@@ -101,14 +103,14 @@ def for_a_person(links: Links, waiting: int) -> Tile:
     return Tile(title, str(waiting), [words], url, "failed", _("decide"))
 
 
-def left_behind(links: Links, left: Left | None) -> Tile:
+def left_behind(links: Links, left: Left | None, scan: BucketScan | None) -> Tile:
     title, url, warning = _("Left behind"), links.left_behind(), ("warning", _("look"))
     without = _("Without what is protected, and without what an open cleanup is to delete.")
     if left is None:
         figure = _("about %s objects or more") % number_format(overview.MUCH, force_grouping=True)
         return Tile(title, figure, [_("The next sweep counts them."), without], url, *warning)
     amount, taken_at = left
-    if not is_known(left):
+    if not is_known(left, scan):
         text = _("The bucket has not been scanned yet. Run a scan to find leftover files.")
         return Tile(title, _("not known"), [text], url, "warning", _("scan"))
     objects = ngettext("%d object", "%d objects", amount.objects) % amount.objects
@@ -121,9 +123,9 @@ def left_behind(links: Links, left: Left | None) -> Tile:
     return Tile(title, objects, words, url, *(warning if amount.objects else ("ok", "")))
 
 
-def is_known(left: Left) -> bool:
-    """Nothing is left behind, or nobody has looked yet."""
-    return bool(left.amount.objects or overview.last_complete_scan())
+def is_known(left: Left | None, scan: BucketScan | None) -> bool:
+    """Without a complete scan, that nothing is left behind only means that nobody has looked."""
+    return left is None or left.amount.objects > 0 or scan is not None
 
 
 def price(left: Amount) -> str:
@@ -132,8 +134,8 @@ def price(left: Amount) -> str:
     return _("%s a month") % f"{conf().currency}{number_format(left.price, 2)}"
 
 
-def last_scan(links: Links) -> Tile:
-    title, scan = _("Last complete scan"), overview.last_complete_scan()
+def last_scan(links: Links, scan: BucketScan | None) -> Tile:
+    title = _("Last complete scan")
     if not scan or not scan.finished_at:
         words = _("Files that are left behind are found by the first one only.")
         return Tile(title, _("never"), [words], links.list("bucketscan"), "warning", _("scan"))

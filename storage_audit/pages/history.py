@@ -45,22 +45,21 @@ class Chart(NamedTuple):
     note: str = ""
 
 
-def charts_of(links: Links, days: int, left: Left | None, *, is_scanned: bool) -> list[Chart]:
-    """`left` is what is left behind now, so that the chart ends with it; without a scan nobody
-    knows."""
+def charts_of(links: Links, days: int, left: Left | None, *, is_known: bool) -> list[Chart]:
+    """`left` is what is left behind now, so that the chart ends with it, if anybody knows."""
     period = [localdate() - timedelta(days=ago) for ago in reversed(range(days))]
-    return list(drawn(links, period, left, is_scanned=is_scanned))
+    return list(drawn(links, period, left, is_known=is_known))
 
 
 def drawn(
-    links: Links, period: list[date], left: Left | None, *, is_scanned: bool
+    links: Links, period: list[date], left: Left | None, *, is_known: bool
 ) -> Iterator[Chart]:
     ended = overview.outcomes(period[0])
     yield deletions(period, ended)
     yield freed(period, ended)
     figures = list(DailyFigures.objects.between(period[0], period[-1]).order_by("day"))
     if links.left_behind():
-        yield left_behind(period, figures if is_scanned else [], left)
+        yield left_behind(period, figures if is_known else [], left)
     if links.leads_to("r2object"):
         yield file_types(figures[-1] if figures else DailyFigures.objects.latest_first().first())
         yield from types_over_time(period, figures)

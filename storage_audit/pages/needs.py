@@ -62,13 +62,13 @@ class Need(NamedTuple):
         return age(self.since) if self.since else ""
 
 
-def needs(links: Links, late: list[Delay]) -> list[Need]:
+def needs(links: Links, late: list[Delay], scan: BucketScan | None) -> list[Need]:
     """First what holds up all the rest; then decisions, and of each sort the oldest first."""
     return [
         *of_bucket(links),
         *delayed(links, late),
         *of_diagnosis(links),
-        *of_scans(links),
+        *of_scans(links, scan),
         *of_operations(links),
         *of_incidents(links),
         *of_messages(links),
@@ -105,7 +105,7 @@ def delayed(links: Links, late: list[Delay]) -> Iterator[Need]:
         yield Need("wrong", _("late"), visible(delay.text), delay.advice, url)
 
 
-def of_scans(links: Links) -> Iterator[Need]:
+def of_scans(links: Links, last_complete: BucketScan | None) -> Iterator[Need]:
     if not links.leads_to("bucketscan"):
         return
     begin = links.new("bucketscan")
@@ -120,7 +120,7 @@ def of_scans(links: Links) -> Iterator[Need]:
             scan.finished_at,
             begin,
         )
-    elif not overview.last_complete_scan():
+    elif last_complete is None:
         yield Need(
             "warning",
             _("no scan"),

@@ -209,6 +209,9 @@ def resolve_findings(operation: CleanupOperation, gone: CleanupItemQuerySet) -> 
     found = Finding.objects.filter(
         bucket=operation.bucket, last_seen_at__lte=operation.cursor["began"]
     ).exclude(kind=Finding.Kind.UNFINISHED)
+    if operation.kind == CleanupOperation.Kind.OBJECTS:
+        # A renaming deletes the old object, and says what became of it when it has ended.
+        found = found.exclude(kind=Finding.Kind.MISNAMED)
     tracked = R2Object.objects.filter(bucket=OuterRef("bucket"), key=OuterRef("key"))
     # Of a row that is another project's the object is still missing.
     found = found.exclude(Exists(tracked), kind=Finding.Kind.MISSING)

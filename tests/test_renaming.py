@@ -911,12 +911,9 @@ def test_new_key_that_would_be_too_long_is_refused(bucket: Bucket) -> None:
 
 
 @pytest.mark.parametrize("listed", ["NFC", "NFD"])
-def test_where_spellings_are_one_object_any_is_renamed(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, listed: Any
-) -> None:
+def test_where_spellings_are_one_object_any_is_renamed(bucket: Bucket, listed: Any) -> None:
     """As on R2. Local R2 does not fold them."""
-    traits = installation.Traits(folds_unicode=True)
-    monkeypatch.setattr(installation, "check", lambda bucket: traits)
+    bucket.set_marker(folds_unicode=True)
     alive("proj_1")
     old, new = normalize(listed, f"{OLD}caf\u00e9"), f"{NEW}caf\u00e9"
     bucket.put(old, body=CONTENT)

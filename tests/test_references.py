@@ -460,7 +460,7 @@ def test_partial_index_is_no_index(library: Bucket) -> None:
     assert "library.Poster.file" in found(databases=["default"])["storage_audit.W006"].msg
 
 
-@pytest.mark.skipif(connection.vendor != "postgresql", reason="only PostgreSQL has such indexes")
+@pytest.mark.only_on("postgresql")
 def test_index_whose_build_failed_is_no_index(library: Bucket) -> None:
     for _each in range(2):
         rows("Poster").create(file="posters/a.png")

@@ -225,7 +225,6 @@ def test_limits_do_not_stop_what_was_asked_for_by_number(
     ("endpoint", "consent", "code"),
     [
         ("https://0123.r2.cloudflarestorage.com", "", 2),
-        ("https://anna:pass@0123.r2.cloudflarestorage.com", "", 2),
         ("https://0123.r2.cloudflarestorage.com", "other", 2),
         ("", "other", 2),
         ("", "tests", 0),
@@ -239,7 +238,6 @@ def test_a_bucket_elsewhere_is_written_to_only_by_its_name(
     arguments = ("--objects", "1", "--strategies", "batch", f"--yes-write-to={consent}")
     _out, err, exit_code = run("compare_strategies", *arguments)
     assert exit_code == code
-    assert "pass" not in err
     assert ("name the bucket: --yes-write-to tests" in err) == bool(code)
     assert CleanupOperation.objects.exists() == (code == 0)
 

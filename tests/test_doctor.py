@@ -355,6 +355,8 @@ def test_skewed_clock(store: FaultyStore, bucket: Bucket) -> None:
         told = examined()
     wrong = with_status(told)
     assert wrong.pop("clock").startswith("The clock of this machine is off by -1")
+    # By our clock the next sweep is 20 minutes away.
+    assert "a clock was ahead" in wrong.pop("worker")
     assert wrong == {
         "access": "The store refuses requests of this machine because its clock is wrong."
     }

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from threading import Event
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
@@ -299,7 +300,7 @@ def struck_by(name: str, step: Step, network: Network, lateness: Event) -> Itera
     lateness.clear()
     with pytest.MonkeyPatch.context() as patch:
         if name.startswith("late-"):
-            patch.setattr(r2, "_client", lambda *options: network.impatient)
+            patch.setattr(r2, "_client", lru_cache(lambda *options: network.impatient))
         yield struck
     network.proxy.rules.remove(struck)
     lateness.set()

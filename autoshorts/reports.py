@@ -22,7 +22,8 @@ class ReportFilter(SafeExceptionReporterFilter):
 
     def cleanse_setting(self, key: Any, value: Any) -> Any:
         cleansed = super().cleanse_setting(key, value)
-        return hide_credentials(cleansed) if isinstance(cleansed, str) else cleansed
+        # Such as django-axes' own, which are texts once they are asked for.
+        return hide_credentials(str(cleansed)) if isinstance(cleansed, str) else cleansed
 
     def get_traceback_frame_variables(
         self, request: HttpRequest | None, tb_frame: FrameType

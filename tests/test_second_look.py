@@ -482,7 +482,8 @@ def test_it_takes_no_longer_for_keys_that_stand_alone(
     keys = ["odd/1", "odd/2", "odd/3"]
     bucket.put(*keys)
     for key in keys:
-        track(bucket, key, None)
+        there = r2.head(bucket.name, key)._asdict()
+        track(bucket, there.pop("key"), None, **there)
     R2Object.objects.all().delete()
     operation = CleanupOperation.objects.get()
     assert run(operation).status == Status.CLEAN

@@ -198,10 +198,13 @@ class TrackedStorage(S3Storage):
 
 
 def is_listed(bucket: str, key: str) -> bool:
-    """Whether a listing shows the object of a key that has a row. HEAD is no evidence that it is
-    gone. Raises StoreError and Mismatch."""
+    """Whether a listing shows the object of a key that has a row, or may only fail to. HEAD is no
+    evidence that it is gone. Raises StoreError."""
     there = listing.find(bucket, [key], identity_in(bucket, key))
-    installation.see_marker(bucket)
+    try:
+        installation.see_marker(bucket)
+    except installation.Mismatch:
+        return True
     return bool(there)
 
 

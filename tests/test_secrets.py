@@ -195,7 +195,7 @@ COMMANDS = (
     "backfill_r2 --json",
     "claim_bucket",
     "claim_bucket --take-over",
-    "cleanup_project proj_2 --sync",
+    "cleanup_project proj_9 --declare-deleted --sync",
     "cleanup_project proj_1 --dry-run --json",
     "sweep_cleanups --sync",
     "verify_cleanup proj_1",

@@ -471,7 +471,7 @@ def test_a_row_being_deleted_bars_its_key(
 
 def test_a_row_left_behind_by_a_dead_process_does_not_bar_its_key_for_ever(bucket: Bucket) -> None:
     put()
-    bucket.wipe()
+    bucket.r2.remove(NAME, bucket.name)
     R2Object.objects.update(
         state=State.DELETING, updated_at=timezone.now() - timedelta(days=1, seconds=1)
     )
@@ -797,9 +797,16 @@ def test_a_file_is_kept_that_head_does_not_show(store: FaultyStore, bucket: Buck
 
 def test_a_file_is_saved_again_when_its_object_is_missing(bucket: Bucket) -> None:
     put()
-    bucket.wipe()
+    bucket.r2.remove(NAME, bucket.name)
     assert put() == NAME
     assert_told_as_it_is(bucket, NAME)
+
+
+def test_a_tracked_name_is_taken_where_the_bucket_may_be_another(bucket: Bucket) -> None:
+    put()
+    bucket.wipe()
+    assert put() != NAME
+    assert R2Object.objects.count() == 2
 
 
 # Put together

@@ -198,13 +198,10 @@ class TrackedStorage(S3Storage):
 
 
 def is_listed(bucket: str, key: str) -> bool:
-    """Whether a listing shows the object of a key that has a row, or may only fail to. HEAD is no
-    evidence that it is gone. Raises StoreError."""
+    """Whether a listing shows the object of a key that has a row. HEAD is no evidence that it is
+    gone. Raises StoreError and Mismatch."""
     there = listing.find(bucket, [key], identity_in(bucket, key))
-    try:
-        installation.see_marker(bucket)
-    except installation.Mismatch:
-        return True
+    installation.see_marker(bucket)
     return bool(there)
 
 

@@ -802,13 +802,6 @@ def test_a_file_is_saved_again_when_its_object_is_missing(bucket: Bucket) -> Non
     assert_told_as_it_is(bucket, NAME)
 
 
-def test_a_tracked_name_is_taken_where_the_bucket_may_be_another(bucket: Bucket) -> None:
-    put()
-    bucket.wipe()
-    assert put() != NAME
-    assert R2Object.objects.count() == 2
-
-
 # Put together
 
 

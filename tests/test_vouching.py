@@ -161,6 +161,8 @@ def test_named_object_that_no_vouched_page_showed_is_looked_for_again(
     if key == FLAT:
         track(filled, FLAT, "proj_1")
     R2Object.objects.get(key=key).delete()
+    # The row knows no time, so what was written in the second of its deletion would stay.
+    CleanupOperation.objects.update(created_at=timezone.now() + timedelta(seconds=1))
     operation = CleanupOperation.objects.get()
     with monkeypatch.context() as patch, suppress(SystemExit):
         die_between_page_and_sighting(patch, store, Step.PLAN)

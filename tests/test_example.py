@@ -265,7 +265,7 @@ def test_the_tables_come_and_the_admin_works_on_postgresql(tmp_path: Path) -> No
     """In a database that Django's runner makes and drops, beside the one of these tests."""
     copytree(EXAMPLE, tmp_path, dirs_exist_ok=True)
     (tmp_path / "on_postgresql.py").write_text(dedent(ON_POSTGRESQL))
-    store = {f"R2_{name}": "made-up" for name in STORE}
+    store = {f"R2_{name}": "http://made-up.example" for name in STORE}
     done = subprocess.run(
         [sys.executable, "manage.py", "test", "--noinput", "--settings=on_postgresql"],
         env={**os.environ, **store, "SECRET_KEY": "0" * 60, "PYTHONPATH": str(ROOT)},

@@ -242,6 +242,17 @@ def test_a_bucket_elsewhere_is_written_to_only_by_its_name(
     assert CleanupOperation.objects.exists() == (code == 0)
 
 
+def test_an_address_with_a_password_is_refused_and_not_shown(
+    neighbours: Bucket, settings: Settings
+) -> None:
+    address = "https://anna:pass@0123.r2.cloudflarestorage.com"
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ENDPOINT_URL": address}
+    out, err, code = run("compare_strategies", "--objects", "1", "--yes-write-to=tests")
+    assert code and "without a user name or password" in err, err
+    assert not [text for text in ("anna", "pass@") if text in out + err]
+    assert not CleanupOperation.objects.exists()
+
+
 def test_nothing_is_written_where_it_could_be_somebody_elses(
     neighbours: Bucket, settings: Settings
 ) -> None:

@@ -12,7 +12,7 @@ from unicodedata import normalize
 import pytest
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
-from django.db import connection, connections
+from django.db import connections
 from django.utils import timezone
 from pytest_django import Settings
 
@@ -31,7 +31,6 @@ from storage_audit.models import (
     CleanupItem,
     CleanupOperation,
     Finding,
-    Project,
     R2Object,
 )
 from tests.conftest import Bucket
@@ -625,39 +624,6 @@ def test_old_object_that_is_not_deleted_is_said_and_deleted_later(
     assert not one.objection
     assert_renamed(bucket, misnamed)
     assert CleanupOperation.objects.count() == 1
-
-
-# The application follows
-
-
-def test_receivers_are_told_with_the_change_and_can_refuse_it(
-    bucket: Bucket, misnamed: Finding
-) -> None:
-    told: list[tuple[str, str, str]] = []
-
-    def follow(bucket: str, old: str, new: str, **kwargs: Any) -> None:
-        assert connection.in_atomic_block
-        told.append((bucket, old, new))
-        Project.objects.update(title=new)
-
-    def fail(**kwargs: Any) -> None:
-        raise ValueError("no such reference")
-
-    renaming.object_renamed.connect(follow)
-    renaming.object_renamed.connect(fail)
-    try:
-        [one] = renamed(misnamed)
-        assert "no such reference" in one.objection
-        assert_kept(bucket, misnamed, A, A_NEW)
-        assert Project.objects.get().title == ""
-        renaming.object_renamed.disconnect(fail)
-        renamed(misnamed)
-    finally:
-        renaming.object_renamed.disconnect(fail)
-        renaming.object_renamed.disconnect(follow)
-    assert_renamed(bucket, misnamed)
-    assert Project.objects.get().title == A_NEW
-    assert told == [(bucket.name, A, A_NEW)] * 2
 
 
 # Crashes

@@ -13,6 +13,7 @@ from storage_audit.audit import installation
 from storage_audit.audit.discovery import rows_by_identity
 from storage_audit.audit.key_format import Reading
 from storage_audit.audit.ownership import known_among, layouts, too_many_owners
+from storage_audit.audit.references import Used, uses_of_rows
 from storage_audit.audit.scan.owners import attribute, named_by_deletions
 from storage_audit.audit.scan.rows import being_deleted
 from storage_audit.audit.work import LONE_KEYS
@@ -81,7 +82,8 @@ class Renaming:
 
 class Look(NamedTuple):
     """What is there, and what is known of it, by what the store takes for the same key; `busy` are
-    the keys that a cleanup has in hand."""
+    the keys that a cleanup has in hand, `used` the findings whose files rows of other tables use.
+    """
 
     identity: Identity
     found: dict[str, Listed]
@@ -89,6 +91,7 @@ class Look(NamedTuple):
     busy: set[str]
     alive: set[str]
     known: set[str]
+    used: Used
 
     def objects(self, one: Renaming) -> tuple[Listed | None, Listed | None]:
         """Those of the old and of the new key."""
@@ -189,7 +192,10 @@ def take_look(bucket: str, chunk: list[Renaming]) -> Look:
     rows = rows_by_identity(bucket, keys, identity)
     ids = set[str]().union(*(layouts().readings(one.old).owners for one in chunk))
     alive = projects.alive(ids)
-    return Look(identity, found, rows, busy, alive, known_among(ids) | alive)
+    # Asked last, as a row that is saved later keeps no file.
+    findings = Finding.objects.filter(pk__in=[one.finding.pk for one in chunk])
+    used = uses_of_rows(bucket, findings, seconds=conf().lease.total_seconds() / 2)
+    return Look(identity, found, rows, busy, alive, known_among(ids) | alive, used)
 
 
 def objection(one: Renaming, look: Look) -> str:
@@ -197,7 +203,7 @@ def objection(one: Renaming, look: Look) -> str:
         return gone(one)
     if look.is_changed_over(one):
         return against_deletion(one, look)
-    return against_old(one, look) or against_new(one, look)
+    return against_old(one, look) or against_new(one, look) or against_uses(one, look)
 
 
 def gone(one: Renaming) -> Over:
@@ -253,4 +259,14 @@ def against_deletion(one: Renaming, look: Look) -> str:
         return _("Renamed, but the old key was written to since. The next scan tells of it.")
     if not (new and row and (new.size, new.etag) == (row.size, row.etag)):
         return _("Renamed, but the object of the new key is another by now: both stay.")
+    return against_uses(one, look)
+
+
+def against_uses(one: Renaming, look: Look) -> str:
+    if row := look.used.rows.get(one.finding.pk):
+        text = _("Used by %s, so it stays under its old name. Once no row names it, rename it.")
+        return Over(text % row)
+    if look.used.unread:
+        text = _("These fields cannot be read, so their rows may use it: %s. Try again later.")
+        return text % ", ".join(look.used.unread)
     return ""

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from django.db import transaction
-from django.dispatch import Signal
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -26,14 +25,10 @@ from storage_audit.bucket.listing import spellings
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object, Row
 from storage_audit.origin import current_origin
-from storage_audit.redaction import redact, visible
+from storage_audit.redaction import visible
 
 Kind, Source, State = CleanupOperation.Kind, R2Object.Source, R2Object.State
 GONE = (CleanupItem.Outcome.DELETED, CleanupItem.Outcome.ALREADY_ABSENT)
-
-# Sent with `bucket`, and with `old` and `new`, which are keys, in the transaction in which the rows
-# change over: what a receiver writes is committed with them. If one raises, both objects stay.
-object_renamed = Signal()
 
 
 class Doubt(Exception):
@@ -165,7 +160,7 @@ def change_over(ready: list[Renaming], look: Look) -> None:
 
 
 def change_rows(one: Renaming, look: Look) -> None:
-    """Raises Doubt when anything was changed since the look, or when a receiver fails."""
+    """Raises Doubt when anything was changed since the look."""
     new, seen = look.objects(one)[1], look.row(one.old)
     assert new is not None
     if projects.lock(one.project_id) is None:
@@ -178,11 +173,6 @@ def change_rows(one: Renaming, look: Look) -> None:
     if as_they_are != ({(seen.pk, seen.updated_at)} if seen else set()) or not mine:
         raise Doubt(_("Its tracking row was changed just now. Try again later."))
     old.forget()
-    told = object_renamed.send_robust(R2Object, bucket=one.bucket, old=one.old, new=one.new)
-    for _receiver, error in told:
-        if isinstance(error, Exception):
-            text = _("Not renamed, as a receiver of object_renamed failed: %s. Try again.")
-            raise Doubt(redact(text % f"{type(error).__name__}: {error}")) from error
 
 
 def old_row(one: Renaming, look: Look) -> Row:

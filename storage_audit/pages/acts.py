@@ -222,8 +222,9 @@ RENAME = Act(
     (
         gettext_lazy(
             "Each object is copied to its new key, and the old one is deleted once the copy is"
-            " seen. Links to the old keys break. It takes some seconds; if it is stopped, ask"
-            " again, and it goes on."
+            " seen. Links to the old keys break; an object that a row of another table names stays"
+            " under its old name. It takes some seconds; if it is stopped, ask again, and it goes"
+            " on."
         ),
     ),
     gettext_lazy("Yes, rename"),

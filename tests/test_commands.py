@@ -15,6 +15,7 @@ from pytest_django import Settings
 
 from storage_audit.audit import cleanup, discovery, installation
 from storage_audit.audit.scan import worker
+from storage_audit.bucket.listing import Identity
 from storage_audit.management import scanning
 from storage_audit.models import (
     BucketScan,
@@ -170,7 +171,7 @@ def test_backfill_that_is_interrupted_says_how_to_go_on(
 ) -> None:
     bucket.put("README.txt")
 
-    def interrupted(scan: BucketScan) -> NoReturn:
+    def interrupted(scan: BucketScan, identity: Identity) -> NoReturn:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(worker, "end", interrupted)

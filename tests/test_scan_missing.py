@@ -168,6 +168,45 @@ def test_where_spellings_are_two_objects_the_row_of_the_other_is_missing(
     assert normalize("NFC", NFD) == NFC
 
 
+@pytest.mark.parametrize(
+    ("prefix", "tracked", "listed"),
+    [
+        ("caf\u00e9/", "caf\u00e9/a.mp4", "cafe\u0301/a.mp4"),
+        ("cafe\u0301/", "cafe\u0301/a.mp4", "caf\u00e9/a.mp4"),
+        ("cafe", "cafe\u0301.mp4", "caf\u00e9.mp4"),
+        ("K/", "K/a.mp4", "\u212a/a.mp4"),
+        ("`;", "`;a.mp4", "\u1fef\u037ea.mp4"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_scan_of_a_prefix_finds_a_row_whose_object_is_spelled_without_it(
+    monkeypatch: pytest.MonkeyPatch, prefix: str, tracked: str, listed: str, dry_run: bool
+) -> None:
+    """What is in no spelling there is missing all the same."""
+    listing = Listing(UNDER + listed)
+    listing.use(monkeypatch, FOLDS)
+    alive("proj_1")
+    gone = UNDER + tracked.replace(".mp4", "2.mp4")
+    track(UNDER + tracked, gone)
+    found = complete(UNDER + prefix, dry_run=dry_run)
+    assert found.missing == 1
+    if dry_run:
+        assert set(Sighting.objects.values_list("key", flat=True)) == {gone}
+    else:
+        assert findings() == {("missing", gone)}
+
+
+def test_a_scan_of_a_prefix_lists_nothing_more_where_it_saw_all_spellings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listing = Listing()
+    listing.use(monkeypatch, FOLDS)
+    alive("proj_1")
+    track(NFC, NFD.replace("mp4", "mov"), f"{UNDER}K.mp4")
+    assert complete(UNDER).missing == 3
+    assert {prefix for prefix, _after in listing.asked} == {UNDER}
+
+
 def test_a_scan_of_a_prefix_says_nothing_of_what_is_beside_it(listing: Listing) -> None:
     """Keys that start alike, the prefix itself as a key, and what comes just before and after."""
     prefix = "projects/proj_1"

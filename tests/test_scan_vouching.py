@@ -346,7 +346,7 @@ def test_a_scan_of_which_all_is_listed_starts_again_when_that_is_not_trusted(
     listing: Listing, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "end", lambda of: None)
+        patch.setattr(worker, "end", lambda of, identity: None)
         found = scanning.reconcile()
     assert found.status == "running" and not found.shards.unfinished().exists()
     listing.add(KEYS[8])

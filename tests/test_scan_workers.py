@@ -20,6 +20,7 @@ from storage_audit.audit.scan.lanes import PageRead, Stretch
 from storage_audit.audit.scan.sides import key_of
 from storage_audit.bucket import uploads
 from storage_audit.bucket.errors import Unavailable
+from storage_audit.bucket.listing import Identity, exact
 from storage_audit.bucket.uploads import Upload
 from storage_audit.bucket.wire import Entries
 from storage_audit.models import BucketScan, Finding, LeaseLost, R2Object, ScanShard, Sighting
@@ -248,9 +249,9 @@ def test_who_ends_first_says_it_and_the_other_says_nothing(
     found = scan.begin(purpose=BucketScan.Purpose.RECONCILE)
     both = Barrier(2)
 
-    def end(of: BucketScan) -> None:
+    def end(of: BucketScan, identity: Identity) -> None:
         both.wait()
-        real(of)
+        real(of, identity)
 
     monkeypatch.setattr(worker, "end", end)
     ends = together(found, 2)
@@ -276,12 +277,12 @@ def test_figures_of_others_count_before_too_few_are_refused(
     complete()
     found = scan.begin(purpose=BucketScan.Purpose.RECONCILE)
     stale = BucketScan.objects.get(pk=found.pk)
-    monkeypatch.setattr(worker, "end", lambda of: None)
+    monkeypatch.setattr(worker, "end", lambda of, identity: None)
     scanning.work(found)
     monkeypatch.undo()
     listing.use(monkeypatch)
     assert stale.listed == 0 and not found.shards.unfinished().exists()
-    ending.end(stale)
+    ending.end(stale, exact)
     found.refresh_from_db()
     assert (found.status, found.error) == ("complete", "")
 

@@ -184,8 +184,7 @@ def find_spellings(
     wanted = {nfc(key) for key in keys}
     found: dict[str, Listed] = {}
     listed_under: str | None = None
-    starts = {form for key in keys for form in ascii_spellings(start_of_all_spellings(key))}
-    for start in sorted(starts):
+    for start in sorted({start for key in keys for start in starts_of_spellings(key)}):
         if listed_under is not None and start.startswith(listed_under):
             continue
         listed_under = start
@@ -202,6 +201,11 @@ def start_of_all_spellings(key: str) -> str:
     start = os.path.commonprefix([key[:length], nfc(key)])
     twins = [i for i, char in enumerate(start) if char in TWINS]
     return start[: twins[MOST_TWINS]] if len(twins) > MOST_TWINS else start
+
+
+def starts_of_spellings(key: str) -> set[str]:
+    """Each spelling of the key starts with one of these."""
+    return ascii_spellings(start_of_all_spellings(key))
 
 
 def ascii_spellings(text: str) -> set[str]:

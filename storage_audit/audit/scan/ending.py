@@ -1,5 +1,6 @@
 """What a scan says once all was listed: its sightings become findings, or nothing does."""
 
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -12,7 +13,9 @@ from storage_audit import projects
 from storage_audit.audit import installation, limits
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.scan import sightings
+from storage_audit.audit.scan.batch import note_keys
 from storage_audit.audit.scan.unfinished import sightings as sightings_of_uploads
+from storage_audit.bucket.listing import Identity, find, nfc, starts_of_spellings
 from storage_audit.conf import conf
 from storage_audit.findings import Difference, Kind
 from storage_audit.models import (
@@ -27,6 +30,8 @@ from storage_audit.models import (
 from storage_audit.querysets import starts_with_any
 
 CHUNK = 5000
+# Missing keys that are looked for at once: those that start alike are found in one listing.
+TOGETHER = 20_000
 NAMES = ", ".join(field.attname for field in Difference._meta.local_concrete_fields)
 # It is still the difference, and the object, that the finding was about.
 SAME = """finding.state <> 'resolved' AND finding.etag = excluded.etag
@@ -70,7 +75,7 @@ WHERE finding.last_seen_at < excluded.last_seen_at
 """
 
 
-def end(scan: BucketScan) -> None:
+def end(scan: BucketScan, identity: Identity) -> None:
     """Believe the scan, and say what it saw. Raises Mismatch and StoreError when it is not to be
     believed, as when it found too little, and PassBroken when it has to start again."""
     # Others may have counted more since, or ended it.
@@ -81,6 +86,8 @@ def end(scan: BucketScan) -> None:
         note_unfinished(scan)
     if not (scan.in_key_order or scan.is_partial):
         note_unlisted(scan)
+    if identity is nfc:
+        look_for_other_spellings(scan)
     marker = installation.see_marker(scan.bucket)
     limits.refuse_empty_table(_("Then start the scan again."))
     if not scan.accept_fewer:
@@ -127,6 +134,28 @@ def note_unlisted(scan: BucketScan) -> None:
     while chunk := list(rows.between(after, None).unlisted_by(scan).order_by("key")[:CHUNK]):
         after = chunk[-1].key
         note(scan, "missing", [sightings.of_row(scan, row) for row in chunk])
+
+
+def look_for_other_spellings(scan: BucketScan) -> None:
+    """Of what seems to be missing a listing may show another spelling outside of the prefixes."""
+    prefixes, after = tuple(scan.prefixes), ""
+    missing = scan.sightings.filter(kind=Kind.MISSING).order_by("key")
+    keys = missing.values_list("key", flat=True)
+    while chunk := list(keys.filter(key__gt=after)[:TOGETHER]):
+        after = chunk[-1]
+        unseen, pages = [key for key in chunk if is_partly_outside(key, prefixes)], list[None]()
+        if not unseen:
+            continue
+        found = find(scan.bucket, unseen, nfc, partial(pages.append, None))
+        marker = installation.see_marker(scan.bucket)
+        with transaction.atomic():
+            if BucketScan.objects.finish(scan):
+                note_keys(scan, (key for key in unseen if nfc(key) in found))
+                scan.vouch(marker, requests=len(pages))
+
+
+def is_partly_outside(key: str, prefixes: tuple[str, ...]) -> bool:
+    return not all(start.startswith(prefixes) for start in starts_of_spellings(key))
 
 
 def note(scan: BucketScan, figure: str, seen: list[Sighting]) -> None:

@@ -60,7 +60,7 @@ def take_part(scan: BucketScan, traits: Traits, witness: Witness, deadline: floa
     while True:
         try:
             if not scan.shards.unfinished().exists():
-                end(scan)
+                end(scan, traits.identity)
                 return
             yield from look(scan, traits, witness, deadline)
         except LeaseLost as error:

@@ -94,11 +94,15 @@ def end_of(page: Sequence[Listed], after: str) -> str:
 def discover_tracked(work: Work, span: int) -> None:
     """Rows of the project under the prefix whose object the complete listing did not show."""
     operation = work.operation
-    rows = tracked_rows(operation).under(operation.ranges[span])
-    after = operation.cursor["tracked"]
-    while chunk := list(rows.between(after, None).values_list("key", flat=True)[:CHUNK]):
+    prefix, after = operation.ranges[span], operation.cursor["tracked"]
+    rows, is_complete = tracked_rows(operation).under(prefix), work.shows_all_spellings(prefix)
+    size = CHUNK if is_complete else LONE_KEYS
+    while chunk := list(rows.between(after, None).values_list("key", flat=True)[:size]):
         after = chunk[-1]
-        save_absent(work, chunk, span, work.move(tracked=after))
+        if is_complete:
+            save_absent(work, chunk, span, work.move(tracked=after))
+        else:
+            save_alone(work, list(unlisted(work, chunk).values()), tracked=after)
         work.breathe()
     operation.progress(cursor=work.move(span=span + 1, tracked=None))
 
@@ -112,19 +116,24 @@ def save_absent(
     work: Work, keys: Iterable[str], span: int | None, cursor: dict[str, object]
 ) -> None:
     """Items of these tracked keys, but of those whose object is one already."""
-    operation = work.operation
-    if left := {work.identity(key): key for key in keys}:
-        # Most are neighbours, and to name these would take three times as long. What is missed
-        # is not saved either, as there is one item for an object.
-        items = operation.items.filter(escaped=False).order_by("identity")
-        near = items.filter(identity__gte=min(left), identity__lte=max(left))[: len(left)]
-        for identity in near.values_list("identity", flat=True):
-            left.pop(identity, None)
+    operation, left = work.operation, unlisted(work, keys)
     with transaction.atomic():
         rows = tracked_rows(operation).filter(key__any_of=left.values()) if left else ()
         new = [absent(operation, row, work.identity(row.key), span) for row in rows]
         operation.progress(cursor=cursor, headway=headway.found(operation, map(vars, new)))
         save(new)
+
+
+def unlisted(work: Work, keys: Iterable[str]) -> dict[str, str]:
+    """Those of these keys, by identity, whose object is no item."""
+    if left := {work.identity(key): key for key in keys}:
+        # Most are neighbours, and to name these would take three times as long. What is missed
+        # is not saved either, as there is one item for an object.
+        items = work.operation.items.filter(escaped=False).order_by("identity")
+        near = items.filter(identity__gte=min(left), identity__lte=max(left))[: len(left)]
+        for identity in near.values_list("identity", flat=True):
+            left.pop(identity, None)
+    return left
 
 
 def absent(
@@ -147,19 +156,25 @@ def absent(
 def discover_outside(work: Work) -> None:
     """Rows of the project that no prefix covers: each key's own place is listed."""
     operation = work.operation
-    outside = tracked_rows(operation).outside(operation.ranges)
+    rows = tracked_rows(operation).outside(operation.ranges)
     after = operation.cursor.get("outside", "")
-    while rows := list(outside.between(after, None)[:LONE_KEYS]):
-        found = work.find([row.key for row in rows])
-        here = [found[work.identity(r.key)] for r in rows if work.identity(r.key) in found]
-        after = rows[-1].key
-        items = judged(work, here, None)
-        with transaction.atomic():
-            operation.renew(headway=headway.found(operation, map(vars, items)))
-            save(items)
-        keys = [row.key for row in rows if work.identity(row.key) not in found]
-        save_absent(work, keys, None, work.move(span=len(operation.ranges), outside=after))
+    while chunk := list(rows.between(after, None).values_list("key", flat=True)[:LONE_KEYS]):
+        after = chunk[-1]
+        save_alone(work, chunk, span=len(operation.ranges), outside=after)
         work.breathe()
+
+
+def save_alone(work: Work, keys: Sequence[str], **where: object) -> None:
+    """Items of these tracked keys, each looked for at the places of all its spellings."""
+    operation = work.operation
+    found = work.find(keys) if keys else {}
+    here = [found[work.identity(key)] for key in keys if work.identity(key) in found]
+    items = judged(work, here, None)
+    with transaction.atomic():
+        operation.renew(headway=headway.found(operation, map(vars, items)))
+        save(items)
+    left = [key for key in keys if work.identity(key) not in found]
+    save_absent(work, left, None, work.move(**where))
 
 
 def judged(work: Work, page: Sequence[Listed], span: int | None) -> list[CleanupItem]:

@@ -23,7 +23,7 @@ from storage_audit.bucket.r2 import DELETED, Listed
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
-from storage_audit.querysets import starts_with_any
+from storage_audit.querysets import starts_with
 
 Outcome, FoundIn = CleanupItem.Outcome, CleanupItem.FoundIn
 # Between two looks for files of which no answer says that they were deleted.
@@ -303,7 +303,9 @@ def recall(work: Work) -> None:
             copied = operation.items.planned().filter(found_in=FoundIn.TRACKED)
             copied.filter(taken).delete()
             # The prefixes of the verified operation need not be those of today's key formats.
-            unlisted = copied.exclude(starts_with_any("key", operation.ranges))
+            unlisted = copied
+            for prefix in filter(work.shows_all_spellings, operation.ranges):
+                unlisted = unlisted.exclude(starts_with("key", prefix))
             unlisted.update(span=None)
         look_for_nameless(work, unlisted.filter(escaped=True))
         look_at_keys(work)

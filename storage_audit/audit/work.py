@@ -19,7 +19,7 @@ from storage_audit.audit.ownership import Deleted
 from storage_audit.audit.position import Basis
 from storage_audit.bucket import listing, r2
 from storage_audit.bucket.errors import Broken, StoreError
-from storage_audit.bucket.listing import Identity
+from storage_audit.bucket.listing import Identity, exact, show_all_spellings
 from storage_audit.bucket.r2 import PAGE, Listed
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.conf import conf
@@ -86,6 +86,10 @@ class Work:
     @property
     def identity(self) -> Identity:
         return self.traits.identity
+
+    def shows_all_spellings(self, prefix: str) -> bool:
+        """Whether a listing of the prefix shows all that the store takes for a key under it."""
+        return self.identity is exact or show_all_spellings((prefix,), prefix)
 
     @property
     def project(self) -> Deleted:

@@ -208,6 +208,11 @@ def starts_of_spellings(key: str) -> set[str]:
     return ascii_spellings(start_of_all_spellings(key))
 
 
+def show_all_spellings(prefixes: tuple[str, ...], key: str) -> bool:
+    """Whether listings of these prefixes show an object of this key however it is spelled."""
+    return all(start.startswith(prefixes) for start in starts_of_spellings(key))
+
+
 def ascii_spellings(text: str) -> set[str]:
     """All texts whose NFC this ASCII text is."""
     return set(map("".join, product(*(char + TWINS.get(char, "") for char in text))))

@@ -15,7 +15,7 @@ from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.scan import sightings
 from storage_audit.audit.scan.batch import note_keys
 from storage_audit.audit.scan.unfinished import sightings as sightings_of_uploads
-from storage_audit.bucket.listing import Identity, find, nfc, starts_of_spellings
+from storage_audit.bucket.listing import Identity, find, nfc, show_all_spellings
 from storage_audit.conf import conf
 from storage_audit.findings import Difference, Kind
 from storage_audit.models import (
@@ -143,19 +143,16 @@ def look_for_other_spellings(scan: BucketScan) -> None:
     keys = missing.values_list("key", flat=True)
     while chunk := list(keys.filter(key__gt=after)[:TOGETHER]):
         after = chunk[-1]
-        unseen, pages = [key for key in chunk if is_partly_outside(key, prefixes)], list[None]()
+        unseen = [key for key in chunk if not show_all_spellings(prefixes, key)]
         if not unseen:
             continue
+        pages = list[None]()
         found = find(scan.bucket, unseen, nfc, partial(pages.append, None))
         marker = installation.see_marker(scan.bucket)
         with transaction.atomic():
             if BucketScan.objects.finish(scan):
                 note_keys(scan, (key for key in unseen if nfc(key) in found))
                 scan.vouch(marker, requests=len(pages))
-
-
-def is_partly_outside(key: str, prefixes: tuple[str, ...]) -> bool:
-    return not all(start.startswith(prefixes) for start in starts_of_spellings(key))
 
 
 def note(scan: BucketScan, figure: str, seen: list[Sighting]) -> None:

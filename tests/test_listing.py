@@ -79,6 +79,27 @@ def test_pages_go_on_after_a_key(filled: Bucket) -> None:
     assert listed == [f"m/{n:02}" for n in range(9, 16)]
 
 
+def test_pages_go_on_after_any_key(bucket: Bucket, small_pages: None) -> None:
+    """They begin a little earlier, where more than a page of others may be."""
+    crowd = [f"p/a\U0010ffff{letter}" for letter in "ghijklmnopq"]
+    keys = sorted([*crowd, "p/a", "p/b", "p/b ", "p/b/", "p/b/c", "p/b!", LONGEST], key=as_bytes)
+    bucket.put(*keys)
+    for n, after in enumerate(keys):
+        assert [o.key for page in pages(bucket.name, "", after) for o in page] == keys[n + 1 :]
+
+
+@pytest.mark.parametrize(("prefix", "after"), [("m/", ""), ("m/", "m/08"), ("", "m/08")])
+def test_no_two_listings_begin_at_the_same_place(
+    filled: Bucket, monkeypatch: pytest.MonkeyPatch, prefix: str, after: str
+) -> None:
+    """So a page that answers an earlier request says that it begins elsewhere, and is refused."""
+    starts = counting(monkeypatch)
+    once, twice = (list(pages(filled.name, prefix, after)) for _look in range(2))
+    assert once == twice
+    assert {as_bytes(start) < as_bytes(after or prefix) for _prefix, start in starts} == {True}
+    assert len(set(starts)) == 2 and len(starts) == 2 * len(once)
+
+
 def test_each_key_is_found_alone_and_brings_no_other(filled: Bucket) -> None:
     for key in KEYS:
         assert found(filled, [key]) == {key}
@@ -109,15 +130,15 @@ def test_neighbours_cost_one_page_and_lonely_keys_one_each(
     assert len(asked) == 1 + 3
 
 
-def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The prefixes of the pages that are asked for from now on."""
-    asked: list[str] = []
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The prefixes and starts of the pages that are asked for from now on."""
+    asked: list[tuple[str, str]] = []
     original = r2.list_entries
 
     def counted(
         bucket: str, prefix: str, start_after: str = "", token: str | None = None
     ) -> Page[Entries]:
-        asked.append(prefix)
+        asked.append((prefix, start_after))
         return original(bucket, prefix, start_after, token)
 
     monkeypatch.setattr("storage_audit.bucket.listing.list_entries", counted)

@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from threading import Barrier, Event
 
@@ -12,8 +11,8 @@ from django.db.models import Sum
 from django.utils import timezone
 from pytest_django import Settings
 
-from devtools.faults.matching import is_listing, is_listing_under, on, then
-from devtools.faults.proxy import FaultyStore, Request
+from devtools.faults.matching import is_listing, is_listing_at, is_listing_under, on, then
+from devtools.faults.proxy import FaultyStore
 from storage_audit.management.processes import beside
 from storage_audit.models import BucketScan, StoreCalls
 from tests.conftest import Bucket
@@ -22,12 +21,6 @@ from tests.test_scan_commands import Command, found, several_shards, way
 
 __all__ = ["way"]
 LISTED = {(letter * 3, "unrecognised") for letter in "adpz"}
-
-
-def begins_at(*keys: str) -> Callable[[Request], bool]:
-    """The first page of one of several shards."""
-    listed = is_listing_under("")
-    return lambda request: listed(request) and request.query.get("start-after", "") in keys
 
 
 def two(folder: Path, begun: BucketScan, way: FaultyStore) -> Command:
@@ -56,7 +49,7 @@ def test_two_processes_share_a_scan_and_count_together(
     begun, before = several_shards(bucket), calls("ListObjectsV2")
     # Each lists one part at a time, and the first two parts wait for each other.
     both = Barrier(2, timeout=20)
-    way.rules.append(on(begins_at("", "c"), then(both.wait), times=2))
+    way.rules.append(on(is_listing_at("", "c"), then(both.wait), times=2))
     with two(tmp_path, begun, way) as command:
         assert command.wait() == 0, command.tail()
         said = command.tail()
@@ -71,7 +64,7 @@ def test_two_processes_share_a_scan_and_count_together(
 def test_ctrl_c_stops_both_at_a_page(bucket: Bucket, way: FaultyStore, tmp_path: Path) -> None:
     begun, both, told = several_shards(bucket), Barrier(3, timeout=20), Event()
     wait = then(both.wait, lambda: told.wait(20), lambda: time.sleep(1))
-    way.rules.append(on(begins_at("", "c"), wait, times=2))
+    way.rules.append(on(is_listing_at("", "c"), wait, times=2))
     with two(tmp_path, begun, way) as command:
         both.wait()
         os.killpg(command.pid, signal.SIGINT)
@@ -90,7 +83,7 @@ def test_one_goes_on_when_the_other_is_killed(
     bucket: Bucket, way: FaultyStore, tmp_path: Path
 ) -> None:
     begun, both, killed = several_shards(bucket), Barrier(3, timeout=20), Event()
-    way.rules.append(on(begins_at("", "c"), then(both.wait, lambda: killed.wait(20)), times=2))
+    way.rules.append(on(is_listing_at("", "c"), then(both.wait, lambda: killed.wait(20)), times=2))
     with two(tmp_path, begun, way) as command:
         both.wait()
         (other,) = children(command.pid)
@@ -107,7 +100,7 @@ def test_none_goes_on_when_the_command_is_killed(
     bucket: Bucket, way: FaultyStore, tmp_path: Path
 ) -> None:
     begun, both, killed = several_shards(bucket), Barrier(3, timeout=20), Event()
-    way.rules.append(on(begins_at("", "c"), then(both.wait, lambda: killed.wait(20)), times=2))
+    way.rules.append(on(is_listing_at("", "c"), then(both.wait, lambda: killed.wait(20)), times=2))
     with two(tmp_path, begun, way) as command:
         both.wait()
         (other,) = children(command.pid)

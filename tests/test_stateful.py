@@ -50,10 +50,10 @@ KEYS = [
     "somewhere/else.bin",
 ]
 TIMES = [timedelta(minutes=2), timedelta(minutes=20), timedelta(hours=2), timedelta(days=2)]
-# The late ones only take time, and no promise covers a page of the past (docs/reliability.md).
-FAULTS = sorted(KINDS.keys() - {"late-answer", "late-request", "page-of-the-past"})
+# The late ones only take time.
+FAULTS = sorted(KINDS.keys() - {"late-answer", "late-request"})
 OF_DELETIONS = [name for name in FAULTS if KINDS[name].fits is is_delete_batch]
-FOREIGN = ["page-of-another-bucket", "page-of-another-prefix", "page-malformed"]
+FOREIGN = ["page-of-another-bucket", "page-of-another-prefix", "page-of-the-past", "page-malformed"]
 SETTINGS = {
     "KINDS": ("audio",),
     "BATCH_SIZE": 2,

@@ -49,9 +49,10 @@ RATES = {
     "page-backwards": 0.003,
     "page-without-token": 0.003,
     "page-same-token": 0.003,
-    # Two in a hundred. No promise covers a page of the past.
-    "page-of-another-bucket": 0.008,
-    "page-of-another-prefix": 0.008,
+    # Two in a hundred.
+    "page-of-another-bucket": 0.006,
+    "page-of-another-prefix": 0.006,
+    "page-of-the-past": 0.004,
     "page-malformed": 0.004,
     "uploads-of-another-bucket": 0.004,
     "other-keys": 0.02,

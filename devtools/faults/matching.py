@@ -51,6 +51,12 @@ def is_listing_under(prefix: str) -> Matches:
     return lambda request: is_listing(request) and request.query.get("prefix") == prefix
 
 
+def is_listing_at(*keys: str) -> Matches:
+    """The first page of a listing of all keys that goes on at one of these."""
+    under = is_listing_under("")
+    return lambda request: under(request) and request.place in keys
+
+
 def is_later_page(request: Request) -> bool:
     return is_listing(request) and "continuation-token" in request.query
 

@@ -30,6 +30,8 @@ KEPT_BODY = 8 << 20
 PIECE = 1 << 16
 PAGES_KEPT = 64
 STORE_TIMEOUT = 60.0  # seconds
+# What makes the place where a listing begins unlike all others.
+NONCE = re.compile("\U0010ffff[0-9a-f]{16}")
 OF_ONE_CONNECTION = {"connection", "keep-alive", "proxy-connection"}
 
 
@@ -67,6 +69,14 @@ class Request:
     def query(self) -> dict[str, str]:
         pairs = parse_qs(urlsplit(self.target).query, keep_blank_values=True)
         return {name: values[0] for name, values in pairs.items()}
+
+    @property
+    def place(self) -> str:
+        """The key at which a listing begins; the application names a text just before it."""
+        start = self.query.get("start-after", "")
+        if not (nonce := NONCE.search(start)):
+            return start
+        return start[: nonce.start() - 1] + chr(ord(start[nonce.start() - 1]) + 1)
 
     @property
     def path(self) -> str:
@@ -281,14 +291,14 @@ class _Pages:
         return self._by_token.get(token)
 
     def first(self, target: str) -> Reply | None:
-        return self._by_target.get(target)
+        return self._by_target.get(NONCE.sub("", unquote(target)))
 
     def remember(self, target: str, reply: Reply) -> None:
         if "list-type=" not in target or reply.status != 200:
             return
         token = re.search(b"<NextContinuationToken>(.*?)</", reply.body)
         with self._lock:
-            self._by_target.setdefault(target, reply)
+            self._by_target.setdefault(NONCE.sub("", unquote(target)), reply)
             if token:
                 self._by_token[unescape(token[1].decode())] = reply
             for kept in (self._by_token, self._by_target):

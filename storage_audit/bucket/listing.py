@@ -3,9 +3,11 @@
 import os.path
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise, product
 from operator import lt
+from secrets import token_hex
 
 from storage_audit.bucket.errors import Broken
 from storage_audit.bucket.r2 import Listed, Page, Shown, list_entries, listed
@@ -50,8 +52,21 @@ def pages(bucket: str, prefix: str, after: str = "") -> Iterator[list[Listed]]:
 
 
 def entry_pages(bucket: str, prefix: str, after: str = "") -> Iterator[Entries]:
-    """The same promise as that of `pages`, for those who have no use for dates."""
-    return checked(prefix, after, lambda token: list_entries(bucket, prefix, after, token))
+    """The same promise as that of `pages`, for those who have no use for dates.
+
+    It begins at a place before the first key, and no other listing begins there. So an answer to
+    an earlier request is refused, as stores repeat the place.
+    """
+    start = before((after or prefix).rstrip("/"))
+    for page in entry_pages_from(bucket, prefix, start):
+        count = bisect_right(page.keys, as_bytes(after), key=as_bytes) if after else 0
+        after = "" if count < len(page) else after
+        yield page[count:] if count else page
+
+
+def entry_pages_from(bucket: str, prefix: str, start: str) -> Iterator[Entries]:
+    """The same, with all keys later than `start`, a text that `before` gave."""
+    return checked(prefix, start, lambda token: list_entries(bucket, prefix, start, token))
 
 
 def checked(
@@ -97,8 +112,9 @@ def pages_in_any_order(bucket: str, prefix: str, after: str = "") -> Iterator[En
     """Of a store that lists in an order of its own, in which `after` counts too. Complete when the
     iteration ends without an exception, if no key is on two pages; callers have to see to that."""
     token = None
+    start = after or before(prefix.rstrip("/"))
     while True:
-        page = list_entries(bucket, prefix, after, token)
+        page = list_entries(bucket, prefix, start, token)
         if len(set(page.keys)) < len(page.keys):
             raise Broken("The listing shows a key twice.")
         for key in page.keys:
@@ -144,7 +160,7 @@ def find_at_places(
     found: dict[str, Listed] = {}
     while todo:
         reached = None
-        for page in entry_pages(bucket, "", after=before(todo[0])):
+        for page in entry_pages_from(bucket, "", before(todo[0])):
             after_page()
             names = enumerate(map(identity, page.keys))
             found |= {name: listed(page[n]) for n, name in names if name in wanted}
@@ -224,11 +240,12 @@ def spellings(key: str, identity: Identity) -> set[str]:
 
 
 def before(key: str) -> str:
-    """A text that sorts before `key` with next to nothing in between."""
-    head, last = key[:-1], ord(key[-1])
+    """A text that sorts before `key`, mostly with next to nothing in between, and that nobody
+    asked for before. Empty where there is none."""
+    head, last = key[:-1], ord(key[-1:] or "\0")
     if last <= 0x20 or len(as_bytes(key)) > 1000:
-        return head
-    return head + chr(0xD7FF if last == 0xE000 else last - 1) + "\U0010ffff"
+        return before(head) if head else ""
+    return head + chr(0xD7FF if last == 0xE000 else last - 1) + "\U0010ffff" + token_hex(8)
 
 
 def storable(key: str) -> bool:

@@ -312,8 +312,9 @@ def list_entries(
 
     Keys are decoded here: botocore would replace bytes that are not UTF-8, and so name another key.
     """
-    where = {"ContinuationToken": token} if token else {"StartAfter": start_after}
-    asked = {"Prefix": prefix, "EncodingType": "url", **where}
+    asked = {"Prefix": prefix, "EncodingType": "url", "StartAfter": start_after}
+    if token:
+        asked["ContinuationToken"] = token
     most = max_keys or PAGE
     with own_errors():
         answer: Mapping[str, Any] = client().list_objects_v2(

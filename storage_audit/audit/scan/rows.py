@@ -17,7 +17,7 @@ from storage_audit.bucket.listing import (
     Identity,
     OutOfOrder,
     before,
-    entry_pages,
+    entry_pages_from,
     find,
     pages_in_any_order,
 )
@@ -220,7 +220,7 @@ def at_a_glance(bucket: str, keys: Sequence[str], after_page: Callable[[], None]
     `find` must look at their folders as well."""
     if "//" in "/".join(["", *keys]):
         return set()
-    page = next(entry_pages(bucket, "", after=before(keys[0])))
+    page = next(entry_pages_from(bucket, "", before(keys[0])))
     after_page()
     # The texts of `keys`, so that those of the page can go.
     return set(page.keys).intersection(keys)

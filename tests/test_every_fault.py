@@ -262,20 +262,19 @@ def test_listing_of_uploads_that_does_not_get_on_is_no_listing(
 
 
 @on_both_stores
-def test_page_of_the_past_calls_nothing_gone(
-    network: Network, bucket: Bucket, lateness: Event
+def test_page_from_before_an_upload_does_not_hide_the_file(
+    network: Network, bucket: Bucket
 ) -> None:
-    """After the deletion the page shows what was there, and begins at the place of then."""
-    alive("proj_1", "proj_10")
-    operation = requested("proj_1")
-    with struck_by(PAST, LOOKS["verify"], network, lateness) as struck:
-        operation = attempt(operation, struck)
-        assert operation.status == Status.INCOMPLETE
-        assert "deleted" not in outcomes(operation).values()
-        nothing_wrong(network, bucket)
-    assert again(operation).status == Status.CLEAN
-    assert bucket.keys() == OTHERS
-    nothing_wrong(network, bucket)
+    alive("proj_2")
+    operation = run(requested("proj_2"))
+    key = "projects/proj_2/scenes/s1/media/0.mp4"
+    bucket.put(key)
+    network.proxy.rules.append(on(is_listing, KINDS[PAST].answer))
+    follow_up = late_check(operation)
+    assert (follow_up.status, follow_up.items.count()) == (Status.INCOMPLETE, 0)
+    network.proxy.rules.clear()
+    follow_up = again(follow_up)
+    assert (follow_up.status, outcomes(follow_up)) == (Status.CLEAN, {key: "deleted"})
 
 
 def fails_under_each(

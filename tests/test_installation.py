@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 from django.db import connection
 
+from devtools.faults.kinds import changed
+from devtools.faults.matching import is_listing, on
+from devtools.faults.pages import empty
+from devtools.faults.proxy import FaultyStore, Request
 from devtools.local_r2 import LocalR2
 from storage_audit.audit import deletion, installation, requests, sending
 from storage_audit.audit.installation import MARKER, Mismatch, Traits
@@ -16,6 +20,7 @@ from storage_audit.audit.sending import Planned
 from storage_audit.audit.work import Work
 from storage_audit.bucket import frame, r2
 from storage_audit.bucket.deleters import Sent
+from storage_audit.bucket.errors import Broken
 from storage_audit.models import CleanupOperation, Installation, Project, R2Object
 from tests.conftest import BUCKETS, Bucket
 from tests.promises import (
@@ -377,3 +382,16 @@ def test_each_batch_is_preceded_by_a_look_at_the_marker(
     monkeypatch.setattr(Work, "look_again", look_again)
     delete("proj_1")
     assert [looks.count(step) for step in ("plan", "delete", "verify")] == [1, 2, 1]
+
+
+def test_store_whose_listings_lack_what_was_just_written_is_not_claimed(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    """Such as one that lists nothing when a listing begins before the prefix."""
+
+    def has_probes(request: Request) -> bool:
+        return is_listing(request) and "/probe-" in request.query["prefix"]
+
+    store.rules.append(on(has_probes, changed(empty)))
+    with pytest.raises(Broken, match="do not show what was just written"):
+        installation.claim(bucket.name)

@@ -275,6 +275,8 @@ def probe(bucket: str) -> Traits:
             listed = [o.key for page in pages_in_any_order(bucket, name) for o in page]
             ask_in_all_ways(bucket, name)
             echoes = learned()
+        if len(listed) not in (3, 4):
+            raise Broken(_("Listings of bucket %s do not show what was just written.") % bucket)
         return Traits(
             folds_unicode=len(listed) - len(in_order) == 1,
             lists_in_key_order=[key for key in listed if key in in_order] == in_order,

@@ -23,6 +23,8 @@ from devtools.faults.proxy import FaultyStore, Reply, Request
 from storage_audit import tasks
 from storage_audit.audit import cleanup, installation, limits, requests, scan, vanished
 from storage_audit.audit.installation import MARKER, Mismatch
+from storage_audit.audit.work import Work
+from storage_audit.bucket.errors import Unavailable
 from storage_audit.models import (
     BucketScan,
     CleanupItem,
@@ -34,7 +36,7 @@ from storage_audit.models import (
     Project,
     R2Object,
 )
-from tests.admin_client import act, confirm, superuser
+from tests.admin_client import act, confirm, page, superuser, text_of
 from tests.conftest import Bucket
 from tests.promises import (
     FLAT,
@@ -242,8 +244,33 @@ def test_verification_that_misses_too_much_calls_nothing_missing(bucket: Bucket)
     operation = run(operation)
     assert operation.status == Status.BLOCKED
     assert "are not in the listing" in operation.error
-    # They would be shown as “to be deleted”, though the project lives.
-    assert not operation.items.exists()
+    # A person sees which they are; nothing says that they would be deleted.
+    assert set(outcomes(operation).values()) == {"planned"}
+    shown = text_of(superuser().get(page("cleanupoperation", "change", operation.pk)))
+    assert media(MANY)[0] in shown and "to be compared" in shown
+    assert "to be deleted" not in shown
+    with pytest.raises(IllegalTransition, match="Verify again"):
+        requests.force_delete_operation(operation)
+
+
+def test_verification_that_is_tried_again_concludes_from_a_new_listing(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one for which somebody lifted the limits."""
+    alive("proj_1")
+    track(bucket, HIERARCHICAL, "proj_1")
+    (operation,) = requests.verify_project("proj_1")
+    CleanupOperation.objects.update(released_by="anna")
+    with monkeypatch.context() as patch:
+        patch.setattr(cleanup, "compare", unavailable)
+        operation = run(operation)
+    assert operation.status == Status.INCOMPLETE and operation.planned_at
+    bucket.put(HIERARCHICAL)
+    assert again(operation).error == "1 in step, 0 missing, 0 untracked."
+
+
+def unavailable(work: Work) -> None:
+    raise Unavailable("down")
 
 
 def test_verification_of_a_deletion_does_not_miss_what_was_deleted(bucket: Bucket) -> None:
@@ -628,6 +655,26 @@ def too_large(bucket: Bucket, settings: Settings) -> CleanupOperation:
 def tells_others(operation: CleanupOperation) -> None:
     other = {"error": "4 objects (28 bytes) would be deleted.", "plan_digest": "another"}
     CleanupOperation.objects.filter(pk=operation.pk).update(**other)
+
+
+def test_release_holds_for_the_plan_that_was_shown(
+    bucket: Bucket, too_large: CleanupOperation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the bucket is in doubt in between, which blocks it again."""
+    shown = outcomes(too_large)
+    requests.force_delete_operation(too_large)
+    with monkeypatch.context() as patch:
+        patch.setattr(Work, "begin", another_bucket)
+        operation = run(too_large)
+    assert (operation.status, outcomes(operation)) == (Status.BLOCKED, shown)
+    bucket.put(FLAT)
+    requests.force_delete_operation(operation)
+    assert outcomes(run(operation)) == {**dict.fromkeys(shown, "deleted"), FLAT: "protected"}
+    assert bucket.keys() == {FLAT}
+
+
+def another_bucket(operation: CleanupOperation) -> Work:
+    raise Mismatch("another bucket")
 
 
 def test_page_before_a_release_shows_the_figures(too_large: CleanupOperation) -> None:

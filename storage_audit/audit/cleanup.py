@@ -211,9 +211,11 @@ def forget_pass(operation: CleanupOperation) -> None:
     """Forget what was listed so far, and a plan that was not held against the limits yet: a release
     that shows none of its figures must not lift them."""
     operation.renew(cursor={}, headway={})
-    if operation.step == Step.PLAN and not operation.released_by:
+    is_verification = operation.kind == Kind.VERIFY
+    # What a person approved stays the plan. Nobody approves what a verification found.
+    if operation.step == Step.PLAN and (is_verification or not operation.released_by):
         operation.renew(planned_at=None, plan_digest="")
-    given = operation.names_its_objects and operation.kind != Kind.VERIFY
+    given = operation.names_its_objects and not is_verification
     if operation.planned_at is None and not given:
         # Of the rows that named files nothing else tells any more.
         named_files.forget_look(operation)
@@ -270,8 +272,10 @@ def set_out(operation: CleanupOperation) -> None:
 
 def compare(work: Work) -> None:
     if reason := limits.missing(work.operation):
-        raise Mismatch(reason)
-    verification.compare(work)
+        # Its items stay, as they say what is missing.
+        block(work.operation, reason)
+    else:
+        verification.compare(work)
 
 
 def look_for_uploads(work: Work) -> None:

@@ -1,7 +1,7 @@
 """By what failed log-ins are counted, as the database can keep it."""
 
 from contextlib import suppress
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 from django.http import HttpRequest
@@ -11,10 +11,14 @@ from storage_audit.origin import address_of
 
 
 def client_address(request: HttpRequest) -> str | None:
-    """Without the zone of a link-local address, which PostgreSQL refuses. None where a web server
-    that listens at a socket knows none: then only the username counts."""
+    """For IPv6 the /64 network, because a client has all of its addresses. Without the zone of a
+    link-local address, which PostgreSQL refuses. None where a web server that listens at a socket
+    knows none: then only the username counts."""
     with suppress(ValueError):
-        return str(ip_address(address_of(request).partition("%")[0]))
+        address = ip_address(address_of(request).partition("%")[0])
+        if isinstance(address, IPv6Address):
+            return str(address.ipv4_mapped or IPv6Address(int(address) >> 64 << 64))
+        return str(address)
     return None
 
 

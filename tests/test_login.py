@@ -91,6 +91,20 @@ def test_any_address_of_a_web_server_counts(address: str) -> None:
     assert log_in("dan", RIGHT, address).status_code == 302
 
 
+def test_addresses_of_one_ipv6_network_count_together() -> None:
+    """A provider gives each customer at least a /64, so one person has all of its addresses."""
+    for n in range(FAILURES):
+        status = guess("carla", 1, f"2001:db8:0:1:{n:x}::7")
+    assert status == 429
+    assert log_in("carla", RIGHT, "2001:db8:0:2::7").status_code == 302
+
+
+def test_ipv4_addresses_that_a_web_server_writes_as_ipv6_count_apart() -> None:
+    guess("carla", FAILURES, "::ffff:203.0.113.7")
+    assert log_in("carla", RIGHT).status_code == 429
+    assert log_in("carla", RIGHT, "::ffff:203.0.113.8").status_code == 302
+
+
 def test_nothing_that_was_typed_is_kept_or_logged(caplog: pytest.LogCaptureFixture) -> None:
     """Many a password was typed into the field of the name."""
     caplog.set_level("DEBUG")

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from devtools.faults.kinds import changed
-from devtools.faults.matching import is_later_page, is_listing, on
+from devtools.faults.matching import is_later_page, is_listing, is_listing_under, on
 from devtools.faults.pages import FORMS, without_field
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from devtools.local_r2 import LocalR2
@@ -28,6 +28,7 @@ from storage_audit.bucket.listing import (
 )
 from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.wire import NONE, Entries, Entry
+from storage_audit.storage import is_listed
 from tests.conftest import Bucket
 from tests.network import faulty_network
 
@@ -283,13 +284,46 @@ def test_unknown_store_need_not_repeat_the_request(
     """A bucket that was claimed before this was learned: what is sent must agree all the same."""
     monkeypatch.setattr(wire, "cut", cut)
     frame.expect(three.name, ())
-    silent = ["no bucket", "no prefix", "no count", "no size of a page", "no encoding"]
     for form in FORMS:
-        if form in silent:
+        if form in SILENT:
             assert read_spoiled(store, form) == []
         else:
             with pytest.raises(Broken):
                 read_spoiled(store, form)
+
+
+SILENT = ["no bucket", "no prefix", "no count", "no size of a page", "no encoding"]
+
+
+@pytest.mark.parametrize("form", SILENT)
+def test_process_that_has_not_read_the_marker_knows_what_the_store_sends(
+    store: FaultyStore, three: Bucket, form: str
+) -> None:
+    """Such as a web process, which sees the marker only in a listing, after the page."""
+    frame.forget(three.name)
+    with pytest.raises(Broken, match="which this store always sends"):
+        read_spoiled(store, form)
+    store.rules.clear()
+    assert is_listed(three.name, "a/1")
+
+
+def test_bucket_whose_store_sends_less_than_before_can_be_claimed_again(
+    store: FaultyStore, three: Bucket
+) -> None:
+    store.rules[:] = [on(is_listing, changed(without_count))]
+    with pytest.raises(Broken, match="lacks ListBucketResult.KeyCount"):
+        is_listed(three.name, "a/1")
+    sent_before = frame.expected(three.name)
+    assert "ListBucketResult.KeyCount" not in installation.claim(three.name).echoes
+    assert is_listed(three.name, "a/1")
+    frame.expect(three.name, sent_before)  # In a process that read the marker before.
+    with pytest.raises(Broken):
+        is_listed(three.name, "a/1")
+    assert is_listed(three.name, "a/1")
+
+
+def without_count(xml: str) -> str:
+    return without_field(xml, "KeyCount")
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,11 @@ def identify(bucket: str) -> Traits:
             )
             % bucket
         )
+    return traits_in(bucket, content)
+
+
+def traits_in(bucket: str, content: dict[str, object]) -> Traits:
+    """What the marker says of the store. Pages of the bucket are held against it from now on."""
     in_order, echoes = content.get("lists_in_key_order"), content.get("echoes")
     traits = Traits(
         folds_unicode=content.get("folds_unicode") is not False,
@@ -213,6 +218,16 @@ def identify(bucket: str) -> Traits:
     )
     frame.expect(bucket, traits.echoes)
     return traits
+
+
+def load_traits(bucket: str) -> None:
+    """For a process that reads a page of the bucket before it has identified the bucket. Without a
+    marker nothing is known: `see_marker` then refuses the page."""
+    if content := read_marker(bucket):
+        traits_in(bucket, content)
+
+
+frame.load_with(load_traits)
 
 
 def read_marker(bucket: str) -> dict[str, object] | None:
@@ -246,6 +261,7 @@ def claim(bucket: str, *, take_over: bool = False) -> Traits:
     installation.claimed_at = timezone.now()
     installation.save()
     traits = probe(bucket)
+    frame.expect(bucket, traits.echoes)
     written = {**marker(bucket, installation), **asdict(traits), "echoes": list(traits.echoes)}
     if written != content or not is_intact(bucket):
         # A cleanup that looks meanwhile waits, and is not blocked.

@@ -101,10 +101,11 @@ def check(
     wanted = [name for name, value in asked.items() if value and name not in optional]
     wanted += numbers
     sent = {f"{form.root}.{name}": name in fields for name in wanted}
-    if missing := [name for name in expected(bucket) if not sent.get(name, True)]:
-        raise Broken(f"The store's answer lacks {missing[0]}, which this store always sends.")
     if (notes := _notes.get()) is not None:
-        notes.append(sent)
+        notes.append(sent)  # What the store sends by now is just being learned.
+    elif missing := [name for name in expected(bucket) if not sent.get(name, True)]:
+        forget(bucket)  # The bucket may have been claimed again since.
+        raise Broken(f"The store's answer lacks {missing[0]}, which this store always sends.")
 
 
 def repeats(given: str, asked: str) -> bool:
@@ -130,10 +131,17 @@ def next_token(fields: Fields) -> str | None:
     return token
 
 
-# Which fields a store sends, by its address and the bucket: `claim_bucket` learns it, the marker
-# keeps it, and whoever reads the marker says so here.
+# Which fields a store sends, by its address and the bucket: `claim_bucket` learns it, and the marker
+# keeps it. Each process reads it before it believes its first page of a bucket.
 _expected: dict[tuple[str, str], frozenset[str]] = {}
+_loaders: list[Callable[[str], object]] = []
 _notes: ContextVar[list[Mapping[str, bool]] | None] = ContextVar("notes", default=None)
+
+
+def load_with(loader: Callable[[str], object]) -> None:
+    """Register what reads the marker of a bucket and calls `expect`. It may run in any thread, so
+    it asks the store only, and raises StoreError when the store does not answer."""
+    _loaders[:] = [loader]
 
 
 def expect(bucket: str, names: Iterable[str]) -> None:
@@ -141,7 +149,16 @@ def expect(bucket: str, names: Iterable[str]) -> None:
 
 
 def expected(bucket: str) -> frozenset[str]:
-    return _expected.get((conf().endpoint_url, bucket), frozenset())
+    place = conf().endpoint_url, bucket
+    if place not in _expected:
+        for load in _loaders:
+            load(bucket)
+    return _expected.get(place, frozenset())
+
+
+def forget(bucket: str) -> None:
+    """Have the next page read the marker again."""
+    _expected.pop((conf().endpoint_url, bucket), None)
 
 
 @contextmanager

@@ -168,6 +168,7 @@ def test_memory_does_not_grow_with_the_uploads(tree: Bucket, proxy: FaultyStore)
         body = f"<ListMultipartUploadsResult>{more}{next_one}{entry}</ListMultipartUploadsResult>"
         return Reply(200, body.encode())
 
+    frame.expect(tree.name, ())  # The pages are made by hand.
     proxy.rules.append(on(is_uploads_listing, page))
     scan = BucketScan.objects.create(bucket=tree.name)
     seen = unfinished.sightings(scan, [""], AT_ONCE)
@@ -181,6 +182,7 @@ def test_memory_does_not_grow_with_the_uploads(tree: Bucket, proxy: FaultyStore)
 def test_listing_that_does_not_get_on_is_no_listing(tree: Bucket, proxy: FaultyStore) -> None:
     body = """<ListMultipartUploadsResult><IsTruncated>true</IsTruncated><NextKeyMarker>a
 </NextKeyMarker><NextUploadIdMarker>u</NextUploadIdMarker></ListMultipartUploadsResult>"""
+    frame.expect(tree.name, ())
     proxy.rules.append(on(is_uploads_listing, Reply(200, body.encode())))
     with pytest.raises(Broken):
         sighted(tree)
@@ -231,6 +233,7 @@ def test_uploads_of_several_pages_are_in_order(
     body = f"""<ListMultipartUploadsResult><Bucket>tests</Bucket><IsTruncated>true</IsTruncated>
         <EncodingType>url</EncodingType><NextKeyMarker>b</NextKeyMarker>
         <NextUploadIdMarker>u</NextUploadIdMarker>{entries}</ListMultipartUploadsResult>"""
+    frame.expect(tree.name, ())
     proxy.rules.append(on(is_uploads_listing, Reply(200, body.encode())))
     with pytest.raises(Broken, match="order"):
         uploads.page_of("tests", "", {"KeyMarker": "a", "UploadIdMarker": "u"})

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from devtools.faults.kinds import changed
-from devtools.faults.matching import is_later_page, is_listing, is_listing_under, on
+from devtools.faults.matching import is_later_page, is_listing, on
 from devtools.faults.pages import FORMS, without_field
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from devtools.local_r2 import LocalR2

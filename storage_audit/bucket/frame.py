@@ -131,8 +131,8 @@ def next_token(fields: Fields) -> str | None:
     return token
 
 
-# Which fields a store sends, by its address and the bucket: `claim_bucket` learns it, and the marker
-# keeps it. Each process reads it before it believes its first page of a bucket.
+# Which fields a store sends, by its address and the bucket: `claim_bucket` learns it, and the
+# marker keeps it. Each process reads it before it believes its first page of a bucket.
 _expected: dict[tuple[str, str], frozenset[str]] = {}
 _loaders: list[Callable[[str], object]] = []
 _notes: ContextVar[list[Mapping[str, bool]] | None] = ContextVar("notes", default=None)

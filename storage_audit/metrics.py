@@ -28,6 +28,7 @@ from prometheus_client.registry import Collector
 from storage_audit import __version__, queue
 from storage_audit.api.auth import BearerToken, StaffSession, require
 from storage_audit.api.problems import speaking
+from storage_audit.audit.overview import Amount, left_behind_in_time
 from storage_audit.conf import conf
 from storage_audit.models import (
     BucketScan,
@@ -58,6 +59,7 @@ class Figures(Collector):
         now = timezone.now()
         yield build()
         yield from cleanups()
+        yield from left_behind()
         yield oldest_open_deletion(now)
         # With SYNC the work is done in the request: there is no worker to be late.
         if not conf().sync:
@@ -85,7 +87,7 @@ def cleanups() -> Iterator[Metric]:
     """In one pass over the table, and from its own counts, which outlive the items."""
     # A late check sees the same objects absent, or protected, once more.
     first = Q(parent=None)
-    which = {"deleted": None, "already_absent": first, "protected": first, "failed": None}
+    which = {"deleted": None, "already_absent": first, "protected": first}
     sums = {
         f"sum_{name}": Sum(name, filter=condition, default=0)
         for outcome, condition in which.items()
@@ -95,7 +97,7 @@ def cleanups() -> Iterator[Metric]:
     rows: list[dict[str, Any]] = [{**row} for row in groups.annotate(n=Count("*"), **sums)]
     yield by_status(rows)
     deletions = [row for row in rows if row["kind"] != "verify" and not row["dry_run"]]
-    yield from books(deletions)
+    yield from books([row for row in deletions if row["status"] in CleanupOperation.ENDED])
 
 
 def by_status(rows: list[dict[str, Any]]) -> Metric:
@@ -111,9 +113,7 @@ def by_status(rows: list[dict[str, Any]]) -> Metric:
     return family
 
 
-def books(deletions: list[dict[str, Any]]) -> Iterator[Metric]:
-    ended = [row for row in deletions if row["status"] in CleanupOperation.ENDED]
-    still_open = [row for row in deletions if row not in ended]
+def books(ended: list[dict[str, Any]]) -> Iterator[Metric]:
     # Only at the end for good: before it, a plan is made anew, and what was gone may be back.
     for unit, suffix in (("objects", ""), ("bytes", "_bytes")):
         family = CounterMetricFamily(
@@ -125,10 +125,16 @@ def books(deletions: list[dict[str, Any]]) -> Iterator[Metric]:
         for outcome in ("deleted", "already_absent", "protected"):
             family.add_metric([outcome], sum(row[f"sum_{outcome}{suffix}"] for row in ended))
         yield family
+
+
+def left_behind() -> Iterator[Metric]:
+    """As the dashboard has it. Absent while there is much of it and no sweep has counted it."""
+    left = left_behind_in_time()
+    for unit in Amount._fields:
         yield GaugeMetricFamily(
             f"{PREFIX}left_behind_{unit}",
-            f"What open cleanups and late checks could not delete so far, in {unit}.",
-            sum(row[f"sum_failed{suffix}"] for row in still_open),
+            f"Files of deleted projects that no open cleanup covers, in {unit}.",
+            getattr(left.amount, unit) if left else None,
             unit=unit,
         )
 

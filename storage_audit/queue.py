@@ -12,6 +12,8 @@ SWEEP = f"{TASKS}sweep"
 RECONCILE = f"{TASKS}reconcile"
 SEND_NOTICES = f"{TASKS}send_notices"
 MINUTE = timedelta(minutes=1)
+# Tasks that are read to count ours: in a tenth of a second.
+LATEST = 1_000
 # What tasks return that did nothing.
 HELD = "not due, or held by another worker"
 GIVEN_UP = "no worker gets on with it"
@@ -72,6 +74,13 @@ def oldest_task_at() -> datetime | None:
 def ready_tasks(at: datetime) -> int:
     """How many no cluster has taken."""
     return cluster_tasks().filter(lock__lte=at).count()
+
+
+def own_ready_tasks(at: datetime) -> int:
+    """How many of them are ours, among the latest. The site may send tasks of its own to the same
+    cluster, and only the signed payload says whose a task is."""
+    latest = cluster_tasks().filter(lock__lte=at).order_by("-pk")[:LATEST]
+    return sum(str(each.task.get("func")).startswith(TASKS) for each in latest)
 
 
 def did_work_since(moment: datetime) -> bool:

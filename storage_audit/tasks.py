@@ -42,8 +42,8 @@ SCHEDULES = {
     "storage_audit sweep, half a minute later": timedelta(seconds=30),
 }
 # The sweep enqueues an operation again when nothing came of the last time, as queues lose tasks:
-# the second sweep after it does. A queue with this many tasks ready is stuck, and more of them
-# would not help.
+# the second sweep after it does. A queue with this many of our tasks ready is stuck, and more of
+# them would not help.
 ENQUEUE_AGAIN_AFTER = timedelta(seconds=45)
 QUEUE_IS_LONG = 100
 # A slice of a scan is short, but its ending is one statement over all that was seen, in seconds.
@@ -120,7 +120,7 @@ def sweep() -> dict[str, int]:
         CleanupOperation.objects.due(now)
         .not_enqueued_since(now - ENQUEUE_AGAIN_AFTER)
         .order_by("next_attempt_at")
-        .values_list("pk", flat=True)[: max(0, QUEUE_IS_LONG - queue.ready_tasks(now))]
+        .values_list("pk", flat=True)[: max(0, QUEUE_IS_LONG - queue.own_ready_tasks(now))]
     )
     # With SYNC the work is done here: a failure must stop neither the others nor the notice.
     try:
@@ -156,14 +156,14 @@ def take_up_scans(now: datetime) -> None:
     for scan in BucketScan.objects.abandoned():
         scan.fail(_("Nobody went on with it for a day."))
         logger.warning("Scan %s: %s", scan.pk, scan.error)
-    if queue.ready_tasks(now) < QUEUE_IS_LONG:
+    if queue.own_ready_tasks(now) < QUEUE_IS_LONG:
         for scan in BucketScan.objects.forgotten(now - ENQUEUE_AGAIN_AFTER):
             share(scan, 1)
 
 
 def take_up_jobs(now: datetime) -> None:
     """Send a worker for each job that lost its own."""
-    if queue.ready_tasks(now) < QUEUE_IS_LONG:
+    if queue.own_ready_tasks(now) < QUEUE_IS_LONG:
         forgotten = Job.objects.forgotten(now - ENQUEUE_AGAIN_AFTER)
         for job_id in list(forgotten.values_list("pk", flat=True)):
             enqueue_job(job_id)
@@ -225,7 +225,7 @@ def tell_people() -> None:
 def have_notices_sent(now: datetime) -> None:
     if conf().sync:
         notices.send_due()
-    elif Delivery.objects.due(now).exists() and queue.ready_tasks(now) < QUEUE_IS_LONG:
+    elif Delivery.objects.due(now).exists() and queue.own_ready_tasks(now) < QUEUE_IS_LONG:
         async_task(queue.SEND_NOTICES, group="storage_audit")
 
 

@@ -13,6 +13,7 @@ from django.db import connection, transaction
 from django.db.models import F
 from django.utils import timezone
 from django_q.models import OrmQ, Schedule
+from django_q.tasks import async_task
 
 from storage_audit import queue, tasks
 from storage_audit.audit import delays, trial, vanished
@@ -245,6 +246,24 @@ def test_tasks_of_another_cluster_do_not_keep_ours_from_the_queue() -> None:
     (task,) = OrmQ.objects.filter(key="autoshorts")
     assert task.task["args"] == (str(operation.pk),)
     assert delays.waiting_task() is None
+
+
+def test_tasks_of_the_site_in_our_cluster_do_not_keep_ours_from_the_queue() -> None:
+    for number in range(100):
+        async_task("newsroom.mails.send", number, group="mails")
+    operation = forgotten()
+    assert tasks.sweep()["enqueued"] == 1
+    assert str(operation.pk) in enqueued_ids()
+
+
+def test_only_the_latest_tasks_are_asked_whether_they_are_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(queue, "LATEST", 2)
+    operations = [forgotten() for _ in range(5)]
+    for operation in operations:
+        tasks.enqueue(operation.pk)
+    assert queue.own_ready_tasks(timezone.now()) == 2
 
 
 def test_the_longest_due_are_enqueued_first() -> None:

@@ -18,6 +18,7 @@ from django_q.models import OrmQ
 from pytest_django import Settings
 
 from storage_audit import places
+from storage_audit.api import waiting
 from storage_audit.audit import cleanup, meaning, requests
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, Project
@@ -320,6 +321,17 @@ def test_so_many_may_wait_and_the_next_is_answered_at_once(settings: Settings) -
     places.places.cache_clear()
 
 
+@pytest.mark.django_db
+def test_one_person_waits_in_half_of_the_places_at_most() -> None:
+    operation = made()
+    greedy, other = staff(LOOK), staff(LOOK)
+    with waiting.place_of(greedy.pk), waiting.place_of(greedy.pk):
+        for _token in range(2):
+            assert timed(program(greedy), path_of(operation, "?wait=20"))[1] < 5
+        assert timed(program(other), path_of(operation, "?wait=1"))[1] >= 1
+    assert timed(program(greedy), path_of(operation, "?wait=1"))[1] >= 1
+
+
 @pytest.mark.django_db(transaction=True)
 def test_no_transaction_is_open_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where all of a project's requests are in one."""
@@ -347,14 +359,13 @@ def test_a_web_server_full_of_those_who_wait_answers_others(
     """As deploy/gunicorn.conf.py has it, and one process."""
     monkeypatch.setenv("WEB_CONCURRENCY", "1")
     monkeypatch.setenv("HTTPS", "false")
-    operation, come = made(), reader()
+    operation, people = made(), [reader(), reader()]
     with site(database_url(), tmp_path / "web.log") as address, ThreadPoolExecutor(12) as pool:
         assert fetch(f"{address}/healthz")[0] == 200
-        poll = Request(
-            f"{address}{API}{path_of(operation, '?wait=20')}", headers=come.headers | HOST
-        )
+        url = f"{address}{API}{path_of(operation, '?wait=20')}"
+        polls = [Request(url, headers=person.headers | HOST) for person in people]
         began = time.monotonic()
-        waiting_ones = [pool.submit(status_of, poll) for _number in range(12)]
+        waiting_ones = [pool.submit(status_of, polls[number % 2]) for number in range(12)]
         # So many are answered at once as find no place.
         while sum(each.done() for each in waiting_ones) < 12 - conf().api_waits:
             assert time.monotonic() - began < 15

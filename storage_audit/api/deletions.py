@@ -81,7 +81,7 @@ def get_deletion(
     view_cleanupoperation."""
     require(request, VIEW)
     operation = get_object_or_404(CleanupOperation, pk=deletion_id)
-    wait_for_change(operation, wait)
+    wait_for_change(operation, wait, request.user.pk)
     return details(operation)
 
 

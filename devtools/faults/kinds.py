@@ -52,6 +52,16 @@ def from_the_edge(says: str, status: int) -> Fault:
     return Fault(says, is_anything, always(Reply(status, page.encode(), headers)))
 
 
+def elsewhere(status: int, code: str) -> Reply:
+    """A redirect of the store to another region, which botocore would follow."""
+    body = error(code).replace(b"</Code>", b"</Code><Region>weur</Region>")
+    return Reply(status, body, (("x-amz-bucket-region", "weur"), ("Location", "/another-bucket/")))
+
+
+def redirecting(says: str, status: int, code: str) -> Fault:
+    return Fault(says, is_anything, always(elsewhere(status, code)))
+
+
 def always(reply: Reply) -> Rule:
     """Answer so, and let nothing reach the store."""
     return lambda request, forward: reply
@@ -168,6 +178,9 @@ KINDS: dict[str, Fault] = {
     "too-many-requests": refusing("429 (10058): too many at once", 429, "TooManyRequests"),
     "internal-error": refusing("500: an error of the store", 500, "InternalError"),
     "slow-down": refusing("503: too much to do", 503, "SlowDown"),
+    "redirect-301": redirecting("301: the bucket has moved", 301, "PermanentRedirect"),
+    "redirect-307": redirecting("307: the bucket is elsewhere for now", 307, "TemporaryRedirect"),
+    "wrong-region": redirecting("400: another region", 400, "AuthorizationHeaderMalformed"),
     "edge-520": from_the_edge("520 with HTML: the edge got no proper answer", 520),
     "edge-524": from_the_edge("524 with HTML: the edge got no answer in time", 524),
     "client-disconnect": refusing("400 (10054): retryable all the same", 400, "ClientDisconnect"),

@@ -30,7 +30,7 @@ class Transitions(models.Model):
 
     pending -> running -> planned | clean | clean_with_protected | incomplete | failed | blocked
     | superseded;  planned, blocked -> pending (by a person);  incomplete, failed -> running;
-    any open one -> superseded, when no worker has it.
+    any open one -> superseded, or pending to be superseded, when no worker has it.
 
     Each transition is one compare-and-set in the database, so that of two who try, one succeeds;
     those of a worker also demand that its lease is the current one and still runs.
@@ -212,16 +212,33 @@ class Transitions(models.Model):
         shown = self._blocked_as_shown()
         self._decide(shown, _("end"), status=self.Status.SUPERSEDED, **values)
 
+    def recall(self, reason: str) -> None:
+        """Have the next worker look at the project again, and end the operation; `reason` says why.
+        A worker that has it now does so anyway."""
+        self.change(
+            self._is_free(),
+            status=self.Status.PENDING,
+            error=reason,
+            lease_token=None,
+            lease_until=None,
+            next_attempt_at=timezone.now(),
+            enqueued_at=None,
+        )
+
     def withdraw(self) -> bool:
         """Keep workers from the operation until the commit, unless one has it."""
-        is_open = Q(status__in=[*self.WORKABLE, self.Status.BLOCKED])
-        is_free = is_open & ~leased(timezone.now())
-        return self.change(is_free, lease_token=None, lease_until=None, next_attempt_at=None)
+        values = {"lease_token": None, "lease_until": None, "next_attempt_at": None}
+        return self.change(self._is_free(), **values)
 
     def retire(self, reason: str, books: dict[str, int]) -> None:
         """End an operation that was withdrawn: another one does what it was to do."""
         values = {"error": reason, "finished_at": timezone.now(), "headway": {}}
         self.change(Q(), status=self.Status.SUPERSEDED, **values, **books)
+
+    def _is_free(self) -> Q:
+        """It is open, and no worker has it."""
+        is_open = Q(status__in=[*self.WORKABLE, self.Status.BLOCKED])
+        return is_open & ~leased(timezone.now())
 
     def _blocked_as_shown(self) -> Q:
         return Q(status=self.Status.BLOCKED, plan_digest=self.plan_digest, error=self.error)

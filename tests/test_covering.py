@@ -3,9 +3,11 @@
 from datetime import timedelta
 from typing import Any, Literal
 from unicodedata import normalize
+from uuid import uuid4
 
 import pytest
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
 
@@ -371,22 +373,42 @@ def test_cleanup_without_a_deletion_on_record_keeps_everything(bucket: Bucket) -
     assert "not on record any more" in operation.error
 
 
-@pytest.mark.parametrize("status", ["pending", "blocked", "incomplete", "failed"])
+@pytest.mark.parametrize("status", ["pending", "running", "blocked", "incomplete", "failed"])
 def test_next_deletion_supersedes_the_open_cleanup(bucket: Bucket, status: str) -> None:
     key = bucket.upload("proj_1")
     first = requested("proj_1")
-    CleanupOperation.objects.filter(pk=first.pk).update(status=status)
+    an_hour_ago = timezone.now() - timedelta(hours=1)
+    lease = {"lease_token": uuid4(), "lease_until": an_hour_ago} if status == "running" else {}
+    CleanupOperation.objects.filter(pk=first.pk).update(status=status, **lease)
     item = {"key": key, "identity": key, "found_in": "both", "size": 4}
     CleanupItem.objects.create(operation=first, **item)
     R2Object.objects.update(state="deleting")
     second = reborn()
     first.refresh_from_db()
+    assert (first.status, first.enqueued_at) == (Status.PENDING, None)
+    assert CleanupOperation.objects.due(timezone.now()).contains(first)
+    first = run(first)
     assert (first.status, first.protected, first.protected_bytes) == ("superseded", 1, 4)
     assert first.next_attempt_at is None and first.finished_at
     assert R2Object.objects.get().state == "stored"
     assert [*CleanupOperation.objects.of_project("proj_1")] == [second]
     assert run(second).status == Status.CLEAN
     check(bucket)
+
+
+def test_next_deletion_changes_no_item_of_the_open_cleanup(bucket: Bucket) -> None:
+    """There may be a million of them, and the person who deletes waits."""
+    bucket.upload("proj_1")
+    first = requested("proj_1")
+    alive("proj_1")
+    with CaptureQueriesContext(connection) as captured:
+        Project.objects.get(pk="proj_1").delete()
+    asked = " ".join(query["sql"] for query in captured.captured_queries)
+    assert "storage_audit_cleanupitem" not in asked
+    second = CleanupOperation.objects.of_project("proj_1").latest("created_at")
+    assert (second != first, run(second).status) == (True, Status.CLEAN)
+    first.refresh_from_db()
+    assert first.status == Status.SUPERSEDED
 
 
 def test_cleanup_that_a_worker_has_is_superseded_when_the_next_is_taken(bucket: Bucket) -> None:
@@ -453,6 +475,7 @@ def test_forced_deletion_of_the_next_life_supersedes_a_blocked_cleanup(
     alive("proj_9")
     origin = Origin("zoe", "a test", forced=True)
     [forced] = requests.force_delete_project(Project.objects.get(pk="proj_9"), origin)
+    assert run(forced).status == Status.CLEAN
     blocked.refresh_from_db()
     assert (blocked.status, forced.released_by) == (Status.SUPERSEDED, "zoe")
 

@@ -191,7 +191,7 @@ def run_plan(operation: CleanupOperation, user: str) -> None:
         )
         raise IllegalTransition(text % {**words, "other": other.pk})
     operation.execute(user, project_deleted_at=deleted_at)
-    succession.end_earlier(operation)
+    succession.recall_earlier(operation)
 
 
 def refuse_look(operation: CleanupOperation) -> None:

@@ -12,6 +12,7 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from storage_audit.audit import deletion, plan_summary
+from storage_audit.cleanup_querysets import CleanupOperationQuerySet
 from storage_audit.models import CleanupItem, CleanupOperation
 
 Status = CleanupOperation.Status
@@ -22,7 +23,8 @@ def request_cleanups(
 ) -> list[CleanupOperation]:
     """The cleanups of this deletion, one for each bucket: those that are open, or else new ones.
 
-    Call it in the transaction that wrote the deletion: others who write it wait for its end.
+    Call it in the transaction that wrote the deletion: others who write it wait for its end. So it
+    is short, and changes no item of an earlier cleanup.
     """
     cleanups = CleanupOperation.objects
     whole = {"project_id": project_id, "project_deleted_at": deleted_at}
@@ -38,19 +40,31 @@ def request_cleanups(
             operation = cleanups.request(
                 kind=kind, bucket=bucket, trigger=trigger, **whole, **values
             )
-            end_earlier(operation)
+            recall_earlier(operation)
         found.append(operation)
     return found
 
 
+def recall_earlier(operation: CleanupOperation) -> None:
+    """Have workers end the open cleanups of the project's earlier deletions, and their follow-up
+    checks. They may have a million items, which is too much for the transaction of a deletion."""
+    for earlier in earlier_ones(operation):
+        earlier.recall(deletion.taken_over(earlier.project_id or ""))
+
+
 def end_earlier(operation: CleanupOperation) -> None:
-    """End the open cleanups of the project's earlier deletions, and their follow-up checks. What a
-    worker has, it ends itself when it next looks at the project."""
-    if operation.parent_id or operation.project_id is None:
-        return
-    same = CleanupOperation.objects.of_project(operation.project_id).filter(bucket=operation.bucket)
-    for earlier in same.exclude(project_deleted_at=operation.project_deleted_at):
-        retire(earlier, deletion.taken_over(operation.project_id))
+    """End them before this cleanup begins. What a worker has, it ends itself when it next looks at
+    the project."""
+    for earlier in earlier_ones(operation):
+        retire(earlier, deletion.taken_over(earlier.project_id or ""))
+
+
+def earlier_ones(operation: CleanupOperation) -> CleanupOperationQuerySet:
+    same = CleanupOperation.objects.of_project(operation.project_id or "")
+    if operation.parent_id:
+        return same.none()
+    same = same.filter(bucket=operation.bucket)
+    return same.exclude(project_deleted_at=operation.project_deleted_at)
 
 
 def retire(operation: CleanupOperation, reason: str) -> None:

@@ -16,13 +16,17 @@ from storage_audit.origin import current_origin
 
 
 class JobQuerySet(models.QuerySet["Job"]):
-    def request(self, action: str, project_ids: Sequence[str]) -> "Job":
-        """Create a job, with who asked and from where."""
+    def request(
+        self, action: str, project_ids: Sequence[str], permissions: Sequence[str] = ()
+    ) -> "Job":
+        """Create a job, with who asked and from where, and what they must still be allowed to do
+        while it runs."""
         origin = current_origin()
         return self.create(
             action=action,
             project_ids=project_ids,
             projects=len(project_ids),
+            permissions=list(permissions),
             requested_by=origin.user,
             origin=origin.place,
         )
@@ -61,12 +65,16 @@ class Job(models.Model):
     position = models.PositiveIntegerField(_("taken up"), default=0)
     requested_by = models.TextField(_("requested by"), blank=True)
     origin = models.TextField(_("requested from"), blank=True)
+    # That the person had and needed, such as "storage_audit.delete_project".
+    permissions = models.JSONField(default=list, editable=False)
     created_at = models.DateTimeField(_("requested"), default=timezone.now)
     # Of the project at the position: begun, and not come to an end.
     attempts = models.PositiveIntegerField(default=0, editable=False)
     enqueued_at = models.DateTimeField(null=True, editable=False)
     moved_at = models.DateTimeField(default=timezone.now, editable=False)
     finished_at = models.DateTimeField(_("all taken up"), null=True, blank=True)
+    # Why it stopped before that; it is finished then, too.
+    stop_reason = models.TextField(_("stopped"), blank=True)
 
     objects = JobQuerySet.as_manager()
 
@@ -97,7 +105,16 @@ class Job(models.Model):
 
     def read_progress(self) -> None:
         """Read again how far the job is, after a transaction that was rolled back."""
-        self.refresh_from_db(fields=["position", "attempts", "moved_at", "finished_at"])
+        self.refresh_from_db(
+            fields=["position", "attempts", "moved_at", "finished_at", "stop_reason"]
+        )
+
+    def stop(self, reason: str) -> None:
+        """Leave the projects that are not taken up yet."""
+        here = Job.objects.unfinished().filter(pk=self.pk, position=self.position)
+        now = timezone.now()
+        if here.update(finished_at=now, stop_reason=reason):
+            self.finished_at, self.stop_reason = now, reason
 
     def advance(self, projects: int) -> bool:
         """Note that so many projects more are taken up, and keep other workers from the job until

@@ -199,6 +199,8 @@ def run_job(job_id: str) -> str:
         return queue.OVER
     position = job.position
     made = jobs.take_up(job)
+    if job.stop_reason:
+        return f"stopped at {job.position} of {job.projects} projects"
     if job.position == position:
         return queue.TAKEN
     # Deletions enqueue theirs on commit, as any deletion does.

@@ -48,6 +48,7 @@ def projects(count: int) -> list[str]:
 
 
 def asked(count: int, action: str = Action.VERIFY) -> Job:
+    superuser()
     with acting_as(ANNA):
         return Job.objects.request(action, projects(count))
 
@@ -297,7 +298,9 @@ def test_job_keeps_a_project_that_was_created_after_the_request(
 def test_job_deletes_a_project_that_was_created_again_before_the_request() -> None:
     projects(1)
     delete_and_save("proj_000")
-    job = Job.objects.request(Action.DELETE, ["proj_000"])
+    superuser()
+    with acting_as(ANNA):
+        job = Job.objects.request(Action.DELETE, ["proj_000"])
     Project.objects.get().save()
     assert len(jobs.take_up(job)) == 1
     assert not Project.objects.exists()
@@ -325,6 +328,60 @@ def test_a_project_that_may_not_be_deleted_stays_and_stops_no_other(
     work(job)
     assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
     assert made_for() == once(4) - Counter(["proj_001"])
+
+
+def deactivate(user: User) -> None:
+    User.objects.filter(pk=user.pk).update(is_active=False)
+
+
+def dismiss(user: User) -> None:
+    User.objects.filter(pk=user.pk).update(is_staff=False)
+
+
+def take_permission(name: str) -> Callable[[User], None]:
+    def take(user: User) -> None:
+        user.user_permissions.remove(Permission.objects.get(codename=name))
+
+    return take
+
+
+@pytest.mark.parametrize(
+    ("lose", "reason"),
+    [
+        (deactivate, "ben cannot sign in to the admin any more."),
+        (dismiss, "ben cannot sign in to the admin any more."),
+        (User.delete, "ben cannot sign in to the admin any more."),
+        (take_permission("delete_project"), "permission storage_audit.delete_project any more."),
+        (take_permission("force_cleanup"), "permission storage_audit.force_cleanup any more."),
+    ],
+)
+def test_deletion_stops_when_the_person_may_not_delete_any_more(
+    lose: Callable[[User], None], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    projects(7)
+    confirm_all(person("delete_project", "force_cleanup"), "force_delete")
+    job = Job.objects.get()
+    tasks.run_job(str(job.pk))
+    assert Project.objects.count() == 4
+    lose(User.objects.get(username="ben"))
+    work(job)
+    assert Project.objects.count() == 4 and made_for() == once(3)
+    job.refresh_from_db()
+    assert job.finished_at and reason in job.stop_reason and reason in caplog.text
+    tasks.run_job(str(job.pk))
+    assert Project.objects.count() == 4
+    shown = text_of(superuser().get(page("job", "change", job.pk)))
+    assert "Stopped after 3 of 7 projects: ben " in shown and reason in shown
+    assert "The others were not deleted." in shown
+
+
+def test_deletion_does_not_need_a_permission_that_it_was_confirmed_without() -> None:
+    projects(7)
+    client = person("delete_project", "force_cleanup")
+    confirm_all(client, "delete_selected")
+    take_permission("force_cleanup")(User.objects.get(username="ben"))
+    work(job := Job.objects.get())
+    assert not Project.objects.exists() and job.permissions == ["storage_audit.delete_project"]
 
 
 @pytest.fixture

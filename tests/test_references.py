@@ -7,6 +7,7 @@ from unicodedata import normalize
 
 import pytest
 from django.apps import apps
+from django.contrib.auth.models import User
 from django.core.exceptions import ImproperlyConfigured
 from django.core.files.base import ContentFile
 from django.db import IntegrityError, OperationalError, connection, models
@@ -28,6 +29,7 @@ from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.lookup import look_up, why
 from storage_audit.audit.work import Work
 from storage_audit.models import CleanupOperation, Incident, Job, Project, R2Object
+from storage_audit.origin import Origin, acting_as
 from storage_audit.querysets import read_within
 from tests.admin_client import act, page, superuser, text_of
 from tests.conftest import Bucket
@@ -583,7 +585,9 @@ def test_bulk_job_leaves_out_a_project_that_the_database_keeps_at_the_commit(
 ) -> None:
     alive("proj_1", "proj_2", "proj_3")
     invoice = rows("Invoice").create(project_id="proj_2")
-    job = Job.objects.request(Job.Action.DELETE, ["proj_1", "proj_2", "proj_3"])
+    User.objects.create_superuser("anna")
+    with acting_as(Origin("anna")):
+        job = Job.objects.request(Job.Action.DELETE, ["proj_1", "proj_2", "proj_3"])
     tasks.run_job(str(job.pk))
     assert list(Project.objects.values_list("pk", flat=True)) == ["proj_2"]
     deleted_ids = CleanupOperation.objects.values_list("project_id", flat=True)

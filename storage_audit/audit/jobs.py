@@ -2,11 +2,15 @@
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
+from django.contrib.auth import get_permission_codename, get_user_model
 from django.db import DatabaseError, OperationalError, transaction
+from django.utils.translation import gettext as _
 
 from storage_audit import projects
 from storage_audit.audit import requests
+from storage_audit.audit.named_files import cascading_models
 from storage_audit.models import CleanupOperation, Job, KnownProject
 from storage_audit.origin import Origin, acting_as
 from storage_audit.redaction import redact, visible
@@ -23,6 +27,33 @@ MAKE: dict[str, Callable[[str], list[CleanupOperation]]] = {
     Job.Action.DELETE: requests.delete_project_by_id,
     Job.Action.FORCE: requests.delete_project_by_id,
 }
+
+
+def permissions_for(action: str, user: Any) -> list[str]:
+    """Those of this person without which the action could not have been confirmed: to delete the
+    projects, and the rows that go with them."""
+    if action not in Job.DELETIONS:
+        return []
+    models = (model._meta for model in cascading_models())
+    names = {f"{each.app_label}.{get_permission_codename('delete', each)}" for each in models}
+    if action == Job.Action.FORCE:
+        names.add("storage_audit.force_cleanup")
+    return sorted(name for name in names if user.has_perm(name))
+
+
+def refusal(job: Job) -> str:
+    """Why the person who requested a deletion may not have it any more, or nothing."""
+    if job.action not in Job.DELETIONS:
+        return ""
+    people = get_user_model()._default_manager
+    user: Any = people.filter(**{get_user_model().USERNAME_FIELD: job.requested_by}).first()
+    name = visible(job.requested_by)
+    if not (user and user.is_active and user.is_staff):
+        return _("%s cannot sign in to the admin any more.") % name
+    if lost := [each for each in job.permissions if not user.has_perm(each)]:
+        text = _("%(name)s does not have the permission %(permission)s any more.")
+        return text % {"name": name, "permission": lost[0]}
+    return ""
 
 
 def take_up(job: Job) -> list[CleanupOperation]:
@@ -68,7 +99,12 @@ def take_alone(job: Job) -> list[CleanupOperation]:
 @transaction.atomic
 def take(job: Job, count: int) -> list[CleanupOperation]:
     """The operations of so many projects, made in the transaction that says how far the job is:
-    whoever dies at it or does the same, each is made once."""
+    whoever dies at it or does the same, each is made once. None for a person who may not delete
+    them any more: the job stops."""
+    if reason := refusal(job):
+        logger.error("Job %s stops: %s", job.pk, reason)
+        job.stop(reason)
+        return []
     project_ids = job.project_ids[job.position : job.position + count]
     if not job.advance(len(project_ids)):
         return []

@@ -111,7 +111,14 @@ def operations_of(job: Job, **filters: object) -> str:
 
 
 def sentences(job: Job, sums: dict[str, StatusSums], made: int, under_way: int) -> Iterator[str]:
-    if job.action in Job.DELETIONS:
+    if job.stop_reason:
+        text = _(
+            "Stopped after %(position)d of %(projects)d projects: %(reason)s The others were not"
+            " deleted. If they are to go, select them again."
+        )
+        numbers = {"position": job.position, "projects": job.projects}
+        yield text % {**numbers, "reason": job.stop_reason}
+    elif job.action in Job.DELETIONS:
         yield describe_deletion(job, sums, made, under_way)
     elif not job.finished_at:
         text = _(

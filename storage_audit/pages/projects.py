@@ -160,7 +160,8 @@ class OwnerAdmin(DeletingAdmin[M]):
             self.message_user(request, text % jobs.SLICE, messages.ERROR)
             return None
         with transaction.atomic():
-            job: Any = Job.objects.request(action, ids)
+            permissions = jobs.permissions_for(action, request.user)
+            job: Any = Job.objects.request(action, ids, permissions)
             self.log_addition(request, job, _("Requested of %d projects.") % job.projects)
             tasks.enqueue_job_on_commit(job)
         text = _("%d projects are queued as one job. Its page shows how far it is.")

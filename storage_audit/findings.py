@@ -30,6 +30,11 @@ class Kind(models.TextChoices):
     UNFINISHED = "unfinished", _("unfinished upload")
 
 
+# Of a sighting that is no difference: an upload or a deletion has the object in hand, so the scan
+# cannot tell whether there still is one.
+IN_HAND = "in_hand"
+
+
 class Difference(models.Model):
     """What is where, and what is wrong with it."""
 

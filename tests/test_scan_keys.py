@@ -17,7 +17,7 @@ from storage_audit.audit.installation import Traits
 from storage_audit.audit.scan import bulk, lanes, rows, shards, sides, worker
 from storage_audit.audit.scan.lanes import PageRead, Stretch
 from storage_audit.bucket import r2
-from storage_audit.bucket.listing import as_bytes, escape, nfc, storable
+from storage_audit.bucket.listing import as_bytes, escape, nfc, storable, storable_part
 from storage_audit.bucket.wire import Entries
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, CleanupItem, CleanupOperation, R2Object
@@ -111,6 +111,27 @@ def test_hard_keys_are_written_compared_and_said_as_they_are(
     complete()
     left = {key for kind, key in findings() if kind in ("untracked", "unrecognised")}
     assert left == set(keys)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("key", "other"), [("a\\b\udcff", "a\\\\"), ("a\udcff", "a\\")])
+def test_a_scan_of_another_prefix_keeps_a_finding_whose_key_is_shown_escaped(
+    monkeypatch: pytest.MonkeyPatch, key: str, other: str
+) -> None:
+    """The key as it is shown starts with the prefix; the key in the bucket does not."""
+    assert escape(key).startswith(other)
+    assert not key.startswith(other)
+    listing = Listing(key, UNDER + "a")
+    listing.use(monkeypatch)
+    alive("proj_1")
+    track(UNDER + "a")
+    complete()
+    assert findings() == {("unstorable", escape(key))}
+    complete(other)
+    assert findings() == {("unstorable", escape(key))}
+    listing.remove(key)
+    complete(storable_part(key))
+    assert findings(state="resolved") == {("unstorable", escape(key))}
 
 
 def test_keys_that_r2_admits_go_through_a_scan_unharmed(

@@ -1,5 +1,6 @@
 """When a difference was seen first and last, and what that allows."""
 
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -8,6 +9,7 @@ from django.utils import timezone
 from storage_audit.audit import scan
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.models import (
+    BucketScan,
     CleanupOperation,
     Finding,
     IllegalTransition,
@@ -18,6 +20,7 @@ from storage_audit.models import (
 )
 from tests import scanning
 from tests.scanning import (
+    LONG_AGO,
     Listing,
     a,
     alive,
@@ -154,6 +157,30 @@ def test_what_is_acknowledged_stays_so_and_may_not_go(listing: Listing) -> None:
     listing.remove(ORPHAN)
     complete()
     assert the_orphan().state == "resolved"
+
+
+@pytest.mark.parametrize("scan_again", [complete, backfill])
+def test_an_acknowledgement_outlasts_a_scan_that_meets_its_row_in_hand(
+    listing: Listing, scan_again: Callable[[], BucketScan]
+) -> None:
+    """That scan cannot tell whether the difference is still there."""
+    R2Object.objects.filter(key=a(2)).update(size=99)
+    complete()
+    Finding.objects.filter(key=a(2)).acknowledge("on purpose", "zoe")
+    in_hand = R2Object.objects.filter(key=a(2))
+    in_hand.update(updated_at=timezone.now() + timedelta(seconds=30))
+    touched = scan_again()
+    assert (touched.status, touched.changed) == ("complete", 0)
+    finding = Finding.objects.get(key=a(2))
+    assert (finding.state, finding.note, finding.last_scan) == (
+        "acknowledged",
+        "on purpose",
+        finding.first_scan,
+    )
+    in_hand.update(size=7, updated_at=LONG_AGO)
+    complete()
+    finding.refresh_from_db()
+    assert finding.state == "resolved"
 
 
 @pytest.mark.parametrize("page", [1, 2])

@@ -262,9 +262,14 @@ def escape(key: str) -> str:
     """The key as text that can be stored, shown and searched, whatever its bytes."""
     if storable(key):
         return key
-    # Backslashes too, so that two such keys never look the same.
-    text = as_bytes(key.replace("\\", "\\\\")).decode("utf-8", "backslashreplace")
+    text = as_bytes(escape_backslashes(key)).decode("utf-8", "backslashreplace")
     return text.replace("\0", "\\x00")
+
+
+def escape_backslashes(text: str) -> str:
+    """As `escape` does, so that two keys never look the same: a key that it changes starts with a
+    storable text when what it shows starts with this."""
+    return text.replace("\\", "\\\\")
 
 
 def unescape(text: str) -> str | None:

@@ -271,7 +271,7 @@ def lines_of_differences(scan: BucketScan) -> Iterator[str]:
 
 def seen_by(scan: BucketScan) -> QuerySet[Finding] | QuerySet[Sighting]:
     """What the scan saw: findings, once it is complete and unless it only was to look."""
-    sightings = Sighting.objects.filter(scan=scan)
+    sightings = Sighting.objects.filter(scan=scan, kind__in=Kind)
     return sightings if sightings.exists() else Finding.objects.filter(last_scan=scan)
 
 

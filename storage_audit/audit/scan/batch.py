@@ -40,6 +40,7 @@ class Compared:
 
     figures: Counter[str] = field(default_factory=Counter)
     sightings: list[Sighting] = field(default_factory=list)
+    in_hand: list[Sighting] = field(default_factory=list)
     # Rows whose object is listed in another spelling, and so in another place.
     elsewhere: list[str] = field(default_factory=list)
 
@@ -174,6 +175,7 @@ def look_closer(
         compared.figures["unchanged"] += len(seen) - added - updated
     else:
         compared.figures["unchanged"] += sum(map(rows.is_as_tracked, seen))
+    compared.in_hand += (sightings.in_hand(scan, one) for one in seen if one.in_hand)
     compared.elsewhere += chain.from_iterable(one.elsewhere for one in seen)
     for one in idle:
         if identity(one.listed.key) not in gone:
@@ -209,7 +211,7 @@ def write(
     compared: Compared,
     marker: str,
 ) -> None:
-    sightings.save(compared.sightings)
+    sightings.save(compared.sightings + compared.in_hand)
     note_keys(scan, compared.elsewhere)
     if not scan.in_key_order:
         note_each_once(scan, stretches)

@@ -15,9 +15,15 @@ from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.scan import sightings
 from storage_audit.audit.scan.batch import note_keys
 from storage_audit.audit.scan.unfinished import sightings as sightings_of_uploads
-from storage_audit.bucket.listing import Identity, find, nfc, show_all_spellings
+from storage_audit.bucket.listing import (
+    Identity,
+    escape_backslashes,
+    find,
+    nfc,
+    show_all_spellings,
+)
 from storage_audit.conf import conf
-from storage_audit.findings import Difference, Kind
+from storage_audit.findings import IN_HAND, Difference, Kind
 from storage_audit.models import (
     BucketScan,
     CleanupItem,
@@ -56,7 +62,7 @@ INSERT INTO {Finding._meta.db_table} AS finding
     ({NAMES}, state, note, decided_by, first_seen_at, last_seen_at, first_scan_id, last_scan_id)
 SELECT {NAMES}, 'open', '', '', %s, %s, scan_id, scan_id
 FROM {Sighting._meta.db_table}
-WHERE scan_id = %s
+WHERE scan_id = %s AND kind <> '{IN_HAND}'
 ORDER BY bucket, kind, key
 ON CONFLICT (bucket, kind, key, escaped, upload_id) DO UPDATE SET
     project_id = excluded.project_id,
@@ -207,15 +213,25 @@ def database_id(scan: BucketScan) -> Any:
 
 def resolve_unseen(scan: BucketScan) -> None:
     """What no scan has seen since this one began: the object is gone, or is no difference any
-    more."""
+    more. What was in hand may still be one."""
+    same = {"key": OuterRef("key"), "escaped": OuterRef("escaped")}
+    in_hand = scan.sightings.filter(kind=IN_HAND, **same)
     unseen = Finding.objects.filter(
-        starts_with_any("key", scan.prefixes), bucket=scan.bucket, last_seen_at__lt=scan.started_at
+        is_in(scan), ~Exists(in_hand), bucket=scan.bucket, last_seen_at__lt=scan.started_at
     )
     if not scan.uploads_looked_for:
         unseen = unseen.exclude(kind=Kind.UNFINISHED)
     covered = unseen.filter(Finding.objects.covered(), kind=Kind.ORPHANED)
     covered.resolve(_("A cleanup that is not over covers it."))
     unseen.resolve(_("A complete scan did not see it again."))
+
+
+def is_in(scan: BucketScan) -> Q:
+    """Findings whose keys, and not what is shown of them, start with a prefix of the scan."""
+    shown = map(escape_backslashes, scan.prefixes)
+    return Q(starts_with_any("key", scan.prefixes), escaped=False) | Q(
+        starts_with_any("key", shown), escaped=True
+    )
 
 
 def forget_earlier(scan: BucketScan) -> None:

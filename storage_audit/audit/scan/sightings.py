@@ -10,7 +10,7 @@ from storage_audit.audit.scan.rows import difference
 from storage_audit.bucket.listing import escape
 from storage_audit.bucket.r2 import Listed
 from storage_audit.fields import insert_new
-from storage_audit.findings import Kind
+from storage_audit.findings import IN_HAND, Kind
 from storage_audit.models import BucketScan, R2Object, Sighting
 
 # A database takes only so many values in a query.
@@ -34,6 +34,10 @@ def of_object(scan: BucketScan, seen: Seen) -> Iterator[Sighting]:
         yield sighting(scan, Kind.UNTRACKED, seen.listed, owner, _("no row tracks it"))
     elif text := difference(seen):
         yield sighting(scan, Kind.CHANGED, seen.listed, owner, text)
+
+
+def in_hand(scan: BucketScan, seen: Seen) -> Sighting:
+    return sighting(scan, IN_HAND, seen.listed, seen.owner)
 
 
 def of_unstorable(scan: BucketScan, listed: Listed) -> Sighting:

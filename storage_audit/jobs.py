@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Self
 
+from django.apps import apps
 from django.db import models
 from django.db.models import Q
 from django.utils import timezone
@@ -22,10 +23,12 @@ class JobQuerySet(models.QuerySet["Job"]):
         """Create a job, with who asked and from where, and what they must still be allowed to do
         while it runs."""
         origin = current_origin()
+        known, deletes = apps.get_model("storage_audit", "KnownProject"), action in Job.DELETIONS
         return self.create(
             action=action,
             project_ids=project_ids,
             projects=len(project_ids),
+            lives=known.objects.lives(project_ids) if deletes else {},
             permissions=list(permissions),
             requested_by=origin.user,
             origin=origin.place,
@@ -61,6 +64,8 @@ class Job(models.Model):
     action = models.CharField(_("what is done"), max_length=10, choices=Action)
     # Text, as the projects may go meanwhile. Megabytes: leave it out of lists.
     project_ids = models.JSONField(editable=False)
+    # Of projects to be deleted, which ones the person meant: another one can take an id meanwhile.
+    lives = models.JSONField(default=dict, editable=False)
     projects = models.PositiveIntegerField(_("projects"))
     position = models.PositiveIntegerField(_("taken up"), default=0)
     requested_by = models.TextField(_("requested by"), blank=True)

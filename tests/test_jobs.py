@@ -295,6 +295,17 @@ def test_job_keeps_a_project_that_was_created_after_the_request(
     assert "Not deleted by this job: 1. The log says why." in shown
 
 
+@pytest.mark.parametrize("off", [timedelta(days=365), -timedelta(days=365)])
+def test_job_tells_projects_apart_whatever_its_clock_said(off: timedelta) -> None:
+    job = asked(3, Action.DELETE)
+    job.created_at += off
+    job.save()
+    delete_and_save("proj_001")
+    made = jobs.take_up(job)
+    assert {each.project_id for each in made} == {"proj_000", "proj_002"}
+    assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
+
+
 def test_job_deletes_a_project_that_was_created_again_before_the_request() -> None:
     projects(1)
     delete_and_save("proj_000")

@@ -138,5 +138,5 @@ def is_another(job: Job, project_id: str) -> bool:
     """Whether the id stands for another project than the one that the job was requested for. Asked
     under the row's lock, so that no other project can take its place afterwards."""
     projects.lock(project_id)
-    since = KnownProject.objects.deleted_or_created_since(job.created_at)
-    return since.filter(pk=project_id).exists()
+    meant: list[str] | None = job.lives.get(project_id)
+    return meant != KnownProject.objects.lives([project_id])[project_id]

@@ -44,7 +44,7 @@ class JobAdmin(ReadOnlyAdmin[Job]):
     fields = ()
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Job]:
-        return super().get_queryset(request).defer("project_ids")
+        return super().get_queryset(request).defer("project_ids", "lives")
 
     def has_view_permission(self, request: HttpRequest, obj: Job | None = None) -> bool:
         return may_see_jobs(request)

@@ -13,7 +13,14 @@ import pytest
 from botocore.retries.standard import ExponentialBackoff
 from django.utils import timezone
 
-from devtools.faults.matching import is_listing, is_listing_under, is_uploads_listing, on
+from devtools.faults.kinds import KINDS
+from devtools.faults.matching import (
+    is_listing,
+    is_listing_at,
+    is_listing_under,
+    is_uploads_listing,
+    on,
+)
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from storage_audit.audit import installation, scan
 from storage_audit.audit.scan import batch, lanes, rows, sightings, worker
@@ -104,6 +111,20 @@ def test_a_worker_that_stops_behind_pages_of_a_copy_has_written_nothing_of_them(
     assert (found.listed, found.missing) == (len(KEYS), 0)
     assert set(R2Object.objects.values_list("key", flat=True)) == set(KEYS)
     assert findings() == (sure if purpose == "reconcile" else set())
+
+
+@about_the_store
+def test_a_first_page_from_before_an_upload_does_not_call_the_file_missing(
+    filled: Bucket, store: FaultyStore
+) -> None:
+    """No place is before all keys, so nothing betrays this page."""
+    complete()
+    new = KEYS[0].replace(".mp4", "-new.mp4")
+    filled.put(new)
+    track(new, GONE)
+    store.rules.append(on(is_listing_at(""), KINDS["page-of-the-past"].answer, times=1))
+    assert complete().missing == 1
+    assert findings() >= {("missing", GONE)} and ("missing", new) not in findings()
 
 
 def findings_of_the_bucket(bucket: Bucket) -> set[tuple[str, str]]:

@@ -14,10 +14,12 @@ from storage_audit.audit import installation, limits
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.scan import sightings
 from storage_audit.audit.scan.batch import note_keys
+from storage_audit.audit.scan.rows import still_there
 from storage_audit.audit.scan.unfinished import sightings as sightings_of_uploads
 from storage_audit.bucket.listing import (
     Identity,
     escape_backslashes,
+    exact,
     find,
     nfc,
     show_all_spellings,
@@ -92,12 +94,11 @@ def end(scan: BucketScan, identity: Identity) -> None:
         note_unfinished(scan)
     if not (scan.in_key_order or scan.is_partial):
         note_unlisted(scan)
-    if identity is nfc:
-        look_for_other_spellings(scan)
     marker = installation.see_marker(scan.bucket)
     limits.refuse_empty_table(_("Then start the scan again."))
     if not scan.accept_fewer:
         limits.refuse_shrunken(scan)
+    look_for_missing(scan, identity)
     with transaction.atomic():
         if BucketScan.objects.finish(scan):
             scan.vouch(marker)
@@ -142,22 +143,26 @@ def note_unlisted(scan: BucketScan) -> None:
         note(scan, "missing", [sightings.of_row(scan, row) for row in chunk])
 
 
-def look_for_other_spellings(scan: BucketScan) -> None:
-    """Of what seems to be missing a listing may show another spelling outside of the prefixes."""
+def look_for_missing(scan: BucketScan, identity: Identity) -> None:
+    """Once more, each at its own place: the first page of a whole bucket has no place that tells
+    it from an earlier answer. Where spellings are one object, in those outside of the prefixes
+    too."""
     prefixes, after = tuple(scan.prefixes), ""
     missing = scan.sightings.filter(kind=Kind.MISSING).order_by("key")
     keys = missing.values_list("key", flat=True)
     while chunk := list(keys.filter(key__gt=after)[:TOGETHER]):
         after = chunk[-1]
-        unseen = [key for key in chunk if not show_all_spellings(prefixes, key)]
-        if not unseen:
-            continue
         pages = list[None]()
-        found = find(scan.bucket, unseen, nfc, partial(pages.append, None))
+        count = partial(pages.append, None)
+        here = [key for key in chunk if identity is exact or show_all_spellings(prefixes, key)]
+        elsewhere = sorted(set(chunk).difference(here))
+        there = still_there(scan.bucket, here, exact, count)
+        found = find(scan.bucket, elsewhere, nfc, count)
         marker = installation.see_marker(scan.bucket)
         with transaction.atomic():
             if BucketScan.objects.finish(scan):
-                note_keys(scan, (key for key in unseen if nfc(key) in found))
+                there.update(key for key in elsewhere if nfc(key) in found)
+                note_keys(scan, there)
                 scan.vouch(marker, requests=len(pages))
 
 

@@ -31,7 +31,7 @@ from tests.promises import FLAT, deleted, run, track
 from tests.test_doctor import held
 from tests.test_wrangler import Program as Wrangler
 
-DIAGNOSE = "view_diagnosis"
+EXAMINE = "add_diagnosis"
 AMBIGUOUS, STRANGE = "proj_1_x_s1_media.mp4", "projects/proj_1/scenes/s1/media/a\nb.mp4"
 OF_A_PROJECT = (
     "GET /debug/list-project-files/",
@@ -45,7 +45,7 @@ OF_A_PROJECT = (
 
 @pytest.mark.django_db
 def test_wrangler_is_logged_in_and_sees_the_buckets(cloudflare_api: CloudflareApi) -> None:
-    come = program(staff(DIAGNOSE), may_write=False)
+    come = program(staff(EXAMINE), may_write=False)
     auth = come.get("/debug/wrangler-auth")
     assert (auth["is_authenticated"], auth["exit_code"], auth["reason"]) == (True, 0, "")
     assert '"loggedIn": true' in auth["stdout"] and auth["accounts"]

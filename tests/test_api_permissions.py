@@ -13,15 +13,17 @@ from tests.conftest import Bucket
 from tests.test_permissions import DECIDED_ELSEWHERE, patterns, state
 
 ANYBODY = ""
-DIAGNOSE, LOOK, VIEW = "view_diagnosis", "verify_cleanup", "view_cleanupoperation"
+DIAGNOSE, EXAMINE = "view_diagnosis", "add_diagnosis"
+LOOK, VIEW = "verify_cleanup", "view_cleanupoperation"
 DECIDED = {
     "DELETE /projects/{project_id}": "delete_project",
     "GET /deletions": VIEW,
     "GET /deletions/{deletion_id}": VIEW,
     "GET /deletions/{deletion_id}/items": VIEW,
     "POST /deletions/{deletion_id}/verify": LOOK,
-    "GET /debug/wrangler-auth": DIAGNOSE,
-    "GET /debug/r2-access": DIAGNOSE,
+    # Each starts wrangler, which takes a second of CPU.
+    "GET /debug/wrangler-auth": EXAMINE,
+    "GET /debug/r2-access": EXAMINE,
     "GET /debug/env-vars": DIAGNOSE,
     "GET /debug/list-project-files/{project_id}": LOOK,
     "GET /debug/verify-cleanup/{project_id}": LOOK,
@@ -43,7 +45,7 @@ DECIDED = {
     "POST /scans/{scan_id}/stop": "change_bucketscan",
     "POST /scans/{scan_id}/resume": "change_bucketscan",
     "GET /diagnostics": DIAGNOSE,
-    "POST /diagnostics": "add_diagnosis",
+    "POST /diagnostics": EXAMINE,
 }
 # It depends on what is asked for.
 DRY_RUN = {

@@ -370,7 +370,7 @@ def test_an_object_of_projects_none_of_which_lives_is_not_to_be_adopted(db: None
     Finding.objects.update(last_modified=timezone.now())
     said = answer(SHARED)
     assert SCAN in said.text and "none of which lives" in said.text and not said.ended
-    assert "Once it is older, a late check or another cleanup of one of them" in said.text
+    assert "is younger than the deletion, so later checks keep it too. Run a scan" in said.text
 
 
 @pytest.mark.parametrize("age", [AGO, LONG_AGO])

@@ -6,9 +6,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pytest_django import Settings
 
+from storage_audit.audit import decisions
 from storage_audit.audit.ownership import Claim, Deleted, Verdict, judge, layouts
-from storage_audit.models import R2Object
+from storage_audit.models import Finding, R2Object
 from tests.conftest import Bucket
 from tests.promises import (
     FLAT,
@@ -18,12 +20,14 @@ from tests.promises import (
     check,
     delete,
     deleted,
+    late_check,
     outcomes,
     reason,
     requested,
     run,
     track,
 )
+from tests.scanning import complete, later
 
 DELETED_AT = datetime(2026, 6, 1, tzinfo=UTC)
 OLDER, YOUNGER = DELETED_AT - timedelta(days=1), DELETED_AT + timedelta(seconds=1)
@@ -202,6 +206,27 @@ def test_ambiguous_key_younger_than_the_deletion_stays(bucket: Bucket) -> None:
     assert run(operation).status == Status.CLEAN_WITH_PROTECTED
     assert bucket.keys() == set(FLAT_BOTH)
     check(bucket)
+
+
+def test_what_keeps_a_key_younger_than_the_deletion_says_what_deletes_it(
+    bucket: Bucket, settings: Settings
+) -> None:
+    """As the time of the deletion stays the same, no later check deletes it."""
+    at_once = dict.fromkeys(
+        ["COMMIT_TIMEOUT", "ORPHAN_AGE", "ORPHAN_GAP"], timedelta(milliseconds=1)
+    )
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | at_once
+    alive("proj_1")
+    operation = requested("proj_1")
+    bucket.put(SEVERAL)
+    run(operation)
+    for each in (operation, late_check(operation)):
+        assert "later checks keep it too. Run a scan. If it calls" in reason(each, SEVERAL)
+    later(complete(), timedelta(seconds=1))
+    complete()
+    [deletion] = decisions.delete_orphans(Finding.objects.filter(kind="orphaned")).operations
+    assert run(deletion).status == Status.CLEAN
+    assert not bucket.keys()
 
 
 def test_upload_row_of_another_project_keeps_a_key_under_the_prefix(bucket: Bucket) -> None:

@@ -38,8 +38,8 @@ MEANING = {
         "Done: complete listings of the bucket show none of its objects any more."
     ),
     Status.CLEAN_WITH_PROTECTED: gettext_lazy(
-        "All that may go is gone. The protected objects are still in the bucket and wait for a"
-        " person; each says why it was kept."
+        "All that may go is gone. The protected objects are still in the bucket; each says why it"
+        " was kept."
     ),
     Status.INCOMPLETE: gettext_lazy(
         "Something remains, or the bucket could not be asked. It is tried again by itself, with"
@@ -61,8 +61,7 @@ MEANING = {
 VERIFIED = {
     Status.CLEAN: gettext_lazy("The look is over, and all is as it should be."),
     Status.CLEAN_WITH_PROTECTED: gettext_lazy(
-        "The look is over: nothing is left that may go. The protected objects wait for a person;"
-        " each says why it was kept."
+        "The look is over: nothing is left that may go. Each protected object says why it was kept."
     ),
     Status.INCOMPLETE: gettext_lazy(
         "The look is over and found differences; it changed nothing. The items say which they are."

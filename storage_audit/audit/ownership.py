@@ -270,8 +270,9 @@ def too_young(project: Deleted, last_modified: datetime) -> str:
     """Why an object that could be several projects' may be one's that is still to come."""
     if last_modified >= project.at:
         return _(
-            "It could name several projects, and is younger than the deletion. A late check or"
-            " another cleanup decides on it."
+            "It could name several projects, and is younger than the deletion, so later checks keep"
+            " it too. Run a scan. If it calls the file orphaned, delete it there. If not, adopt it,"
+            " or delete it in the Cloudflare dashboard."
         )
     if last_modified >= timezone.now() - conf().commit_timeout:
         return _(

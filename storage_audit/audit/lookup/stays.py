@@ -1,5 +1,6 @@
 """Why an object is still there, by all that we know."""
 
+from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -170,10 +171,18 @@ def between_the_dead(facts: Facts, finding: Finding, at: str) -> Sentence:
         )
     else:
         text = _(
-            "It could be several projects’, none of which lives; a scan found it on %(at)s. Once it"
-            " is older, a late check or another cleanup of one of them decides on it."
+            "It could be several projects’, none of which lives; a scan found it on %(at)s."
+            " %(reason)s"
         )
-    return Sentence(text % {"project": ended, "at": at}, finding=finding, ended=ended)
+    words = {"project": ended, "at": at, "reason": why_kept(facts)}
+    return Sentence(text % words, finding=finding, ended=ended)
+
+
+def why_kept(facts: Facts) -> str:
+    """By a cleanup of the project that was deleted last, which may take what those before kept."""
+    now = timezone.now()
+    last = max(facts.judgements, key=lambda each: each.standing.deleted_at or now)
+    return last.verdict.reason
 
 
 def taken_by_a_cleanup_of(facts: Facts) -> str:

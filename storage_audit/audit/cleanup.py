@@ -154,9 +154,12 @@ def advance(work: Work) -> None:
 def refuse_reborn(work: Work) -> None:
     operation = work.operation
     if operation.kind == Kind.PROJECT and not operation.dry_run:
+        # Before the look at the project: what comes later may be of a later deletion.
+        earlier = list(succession.earlier_ones(operation))
         deletion.refuse_reborn(operation)
+        operation.renew()
         # A worker may have had them when this one was asked for.
-        succession.end_earlier(operation)
+        succession.end(earlier)
 
 
 def start_again(operation: CleanupOperation) -> None:

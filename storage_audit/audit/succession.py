@@ -5,6 +5,7 @@ A project can be created and deleted again while its cleanup still waits. The ne
 over, with a plan and limits of its own, and the earlier one ends superseded.
 """
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -52,14 +53,16 @@ def recall_earlier(operation: CleanupOperation) -> None:
         earlier.recall(deletion.taken_over(earlier.project_id or ""))
 
 
-def end_earlier(operation: CleanupOperation) -> None:
-    """End them before this cleanup begins. What a worker has, it ends itself when it next looks at
-    the project."""
-    for earlier in earlier_ones(operation):
-        retire(earlier, deletion.taken_over(earlier.project_id or ""))
+def end(earlier: Iterable[CleanupOperation]) -> None:
+    """End them before the cleanup of the latest deletion begins. What a worker has, it ends itself
+    when it next looks at the project."""
+    for each in earlier:
+        retire(each, deletion.taken_over(each.project_id or ""))
 
 
 def earlier_ones(operation: CleanupOperation) -> CleanupOperationQuerySet:
+    """The open cleanups of other deletions of the project: earlier ones, if this operation's is on
+    record as the latest afterwards."""
     same = CleanupOperation.objects.of_project(operation.project_id or "")
     if operation.parent_id:
         return same.none()

@@ -177,6 +177,10 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
         # An id that nobody has noted yet is what it is once it is seen alive for the first time.
         return dict.fromkeys(ids, [str(None), str(None)]) | found
 
+    def drop_deletion(self) -> int:
+        """Note that these were deleted and have a row again, though no signal said so."""
+        return self.update(deleted_at=None, last_created_at=timezone.now(), evidence="seen")
+
     def saw_deleted(self, project_id: str, at: datetime, evidence: str) -> None:
         self.update_or_create(pk=project_id, defaults={"deleted_at": at, "evidence": evidence})
 

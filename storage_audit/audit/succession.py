@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit.audit import deletion, plan_summary
 from storage_audit.cleanup_querysets import CleanupOperationQuerySet
-from storage_audit.models import CleanupItem, CleanupOperation
+from storage_audit.models import CleanupItem, CleanupOperation, KnownProject
 
 Status = CleanupOperation.Status
 
@@ -86,7 +86,10 @@ def supersede(operation: CleanupOperation, reason: str) -> None:
         settle(operation, reason)
     # It may go through a million items: while nobody waits for a commit.
     plan_summary.add_dropped(operation)
+    same = {"pk": operation.project_id, "deleted_at": operation.project_deleted_at}
     with transaction.atomic():
+        # Its project exists. Should it go without a signal before a sweep sees it, it has vanished.
+        KnownProject.objects.said().filter(**same).drop_deletion()
         operation.close(Status.SUPERSEDED, operation.items.books(), error=reason)
         operation.record("superseded", reason)
 

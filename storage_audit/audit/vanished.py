@@ -56,9 +56,7 @@ def remember_alive() -> None:
         ignore_conflicts=True,
         batch_size=1000,
     )
-    KnownProject.objects.reappeared().update(
-        deleted_at=None, last_created_at=timezone.now(), evidence=Evidence.SEEN
-    )
+    KnownProject.objects.reappeared().drop_deletion()
 
 
 def hold_other_sweeps() -> None:

@@ -9,7 +9,7 @@ import pytest
 from django.conf import settings
 from django.test import override_settings
 
-from devtools.faults.kinds import error
+from devtools.faults.kinds import error, per_key
 from devtools.faults.matching import is_delete_batch, is_listing_under, keys_sent, on, then
 from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, Rule
 from storage_audit.audit import cleanup, deletion, pace
@@ -114,6 +114,21 @@ def test_what_one_key_was_refused_for_slows_nothing_down(
     bucket.put("projects/proj_1/scenes/s1/media/a\x01/../b")
     fill(bucket, 1)
     assert not told(delete("proj_1"))
+
+
+@pytest.mark.parametrize("code", ["<Code/>", "<Code></Code><Message></Message>"])
+def test_refusal_of_a_key_without_a_code_is_an_answer(
+    store: FaultyStore, bucket: Bucket, code: str
+) -> None:
+    [key] = fill(bucket, 1)
+
+    def refuse(request: Request, forward: Forward) -> Reply:
+        return per_key(request, lambda key: f"<Error><Key>{key}</Key>{code}</Error>")
+
+    store.rules.append(on(is_delete_batch, refuse, times=10))
+    operation = delete("proj_1")
+    assert operation.status == Status.INCOMPLETE
+    assert reason(operation, key) == "Still in the bucket; the store's answer: Error"
 
 
 def test_store_that_is_down_is_asked_ten_times_for_one_key_and_then_left_alone(

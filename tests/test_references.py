@@ -27,6 +27,7 @@ from storage_audit.audit import (
 )
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.lookup import look_up, why
+from storage_audit.audit.references import Used, uses_of_keys
 from storage_audit.audit.work import Work
 from storage_audit.models import CleanupOperation, Incident, Job, Project, R2Object
 from storage_audit.origin import Origin, acting_as
@@ -343,6 +344,23 @@ def test_a_batch_waits_while_the_database_takes_too_long(
     assert operation.status == Status.INCOMPLETE and "library.Clip.file" in operation.error
     assert library.keys() == {key}
     assert outcomes(again(operation)) == {key: "deleted"}
+
+
+def test_a_batch_gets_smaller_until_the_database_answers_in_time(
+    library: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [library.upload("proj_1", f"{number}.mp4") for number in range(9)]
+
+    def answer_for_few(bucket: str, named: list[tuple[str, str]], seconds: float) -> Used:
+        if len(named) > 2:
+            raise TimeoutError("library.Clip.file")
+        return uses_of_keys(bucket, named, seconds)
+
+    monkeypatch.setattr(used_files, "uses_of_keys", answer_for_few)
+    operation = delete("proj_1")
+    assert (operation.status, operation.attempts) == (Status.CLEAN, 0)
+    assert outcomes(operation) == dict.fromkeys(keys, "deleted")
+    assert operation.events.filter(step="pace", message__contains="library.Clip.file").exists()
 
 
 def too_long(query: Any, seconds: float) -> list[Any]:

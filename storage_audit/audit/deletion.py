@@ -84,9 +84,11 @@ def delete_batch(work: Work, batch: list[Planned], flight: Flight) -> None:
         among(batch).mark(Outcome.DELETING)
         bar_uploads(operation, batch)
     until = monotonic() + min(PROOF_LASTS, conf().lease.total_seconds())
-    proof = prove(work, batch)
-    if proof.may_go and monotonic() > until:
-        late = TooLate(_("The look at the objects took longer than it may be relied on."))
+    try:
+        proof = prove(work, batch)
+        if proof.may_go and monotonic() > until:
+            raise TooLate(_("The look at the objects took longer than it may be relied on."))
+    except TooLate as late:
         flight.land()
         return pace.adapt(work, len(batch), late)
     if proof.may_go:
@@ -165,7 +167,8 @@ def waiting_for_rows() -> Iterator[None]:
 
 
 def prove(work: Work, batch: list[Planned]) -> Proof:
-    """Look at the objects and at their owners once more: only what is as planned may go."""
+    """Look at the objects and at their owners once more: only what is as planned may go.
+    Raises TooLate when fewer have to be asked for."""
     operation = work.operation
     found = look_at(work, batch)
     readings = layouts().readings_of(item.key for item in batch)

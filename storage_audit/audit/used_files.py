@@ -14,7 +14,8 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit import projects
 from storage_audit.audit.references import Cascade, Used, uses_of_keys, uses_of_rows
-from storage_audit.audit.work import Undecided, Work
+from storage_audit.audit.work import Work
+from storage_audit.bucket.errors import TooLate
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, Incident, R2Object
 
@@ -102,7 +103,7 @@ def unread_text(fields: list[str]) -> str:
 
 
 def doubts_at_proof(work: Work, keys: Iterable[str]) -> dict[str, str]:
-    """Why these keys stay, as far as columns with an index tell in two seconds. Raises Undecided
+    """Why these keys stay, as far as columns with an index tell in two seconds. Raises TooLate
     and Unread."""
     operation = work.operation
     if not asks(operation):
@@ -111,7 +112,7 @@ def doubts_at_proof(work: Work, keys: Iterable[str]) -> dict[str, str]:
         used = uses_of_keys(operation.bucket, [(key, key) for key in keys], PROOF_SECONDS)
     except TimeoutError as error:
         text = _("The database takes too long to tell whether rows of %s still use these files.")
-        raise Undecided(text % error) from error
+        raise TooLate(text % error) from error
     if unread := unapproved(operation, used):
         raise Unread(unread)
     return {key: KEPT % row for key, row in used.rows.items()}

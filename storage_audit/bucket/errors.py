@@ -66,7 +66,7 @@ class Broken(StoreError):
 
 
 class TooLate(StoreError):
-    """Not sent: what said that it may be is too old by now."""
+    """Not sent: the look before it took too long."""
 
 
 LOCKED = "ObjectLockedByBucketPolicy"

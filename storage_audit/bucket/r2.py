@@ -389,7 +389,7 @@ def delete_batch(bucket: str, keys: list[str]) -> dict[str, Answer]:
         return dict.fromkeys(keys, FOREIGN)
     told = dict.fromkeys(keys, SILENCE) | dict.fromkeys(named, DELETED)
     for failure in failures:
-        told[failure["Key"]] = refusal(failure.get("Code", "Error"), failure.get("Message", ""))
+        told[failure["Key"]] = refusal(failure.get("Code", ""), failure.get("Message", ""))
     return told
 
 
@@ -400,7 +400,8 @@ def refusal(code: str, message: str) -> Answer:
             "a lock rule of the bucket keeps this object. Remove or shorten the rule, or wait"
             " until its time is over; then try again. The store says: %s"
         ) % (message or code)
-    return Answer(code, redact(message))
+    # Without any text it would count as no answer, and the key would be sent again and again.
+    return Answer(code or "Error", redact(message))
 
 
 def delete_single(bucket: str, key: str) -> Answer:

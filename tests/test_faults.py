@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 import pytest
 from django.db import Error, connection
+from django.db.models import F
 from django.utils import timezone
 
 from devtools.faults.kinds import HTML, changed, does_it_and_breaks, each_key_fails, error, lies
@@ -661,6 +662,28 @@ def test_a_store_that_cannot_list_uploads_is_asked_once_before_each_step(
     assert operation.status == Status.CLEAN and len(operation.ranges) > 1
     assert operation.events.filter(message__contains="the store cannot list them").exists()
     assert len(store.asked(is_uploads_listing)) == len(["plan", "delete"])
+
+
+def test_slow_listing_of_uploads_does_not_lose_the_lease(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    alive("proj_1")
+
+    def answer_slowly(request: Request, forward: Forward) -> Reply:
+        """As if each page took two thirds of the lease; there are three of one prefix."""
+        CleanupOperation.objects.update(lease_until=F("lease_until") - conf().lease * 2 / 3)
+        place = int(request.query.get("upload-id-marker", "0"))
+        if request.query["prefix"] != PREFIX or place == 2:
+            return Reply(200, UPLOADS.format("").encode())
+        more = f"<NextKeyMarker>{PREFIX}a</NextKeyMarker>"
+        more += f"<NextUploadIdMarker>{place + 1}</NextUploadIdMarker>"
+        page = UPLOADS.replace("false", "true").format(more)
+        return Reply(200, page.encode())
+
+    store.rules.append(on(is_uploads_listing, answer_slowly))
+    operation = delete("proj_1")
+    assert PREFIX in operation.ranges
+    assert (operation.status, operation.takeovers) == (Status.CLEAN, 0)
 
 
 def test_lease_that_is_lost_stops_all_but_the_abortion_under_way(

@@ -313,11 +313,13 @@ def rest(operation: CleanupOperation) -> None:
 
 
 def unfinished_uploads(work: Work) -> Iterator[Upload] | None:
-    """The project's multipart uploads; None where the store cannot tell."""
+    """The project's multipart uploads; None where the store cannot tell. The lease outlasts each
+    page, not all of them."""
     operation = work.operation
     listings = []
     for prefix in operation.ranges:
         pages = uploads.unfinished(operation.bucket, prefix)
+        operation.renew()
         if pages is None:
             return None
         listings.append(pages)
@@ -325,6 +327,7 @@ def unfinished_uploads(work: Work) -> Iterator[Upload] | None:
 
 
 def owned_uploads(work: Work, page: list[Upload]) -> Iterator[Upload]:
+    work.operation.renew()
     readings = layouts().readings_of(upload.key for upload in page)
     rows = rows_by_identity(work.operation.bucket, readings, work.identity)
     alive = alive_among(readings.values(), named_in(chain.from_iterable(rows.values())))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from storage_audit.audit.key_format import MAX_KEY_BYTES, Layout, LayoutError, Reading
 from storage_audit.audit.layouts import DEFAULT_KINDS, DEFAULT_TEMPLATES, Layouts
 from storage_audit.conf import Conf
+from storage_audit.models import R2Object
 
 # What it asks is no database.
 pytestmark = pytest.mark.only_on("sqlite")
@@ -504,6 +505,18 @@ def test_a_configuration_that_cannot_work_is_refused(
 ) -> None:
     with pytest.raises(LayoutError, match=message):
         refused()
+
+
+def test_a_name_that_no_row_can_hold_is_refused() -> None:
+    longest = R2Object._meta.get_field("layout").max_length or 0
+    fits, too_long = "l" * longest, "l" * (longest + 1)
+
+    def named(name: str) -> Layouts:
+        return Layouts({name: "x/{project}/"}, project_id="[a-z]+", kinds=(), current="")
+
+    assert named(fits).readings("x/a/")[0].layout == fits
+    with pytest.raises(LayoutError, match="has 61 characters; use at most 60"):
+        named(too_long)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,9 @@ DEFAULT_TEMPLATES = {
     "flat_double": "proj_{project}_{scene}_media.{ext}",
 }
 
+# Each row of an object has the name of its layout.
+LONGEST_NAME = 60
+
 # What is kept of all ways to read a key is no longer text than this.
 LONGEST_WAYS = 8 * 1024
 
@@ -36,13 +39,18 @@ class Layouts:
     """The configured layouts: all of them are read and listed, only `current` is written, which
     is the first when it is empty.
 
-    Raises LayoutError for a bad template or id pattern, and for a `current` that is unknown or
-    would put a second prefix before ids.
+    Raises LayoutError for a bad template, id pattern or name, and for a `current` that is unknown
+    or would put a second prefix before ids.
     """
 
     def __init__(
         self, templates: Mapping[str, str], *, project_id: str, kinds: Sequence[str], current: str
     ) -> None:
+        for name in templates:
+            if len(name) > LONGEST_NAME:
+                raise LayoutError(
+                    f"layout {name!r} has {len(name)} characters; use at most {LONGEST_NAME}"
+                )
         self._project_id = _compile_id(project_id)
         self._layouts = {
             name: Layout(name, template, self._project_id, kinds)

@@ -406,6 +406,21 @@ def test_verify_of_a_deletion_id_shows_what_came_back(bucket: Bucket) -> None:
     )
 
 
+@pytest.mark.parametrize("subject", ["\udcff", "proj_\0"])
+def test_verify_of_what_is_no_text_exits_with_2(
+    db: None, subject: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("verify_cleanup", subject) == ("", "", 2)
+    assert "it must be UTF-8 without NUL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["x" * 300, "a\0b", "nowhere"])
+def test_prune_into_what_can_be_no_folder_exits_with_2(db: None, folder: str) -> None:
+    out, err, code = run("prune_operations", "--to", folder)
+    assert (out, code) == ("", 2)
+    assert "There is no folder" in err
+
+
 def test_verify_that_cannot_reach_the_bucket_exits_with_1(unreachable: None) -> None:
     Project.objects.create(pk="proj_1")
     out, err, code = run("verify_cleanup", "proj_1")

@@ -86,6 +86,12 @@ def test_a_moment_that_is_over_is_refused() -> None:
     assert not ApiToken.objects.exists()
 
 
+def test_the_form_takes_nothing_from_its_address() -> None:
+    answer = person("add_apitoken").get(ADD, {"expires_at": "x", "name": "from the address"})
+    assert answer.status_code == 200
+    assert "from the address" not in answer.content.decode()
+
+
 def test_nobody_edits_or_deletes_one() -> None:
     client = superuser()
     row, _token = ApiToken.issue(name="t", user=User.objects.get())

@@ -1,3 +1,4 @@
+import os.path
 from argparse import ArgumentParser, ArgumentTypeError
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -77,7 +78,8 @@ class Command(DocumentedCommand):
         verify: bool,
         **options: object,
     ) -> None:
-        if not to.is_dir():
+        # Unlike the path's own method it says no also of a name that no folder can have.
+        if not os.path.isdir(to):
             text = f"There is no folder {visible(str(to))}. Make it, or mount it."
             raise CommandError(text, returncode=WRONG_USE)
         moment = timezone.now() - (older_than or conf().retention)

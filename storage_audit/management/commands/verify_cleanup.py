@@ -16,6 +16,7 @@ from storage_audit.management.console import (
     facts_of,
     lines_of,
     staying,
+    stored_text,
 )
 from storage_audit.management.documented import DocumentedCommand
 from storage_audit.models import CleanupOperation, IllegalTransition, KnownProject, R2Object
@@ -49,6 +50,7 @@ class Command(DocumentedCommand):
         parser.add_argument(
             "subject",
             metavar="ID",
+            type=stored_text,
             help="the id of a project, live or deleted; or a deletion id: cleanup_project prints"
             " it, and the admin shows it with each cleanup operation",
         )

@@ -253,6 +253,18 @@ def test_a_full_disk_deletes_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_an_operation_that_cannot_be_exported_holds_up_no_other(tmp_path: Path) -> None:
+    first, second = made(days=500), made()
+    before = details(first)
+    (tmp_path / f"{first.pk}.part").mkdir()
+    out, err, code = run_command("prune_operations", "--to", str(tmp_path))
+    assert (out.count("exported to"), code) == (1, 1)
+    assert "was not exported, and keeps its details: [Errno 21] Is a directory" in err
+    assert_untouched(first, before)
+    second.refresh_from_db()
+    assert second.pruned_at
+
+
 def cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size - 9)
 

@@ -20,6 +20,7 @@ from django.core.serializers import serialize
 from django.db import models, transaction
 from django.utils.translation import gettext as _
 
+from storage_audit.audit.ownership import shorten
 from storage_audit.models import CleanupOperation
 from storage_audit.querysets import read_in_steps
 
@@ -42,16 +43,24 @@ class Archive(NamedTuple):
 def prune(folder: Path, moment: datetime) -> Iterator[CleanupOperation]:
     """Export and delete the details of what was over before `moment`; gives each operation done.
 
-    Raises ArchiveError. At any end, also a sudden one, every row is in the database or in an
-    archive that was read again; a repeat goes on from there.
+    An operation that cannot be exported holds up no other: ArchiveError is raised at the end. At
+    any end, also a sudden one, every row is in the database or in an archive that was read again;
+    a repeat goes on from there.
     """
+    failed = list[str]()
     with alone_in(folder):
         due = CleanupOperation.objects.prunable(moment).order_by("finished_at")
         for pk in list(due.values_list("pk", flat=True)):
             operation = CleanupOperation.objects.get(pk=pk)
-            archive = export(operation, folder)
-            if forget(operation, archive, moment):
+            try:
+                is_pruned = forget(operation, export(operation, folder), moment)
+            except ArchiveError as error:
+                failed.append(str(error))
+                continue
+            if is_pruned:
                 yield operation
+    if failed:
+        raise ArchiveError(shorten(failed, " "))
 
 
 @contextmanager

@@ -28,6 +28,8 @@ CREDENTIALS = [
     re.compile(rf"(?i)(?<![\w/-])([\w-]*{NAME}{QUOTE}\s*=\s*){VALUE}"),
     re.compile(rf"(?i)(?<![\w/-])([\w-]*{SECRET_NAME}{QUOTE}\s*:\s*){VALUE}"),
     re.compile(r"""(?i)(authorization["']?\s*[:=]\s*["']?)[^\n"']+"""),
+    # As it is pasted without its header. A word of a sentence is mostly shorter.
+    re.compile(r"(?i)(?<![\w/-])(bearer\s+)[\w.~+/%=-]{8,}"),
     # Up to the last @, as a password may have some.
     re.compile(r"(://)[^/\s:@]*:[^/\s]*(?=@)"),
     # A proxy may have no scheme. Only with a port, or keys such as 10:30@2x.png would be hidden.

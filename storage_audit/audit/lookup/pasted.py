@@ -24,9 +24,12 @@ MOST = 8192
 MOST_ROUNDS = 10
 IN_BUCKET = re.compile(r"\s*(?:r2|s3)://([^/]+)/(.*)", re.IGNORECASE | re.DOTALL)
 ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]+://([^/?#]*)([^?#]*)", re.IGNORECASE | re.DOTALL)
-HOST = r"(?:[\w-]+\.)+[a-z]{2,}(?::\d+)?(?=[/?#])"
+# As JSON may write it, too.
+QUESTION = r"(?:\?|\\u003f)"
+END = rf"(?=[/#]|{QUESTION})"
+HOST = rf"(?:[\w-]+\.)+[a-z]{{2,}}(?::\d+)?{END}"
 # After a password any other will do, but for what a key such as 10:30@2x/a.png has there.
-ANY_HOST = rf"(?:{HOST}|(?:[a-z][\w-]*|\d+(?:\.\d+){{3}})(?::\d+)?(?=[/?#]))"
+ANY_HOST = rf"(?:{HOST}|(?:[a-z][\w-]*|\d+(?:\.\d+){{3}})(?::\d+)?{END})"
 # Without a scheme it is an address only if it begins the text.
 BARE = re.compile(
     rf"""[\s"'`<(\[“‘«]*+(?://(?=[^/])|(?={HOST})|(?=[^\s/?#@:]*:[^\s/?#]*@{ANY_HOST}))""",
@@ -44,8 +47,11 @@ CLOSING = dict(zip("\"'`<([“‘«", "\"'`>)]”’»", strict=True))
 # A colon before no port: what follows is a password, which may have a slash.
 PASSWORD = re.compile(r"[^:\[]*:(?!\d*$)")
 # Percent-encoded, also more than once, as a part of the path.
-QUERY, PERCENT = (re.compile(each, re.IGNORECASE) for each in (r"\?|%(?:25)*3f", "%(?:25)+"))
-SECRET_NAMES = ("sig", "token", "key", "secret", "credential", "passw", "auth")
+QUERY, PERCENT, AFTER_PATH = (
+    re.compile(each, re.IGNORECASE)
+    for each in (rf"{QUESTION}|%(?:25)*3f", "%(?:25)+", f"{QUESTION}|#")
+)
+SECRET_NAMES = ("sig", "token", "key", "secret", "credential", "passw", "auth", "verify")
 OPENING = " \t\r\n" + "".join(CLOSING)
 ENCODED = re.compile("%([2-7][0-9a-f])", re.IGNORECASE)
 # As `visible` writes what cannot be seen.
@@ -106,23 +112,36 @@ def cleaned(text: str) -> str:
     if begin := BEGINS.search(text):
         start = begin.start()
         if "%" in begin[0]:
-            return text[:start] + ENCODED.sub(lambda match: chr(int(match[1], 16)), text[start:])
+            return text[:start] + decoded(text[start:])
         scheme = begin[0].rstrip("/:").lower()
         if scheme in ("r2", "s3"):
             return f"{scheme}://{without_secret_query(without_user(alone(text, begin)))}"
         rest = up_to_the_next(alone(text, begin))
         return uri_to_iri(f"{scheme}://{without_query(without_user(rest))}")
     if bare := BARE.match(text):
-        rest = alone(text, bare)
-        kept = without_query(without_user(rest))
-        # Or it is a key that begins as a host does.
-        is_key = kept == rest and not text[: bare.end()].strip(" \t\r\n/")
-        head = text[: bare.end()].strip(OPENING)
-        if "/" in kept and not head and not BARE.match(kept):
-            # Without it a host that has no dot would become a part of the key.
-            head = "//"
-        return text if is_key else head + kept
+        return cleaned_after(bare)
+    # What follows a host may all be percent-encoded. If there is nothing to hide, it is a key.
+    plain = decoded(PERCENT.sub("%", text))
+    if (bare := BARE.match(plain)) and (kept := cleaned_after(bare)) != plain:
+        return kept
     return without_secret_query(text)
+
+
+def cleaned_after(bare: re.Match[str]) -> str:
+    """The same of a text that begins with an address without a scheme."""
+    text, rest = bare.string, alone(bare.string, bare)
+    kept = without_query(without_user(rest))
+    # Or it is a key that begins as a host does.
+    is_key = kept == rest and not text[: bare.end()].strip(" \t\r\n/")
+    head = text[: bare.end()].strip(OPENING)
+    if "/" in kept and not head and not BARE.match(kept):
+        # Without it a host that has no dot would become a part of the key.
+        head = "//"
+    return text if is_key else head + kept
+
+
+def decoded(text: str) -> str:
+    return ENCODED.sub(lambda match: chr(int(match[1], 16)), text)
 
 
 def alone(text: str, begin: re.Match[str]) -> str:
@@ -152,7 +171,7 @@ def without_user(rest: str) -> str:
 
 
 def without_query(rest: str) -> str:
-    path = re.split("[?#]", rest, maxsplit=1)[0]
+    path = AFTER_PATH.split(rest, maxsplit=1)[0]
     return without_secret_query(path).rstrip(" \t\r\n")
 
 

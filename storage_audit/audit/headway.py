@@ -99,6 +99,19 @@ def moved(operation: CleanupOperation, **to: Iterable[HasSize]) -> dict[str, Any
     return {**passed(operation, count), "books": books}
 
 
+def recounted(
+    operation: CleanupOperation,
+    before: Mapping[str, tuple[int, int]],
+    after: Mapping[str, tuple[int, int]],
+) -> dict[str, Any]:
+    """The same once items that had the one sums by outcome have the other."""
+    books = copy_of_books(operation)
+    for sign, sums in ((-1, before), (1, after)):
+        for outcome, (count, size) in sums.items():
+            add(books, outcome, sign * count, sign * size)
+    return {**operation.headway, "books": books}
+
+
 def copy_of_books(operation: CleanupOperation) -> dict[str, list[int]]:
     return {outcome: [*sums] for outcome, sums in operation.headway["books"].items()}
 

@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from django.db import transaction
-from django.db.models import Case, Exists, F, OuterRef, Q, TextField, Value, When
-from django.db.models.functions import Concat
+from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from storage_audit import projects
-from storage_audit.audit import headway, limits, used_files
-from storage_audit.audit.deletion import NOT_LISTED, barred_by, what_decides
+from storage_audit.audit import headway, limits, settling, used_files
+from storage_audit.audit.deletion import what_decides
 from storage_audit.audit.discovery import end_of, judged, save
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.second_look import SecondLook
@@ -21,8 +20,7 @@ from storage_audit.bucket import r2
 from storage_audit.bucket.listing import escape, storable_part, unescape
 from storage_audit.bucket.r2 import DELETED, Listed
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
-from storage_audit.conf import conf
-from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
+from storage_audit.models import CleanupItem, CleanupOperation, R2Object
 from storage_audit.querysets import starts_with
 
 Outcome, FoundIn = CleanupItem.Outcome, CleanupItem.FoundIn
@@ -31,11 +29,17 @@ ABSENCE_PAUSE = timedelta(minutes=1)
 
 
 def verify(work: Work) -> None:
-    """See which items are still in the bucket, then settle all of them at once.
+    """See which items are still in the bucket, then settle them.
 
     Only a look that reached the end of every range says that anything is gone. Raises OutOfTime,
     StoreError, Mismatch and LeaseLost.
     """
+    if "ended" not in work.operation.cursor:
+        look(work)
+    settling.settle(work, used_files.lost(work))
+
+
+def look(work: Work) -> None:
     operation = work.operation
     if "span" not in operation.cursor:
         with transaction.atomic():
@@ -48,7 +52,7 @@ def verify(work: Work) -> None:
     if not operation.released_by and (reason := limits.gone_unsent(operation)):
         raise Mismatch(reason)
     confirm_absence(work)
-    settle(work, used_files.lost(work))
+    operation.renew(cursor=work.move(ended=timezone.now().isoformat()))
 
 
 def look_under_prefix(work: Work, span: int) -> None:
@@ -143,99 +147,6 @@ def look_for_nameless(work: Work, items: CleanupItemQuerySet) -> None:
             work.operation.renew()
             seen = [escape(listed.key) for listed in page]
             items.filter(key__any_of=seen).update(present_at=timezone.now())
-
-
-def settle(work: Work, lost: dict[int, str]) -> None:
-    """Say of each item what the listing showed, and forget the rows of what is gone; `lost` are
-    files that rows name all the same."""
-    operation, ended = work.operation, timezone.now()
-    sent = operation.items.filter(outcome=Outcome.DELETING)
-    gone, there = sent.filter(present_at=None), sent.filter(present_at__isnull=False)
-    with transaction.atomic():
-        operation.renew()
-        doubt_what_is_back(operation)
-        forget_rows(operation, gone)
-        resolve_findings(operation, gone)
-        settled = gone.filter(calls=0).mark(Outcome.ALREADY_ABSENT)
-        settled += gone.filter(calls__gt=0).mark(Outcome.DELETED)
-        # What nobody can name in a request can still be deleted by other means.
-        nameless = operation.items.nameless().filter(present_at=None)
-        resolve_findings(operation, nameless)
-        settled += nameless.mark(Outcome.ALREADY_ABSENT)
-        used_files.tell_lost(operation, lost)
-        again = try_again(operation, there) if there.exists() else 0
-        operation.record(
-            "verify",
-            _("Every range was listed to its end: %(gone)s gone, %(again)s to be tried again.")
-            % {"gone": operation.items.filter(outcome=Outcome.DELETED).count(), "again": again},
-            began=operation.cursor.get("began"),
-            ended=ended.isoformat(),
-        )
-        if settled:
-            operation.progress()
-        if again:
-            operation.renew(step=CleanupOperation.Step.DELETE, cursor={})
-        else:
-            operation.renew(cursor={"settled": True})
-
-
-def try_again(operation: CleanupOperation, there: CleanupItemQuerySet) -> int:
-    """How many of the items that are still there are sent once more; the others are given up."""
-    # Looks that contradict each other count as tries, or they might do so for ever.
-    there.filter(answer=NOT_LISTED).update(tries=F("tries") + 1)
-    give_up(operation, there.locked())
-    again = there.filter(tries__lt=conf().tries).mark(Outcome.PLANNED, answer="")
-    give_up(operation, there)
-    return again
-
-
-def doubt_what_is_back(operation: CleanupOperation) -> None:
-    """What was seen gone in an earlier attempt, and is there, counts as sent and still there: its
-    proof tells whether it is what the plan names."""
-    called_gone = [Outcome.DELETED, Outcome.ALREADY_ABSENT]
-    back = operation.items.filter(outcome__in=called_gone, present_at__isnull=False)
-    back.named().update(outcome=Outcome.PROTECTED, changed_at=timezone.now())
-    back.filter(escaped=True).mark(Outcome.FAILED, _("It was gone, and is in the bucket again."))
-    back.mark(Outcome.DELETING)
-
-
-def forget_rows(operation: CleanupOperation, gone: CleanupItemQuerySet) -> None:
-    barred_by(operation).filter(state=R2Object.State.DELETING, key__in=gone.names()).forget()
-
-
-def resolve_findings(operation: CleanupOperation, gone: CleanupItemQuerySet) -> None:
-    """Close what scans found wrong with these objects, unless a scan that began after this look
-    saw them; an unfinished upload is no object."""
-    found = Finding.objects.filter(
-        bucket=operation.bucket, last_seen_at__lte=operation.cursor["began"]
-    ).exclude(kind=Finding.Kind.UNFINISHED)
-    if operation.kind == CleanupOperation.Kind.OBJECTS:
-        # A renaming deletes the old object, and says what became of it when it has ended.
-        found = found.exclude(kind=Finding.Kind.MISNAMED)
-    tracked = R2Object.objects.filter(bucket=OuterRef("bucket"), key=OuterRef("key"))
-    # Of a row that is another project's the object is still missing.
-    found = found.exclude(Exists(tracked), kind=Finding.Kind.MISSING)
-    for items, text in (
-        (gone.filter(calls__gt=0), _("deleted by operation %s")),
-        (gone.filter(calls=0), _("seen gone by operation %s")),
-    ):
-        for escaped in (False, True):
-            names = items.filter(escaped=escaped).names()
-            alike = found.filter(escaped=escaped, key__in=names)
-            alike.resolve(text % operation.pk, operation.requested_by)
-
-
-def give_up(operation: CleanupOperation, stayed: CleanupItemQuerySet) -> None:
-    barred_by(operation).unlock(stayed)
-    not_sent = Value(
-        _("Still in the bucket, and never sent: the listing before the deletion did not have it.")
-        + " "
-        + _("Ask for another cleanup to decide on it.")
-    )
-    answered = Concat(Value(_("Still in the bucket; the store's answer: ")), F("answer"))
-    untried = When(answer=NOT_LISTED, then=not_sent)
-    said = Case(untried, default=answered, output_field=TextField())
-    stayed.update(outcome=Outcome.FAILED, reason=said, changed_at=timezone.now())
 
 
 def compare(work: Work) -> None:

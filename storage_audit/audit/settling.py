@@ -1,0 +1,142 @@
+"""What a verification's complete look means for each item: gone, sent once more, or given up.
+
+Some items at a time, as a million take longer than a lease lasts.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from django.db import transaction
+from django.db.models import Case, Exists, F, OuterRef, TextField, Value, When
+from django.db.models.functions import Concat
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from storage_audit.audit import headway, used_files
+from storage_audit.audit.deletion import NOT_LISTED, barred_by
+from storage_audit.audit.work import Work
+from storage_audit.cleanup_querysets import CleanupItemQuerySet
+from storage_audit.conf import conf
+from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
+
+Outcome = CleanupItem.Outcome
+CALLED_GONE = (Outcome.DELETED, Outcome.ALREADY_ABSENT)
+# Items in one transaction: a fraction of a second.
+TOGETHER = 5000
+
+
+def settle(work: Work, lost: dict[int, str]) -> None:
+    """Say of each item what the listing showed, and forget the rows of what is gone; `lost` are
+    files that rows name all the same."""
+    operation, items = work.operation, work.operation.items
+    called_gone = items.filter(outcome__in=CALLED_GONE)
+    sent = items.filter(outcome=Outcome.DELETING)
+    settle_each(work, called_gone.filter(present_at__isnull=False), doubt_what_is_back)
+    # Together, as one alert is to count them.
+    for some in (sent.filter(pk__any_of=list(lost)), sent):
+        settle_each(work, some, partial(settle_sent, operation, lost))
+    # What nobody can name in a request can still be deleted by other means.
+    nameless = items.nameless().filter(present_at=None)
+    settle_each(work, nameless, partial(call_absent, operation))
+    gone, again = items.filter(outcome=Outcome.DELETED).count(), items.planned().count()
+    text = _("Every range was listed to its end: %(gone)s gone, %(again)s to be tried again.")
+    times = {name: operation.cursor[name] for name in ("began", "ended")}
+    with transaction.atomic():
+        if again:
+            operation.renew(step=CleanupOperation.Step.DELETE, cursor={})
+        else:
+            operation.renew(cursor={"settled": True})
+        operation.record("verify", text % {"gone": gone, "again": again}, **times)
+
+
+def settle_each(
+    work: Work, items: CleanupItemQuerySet, settle_some: Callable[[CleanupItemQuerySet], None]
+) -> None:
+    """Settle some at a time, each time in less than the lease lasts. What is settled is none of
+    `items` any more, so any worker can go on with the rest. Raises OutOfTime and LeaseLost."""
+    operation, todo = work.operation, items.order_by("span", "key").values_list("pk", flat=True)
+    while pks := list(todo[:TOGETHER]):
+        some = operation.items.filter(pk__any_of=pks)
+        with transaction.atomic():
+            operation.renew()
+            before = some.by_outcome()
+            settle_some(items.filter(pk__any_of=pks))
+            after = some.by_outcome()
+            is_progress = not after.keys().isdisjoint(CALLED_GONE)
+            save = operation.progress if is_progress else operation.renew
+            save(headway=headway.recounted(operation, before, after))
+        work.breathe()
+
+
+def settle_sent(
+    operation: CleanupOperation, lost: dict[int, str], items: CleanupItemQuerySet
+) -> None:
+    gone, there = items.filter(present_at=None), items.filter(present_at__isnull=False)
+    named = {pk: lost[pk] for pk in gone.values_list("pk", flat=True) if pk in lost}
+    forget_rows(operation, gone)
+    resolve_findings(operation, gone)
+    gone.filter(calls=0).mark(Outcome.ALREADY_ABSENT)
+    gone.filter(calls__gt=0).mark(Outcome.DELETED)
+    used_files.tell_lost(operation, named)
+    try_again(operation, there)
+
+
+def call_absent(operation: CleanupOperation, items: CleanupItemQuerySet) -> None:
+    resolve_findings(operation, items)
+    items.mark(Outcome.ALREADY_ABSENT)
+
+
+def try_again(operation: CleanupOperation, there: CleanupItemQuerySet) -> None:
+    """Send the items that are still there once more, or give them up."""
+    # Looks that contradict each other count as tries, or they might do so for ever.
+    there.filter(answer=NOT_LISTED).update(tries=F("tries") + 1)
+    give_up(operation, there.locked())
+    there.filter(tries__lt=conf().tries).mark(Outcome.PLANNED, answer="")
+    give_up(operation, there)
+
+
+def doubt_what_is_back(back: CleanupItemQuerySet) -> None:
+    """What was seen gone in an earlier attempt, and is there, counts as sent and still there: its
+    proof tells whether it is what the plan names."""
+    back.named().update(outcome=Outcome.PROTECTED, changed_at=timezone.now())
+    back.filter(escaped=True).mark(Outcome.FAILED, _("It was gone, and is in the bucket again."))
+    back.mark(Outcome.DELETING)
+
+
+def forget_rows(operation: CleanupOperation, gone: CleanupItemQuerySet) -> None:
+    barred_by(operation).filter(state=R2Object.State.DELETING, key__in=gone.names()).forget()
+
+
+def resolve_findings(operation: CleanupOperation, gone: CleanupItemQuerySet) -> None:
+    """Close what scans found wrong with these objects, unless a scan that began after this look
+    saw them; an unfinished upload is no object."""
+    found = Finding.objects.filter(
+        bucket=operation.bucket, last_seen_at__lte=operation.cursor["began"]
+    ).exclude(kind=Finding.Kind.UNFINISHED)
+    if operation.kind == CleanupOperation.Kind.OBJECTS:
+        # A renaming deletes the old object, and says what became of it when it has ended.
+        found = found.exclude(kind=Finding.Kind.MISNAMED)
+    tracked = R2Object.objects.filter(bucket=OuterRef("bucket"), key=OuterRef("key"))
+    # Of a row that is another project's the object is still missing.
+    found = found.exclude(Exists(tracked), kind=Finding.Kind.MISSING)
+    for items, text in (
+        (gone.filter(calls__gt=0), _("deleted by operation %s")),
+        (gone.filter(calls=0), _("seen gone by operation %s")),
+    ):
+        for escaped in (False, True):
+            names = items.filter(escaped=escaped).names()
+            alike = found.filter(escaped=escaped, key__in=names)
+            alike.resolve(text % operation.pk, operation.requested_by)
+
+
+def give_up(operation: CleanupOperation, stayed: CleanupItemQuerySet) -> None:
+    barred_by(operation).unlock(stayed)
+    not_sent = Value(
+        _("Still in the bucket, and never sent: the listing before the deletion did not have it.")
+        + " "
+        + _("Ask for another cleanup to decide on it.")
+    )
+    answered = Concat(Value(_("Still in the bucket; the store's answer: ")), F("answer"))
+    untried = When(answer=NOT_LISTED, then=not_sent)
+    said = Case(untried, default=answered, output_field=TextField())
+    stayed.update(outcome=Outcome.FAILED, reason=said, changed_at=timezone.now())

@@ -1,0 +1,139 @@
+"""A verification's look is settled some items at a time, and any worker goes on with the rest."""
+
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+from pytest_django.fixtures import Settings
+
+from devtools.faults.kinds import lies
+from devtools.faults.matching import is_delete_batch, on
+from devtools.faults.proxy import FaultyStore
+from storage_audit.audit import cleanup, settling, used_files
+from storage_audit.audit.position import OLD_AFTER
+from storage_audit.cleanup_querysets import CleanupItemQuerySet
+from storage_audit.models import CleanupOperation, Incident, R2Object
+from tests.conftest import Bucket
+from tests.promises import Status, check, outcomes, requested, run
+from tests.test_vouching import gone, steal
+
+
+@pytest.fixture(autouse=True)
+def two_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settling, "TOGETHER", 2)
+
+
+def fill(bucket: Bucket, count: int = 5) -> list[str]:
+    return [bucket.upload("proj_1", f"{n}.mp4") for n in range(count)]
+
+
+def die_while_settling(
+    monkeypatch: pytest.MonkeyPatch, operation: CleanupOperation, survived: int = 1
+) -> None:
+    """Run until the worker dies, with so many transactions behind it."""
+    original, left = settling.forget_rows, [None] * survived
+
+    def forget_rows(operation: CleanupOperation, items: CleanupItemQuerySet) -> None:
+        original(operation, items)
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(settling, "forget_rows", forget_rows)
+        run(operation)
+
+
+def check_progress(operation: CleanupOperation) -> None:
+    """The page shows books that add up, and that are those of the items."""
+    operation.refresh_from_db()
+    shown = {name: tuple(sums) for name, sums in operation.headway["books"].items() if any(sums)}
+    assert shown == operation.items.by_outcome()
+    books = operation.items.books()
+    assert books["found"] == sum(books[name] for name in ("deleted", "already_absent", "failed"))
+
+
+def test_worker_that_dies_while_it_settles_leaves_what_it_has_settled(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = fill(bucket)
+    operation = requested("proj_1")
+    die_while_settling(monkeypatch, operation)
+    assert gone(operation) == set(keys[:2])
+    # Each row went with the word on its item.
+    assert set(R2Object.objects.values_list("key", flat=True)) == set(keys[2:])
+    check_progress(operation)
+    times = [operation.cursor[name] for name in ("began", "ended")]
+    operation = steal(operation)
+    assert operation.status == Status.CLEAN and operation.deleted == 5
+    assert not R2Object.objects.exists()
+    # It went on from there, and took no second look.
+    [look] = operation.events.filter(step="verify")
+    assert [look.data["began"], look.data["ended"]] == times
+    assert look.message == "Every range was listed to its end: 5 gone, 0 to be tried again."
+    check(bucket)
+
+
+def test_settling_that_takes_longer_than_a_turn_ends(bucket: Bucket, settings: Settings) -> None:
+    fill(bucket)
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SLICE": timedelta(0)}
+    operation, settled = requested("proj_1"), list[int]()
+    while operation.status in (Status.PENDING, Status.RUNNING):
+        cleanup.run_slice(operation.pk)
+        operation.refresh_from_db()
+        if "ended" in operation.cursor:
+            check_progress(operation)
+            assert operation.attempts == operation.takeovers == 0
+            settled.append(len(gone(operation)))
+    assert operation.status == Status.CLEAN
+    assert settled == [2, 4, 5]
+
+
+def test_settling_goes_on_only_from_a_recent_look(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = fill(bucket)
+    operation = requested("proj_1")
+    die_while_settling(monkeypatch, operation)
+    operation.refresh_from_db()
+    old = {"seen_at": (timezone.now() - OLD_AFTER).isoformat()}
+    bucket.put(keys[0], keys[4], body=b"somebody else's")
+    operation = steal(operation, cursor=operation.cursor | old)
+    assert outcomes(operation) == dict.fromkeys(keys[1:4], "deleted") | {
+        keys[0]: "protected",
+        keys[4]: "protected",
+    }
+    assert bucket.keys() == {keys[0], keys[4]}
+    check(bucket)
+
+
+def test_files_that_are_still_there_are_tried_again_some_at_a_time(
+    bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = fill(bucket)
+    store.rules.append(on(is_delete_batch, lies))
+    operation = requested("proj_1")
+    die_while_settling(monkeypatch, operation)
+    assert list(outcomes(operation).values()).count("planned") == 2
+    check_progress(operation)
+    store.rules.clear()
+    operation = steal(operation)
+    assert outcomes(operation) == dict.fromkeys(keys, "deleted")
+    looks = operation.events.filter(step="verify").order_by("pk")
+    assert "5 to be tried again" in looks[0].message and len(looks) == 2
+    check(bucket)
+
+
+def test_one_alert_counts_all_files_that_rows_still_name(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = fill(bucket)
+    operation = requested("proj_1")
+    pks = {key: operation.items.filter(key=key) for key in (keys[0], keys[4])}
+    monkeypatch.setattr(
+        used_files,
+        "lost",
+        lambda work: {items.get().pk: "library.Clip 1, field file" for items in pks.values()},
+    )
+    assert run(operation).deleted == 5
+    assert Incident.objects.get().summary.startswith("2 files were deleted")

@@ -128,13 +128,24 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
     def due(self, now: datetime) -> Self:
         """Operations that a worker may take: their time has come and nobody has them."""
         ready = self.filter(~leased(now), status__in=self.model.WORKABLE, next_attempt_at__lte=now)
-        behind = self.model.objects.behind_blocked().filter(pk=OuterRef("pk"))
-        return ready.filter(~Exists(behind))
+        return ready.waiting_for_nobody()
 
     def behind_blocked(self) -> Self:
-        """Follow-up checks whose cleanup is blocked: they would delete the files on which a person
-        has yet to decide there."""
-        return self.filter(parent__status="blocked", kind="project")
+        """Cleanups, and follow-up checks, of a deletion of which another one is blocked: they would
+        delete the files on which a person has yet to decide there."""
+        same = (OuterRef("bucket"), OuterRef("project_id"), OuterRef("project_deleted_at"))
+        blocked = self.model.objects.blocked_of_deletion(*same)
+        return self.deleting().of_projects().filter(Exists(blocked))
+
+    def blocked_of_deletion(self, bucket: Any, project_id: Any, deleted_at: Any) -> Self:
+        """The cleanups of this deletion, and their follow-up checks, that a person has to approve.
+        At the next deletion they end superseded, so that one waits for none of them."""
+        same = {"project_id": project_id, "project_deleted_at": deleted_at}
+        return self.deleting().of_projects().filter(status="blocked", bucket=bucket, **same)
+
+    def waiting_for_nobody(self) -> Self:
+        behind = self.model.objects.behind_blocked().filter(pk=OuterRef("pk"))
+        return self.filter(~Exists(behind))
 
     def put_off_too_far(self, now: datetime) -> Self:
         """Operations whose next attempt is further ahead than twice the longest pause that they can
@@ -203,6 +214,7 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         waiting = self.cleanups().filter(
             status__in=["pending", "running", "incomplete"], created_at__lt=moment
         )
+        waiting = waiting.waiting_for_nobody()
         return waiting.annotate(asked_at=Coalesce(decided_at, "created_at")).filter(
             asked_at__lt=moment
         )

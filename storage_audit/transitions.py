@@ -92,8 +92,8 @@ class Transitions(models.Model):
             raise LeaseLost(f"Operation {self.pk} is no longer held by this worker.")
 
     def claim(self) -> bool:
-        """Take the operation for this worker, or return False: not due, somebody has it, or its
-        parent is blocked.
+        """Take the operation for this worker, or return False: not due, somebody has it, or another
+        one of its deletion is blocked.
 
         Of the operations of one project in one bucket only one is ever held. The next attempt
         is set before the work begins, so that work that kills its worker is not tried at once.

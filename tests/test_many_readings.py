@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from storage_audit import projects
 from storage_audit.audit import ownership
+from storage_audit.audit.covering import of_project
 from storage_audit.audit.discovery import verdicts
 from storage_audit.audit.key_format import MOST_WAYS
 from storage_audit.audit.layouts import DEFAULT_KINDS, Layouts
@@ -97,7 +98,8 @@ def shown(make: Callable[[int], str]) -> list[Listed]:
 
 
 def judge_all(objects: list[Listed]) -> list[object]:
-    return list(verdicts("tests", objects, Deleted("proj_1", timezone.now()), nfc))
+    project = Deleted("proj_1", timezone.now())
+    return list(verdicts("tests", objects, project, nfc, of_project("proj_1")))
 
 
 def recognise_all(objects: list[Listed]) -> list[object]:

@@ -4,6 +4,7 @@ or a worker, has yet to decide on it there."""
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
+from django.db.models import Q
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.key_format import Readings
@@ -38,18 +39,26 @@ def find_covering(
     return cover(cleanups, owners)
 
 
-def find_undecided(
-    bucket: str, project_id: str, owners: Mapping[str, Collection[str]]
-) -> dict[str, str]:
-    """By key, why the project's own cleanup keeps a file: a blocked cleanup covers the file too,
-    and a person has yet to decide there. Of two blocked ones the last to be approved takes it."""
+def find_undecided(bucket: str, owners: Mapping[str, Collection[str]], asking: Q) -> dict[str, str]:
+    """By key, why a file is kept: a blocked cleanup, other than the asking one, covers the file
+    too, and a person has yet to decide there. Of two blocked ones the last to be approved takes
+    it."""
     cleanups = CleanupOperation.objects.covering().filter(bucket=bucket, status=Status.BLOCKED)
-    cleanups = cleanups.exclude(kind=CleanupOperation.Kind.PROJECT, project_id=project_id)
+    cleanups = cleanups.exclude(asking)
     if not cleanups.exists():
         return {}
     # Requests and columns can carry no other keys, so no cleanup has them as items.
-    others = {key: set(names) - {project_id} for key, names in owners.items() if storable(key)}
+    others = {key: names for key, names in owners.items() if storable(key)}
     return {key: why_covered(cleanup) for key, cleanup in cover(cleanups, others).items()}
+
+
+def asked_by(operation: CleanupOperation) -> Q:
+    """A verification, or a dry run, shows what the project's own cleanup is to delete."""
+    return Q(pk=operation.pk) if operation.deletes else of_project(operation.project_id)
+
+
+def of_project(project_id: str | None) -> Q:
+    return Q(kind=CleanupOperation.Kind.PROJECT, project_id=project_id)
 
 
 def cover(

@@ -13,7 +13,9 @@ from django.utils.translation import gettext as _
 
 from storage_audit import projects
 from storage_audit.audit import headway, installation, named, pace, used_files
+from storage_audit.audit.covering import asked_by
 from storage_audit.audit.discovery import rows_by_identity, to_judge, undecided_among
+from storage_audit.audit.key_format import Readings
 from storage_audit.audit.ownership import Claim, Row, alive_among, judge, layouts, named_in
 from storage_audit.audit.pace import Pace
 from storage_audit.audit.sending import Flight, Planned, Proof, among, record_commands
@@ -183,8 +185,7 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
     if operation.kind == CleanupOperation.Kind.ORPHANS:
         doubts = named.doubts_at_proof(work, readings, rows)
     elif operation.kind == CleanupOperation.Kind.PROJECT:
-        where = operation.bucket, work.project
-        doubts = undecided_among(*where, readings, rows, work.identity)
+        doubts = undecided_of(work, readings, rows)
     proof = Proof([], [], [])
     for item in batch:
         identity = work.identity(item.key)
@@ -206,6 +207,15 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
             else:
                 proof.stay.append((item, verdict.reason or verdict.evidence))
     return proof
+
+
+def undecided_of(
+    work: Work, readings: Mapping[str, Readings], rows: Mapping[str, Sequence[Row]]
+) -> dict[str, str]:
+    """Which of these keys a person has to decide on elsewhere, and why that keeps them."""
+    operation = work.operation
+    asking = asked_by(operation)
+    return undecided_among(operation.bucket, readings, rows, work.identity, asking)
 
 
 def look_at(work: Work, batch: list[Planned]) -> dict[str, Listed]:
@@ -331,10 +341,11 @@ def owned_uploads(work: Work, page: list[Upload]) -> Iterator[Upload]:
     readings = layouts().readings_of(upload.key for upload in page)
     rows = rows_by_identity(work.operation.bucket, readings, work.identity)
     alive = alive_among(readings.values(), named_in(chain.from_iterable(rows.values())))
+    undecided = undecided_of(work, readings, rows)
     for upload in page:
         its_rows = rows.get(work.identity(upload.key), ())
         verdict = judge(work.project, readings[upload.key], its_rows, upload.initiated, alive)
-        if verdict.claim is Claim.OWNED:
+        if verdict.claim is Claim.OWNED and upload.key not in undecided:
             yield upload
 
 

@@ -10,11 +10,12 @@ from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
 from django.db import transaction
+from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.audit import headway
-from storage_audit.audit.covering import find_undecided, possible_owners
+from storage_audit.audit.covering import asked_by, find_undecided, possible_owners
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.key_format import Readings
 from storage_audit.audit.ownership import (
@@ -188,20 +189,21 @@ def described(work: Work, page: Sequence[Listed], span: int | None) -> Iterator[
     same = {field.attname: field.get_default() for field in CleanupItem._meta.concrete_fields}
     same |= {"operation_id": operation.pk, "span": span}
     same["present_at"] = same["changed_at"] = timezone.now()
-    for listed, rows, verdict in verdicts(operation.bucket, page, work.project, work.identity):
+    asked = operation.bucket, page, work.project, work.identity, asked_by(operation)
+    for listed, rows, verdict in verdicts(*asked):
         if verdict.claim is not Claim.ELSEWHERE:
             yield same | present(work, listed, rows, verdict, span)
 
 
 def verdicts(
-    bucket: str, page: Sequence[Listed], project: Deleted, identity: Identity
+    bucket: str, page: Sequence[Listed], project: Deleted, identity: Identity, asking: Q
 ) -> Iterator[tuple[Listed, Sequence[Row], Verdict]]:
     """Of each listed object its tracking rows, as `to_judge` gives them, and whether it is the
-    project's."""
+    project's; `asking` are cleanups that keep nothing from this look, see covering.py."""
     readings = layouts().readings_of(listed.key for listed in page)
     rows = to_judge(R2Object.objects.in_bucket(bucket), readings, identity)
     alive = alive_among(readings.values(), named_in(chain.from_iterable(rows.values())))
-    undecided = undecided_among(bucket, project, readings, rows, identity)
+    undecided = undecided_among(bucket, readings, rows, identity, asking)
     for listed in page:
         its_rows = rows.get(identity(listed.key), ())
         verdict = judge(project, readings[listed.key], its_rows, listed.last_modified, alive)
@@ -212,16 +214,16 @@ def verdicts(
 
 def undecided_among(
     bucket: str,
-    project: Deleted,
     readings: Mapping[str, Readings],
     rows: Mapping[str, Sequence[Row]],
     identity: Identity,
+    asking: Q,
 ) -> dict[str, str]:
     """Which of these keys a blocked cleanup covers too, and why that keeps them."""
     owners = {
         key: possible_owners(ways, rows.get(identity(key), ())) for key, ways in readings.items()
     }
-    return find_undecided(bucket, project.project_id, owners)
+    return find_undecided(bucket, owners, asking)
 
 
 class Tracked(NamedTuple):

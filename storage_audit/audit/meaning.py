@@ -372,17 +372,19 @@ def meaning(operation: CleanupOperation) -> list[str]:
             sentences.append(str(NOT_WHILE_ALIVE))
     elif error:
         sentences.append(_("Message: %s") % error)
-    if status in CleanupOperation.WORKABLE and (blocked := blocked_parent(operation)):
+    if status in CleanupOperation.WORKABLE and (blocked := blocked_beside(operation)):
         sentences.append(_("It waits until a person has decided on cleanup %s.") % blocked.pk)
     if operation.pruned_at:
         sentences.append(PRUNED % {"archive": operation.archive})
     return sentences
 
 
-def blocked_parent(operation: CleanupOperation) -> CleanupOperation | None:
-    """The cleanup for which a follow-up check that deletes has to wait."""
-    parent = operation.parent if operation.kind == Kind.PROJECT else None
-    return parent if parent and parent.status == Status.BLOCKED else None
+def blocked_beside(operation: CleanupOperation) -> CleanupOperation | None:
+    """The blocked cleanup of the same deletion for which this one has to wait, if there is one."""
+    if operation.kind != Kind.PROJECT or not operation.deletes:
+        return None
+    same = (operation.bucket, operation.project_id, operation.project_deleted_at)
+    return CleanupOperation.objects.blocked_of_deletion(*same).first()
 
 
 def is_of_live_project(operation: CleanupOperation) -> bool:

@@ -15,6 +15,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from storage_audit.audit import installation
+from storage_audit.audit.covering import of_project
 from storage_audit.audit.discovery import judged, ranges_of, save, verdicts
 from storage_audit.audit.installation import MARKER
 from storage_audit.audit.ownership import Claim, Deleted
@@ -214,7 +215,7 @@ def remaining(project_id: str, bucket: str, *, seconds: float) -> list[str]:
     keys = list[str]()
     for page in pages_of(bucket, project_id, prefixes, identity):
         refuse_after(ends)
-        judgements = verdicts(bucket, page, project, identity)
+        judgements = verdicts(bucket, page, project, identity, of_project(project_id))
         keys += [escape(o.key) for o, _row, verdict in judgements if verdict.claim is Claim.OWNED]
     see_same(bucket, marker, ends)
     return keys

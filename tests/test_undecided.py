@@ -1,0 +1,126 @@
+"""What a blocked cleanup covers waits for a person's decision: no other way deletes it."""
+
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+from pytest_django import Settings
+
+from devtools.faults.matching import is_abort, on
+from devtools.faults.proxy import FaultyStore, Reply
+from storage_audit.audit import meaning, requests
+from storage_audit.audit.modes import MODES, Mode
+from storage_audit.models import CleanupOperation
+from tests.conftest import Bucket
+from tests.promises import (
+    Status,
+    again,
+    alive,
+    delete,
+    hide,
+    late_check,
+    outcomes,
+    requested,
+    run,
+    track,
+)
+from tests.test_faults import lists_uploads
+
+LATE = {f"projects/proj_1/scenes/s1/media/{n}.mp4" for n in range(30)}
+
+
+@pytest.fixture
+def first(bucket: Bucket) -> CleanupOperation:
+    """A cleanup that is over, whose follow-up checks are to come; late files are there by then."""
+    alive("proj_2")
+    bucket.upload("proj_1")
+    operation = delete("proj_1")
+    assert operation.status == Status.CLEAN
+    bucket.put(*LATE)
+    return operation
+
+
+def limit(settings: Settings, **limits: float) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | limits
+
+
+def declare_again(mode: Mode | None = None) -> CleanupOperation:
+    [operation] = requests.declare_deleted("proj_1", mode)
+    return run(operation)
+
+
+def assert_waits(follow_up: CleanupOperation, blocked: CleanupOperation, bucket: Bucket) -> None:
+    assert blocked.status == Status.BLOCKED
+    assert follow_up.attempts == 0
+    assert not CleanupOperation.objects.due(timezone.now()).contains(follow_up)
+    assert bucket.keys() == LATE
+    waits = f"It waits until a person has decided on cleanup {blocked.pk}."
+    assert waits in meaning.meaning(follow_up)
+
+
+def test_follow_up_check_waits_for_another_blocked_cleanup_of_its_project(
+    bucket: Bucket, settings: Settings, first: CleanupOperation
+) -> None:
+    limit(settings, WRANGLER_LIMIT=3)
+    blocked = declare_again(MODES["wrangler"])
+    assert blocked != first
+    assert_waits(late_check(first), blocked, bucket)
+    requests.force_delete_operation(blocked)
+    assert late_check(first).status == Status.CLEAN
+    assert bucket.keys() == set()
+
+
+def test_follow_up_check_waits_for_a_cleanup_that_misses_files(
+    bucket: Bucket, first: CleanupOperation, store: FaultyStore
+) -> None:
+    for key in LATE:
+        track(bucket, key, "proj_1", etag="x", size=7)
+    hide(store, ".mp4")
+    blocked = declare_again()
+    store.rules.clear()
+    assert_waits(late_check(first), blocked, bucket)
+
+
+def test_follow_up_check_waits_for_the_one_before_it(
+    bucket: Bucket, settings: Settings, first: CleanupOperation
+) -> None:
+    usual = settings.STORAGE_AUDIT
+    limit(settings, LIMIT_OBJECTS=0)
+    blocked = late_check(first)
+    settings.STORAGE_AUDIT = usual
+    pending = first.children.filter(status=Status.PENDING).earliest("next_attempt_at")
+    assert_waits(again(pending), blocked, bucket)
+    operation = declare_again()
+    assert_waits(operation, blocked, bucket)
+    assert not CleanupOperation.objects.overdue(timezone.now()).contains(operation)
+
+
+def test_preview_shows_what_a_blocked_cleanup_of_the_same_project_is_to_delete(
+    bucket: Bucket, settings: Settings, first: CleanupOperation
+) -> None:
+    limit(settings, LIMIT_OBJECTS=0)
+    assert declare_again().status == Status.BLOCKED
+    [preview] = requests.dry_run("proj_1")
+    assert outcomes(run(preview)) == dict.fromkeys(LATE, "planned")
+
+
+SHARED = "proj_9_x_s1_media.mp4"  # of proj_9, or of proj_9_x
+
+
+def test_upload_that_a_blocked_cleanup_covers_is_not_aborted(
+    bucket: Bucket, settings: Settings, store: FaultyStore
+) -> None:
+    usual = settings.STORAGE_AUDIT | {"COMMIT_TIMEOUT": timedelta(0)}
+    alive("proj_9", "proj_9_x", "proj_1")
+    bucket.put("projects/proj_9/scenes/s1/media/old.mp4", SHARED)
+    settings.STORAGE_AUDIT = usual | {"LIMIT_OBJECTS": 0}
+    other, blocked = requested("proj_9_x"), delete("proj_9")
+    assert blocked.status == Status.BLOCKED
+    settings.STORAGE_AUDIT = usual
+    own = "projects/proj_9_x/scenes/s1/media/big.mp4"
+    store.rules += [lists_uploads(SHARED, own), on(is_abort, Reply(204))]
+    other = run(other)
+    assert outcomes(other) == {SHARED: "protected"}
+    assert [request.path.partition("/tests/")[2] for request in store.asked(is_abort)] == [own]
+    said = other.events.get(message__startswith="Unfinished multipart uploads")
+    assert said.data["keys"] == [own]

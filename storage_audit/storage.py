@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 from django.core.files.base import File
 from django.core.files.storage import Storage
-from django.db import DEFAULT_DB_ALIAS, connection, connections
+from django.db import DEFAULT_DB_ALIAS, connection, connections, transaction
 from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -151,14 +151,14 @@ class TrackedStorage(S3Storage):
     def is_free(self, name: str, upload: "Upload") -> bool:
         """Somebody else's file may have come to its end after the name was chosen."""
         try:
-            if upload.is_first or not (
+            if upload.before is None or not (
                 super().exists(name) or is_listed(self.bucket_name, upload.key)
             ):
                 return True
-            upload.confirm()
         except BaseException:
-            upload.fail()
+            upload.withdraw()
             raise
+        upload.withdraw()
         return False
 
     def _open(self, name: str, mode: str = "rb") -> S3File:
@@ -243,7 +243,8 @@ class Upload:
 
     def __init__(self, bucket: str, key: str) -> None:
         self.bucket, self.key, self.id = bucket, key, uuid4()
-        self.is_first = False
+        # The key's row, as far as this upload changed it; None where there was none.
+        self.before: dict[str, Any] | None = None
 
     @contextmanager
     def settled(self) -> Iterator[None]:
@@ -288,10 +289,14 @@ class Upload:
         self._settle(State.UPLOAD_FAILED)
 
     def withdraw(self) -> None:
-        """Leave no row of an upload that did not start: it would claim the object for a project."""
-        if self.is_first:
-            durably(self.rows.filter(upload_id=self.id).forget)
+        """Nothing was sent: leave the row as it was, or none if there was none."""
+        mine = self.rows.filter(upload_id=self.id)
+        if self.before is None:
+            durably(mine.forget)
+        elif self.before["state"] in (State.STORED, State.UPLOAD_FAILED):
+            durably(partial(mine.update, **self.before))
         else:
+            # Whoever had it in hand may be done by now, and would leave that state to nobody.
             self.fail()
 
     @property
@@ -299,52 +304,49 @@ class Upload:
         return R2Object.objects.in_bucket(self.bucket).filter(key=self.key)
 
     def _intend(self, *, alone: bool = False) -> None:
-        self.is_first = durably(partial(intend, self.bucket, self.key, self.id, alone=alone))
+        self.before = durably(partial(intend, self.bucket, self.key, self.id, alone=alone))
 
     def _settle(self, state: str, **facts: Any) -> int:
         return durably(partial(settle, self.bucket, self.key, self.id, state, facts))
 
 
-def intend(bucket: str, key: str, upload_id: UUID, *, alone: bool = False) -> bool:
-    """Record an upload that is about to start; returns whether the key had no row yet.
+def intend(bucket: str, key: str, upload_id: UUID, *, alone: bool = False) -> dict[str, Any] | None:
+    """Record an upload that is about to start; returns what this changed in the key's row, as it
+    was before. Whose the object is stays as it was until another one is stored.
 
     Raises KeyBeingDeleted, and with `alone` NameTaken when another upload is under way.
     """
     now = timezone.now()
-    values = {
-        "state": State.UPLOADING,
-        "source": R2Object.Source.UPLOAD,
-        "upload_id": upload_id,
-        "updated_at": now,
-        **says(key),
-    }
+    begun = {"state": State.UPLOADING, "upload_id": upload_id, "updated_at": now}
     rows = R2Object.objects.in_bucket(bucket).filter(key=key)
     under_way = Q(state=State.UPLOADING, updated_at__gte=now - conf().upload_timeout)
     while True:
-        free = rows.exclude(barred())
-        if (free.exclude(under_way) if alone else free).update(**values):
-            return False
+        before, free = rows.values(*begun).first(), rows.exclude(barred())
+        free = free.exclude(under_way) if alone else free
+        if before and free.filter(**before).update(**begun):
+            return dict(before)
         if rows.filter(barred()).exists():
             raise KeyBeingDeleted(_("%s is being deleted. Use another name.") % key)
         if alone and rows.filter(under_way).exists():
             raise NameTaken(key)
-        R2Object.objects.bulk_create(
-            [R2Object(bucket=bucket, key=key, **values)], ignore_conflicts=True
-        )
+        new = R2Object(bucket=bucket, key=key, **begun, **says(key))
+        R2Object.objects.bulk_create([new], ignore_conflicts=True)
         if rows.filter(upload_id=upload_id).exists():
-            return True
+            return None
 
 
 def says(key: str) -> dict[str, Any]:
-    """What a key says of its object, as row values; no project when it may mean several, also
-    where a backfill had written one down: from now on the row is an upload's, and evidence."""
+    """What an upload's row says of the object, going by its key; no project when that may mean
+    several, also where a backfill had written one down: the row is evidence from now on."""
+    source = {"source": R2Object.Source.UPLOAD}
     readings = layouts().readings(key)
     names = {reading.project for reading in readings}
     if len(names) != 1:
         nothing = {"scene_id": "", "file_type": "", "layout": ""}
-        return {**nothing, "project_id": None, "plain_under": None}
+        return {**source, **nothing, "project_id": None, "plain_under": None}
     reading = readings[0]
     return {
+        **source,
         "project_id": reading.project,
         "scene_id": reading.scene or "",
         "file_type": reading.file_type[:40],
@@ -354,12 +356,19 @@ def says(key: str) -> dict[str, Any]:
 
 
 def settle(bucket: str, key: str, upload_id: UUID, state: str, facts: dict[str, Any]) -> int:
-    settled = Q(upload_id=upload_id)
-    if facts:
-        # They are the object's as it was just seen, whichever upload it is from.
-        settled |= Q(state__in=[State.STORED, State.UPLOAD_FAILED])
-    rows = R2Object.objects.in_bucket(bucket).filter(settled, key=key)
-    return rows.update(state=state, updated_at=timezone.now(), **facts)
+    """Record how an upload ended. Only one that stored its object says whose that is, and never
+    against a person's decision: `is_given` tells the two apart by the upload's id."""
+    rows = R2Object.objects.in_bucket(bucket).filter(key=key)
+    mine, values = rows.filter(upload_id=upload_id), {"state": state, "updated_at": timezone.now()}
+    if not facts:
+        return mine.update(**values)
+    # The facts are the object's as it was just seen, whichever upload it is from.
+    settled = Q(upload_id=upload_id) | Q(state__in=[State.STORED, State.UPLOAD_FAILED])
+    values |= {"upload_id": upload_id, "plain_under": None, **facts}
+    with transaction.atomic():
+        done = rows.filter(settled).update(**values)
+        mine.exclude(source=R2Object.Source.ADOPTED).update(**says(key))
+    return done
 
 
 def durably(write: Callable[[], T]) -> T:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
+from uuid import UUID
 
 from django.db import transaction
 from django.db.models import Q
@@ -233,6 +234,7 @@ class Tracked(NamedTuple):
     project_id: str | None
     source: str
     state: str
+    upload_id: UUID | None
 
 
 def to_judge(

@@ -7,6 +7,7 @@ from enum import Enum
 from functools import cache
 from itertools import chain, islice
 from typing import Protocol
+from uuid import UUID
 from zlib import crc32
 
 from django.utils import timezone
@@ -37,6 +38,8 @@ class Row(Protocol):
     def source(self) -> str: ...
     @property
     def state(self) -> str: ...
+    @property
+    def upload_id(self) -> UUID | None: ...
 
 
 @cache
@@ -178,7 +181,7 @@ def judge_by_evidence(
 ) -> Verdict:
     """The same where no row has a say that a backfill wrote: it is a reading written down."""
     if told := telling(rows):
-        return judge_by_rows(project, readings, told, alive, is_given(rows))
+        return judge_by_rows(project, readings, rows, told, alive)
     names, evidence = readings.projects, evidence_of(readings)
     if readings.too_many:
         return Verdict(Claim.PROTECTED, evidence, too_many_owners())
@@ -204,25 +207,45 @@ def judge_by_evidence(
 
 
 def judge_by_rows(
-    project: Deleted, readings: Readings, told: dict[str, str], alive: set[str], given: bool
+    project: Deleted,
+    readings: Readings,
+    rows: Sequence[Row],
+    told: dict[str, str],
+    alive: set[str],
 ) -> Verdict:
-    """The same of an object whose rows decide. An upload's row has its project from the key, so it
-    is no evidence against an id that the grammar refuses; a person's decision is."""
+    """The same of an object whose rows decide."""
     evidence = shorten(told.values(), "; ")
     if project.project_id not in told:
         return Verdict(Claim.ELSEWHERE, evidence)
     if len(told) > 1:
         reason = _("Two tracking rows name this object for different projects: %s. Delete one.")
         return Verdict(Claim.PROTECTED, evidence, reason % shorten(sorted(told)))
-    if not given and readings.too_many:
+    if readings.too_many and not is_given(rows):
         return Verdict(Claim.PROTECTED, evidence, too_many_owners())
-    if not given and (rivals := readings.others & alive):
-        return Verdict(Claim.PROTECTED, evidence, could_be(rivals))
+    if rivals := rivals_of(readings, rows, alive):
+        reason = uploaded_since(rivals) if was_given(rows) else could_be(rivals)
+        return Verdict(Claim.PROTECTED, evidence, reason)
     return Verdict(Claim.OWNED, evidence)
 
 
 def is_given(rows: Iterable[Row]) -> bool:
+    """Whether a person decided whose the object is, and no upload to its key began since."""
+    return any(row.source == R2Object.Source.ADOPTED and row.upload_id is None for row in rows)
+
+
+def was_given(rows: Iterable[Row]) -> bool:
     return any(row.source == R2Object.Source.ADOPTED for row in rows)
+
+
+def rivals_of(readings: Readings, rows: Sequence[Row], alive: set[str]) -> set[str]:
+    """The live projects that could own an object though its rows name others. An upload's row has
+    its project from the key, so it is no evidence against an id that the grammar refuses; a
+    person's decision is evidence against all, unless an upload may have stored another object."""
+    if is_given(rows):
+        return set()
+    if was_given(rows):
+        return readings.owners & alive - telling(rows).keys()
+    return alive & readings.others
 
 
 def evidence_of(readings: Readings) -> str:
@@ -248,6 +271,15 @@ def could_be(rivals: Collection[str]) -> str:
             "It could also belong to project %s. The setting PROJECT_ID does not accept that id:"
             " change the id, or the setting."
         )
+    return text % shorten(sorted(rivals))
+
+
+def uploaded_since(rivals: Collection[str]) -> str:
+    """Why an object stays that may not be the one any more that a person decided on."""
+    text = _(
+        "An upload to this key began after a person had adopted the file, so it could belong to the"
+        " live project %s. Adopt it into that project, or delete its row if it is to go."
+    )
     return text % shorten(sorted(rivals))
 
 

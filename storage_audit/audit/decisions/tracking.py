@@ -32,7 +32,7 @@ from storage_audit.querysets import impatient
 Kind = Finding.Kind
 TRACKABLE = (Kind.UNTRACKED, Kind.CHANGED)
 ADOPTABLE = (Kind.ORPHANED, Kind.AMBIGUOUS, Kind.UNRECOGNISED, *TRACKABLE)
-GIVEN = [*rows.CHANGEABLE, "source"]
+GIVEN = [*rows.CHANGEABLE, "source", "upload_id"]
 
 
 class Look(NamedTuple):
@@ -210,11 +210,8 @@ def give(held: Iterable[R2Object], project_id: str) -> set[int]:
         with impatient():
             still, now = unchanged(held), timezone.now()
             for row in still:
-                row.project_id, row.source, row.updated_at = (
-                    project_id,
-                    R2Object.Source.ADOPTED,
-                    now,
-                )
+                row.project_id, row.source = project_id, R2Object.Source.ADOPTED
+                row.updated_at, row.upload_id = now, None
                 describe(row, project_id)
             R2Object.objects.bulk_update(still, GIVEN, batch_size=200)
             # Whoever deletes it waits for us and finds these rows, or was faster.

@@ -15,11 +15,11 @@ from storage_audit.audit.ownership import (
     alive_among,
     could_be,
     evidence_of,
-    is_given,
     known_among,
     layouts,
     named_in,
     plain_under,
+    rivals_of,
     shorten,
     telling,
 )
@@ -135,7 +135,7 @@ def attribute(readings: Readings, rows: Sequence[Row], known: set[str], alive: s
     if len(told) > 1 or (readings.too_many and not told):
         return Owner(None, None, Kind.AMBIGUOUS, evidence)
     names = set(told) or readings.projects
-    if names and not is_given(rows) and (rivals := readings.others & alive):
+    if names and (rivals := rivals_of(readings, rows, alive)):
         return Owner(None, None, Kind.AMBIGUOUS, f"{evidence}; {could_be(rivals)}")
     candidates = names & known or names
     if len(candidates) == 1:

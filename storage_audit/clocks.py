@@ -1,11 +1,13 @@
 """Clocks that are not to be trusted: those that were ahead, and those that stand still.
 
-No time that a clock which was ahead has written may keep work waiting until its date.
+No time that a clock which was ahead has written may keep work waiting, or hide anything, until its
+date: a time that is still to come says nothing of when it was.
 """
 
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 from time import clock_gettime
+from typing import Any
 
 from django.db.models import Q
 from django.utils import timezone
@@ -22,14 +24,33 @@ def monotonic() -> float:
     return clock_gettime(CLOCK)
 
 
+def latest() -> datetime:
+    """The latest time that clocks of several machines can have written by now. A later one is void:
+    the clock was ahead, and nobody knows since when it is over."""
+    return timezone.now() + 2 * conf().lease
+
+
 def leased(at: datetime, of: str = "") -> Q:
-    """Rows whose lease runs at this moment, or ran later. A lease further ahead than twice its
-    length is void: its worker's clock was ahead, and nobody knows since when it is over."""
-    ahead = timezone.now() + 2 * conf().lease
-    return Q(**{f"{of}lease_until__gt": at, f"{of}lease_until__lte": ahead})
+    """Rows whose lease runs at this moment, or ran later."""
+    return after(f"{of}lease_until", at)
 
 
-def before(field: str, moment: datetime) -> Q:
-    """Rows whose time is before `moment`, or so far ahead that it says nothing of when it was."""
-    ahead = timezone.now() + 2 * conf().lease
-    return Q(**{f"{field}__lt": moment}) | Q(**{f"{field}__gt": ahead})
+def after(field: str, moment: Any) -> Q:
+    """Rows whose time is after `moment`, which may be another column, and not void."""
+    return Q(**{f"{field}__gt": moment, f"{field}__lte": latest()})
+
+
+def before(field: str, moment: Any) -> Q:
+    """Rows whose time is before `moment`, or void."""
+    return Q(**{f"{field}__lt": moment}) | Q(**{f"{field}__gt": latest()})
+
+
+def is_before(at: datetime, moment: datetime) -> bool:
+    return at < moment or at > latest()
+
+
+def lately(field: str, span: timedelta) -> Q:
+    """Rows whose time is at most so long ago, or so far ahead: what such a mark protects stays
+    protected while the clocks of two machines differ by less than the mark holds anyway."""
+    now = timezone.now()
+    return Q(**{f"{field}__range": (now - span, now + span)})

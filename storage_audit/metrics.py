@@ -28,10 +28,9 @@ from prometheus_client.registry import Collector
 from storage_audit import __version__, queue
 from storage_audit.api.auth import BearerToken, StaffSession, require
 from storage_audit.api.problems import speaking
-from storage_audit.audit.overview import Amount, left_behind_in_time
+from storage_audit.audit.overview import Amount, last_complete_scan, left_behind_in_time
 from storage_audit.conf import conf
 from storage_audit.models import (
-    BucketScan,
     CleanupOperation,
     Finding,
     StoreCalls,
@@ -183,8 +182,7 @@ def store_calls() -> Metric:
 def last_scan(now: datetime) -> Iterator[Metric]:
     """Of the whole bucket. What Prometheus keeps of its figures is their history."""
     bucket = visible(conf().bucket)
-    whole = BucketScan.objects.whole(conf().bucket).complete().exclude(finished_at=None)
-    latest = whole.order_by("-finished_at").first()
+    latest = last_complete_scan()
     family = GaugeMetricFamily(
         PREFIX + "last_scan_age",
         "Time since a scan of the whole bucket was complete; infinite when none ever was.",

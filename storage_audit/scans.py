@@ -12,7 +12,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _now
 from django.utils.translation import gettext_lazy as _
 
-from storage_audit.clocks import before, leased
+from storage_audit.clocks import after, before, latest, leased
 from storage_audit.fields import BytewiseTextField
 from storage_audit.redaction import redact
 from storage_audit.transitions import IllegalTransition
@@ -26,6 +26,11 @@ class BucketScanQuerySet(models.QuerySet["BucketScan"]):
     def complete(self) -> Self:
         return self.filter(status="complete", dry_run=False)
 
+    def last_complete(self) -> BucketScan | None:
+        """The one that ended last, as far as clocks that were not ahead say."""
+        ended = self.complete().filter(finished_at__lte=latest())
+        return ended.order_by("-finished_at").first()
+
     def running(self) -> Self:
         return self.filter(status="running")
 
@@ -37,13 +42,13 @@ class BucketScanQuerySet(models.QuerySet["BucketScan"]):
         """Running ones that workers are to do, for which none was sent since `moment`, and of
         which none has a part."""
         unsent = before("enqueued_at", moment)
-        return self.idle().filter(unsent, started_at__gt=timezone.now() - RESUMABLE)
+        return self.idle().filter(unsent, after("started_at", timezone.now() - RESUMABLE))
 
     def abandoned(self) -> Self:
         """Running ones that nobody has gone on with, or may any more."""
         moment = timezone.now() - RESUMABLE
         unsent = Q(enqueued_at=None) | before("enqueued_at", moment)
-        return self.idle().filter(unsent, started_at__lt=moment)
+        return self.idle().filter(unsent, before("started_at", moment))
 
     def idle(self) -> Self:
         return self.running().exclude(pk__in=self.held(timezone.now()).values("pk"))
@@ -216,7 +221,7 @@ class BucketScan(models.Model):
         if starts_again := self.is_outdated:
             self.start_again()
         again = BucketScan.objects.filter(pk=self.pk).exclude(status=self.Status.COMPLETE)
-        young = again.filter(started_at__gt=timezone.now() - RESUMABLE)
+        young = again.filter(after("started_at", timezone.now() - RESUMABLE))
         values: dict[str, Any] = {"status": self.Status.RUNNING, "error": "", "finished_at": None}
         if ceiling is not None:
             values["ceiling"] = ceiling

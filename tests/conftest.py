@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from random import SystemRandom
@@ -322,3 +322,15 @@ def world(bucket: Bucket, settings: Settings, caplog: pytest.LogCaptureFixture) 
     Group.objects.create(name="g")
     ApiToken.issue(name="nightly", user=User.objects.create_user("zoe"))
     return bucket
+
+
+YEAR = timedelta(days=365)
+
+
+@pytest.fixture
+def a_year_ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """The clock is a year ahead, until the function that it gives is called."""
+    now = timezone.now
+    with monkeypatch.context() as patch:
+        patch.setattr(timezone, "now", lambda: now() + YEAR)
+        yield patch.undo

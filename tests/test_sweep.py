@@ -1,6 +1,6 @@
 """The sweep finds what no signal told of, and what the queue has lost."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -29,7 +29,7 @@ from storage_audit.models import (
     R2Object,
 )
 from storage_audit.transitions import SPREAD
-from tests.conftest import Bucket
+from tests.conftest import YEAR, Bucket
 from tests.test_signals import Rollback, enqueued_ids, track
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
@@ -283,17 +283,6 @@ def test_a_task_of_an_operation_that_does_not_exist_is_not_made() -> None:
 
 
 # Clocks that were ahead
-
-YEAR = timedelta(days=365)
-
-
-@pytest.fixture
-def a_year_ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """The clock is a year ahead, until the function that it gives is called."""
-    now = timezone.now
-    with monkeypatch.context() as patch:
-        patch.setattr(timezone, "now", lambda: now() + YEAR)
-        yield patch.undo
 
 
 def requested() -> None:

@@ -31,7 +31,7 @@ from storage_audit.audit.work import LONE_KEYS
 from storage_audit.bucket import listing, r2
 from storage_audit.bucket.listing import Identity, escape, storable
 from storage_audit.bucket.r2 import Listed
-from storage_audit.clocks import monotonic
+from storage_audit.clocks import is_before, monotonic
 from storage_audit.conf import conf
 from storage_audit.fields import spellings
 from storage_audit.models import KnownProject, R2Object
@@ -294,7 +294,9 @@ class Look:
                 self.result.add(row.key, [Way.TRACKED], [why], row.get_source_display())
 
     def why_missing(self, row: R2Object) -> Why:
-        if row.state in (State.UPLOADING, State.DELETING) or row.updated_at >= self.began:
+        if row.state in (State.UPLOADING, State.DELETING) or not is_before(
+            row.updated_at, self.began
+        ):
             return Why.IN_HAND
         return Why.NEVER_STORED if row.state == State.UPLOAD_FAILED else Why.GONE
 

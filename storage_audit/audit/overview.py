@@ -7,6 +7,7 @@ from django.db.models import Count, Min, Q, Sum
 from django.db.models.functions import TruncDate
 from django.utils import timezone
 
+from storage_audit import clocks
 from storage_audit.audit.incidents import recipients
 from storage_audit.audit.ownership import refused_ids
 from storage_audit.conf import conf
@@ -129,8 +130,7 @@ def outcomes(since: date) -> list[Outcomes]:
 
 
 def last_complete_scan() -> BucketScan | None:
-    whole = BucketScan.objects.whole(conf().bucket).complete().exclude(finished_at=None)
-    return whole.order_by("-finished_at").first()
+    return BucketScan.objects.whole(conf().bucket).last_complete()
 
 
 def is_overdue(scan: BucketScan) -> bool:
@@ -140,7 +140,8 @@ def is_overdue(scan: BucketScan) -> bool:
 
 def failed_scan() -> BucketScan | None:
     """The latest scan of the whole bucket, if it failed."""
-    latest = BucketScan.objects.whole(conf().bucket).order_by("-started_at").first()
+    whole = BucketScan.objects.whole(conf().bucket).filter(started_at__lte=clocks.latest())
+    latest = whole.order_by("-started_at").first()
     return latest if latest and latest.status == BucketScan.Status.FAILED else None
 
 

@@ -9,7 +9,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from storage_audit import projects
+from storage_audit import clocks, projects
 from storage_audit.audit import installation, limits
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.scan import sightings
@@ -24,6 +24,7 @@ from storage_audit.bucket.listing import (
     nfc,
     show_all_spellings,
 )
+from storage_audit.clocks import after, before
 from storage_audit.conf import conf
 from storage_audit.findings import IN_HAND, Difference, Kind
 from storage_audit.models import (
@@ -52,7 +53,8 @@ DELETE FROM {Sighting._meta.db_table} AS seen
 WHERE scan_id = %s AND kind = '{Kind.MISSING.value}' AND (NOT EXISTS (
         SELECT 1 FROM {R2Object._meta.db_table} AS tracked
         WHERE tracked.bucket = seen.bucket AND tracked.key = seen.key
-            AND tracked.state = 'stored' AND tracked.updated_at < %s
+            AND tracked.state = 'stored'
+            AND (tracked.updated_at < %s OR tracked.updated_at > %s)
     ) OR EXISTS (
         SELECT 1 FROM {ListedKey._meta.db_table} AS listed
         WHERE listed.scan_id = seen.scan_id AND listed.key = seen.key
@@ -78,8 +80,9 @@ ON CONFLICT (bucket, kind, key, escaped, upload_id) DO UPDATE SET
     first_scan_id = CASE WHEN {SAME} THEN finding.first_scan_id ELSE excluded.first_scan_id END,
     note = CASE WHEN finding.state = 'resolved' THEN '' ELSE finding.note END,
     state = CASE WHEN finding.state = 'resolved' THEN 'open' ELSE finding.state END
-WHERE finding.last_seen_at < excluded.last_seen_at
-    AND (finding.state = 'resolved' AND finding.decided_at >= excluded.last_seen_at) IS NOT TRUE
+WHERE (finding.last_seen_at < excluded.last_seen_at OR finding.last_seen_at > %s)
+    AND (finding.state = 'resolved' AND finding.decided_at BETWEEN excluded.last_seen_at AND %s)
+        IS NOT TRUE
 """
 
 
@@ -102,6 +105,7 @@ def end(scan: BucketScan, identity: Identity) -> None:
     with transaction.atomic():
         if BucketScan.objects.finish(scan):
             scan.vouch(marker)
+            refuse_undated(scan)
             refuse_overtaken(scan)
             take_back(scan)
             if not (scan.dry_run or scan.is_partial):
@@ -112,11 +116,18 @@ def end(scan: BucketScan, identity: Identity) -> None:
     scan.refresh_from_db()
 
 
+def refuse_undated(scan: BucketScan) -> None:
+    """Raises Mismatch when nothing can be older or newer than the scan."""
+    if scan.started_at > clocks.latest():
+        text = _("The clock was ahead when this scan began, so its result is not used. Scan again.")
+        raise Mismatch(text)
+
+
 def refuse_overtaken(scan: BucketScan) -> None:
     """Raises Mismatch when a later scan of the same keys was complete."""
     same = Q(prefix=scan.prefix, project_id=scan.project_id) | Q(prefix="", project_id=None)
     later = BucketScan.objects.complete().filter(
-        same, bucket=scan.bucket, since=None, started_at__gt=scan.started_at
+        same, after("started_at", scan.started_at), bucket=scan.bucket, since=None
     )
     if later.exists():
         raise Mismatch(_("A later scan is complete, and knows more than this one."))
@@ -135,7 +146,9 @@ def note_unfinished(scan: BucketScan) -> None:
 def note_unlisted(scan: BucketScan) -> None:
     """Where the store lists in an order of its own only all keys together tell what is missing."""
     rows = R2Object.objects.in_bucket(scan.bucket).filter(
-        starts_with_any("key", scan.prefixes), state="stored", updated_at__lt=scan.started_at
+        starts_with_any("key", scan.prefixes),
+        before("updated_at", scan.started_at),
+        state="stored",
     )
     after = ""
     while chunk := list(rows.between(after, None).unlisted_by(scan).order_by("key")[:CHUNK]):
@@ -175,9 +188,10 @@ def note(scan: BucketScan, figure: str, seen: list[Sighting]) -> None:
 
 def take_back(scan: BucketScan) -> None:
     """What is otherwise by now: missing rows, and orphans of projects that were being created."""
-    began = connection.ops.adapt_datetimefield_value(scan.started_at)
+    adapt = connection.ops.adapt_datetimefield_value
+    times = adapt(scan.started_at), adapt(clocks.latest())
     with connection.cursor() as cursor:
-        cursor.execute(NOT_MISSING, [database_id(scan), began])
+        cursor.execute(NOT_MISSING, [database_id(scan), *times])
         scan.count(missing=-cursor.rowcount)
     orphans = scan.sightings.filter(kind=Kind.ORPHANED)
     # Cleanups that were asked for since cover some, and others have deleted some.
@@ -199,17 +213,16 @@ def deleted_since(scan: BucketScan) -> QuerySet[CleanupItem]:
         identity=OuterRef("key"),
         escaped=OuterRef("escaped"),
         outcome__in=["deleted", "already_absent"],
-        changed_at__gte=scan.started_at,
-    )
+    ).exclude(before("changed_at", scan.started_at))
 
 
 def publish(scan: BucketScan) -> None:
     """Seen first at the end of the scan, and last at its beginning: a resumed one can have seen it
     at any time between."""
     adapt = connection.ops.adapt_datetimefield_value
-    first, last = adapt(timezone.now()), adapt(scan.started_at)
+    first, last, latest = map(adapt, (timezone.now(), scan.started_at, clocks.latest()))
     with connection.cursor() as cursor:
-        cursor.execute(PUBLISH, [first, last, database_id(scan)])
+        cursor.execute(PUBLISH, [first, last, database_id(scan), latest, latest])
 
 
 def database_id(scan: BucketScan) -> Any:
@@ -222,7 +235,10 @@ def resolve_unseen(scan: BucketScan) -> None:
     same = {"key": OuterRef("key"), "escaped": OuterRef("escaped")}
     in_hand = scan.sightings.filter(kind=IN_HAND, **same)
     unseen = Finding.objects.filter(
-        is_in(scan), ~Exists(in_hand), bucket=scan.bucket, last_seen_at__lt=scan.started_at
+        is_in(scan),
+        before("last_seen_at", scan.started_at),
+        ~Exists(in_hand),
+        bucket=scan.bucket,
     )
     if not scan.uploads_looked_for:
         unseen = unseen.exclude(kind=Kind.UNFINISHED)
@@ -241,7 +257,8 @@ def is_in(scan: BucketScan) -> Q:
 
 def forget_earlier(scan: BucketScan) -> None:
     """What earlier scans noted and never said, so that nobody resumes them, and what is said."""
-    earlier = BucketScan.objects.filter(bucket=scan.bucket, started_at__lt=scan.started_at)
+    began = before("started_at", scan.started_at)
+    earlier = BucketScan.objects.filter(began, bucket=scan.bucket)
     if scan.prefix or scan.project_id:
         earlier = earlier.filter(prefix=scan.prefix, project_id=scan.project_id)
     over = earlier.filter(status__in=["stopped", "failed"]).values("pk")

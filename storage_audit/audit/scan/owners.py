@@ -25,6 +25,7 @@ from storage_audit.audit.ownership import (
 )
 from storage_audit.bucket.listing import Identity, exact
 from storage_audit.bucket.r2 import Listed
+from storage_audit.clocks import is_before
 from storage_audit.findings import Kind
 from storage_audit.models import CleanupItem, CleanupOperation, R2Object
 
@@ -94,7 +95,7 @@ def recognise(
         name = identity(listed.key)
         # A row that changed after the page was asked for knows more than the page.
         in_hand = name in to_be_deleted or any(
-            row.state in (State.UPLOADING, State.DELETING) or row.updated_at >= asked
+            row.state in (State.UPLOADING, State.DELETING) or not is_before(row.updated_at, asked)
             for row in its_rows
         )
         elsewhere = [row.key for row in its_rows if row.key != listed.key]

@@ -12,6 +12,7 @@ from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from storage_audit.clocks import is_recent
 from storage_audit.querysets import impatient
 from storage_audit.redaction import visible
 
@@ -71,7 +72,7 @@ class ApiToken(models.Model):
         """Keep when it was last used, to the minute: a write for each request would be too many.
         Whoever only reads is served also while the database cannot be written to."""
         now = timezone.now()
-        if self.last_used_at is not None and now - self.last_used_at < USE_IS_NOTED_EVERY:
+        if self.last_used_at is not None and is_recent(self.last_used_at, USE_IS_NOTED_EVERY):
             return
         try:
             with impatient():

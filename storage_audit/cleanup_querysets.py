@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from storage_audit import logs, projects
 from storage_audit.bucket.errors import LOCKED
-from storage_audit.clocks import before, leased
+from storage_audit.clocks import after, after_outer, before, lately, leased
 from storage_audit.conf import conf
 from storage_audit.fields import spellings
 from storage_audit.origin import current_origin
@@ -121,7 +121,7 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         # What was taken over, workers die of, until one has done something for good.
         held = Q(status="running", takeovers=0) & leased(moment + conf().lease)
         # To be superseded takes no worker.
-        return self.filter(held | self.model.OVER & Q(finished_at__gt=moment)).exclude(
+        return self.filter(held | self.model.OVER & after("finished_at", moment)).exclude(
             status="superseded"
         )
 
@@ -212,11 +212,11 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         decided = events.filter(operation=OuterRef("pk"), step__in=["run", "force"])
         decided_at = models.Subquery(decided.order_by("-at").values("at")[:1])
         waiting = self.cleanups().filter(
-            status__in=["pending", "running", "incomplete"], created_at__lt=moment
+            before("created_at", moment), status__in=["pending", "running", "incomplete"]
         )
         waiting = waiting.waiting_for_nobody()
         return waiting.annotate(asked_at=Coalesce(decided_at, "created_at")).filter(
-            asked_at__lt=moment
+            before("asked_at", moment)
         )
 
     def without_incident(self, *kinds: str) -> Self:
@@ -255,9 +255,9 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         same = Q(project_id=OuterRef("project_id")) | Q(parent=OuterRef("parent"))
         repeated = self.model.objects.filter(
             same | Q(parent=OuterRef("pk")),
+            after_outer("created_at", "created_at"),
             kind="verify",
             bucket=OuterRef("bucket"),
-            created_at__gt=OuterRef("created_at"),
         )
         return self.filter(
             Q(status="failed") | Q(status="blocked") & (~Q(kind="verify") | ~Exists(repeated))
@@ -286,11 +286,11 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
             status="incomplete"
         )
         later = self.model.objects.of_whole_projects().filter(
-            looked, **of_project, finished_at__gt=OuterRef("finished_at")
+            looked, after_outer("finished_at", "finished_at"), **of_project
         )
         # What differs with a live project is no remains, though it may be deleted since.
         deleted_since = apps.get_model("storage_audit", "KnownProject").objects.filter(
-            pk=OuterRef("project_id"), deleted_at__gt=OuterRef("finished_at")
+            after_outer("deleted_at", "finished_at"), pk=OuterRef("project_id")
         )
         alive = projects.rows().filter(storage_audit_id=OuterRef("project_id"))
         found = self.finding_differences().exclude(project_id=None)
@@ -306,10 +306,10 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         """Those of the last weeks that kept protected objects, and after which nobody looked
         again. Of what stays for longer the findings tell."""
         later = self.model.objects.filter(
+            after_outer("finished_at", "finished_at"),
             bucket=OuterRef("bucket"),
             project_id=OuterRef("project_id"),
             status__in=self.model.ENDED,
-            finished_at__gt=OuterRef("finished_at"),
         )
         lately = timezone.now() - KEPT_LATELY
         return self.filter(~Exists(later), status="clean_with_protected", finished_at__gte=lately)
@@ -399,7 +399,7 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
         same = spellings(key)
         marked = self.filter(operation__bucket=bucket, identity__in=same, outcome="deleting")
         # Nothing is sent that was not marked anew just before.
-        return marked.filter(changed_at__gte=timezone.now() - conf().deletion_timeout).exists()
+        return marked.filter(lately("changed_at", conf().deletion_timeout)).exists()
 
     def names(self) -> models.QuerySet[Any, Any]:
         """What tracking rows may call the items' objects."""

@@ -9,7 +9,8 @@ from datetime import datetime, timedelta
 from time import clock_gettime
 from typing import Any
 
-from django.db.models import Q
+from django.db.models import OuterRef, Q, Value
+from django.db.models.lookups import GreaterThan
 from django.utils import timezone
 
 from storage_audit.conf import conf
@@ -49,8 +50,19 @@ def is_before(at: datetime, moment: datetime) -> bool:
     return at < moment or at > latest()
 
 
+def after_outer(field: str, outer: str) -> Q:
+    """Rows whose time is after that of the outer query's row, which may be void."""
+    is_void = GreaterThan(OuterRef(outer), Value(latest()))
+    return Q(**{f"{field}__lte": latest()}) & (Q(**{f"{field}__gt": OuterRef(outer)}) | Q(is_void))
+
+
 def lately(field: str, span: timedelta) -> Q:
     """Rows whose time is at most so long ago, or so far ahead: what such a mark protects stays
     protected while the clocks of two machines differ by less than the mark holds anyway."""
     now = timezone.now()
-    return Q(**{f"{field}__range": (now - span, now + span)})
+    return Q(**{f"{field}__range": (now - span, max(now + span, latest()))})
+
+
+def is_recent(at: datetime, span: timedelta) -> bool:
+    now = timezone.now()
+    return now - span <= at <= max(now + span, latest())

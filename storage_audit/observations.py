@@ -11,13 +11,19 @@ from django.db.models import F, Max, Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from storage_audit.clocks import latest
 from storage_audit.querysets import impatient
 
 
 class DiagnosisQuerySet(models.QuerySet["Diagnosis"]):
+    def latest_first(self) -> Self:
+        """But for times to come, which a clock that was ahead has written."""
+        return self.filter(at__lte=latest()).order_by("-at", "-pk")
+
     def prune(self, kept: int) -> None:
         """Delete all runs but the latest."""
-        runs = self.values("run").annotate(latest=Max("at")).order_by("-latest")
+        runs = self.values("run").annotate(latest=Max("at", filter=Q(at__lte=latest())))
+        runs = runs.order_by(F("latest").desc(nulls_last=True))
         self.exclude(run__in=list(runs.values_list("run", flat=True)[:kept])).delete()
 
 

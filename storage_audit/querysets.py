@@ -17,6 +17,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from storage_audit import projects
+from storage_audit.clocks import lately
 from storage_audit.conf import conf
 from storage_audit.fields import after_prefix, in_any_spelling
 
@@ -305,10 +306,8 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
 
     def lock_for_deletion(self, keys: Collection[str]) -> int:
         """Bar uploads to these keys until they are seen gone; an upload under way wins."""
-        idle = Q(state__in=["stored", "upload_failed", "deleting"]) | Q(
-            state="uploading", updated_at__lt=timezone.now() - conf().upload_timeout
-        )
-        rows = self.filter(idle, key__any_of=keys)
+        under_way = Q(lately("updated_at", conf().upload_timeout), state="uploading")
+        rows = self.filter(key__any_of=keys).exclude(under_way)
         return rows.update(state="deleting", updated_at=timezone.now())
 
     def unlock(self, items: CleanupItemQuerySet) -> int:

@@ -23,6 +23,7 @@ from storage_audit.audit.layouts import OWN_PREFIX
 from storage_audit.audit.ownership import layouts, plain_under
 from storage_audit.bucket import listing, r2
 from storage_audit.bucket.errors import Unavailable
+from storage_audit.clocks import lately
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, R2Object
 from storage_audit.querysets import R2ObjectQuerySet, impatient
@@ -235,7 +236,7 @@ def is_barred(bucket: str, key: str) -> bool:
 def barred() -> Q:
     """Rows of keys that nobody may write to now. One that is barred for long was left behind by a
     process that died, or waits for its cleanup, which spares what was written since its plan."""
-    return Q(state=State.DELETING, updated_at__gte=timezone.now() - conf().deletion_timeout)
+    return Q(lately("updated_at", conf().deletion_timeout), state=State.DELETING)
 
 
 class Upload:
@@ -319,7 +320,7 @@ def intend(bucket: str, key: str, upload_id: UUID, *, alone: bool = False) -> di
     now = timezone.now()
     begun = {"state": State.UPLOADING, "upload_id": upload_id, "updated_at": now}
     rows = R2Object.objects.in_bucket(bucket).filter(key=key)
-    under_way = Q(state=State.UPLOADING, updated_at__gte=now - conf().upload_timeout)
+    under_way = Q(lately("updated_at", conf().upload_timeout), state=State.UPLOADING)
     while True:
         before, free = rows.values(*begun).first(), rows.exclude(barred())
         free = free.exclude(under_way) if alone else free

@@ -178,7 +178,8 @@ class Transitions(models.Model):
         """Something remains: try again with growing pauses, and not before `after` is over; daily
         once the hours are over, or at once when it is `hopeless`."""
         now = timezone.now()
-        since = self.troubled_since or now
+        # No trouble is still to come: the clock was ahead.
+        since = min(self.troubled_since or now, now)
         given_up = hopeless or now - since >= conf().retry_horizon
         pause = conf().failed_retry if given_up else self.pause_after(self.attempts)
         # Or all that an outage stopped would come back at the same moment.

@@ -2,15 +2,25 @@
 and nothing waits for them."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
-from django.db.models import F
+import pytest
+from django.db.models import F, Model
 from django.utils import timezone
 
 from storage_audit import tasks
-from storage_audit.audit import overview, requests
-from storage_audit.models import BucketScan, Finding, R2Object
+from storage_audit.audit import delays, overview, requests
+from storage_audit.models import (
+    BucketScan,
+    CleanupOperation,
+    Diagnosis,
+    Finding,
+    KnownProject,
+    R2Object,
+)
+from storage_audit.storage import Upload, bar, is_barred, key_for
 from tests.conftest import YEAR, Bucket
-from tests.promises import run
+from tests.promises import alive, delete, deleted, outcomes, run
 from tests.scanning import begin, complete, findings, reconcile, work
 
 Status = BucketScan.Status
@@ -23,9 +33,9 @@ def started_now(found: BucketScan) -> BucketScan:
     return found
 
 
-def ahead(rows: type, *names: str) -> None:
+def ahead(rows: type[Model], *names: str) -> None:
     """Give these columns the times that a clock a year ahead would have written."""
-    rows.objects.update(**{name: F(name) + YEAR for name in names})
+    rows._default_manager.update(**{name: F(name) + YEAR for name in names})
 
 
 # Scans
@@ -114,3 +124,97 @@ def test_verification_fails_for_a_missing_file_whose_row_has_a_time_to_come(
     [operation] = requests.verify_project("proj_1")
     assert run(operation).status == "incomplete"
     assert operation.items.get().reason.startswith("Tracked, but not in the bucket.")
+
+
+# Uploads and deletions that died meanwhile
+
+
+def test_cleanup_deletes_the_file_of_an_upload_that_died(
+    bucket: Bucket, a_year_ahead: Callable[[], None]
+) -> None:
+    alive("proj_1")
+    upload = Upload(bucket.name, key_for("proj_1", scene="s1", filename="a.mp4")).begin()
+    bucket.put(upload.key)
+    a_year_ahead()
+    assert outcomes(delete("proj_1")) == {upload.key: "deleted"}
+    assert not bucket.keys()
+
+
+def test_upload_that_died_takes_no_name(bucket: Bucket, a_year_ahead: Callable[[], None]) -> None:
+    alive("proj_1")
+    upload = Upload(bucket.name, key_for("proj_1", scene="s1", filename="a.mp4")).begin()
+    a_year_ahead()
+    assert bucket.upload("proj_1", "a.mp4") == upload.key
+
+
+def test_deletion_that_died_bars_no_key(bucket: Bucket, a_year_ahead: Callable[[], None]) -> None:
+    key = bucket.upload("proj_1")
+    bar(bucket.name, [key])
+    a_year_ahead()
+    assert not is_barred(bucket.name, key)
+
+
+def test_marks_of_a_machine_that_is_some_minutes_ahead_count(bucket: Bucket) -> None:
+    key, moment = bucket.upload("proj_1"), timezone.now() + timedelta(minutes=10)
+    rows = R2Object.objects.all()
+    rows.update(state="deleting", updated_at=moment)
+    assert is_barred(bucket.name, key)
+    rows.update(state="uploading", updated_at=moment)
+    assert not rows.lock_for_deletion([key])
+
+
+# Cleanups and verifications
+
+
+def test_cleanup_that_ended_while_the_clock_was_ahead_is_no_sign_of_a_worker(
+    bucket: Bucket,
+) -> None:
+    alive("proj_1")
+    delete("proj_1")
+    assert delays.gets_on()
+    ahead(CleanupOperation, "finished_at")
+    assert not delays.gets_on()
+
+
+@pytest.mark.parametrize("of_first, of_second", [(YEAR, 0 * YEAR), (0 * YEAR, YEAR)])
+def test_verification_tells_of_remains_whatever_the_clock_said_before(
+    bucket: Bucket, of_first: timedelta, of_second: timedelta
+) -> None:
+    deleted("proj_1")
+    [first] = requests.verify_project("proj_1")
+    assert run(first).status == "clean"
+    CleanupOperation.objects.update(finished_at=F("finished_at") + of_first)
+    key = "projects/proj_1/scenes/s1/media/a.mp4"
+    bucket.put(key)
+    [second] = requests.verify_project("proj_1")
+    assert run(second).status == "incomplete"
+    assert CleanupOperation.objects.with_remains().get() == second
+    ahead(KnownProject, "deleted_at")
+    assert CleanupOperation.objects.with_remains().get() == second
+    bucket.r2.remove(key, bucket.name)
+    CleanupOperation.objects.filter(pk=second.pk).update(finished_at=F("finished_at") + of_second)
+    [third] = requests.verify_project("proj_1")
+    assert run(third).status == "clean"
+    assert not CleanupOperation.objects.with_remains()
+
+
+@pytest.mark.django_db
+def test_open_cleanup_of_a_time_to_come_is_overdue() -> None:
+    CleanupOperation.objects.request(
+        kind="project", bucket="tests", project_id="proj_1", trigger="deleted"
+    )
+    overdue = CleanupOperation.objects.overdue(timezone.now() - timedelta(days=1))
+    assert not overdue
+    ahead(CleanupOperation, "created_at")
+    assert overdue.all()
+
+
+@pytest.mark.django_db
+def test_examination_of_a_time_to_come_is_not_the_latest() -> None:
+    for n in range(3):
+        Diagnosis.objects.create(context="web", host="a", pid=n)
+    ahead(Diagnosis, "at")
+    latest = Diagnosis.objects.create(context="web", host="a", pid=9)
+    assert Diagnosis.objects.latest_first().first() == latest
+    Diagnosis.objects.prune(2)
+    assert latest in Diagnosis.objects.all()

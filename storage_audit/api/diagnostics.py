@@ -25,7 +25,7 @@ def get_diagnostics(request: HttpRequest) -> Examination:
     """The latest examination, with what other processes have answered so far. Needs the permission
     view_diagnosis."""
     require(request, "storage_audit.view_diagnosis")
-    latest = Diagnosis.objects.order_by("-at", "-pk").first()
+    latest = Diagnosis.objects.latest_first().first()
     if latest is None:
         raise Problem("not-found", _("Nobody has asked the doctor yet: POST here."))
     return told(Comparison.of(latest))

@@ -14,6 +14,7 @@ from django.utils.translation import gettext_lazy, ngettext
 from storage_audit.audit.installation import Mismatch
 from storage_audit.bucket.wrangler import expected_duration
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
+from storage_audit.clocks import after, latest
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, CleanupItem, CleanupOperation, KnownProject, R2Object
 from storage_audit.querysets import starts_with_any
@@ -87,6 +88,7 @@ def usual_size(operation: CleanupOperation) -> float:
         bucket=operation.bucket,
         kind=operation.kind,
         status__in=[Status.CLEAN, Status.CLEAN_WITH_PROTECTED],
+        finished_at__lte=latest(),
     )
     # The size of a trial is made up.
     ended = ended.exclude(trigger=CleanupOperation.Trigger.TRIAL)
@@ -137,10 +139,10 @@ def unexplained(operation: CleanupOperation, gone: CleanupItemQuerySet) -> int:
         bucket=operation.bucket, project_id=operation.project_id
     ).exclude(pk=operation.pk)
     sent = CleanupItem.objects.filter(
+        after("changed_at", OuterRef("last_modified")),
         operation__in=others,
         identity=OuterRef("identity"),
         calls__gt=0,
-        changed_at__gt=OuterRef("last_modified"),
     ).exclude(outcome=Outcome.PROTECTED)
     return gone.exclude(Exists(sent)).count()
 
@@ -214,8 +216,8 @@ def expected_objects(scan: BucketScan) -> int:
     # What came and went in between was in no listing.
     deleted = CleanupItem.objects.filter(
         starts_with_any("key", scan.prefixes),
+        after("operation__finished_at", before.started_at),
         operation__bucket=scan.bucket,
-        operation__finished_at__gte=before.started_at,
         outcome=Outcome.DELETED,
         last_modified__lt=before.started_at,
     )

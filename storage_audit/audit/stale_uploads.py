@@ -10,6 +10,7 @@ from storage_audit.audit import installation
 from storage_audit.bucket import uploads
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.uploads import Upload
+from storage_audit.clocks import lately
 from storage_audit.conf import conf
 from storage_audit.fields import spellings
 from storage_audit.models import Finding, R2Object
@@ -84,9 +85,9 @@ def look_at(finding: Finding) -> tuple[str, Upload | None]:
 
 def is_under_way(finding: Finding) -> bool:
     """Of which multipart upload such a row tells is not known: of any of the key's."""
-    since = timezone.now() - conf().upload_timeout
     rows = R2Object.objects.in_bucket(finding.bucket).filter(key__in=spellings(finding.key))
-    return rows.filter(state=R2Object.State.UPLOADING, updated_at__gte=since).exists()
+    recent = lately("updated_at", conf().upload_timeout)
+    return rows.filter(recent, state=R2Object.State.UPLOADING).exists()
 
 
 def seen(finding: Finding) -> Upload | None:

@@ -303,7 +303,7 @@ def for_the_ripe(number: int | None) -> str:
 def of_diagnosis(links: Links) -> Iterator[Need]:
     if not links.leads_to("diagnosis"):
         return
-    latest = Diagnosis.objects.order_by("-at", "-pk").first()
+    latest = Diagnosis.objects.latest_first().first()
     if latest and Comparison.of(latest).is_wrong:
         yield Need(
             "wrong",

@@ -11,6 +11,7 @@ from storage_audit.audit.lookup.facts import Life, Sight, Standing, standings_of
 from storage_audit.audit.lookup.sentence import Answer, Sentence, moment
 from storage_audit.audit.meaning import meaning
 from storage_audit.audit.ownership import layouts
+from storage_audit.clocks import after_outer
 from storage_audit.fields import spellings
 from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
 from storage_audit.querysets import starts_with_any
@@ -69,7 +70,7 @@ def facts_of(project_id: str, buckets: Collection[str], sight: Sight) -> Project
 
 def last_in_each_bucket(project_id: str) -> Iterable[CleanupOperation]:
     cleanups = CleanupOperation.objects.cleanups().filter(project_id=project_id)
-    later = cleanups.filter(bucket=OuterRef("bucket"), created_at__gt=OuterRef("created_at"))
+    later = cleanups.filter(after_outer("created_at", "created_at"), bucket=OuterRef("bucket"))
     return cleanups.filter(~Exists(later)).order_by("-created_at")
 
 
@@ -81,7 +82,7 @@ def last_look_in_each_bucket(project_id: str) -> dict[str, CleanupOperation]:
     )
     left_some = ended.leaving().filter(failed__gt=0) | ended.finding_differences()
     looks = ended.filter(status__in=LOOKED) | left_some
-    later = looks.filter(bucket=OuterRef("bucket"), finished_at__gt=OuterRef("finished_at"))
+    later = looks.filter(after_outer("finished_at", "finished_at"), bucket=OuterRef("bucket"))
     return {look.bucket: look for look in looks.filter(~Exists(later))}
 
 

@@ -1,13 +1,13 @@
 """What is about to become of an object, or has become of it. That it is gone is said of an item
 that a verification has settled, and of nothing else."""
 
-from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.layouts import OWN_PREFIX
 from storage_audit.audit.lookup.facts import ALL, GONE, NO_OBJECT, Facts, Life
 from storage_audit.audit.lookup.sentence import Answer, Sentence, moment
 from storage_audit.audit.ownership import Claim
+from storage_audit.clocks import is_recent
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, R2Object
 
@@ -30,7 +30,7 @@ def being_uploaded(facts: Facts) -> Answer:
     if not row or row.state != R2Object.State.UPLOADING:
         return None
     until = row.updated_at + conf().upload_timeout
-    if until < timezone.now():
+    if not is_recent(row.updated_at, conf().upload_timeout):
         return None
     text = _(
         "An upload to it is under way since %(at)s, and until %(until)s no cleanup touches it. Look"

@@ -219,9 +219,10 @@ def undecided_of(
 
 
 def look_at(work: Work, batch: list[Planned]) -> dict[str, Listed]:
-    """The objects, by identity. Raises Scattered when there are too many for one look."""
-    keys = [item.key for item in batch]
-    return work.find_lone(keys) if batch[0].span is None else work.find(keys)
+    """The objects, by identity. What is not found in time is not sent. Raises Scattered when there
+    are too many for one look."""
+    find, keys = work.find_lone if batch[0].span is None else work.find, [i.key for i in batch]
+    return find(keys, briefly=True)
 
 
 def objection(

@@ -29,8 +29,9 @@ from storage_audit.audit.ownership import (
     layouts,
     named_in,
 )
+from storage_audit.audit.position import end_of
 from storage_audit.audit.work import LONE_KEYS, Work
-from storage_audit.bucket.listing import Identity, escape, spellings, storable, storable_part
+from storage_audit.bucket.listing import Identity, escape, spellings, storable
 from storage_audit.bucket.r2 import Listed
 from storage_audit.fields import insert_new, insert_values
 from storage_audit.models import CleanupItem, CleanupOperation, R2Object
@@ -86,11 +87,6 @@ def discover_listed(work: Work, span: int) -> None:
         if after != before:
             work.breathe()
     operation.progress(cursor=work.move(span=span, after=None, tracked=""))
-
-
-def end_of(page: Sequence[Listed], after: str) -> str:
-    """Where to go on. What is listed twice is an item already."""
-    return storable_part(page[-1].key) if page else after
 
 
 def discover_tracked(work: Work, span: int) -> None:

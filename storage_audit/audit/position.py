@@ -8,11 +8,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from django.utils import timezone
 
+from storage_audit.bucket.listing import nfc, spelled_as, storable_part
+from storage_audit.bucket.r2 import Listed
 from storage_audit.conf import conf
 
 # What was listed longer ago says nothing of now. A full queue delays turns by minutes, and a pass
@@ -42,3 +44,37 @@ class Basis:
         # From a clock that was ahead nobody knows how old it is; by a minute they may differ.
         is_recent = -conf().lease <= age <= OLD_AFTER
         return is_recent and (cursor["marker"], cursor["place"]) == (self.marker, self.place)
+
+
+class Alike(NamedTuple):
+    """How far a look for some keys in all their spellings is, and what it found; by their NFC."""
+
+    keys: str
+    after: str
+    found: dict[str, Listed]
+
+    @classmethod
+    def of(cls, cursor: dict[str, Any], keys: Sequence[str]) -> Self:
+        """Of these keys, and at the beginning if the look was for others."""
+        same = hashlib.sha256(json.dumps(keys).encode()).hexdigest()
+        kept = cursor.get("alike", {})
+        if kept.get("keys") != same:
+            return cls(same, "", {})
+        found = {
+            nfc(key): Listed(key, size, etag, datetime.fromisoformat(at))
+            for key, size, etag, at in kept["found"]
+        }
+        return cls(same, kept["after"], found)
+
+    def behind(self, page: Sequence[Listed], keys: Sequence[str]) -> Self:
+        found = self.found | spelled_as(page, keys)
+        return self._replace(after=end_of(page, self.after), found=found)
+
+    def write(self) -> dict[str, Any]:
+        found = [[o.key, o.size, o.etag, o.last_modified.isoformat()] for o in self.found.values()]
+        return {**self._asdict(), "found": found}
+
+
+def end_of(page: Sequence[Listed], after: str) -> str:
+    """Where to go on. What is listed twice is an item already."""
+    return storable_part(page[-1].key) if page else after

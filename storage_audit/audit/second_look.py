@@ -148,7 +148,8 @@ class SecondLook:
         if not unseen:
             return
         operation = self.work.operation
-        found = self.work.find([item.key for item in unseen if not item.escaped])
+        keys = [item.key for item in unseen if not item.escaped]
+        found = self.work.find(keys, briefly=True)
         came = [item for item in unseen if item.identity in found]
         rest, still = [item for item in unseen if item.identity not in found], again()
         doubtful = [item for item in rest if item.identity in still]

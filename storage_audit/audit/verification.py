@@ -12,8 +12,9 @@ from django.utils.translation import ngettext
 from storage_audit import projects
 from storage_audit.audit import headway, limits, settling, used_files
 from storage_audit.audit.deletion import what_decides
-from storage_audit.audit.discovery import end_of, judged, save
+from storage_audit.audit.discovery import judged, save
 from storage_audit.audit.installation import Mismatch
+from storage_audit.audit.position import end_of
 from storage_audit.audit.second_look import SecondLook
 from storage_audit.audit.work import OutOfTime, Work
 from storage_audit.bucket import r2

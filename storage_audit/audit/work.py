@@ -1,7 +1,7 @@
 """One worker's turn on one operation."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -16,10 +16,10 @@ from storage_audit import logs
 from storage_audit.audit import installation, limits
 from storage_audit.audit.installation import Traits
 from storage_audit.audit.ownership import Deleted
-from storage_audit.audit.position import Basis
+from storage_audit.audit.position import Alike, Basis
 from storage_audit.bucket import listing, r2
 from storage_audit.bucket.errors import Broken, StoreError
-from storage_audit.bucket.listing import Identity, exact, show_all_spellings
+from storage_audit.bucket.listing import Identity, exact, show_all_spellings, spelled_as
 from storage_audit.bucket.r2 import PAGE, Listed
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.conf import conf
@@ -129,12 +129,14 @@ class Work:
             self.see_marker()
             yield piece
 
-    def find(self, keys: Sequence[str]) -> dict[str, Listed]:
-        """The objects of these keys, by identity; as complete, and as sure, as `pages`."""
-        operation = self.operation
-        found = listing.find(operation.bucket, keys, self.identity, operation.renew)
-        self.see_marker()
-        return found
+    def find(self, keys: Sequence[str], *, briefly: bool = False) -> dict[str, Listed]:
+        """The objects of these keys, by identity; as complete, and as sure, as `pages`.
+
+        What takes long goes on where the last turn stopped. Raises OutOfTime, but not `briefly`:
+        then other spellings are looked for in no more than SLOW seconds, and nothing may be
+        concluded from what is not found.
+        """
+        return self.find_after(keys, self.operation.renew, briefly=briefly)
 
     def look_up(self, items: CleanupItemQuerySet) -> list[tuple[CleanupItem, Listed | None]]:
         """The first of these lone items with their objects, as sure as `find`; none at the end."""
@@ -146,7 +148,7 @@ class Work:
             return [(item, found.get(self.identity(item.key))) for item in some]
         return []
 
-    def find_lone(self, keys: Sequence[str]) -> dict[str, Listed]:
+    def find_lone(self, keys: Sequence[str], *, briefly: bool = False) -> dict[str, Listed]:
         """The same, of keys that may be far apart. Raises Scattered, after which fewer are one
         look."""
         began = monotonic()
@@ -157,10 +159,41 @@ class Work:
                 self.together = LONE_KEYS
                 raise Scattered
 
-        found = listing.find(self.operation.bucket, keys, self.identity, after_page)
+        found = self.find_after(keys, after_page, briefly=briefly)
         if monotonic() < began + QUICK:
             self.together = min(2 * self.together, PAGE)
+        return found
+
+    def find_after(
+        self, keys: Sequence[str], after_page: Callable[[], None], *, briefly: bool
+    ) -> dict[str, Listed]:
+        operation = self.operation
+        find_alike = self.find_alike_briefly if briefly else self.find_alike
+        found = listing.find(operation.bucket, keys, self.identity, after_page, find_alike)
         self.see_marker()
+        if "alike" in operation.cursor:
+            operation.renew(cursor=self.move(alike=None))
+        return found
+
+    def find_alike(self, keys: Sequence[str]) -> dict[str, Listed]:
+        """In whatever spelling they are listed, among all that start alike: these may be all of the
+        bucket, so it goes on where the last turn stopped at the same keys."""
+        operation, place = self.operation, Alike.of(self.operation.cursor, keys)
+        for piece in gather(ahead(listing.pages_alike(operation.bucket, keys, place.after))):
+            self.see_marker()
+            before, place = place, place.behind(piece, keys)
+            operation.renew(cursor=self.move(alike=place.write()))
+            if place.after != before.after:
+                self.breathe()
+        return place.found
+
+    def find_alike_briefly(self, keys: Sequence[str]) -> dict[str, Listed]:
+        found, until = dict[str, Listed](), monotonic() + SLOW
+        for page in listing.pages_alike(self.operation.bucket, keys):
+            self.operation.renew()
+            found |= spelled_as(page, keys)
+            if monotonic() > until:
+                break
         return found
 
     def breathe(self) -> None:

@@ -133,6 +133,7 @@ def find(
     keys: Sequence[str],
     identity: Identity,
     after_page: Callable[[], None] = lambda: None,
+    find_alike: Callable[[Sequence[str]], dict[str, Listed]] | None = None,
 ) -> dict[str, Listed]:
     """The objects of these keys that are there, by identity; complete for every key asked.
 
@@ -140,11 +141,19 @@ def find(
     error. Costs a page for each 1,000 keys that are neighbours and for each that is alone; where
     spellings are one object, an absent key that is not ASCII costs a look at all that start alike,
     and one with a letter of TWINS a look at the places of its other spellings.
-    `after_page` is called after each.
+    `after_page` is called after each. `find_alike` takes the look at all that start alike, which
+    may be long.
     """
     found = find_at_places(bucket, keys, identity, after_page)
     if identity is nfc:
-        found |= find_other_spellings(bucket, [k for k in keys if nfc(k) not in found], after_page)
+        unseen = {key for key in keys if nfc(key) not in found}
+        rest = sorted(key for key in unseen if start_of_all_spellings(key) != key)
+        places = {form for key in unseen.difference(rest) for form in ascii_spellings(key)}
+        found |= find_at_places(bucket, places.difference(unseen), nfc, after_page)
+        if rest and find_alike:
+            found |= find_alike(rest)
+        elif rest:
+            found |= find_spellings(bucket, rest, after_page)
     for folder in nameless_folders(each.key for each in found.values()):
         see_in(bucket, folder)
         after_page()
@@ -171,16 +180,6 @@ def find_at_places(
     return found
 
 
-def find_other_spellings(
-    bucket: str, keys: Sequence[str], after_page: Callable[[], None]
-) -> dict[str, Listed]:
-    """Where spellings are one object: those that are listed as they are not spelled here."""
-    rest = [key for key in keys if start_of_all_spellings(key) != key]
-    places = {form for key in set(keys).difference(rest) for form in ascii_spellings(key)}
-    found = find_at_places(bucket, places.difference(keys), nfc, after_page)
-    return found | find_spellings(bucket, rest, after_page)
-
-
 def nameless_folders(keys: Iterable[str]) -> set[str]:
     """Up to the first slash that has nothing before it: `a//` of `a//b`, and `/` of `/a`."""
     return {key[: match.end()] for key in keys if (match := NAMELESS_FOLDER.search(key))}
@@ -197,17 +196,31 @@ def find_spellings(
     bucket: str, keys: Sequence[str], after_page: Callable[[], None]
 ) -> dict[str, Listed]:
     """Where spellings are one object any of them may be listed: look at all that start alike."""
-    wanted = {nfc(key) for key in keys}
     found: dict[str, Listed] = {}
+    for page in pages_alike(bucket, keys):
+        after_page()
+        found |= spelled_as(page, keys)
+    return found
+
+
+def pages_alike(bucket: str, keys: Iterable[str], after: str = "") -> Iterator[list[Listed]]:
+    """All objects later than `after` that start as one of the keys does in one of its spellings.
+    Complete when the iteration ends without an exception."""
     listed_under: str | None = None
     for start in sorted({start for key in keys for start in starts_of_spellings(key)}):
         if listed_under is not None and start.startswith(listed_under):
             continue
         listed_under = start
-        for page in pages(bucket, start):
-            after_page()
-            found |= {nfc(o.key): o for o in page if nfc(o.key) in wanted}
-    return found
+        if after.startswith(start):
+            yield from pages(bucket, start, after)
+        elif start > after:
+            yield from pages(bucket, start)
+
+
+def spelled_as(page: Iterable[Listed], keys: Iterable[str]) -> dict[str, Listed]:
+    """By their NFC, those of the page that have one of the keys in some spelling."""
+    wanted = set(map(nfc, keys))
+    return {name: each for each in page if (name := nfc(each.key)) in wanted}
 
 
 def start_of_all_spellings(key: str) -> str:

@@ -39,6 +39,8 @@ class CleanupItem(models.Model):
     size = models.PositiveBigIntegerField(_("size in bytes"), null=True)
     etag = models.CharField(_("ETag"), max_length=200, blank=True)
     last_modified = models.DateTimeField(_("last modified"), null=True)
+    # Of a renamed object: the key of its copy. The object goes only while the copy is there.
+    copied_to = BytewiseTextField(null=True, editable=False)
     found_in = models.CharField(_("found"), max_length=10, choices=FoundIn)
     evidence = models.TextField(_("owner evidence"), blank=True)
     outcome = models.CharField(

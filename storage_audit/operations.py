@@ -30,10 +30,13 @@ class Row(NamedTuple):
     size: int | None
     etag: str
     last_modified: datetime | None
+    # Of a renamed object: the key of its copy.
+    copied_to: str | None = None
 
     @classmethod
     def of(cls, tracked: models.Model) -> "Row":
-        return cls(*(getattr(tracked, name) for name in cls._fields))
+        given = (name for name in cls._fields if name not in cls._field_defaults)
+        return cls(*(getattr(tracked, name) for name in given))
 
 
 class CleanupOperation(Transitions):
@@ -288,6 +291,7 @@ class CleanupOperation(Transitions):
                     size=row.size,
                     etag=row.etag,
                     last_modified=row.last_modified,
+                    copied_to=row.copied_to,
                     found_in=CleanupItem.FoundIn.TRACKED,
                     evidence=evidence or str(_("its tracking row was deleted")),
                 )

@@ -626,6 +626,25 @@ def test_old_object_that_is_not_deleted_is_said_and_deleted_later(
     assert CleanupOperation.objects.count() == 1
 
 
+@pytest.mark.parametrize("body", [None, b"other"], ids=["lost", "overwritten"])
+def test_old_object_stays_once_its_copy_is_not_there(
+    bucket: Bucket, races: FaultyStore, misnamed: Finding, body: bytes | None
+) -> None:
+    """The deletion may be tried again for hours."""
+    refusal = on(is_delete_batch, Reply(503, error("SlowDown")))
+    races.rules.append(refusal)
+    renamed(misnamed)
+    races.rules.remove(refusal)
+    bucket.r2.remove(A_NEW) if body is None else bucket.put(A_NEW, body=body)
+    CleanupOperation.objects.update(next_attempt_at=timezone.now())
+    [one] = renamed(misnamed)
+    assert one.objection
+    operation = run(CleanupOperation.objects.get())
+    assert operation.status == Status.CLEAN_WITH_PROTECTED
+    assert "Its copy under the new name was not found" in operation.items.get().reason
+    assert bucket.r2.read(A) == CONTENT
+
+
 # Crashes
 
 

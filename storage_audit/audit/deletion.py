@@ -184,6 +184,8 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
     doubts = dict[str, str]()
     if operation.kind == CleanupOperation.Kind.ORPHANS:
         doubts = named.doubts_at_proof(work, readings, rows)
+    elif operation.kind == CleanupOperation.Kind.OBJECTS:
+        doubts = named.lost_copies(work, batch, found)
     elif operation.kind == CleanupOperation.Kind.PROJECT:
         doubts = undecided_of(work, readings, rows)
     proof = Proof([], [], [])
@@ -219,9 +221,10 @@ def undecided_of(
 
 
 def look_at(work: Work, batch: list[Planned]) -> dict[str, Listed]:
-    """The objects, by identity. What is not found in time is not sent. Raises Scattered when there
-    are too many for one look."""
-    find, keys = work.find_lone if batch[0].span is None else work.find, [i.key for i in batch]
+    """The objects and their copies, by identity. What is not found in time is not sent. Raises
+    Scattered when there are too many for one look."""
+    find = work.find_lone if batch[0].span is None else work.find
+    keys = [key for item in batch for key in (item.key, item.copied_to) if key]
     return find(keys, briefly=True)
 
 

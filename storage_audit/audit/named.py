@@ -25,10 +25,11 @@ from storage_audit.audit.ownership import (
     named_in,
 )
 from storage_audit.audit.scan.owners import attribute
+from storage_audit.audit.sending import Planned
 from storage_audit.audit.work import Undecided, Work
 from storage_audit.bucket.r2 import Listed
 from storage_audit.findings import Kind
-from storage_audit.models import CleanupItem, CleanupOperation, KnownProject
+from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2Object
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
 ByKey = Mapping[str, Readings]
@@ -132,6 +133,32 @@ def doubts_at_proof(work: Work, readings: ByKey, rows: ByIdentity) -> dict[str, 
     if KnownProject.objects.are_changing(named_by(readings, rows)):
         raise Undecided(_("A project that could want these objects is just being created."))
     return doubts_of(work, readings, rows)
+
+
+def lost_copies(
+    work: Work, batch: Sequence[Planned], found: Mapping[str, Listed]
+) -> dict[str, str]:
+    """Why renamed objects stay: each may go only while its copy is there, as it is tracked."""
+    copies = {item.key: item.copied_to for item in batch if item.copied_to}
+    if not copies:
+        return {}
+    rows = rows_by_identity(work.operation.bucket, copies.values(), work.identity)
+    text = _(
+        "Its copy under the new name was not found as it is tracked, so this file stays. Run a"
+        " scan: its findings say what you can do."
+    )
+    return {
+        key: text
+        for key, name in copies.items()
+        if not is_tracked(found.get(work.identity(name)), rows.get(work.identity(name), ()))
+    }
+
+
+def is_tracked(listed: Listed | None, rows: Sequence[R2Object]) -> bool:
+    return listed is not None and any(
+        (row.state, row.size, row.etag) == (R2Object.State.STORED, listed.size, listed.etag)
+        for row in rows
+    )
 
 
 def doubts_of(work: Work, readings: ByKey, rows: ByIdentity) -> dict[str, str]:

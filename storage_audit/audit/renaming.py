@@ -178,7 +178,8 @@ def change_rows(one: Renaming, look: Look) -> None:
 def old_row(one: Renaming, look: Look) -> Row:
     found = one.finding
     key = look.identity(one.old)
-    return Row(one.bucket, key, one.project_id, found.size, found.etag, found.last_modified)
+    facts = (found.size, found.etag, found.last_modified)
+    return Row(one.bucket, key, one.project_id, *facts, copied_to=one.new)
 
 
 def ask_for_deletion(rows: list[Row]) -> None:

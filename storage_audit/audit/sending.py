@@ -43,6 +43,7 @@ class Planned(NamedTuple):
     last_modified: datetime | None
     found_in: str
     span: int | None
+    copied_to: str | None
 
 
 class Proof(NamedTuple):

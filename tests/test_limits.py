@@ -198,6 +198,20 @@ def test_what_another_cleanup_sent_for_deletion_is_not_missed(bucket: Bucket) ->
     assert run(operation).status == Status.CLEAN
 
 
+def test_what_an_earlier_attempt_sent_is_not_missed(bucket: Bucket, store: FaultyStore) -> None:
+    """The store obeys only after the cleanup has given up."""
+    alive("proj_1")
+    bucket.put(*media(MANY))
+    store.rules.append(on(is_delete_batch, lies))
+    operation = delete("proj_1")
+    assert set(outcomes(operation).values()) == {"failed"}
+    for key in media(MANY):
+        bucket.r2.remove(key)
+    operation = again(operation)
+    assert operation.status == Status.CLEAN
+    assert set(outcomes(operation).values()) == {"deleted"}
+
+
 def test_what_was_sent_in_an_earlier_life_of_the_project_is_missed(bucket: Bucket) -> None:
     alive("proj_1")
     now = timezone.now()

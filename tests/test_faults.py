@@ -13,6 +13,7 @@ import pytest
 from django.db import Error, connection
 from django.db.models import F
 from django.utils import timezone
+from pytest_django import Settings
 
 from devtools.faults.kinds import HTML, changed, does_it_and_breaks, each_key_fails, error, lies
 from devtools.faults.matching import (
@@ -42,7 +43,8 @@ from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, R
 from storage_audit.audit import cleanup, deletion, installation, requests, sending
 from storage_audit.audit.installation import Traits
 from storage_audit.audit.work import OutOfTime, Work
-from storage_audit.bucket import r2
+from storage_audit.bucket import r2, uploads
+from storage_audit.bucket.uploads import Upload
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, Project, R2Object
 from tests.conftest import Bucket
@@ -662,6 +664,43 @@ def test_a_store_that_cannot_list_uploads_is_asked_once_before_each_step(
     assert operation.status == Status.CLEAN and len(operation.ranges) > 1
     assert operation.events.filter(message__contains="the store cannot list them").exists()
     assert len(store.asked(is_uploads_listing)) == len(["plan", "delete"])
+
+
+@pytest.mark.parametrize(("status", "tried"), [(204, 3), (403, 2)])
+def test_aborting_many_uploads_leaves_time_for_the_deletions(
+    bucket: Bucket, store: FaultyStore, settings: Settings, status: int, tried: int
+) -> None:
+    """The store goes on to list them, whatever it answers. A turn is over after each."""
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SLICE": timedelta(0)}
+    alive("proj_1")
+    keys = fill(bucket, 3)
+    store.rules.append(lists_uploads(*reversed(keys)))
+    store.rules.append(on(is_abort, Reply(status, error("AccessDenied")), times=9))
+    operation = delete("proj_1")
+    assert operation.status == Status.CLEAN
+    assert [r.path.partition("/tests/")[2] for r in store.asked(is_abort)] == keys[:tried]
+    calls = [r for r in store.seen if is_abort(r) or is_delete_batch(r)]
+    assert [is_abort(call) for call in calls] == [True, False, *[True] * (tried - 1)]
+
+
+def test_upload_is_not_aborted_by_a_worker_that_was_stopped_after_its_look(
+    bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    [key] = fill(bucket, 1)
+    now, abort = [0.0], uploads.abort
+
+    def stop_and_abort(bucket: str, upload: Upload) -> None:
+        now[0] += deletion.PROOF_LASTS + 1
+        abort(bucket, upload)
+
+    monkeypatch.setattr(uploads, "abort", stop_and_abort)
+    for module in (deletion, r2):
+        monkeypatch.setattr(module, "monotonic", lambda: now[0])
+    store.rules += [lists_uploads(key), on(is_abort, Reply(204))]
+    operation = delete("proj_1")
+    assert not store.asked(is_abort)
+    assert operation.events.filter(message__contains="not aborted: Not sent").exists()
 
 
 def test_slow_listing_of_uploads_does_not_lose_the_lease(

@@ -54,7 +54,7 @@ TAKEOVERS = 5
 RESTARTS = 5
 # Of the position, what rests on no page of a listing. A position from before there was a `seen_at`
 # has more than this, and nothing vouches for it.
-WITHOUT_PAGES = {"restarts", "settled"}
+WITHOUT_PAGES = {"restarts", "settled", deletion.ABORTED}
 REFUSALS_APART = timedelta(seconds=50)
 # By late checks.
 FOLLOWED = (Kind.PROJECT, Kind.ORPHANS)

@@ -3,9 +3,10 @@
 A batch is what one look proves; it goes in one call, or in some at once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, groupby
+from operator import attrgetter
 
 from django.db import OperationalError, transaction
 from django.db.models import F, Q
@@ -19,8 +20,8 @@ from storage_audit.audit.key_format import Readings
 from storage_audit.audit.ownership import Claim, Row, alive_among, judge, layouts, named_in
 from storage_audit.audit.pace import Pace
 from storage_audit.audit.sending import Flight, Planned, Proof, among, record_commands
-from storage_audit.audit.work import Reborn, Scattered, Undecided, Work
-from storage_audit.bucket import uploads
+from storage_audit.audit.work import OutOfTime, Reborn, Scattered, Undecided, Work
+from storage_audit.bucket import r2, uploads
 from storage_audit.bucket.errors import StoreError, TooLate
 from storage_audit.bucket.listing import escape
 from storage_audit.bucket.r2 import Listed
@@ -36,13 +37,15 @@ Outcome = CleanupItem.Outcome
 # Compared in the database by whoever goes on with it, in whatever language: not translated.
 NOT_LISTED = "not in the listing before the deletion"
 PROOF_LASTS = 30.0  # seconds
+# The place of the last unfinished upload that was tried, in the operation's position.
+ABORTED = "aborted"
 
 
 def delete(work: Work) -> None:
     """Send every planned item once. Raises OutOfTime, StoreError, Mismatch and LeaseLost."""
     operation = work.operation
     work.look_again()
-    abort_uploads(work)
+    uploads_left = abort_uploads(work)
     with Flight(work) as flight:
         while batch := next_batch(work):
             if flight.must_land_before(batch):
@@ -54,6 +57,8 @@ def delete(work: Work) -> None:
             except Scattered:
                 continue
             work.breathe()
+    if uploads_left:
+        raise OutOfTime
     operation.renew(step=CleanupOperation.Step.VERIFY, cursor={})
 
 
@@ -82,10 +87,11 @@ def delete_batch(work: Work, batch: list[Planned], flight: Flight) -> None:
     operation = work.operation
     with transaction.atomic():
         # Whatever a pass has seen by now, it was before this.
-        operation.renew(cursor={})
+        cursor = {name: at for name, at in operation.cursor.items() if name == ABORTED}
+        operation.renew(cursor=cursor)
         among(batch).mark(Outcome.DELETING)
         bar_uploads(operation, batch)
-    until = monotonic() + min(PROOF_LASTS, conf().lease.total_seconds())
+    until = proof_ends()
     try:
         proof = prove(work, batch)
         if proof.may_go and monotonic() > until:
@@ -100,6 +106,11 @@ def delete_batch(work: Work, batch: list[Planned], flight: Flight) -> None:
         operation.renew(headway=headway.moved(operation, deleting=proof.gone, protected=stay))
         record_proof(operation, proof)
     flight.depart(proof, until=until)
+
+
+def proof_ends() -> float:
+    """Until when our clock lets a request leave that is proved from now on."""
+    return monotonic() + min(PROOF_LASTS, conf().lease.total_seconds())
 
 
 def see_same_bucket(work: Work, *, until: float) -> None:
@@ -337,33 +348,57 @@ def unfinished_uploads(work: Work) -> Iterator[Upload] | None:
         if pages is None:
             return None
         listings.append(pages)
-    return (upload for page in chain(*listings) for upload in owned_uploads(work, page))
+    return owned_in_pages(work, chain(*listings))
+
+
+def owned_in_pages(work: Work, pages: Iterable[list[Upload]]) -> Iterator[Upload]:
+    for page in pages:
+        work.operation.renew()
+        yield from owned_uploads(work, page)
 
 
 def owned_uploads(work: Work, page: list[Upload]) -> Iterator[Upload]:
-    work.operation.renew()
     readings = layouts().readings_of(upload.key for upload in page)
     rows = rows_by_identity(work.operation.bucket, readings, work.identity)
     alive = alive_among(readings.values(), named_in(chain.from_iterable(rows.values())))
     undecided = undecided_of(work, readings, rows)
-    for upload in page:
+    for upload in sorted(page, key=attrgetter("key")):
         its_rows = rows.get(work.identity(upload.key), ())
         verdict = judge(work.project, readings[upload.key], its_rows, upload.initiated, alive)
         if verdict.claim is Claim.OWNED and upload.key not in undecided:
             yield upload
 
 
-def abort_uploads(work: Work) -> None:
+def abort_uploads(work: Work) -> bool:
+    """Abort them for half of the turn, as the deletions must go on as well. Each is tried once,
+    unless the deletions begin again. Returns whether the next turn is for the others."""
+    start = place = work.operation.cursor.get(ABORTED, "")
+    aborted = False
     for upload in unfinished_uploads(work) or ():
-        if work.operation.kind == CleanupOperation.Kind.PROJECT:
-            refuse_reborn(work.operation)
-        work.operation.renew()
-        try:
-            uploads.abort(work.operation.bucket, upload)
-            said = _("Unfinished upload aborted.")
-        except StoreError as error:
-            # It must not stop the deletions; R2 ends such uploads by itself after seven days.
-            said = _("Unfinished upload not aborted: %s") % error
-        with transaction.atomic():
-            work.operation.renew()
-            work.operation.record("delete", said, key=escape(upload.key))
+        if (key := escape(upload.key)) <= start:
+            continue
+        if start < place < key and work.is_half_over():
+            return aborted
+        aborted |= abort_upload(work, upload)
+        place = key
+    return False
+
+
+def abort_upload(work: Work, upload: Upload) -> bool:
+    """Whether the store says that it is aborted."""
+    operation, until = work.operation, proof_ends()
+    if operation.kind == CleanupOperation.Kind.PROJECT:
+        refuse_reborn(operation)
+    operation.renew()
+    try:
+        with r2.sent_until(until):
+            uploads.abort(operation.bucket, upload)
+        trouble, said = None, _("Unfinished upload aborted.")
+    except StoreError as error:
+        # It must not stop the deletions; R2 ends such uploads by itself after seven days.
+        trouble, said = error, _("Unfinished upload not aborted: %s") % error
+    with transaction.atomic():
+        key = escape(upload.key)
+        operation.renew(cursor={**operation.cursor, ABORTED: key})
+        operation.record("delete", said, key=key)
+    return trouble is None

@@ -196,6 +196,9 @@ class Work:
                 break
         return found
 
+    def is_half_over(self) -> bool:
+        return monotonic() >= self.deadline - conf().slice.total_seconds() / 2
+
     def breathe(self) -> None:
         """Call where the turn may end. Raises OutOfTime."""
         if monotonic() >= self.deadline:

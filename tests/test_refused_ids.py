@@ -96,7 +96,9 @@ def test_once_the_refused_id_is_gone_its_key_is_cleaned_up(bucket: Bucket) -> No
 def test_an_unfinished_upload_of_a_refused_id_is_not_aborted(bucket: Bucket) -> None:
     alive("proj_1")
     past_all_checks("proj_proj_1")
-    project = Work.begin(requested("proj_1"))
+    operation = requested("proj_1")
+    assert operation.claim()
+    project = Work.begin(operation)
     long_ago = timezone.now() - timedelta(days=30)
     uploads = [Upload(key, "id", long_ago) for key in (DOUBLED, OWN)]
     owned = deletion.owned_uploads(project, uploads)

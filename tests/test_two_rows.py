@@ -163,7 +163,9 @@ def test_unfinished_upload_that_two_rows_name_is_not_aborted(
     alive("proj_1", "proj_2")
     track(folding, mine, "proj_1", source)
     track(folding, other, "proj_2", source)
-    work = Work.begin(requested("proj_1"))
+    operation = requested("proj_1")
+    assert operation.claim()
+    work = Work.begin(operation)
     upload = Upload(NFC, "id", timezone.now() - timedelta(days=9))
     assert not list(deletion.owned_uploads(work, [upload]))
 

@@ -28,7 +28,12 @@ def monotonic() -> float:
 def latest() -> datetime:
     """The latest time that clocks of several machines can have written by now. A later one is void:
     the clock was ahead, and nobody knows since when it is over."""
-    return timezone.now() + 2 * conf().lease
+    return timezone.now() + apart()
+
+
+def apart() -> timedelta:
+    """Clocks of several machines may differ by so much."""
+    return 2 * conf().lease
 
 
 def leased(at: datetime, of: str = "") -> Q:
@@ -44,6 +49,12 @@ def after(field: str, moment: Any) -> Q:
 def before(field: str, moment: Any) -> Q:
     """Rows whose time is before `moment`, or void."""
     return Q(**{f"{field}__lt": moment}) | Q(**{f"{field}__gt": latest()})
+
+
+def was_ahead(at: datetime, followed_at: datetime | None = None) -> bool:
+    """Whether the clock was ahead that wrote `at`: it is still to come, or what followed it has an
+    earlier time."""
+    return at > min(latest(), (followed_at or timezone.now()) + apart())
 
 
 def is_before(at: datetime, moment: datetime) -> bool:

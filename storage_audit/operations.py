@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from django.db import models
-from django.db.models import Exists, F, Q
+from django.db.models import Exists, F, Min, Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -300,6 +300,14 @@ class CleanupOperation(Transitions):
             batch_size=1000,
             ignore_conflicts=True,
         )
+
+    def first_start_for_deletion(self) -> datetime | None:
+        """When a worker first took up a cleanup of the same deletion."""
+        same = CleanupOperation.objects.filter(
+            project_id=self.project_id, project_deleted_at=self.project_deleted_at
+        )
+        first: datetime | None = same.aggregate(at=Min("started_at"))["at"]
+        return first
 
     def copy_items(self, other: "CleanupOperation") -> None:
         """Take over what another operation saw gone, unless it is an item here already; where

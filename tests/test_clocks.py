@@ -1,12 +1,13 @@
 """A clock that was a year ahead for a while is right again: the times that it wrote hide nothing,
 and nothing waits for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
 from django.db.models import F, Model
 from django.utils import timezone
+from pytest_django import Settings
 
 from storage_audit import tasks
 from storage_audit.audit import delays, overview, requests
@@ -16,11 +17,12 @@ from storage_audit.models import (
     Diagnosis,
     Finding,
     KnownProject,
+    Project,
     R2Object,
 )
 from storage_audit.storage import Upload, bar, is_barred, key_for
 from tests.conftest import YEAR, Bucket
-from tests.promises import alive, delete, deleted, outcomes, run
+from tests.promises import alive, delete, deleted, late_check, outcomes, reason, run, track
 from tests.scanning import begin, complete, findings, reconcile, work
 
 Status = BucketScan.Status
@@ -218,3 +220,53 @@ def test_examination_of_a_time_to_come_is_not_the_latest() -> None:
     assert Diagnosis.objects.latest_first().first() == latest
     Diagnosis.objects.prune(2)
     assert latest in Diagnosis.objects.all()
+
+
+# Objects that may be younger than what deletes them
+
+AMBIGUOUS = "proj_1_proj_2_s1_media.mp4"  # of proj_1, or of proj_1_proj_2
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[timedelta], None]]:
+    """Gives a function that lets the clock be ahead by so much."""
+    now = timezone.now
+    with monkeypatch.context() as patch:
+        yield lambda by: patch.setattr(timezone, "now", lambda: now() + by)
+
+
+@pytest.mark.parametrize("minutes", [-1, 0, 1, 10])
+def test_file_that_may_be_younger_than_the_deletion_stays(
+    bucket: Bucket, late: Callable[[timedelta], None], settings: Settings, minutes: int
+) -> None:
+    """Also when the false time has passed."""
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"COMMIT_TIMEOUT": timedelta(hours=1)}
+    alive("proj_1")
+    late(timedelta(minutes=minutes))
+    Project.objects.get(pk="proj_1").delete()
+    late(timedelta(0))
+    CleanupOperation.objects.update(next_attempt_at=timezone.now())
+    operation = run(CleanupOperation.objects.get())
+    bucket.put(AMBIGUOUS)
+    late(timedelta(hours=2))
+    found = late_check(operation)
+    assert outcomes(found) == {AMBIGUOUS: "protected"}
+    assert "younger than the deletion" in reason(found, AMBIGUOUS)
+
+
+@pytest.mark.parametrize("passed", [timedelta(0), timedelta(hours=2)])
+def test_object_stays_that_may_be_written_after_its_row_was_deleted(
+    bucket: Bucket, late: Callable[[timedelta], None], passed: timedelta
+) -> None:
+    alive("proj_1")
+    key = key_for("proj_1", scene="s1", filename="a.mp4")
+    track(bucket, key, "proj_1", state="upload_failed").delete()
+    bucket.put(key)
+    CleanupOperation.objects.update(
+        created_at=timezone.now() + timedelta(hours=1), started_at=timezone.now()
+    )
+    late(passed)
+    operation = run(CleanupOperation.objects.get())
+    assert outcomes(operation) == {key: "protected"}
+    assert "The clock was ahead" in reason(operation, key)
+    assert bucket.keys() == {key}

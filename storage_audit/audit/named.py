@@ -28,6 +28,7 @@ from storage_audit.audit.scan.owners import attribute
 from storage_audit.audit.sending import Planned
 from storage_audit.audit.work import Undecided, Work
 from storage_audit.bucket.r2 import Listed
+from storage_audit.clocks import was_ahead
 from storage_audit.findings import Kind
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2Object
 
@@ -89,8 +90,13 @@ def why_another(operation: CleanupOperation, item: CleanupItem, listed: Listed) 
     """Why the object may be another one than the deleted row described, or nothing."""
     then, now = item.last_modified, listed.last_modified
     # An upload took the row's time from a HEAD, which counts in whole seconds, as do some listings.
-    second, asked_at = now.replace(microsecond=0), operation.created_at.replace(microsecond=0)
-    if then is None and second >= asked_at and operation.deletes:
+    second, asked_at = now.replace(microsecond=0), operation.created_at
+    if then is None and operation.deletes and was_ahead(asked_at, operation.started_at):
+        reason = _(
+            "The clock was ahead when the row was deleted, so nobody knows whether the object was"
+            " written later."
+        )
+    elif then is None and operation.deletes and second >= asked_at.replace(microsecond=0):
         reason = _("The object was written after its row was deleted.")
     elif item.etag and (item.etag, item.size) != (listed.etag, listed.size):
         reason = _("The object is not the one that the row described: it was overwritten.")

@@ -17,6 +17,7 @@ from storage_audit import projects
 from storage_audit.audit.key_format import Reading, Readings
 from storage_audit.audit.layouts import DEFAULT_KINDS, DEFAULT_TEMPLATES, Layouts
 from storage_audit.bucket.listing import storable
+from storage_audit.clocks import apart, was_ahead
 from storage_audit.conf import Conf, conf
 from storage_audit.fields import find_in_chunks
 from storage_audit.models import KnownProject, R2Object
@@ -107,10 +108,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """The project whose objects are in question, and since when it is no more."""
+    """The project whose objects are in question, and since when it is no more, if that is known."""
 
     project_id: str
-    at: datetime
+    at: datetime | None
 
 
 def told_by(row: Row) -> str:
@@ -300,6 +301,8 @@ def shorten(texts: Iterable[str], separator: str = ", ") -> str:
 
 def too_young(project: Deleted, last_modified: datetime) -> str:
     """Why an object that could be several projects' may be one's that is still to come."""
+    if project.at is None or was_ahead(project.at):
+        return maybe_younger()
     if last_modified >= project.at:
         return _(
             "It could name several projects, and is younger than the deletion, so later checks keep"
@@ -311,4 +314,15 @@ def too_young(project: Deleted, last_modified: datetime) -> str:
             "It could name several projects, one of which may be just being created. Once it is"
             " older, a late check or another cleanup decides on it."
         )
+    # One of the times is by the store's clock.
+    if last_modified >= project.at - min(apart(), conf().commit_timeout):
+        return maybe_younger()
     return ""
+
+
+def maybe_younger() -> str:
+    return _(
+        "It could name several projects, and may be younger than the deletion: the clocks differ."
+        " Later checks keep it too. Run a scan. If it calls the file orphaned, delete it there. If"
+        " not, adopt it, or delete it in the Cloudflare dashboard."
+    )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cached_property
 from itertools import chain, islice, takewhile
 from time import monotonic
 from typing import Any
@@ -22,6 +23,7 @@ from storage_audit.bucket.errors import Broken, StoreError
 from storage_audit.bucket.listing import Identity, exact, show_all_spellings, spelled_as
 from storage_audit.bucket.r2 import PAGE, Listed
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
+from storage_audit.clocks import was_ahead
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation
 
@@ -91,12 +93,13 @@ class Work:
         """Whether a listing of the prefix shows all that the store takes for a key under it."""
         return self.identity is exact or show_all_spellings((prefix,), prefix)
 
-    @property
+    @cached_property
     def project(self) -> Deleted:
         operation = self.operation
-        return Deleted(
-            operation.project_id or "", operation.project_deleted_at or operation.created_at
-        )
+        at: datetime | None = operation.project_deleted_at or operation.created_at
+        if at and was_ahead(at, operation.first_start_for_deletion()):
+            at = None
+        return Deleted(operation.project_id or "", at)
 
     def look_again(self) -> None:
         """Is it still the right bucket, and the right database? Raises Mismatch and StoreError."""

@@ -273,7 +273,8 @@ class Upload:
             text = "No key format reads %s, so no cleanup deletes it with its project."
             logger.warning(text, visible(self.key))
         self._intend(alone=alone)
-        if CleanupItem.objects.being_deleted(self.bucket, self.key):
+        # The caller's transaction may be too old to see the mark.
+        if durably(partial(CleanupItem.objects.being_deleted, self.bucket, self.key)):
             self.withdraw()
             raise KeyBeingDeleted(_("%s is being deleted. Use another name.") % self.key)
         return self
@@ -281,7 +282,7 @@ class Upload:
     def confirm(self) -> None:
         seen = r2.head(self.bucket, self.key)
         facts = {"size": seen.size, "etag": seen.etag, "last_modified": seen.last_modified}
-        if not self._settle(State.STORED, **facts) and not self.rows.exists():
+        if not self._settle(State.STORED, **facts) and not durably(self.rows.exists):
             # A cleanup saw no object, and took the row away, before this upload ended.
             self._intend()
             self._settle(State.STORED, **facts)
@@ -374,7 +375,8 @@ def settle(bucket: str, key: str, upload_id: UUID, state: str, facts: dict[str, 
 
 def durably(write: Callable[[], T]) -> T:
     """Write so that a rollback of the caller's transaction leaves the row: an object without a row
-    is a stray. SQLite allows no second writer beside an open transaction; there the scan finds it.
+    is a stray. What is read so is what others have committed by now. SQLite allows no second writer
+    beside an open transaction; there the scan finds it.
 
     Raises OperationalError when the caller's transaction holds the row, and would wait for itself.
     """

@@ -32,7 +32,7 @@ from devtools.faults.proxy import FaultyStore, Request
 from storage_audit.audit import cleanup, requests, vanished
 from storage_audit.models import CleanupOperation, IllegalTransition, Project, R2Object
 from storage_audit.origin import Origin
-from storage_audit.storage import KeyBeingDeleted, key_for
+from storage_audit.storage import KeyBeingDeleted, TrackedStorage, key_for
 from tests.conftest import Bucket
 from tests.promises import (
     Status,
@@ -346,6 +346,43 @@ def test_file_of_a_look_alike_that_is_not_yet_committed_stays_until_an_hour_is_o
         found = late_check(operation)
     assert outcomes(found) == {AMBIGUOUS: "protected" if committed else "deleted"}
     assert bucket.keys() == ({AMBIGUOUS} if committed else set())
+    check(bucket)
+
+
+def test_upload_that_ends_after_the_look_and_before_the_proof_keeps_its_object(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    """The look shows the old object, and nobody can see the project of the new one yet."""
+    alive("proj_a")
+    bucket.put(AMBIGUOUS, body=b"old")
+    began, may_end, ended = Event(), Event(), Event()
+
+    def hold() -> None:
+        began.set()
+        assert may_end.wait(SECONDS)
+
+    def upload() -> None:
+        TrackedStorage(file_overwrite=True).save(AMBIGUOUS, ContentFile(b"new"))
+        ended.set()
+
+    def let_end() -> None:
+        may_end.set()
+        assert ended.wait(SECONDS)
+
+    at(store, writing(AMBIGUOUS), hold)
+    # The marker is looked at next, once the objects were.
+    at(store, lambda request: planning(request) and bool(store.asked(proving)), let_end)
+    with meanwhile(upload), commit_timeout(hours=0):
+        assert began.wait(SECONDS)
+        try:
+            operation = delete("proj_a")
+        finally:
+            may_end.set()
+    assert outcomes(operation) == {AMBIGUOUS: "protected"}
+    assert reason(operation, AMBIGUOUS).startswith("An upload to this key has just ended.")
+    assert bucket.r2.read(AMBIGUOUS) == b"new"
+    assert not sent(store)
+    assert R2Object.objects.get().state == R2Object.State.STORED
     check(bucket)
 
 

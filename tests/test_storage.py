@@ -1,9 +1,9 @@
 """Nothing is written to the bucket without a row that says so."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import cache
 from http.client import HTTPConnection
@@ -295,6 +295,50 @@ def test_upload_in_a_transaction_takes_no_second_connection_of_a_pool(
     with transaction.atomic(), monkeypatch.context() as patch:
         patch.setitem(connection.settings_dict["OPTIONS"], "pool", True)
         assert durably(R2Object.objects.count) == 0
+
+
+@contextmanager
+def old_snapshot() -> Iterator[None]:
+    """A transaction that does not see what others commit from now on."""
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        assert not Project.objects.exists()
+        yield
+
+
+def elsewhere(effect: Callable[[], object]) -> None:
+    """Do this, and commit it, on another connection."""
+
+    def closing() -> None:
+        try:
+            effect()
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(closing).result()
+
+
+@pytest.mark.only_on("postgresql")
+def test_upload_sees_a_mark_that_its_own_transaction_is_too_old_to_see(bucket: Bucket) -> None:
+    with ExitStack() as stack, old_snapshot():
+        elsewhere(lambda: stack.enter_context(being_deleted()))
+        assert not CleanupItem.objects.exists()
+        with pytest.raises(KeyBeingDeleted):
+            default_storage.open(NAME, "w")
+    assert not R2Object.objects.exists()
+
+
+@pytest.mark.only_on("postgresql")
+def test_row_taken_away_during_an_upload_with_an_old_snapshot_is_made_again(
+    bucket: Bucket,
+) -> None:
+    put()
+    with old_snapshot(), default_storage.open(NAME, "w") as file:
+        file.write("text")
+        elsewhere(R2Object.objects.all().forget)
+    assert_told_as_it_is(bucket, NAME)
 
 
 def test_a_project_made_in_the_same_transaction_may_have_uploads(bucket: Bucket) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, groupby
 from operator import attrgetter
+from uuid import UUID
 
 from django.db import OperationalError, transaction
 from django.db.models import F, Q
@@ -158,13 +159,25 @@ def bar_uploads(operation: CleanupOperation, batch: list[Planned]) -> None:
 def barred_rows(work: Work, batch: list[Planned]) -> Mapping[str, Sequence[Row]]:
     """The tracking rows as they are by now, by identity. A backfill that did not see our mark may
     have written some since: these are barred as well."""
-    rows = R2Object.objects.in_bucket(work.operation.bucket).select_for_update()
     with waiting_for_rows():
-        found = to_judge(rows, [item.key for item in batch], work.identity)
+        found = rows_of(work, batch, locked=True)
         every = chain.from_iterable(found.values())
         if late := [row.key for row in every if row.state != R2Object.State.DELETING]:
             own_rows(work.operation).lock_for_deletion(late)
     return found
+
+
+def rows_of(
+    work: Work, batch: list[Planned], *, locked: bool = False
+) -> Mapping[str, Sequence[Row]]:
+    rows = R2Object.objects.in_bucket(work.operation.bucket)
+    rows = rows.select_for_update() if locked else rows
+    return to_judge(rows, [item.key for item in batch], work.identity)
+
+
+def uploads_of(rows: Mapping[str, Sequence[Row]]) -> set[tuple[UUID | None, str]]:
+    """The last upload to each key, and its row's state: another pair tells of an upload since."""
+    return {(row.upload_id, row.state) for row in chain.from_iterable(rows.values())}
 
 
 @contextmanager
@@ -183,6 +196,7 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
     """Look at the objects and at their owners once more: only what is as planned may go.
     Raises TooLate when fewer have to be asked for."""
     operation = work.operation
+    before = uploads_of(rows_of(work, batch))
     found = look_at(work, batch)
     readings = layouts().readings_of(item.key for item in batch)
     if operation.kind == CleanupOperation.Kind.PROJECT:
@@ -206,7 +220,7 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
         if listed is None:
             proof.gone.append(item)
         elif reason := (
-            objection(operation, item, listed, its_rows)
+            objection(operation, item, listed, its_rows, before)
             or doubts.get(item.key, "")
             or uses.get(item.key, "")
         ):
@@ -240,9 +254,14 @@ def look_at(work: Work, batch: list[Planned]) -> dict[str, Listed]:
 
 
 def objection(
-    operation: CleanupOperation, item: Planned, listed: Listed, rows: Sequence[Row]
+    operation: CleanupOperation,
+    item: Planned,
+    listed: Listed,
+    rows: Sequence[Row],
+    before: set[tuple[UUID | None, str]],
 ) -> str:
-    """Why the object is not the one of the plan any more, or nothing."""
+    """Why the object is not the one of the plan any more, or nothing. `before` are the uploads as
+    they were just before the look, which may not show what one stored since."""
     if any(row.state == R2Object.State.UPLOADING for row in rows):
         return _("An upload to this key is under way.") + " " + what_decides(operation)
     if rows and operation.kind == CleanupOperation.Kind.OBJECTS:
@@ -252,6 +271,8 @@ def objection(
         return _("The object appeared after the plan.") + " " + what_decides(operation)
     if seen != (item.size, item.etag, item.last_modified):
         return _("The object was overwritten after the plan.") + " " + what_decides(operation)
+    if any(row.upload_id and (row.upload_id, row.state) not in before for row in rows):
+        return _("An upload to this key has just ended.") + " " + what_decides(operation)
     return ""
 
 

@@ -19,6 +19,7 @@ from storages.backends.s3 import S3File, S3Storage
 from storages.utils import clean_name
 
 from storage_audit.audit import installation
+from storage_audit.audit.covering import find_undecided, possible_owners
 from storage_audit.audit.layouts import OWN_PREFIX
 from storage_audit.audit.ownership import layouts, plain_under
 from storage_audit.bucket import listing, r2
@@ -173,7 +174,8 @@ class TrackedStorage(S3Storage):
             raise
 
     def delete(self, name: str) -> None:
-        """Delete one of the application's own files now; its row goes once it is seen gone.
+        """Delete one of the application's own files now; its row goes once it is seen gone. A file
+        on which a person has to decide is left to the blocked cleanup that covers it.
 
         Raises StoreError when that cannot be seen, and Mismatch in a bucket that is not ours; the
         row then stays.
@@ -181,6 +183,9 @@ class TrackedStorage(S3Storage):
         bucket, key = self.bucket_name, self.key(name)
         identity = identity_in(bucket, key)
         keys = {key, identity(key)}
+        if reason := why_undecided(bucket, key, keys):
+            logger.warning("%s is not deleted now. %s", visible(key), reason)
+            return
         before = durably(partial(bar, bucket, keys))
         try:
             with r2.own_errors():
@@ -196,6 +201,13 @@ class TrackedStorage(S3Storage):
         # A backfill may have listed the object before it went and written its row after our mark.
         backfilled = Q(state=State.STORED, source=R2Object.Source.BACKFILL)
         durably(rows.filter(backfilled | Q(state=State.DELETING)).forget)
+
+
+def why_undecided(bucket: str, key: str, keys: Collection[str]) -> str:
+    """What a blocked cleanup that covers the file asks of a person, or nothing."""
+    rows = R2Object.objects.in_bucket(bucket).filter(key__in=keys)
+    owners = {key: possible_owners(layouts().readings(key), list(rows))}
+    return find_undecided(bucket, owners).get(key, "")
 
 
 def is_listed(bucket: str, key: str) -> bool:

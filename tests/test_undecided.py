@@ -3,6 +3,8 @@
 from datetime import timedelta
 
 import pytest
+from django.core.files.base import ContentFile
+from django.core.files.storage import default_storage
 from django.utils import timezone
 from pytest_django import Settings
 
@@ -10,7 +12,7 @@ from devtools.faults.matching import is_abort, on
 from devtools.faults.proxy import FaultyStore, Reply
 from storage_audit.audit import meaning, requests
 from storage_audit.audit.modes import MODES, Mode
-from storage_audit.models import CleanupOperation
+from storage_audit.models import CleanupOperation, R2Object
 from tests.conftest import Bucket
 from tests.promises import (
     Status,
@@ -20,6 +22,7 @@ from tests.promises import (
     hide,
     late_check,
     outcomes,
+    reason,
     requested,
     run,
     track,
@@ -124,3 +127,57 @@ def test_upload_that_a_blocked_cleanup_covers_is_not_aborted(
     assert [request.path.partition("/tests/")[2] for request in store.asked(is_abort)] == [own]
     said = other.events.get(message__startswith="Unfinished multipart uploads")
     assert said.data["keys"] == [own]
+
+
+@pytest.fixture
+def blocked(bucket: Bucket, settings: Settings) -> CleanupOperation:
+    """The cleanup of proj_9, whose one file is more than the limit."""
+    usual = settings.STORAGE_AUDIT
+    limit(settings, LIMIT_OBJECTS=0)
+    alive("proj_1")
+    bucket.upload("proj_9")
+    operation = delete("proj_9")
+    assert operation.status == Status.BLOCKED
+    settings.STORAGE_AUDIT = usual
+    return operation
+
+
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_file_of_a_deleted_row_waits_for_the_blocked_cleanup(
+    bucket: Bucket, blocked: CleanupOperation, is_readable: bool
+) -> None:
+    if not is_readable:
+        default_storage.save("stranger", ContentFile(b"x"))
+        given = R2Object.objects.filter(key="stranger")
+        given.update(project_id="proj_9", source="adopted")
+    row = R2Object.objects.latest("pk")
+    row.delete()
+    operation = run(CleanupOperation.objects.get(kind="objects"))
+    assert operation.status == Status.CLEAN_WITH_PROTECTED
+    assert bucket.keys() >= {row.key}
+    assert reason(operation, row.key).startswith(f"Cleanup {blocked.pk} covers this file")
+
+
+def test_file_of_a_deleted_row_of_another_project_goes(
+    bucket: Bucket, blocked: CleanupOperation
+) -> None:
+    key = bucket.upload("proj_1")
+    R2Object.objects.get(key=key).delete()
+    assert run(CleanupOperation.objects.get(kind="objects")).status == Status.CLEAN
+    assert not bucket.keys() & {key}
+
+
+def test_storage_leaves_a_file_to_the_blocked_cleanup(
+    bucket: Bucket, blocked: CleanupOperation, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a signal receiver of the site does that deletes the files of each deleted row."""
+    row = R2Object.objects.get()
+    other = bucket.upload("proj_1")
+    default_storage.delete(row.key)
+    default_storage.delete(other)
+    assert bucket.keys() == {row.key}
+    assert R2Object.objects.get() == row
+    assert f"{row.key} is not deleted now. Cleanup {blocked.pk} covers" in caplog.text
+    requests.force_delete_operation(blocked)
+    assert run(blocked).status == Status.CLEAN
+    assert bucket.keys() == set()

@@ -39,12 +39,15 @@ def find_covering(
     return cover(cleanups, owners)
 
 
-def find_undecided(bucket: str, owners: Mapping[str, Collection[str]], asking: Q) -> dict[str, str]:
+def find_undecided(
+    bucket: str, owners: Mapping[str, Collection[str]], asking: Q | None = None
+) -> dict[str, str]:
     """By key, why a file is kept: a blocked cleanup, other than the asking one, covers the file
     too, and a person has yet to decide there. Of two blocked ones the last to be approved takes
     it."""
     cleanups = CleanupOperation.objects.covering().filter(bucket=bucket, status=Status.BLOCKED)
-    cleanups = cleanups.exclude(asking)
+    if asking:
+        cleanups = cleanups.exclude(asking)
     if not cleanups.exists():
         return {}
     # Requests and columns can carry no other keys, so no cleanup has them as items.

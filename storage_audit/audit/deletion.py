@@ -206,12 +206,12 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
         operation.renew()
         rows = barred_rows(work, batch)
     alive = alive_among(readings.values(), named_in(chain.from_iterable(rows.values())))
-    doubts = dict[str, str]()
     if operation.kind == CleanupOperation.Kind.ORPHANS:
         doubts = named.doubts_at_proof(work, readings, rows)
     elif operation.kind == CleanupOperation.Kind.OBJECTS:
         doubts = named.lost_copies(work, batch, found)
-    elif operation.kind == CleanupOperation.Kind.PROJECT:
+        doubts |= named.undecided_at_proof(operation, among(batch), readings)
+    else:
         doubts = undecided_of(work, readings, rows)
     proof = Proof([], [], [])
     for item in batch:

@@ -13,7 +13,13 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.audit import headway
-from storage_audit.audit.covering import find_covering, possible_owners, why_covered
+from storage_audit.audit.covering import (
+    asked_by,
+    find_covering,
+    find_undecided,
+    possible_owners,
+    why_covered,
+)
 from storage_audit.audit.discovery import rows_by_identity
 from storage_audit.audit.key_format import Readings
 from storage_audit.audit.ownership import (
@@ -28,6 +34,7 @@ from storage_audit.audit.scan.owners import attribute
 from storage_audit.audit.sending import Planned
 from storage_audit.audit.work import Undecided, Work
 from storage_audit.bucket.r2 import Listed
+from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import was_ahead
 from storage_audit.findings import Kind
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2Object
@@ -132,6 +139,17 @@ def overwritten(item: CleanupItem, listed: Listed) -> str:
         "The object is not the one of the finding: it was overwritten. If it is an orphan, the next"
         " complete scans say so."
     )
+
+
+def undecided_at_proof(
+    operation: CleanupOperation, items: CleanupItemQuerySet, readings: ByKey
+) -> dict[str, str]:
+    """Which of the objects behind deleted rows a person has to decide on elsewhere, and why that
+    keeps them. A row may have named a project that the key does not."""
+    owners = {key: set(ways.projects) for key, ways in readings.items()}
+    for key, project_id in items.exclude(project_id=None).values_list("key", "project_id"):
+        owners[key].add(project_id or "")
+    return find_undecided(operation.bucket, owners, asked_by(operation))
 
 
 def doubts_at_proof(work: Work, readings: ByKey, rows: ByIdentity) -> dict[str, str]:

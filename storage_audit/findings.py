@@ -78,9 +78,6 @@ class FindingQuerySet(models.QuerySet["Finding"]):
     def unresolved(self) -> Self:
         return self.exclude(state="resolved")
 
-    def under(self, bucket: str, prefix: str) -> Self:
-        return self.filter(starts_with("key", prefix), bucket=bucket)
-
     def about(
         self,
         *,

@@ -16,7 +16,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from storage_audit import logs, projects
-from storage_audit.bucket.errors import LOCKED
+from storage_audit.bucket.errors import LOCKED, UNDECIDED
 from storage_audit.clocks import after, after_outer, before, lately, leased
 from storage_audit.conf import conf
 from storage_audit.fields import spellings
@@ -395,9 +395,12 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
         return self.update(outcome=outcome, reason=reason, changed_at=timezone.now(), **values)
 
     def being_deleted(self, bucket: str, key: str) -> bool:
-        """Whether a cleanup is deleting this key, or a spelling of it that may be the same."""
+        """Whether a cleanup is deleting this key, or a spelling of it that may be the same; or has
+        asked for that, and nobody knows whether the store is still at it."""
         same = spellings(key)
-        marked = self.filter(operation__bucket=bucket, identity__in=same, outcome="deleting")
+        undecided = reduce(or_, (Q(answer__startswith=code) for code in UNDECIDED))
+        may_go = Q(outcome="deleting") | Q(undecided, outcome__in=["planned", "failed"])
+        marked = self.filter(may_go, operation__bucket=bucket, identity__in=same)
         # Nothing is sent that was not marked anew just before.
         return marked.filter(lately("changed_at", conf().deletion_timeout)).exists()
 

@@ -6,9 +6,13 @@ from unicodedata import normalize
 import pytest
 from django.core.files.storage import default_storage
 from django.core.management import CommandError, call_command
+from django.test import override_settings
 from django.utils import timezone
 from pytest_django import Settings
 
+from devtools.faults.kinds import error, for_other_keys
+from devtools.faults.matching import is_delete_batch, on
+from devtools.faults.proxy import FaultyStore, Reply, Rule
 from storage_audit.audit import (
     cleanup,
     deletion,
@@ -20,6 +24,7 @@ from storage_audit.audit import (
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.work import Work
 from storage_audit.bucket.errors import Unavailable
+from storage_audit.conf import conf
 from storage_audit.models import (
     CleanupItem,
     CleanupOperation,
@@ -260,6 +265,36 @@ def test_late_checks_follow_a_clean_end_also_when_they_followed_a_failure(
     bucket.r2.remove(stuck)
     assert again(operation).status == Status.CLEAN
     assert operation.children.filter(finished_at=None).count() == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "stays_barred"),
+    [
+        (for_other_keys, True),
+        (Reply(200, b"<DeleteResult></DeleteResult>"), True),
+        (Reply(500, error("InternalError")), True),
+        (Reply(403, error("AccessDenied")), False),
+    ],
+    ids=["other keys", "no keys", "500", "403"],
+)
+def test_uploads_are_barred_while_a_deletion_may_be_under_way(
+    bucket: Bucket,
+    store: FaultyStore,
+    settings: Settings,
+    answer: Rule | Reply,
+    stays_barred: bool,
+) -> None:
+    """As a turn ends after the first answer, and then when the cleanup gives up."""
+    alive("proj_1", "proj_2")
+    key = bucket.upload("proj_1")
+    store.rules.append(on(is_delete_batch, answer))
+    with override_settings(STORAGE_AUDIT=settings.STORAGE_AUDIT | {"SLICE": timedelta(0)}):
+        operation = delete("proj_1")
+    assert CleanupItem.objects.being_deleted(bucket.name, key) == stays_barred
+    assert outcomes(again(operation)) == {key: "failed"}
+    assert CleanupItem.objects.being_deleted(bucket.name, key) == stays_barred
+    CleanupItem.objects.update(changed_at=timezone.now() - conf().deletion_timeout)
+    assert not CleanupItem.objects.being_deleted(bucket.name, key)
 
 
 def test_blocked_operation_bars_no_uploads(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,7 +167,7 @@ def start_again(operation: CleanupOperation) -> None:
     if may_delete(operation):
         operation.renew(step=Step.DELETE, cursor={})
         operation.items.filter(outcome="failed", escaped=False).mark(
-            CleanupItem.Outcome.PLANNED, tries=0, answer=""
+            CleanupItem.Outcome.PLANNED, tries=0
         )
     operation.record("retry", _("Trying again."))
 

@@ -90,7 +90,7 @@ def delete_batch(work: Work, batch: list[Planned], flight: Flight) -> None:
         # Whatever a pass has seen by now, it was before this.
         cursor = {name: at for name, at in operation.cursor.items() if name == ABORTED}
         operation.renew(cursor=cursor)
-        among(batch).mark(Outcome.DELETING)
+        among(batch).mark(Outcome.DELETING, answer="")
         bar_uploads(operation, batch)
     until = proof_ends()
     try:
@@ -354,7 +354,7 @@ def rest(operation: CleanupOperation) -> None:
     upload for the object that it was to delete.
     """
     marked = operation.items.filter(outcome=Outcome.DELETING)
-    marked.exclude(calls__gt=0, answer="").mark(Outcome.PLANNED, answer="")
+    marked.exclude(calls__gt=0, answer="").mark(Outcome.PLANNED)
     barred_by(operation).unlock(operation.items.planned())
 
 

@@ -91,7 +91,7 @@ def try_again(operation: CleanupOperation, there: CleanupItemQuerySet) -> None:
     # Looks that contradict each other count as tries, or they might do so for ever.
     there.filter(answer=NOT_LISTED).update(tries=F("tries") + 1)
     give_up(operation, there.locked())
-    there.filter(tries__lt=conf().tries).mark(Outcome.PLANNED, answer="")
+    there.filter(tries__lt=conf().tries).mark(Outcome.PLANNED)
     give_up(operation, there)
 
 

@@ -90,6 +90,12 @@ BY_CODE: dict[str, type[StoreError]] = {
     "NoSuchBucket": Barred,
     UNANSWERED: Broken,
 }
+# With these answers to a deletion the store may still be at it.
+UNDECIDED = tuple(
+    code
+    for code, kind in BY_CODE.items()
+    if issubclass(kind, Unavailable | Broken) and not issubclass(kind, Overloaded)
+)
 # 520 to 530 are of Cloudflare's edge.
 BY_STATUS: dict[int, type[StoreError]] = (
     {401: Barred, 403: Refused}

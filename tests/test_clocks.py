@@ -3,13 +3,16 @@ and nothing waits for them."""
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from django.db.models import F, Model
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit import tasks
+from devtools.faults.matching import is_listing
+from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
+from storage_audit import storage, tasks
 from storage_audit.audit import delays, overview, requests
 from storage_audit.models import (
     BucketScan,
@@ -270,3 +273,42 @@ def test_object_stays_that_may_be_written_after_its_row_was_deleted(
     assert outcomes(operation) == {key: "protected"}
     assert "The clock was ahead" in reason(operation, key)
     assert bucket.keys() == {key}
+
+
+def upload_after_the_listing(bucket: Bucket, store: FaultyStore, by: timedelta) -> None:
+    """A web server whose clock is behind saves a file once the project was listed."""
+    now = timezone.now
+
+    def then_upload(request: Request, forward: Forward) -> Reply | None:
+        if not is_listing(request) or "projects/proj_1/" not in request.query.get("prefix", ""):
+            return None
+        store.rules.remove(then_upload)
+        reply = forward()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(storage, "timezone", SimpleNamespace(now=lambda: now() - by))
+            bucket.upload("proj_1", "b.mp4")
+        return reply
+
+    store.rules.append(then_upload)
+
+
+@pytest.mark.parametrize("by", [timedelta(0), timedelta(hours=1)])
+def test_verification_sees_a_file_that_a_clock_behind_dates_before_it(
+    bucket: Bucket, store: FaultyStore, by: timedelta
+) -> None:
+    bucket.upload("proj_1", "a.mp4")
+    upload_after_the_listing(bucket, store, by)
+    [operation] = requests.verify_project("proj_1")
+    assert run(operation).status == "clean"
+    assert not store.rules
+
+
+def test_scan_sees_a_file_that_a_clock_behind_dates_before_it(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    bucket.upload("proj_1", "a.mp4")
+    upload_after_the_listing(bucket, store, timedelta(hours=1))
+    found = complete("projects/proj_1/")
+    assert not store.rules
+    assert not found.missing
+    assert not findings()

@@ -88,7 +88,7 @@ def test_upload_that_ends_while_the_bucket_is_listed_is_not_called_missing(
 
     alive("proj_1")
     monkeypatch.setattr(discovery, "discover_tracked", discover_tracked)
-    assert verify("proj_1").error == "0 in step, 0 missing, 0 untracked."
+    assert verify("proj_1").error == "1 in step, 0 missing, 0 untracked."
 
 
 def test_tracked_object_whose_key_names_another_project_is_not_called_missing(

@@ -156,7 +156,11 @@ def compare(work: Work) -> None:
     whether anything is left. Nothing is changed but the operation's own items."""
     operation = work.operation
     live = projects.is_alive(operation.project_id) and not operation.names_its_objects
-    if not live:
+    if live:
+        # A row may be newer than the listing: the clock that wrote it need not be ours.
+        tracked = operation.items.planned().filter(found_in=FoundIn.TRACKED, present_at=None)
+        look_for(work, tracked, "missing", adds=0)
+    else:
         recall(work)
     second = SecondLook(work)
     told = second.take()
@@ -170,7 +174,8 @@ def compare(work: Work) -> None:
 
 def compare_live(operation: CleanupOperation) -> str:
     items = operation.items.planned()
-    agreed, _by_model = items.filter(found_in=FoundIn.BOTH).delete()
+    seen_later = Q(found_in=FoundIn.TRACKED, present_at__isnull=False)
+    agreed, _by_model = items.filter(Q(found_in=FoundIn.BOTH) | seen_later).delete()
     missing = items.filter(found_in=FoundIn.TRACKED)
     at_rest = (
         R2Object.objects.in_bucket(operation.bucket)

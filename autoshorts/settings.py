@@ -93,6 +93,7 @@ AXES_COOLOFF_TIME = timedelta(minutes=15)
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_RESET_ON_SUCCESS = True
 AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
+AXES_HANDLER = "autoshorts.login.AttemptHandler"
 AXES_CLIENT_IP_CALLABLE = "autoshorts.login.client_address"
 AXES_LOCKOUT_TEMPLATE = "admin/locked_out.html"
 # Nothing that was typed is kept or logged, and no row for longer than it counts.

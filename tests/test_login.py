@@ -62,6 +62,14 @@ def test_another_browser_does_not_begin_to_count_again() -> None:
     assert answer.status_code == 429
 
 
+def test_failures_of_a_clock_that_was_ahead_lock_nobody_out() -> None:
+    guess("carla", FAILURES)
+    ATTEMPTS.objects.update(attempt_time=F("attempt_time") + timedelta(days=365))
+    log_in("carla", RIGHT)
+    assert log_in("carla", RIGHT).status_code == 302
+    assert guess("carla", FAILURES) == 429
+
+
 def test_success_forgets_the_failures_before_it() -> None:
     guess("carla", FAILURES - 1)
     assert log_in("carla", RIGHT).status_code == 302

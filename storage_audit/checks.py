@@ -219,7 +219,7 @@ def check_indexes(
         return []  # Other checks say it.
     except DatabaseError:
         return []  # Whatever needs the database says it.
-    text = "{} names files of the bucket, and its column has no index."
+    text = "{} may name files of the bucket, and its column has no index."
     hint = (
         "A cleanup looks there just before it deletes only with an index. Add db_index=True, or"
         " run: {};"
@@ -258,7 +258,8 @@ def check_ids(
 
 def check_uploads(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     try:
-        keys = {each: sample_key(each) for each in columns_of_projects()}
+        columns = [each for each in columns_of_projects() if each.bucket == conf().bucket]
+        keys = {each: sample_key(each) for each in columns}
         unread = {each: key for each, key in keys.items() if key and not layouts().readings(key)}
     except (ImproperlyConfigured, LayoutError):
         return []  # `check_settings` says it.

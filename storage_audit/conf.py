@@ -43,7 +43,7 @@ class Conf:
     layouts: dict[str, str] = field(default_factory=dict)
     kinds: tuple[str, ...] = ()
     current_layout: str = ""
-    # What else names files, beside the FileFields whose storage writes to the bucket: text fields
+    # What else names files, beside FileFields whose storage may write to the bucket: text fields
     # as "app.Model.field", and functions by their path; see audit/references.py.
     references: tuple[str, ...] = ()
 

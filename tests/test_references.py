@@ -10,6 +10,7 @@ from django.apps import apps
 from django.contrib.auth.models import User
 from django.core.exceptions import ImproperlyConfigured
 from django.core.files.base import ContentFile
+from django.core.files.storage import FileSystemStorage, InMemoryStorage, Storage
 from django.db import IntegrityError, OperationalError, connection, models
 from pytest_django import Settings
 from storages.backends.s3 import S3Storage
@@ -29,9 +30,11 @@ from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.lookup import look_up, why
 from storage_audit.audit.references import Used, uses_of_keys
 from storage_audit.audit.work import Work
+from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, Incident, Job, Project, R2Object
 from storage_audit.origin import Origin, acting_as
 from storage_audit.querysets import read_within
+from storage_audit.storage import TrackedStorage
 from tests.admin_client import act, page, superuser, text_of
 from tests.conftest import Bucket
 from tests.promises import (
@@ -164,23 +167,54 @@ def test_odd_name_is_found_just_before_the_deletion(
     assert outcomes(delete("proj_1")) == {key: "protected"}
 
 
+class Wrapper(Storage):
+    """It names no bucket, as one that counts or caches."""
+
+    def __init__(self) -> None:
+        self.inner = TrackedStorage()
+
+    def _open(self, name: str, mode: str = "rb") -> Any:
+        return self.inner._open(name, mode)
+
+
+def by_another_host_name() -> S3Storage:
+    host = conf().endpoint_url.replace("127.0.0.1", "localhost")
+    return S3Storage(bucket_name=conf().bucket, endpoint_url=host)
+
+
+def without_endpoint() -> S3Storage:
+    return S3Storage(bucket_name=conf().bucket)
+
+
+def field_of(model: str, name: str = "file") -> Any:
+    return apps.get_model("library", model)._meta.get_field(name)
+
+
+def in_another_bucket() -> S3Storage:
+    return field_of("Copy", "backup").storage
+
+
 @pytest.mark.parametrize(
-    "endpoint, is_ours",
+    "storage, is_asked",
     [
-        ("http://A.example:80/", True),
-        ("https://a.example:443", True),
-        (None, True),
-        ("https://b.example", False),
-        ("https://a.example:8443", False),
-        ("https://a.example/x", False),
+        (by_another_host_name, True),
+        (without_endpoint, True),
+        (Wrapper, True),
+        (in_another_bucket, False),
+        (FileSystemStorage, False),
+        (InMemoryStorage, False),
     ],
 )
-def test_a_storage_is_known_by_its_endpoint(
-    settings: Settings, endpoint: str | None, is_ours: bool
+def test_every_field_is_asked_whose_storage_is_not_known_to_be_elsewhere(
+    library: Bucket, monkeypatch: pytest.MonkeyPatch, storage: Any, is_asked: bool
 ) -> None:
-    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ENDPOINT_URL": "https://a.example"}
-    storage = S3Storage(bucket_name="tests", endpoint_url=endpoint)
-    assert references.is_ours(storage) is is_ours
+    alive("proj_1")
+    key = library.upload("proj_1")
+    monkeypatch.setattr(field_of("Clip"), "storage", storage())
+    clip = rows("Clip").create(file=key)
+    if storage is Wrapper:
+        assert clip.file.open().read() == b"take"
+    assert outcomes(delete("proj_1")) == {key: "protected" if is_asked else "deleted"}
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -565,6 +599,14 @@ def test_file_that_only_a_row_named_is_looked_for_again(
 def test_a_field_whose_keys_no_format_reads_is_a_warning(library: Bucket) -> None:
     warning = found()["storage_audit.W009"]
     assert "library.Still.file, such as stills/" in warning.msg
+
+
+@pytest.mark.parametrize("storage", [in_another_bucket, Wrapper])
+def test_field_that_may_be_of_another_bucket_is_no_warning(
+    library: Bucket, monkeypatch: pytest.MonkeyPatch, storage: Any
+) -> None:
+    monkeypatch.setattr(field_of("Still"), "storage", storage())
+    assert "storage_audit.W009" not in found()
 
 
 def test_the_field_of_a_function_is_tried_with_a_sample(library: Bucket) -> None:

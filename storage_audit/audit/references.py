@@ -1,7 +1,7 @@
 """Which rows of other tables name files of a bucket, by their key or by a storage's name for it.
 
-Asked of every local FileField whose storage writes to that bucket, and of what the setting
-REFERENCES adds. Rows are read from the database that is written to, past any manager.
+Asked of every local FileField whose storage is not known to write elsewhere, and of what the
+setting REFERENCES adds. Rows are read from the database that is written to, past any manager.
 """
 
 import logging
@@ -13,10 +13,10 @@ from itertools import islice
 from operator import or_
 from time import monotonic
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from django.apps import apps
 from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
+from django.core.files.storage import FileSystemStorage, InMemoryStorage
 from django.db import DEFAULT_DB_ALIAS, DatabaseError, connections, models, router
 from django.db.models import Expression, F, Q
 from django.db.models.deletion import Collector, ProtectedError, RestrictedError
@@ -37,6 +37,8 @@ CHUNK = 1000
 NOT_ASCII = "[^\x01-\x7f]"
 # What `get_constraints` calls the indexes that find a value: nothing on SQLite.
 INDEX_TYPES = (None, "idx", "btree", "hash")
+# Storages that keep files on this machine, unless they name a bucket.
+LOCAL = (FileSystemStorage, InMemoryStorage)
 # The names of a table's indexes that leave out rows: partial ones, and those whose build failed.
 INCOMPLETE_INDEXES = {
     "postgresql": """
@@ -58,7 +60,7 @@ class Column(NamedTuple):
 
     model: type[models.Model]
     name: str
-    # Unknown where REFERENCES names the field.
+    # Empty where REFERENCES names the field, or its storage names no bucket.
     bucket: str = ""
 
     @property
@@ -191,36 +193,27 @@ def is_of(kind: type[models.Model], model: type[models.Model]) -> bool:
 def columns(bucket: str) -> list[Column]:
     """The fields that may name files of the bucket. Raises ImproperlyConfigured."""
     texts = [each for each in declared().values() if isinstance(each, Column)]
-    return [*(each for each in file_columns() if each.bucket == bucket), *texts]
+    return [*(each for each in file_columns() if each.bucket in ("", bucket)), *texts]
 
 
 def file_columns() -> Iterator[Column]:
-    """Those whose storage writes to a bucket of our store."""
+    """Those whose storage may write to a bucket."""
     for model in apps.get_models():
         for field in model._meta.local_fields:
-            storage: Any = getattr(field, "storage", None)
-            if isinstance(field, models.FileField) and is_ours(storage):
-                yield Column(model, field.name, str(storage.bucket_name))
+            if isinstance(field, models.FileField):
+                bucket = bucket_of(field.storage)
+                if bucket or not isinstance(field.storage, LOCAL):
+                    yield Column(model, field.name, bucket)
+
+
+def bucket_of(storage: Any) -> str:
+    """The bucket that it names. The endpoint says nothing: one store has several addresses."""
+    return str(getattr(storage, "bucket_name", None) or "")
 
 
 def asks_anything() -> bool:
     """Whether any table or function may know of files; where none does, nothing is asked."""
     return bool(conf().references) or any(file_columns())
-
-
-def is_ours(storage: Any) -> bool:
-    """Whether it is a storage of S3, at our store. One that names no endpoint may be anywhere."""
-    if not getattr(storage, "bucket_name", None):
-        return False
-    endpoint = getattr(storage, "endpoint_url", None)
-    return not endpoint or address_of(endpoint) == address_of(conf().endpoint_url)
-
-
-def address_of(url: str) -> tuple[str | None, int | None, str]:
-    """Where it leads to: the same for http and https, with and without their usual port."""
-    parts = urlsplit(url)
-    port = None if parts.port in (80, 443) else parts.port
-    return parts.hostname, port, parts.path.rstrip("/")
 
 
 def declared() -> dict[str, Column | Source]:

@@ -17,7 +17,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from storage_audit import projects
-from storage_audit.clocks import lately
+from storage_audit.clocks import before, lately
 from storage_audit.conf import conf
 from storage_audit.fields import after_prefix, in_any_spelling
 
@@ -261,6 +261,10 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
         return Exists(projects.rows().filter(storage_audit_id=OuterRef("pk")))
 
 
+# States of a tracking row with neither an upload nor a deletion under way.
+AT_REST = ("stored", "upload_failed")
+
+
 class R2ObjectQuerySet(models.QuerySet["R2Object"]):
     def in_bucket(self, bucket: str) -> Self:
         return self.filter(bucket=bucket)
@@ -345,5 +349,8 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
         return list(sums.values_list("bucket", "n", "total"))
 
     def at_rest(self) -> Self:
-        """Rows with neither an upload nor a deletion under way."""
-        return self.filter(state__in=["stored", "upload_failed"])
+        return self.filter(state__in=AT_REST)
+
+    def changing_since(self, moment: datetime | None) -> Self:
+        """Rows with either of them under way, or that were written since."""
+        return self.exclude(before("updated_at", moment), state__in=AT_REST)

@@ -185,6 +185,42 @@ def test_verification_calls_the_object_of_two_projects_kept(
 
 
 @each_order
+def test_verification_does_not_call_an_object_absent_that_is_another_projects(
+    folding: Bucket, mine: str, other: str
+) -> None:
+    deleted("proj_1")
+    alive("proj_2")
+    track(folding, mine, "proj_1", "backfill")
+    track(folding, other, "proj_2", "adopted")
+    folding.put(NFD)
+    [verification] = requests.verify_project("proj_1")
+    assert run(verification).error == "0 left behind, 0 seen absent."
+
+
+def test_verification_of_a_live_project_does_not_call_an_object_with_two_rows_missing(
+    folding: Bucket,
+) -> None:
+    alive("proj_1", "proj_2")
+    track(folding, NFD, "proj_1", "backfill")
+    track(folding, NFC, "proj_2", "adopted")
+    folding.put(NFD)
+    [verification] = requests.verify_project("proj_1")
+    assert run(verification).error == "1 in step, 0 missing, 0 untracked."
+
+
+def test_verification_of_a_cleanup_sees_an_object_that_is_another_projects_by_now(
+    folding: Bucket,
+) -> None:
+    alive("proj_1", "proj_2")
+    folding.put(NFC)
+    operation = delete("proj_1")
+    folding.put(NFD)
+    track(folding, NFD, "proj_2", "adopted")
+    found = run(requests.verify_operation(operation))
+    assert found.error == "0 left behind, 0 seen absent."
+
+
+@each_order
 def test_adopting_the_object_settles_both_rows(folding: Bucket, mine: str, other: str) -> None:
     deleted("proj_1")
     alive("proj_2", "proj_3")

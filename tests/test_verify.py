@@ -1,13 +1,19 @@
 """Verifications and dry runs: they look, say what they saw, and delete nothing."""
 
+from collections.abc import Callable
+from datetime import timedelta
+
 import pytest
 from django.core.exceptions import ValidationError
+from django.core.files.base import ContentFile
+from django.core.files.storage import default_storage
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
 from storage_audit.audit import cleanup, discovery, limits, requests
 from storage_audit.audit.requests import StillAlive
-from storage_audit.audit.work import Work
+from storage_audit.audit.second_look import SecondLook
+from storage_audit.audit.work import OutOfTime, Work
 from storage_audit.bucket.listing import escape
 from storage_audit.models import (
     CleanupOperation,
@@ -16,6 +22,7 @@ from storage_audit.models import (
     Project,
     R2Object,
 )
+from storage_audit.storage import Upload
 from tests.conftest import Bucket
 from tests.promises import (
     FLAT,
@@ -33,6 +40,7 @@ from tests.promises import (
     run,
     track,
 )
+from tests.test_two_rows import NFC, NFD
 
 
 def verify(project_id: str) -> CleanupOperation:
@@ -101,6 +109,107 @@ def test_tracked_object_whose_key_names_another_project_is_not_called_missing(
     operation = verify("proj_1")
     assert outcomes(operation) == {key: "protected"}
     check(bucket)
+
+
+LATE = "projects/proj_1/scenes/s1/media/late.mp4"
+
+
+def behind_the_listing(patch: pytest.MonkeyPatch, *effects: Callable[[], object]) -> None:
+    """Let these happen once, after the prefix of the project was listed."""
+    original, todo = discovery.discover_tracked, list(effects)
+
+    def discover_tracked(work: Work, span: int) -> None:
+        while todo and work.operation.ranges[span].startswith("projects/proj_1/"):
+            todo.pop(0)()
+        original(work, span)
+
+    patch.setattr(discovery, "discover_tracked", discover_tracked)
+
+
+def test_file_of_an_upload_that_ends_behind_the_listing_is_not_called_absent(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.upload("proj_1")
+    upload = Upload(bucket.name, LATE).begin()
+    delete("proj_1")
+    behind_the_listing(monkeypatch, lambda: bucket.put(LATE), upload.confirm)
+    found = verify("proj_1")
+    assert found.error == "1 left behind, 0 seen absent."
+    assert outcomes(found) == {LATE: "failed"}
+
+
+def test_key_with_an_upload_under_way_is_not_called_absent(bucket: Bucket) -> None:
+    bucket.upload("proj_1")
+    delete("proj_1")
+    Upload(bucket.name, LATE).begin()
+    assert verify("proj_1").error == "0 left behind, 0 seen absent."
+
+
+def test_file_that_an_upload_stores_behind_the_last_look_is_not_called_absent(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = bucket.upload("proj_1")
+    operation = requests.verify_operation(delete("proj_1"))
+    take = SecondLook.take
+
+    def upload_first(look: SecondLook) -> str:
+        default_storage.save(key, ContentFile(b"again"))
+        return take(look)
+
+    monkeypatch.setattr(SecondLook, "take", upload_first)
+    assert run(operation).error == "0 left behind, 0 seen absent."
+
+
+def test_file_that_is_put_again_behind_the_listing_is_not_called_absent(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = bucket.upload("proj_1")
+    operation = requests.verify_operation(delete("proj_1"))
+    behind_the_listing(monkeypatch, lambda: bucket.put(key))
+    found = run(operation)
+    assert found.error == "1 left behind, 0 seen absent."
+    assert outcomes(found) == {key: "failed"}
+
+
+def test_file_under_a_prefix_that_is_another_projects_by_now_is_not_called_absent(
+    bucket: Bucket, settings: Settings
+) -> None:
+    formats = {"folder": "{project}/{filename}", "flat": "{project}_{scene}.{ext}"}
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LAYOUTS": formats}
+    alive("proj_1")
+    key = "proj_1_x/readme.txt"
+    bucket.put(key)
+    track(bucket, key, "proj_1", "adopted")
+    operation = delete("proj_1")
+    assert outcomes(operation) == {key: "deleted"}
+    assert run(requests.verify_operation(operation)).error == "0 left behind, 1 seen absent."
+    bucket.put(key)
+    assert run(requests.verify_operation(operation)).error == "0 left behind, 0 seen absent."
+
+
+def test_verification_that_takes_several_turns_takes_over_nothing_twice(
+    bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is another project's by now was dropped in an earlier turn."""
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SLICE": timedelta(0)}
+    alive("proj_1", "proj_2")
+    bucket.set_marker(folds_unicode=True)
+    bucket.put(NFC)
+    cleaned = delete("proj_1")
+    bucket.put(NFD)
+    track(bucket, NFD, "proj_2", "adopted")
+    take, turns = SecondLook.take, list[None]()
+
+    def ask_later(look: SecondLook) -> str:
+        turns.append(None)
+        if len(turns) == 1:
+            raise OutOfTime
+        return take(look)
+
+    monkeypatch.setattr(SecondLook, "take", ask_later)
+    found = run(requests.verify_operation(cleaned))
+    assert found.error == "0 left behind, 0 seen absent."
+    assert len(turns) == 2
 
 
 def test_deleted_project_with_leftovers(bucket: Bucket) -> None:

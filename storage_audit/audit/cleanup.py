@@ -274,9 +274,11 @@ def set_out(operation: CleanupOperation) -> None:
 
 
 def compare(work: Work) -> None:
-    if reason := limits.missing(work.operation):
+    operation = work.operation
+    # Not once the items of the verified operation are among its own.
+    if "recalled" not in operation.cursor and (reason := limits.missing(operation)):
         # Its items stay, as they say what is missing.
-        block(work.operation, reason)
+        block(operation, reason)
     else:
         verification.compare(work)
 

@@ -1,6 +1,6 @@
 """The verify step: list the plan's ranges again, complete or nothing, and believe only that."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from django.db import transaction
@@ -28,6 +28,8 @@ from storage_audit.querysets import starts_with
 Outcome, FoundIn = CleanupItem.Outcome, CleanupItem.FoundIn
 # Between two looks for files of which no answer says that they were deleted.
 ABSENCE_PAUSE = timedelta(minutes=1)
+# Objects that are in the bucket, by the primary key of their item.
+Found = Mapping[int, Listed]
 
 
 def verify(work: Work) -> None:
@@ -92,18 +94,36 @@ def look_at_keys(work: Work) -> None:
     look_for(work, work.operation.items.open().filter(span=None), "alone", adds=1)
 
 
-def look_for(work: Work, items: CleanupItemQuerySet, name: str, *, adds: int) -> None:
-    """Mark those of the items that are there; `name` is that of the position among them, and each
+def mark_found(work: Work, found: Found) -> None:
+    work.operation.items.filter(pk__in=found).update(present_at=timezone.now())
+
+
+def judge_found(work: Work, found: Found) -> None:
+    """As if the listing had shown them: what is another project's by now is no item."""
+    items = judged(work, list(found.values()), None)
+    work.operation.items.filter(pk__in=found).delete()
+    save(items)
+
+
+def look_for(
+    work: Work,
+    items: CleanupItemQuerySet,
+    name: str,
+    *,
+    adds: int,
+    note: Callable[[Work, Found], None] = mark_found,
+) -> None:
+    """Note those of the items that are there; `name` is that of the position among them, and each
     adds so much to the progress."""
     operation = work.operation
     after = operation.cursor.get(name, "")
     while looked := work.look_up(items.filter(key__gt=after).order_by("key")):
-        here = [item.pk for item, listed in looked if listed]
+        here = {item.pk: listed for item, listed in looked if listed}
         after = looked[-1][0].key
         with transaction.atomic():
             so_far = headway.passed(operation, adds * len(looked))
             operation.renew(cursor=work.move(**{name: after}), headway=so_far)
-            operation.items.filter(pk__in=here).update(present_at=timezone.now())
+            note(work, here)
         work.breathe()
 
 
@@ -160,8 +180,9 @@ def compare(work: Work) -> None:
         # A row may be newer than the listing: the clock that wrote it need not be ours.
         tracked = operation.items.planned().filter(found_in=FoundIn.TRACKED, present_at=None)
         look_for(work, tracked, "missing", adds=0)
-    else:
+    elif not operation.names_its_objects:
         recall(work)
+        look_at_unlisted(work)
     second = SecondLook(work)
     told = second.take()
     with transaction.atomic():
@@ -196,6 +217,9 @@ def compare_live(operation: CleanupOperation) -> str:
 def compare_deleted(operation: CleanupOperation) -> str:
     items = operation.items.planned()
     absent = items.filter(found_in=FoundIn.TRACKED, present_at=None)
+    rows = R2Object.objects.in_bucket(operation.bucket).changing_since(operation.started_at)
+    # An upload may have ended behind the look.
+    absent.filter(Exists(rows.filter(key__in=[OuterRef("key"), OuterRef("identity")]))).delete()
     gone = absent.mark(Outcome.ALREADY_ABSENT)
     left = items.mark(Outcome.FAILED, _("Still in the bucket.") + " " + way_out(operation))
     return _("%(left)s left behind, %(gone)s seen absent.") % {"left": left, "gone": gone}
@@ -211,22 +235,40 @@ def way_out(operation: CleanupOperation) -> str:
 def recall(work: Work) -> None:
     """Bring in what the verified operation saw gone and the listing just now did not show."""
     operation = work.operation
-    if operation.parent and not operation.names_its_objects:
-        # Keys that another project's upload took since were listed, but as that project's.
-        others = R2Object.objects.in_bucket(operation.bucket).filter(key=OuterRef("key"))
-        taken = Exists(others.exclude(project_id=operation.project_id))
-        with transaction.atomic():
-            operation.renew()
-            operation.copy_items(operation.parent)
-            copied = operation.items.planned().filter(found_in=FoundIn.TRACKED)
-            copied.filter(taken).delete()
-            # The prefixes of the verified operation need not be those of today's key formats.
-            unlisted = copied
-            for prefix in filter(work.shows_all_spellings, operation.ranges):
-                unlisted = unlisted.exclude(starts_with("key", prefix))
-            unlisted.update(span=None)
-        look_for_nameless(work, unlisted.filter(escaped=True))
-        look_at_keys(work)
+    if operation.parent is None:
+        return
+    if "recalled" not in operation.cursor:
+        take_over(work, operation.parent)
+    alone = operation.items.planned().filter(found_in=FoundIn.TRACKED, span=None)
+    look_for_nameless(work, alone.filter(escaped=True))
+    look_at_keys(work)
+
+
+def take_over(work: Work, verified: CleanupOperation) -> None:
+    """Once, as what is dropped later must not come back."""
+    operation = work.operation
+    # Keys that another project's upload took since were listed, but as that project's.
+    others = R2Object.objects.in_bucket(operation.bucket).filter(key=OuterRef("key"))
+    taken = Exists(others.exclude(project_id=operation.project_id))
+    with transaction.atomic():
+        operation.renew(cursor=work.move(recalled=True))
+        operation.copy_items(verified)
+        copied = operation.items.planned().filter(found_in=FoundIn.TRACKED)
+        copied.filter(taken).delete()
+        # The prefixes of the verified operation need not be those of today's key formats.
+        unlisted = copied
+        for prefix in filter(work.shows_all_spellings, operation.ranges):
+            unlisted = unlisted.exclude(starts_with("key", prefix))
+        unlisted.update(span=None)
+
+
+def look_at_unlisted(work: Work) -> None:
+    """What no listing showed as the project's may have come since, or be another project's: each
+    at its own place. Those that no prefix covers were looked for so before."""
+    items = work.operation.items.planned().filter(found_in=FoundIn.TRACKED, present_at=None)
+    listed = items.filter(span__isnull=False)
+    look_for_nameless(work, listed.filter(escaped=True))
+    look_for(work, listed.filter(escaped=False), "missing", adds=0, note=judge_found)
 
 
 def conclude(operation: CleanupOperation, result: str, doubt: str) -> None:

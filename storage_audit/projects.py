@@ -51,8 +51,17 @@ def field() -> Any:
 
 
 def id_of(project: models.Model) -> str:
+    name = conf().project_field
+    value = pk_of(project) if name == "pk" else getattr(project, name)
     # An instance that was not read from the database may hold another spelling of the value.
-    return str(field().to_python(getattr(project, conf().project_field)))
+    return str(field().to_python(value))
+
+
+def pk_of(project: models.Model) -> Any:
+    """The key of the project's own row: a child of several models may have another one's as its
+    primary key."""
+    pk: Any = model()._meta.pk
+    return getattr(project, pk.attname)
 
 
 def stored_id(project: models.Model) -> str:
@@ -60,7 +69,7 @@ def stored_id(project: models.Model) -> str:
     name = conf().project_field
     if name == "pk":
         return id_of(project)
-    stored = every().filter(pk=project.pk).values_list(name, flat=True).first()
+    stored = every().filter(pk=pk_of(project)).values_list(name, flat=True).first()
     return id_of(project) if stored is None else str(stored)
 
 

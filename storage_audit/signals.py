@@ -1,7 +1,7 @@
 """A row is deleted: record the cleanup in the same transaction, enqueue it after the commit."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -23,9 +23,13 @@ Trigger = CleanupOperation.Trigger
 def connect() -> None:
     """Connect the receivers, for proxy models too: a signal's sender is the proxy, not its base.
     https://code.djangoproject.com/ticket/9318
+
+    To save a child saves the project's row as well, and signals only the child. A deletion signals
+    each of them.
     """
-    for model in same_table(projects.model()):
+    for model in with_children(projects.model()):
         post_save.connect(project_saved, model, dispatch_uid="storage_audit.saved")
+    for model in same_table(projects.model()):
         pre_delete.connect(project_to_be_deleted, model, dispatch_uid="storage_audit.load")
         post_delete.connect(project_deleted, model, dispatch_uid="storage_audit.deleted")
     for model in same_table(R2Object):
@@ -44,6 +48,11 @@ def same_table(model: type[models.Model]) -> Iterable[type[models.Model]]:
     return [m for m in apps.get_models() if m._meta.concrete_model is table]
 
 
+def with_children(model: type[models.Model]) -> Iterable[type[models.Model]]:
+    """Every model whose rows are rows of this one too: multi-table inheritance."""
+    return [m for m in apps.get_models() if issubclass(m, model._meta.concrete_model or model)]
+
+
 def of_default_database(receiver: Callable[..., None]) -> Callable[..., None]:
     """Ignore rows of other databases: they are copies, and own nothing in the bucket. Their
     transactions are not ours either, so a rollback there would leave a cleanup here."""
@@ -57,8 +66,18 @@ def of_default_database(receiver: Callable[..., None]) -> Callable[..., None]:
 
 
 @of_default_database
-def project_saved(instance: models.Model, created: bool, **kwargs: Any) -> None:
-    project_id, evidence = projects.id_of(instance), KnownProject.Evidence.SAVED
+def project_saved(
+    instance: models.Model,
+    created: bool,
+    raw: bool = False,
+    update_fields: Collection[str] | None = None,
+    **kwargs: Any,
+) -> None:
+    if raw and type(instance) not in same_table(projects.model()):
+        return  # A fixture has the project's row apart, and not its values in the child.
+    # Without all fields saved, the instance may hold an id that no row has.
+    id_of = projects.id_of if update_fields is None else projects.stored_id
+    project_id, evidence = id_of(instance), KnownProject.Evidence.SAVED
     KnownProject.objects.saw_alive(project_id, evidence, created=created)
 
 

@@ -79,13 +79,16 @@ def proxy_of(model: type[models.Model]) -> Iterator[Any]:
         signals.connect()
         yield proxy
     finally:
-        for signal in (pre_delete, post_delete, post_save):
-            signal.receivers = [
-                receiver for receiver in signal.receivers or [] if receiver[0][1] != id(proxy)
-            ]
-            signal.sender_receivers_cache.clear()
-        del apps.all_models["storage_audit"][name.lower()]
-        apps.clear_cache()
+        forget_model(proxy)
+
+
+def forget_model(model: type[models.Model]) -> None:
+    """Take back that an application defines it."""
+    for signal in (pre_delete, post_delete, post_save):
+        signal.receivers = [each for each in signal.receivers or [] if each[0][1] != id(model)]
+        signal.sender_receivers_cache.clear()
+    del apps.all_models["storage_audit"][model.__name__.lower()]
+    apps.clear_cache()
 
 
 @contextmanager

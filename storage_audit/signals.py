@@ -84,7 +84,8 @@ def project_saved(
 @of_default_database
 def project_to_be_deleted(instance: models.Model, **kwargs: Any) -> None:
     # Once the row is gone it cannot be asked, and the instance may hold another id by now.
-    vars(instance)["storage_audit_id"] = projects.stored_id(instance)
+    vars(instance)["storage_audit_id"] = project_id = projects.stored_id(instance)
+    projects_of_call().add(project_id)
     vars(instance)["storage_audit_named"] = named_files.named_by(instance)
 
 
@@ -98,7 +99,7 @@ def project_deleted(instance: models.Model, **kwargs: Any) -> None:
         deleted_at=now,
         released_by=origin.user if origin.forced else "",
     )
-    named_files.note(operations, vars(instance)["storage_audit_named"])
+    named_files.note(operations, vars(instance)["storage_audit_named"], projects_of_call())
     tasks.enqueue_on_commit(operations)
 
 
@@ -132,6 +133,15 @@ def rows_of_call() -> dict[int, Row]:
     """
     rows: dict[int, Row] = vars(connection.atomic_blocks[-1]).setdefault("storage_audit_rows", {})
     return rows
+
+
+def projects_of_call() -> set[str]:
+    """The ids of all projects that the delete() call under way deletes, kept as `rows_of_call` are;
+    none where a site sends the signals itself, outside a transaction."""
+    if not connection.atomic_blocks:
+        return set()
+    ids: set[str] = vars(connection.atomic_blocks[-1]).setdefault("storage_audit_projects", set())
+    return ids
 
 
 @dataclass(frozen=True)

@@ -637,6 +637,20 @@ def test_a_copied_row_that_is_deleted_speaks_of_the_file_only_once_its_owner_is_
     assert "its key names proj_1, which does not exist" in reason(operation, key)
 
 
+@pytest.mark.parametrize("owner, other", [("proj_1", "proj_2"), ("proj_2", "proj_1")])
+def test_file_of_a_project_that_is_deleted_in_the_same_call_is_left_to_its_own_cleanup(
+    library: Bucket, owner: str, other: str
+) -> None:
+    alive(owner, other)
+    key = library.upload(owner)
+    rows("Clip").create(project_id=other, file=key)
+    Project.objects.filter(pk__in=[owner, other]).delete()
+    for project_id in (other, owner):
+        operation = run(CleanupOperation.objects.get(project_id=project_id, kind="project"))
+        assert operation.status == Status.CLEAN
+        assert outcomes(operation) == ({key: "deleted"} if project_id == owner else {})
+
+
 # A row that needs its project
 
 

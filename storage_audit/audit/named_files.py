@@ -4,7 +4,7 @@ No cleanup finds them, so they are noted before the rows go, and kept as items o
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from django.db import models, transaction
@@ -73,16 +73,23 @@ def named_by(project: models.Model) -> list[Named]:
     return found
 
 
-def note(operations: Iterable[CleanupOperation], named: Iterable[Named]) -> None:
-    """Make them items of the cleanup in their bucket that stay."""
+def note(
+    operations: Iterable[CleanupOperation],
+    named: Iterable[Named],
+    deleted: Collection[str] = (),
+) -> None:
+    """Make them items of the cleanup in their bucket that stay, but for files of the other projects
+    that are `deleted` with this one: their own cleanups decide on these."""
     named = list(named)
     for operation in operations:
         here = {each.key: each for each in named if each.bucket == operation.bucket}
         for some in chunks(here.values()):
-            insert_new(list(items(operation, some)))
+            insert_new(list(items(operation, some, deleted)))
 
 
-def items(operation: CleanupOperation, named: list[Named]) -> Iterator[CleanupItem]:
+def items(
+    operation: CleanupOperation, named: list[Named], deleted: Collection[str]
+) -> Iterator[CleanupItem]:
     """Of what nobody else will delete. A person may have given a file to this project, whose
     cleanup takes it then, or to another."""
     keys = [each.key for each in named]
@@ -91,7 +98,7 @@ def items(operation: CleanupOperation, named: list[Named]) -> Iterator[CleanupIt
     owners = {key: given.get(key) or layouts().readings(key).projects for key in keys}
     alive = alive_of({owner for some in owners.values() for owner in some})
     for each in named:
-        if not owners[each.key] & {*alive, operation.project_id}:
+        if not owners[each.key] & {*alive, *deleted, operation.project_id}:
             yield CleanupItem(
                 operation=operation,
                 key=each.key,

@@ -19,7 +19,14 @@ from storage_audit.audit.lookup.facts import Seen, Sight
 from storage_audit.audit.lookup.pasted import Named
 from storage_audit.audit.lookup.sentence import Sentence
 from storage_audit.bucket.r2 import Listed
-from storage_audit.models import BucketScan, CleanupOperation, Finding, KnownProject, R2Object
+from storage_audit.models import (
+    BucketScan,
+    CleanupOperation,
+    Finding,
+    KnownProject,
+    Project,
+    R2Object,
+)
 from tests.promises import alive, deleted
 from tests.test_admin_objects import row
 from tests.test_admin_operations import add_items, make
@@ -371,6 +378,29 @@ def test_an_object_of_projects_none_of_which_lives_is_not_to_be_adopted(db: None
     said = answer(SHARED)
     assert SCAN in said.text and "none of which lives" in said.text and not said.ended
     assert "is younger than the deletion, so later checks keep it too. Run a scan" in said.text
+
+
+def test_file_kept_as_younger_than_the_deletion_is_not_said_to_go_with_the_next_cleanup(
+    db: None,
+) -> None:
+    deleted("proj_1")
+    item(SHARED, outcome="protected", reason="Too young.", last_modified=timezone.now())
+    [of_deleted, _of_unknown] = lookup.look_up(SHARED).objects[0].judgements
+    assert "is younger than the deletion" in of_deleted.verdict.reason
+
+
+def test_dry_run_that_keeps_a_file_names_the_next_step_for_a_live_and_a_deleted_project(
+    db: None,
+) -> None:
+    alive("proj_1")
+    plan = make("planned", project_id="proj_1", dry_run=True)
+    item(SHARED, plan, outcome="protected", reason="In doubt.")
+    assert "In doubt. Settle that before the project is deleted." in why(SHARED)
+    Project.objects.filter(pk="proj_1")._raw_delete("default")
+    KnownProject.objects.update_or_create(
+        pk="proj_1", defaults={"evidence": "deleted", "deleted_at": AGO}
+    )
+    assert "In doubt. Once that is settled, clean up after the project again." in why(SHARED)
 
 
 @pytest.mark.parametrize("age", [AGO, LONG_AGO])

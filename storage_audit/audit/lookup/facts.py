@@ -138,6 +138,12 @@ class Facts:
         return max(self.unresolved, key=weight, default=None)
 
     @property
+    def remaining_item(self) -> CleanupItem | None:
+        """The latest item, where it says that the object is still there."""
+        item = next(iter(self.items), None)
+        return None if item and item.outcome in GONE else item
+
+    @property
     def unresolved(self) -> list[Finding]:
         return [one for one in self.findings if one.state != "resolved"]
 
@@ -163,7 +169,7 @@ class Facts:
 
     @property
     def last_modified(self) -> datetime | None:
-        told = (self.listed, self.row, self.finding)
+        told = (self.listed, self.row, self.finding, self.remaining_item)
         return next((one.last_modified for one in told if one and one.last_modified), None)
 
 

@@ -46,6 +46,11 @@ def kept(facts: Facts) -> Answer:
             "Cleanup %(operation)s kept it: %(reason)s Once that is settled, verify that cleanup,"
             " or clean up after its project again."
         )
+    elif owner and owner.life is Life.DELETED:
+        text = _(
+            "A cleanup would keep it, says operation %(operation)s: %(reason)s Once that is"
+            " settled, clean up after the project again."
+        )
     else:
         text = _(
             "A cleanup would keep it, says operation %(operation)s: %(reason)s Settle that before"

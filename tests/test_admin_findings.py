@@ -255,7 +255,7 @@ def test_objects_are_tracked_and_others_left_with_the_reason(bucket: Bucket) -> 
     shown = decide("track", found)
     assert "1 finding is tracked" in shown and "2 findings are left as they are:" in shown
     assert "It is not in the bucket any more." in shown
-    assert "This cannot be done with what is misnamed." in shown
+    assert "This action is not for findings of the kind “misnamed”." in shown
     assert R2Object.objects.get().key == KEY
 
 

@@ -95,6 +95,7 @@ def test_confirmation_of_many_says_what_will_go(db: None) -> None:
     track("proj_2", 2)
     shown = act(superuser(), "project", "delete_selected", "proj_1", "proj_2")
     assert "5 objects, 4.9 KB in bucket tests will be deleted from R2" in shown
+    assert "Every file of these projects in R2 is deleted too" in shown
     assert Project.objects.count() == 2
 
 

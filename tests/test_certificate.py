@@ -723,7 +723,7 @@ def test_of_what_deletes_nothing_or_is_not_over_there_is_none_and_it_is_said_why
     none = dict.fromkeys(("found", "deleted", "found_bytes", "deleted_bytes"), 0)
     client = superuser()
     for values, why in (
-        ({"kind": "verify"}, "It only looked."),
+        ({"kind": "verify"}, "A verification deletes nothing."),
         ({"kind": "vanished", "status": "blocked"}, "It lists projects."),
         ({"dry_run": True, "status": "planned"}, "A dry run deletes nothing."),
         ({"status": "running"}, "None yet."),

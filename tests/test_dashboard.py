@@ -414,7 +414,7 @@ def test_before_anything_ran_the_board_says_so_and_calls_nothing_well(db: None) 
     assert "This database is not connected to a bucket" in shown and "claim_bucket" in shown
     overview.take_figures()
     chart = text_of(client.get(BOARD)).split("<h3>Left behind</h3>")[1].split("</section>")[0]
-    assert "<svg" not in chart and "Not counted in these days" in chart
+    assert "<svg" not in chart and "No figures for these days yet" in chart
     find("a")  # Whatever scan found it did not have to end well.
     BucketScan.objects.update(status="failed")
     assert tile(text_of(client.get(BOARD)), "Left behind")[1] == "1 object"
@@ -986,7 +986,7 @@ def test_a_line_goes_through_the_days_that_were_counted(db: None) -> None:
 def test_file_types_are_those_of_the_last_count_and_say_of_when(db: None) -> None:
     client = superuser()
     title = "Objects and bytes by file type"
-    assert "the next sweep does it" in charts_on(client)[title]
+    assert "They are counted once an hour." in charts_on(client)[title]
     row("a", file_type="mp4", size=3000)
     row("b", file_type="mp4", size=None)
     row("c", file_type="srt", size=5)
@@ -1014,10 +1014,10 @@ def test_file_types_are_drawn_over_time_the_largest_of_any_day_and_the_others_to
 ) -> None:
     titles = [f"Tracked {what} over time, by file type" for what in ("objects", "bytes")]
     client, today = superuser(), timezone.localdate()
-    assert all("the next sweep does it" in charts_on(client)[title] for title in titles)
+    assert all("They are counted once an hour." in charts_on(client)[title] for title in titles)
     counted(40, avi=[9, 9 * 1024**3])
     counted(-1, mkv=[9, 9 * 1024**3])  # As after a change of TIME_ZONE.
-    assert all("Not counted in these days" in charts_on(client)[title] for title in titles)
+    assert all("No figures for these days yet" in charts_on(client)[title] for title in titles)
     counted(20, mov=[3, 8192], mp4=[1, 1024])
     counted(0, mp4=[2, 4096], srt=[5, 20], jpg=[1, 500], png=[1, 400], **{OTHER_TYPES: [7, 90000]})
     objects, sizes = (charts_on(client)[title] for title in titles)

@@ -228,7 +228,7 @@ def test_what_may_not_go_says_why_and_when(bucket: Bucket, settings: Settings) -
     assert "seen only since" in told["both"] and "younger than allowed" in told["both"]
     assert told["kept"] == "It is acknowledged: mine"
     assert told["done"] == "It is resolved: gone"
-    assert told["other"] == "It is untracked, and no orphan."
+    assert told["other"] == "It is untracked, not orphaned."
     assert "No request can name" in told["nul"]
     assert not CleanupOperation.objects.exists()
 
@@ -539,7 +539,10 @@ def test_a_listing_that_shows_few_of_them_is_not_believed(
     for key in keys[1:]:
         bucket.r2.remove(key)
     operation = remove(found)
-    assert operation.status == Status.BLOCKED and "rather the listing" in operation.error
+    assert (
+        operation.status == Status.BLOCKED
+        and "the listing or the bucket is probably wrong" in operation.error
+    )
     assert bucket.keys() == {keys[0]}
 
 
@@ -739,7 +742,7 @@ def test_what_is_not_as_the_finding_says_is_not_given(bucket: Bucket) -> None:
     bucket.r2.remove(OTHER)
     told = whys(decisions.adopt(ids(found), "proj_1"))
     assert "overwritten" in told[KEY] and "not in the bucket" in told[OTHER]
-    assert "cannot be done with what is missing" in told["missing"]
+    assert "not for findings of the kind “missing”" in told["missing"]
     assert "No row can name" in told["nul"] and told["over"] == "It is resolved: x"
     assert not R2Object.objects.exists()
 
@@ -830,7 +833,7 @@ def test_tracking_leaves_what_is_gone_in_hand_or_of_another_kind(bucket: Bucket)
     track(bucket, OTHER, "proj_9", state="uploading")
     told = whys(decisions.track(ids(found)))
     assert "not in the bucket" in told[KEY] and "in hand" in told[OTHER]
-    assert told["x"] == "This cannot be done with what is orphaned."
+    assert told["x"] == "This action is not for findings of the kind “orphaned”."
     assert set(states().values()) == {"open"}
 
 

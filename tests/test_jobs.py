@@ -383,7 +383,8 @@ def test_deletion_stops_when_the_person_may_not_delete_any_more(
     assert Project.objects.count() == 4
     shown = text_of(superuser().get(page("job", "change", job.pk)))
     assert "Stopped after 3 of 7 projects: ben " in shown and reason in shown
-    assert "The others were not deleted." in shown
+    assert "The other 4 were not deleted." in shown
+    assert "Stopped</th>" in shown and "All taken up" not in shown
 
 
 def test_deletion_does_not_need_a_permission_that_it_was_confirmed_without() -> None:
@@ -619,7 +620,7 @@ def test_the_page_says_how_far_it_is_and_what_waits_for_a_person(done: Job) -> N
     client, address = superuser(), page("job", "change", done.pk)
     shown = text_of(client.get(address))
     assert "0 of 2 projects are taken up." in shown
-    assert "None yet: a worker makes the first ones next." in shown
+    assert "None yet. A worker starts the first ones soon." in shown
     made = jobs.take_up(done)
     shown = text_of(client.get(address))
     assert "Of 2 operations, 2 are still to be done" in shown

@@ -42,6 +42,7 @@ def test_ten_failures_lock_the_name_at_this_address_for_a_quarter_of_an_hour() -
     refused = log_in("carla", RIGHT)
     assert refused.status_code == 429
     assert "Wait 15 minutes" in words(refused)
+    assert "AutoShorts administration" in words(refused) and "Django" not in words(refused)
     assert log_in("dan", RIGHT).status_code == 302
     assert log_in("carla", RIGHT, "203.0.113.8").status_code == 302
     ATTEMPTS.objects.update(attempt_time=F("attempt_time") - WAIT)

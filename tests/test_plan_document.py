@@ -76,7 +76,7 @@ def test_plan_tells_folders_types_and_the_largest_to_the_byte(bucket: Bucket) ->
     assert line("mp4", 3, "5.9 KB") in text
     assert line(FLAT, "8 bytes") in text
     assert "<dd>5 objects, 5.9 KB</dd>" in text and "<dd>0 objects, 0 bytes</dd>" in text
-    assert "Nothing: whatever was found may go." in text
+    assert "Nothing. Everything that was found can be deleted." in text
 
 
 def test_plan_tells_what_would_stay_with_reasons_and_keys(bucket: Bucket) -> None:
@@ -263,7 +263,7 @@ def test_plan_of_a_live_project_shows_the_button_disabled_with_the_reason(db: No
 
 
 def test_a_limit_is_said_to_be_lifted(db: None) -> None:
-    lifted = "To run it lifts that limit, for this plan alone."
+    lifted = "Running it lifts that limit, for this plan alone."
     assert lifted in shown(make("planned", error="2 are more than 1."))
     assert lifted not in shown(make("planned"))
 

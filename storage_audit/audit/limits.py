@@ -108,9 +108,9 @@ def missing(operation: CleanupOperation) -> str:
     if is_reasonable(gone, total := stored.count()):
         return ""
     reason = _(
-        "%(gone)s of the %(total)s tracked objects are not in the listing. From more than %(few)s"
-        " objects and %(share)s %% on it is rather the listing or the bucket that is wrong."
-        " Nothing is concluded; look into the bucket by other means."
+        "%(gone)s of the %(total)s tracked objects are not in the listing. When more than %(few)s"
+        " objects and %(share)s %% are missing, the listing or the bucket is probably wrong."
+        " Nothing was concluded. Check the bucket in the Cloudflare dashboard."
     ) % figures(gone, total)
     if operation.kind == Kind.VERIFY:
         return reason
@@ -126,9 +126,9 @@ def gone_unsent(operation: CleanupOperation) -> str:
         return ""
     return _(
         "%(gone)s of the %(total)s objects that the plan saw are not in the listing any more, and"
-        " were not sent for deletion. From more than %(few)s objects and %(share)s %% on it is"
-        " rather the listing or the bucket that is wrong. Nothing is concluded; look into the"
-        " bucket by other means. If they are really gone, force-delete this operation."
+        " were not sent for deletion. When more than %(few)s objects and %(share)s %% are missing,"
+        " the listing or the bucket is probably wrong. Nothing was concluded. Check the bucket in"
+        " the Cloudflare dashboard. If they are really gone, force-delete this operation."
     ) % figures(gone, total)
 
 

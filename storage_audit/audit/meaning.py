@@ -38,8 +38,8 @@ MEANING = {
         "Done: complete listings of the bucket show none of its objects any more."
     ),
     Status.CLEAN_WITH_PROTECTED: gettext_lazy(
-        "All that may go is gone. The protected objects are still in the bucket; each says why it"
-        " was kept."
+        "Done: everything that may be deleted is gone. The protected objects are still in the"
+        " bucket; each says why it was kept."
     ),
     Status.INCOMPLETE: gettext_lazy(
         "Something remains, or the bucket could not be asked. It is tried again by itself, with"
@@ -50,8 +50,8 @@ MEANING = {
         " look: the message and the items say what stands in the way."
     ),
     Status.BLOCKED: gettext_lazy(
-        "Nothing is deleted until a person decides. The message says what stopped it, with the"
-        " figures; once that is settled, force-delete it to release it."
+        "Nothing is deleted until a person decides. The message says what stopped it. If its"
+        " figures are right, force-delete it to release it."
     ),
     Status.SUPERSEDED: gettext_lazy(
         "A new project with this id, or a later deletion of it, decides on the files. Nothing more"
@@ -67,7 +67,7 @@ VERIFIED = {
         "The look is over and found differences; it changed nothing. The items say which they are."
     ),
     Status.BLOCKED: gettext_lazy(
-        "The look was stopped; the message says by what. Once that is settled, verify again."
+        "The verification was stopped; the message says why. Once that is settled, verify again."
     ),
 }
 # The badge of a look that is over and incomplete: nothing of it is still to be done.
@@ -265,7 +265,7 @@ OUTCOMES = {
 SEEN = {
     Outcome.PLANNED: (
         gettext_lazy("to be compared"),
-        gettext_lazy("It was found; what it should be is not known yet."),
+        gettext_lazy("It is tracked, or in the bucket, or both. The two have not been compared."),
     ),
     Outcome.ALREADY_ABSENT: (
         gettext_lazy("seen absent"),

@@ -172,7 +172,7 @@ ADOPT = Act(
     "adopt",
     decisions.adopt,
     gettext_lazy("Adopt into a project"),
-    gettext_lazy("adopted: what was given to the project goes when it is deleted"),
+    gettext_lazy("adopted: deleting the project now deletes these files too"),
     (
         gettext_lazy(
             "The objects are given to a project that exists. They stay where they are, and are"

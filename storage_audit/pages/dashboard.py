@@ -105,7 +105,7 @@ def for_a_person(links: Links, waiting: int) -> Tile:
 
 def left_behind(links: Links, left: Left | None, scan: BucketScan | None) -> Tile:
     title, url, warning = _("Left behind"), links.left_behind(), ("warning", _("look"))
-    without = _("Without what is protected, and without what an open cleanup is to delete.")
+    without = _("Protected files, and files of open cleanups, are not counted.")
     if left is None:
         figure = _("about %s objects or more") % number_format(overview.MUCH, force_grouping=True)
         return Tile(title, figure, [_("The next sweep counts them."), without], url, *warning)
@@ -137,7 +137,7 @@ def price(left: Amount) -> str:
 def last_scan(links: Links, scan: BucketScan | None) -> Tile:
     title = _("Last complete scan")
     if not scan or not scan.finished_at:
-        words = _("Files that are left behind are found by the first one only.")
+        words = _("Run a scan to find leftover files.")
         return Tile(title, _("never"), [words], links.list("bucketscan"), "warning", _("scan"))
     words = _("Of the whole bucket: %s") % amount(scan.listed, scan.listed_bytes)
     figure = _("%s ago") % age(scan.finished_at)

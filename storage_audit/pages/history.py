@@ -112,7 +112,9 @@ def freed(period: list[date], ended: list[Outcomes]) -> Chart:
 def left_behind(period: list[date], figures: list[DailyFigures], left: Left | None) -> Chart:
     title = _("Left behind")
     if not figures:
-        return Chart(title, "", note=_("Not counted in these days: the next sweep does it."))
+        return Chart(
+            title, "", note=_("No figures for these days yet. They are counted once an hour.")
+        )
     counted = {each.day: Amount(each.left_behind, each.left_behind_bytes) for each in figures}
     if left and left.taken_at is None:
         counted[period[-1]] = left.amount
@@ -135,7 +137,7 @@ def left_behind(period: list[date], figures: list[DailyFigures], left: Left | No
 def file_types(latest: DailyFigures | None) -> Chart:
     title = _("Objects and bytes by file type")
     if latest is None:
-        return Chart(title, "", note=_("Not counted yet: the next sweep does it."))
+        return Chart(title, "", note=_("No figures yet. They are counted once an hour."))
     # PostgreSQL keeps the keys of JSON in an order of its own.
     known = {name: Amount(*sums) for name, sums in latest.file_types.items()}
     names = sorted(known, key=lambda name: (name == OTHER_TYPES, -known[name].bytes, name))
@@ -176,7 +178,9 @@ def types_over_time(period: list[date], figures: list[DailyFigures]) -> Iterator
         if figures:
             yield of_types(title, period, figures, types, place)
         else:
-            yield Chart(title, "", note=_("Not counted in these days: the next sweep does it."))
+            yield Chart(
+                title, "", note=_("No figures for these days yet. They are counted once an hour.")
+            )
 
 
 def of_types(

@@ -103,7 +103,9 @@ def page(job: Job) -> dict[str, Any]:
 def facts(job: Job) -> Iterator[tuple[Any, Any]]:
     for name in FACTS:
         if value := getattr(job, name):
-            yield label_of(job, name), visible(value) if isinstance(value, str) else value
+            stopped = name == "finished_at" and job.stop_reason
+            label = _("stopped") if stopped else label_of(job, name)
+            yield label, visible(value) if isinstance(value, str) else value
 
 
 def operations_of(job: Job, **filters: object) -> str:
@@ -113,17 +115,18 @@ def operations_of(job: Job, **filters: object) -> str:
 def sentences(job: Job, sums: dict[str, StatusSums], made: int, under_way: int) -> Iterator[str]:
     if job.stop_reason:
         text = _(
-            "Stopped after %(position)d of %(projects)d projects: %(reason)s The others were not"
-            " deleted. If they are to go, select them again."
+            "Stopped after %(position)d of %(projects)d projects: %(reason)s The other %(left)d"
+            " were not deleted. To delete them, select them again."
         )
-        numbers = {"position": job.position, "projects": job.projects}
+        left = job.projects - job.position
+        numbers = {"position": job.position, "projects": job.projects, "left": left}
         yield text % {**numbers, "reason": job.stop_reason}
     elif job.action in Job.DELETIONS:
         yield describe_deletion(job, sums, made, under_way)
     elif not job.finished_at:
         text = _(
-            "%(position)d of %(projects)d projects are taken up. A worker goes on with the rest by"
-            " itself; you may leave this page."
+            "%(position)d of %(projects)d projects are taken up. The others follow. You can leave"
+            " this page."
         )
         yield text % {"position": job.position, "projects": job.projects}
     elif under_way:

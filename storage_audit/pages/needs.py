@@ -125,7 +125,7 @@ def of_scans(links: Links, last_complete: BucketScan | None) -> Iterator[Need]:
             "warning",
             _("no scan"),
             _("Nobody has compared the whole bucket with the table yet"),
-            scan_step(links, _("Scan it. Files that are left behind are found only then.")),
+            scan_step(links, _("Run a scan to find leftover files.")),
             links.list("bucketscan"),
             step_url=begin and f"{begin}?purpose={BucketScan.Purpose.BACKFILL}",
         )

@@ -170,17 +170,18 @@ def what(operation: CleanupOperation) -> str:
         "bucket": visible(operation.bucket),
         "trigger": operation.get_trigger_display(),
     }
-    return _("%(kind)s of %(subject)s in bucket %(bucket)s. It began with: %(trigger)s.") % told
+    return _("%(kind)s of %(subject)s in bucket %(bucket)s. Started by: %(trigger)s.") % told
 
 
 def buttons(request: HttpRequest, operation: CleanupOperation) -> dict[str, Any]:
-    """The labels, and why a button is none: what the person may not, or what makes no sense."""
+    """The labels, and why a button is disabled. Where nothing can be forced, there is none."""
     choice = force_choice(operation)
     no_force = "" if choice else str(effect_of_force(operation))
     return {
         "clean_up_again": CleanupOperation.objects.seeing_remains().contains(operation),
         "clean_up_refusal": refusal(request, "force_cleanup"),
         "force": choice,
+        "force_offered": bool(choice) or is_of_live_project(operation),
         "force_refusal": no_force or refusal(request, "force_cleanup"),
         "verify_refusal": no_verification(operation) or refusal(request, "verify_cleanup"),
     }

@@ -242,8 +242,9 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
             title=_("Run this plan?") if are_plans else _("Force-delete?"),
             sentences=(
                 _(
-                    "It lifts limits, never the ownership rule: what belongs to another project, or"
-                    " to nobody we can name, stays. What is deleted cannot be brought back."
+                    "It lifts limits, never the ownership rule: files that may belong to another"
+                    " project, or whose owner is unknown, are kept. Deleted files cannot be"
+                    " restored."
                 ),
             ),
             heads=(

@@ -235,8 +235,8 @@ class OwnerAdmin(DeletingAdmin[M]):
                     " not, by a cleanup that no safety limit stops. This cannot be undone."
                 ),
                 _(
-                    "It lifts limits, never the ownership rule: what belongs to another project,"
-                    " or to nobody we can name, stays."
+                    "It lifts limits, never the ownership rule: files that may belong to another"
+                    " project, or whose owner is unknown, are kept."
                 ),
                 *used_lines(
                     R2Object.objects.filter(project_id__in=map(projects.id_of, owners)),

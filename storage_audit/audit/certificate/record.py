@@ -111,13 +111,13 @@ def why_never(operation: CleanupOperation) -> str:
     if operation.kind == Kind.VANISHED:
         return _("It lists projects. The cleanup of each has a certificate of its own.")
     if operation.kind == Kind.VERIFY:
-        return _("It only looked. The deletion that it looked after has a certificate.")
+        return _("A verification deletes nothing. Only a deletion has a certificate.")
     if operation.dry_run:
-        return _("A dry run deletes nothing. Once its plan was run, there is a certificate.")
+        return _("A dry run deletes nothing. Once its plan has been run, there is a certificate.")
     if operation.status == Status.SUPERSEDED:
         return _("It was ended before it was done. Its page says what became of each object.")
     if operation.status not in STATEMENTS:
-        return _("None yet. There is one when the deletion has ended, or has to be tried again.")
+        return _("None yet. There is one once the deletion has ended or is being retried.")
     return ""
 
 

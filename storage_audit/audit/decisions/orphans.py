@@ -143,7 +143,7 @@ def why_it_stays(finding: Any) -> str:
     if finding.may_go:
         return ""
     if finding.kind != Finding.Kind.ORPHANED:
-        return _("It is %s, and no orphan.") % Finding.Kind(finding.kind).label
+        return _("It is %s, not orphaned.") % Finding.Kind(finding.kind).label
     if finding.escaped:
         return _("No request can name this key. Delete it in the Cloudflare dashboard.")
     if finding.state != State.OPEN:

@@ -109,7 +109,7 @@ def still_tracked(
 
 def refuse_dead(alive: object, project_id: str) -> None:
     if not alive:
-        text = _("There is no project %s: only a live one can be given an object.")
+        text = _("There is no project %s. Only an existing project can adopt files.")
         raise Refusal(text % project_id)
 
 
@@ -131,7 +131,7 @@ def looks(findings: Findings, kinds: Collection[str], decision: Decision) -> Ite
 
 def unfit(finding: Finding, kinds: Collection[str]) -> str:
     if finding.kind not in kinds:
-        return _("This cannot be done with what is %s.") % finding.get_kind_display()
+        return _("This action is not for findings of the kind “%s”.") % finding.get_kind_display()
     if finding.escaped:
         return _("No row can name this key.")
     return as_it_is(finding) if finding.state == State.RESOLVED else ""

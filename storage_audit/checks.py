@@ -2,11 +2,19 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from django.apps import apps
 from django.apps.config import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
-from django.db import DatabaseError, OperationalError, ProgrammingError, connection
+from django.db import (
+    DEFAULT_DB_ALIAS,
+    DatabaseError,
+    OperationalError,
+    ProgrammingError,
+    connection,
+    router,
+)
 
 from storage_audit import projects, queue
 from storage_audit.audit import references
@@ -19,6 +27,7 @@ from storage_audit.conf import conf
 def register_checks() -> None:
     register(check_settings, Tags.compatibility)
     register(check_times, Tags.compatibility)
+    register(check_routers, Tags.compatibility)
     register(check_queue, Tags.compatibility)
     register(check_notices, Tags.compatibility)
     register(check_schedule, Tags.database)
@@ -66,6 +75,29 @@ def check_times(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
         return []
     hint = "Set it to True: the store's times have a zone, and are kept and compared as they are."
     return [Error("USE_TZ is not True.", hint=hint, id="storage_audit.E005")]
+
+
+# A router may choose among replicas by chance.
+TIMES_ASKED = 20
+
+
+def check_routers(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """Cleanups decide by what they just wrote, which a replica may not have yet."""
+    elsewhere = [
+        model._meta.label
+        for model in apps.get_app_config("storage_audit").get_models()
+        for ask in (router.db_for_read, router.db_for_write)
+        if any(ask(model) != DEFAULT_DB_ALIAS for _time in range(TIMES_ASKED))
+    ]
+    if not elsewhere:
+        return []
+    hint = (
+        'Have DATABASE_ROUTERS return "default" for the app label "storage_audit", for reads too.'
+        " A replica that is behind hides files and limits from cleanups."
+    )
+    names = ", ".join(dict.fromkeys(elsewhere))
+    text = f"DATABASE_ROUTERS send {names} to another database than the default one."
+    return [Error(text, hint=hint, id="storage_audit.E007")]
 
 
 def check_queue(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:

@@ -4,16 +4,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 from django.core.checks import CheckMessage, run_checks
 from django.db import connection, connections
+from django.db.models import Model
 from django_q.models import Schedule
 from pytest_django import Settings
 
 from devtools.environment import made_up_environment
 from storage_audit import queue, tasks
+from storage_audit.models import Finding
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,6 +60,40 @@ def test_a_bad_entry_does_not_keep_the_database_from_being_checked(settings: Set
 def test_times_without_a_zone_are_an_error(settings: Settings) -> None:
     settings.USE_TZ = False
     assert "storage_audit.E005" in found()
+
+
+class OurReadsByChance:
+    """Reads of ours go to a replica now and then, as reads of others always do."""
+
+    def __init__(self) -> None:
+        self.databases = cycle(["default", "default", "replica"])
+
+    def db_for_read(self, model: type[Model], **hints: object) -> str:
+        return next(self.databases) if model._meta.app_label == "storage_audit" else "replica"
+
+
+class OurWrites:
+    def db_for_write(self, model: type[Model], **hints: object) -> str | None:
+        return "shard" if model is Finding else None
+
+
+class ReadsOfOthers:
+    def db_for_read(self, model: type[Model], **hints: object) -> str | None:
+        return None if model._meta.app_label == "storage_audit" else "replica"
+
+
+@pytest.mark.parametrize(
+    ("routers", "expected"),
+    [([OurReadsByChance()], True), ([OurWrites()], True), ([ReadsOfOthers()], False)],
+)
+def test_router_that_sends_our_tables_to_another_database_is_an_error(
+    routers: list[object], expected: bool, settings: Settings
+) -> None:
+    settings.DATABASE_ROUTERS = routers
+    error = found().get("storage_audit.E007")
+    assert bool(error) == expected
+    if error:
+        assert "storage_audit.Finding" in error.msg and '"default"' in str(error.hint)
 
 
 def test_without_a_database_nothing_is_asked_of_it() -> None:

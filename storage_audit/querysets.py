@@ -311,8 +311,14 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
     def lock_for_deletion(self, keys: Collection[str]) -> int:
         """Bar uploads to these keys until they are seen gone; an upload under way wins."""
         under_way = Q(lately("updated_at", conf().upload_timeout), state="uploading")
-        rows = self.filter(key__any_of=keys).exclude(under_way)
-        return rows.update(state="deleting", updated_at=timezone.now())
+        return self.filter(key__any_of=keys).exclude(under_way).bar()
+
+    def bar(self) -> int:
+        """Mark them as being deleted. Of an upload that was not confirmed the row keeps no ETag,
+        so that it is known for one afterwards: what is there may be another object."""
+        unconfirmed = When(state__in=["uploading", "upload_failed"], then=Value(""))
+        etag = Case(unconfirmed, default="etag")
+        return self.update(etag=etag, state="deleting", updated_at=timezone.now())
 
     def unlock(self, items: CleanupItemQuerySet) -> int:
         """Let uploads write again to the keys of these items."""

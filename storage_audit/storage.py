@@ -230,7 +230,7 @@ def bar(bucket: str, keys: Collection[str]) -> dict[str, str]:
     """Mark the rows of these keys as being deleted; returns the states that they had."""
     rows = R2Object.objects.in_bucket(bucket).filter(key__in=keys)
     before = dict(rows.values_list("key", "state"))
-    rows.update(state=State.DELETING, updated_at=timezone.now())
+    rows.bar()
     return before
 
 

@@ -231,6 +231,7 @@ class Tracked(NamedTuple):
     source: str
     state: str
     upload_id: UUID | None
+    etag: str
 
 
 def to_judge(

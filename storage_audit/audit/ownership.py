@@ -41,6 +41,8 @@ class Row(Protocol):
     def state(self) -> str: ...
     @property
     def upload_id(self) -> UUID | None: ...
+    @property
+    def etag(self) -> str: ...
 
 
 @cache
@@ -241,12 +243,21 @@ def was_given(rows: Iterable[Row]) -> bool:
 def rivals_of(readings: Readings, rows: Sequence[Row], alive: set[str]) -> set[str]:
     """The live projects that could own an object though its rows name others. An upload's row has
     its project from the key, so it is no evidence against an id that the grammar refuses; a
-    person's decision is evidence against all, unless an upload may have stored another object."""
-    if is_given(rows):
+    person's decision is evidence against all. Neither is evidence against anyone once an upload
+    may have stored another object, of which nobody said whose it is."""
+    told, unconfirmed = telling(rows), any(map(is_unconfirmed, rows))
+    if is_given(rows) and not unconfirmed:
         return set()
-    if was_given(rows):
-        return readings.owners & alive - telling(rows).keys()
+    if told and (was_given(rows) or unconfirmed):
+        return readings.owners & alive - told.keys()
     return alive & readings.others
+
+
+def is_unconfirmed(row: Row) -> bool:
+    """Whether the last upload to the key, since a person decided, did not say what it stored, if
+    anything. A row that is barred, or was, has lost its ETag then: see R2ObjectQuerySet.bar."""
+    unsettled = row.state in (R2Object.State.UPLOADING, R2Object.State.UPLOAD_FAILED)
+    return row.upload_id is not None and (unsettled or not row.etag)
 
 
 def evidence_of(readings: Readings) -> str:

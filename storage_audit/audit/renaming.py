@@ -17,7 +17,7 @@ from django.utils.translation import gettext as _
 from storage_audit import logs, projects
 from storage_audit.audit import cleanup
 from storage_audit.audit.new_names import Look, Over, Renaming, chunks, gone, objection, take_look
-from storage_audit.audit.ownership import layouts, plain_under, told_by
+from storage_audit.audit.ownership import is_unconfirmed, layouts, plain_under, told_by
 from storage_audit.audit.scan.rows import being_deleted, facts
 from storage_audit.bucket import copies
 from storage_audit.bucket.errors import StoreError
@@ -94,13 +94,14 @@ def described(one: Renaming, look: Look) -> dict[str, Any]:
     """What the new row says of the object. It is evidence of the owner only if the old one was."""
     readings = layouts().readings(one.new)
     names, row = {reading.project for reading in readings}, look.row(one.old)
+    tells = row and told_by(row) and not is_unconfirmed(row)
     return {
         "project_id": one.project_id,
         "scene_id": readings[0].scene or "",
         "file_type": readings[0].file_type[:40],
         "layout": readings[0].layout,
         "plain_under": plain_under(names, readings[0]),
-        "source": row.source if row and told_by(row) else Source.BACKFILL,
+        "source": row.source if row and tells else Source.BACKFILL,
     }
 
 

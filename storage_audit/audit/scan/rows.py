@@ -11,6 +11,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from storage_audit.audit.ownership import is_unconfirmed, told_by
 from storage_audit.audit.scan.bulk import line, load
 from storage_audit.audit.scan.owners import Owner, Seen
 from storage_audit.bucket.listing import (
@@ -71,6 +72,9 @@ def bring_up_to_date(seen: Seen) -> bool:
     """Make the row, in memory, what the bucket shows; whether that changed anything."""
     row, listed = seen.row, seen.listed
     assert row is not None
+    if told_by(row) and is_unconfirmed(row) and seen.owner.project_id != row.project_id:
+        # A row that was confirmed would be evidence of an owner whom nobody can tell.
+        return False
     values: dict[str, Any] = {"state": State.STORED, "plain_under": seen.owner.plain_under}
     if row.source == Source.BACKFILL:
         values |= described(seen.owner)

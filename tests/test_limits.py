@@ -1,5 +1,6 @@
 """What is too much to be believed, or to be done unasked, waits for a person, who sees why."""
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Thread
@@ -637,6 +638,42 @@ def test_two_sweeps_at_once_make_one_operation(bucket: Bucket) -> None:
         other.join(timeout=1)
     other.join()
     assert CleanupOperation.objects.count() == 1
+
+
+def meanwhile(effect: Callable[[], object], change: Callable[[], object]) -> None:
+    """Make the change in a transaction that another one waits for, which then has its effect."""
+
+    def run_effect() -> None:
+        effect()
+        connection.close()
+
+    other = Thread(target=run_effect)
+    with transaction.atomic():
+        change()
+        other.start()
+        other.join(timeout=1)
+    other.join()
+
+
+@pytest.mark.only_on("postgresql")
+def test_sweep_leaves_a_deletion_on_record_that_comes_while_it_waits(bucket: Bucket) -> None:
+    """The project's row was restored with SQL, and then deleted as usual."""
+    bucket.upload("proj_1")
+    alive("proj_2")
+    deleted_at = timezone.now() - timedelta(minutes=5)
+    KnownProject.objects.filter(pk="proj_1").update(evidence="vanished", deleted_at=deleted_at)
+    meanwhile(vanished.remember_alive, Project.objects.get(pk="proj_1").delete)
+    assert run(CleanupOperation.objects.get()).status == Status.CLEAN
+    assert not bucket.keys()
+
+
+@pytest.mark.only_on("postgresql")
+def test_project_created_while_a_sweep_waits_is_not_called_gone(bucket: Bucket) -> None:
+    alive("proj_1", "proj_2")
+    gone("proj_1")
+    meanwhile(lambda: vanished.record("proj_1"), lambda: alive("proj_1"))
+    assert KnownProject.objects.get(pk="proj_1").deleted_at is None
+    assert not CleanupOperation.objects.exists()
 
 
 def test_page_of_many_tells_what_holds_and_verifies_nothing(many: CleanupOperation) -> None:

@@ -56,7 +56,11 @@ def remember_alive() -> None:
         ignore_conflicts=True,
         batch_size=1000,
     )
-    KnownProject.objects.reappeared().drop_deletion()
+    back = KnownProject.objects.reappeared()
+    with transaction.atomic():
+        # A statement that waited for a lock still sees the projects of before: ask again under it.
+        locked = list(back.order_by("pk").select_for_update().values_list("pk", flat=True))
+        back.filter(pk__any_of=locked).drop_deletion()
 
 
 def hold_other_sweeps() -> None:
@@ -148,6 +152,8 @@ def record(project_id: str) -> bool:
 
 def request(project_id: str, evidence: str, **values: Any) -> list[CleanupOperation]:
     """Operations for a project that is gone; none when it is not, or somebody has it."""
+    # A statement that waited for the lock would still see the projects of before.
+    KnownProject.objects.hold(project_id)
     now, mine = timezone.now(), KnownProject.objects.vanished().filter(pk=project_id)
     if not mine.update(deleted_at=now, evidence=evidence):
         return []

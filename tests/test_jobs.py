@@ -396,6 +396,28 @@ def test_deletion_does_not_need_a_permission_that_it_was_confirmed_without() -> 
     assert not Project.objects.exists() and job.permissions == ["storage_audit.delete_project"]
 
 
+def test_deletion_waits_while_permissions_cannot_be_looked_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    projects(7)
+    confirm_all(person("delete_project"), "delete_selected")
+    job = Job.objects.get()
+
+    def fail(*args: object) -> None:
+        raise ConnectionError("The directory is down.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(User, "has_perm", fail)
+        for _attempt in range(jobs.ATTEMPTS + 2):
+            with pytest.raises(ConnectionError):
+                tasks.run_job(str(job.pk))
+    job.refresh_from_db()
+    assert (job.position, job.attempts, job.stop_reason) == (0, 0, "")
+    assert Project.objects.count() == 7
+    work(job)
+    assert not Project.objects.exists()
+
+
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Projects whose deletion takes longer than the database allows; all others go."""

@@ -61,20 +61,29 @@ def take_up(job: Job) -> list[CleanupOperation]:
     quicker. A slice that fails as a whole, or that cost a worker its life, is taken up one project
     at a time, so that a project that cannot be taken up stops no other."""
     end, made = job.position + SLICE, list[CleanupOperation]()
-    if not job.attempts and job.begin_attempt():
+    if not job.attempts and may_go_on(job) and job.begin_attempt():
         try:
             return take(job, SLICE)
         except DatabaseError:
             logger.warning("Job %s goes on one project at a time", job.pk, exc_info=True)
             job.read_progress()
     try:
-        while job.position < end and not job.finished_at and job.begin_attempt():
+        while job.position < end and not job.finished_at and may_go_on(job) and job.begin_attempt():
             made += take_alone(job)
     except DatabaseError:
         if not made:
             raise
         logger.exception("Job %s: an attempt failed", job.pk)
     return made
+
+
+def may_go_on(job: Job) -> bool:
+    """Stops the job of a person who may not delete the projects any more. Raises what the site's
+    permission backends raise; that is no attempt, as the trouble is not the project's."""
+    if reason := refusal(job):
+        logger.error("Job %s stops: %s", job.pk, reason)
+        job.stop(reason)
+    return not reason
 
 
 def take_alone(job: Job) -> list[CleanupOperation]:
@@ -99,12 +108,7 @@ def take_alone(job: Job) -> list[CleanupOperation]:
 @transaction.atomic
 def take(job: Job, count: int) -> list[CleanupOperation]:
     """The operations of so many projects, made in the transaction that says how far the job is:
-    whoever dies at it or does the same, each is made once. None for a person who may not delete
-    them any more: the job stops."""
-    if reason := refusal(job):
-        logger.error("Job %s stops: %s", job.pk, reason)
-        job.stop(reason)
-        return []
+    whoever dies at it or does the same, each is made once."""
     project_ids = job.project_ids[job.position : job.position + count]
     if not job.advance(len(project_ids)):
         return []

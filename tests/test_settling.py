@@ -9,13 +9,17 @@ from pytest_django.fixtures import Settings
 from devtools.faults.kinds import lies
 from devtools.faults.matching import is_delete_batch, on
 from devtools.faults.proxy import FaultyStore
-from storage_audit.audit import cleanup, settling, used_files
+from storage_audit.audit import cleanup, settling, used_files, verification
 from storage_audit.audit.position import OLD_AFTER
+from storage_audit.audit.work import Work
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.models import CleanupOperation, Incident, R2Object
+from storage_audit.storage import Upload
 from tests.conftest import Bucket
-from tests.promises import Status, check, outcomes, requested, run
+from tests.promises import Status, check, late_check, outcomes, reason, requested, run
 from tests.test_vouching import gone, steal
+
+LATE = "projects/proj_1/scenes/s1/media/late.mp4"
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +91,48 @@ def test_settling_that_takes_longer_than_a_turn_ends(bucket: Bucket, settings: S
             settled.append(len(gone(operation)))
     assert operation.status == Status.CLEAN
     assert settled == [2, 4, 5]
+
+
+@pytest.mark.parametrize("behind", [timedelta(0), timedelta(seconds=30)])
+def test_file_of_an_upload_that_ends_between_look_and_settling_is_not_called_absent(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, behind: timedelta
+) -> None:
+    """The clock of the web server may be behind."""
+    fill(bucket, 1)
+    upload = Upload(bucket.name, LATE).begin()
+    lost = used_files.lost
+
+    def end_first(work: Work) -> dict[int, str]:
+        bucket.put(LATE)
+        upload.confirm()
+        R2Object.objects.filter(key=LATE).update(updated_at=timezone.now() - behind)
+        return lost(work)
+
+    monkeypatch.setattr(used_files, "lost", end_first)
+    operation = run(requested("proj_1"))
+    assert operation.status == Status.CLEAN_WITH_PROTECTED
+    assert outcomes(operation)[LATE] == "protected"
+    assert "has just ended" in reason(operation, LATE)
+    check(bucket)
+    monkeypatch.undo()
+    assert outcomes(late_check(operation)) == {LATE: "deleted"}
+
+
+def test_file_of_an_upload_that_stored_it_and_is_still_open_is_not_called_absent(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(bucket, 1)
+    Upload(bucket.name, LATE).begin()
+    look = verification.look
+
+    def then_store(work: Work) -> None:
+        look(work)
+        bucket.put(LATE)
+
+    monkeypatch.setattr(verification, "look", then_store)
+    operation = run(requested("proj_1"))
+    assert outcomes(operation)[LATE] == "protected"
+    check(bucket)
 
 
 def test_settling_goes_on_only_from_a_recent_look(

@@ -4,6 +4,7 @@ Some items at a time, as a million take longer than a lease lasts.
 """
 
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 
 from django.db import transaction
@@ -13,9 +14,10 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.audit import headway, used_files
-from storage_audit.audit.deletion import NOT_LISTED, barred_by
+from storage_audit.audit.deletion import NOT_LISTED, barred_by, what_decides
 from storage_audit.audit.work import Work
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
+from storage_audit.clocks import apart
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
 
@@ -71,6 +73,7 @@ def settle_each(
 def settle_sent(
     operation: CleanupOperation, lost: dict[int, str], items: CleanupItemQuerySet
 ) -> None:
+    doubt_what_was_uploaded(operation, items.filter(calls=0, present_at=None))
     gone, there = items.filter(present_at=None), items.filter(present_at__isnull=False)
     named = {pk: lost[pk] for pk in gone.values_list("pk", flat=True) if pk in lost}
     forget_rows(operation, gone)
@@ -79,6 +82,16 @@ def settle_sent(
     gone.filter(calls__gt=0).mark(Outcome.DELETED)
     used_files.tell_lost(operation, named)
     try_again(operation, there)
+
+
+def doubt_what_was_uploaded(operation: CleanupOperation, unsent: CleanupItemQuerySet) -> None:
+    """The look does not show what an upload stored behind it."""
+    # Uploads are dated by other machines. Rows that were barred are not at rest.
+    earliest = datetime.fromisoformat(operation.cursor["began"]) - apart()
+    rows = R2Object.objects.in_bucket(operation.bucket).at_rest().changing_since(earliest)
+    ended = rows.filter(key__in=[OuterRef("key"), OuterRef("identity")])
+    reason = _("An upload to this key has just ended.") + " " + what_decides(operation)
+    unsent.filter(Exists(ended)).mark(Outcome.PROTECTED, reason)
 
 
 def call_absent(operation: CleanupOperation, items: CleanupItemQuerySet) -> None:

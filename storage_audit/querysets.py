@@ -360,3 +360,7 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
     def changing_since(self, moment: datetime | None) -> Self:
         """Rows with either of them under way, or that were written since."""
         return self.exclude(before("updated_at", moment), state__in=AT_REST)
+
+    def have_stored(self) -> Self:
+        """Rows of which an upload has stored an object, though a later one may have failed."""
+        return self.filter(Q(state="stored") | Q(state="upload_failed") & ~Q(etag=""))

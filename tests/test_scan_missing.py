@@ -97,12 +97,42 @@ def test_more_rows_than_a_database_takes_in_a_query_are_missing(listing: Listing
     assert findings() == {("missing", key) for key in many}
 
 
-@pytest.mark.parametrize("state", [State.UPLOADING, State.DELETING, State.UPLOAD_FAILED])
+@pytest.mark.parametrize("state", [State.UPLOADING, State.DELETING])
 def test_a_row_that_an_upload_or_a_cleanup_has_is_not_missing(listing: Listing, state: str) -> None:
     listing.remove(KEYS[5])
     R2Object.objects.filter(key=KEYS[5]).update(state=state)
     complete()
     assert findings() == set()
+
+
+@pytest.mark.parametrize("in_key_order", [True, False])
+@pytest.mark.parametrize("etag, missing", [("e", {("missing", KEYS[5])}), ("", set())])
+def test_a_row_whose_last_upload_failed_is_missing_if_one_before_had_stored_its_object(
+    listing: Listing,
+    monkeypatch: pytest.MonkeyPatch,
+    etag: str,
+    missing: set[tuple[str, str]],
+    in_key_order: bool,
+) -> None:
+    listing.remove(KEYS[5])
+    if not in_key_order:
+        listing.use(monkeypatch, Traits(folds_unicode=False, lists_in_key_order=False))
+    R2Object.objects.filter(key=KEYS[5]).update(state=State.UPLOAD_FAILED, etag=etag)
+    complete()
+    assert findings() == missing
+
+
+@pytest.mark.parametrize("state", [State.UPLOADING, State.DELETING, State.UPLOAD_FAILED])
+def test_a_missing_file_stays_one_while_its_row_is_changing(listing: Listing, state: str) -> None:
+    """The scan does not look for it."""
+    listing.remove(KEYS[5])
+    complete()
+    Finding.objects.acknowledge("lost in 2024", "zoe")
+    soon = timezone.now() + timedelta(seconds=30)
+    R2Object.objects.filter(key=KEYS[5]).update(updated_at=soon, state=state)
+    complete()
+    finding = Finding.objects.get()
+    assert (finding.state, finding.note) == ("acknowledged", "lost in 2024")
 
 
 def test_a_row_that_changed_after_its_page_was_asked_for_is_not_missing(listing: Listing) -> None:

@@ -53,7 +53,7 @@ DELETE FROM {Sighting._meta.db_table} AS seen
 WHERE scan_id = %s AND kind = '{Kind.MISSING.value}' AND (NOT EXISTS (
         SELECT 1 FROM {R2Object._meta.db_table} AS tracked
         WHERE tracked.bucket = seen.bucket AND tracked.key = seen.key
-            AND tracked.state = 'stored'
+            AND (tracked.state = 'stored' OR tracked.state = 'upload_failed' AND tracked.etag <> '')
             AND (tracked.updated_at < %s OR tracked.updated_at > %s)
     ) OR EXISTS (
         SELECT 1 FROM {ListedKey._meta.db_table} AS listed
@@ -145,10 +145,13 @@ def note_unfinished(scan: BucketScan) -> None:
 
 def note_unlisted(scan: BucketScan) -> None:
     """Where the store lists in an order of its own only all keys together tell what is missing."""
-    rows = R2Object.objects.in_bucket(scan.bucket).filter(
-        starts_with_any("key", scan.prefixes),
-        before("updated_at", scan.started_at),
-        state="stored",
+    rows = (
+        R2Object.objects.in_bucket(scan.bucket)
+        .have_stored()
+        .filter(
+            starts_with_any("key", scan.prefixes),
+            before("updated_at", scan.started_at),
+        )
     )
     after = ""
     while chunk := list(rows.between(after, None).unlisted_by(scan).order_by("key")[:CHUNK]):
@@ -231,7 +234,7 @@ def database_id(scan: BucketScan) -> Any:
 
 def resolve_unseen(scan: BucketScan) -> None:
     """What no scan has seen since this one began: the object is gone, or is no difference any
-    more. What was in hand may still be one."""
+    more. What was in hand may still be one, and a row that was is not looked for."""
     same = {"key": OuterRef("key"), "escaped": OuterRef("escaped")}
     in_hand = scan.sightings.filter(kind=IN_HAND, **same)
     unseen = Finding.objects.filter(
@@ -240,6 +243,9 @@ def resolve_unseen(scan: BucketScan) -> None:
         ~Exists(in_hand),
         bucket=scan.bucket,
     )
+    rows = R2Object.objects.in_bucket(scan.bucket).filter(key=OuterRef("key"))
+    changing = rows.changing_since(scan.started_at)
+    unseen = unseen.exclude(Exists(changing), kind=Kind.MISSING)
     if not scan.uploads_looked_for:
         unseen = unseen.exclude(kind=Kind.UNFINISHED)
     covered = unseen.filter(Finding.objects.covered(), kind=Kind.ORPHANED)

@@ -70,9 +70,8 @@ def missing(scan: BucketScan, keys: Collection[str], asked: datetime) -> Iterato
     An upload or a cleanup says itself what becomes of its row, and a row that changed after the
     listing was asked for knows more than the listing.
     """
-    rows = R2Object.objects.in_bucket(scan.bucket).filter(
-        before("updated_at", asked), state=R2Object.State.STORED
-    )
+    rows = R2Object.objects.in_bucket(scan.bucket).have_stored()
+    rows = rows.filter(before("updated_at", asked))
     todo = sorted(keys)
     for start in range(0, len(todo), CHUNK):
         for row in rows.filter(key__in=todo[start : start + CHUNK]):

@@ -81,8 +81,9 @@ def rows() -> models.QuerySet[Any]:
 
 def every() -> models.QuerySet[Any]:
     # No manager of the model's own: Meta.base_manager_name can name one that hides rows, too. And
-    # no replica, which may not know yet that an id lives again.
-    return models.QuerySet(model(), using=DEFAULT_DB_ALIAS)
+    # no replica, which may not know yet that an id lives again. No order: Meta.ordering may join
+    # rows that need not be there, and PostgreSQL does not lock past such a join.
+    return models.QuerySet(model(), using=DEFAULT_DB_ALIAS).order_by()
 
 
 def ids() -> Iterator[str]:
@@ -123,8 +124,10 @@ def lock(project_id: str) -> models.Model | None:
 
 
 def with_id(project_id: str) -> models.QuerySet[Any]:
-    """The row with this id, if there is one."""
-    return every().filter(**{f"{conf().project_field}__in": values_of(project_id)})
+    """The row with exactly this id, if there is one: its column may ignore case. The values find it
+    by the column's index."""
+    values = {f"{conf().project_field}__in": values_of(project_id)}
+    return rows().filter(**values, storage_audit_id=project_id)
 
 
 def is_alive(project_id: str | None) -> bool:

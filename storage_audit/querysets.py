@@ -130,7 +130,8 @@ COUNTED, SUMMED = 1_000, 200
 
 def with_storage(owners: models.QuerySet[Any], *, whole: bool = False) -> models.QuerySet[Any]:
     """Each project with its tracked objects and bytes, as far as they are counted and added up or
-    the `whole` of them, and its last cleanup's status."""
+    the `whole` of them, and its last cleanup's status. The model's own fields may have any name
+    without our prefix."""
     mine = {"project_id": OuterRef("storage_audit_id")}
     objects = apps.get_model("storage_audit", "R2Object").objects.filter(**mine)
     cleanups = apps.get_model("storage_audit", "CleanupOperation").objects.cleanups()
@@ -138,10 +139,12 @@ def with_storage(owners: models.QuerySet[Any], *, whole: bool = False) -> models
     counted, summed = (None, None) if whole else (COUNTED + 1, SUMMED)
     annotated: models.QuerySet[Any] = owners.annotate(
         storage_audit_id=projects.id_expression(),
-        object_count=aggregate_of(objects.values("project_id")[:counted], "COUNT(*)"),
-        object_bytes=aggregate_of(objects.values("size")[:summed], "COALESCE(SUM(size), 0)"),
-        last_operation_id=models.Subquery(operations.values("pk")[:1]),
-        last_operation_status=models.Subquery(operations.values("status")[:1]),
+        storage_audit_object_count=aggregate_of(objects.values("project_id")[:counted], "COUNT(*)"),
+        storage_audit_object_bytes=aggregate_of(
+            objects.values("size")[:summed], "COALESCE(SUM(size), 0)"
+        ),
+        storage_audit_last_operation_id=models.Subquery(operations.values("pk")[:1]),
+        storage_audit_last_operation_status=models.Subquery(operations.values("status")[:1]),
     )
     return annotated
 

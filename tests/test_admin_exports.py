@@ -182,10 +182,10 @@ def test_values_are_data_and_not_what_a_page_says_of_them() -> None:
         "id": "proj_1",
         "title": "A",
         "created_at": "2026-01-02T03:04:05.678901+00:00",
-        "object_count": 2,
-        "object_bytes": 6,
-        "last_operation_id": str(operation.pk),
-        "last_operation_status": "pending",
+        "storage_audit_object_count": 2,
+        "storage_audit_object_bytes": 6,
+        "storage_audit_last_operation_id": str(operation.pk),
+        "storage_audit_last_operation_status": "pending",
     }
 
 

@@ -6,16 +6,21 @@ from threading import Event
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
 from django.core import serializers
 from django.db import connection, models, transaction
 from pytest_django import Settings
 
-from storage_audit import signals
-from storage_audit.models import CleanupOperation, KnownProject, Project
+from storage_audit import projects, signals
+from storage_audit.audit import requests
+from storage_audit.audit.decisions import Refusal, tracking
+from storage_audit.models import CleanupOperation, Finding, KnownProject, Project
+from storage_audit.querysets import with_storage
+from tests.api_client import program
 from tests.conftest import Bucket
 from tests.promises import Status, again, alive, requested
 from tests.test_races import SECONDS, meanwhile, work_on
-from tests.test_signals import forget_model
+from tests.test_signals import forget_model, track
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
 
@@ -67,6 +72,36 @@ def child_of_two(settings: Settings) -> Iterator[Any]:
     settings.STORAGE_AUDIT_PROJECT_MODEL = "storage_audit.Work"
     with table_of(Medium), table_of(Work), table_of(Video) as video:
         yield video
+
+
+@pytest.fixture
+def ordered(settings: Settings) -> Iterator[Any]:
+    class Play(models.Model):  # noqa: DJ008
+        id = models.TextField(primary_key=True)
+        author = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
+        object_count = models.IntegerField(default=7)
+
+        class Meta:
+            app_label = "storage_audit"
+            ordering = ["author__username"]
+
+    settings.STORAGE_AUDIT_PROJECT_MODEL = "storage_audit.Play"
+    with table_of(Play) as play:
+        yield play
+
+
+@pytest.fixture
+def ignoring_case(settings: Settings) -> Iterator[Any]:
+    class Song(models.Model):  # noqa: DJ008
+        id = models.CharField(primary_key=True, max_length=50, db_collation="NOCASE")
+
+        class Meta:
+            app_label = "storage_audit"
+
+    settings.STORAGE_AUDIT_PROJECT_MODEL = "storage_audit.Song"
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"PROJECT_ID": "[A-Za-z]+"}
+    with table_of(Song) as song:
+        yield song
 
 
 def test_project_created_again_as_a_child_and_not_yet_committed_keeps_what_it_uploads(
@@ -128,3 +163,28 @@ def test_saving_some_fields_makes_no_id_known_that_no_row_has(by_title: None) ->
     project.title = "Eight"
     project.save(update_fields=["created_at"])
     assert [known.pk for known in KnownProject.objects.all()] == ["Seven"]
+
+
+def test_project_is_locked_and_deleted_whatever_its_model_orders_by(ordered: Any) -> None:
+    ordered.objects.create(id="proj_1")
+    assert [each.project_id for each in requests.delete_project_by_id("proj_1")] == ["proj_1"]
+    assert not ordered.objects.exists()
+
+
+def test_model_may_have_a_field_named_as_a_figure_of_ours(ordered: Any) -> None:
+    ordered.objects.create(id="proj_1")
+    track("a", "b", project="proj_1")
+    shown = with_storage(ordered.objects.all()).get()
+    assert (shown.object_count, shown.storage_audit_object_count) == (7, 2)
+
+
+@pytest.mark.only_on("sqlite")  # PostgreSQL needs ICU for such a collation
+def test_id_with_other_case_names_no_project(ignoring_case: Any) -> None:
+    ignoring_case.objects.create(id="Alpha")
+    answer = program().ask("DELETE", "/projects/alpha")
+    assert answer.status_code == 404
+    with pytest.raises(Refusal, match="There is no project alpha"):
+        tracking.adopt(Finding.objects.none(), "alpha")
+    with transaction.atomic():
+        assert projects.lock("alpha") is None
+        assert projects.lock("Alpha") == ignoring_case.objects.get()

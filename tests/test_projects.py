@@ -10,7 +10,7 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Group, User
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connection, models
+from django.db import connection, models, transaction
 from django.utils import timezone
 from django_q.models import Task
 from pytest_django import Settings
@@ -79,6 +79,9 @@ def test_an_id_is_the_text_that_stands_in_keys(case: Case) -> None:
     assert projects.is_alive(project_id)
     assert not any(map(projects.is_alive, others))
     assert not projects.is_alive(None)
+    with transaction.atomic():
+        assert projects.lock(project_id) == owner
+        assert not any(map(projects.lock, others))
     found = projects.rows().values_list("storage_audit_id", flat=True)
     assert list(found) == [project_id]
 
@@ -99,7 +102,7 @@ def test_its_storage_is_summed_up(case: Case) -> None:
     track("a", "b", project=project_id)
     track("c", project=case.no_ids[0])
     shown = with_storage(type(owner)._base_manager.all()).get()
-    assert (shown.object_count, shown.storage_audit_id) == (2, project_id)
+    assert (shown.storage_audit_object_count, shown.storage_audit_id) == (2, project_id)
 
 
 def test_an_instance_may_hold_another_spelling_of_its_id(settings: Settings) -> None:

@@ -43,7 +43,12 @@ from storage_audit.querysets import COUNTED, SUMMED, starts_with, with_storage
 from storage_audit.redaction import visible
 
 # What `with_storage` says of each project.
-STORAGE = ("object_count", "object_bytes", "last_operation_id", "last_operation_status")
+STORAGE = (
+    "storage_audit_object_count",
+    "storage_audit_object_bytes",
+    "storage_audit_last_operation_id",
+    "storage_audit_last_operation_status",
+)
 
 
 class OwnerAdmin(DeletingAdmin[M]):
@@ -65,19 +70,22 @@ class OwnerAdmin(DeletingAdmin[M]):
     # What is counted for each row of a list would be counted for all projects to sort by it.
     @admin.display(description=gettext_lazy("objects"))
     def tracked_objects(self, project: Any) -> str:
-        shown = number_format(min(project.object_count, COUNTED), force_grouping=True)
-        return _("more than %s") % shown if project.object_count > COUNTED else shown
+        shown = number_format(min(project.storage_audit_object_count, COUNTED), force_grouping=True)
+        return _("more than %s") % shown if project.storage_audit_object_count > COUNTED else shown
 
     @admin.display(description=gettext_lazy("bytes"))
     def tracked_bytes(self, project: Any) -> str:
-        shown = filesizeformat(project.object_bytes)
-        return _("more than %s") % shown if project.object_count > SUMMED else shown
+        shown = filesizeformat(project.storage_audit_object_bytes)
+        return _("more than %s") % shown if project.storage_audit_object_count > SUMMED else shown
 
     @admin.display(description=gettext_lazy("last cleanup"))
     def last_cleanup(self, project: Any) -> SafeString | None:
-        if project.last_operation_id is None:
+        if project.storage_audit_last_operation_id is None:
             return None
-        url, status = page_of(project.last_operation_id), badge(project.last_operation_status)
+        url, status = (
+            page_of(project.storage_audit_last_operation_id),
+            badge(project.storage_audit_last_operation_status),
+        )
         return format_html('<a href="{}">{}</a>', url, status)
 
     @admin.display(description=gettext_lazy("tracked in R2"))

@@ -54,7 +54,7 @@ def track(findings: Findings) -> Decision:
 def adopt(findings: Findings, project_id: str) -> Decision:
     """Give the objects to a live project, whose end will be theirs. Raises Refusal when there is
     no such project, Mismatch and StoreError."""
-    refuse_dead(projects.have_rows([project_id]), project_id)
+    refuse_dead(projects.with_id(project_id).exists(), project_id)
     decision = Decision()
     for look in looks(findings, ADOPTABLE, decision):
         covering = find_covering(look.bucket, owners_of(look))

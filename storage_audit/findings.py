@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any, Self
 
 from django.apps import apps
 from django.db import models
-from django.db.models import Count, F, Min, Q
+from django.db.models import Case, Count, F, Min, Q, Value, When
+from django.db.models.functions import Coalesce, Concat, NullIf
 from django.utils import timezone
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from storage_audit.conf import conf
@@ -91,6 +94,12 @@ class FindingQuerySet(models.QuerySet["Finding"]):
         given = {name: value for name, value in wanted.items() if value}
         return self.filter(starts_with("key", prefix), **given)
 
+    def keeping(self) -> Self:
+        """Those by which a person keeps the object: that of a missing file, or of an unfinished
+        upload, has none."""
+        of_no_object = (Kind.MISSING, Kind.UNFINISHED)
+        return self.filter(state="acknowledged", escaped=False).exclude(kind__in=of_no_object)
+
     def orphaned(self) -> Self:
         return self.open().filter(~self.covered(), kind="orphaned")
 
@@ -134,9 +143,15 @@ class FindingQuerySet(models.QuerySet["Finding"]):
         return self.filter(state="acknowledged")._decide("open", "", by)
 
     def resolve(self, how: str, by: str = "") -> int:
-        return self.unresolved()._decide("resolved", how, by)
+        """An acknowledgement's person and note are kept in the note."""
+        text = partial(Value, output_field=models.TextField())
+        person = Coalesce(NullIf("decided_by", text("")), text(gettext("somebody")))
+        before = text(gettext("%s (acknowledged before by ") % how)
+        noted = Concat(before, person, text(": "), "note", text(")"))
+        note = Case(When(state="acknowledged", then=noted), default=text(how))
+        return self.unresolved()._decide("resolved", note, by)
 
-    def _decide(self, state: str, note: str, by: str) -> int:
+    def _decide(self, state: str, note: str | Case, by: str) -> int:
         return self.update(state=state, note=note, decided_by=by, decided_at=timezone.now())
 
 

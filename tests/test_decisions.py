@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from threading import Event
-from typing import Any
+from typing import Any, Literal
+from unicodedata import normalize
 
 import pytest
 from django.db import connection, transaction
@@ -165,6 +166,118 @@ def test_a_part_of_a_list_can_be_decided_on(bucket: Bucket) -> None:
     orphaned(bucket, KEY, OTHER)
     assert decisions.acknowledge(Finding.objects.order_by("key")[:1], "fine").done == 1
     assert states() == {KEY: "acknowledged", OTHER: "open"}
+
+
+# Acknowledged, and kept
+
+KEEPS = "Kept: zoe acknowledged this file with the note “Evidence in a law suit”. To delete the"
+
+
+def keep(found: Iterable[Finding]) -> Decision:
+    with acting_as(Origin("zoe")):
+        decision = decisions.acknowledge(ids(found), "Evidence in a law suit")
+    assert (decision.done, decision.left) == (1, [])
+    return decision
+
+
+def test_late_check_keeps_an_acknowledged_file(bucket: Bucket) -> None:
+    alive("proj_2", "proj_9")
+    bucket.upload("proj_9")
+    operation = delete("proj_9")
+    keep(orphaned(bucket, KEY))
+    checked = late_check(operation)
+    assert (checked.status, bucket.keys()) == (Status.CLEAN_WITH_PROTECTED, {KEY})
+    assert reason(checked, KEY).startswith(KEEPS)
+    assert states() == {KEY: "acknowledged"}
+
+
+def test_plan_shows_that_a_file_acknowledged_since_stays(bucket: Bucket) -> None:
+    found = orphaned(bucket, KEY, OTHER)
+    plan = ask(found, dry_run=True)
+    keep(found[:1])
+    assert outcomes(run(plan)) == {KEY: "protected", OTHER: "planned"}
+
+
+def test_plan_that_is_run_keeps_a_file_acknowledged_since(bucket: Bucket) -> None:
+    found = orphaned(bucket, KEY, OTHER)
+    plan = run(ask(found, dry_run=True))
+    keep(found[:1])
+    requests.force_delete_operation(plan)
+    assert outcomes(run(plan)) == {KEY: "protected", OTHER: "deleted"}
+    assert reason(plan, KEY).startswith(KEEPS)
+    assert states() == {KEY: "acknowledged", OTHER: "resolved"}
+
+
+def test_queued_deletion_keeps_a_file_acknowledged_since_and_is_named(bucket: Bucket) -> None:
+    found = orphaned(bucket, KEY)
+    operation = ask(found)
+    [(key, told)] = keep(found).results
+    assert key == KEY and told.startswith(f"Cleanup {operation.pk} covers this file.")
+    assert outcomes(run(operation)) == {KEY: "protected"}
+    assert bucket.keys() == {KEY}
+
+
+def test_released_deletion_keeps_a_file_acknowledged_since(
+    bucket: Bucket, settings: Settings
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 0}
+    alive("proj_1")
+    found = orphaned(bucket, KEY)
+    operation = remove(found)
+    assert operation.status == Status.BLOCKED
+    assert keep(found).results
+    requests.force_delete_operation(operation)
+    assert outcomes(run(operation)) == {KEY: "protected"}
+
+
+def test_deletion_of_its_row_keeps_an_acknowledged_file(bucket: Bucket) -> None:
+    alive("proj_9")
+    key = bucket.upload("proj_9")
+    keep(find(bucket, key, kind="changed"))
+    R2Object.objects.get().delete()
+    operation = run(CleanupOperation.objects.get())
+    assert reason(operation, key).startswith(KEEPS)
+    assert bucket.keys() == {key}
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_acknowledged_file_is_kept_under_another_spelling(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, form: Literal["NFC", "NFD"]
+) -> None:
+    fold_unicode(bucket)
+    alive("proj_2", "proj_9")
+    operation = delete("proj_9")
+    [finding] = orphaned(bucket, UNDER + "e\u0301")
+    Finding.objects.update(key=normalize(form, finding.key))
+    keep([finding])
+    assert set(outcomes(late_check(operation)).values()) == {"protected"}
+    assert len(bucket.keys()) == 1
+
+
+@pytest.mark.parametrize("kind", ["missing", "unfinished"])
+def test_acknowledgement_about_no_object_keeps_none(bucket: Bucket, kind: str) -> None:
+    alive("proj_2", "proj_9")
+    operation = delete("proj_9")
+    keep(orphaned(bucket, KEY, kind=kind))
+    assert outcomes(late_check(operation)) == {KEY: "deleted"}
+
+
+def test_acknowledgement_of_another_object_keeps_none(bucket: Bucket) -> None:
+    alive("proj_2", "proj_9")
+    operation = delete("proj_9")
+    keep(orphaned(bucket, KEY, etag="another"))
+    assert outcomes(late_check(operation)) == {KEY: "deleted"}
+    [note] = Finding.objects.values_list("note", flat=True)
+    assert note.endswith(" (acknowledged before by zoe: Evidence in a law suit)")
+
+
+def test_reopened_file_goes_with_the_next_cleanup(bucket: Bucket) -> None:
+    alive("proj_2", "proj_9")
+    operation = delete("proj_9")
+    found = orphaned(bucket, KEY)
+    keep(found)
+    decisions.reopen(ids(found))
+    assert outcomes(late_check(operation)) == {KEY: "deleted"}
 
 
 # Orphans: which may go

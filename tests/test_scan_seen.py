@@ -183,6 +183,36 @@ def test_an_acknowledgement_outlasts_a_scan_that_meets_its_row_in_hand(
     assert finding.state == "resolved"
 
 
+def test_acknowledgement_outlasts_a_scan_while_a_cleanup_covers_the_file(listing: Listing) -> None:
+    complete()
+    Finding.objects.filter(key=ORPHAN).acknowledge("ours", "zoe")
+    cleanup = CleanupOperation.objects.request(
+        kind="project", project_id="proj_9", bucket=the_orphan().bucket, trigger="deleted"
+    )
+    complete()
+    assert the_orphan().state == "acknowledged"
+    CleanupOperation.objects.filter(pk=cleanup.pk).update(status="clean", next_attempt_at=None)
+    listing.remove(ORPHAN)
+    complete()
+    assert the_orphan().state == "resolved"
+    assert the_orphan().note.endswith("(acknowledged before by zoe: ours)")
+
+
+def test_acknowledgement_outlasts_a_scan_that_calls_the_file_something_else(
+    listing: Listing,
+) -> None:
+    complete()
+    Finding.objects.update(kind="untracked")
+    Finding.objects.filter(key=ORPHAN).acknowledge("ours", "zoe")
+    complete()
+    states = dict(Finding.objects.filter(key=ORPHAN).values_list("kind", "state"))
+    assert states == {"untracked": "acknowledged", "orphaned": "open"}
+    Finding.objects.filter(kind="untracked").update(etag="of another object")
+    complete()
+    states = dict(Finding.objects.filter(key=ORPHAN).values_list("kind", "state"))
+    assert states == {"untracked": "resolved", "orphaned": "open"}
+
+
 @pytest.mark.parametrize("page", [1, 2])
 def test_failed_scans_count_for_nothing(listing: Listing, page: int) -> None:
     later(complete(), 5 * HOUR)

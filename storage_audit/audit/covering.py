@@ -1,8 +1,9 @@
-"""Which open cleanup is to delete an object. What one covers is deleted by no other way: a person,
-or a worker, has yet to decide on it there."""
+"""What keeps an object from being deleted, whoever owns it. What an open cleanup covers is deleted
+by no other way: a person, or a worker, has yet to decide on it there. What a person acknowledged is
+not deleted at all."""
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from django.db.models import Q
 from django.utils.translation import gettext as _
@@ -10,9 +11,10 @@ from django.utils.translation import gettext as _
 from storage_audit.audit.key_format import Readings
 from storage_audit.audit.ownership import Row, named_in, telling
 from storage_audit.bucket.listing import storable
+from storage_audit.bucket.r2 import Listed
 from storage_audit.cleanup_querysets import CleanupOperationQuerySet
 from storage_audit.fields import spellings
-from storage_audit.models import CleanupItem, CleanupOperation
+from storage_audit.models import CleanupItem, CleanupOperation, Finding
 
 Status = CleanupOperation.Status
 
@@ -53,6 +55,29 @@ def find_undecided(
     # Requests and columns can carry no other keys, so no cleanup has them as items.
     others = {key: names for key, names in owners.items() if storable(key)}
     return {key: why_covered(cleanup) for key, cleanup in cover(cleanups, others).items()}
+
+
+def find_acknowledged(bucket: str, seen: Iterable[Listed]) -> dict[str, str]:
+    """By key as it is listed, why a person keeps the object: its finding is acknowledged, and
+    describes the object as it still is."""
+    objects = {each.key: (each.size, each.etag) for each in seen if storable(each.key)}
+    forms = set[str]().union(*map(spellings, objects))
+    found = Finding.objects.keeping().filter(bucket=bucket, key__any_of=forms) if forms else ()
+    keeping = {(finding.key, finding.size, finding.etag): finding for finding in found}
+    return {
+        key: why_acknowledged(keeping[form, *facts])
+        for key, facts in objects.items()
+        for form in spellings(key)
+        if (form, *facts) in keeping
+    }
+
+
+def why_acknowledged(finding: Finding) -> str:
+    text = _(
+        "Kept: %(person)s acknowledged this file with the note “%(note)s”. To delete the file,"
+        " reopen its finding and ask for another cleanup."
+    )
+    return text % {"person": finding.decided_by or _("somebody"), "note": finding.note}
 
 
 def asked_by(operation: CleanupOperation) -> Q:

@@ -15,7 +15,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit import projects
 from storage_audit.audit import headway, installation, named, pace, used_files
-from storage_audit.audit.covering import asked_by
+from storage_audit.audit.covering import asked_by, find_acknowledged
 from storage_audit.audit.discovery import rows_by_identity, to_judge, undecided_among
 from storage_audit.audit.key_format import Readings
 from storage_audit.audit.ownership import Claim, Row, alive_among, judge, layouts, named_in
@@ -213,6 +213,9 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
         doubts |= named.undecided_at_proof(operation, among(batch), readings)
     else:
         doubts = undecided_of(work, readings, rows)
+    # A renamed object is kept under its new key.
+    objects = (found.get(work.identity(item.key)) for item in batch if not item.copied_to)
+    acknowledged = find_acknowledged(operation.bucket, filter(None, objects))
     proof = Proof([], [], [])
     for item in batch:
         identity = work.identity(item.key)
@@ -221,6 +224,7 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
             proof.gone.append(item)
         elif reason := (
             objection(operation, item, listed, its_rows, before)
+            or acknowledged.get(listed.key, "")
             or doubts.get(item.key, "")
             or uses.get(item.key, "")
         ):

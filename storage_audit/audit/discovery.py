@@ -16,7 +16,12 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.audit import headway
-from storage_audit.audit.covering import asked_by, find_undecided, possible_owners
+from storage_audit.audit.covering import (
+    asked_by,
+    find_acknowledged,
+    find_undecided,
+    possible_owners,
+)
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.key_format import Readings
 from storage_audit.audit.ownership import (
@@ -200,12 +205,13 @@ def verdicts(
     readings = layouts().readings_of(listed.key for listed in page)
     rows = to_judge(R2Object.objects.in_bucket(bucket), readings, identity)
     alive = alive_among(readings.values(), named_in(chain.from_iterable(rows.values())))
-    undecided = undecided_among(bucket, readings, rows, identity, asking)
+    keeping = undecided_among(bucket, readings, rows, identity, asking)
+    keeping |= find_acknowledged(bucket, page)
     for listed in page:
         its_rows = rows.get(identity(listed.key), ())
         verdict = judge(project, readings[listed.key], its_rows, listed.last_modified, alive)
-        if verdict.claim is Claim.OWNED and listed.key in undecided:
-            verdict = Verdict(Claim.PROTECTED, verdict.evidence, undecided[listed.key])
+        if verdict.claim is Claim.OWNED and listed.key in keeping:
+            verdict = Verdict(Claim.PROTECTED, verdict.evidence, keeping[listed.key])
         yield listed, its_rows, verdict
 
 

@@ -15,6 +15,7 @@ from django.utils.translation import gettext as _
 from storage_audit.audit import headway
 from storage_audit.audit.covering import (
     asked_by,
+    find_acknowledged,
     find_covering,
     find_undecided,
     possible_owners,
@@ -119,9 +120,13 @@ def judge_orphans(work: Work, looked: Looked) -> None:
     readings = {item.key: layouts().readings(item.key) for item, listed in looked if listed}
     rows = rows_by_identity(work.operation.bucket, readings, work.identity)
     doubts, alike = doubts_of(work, readings, rows), defaultdict(list)
+    there = [listed for _item, listed in looked if listed]
+    acknowledged = find_acknowledged(work.operation.bucket, there)
     for item, listed in looked:
         if listed:
-            reason = overwritten(item, listed) or doubts[item.key]
+            reason = (
+                overwritten(item, listed) or acknowledged.get(listed.key, "") or doubts[item.key]
+            )
             place = FoundIn.BOTH if work.identity(item.key) in rows else FoundIn.LISTED
             alike[place, reason].append(item.pk)
     for (found_in, reason), pks in alike.items():

@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 from django.db.models import QuerySet
 from django.utils.translation import gettext as _
 
+from storage_audit.audit.covering import find_covering
+from storage_audit.audit.ownership import layouts
 from storage_audit.findings import FindingQuerySet
 from storage_audit.models import CleanupOperation, Finding
 from storage_audit.origin import current_origin
@@ -68,8 +70,27 @@ def acknowledge(findings: Findings, note: str) -> Decision:
         raise Refusal(_("Say in a note why these may stay as they are."))
     found = chosen(findings)
     decision = leave_all(found.exclude(state=State.OPEN))
+    pks = list(found.open().values_list("pk", flat=True))
     decision.done = found.acknowledge(redact(note.strip()), current_origin().user)
+    # A cleanup is looked for after that, as each reads acknowledgements just before it deletes.
+    for start in range(0, len(pks), CHUNK):
+        some = Finding.objects.filter(pk__in=pks[start : start + CHUNK])
+        decision.results += warn_of_cleanups(some.keeping())
     return decision
+
+
+def warn_of_cleanups(acknowledged: FindingQuerySet) -> Iterator[Result]:
+    """Of those whose object an open cleanup covers, that it may be too late."""
+    for bucket, some in groupby(acknowledged.order_by("bucket", "key"), attrgetter("bucket")):
+        owners = {
+            one.key: layouts().readings(one.key).projects | {one.project_id or ""} for one in some
+        }
+        text = _(
+            "Cleanup %s covers this file. The file stays, unless its deletion was sent already."
+            " That cleanup's page says what became of it."
+        )
+        for key, cleanup in find_covering(bucket, owners).items():
+            yield Result(key, text % cleanup.pk)
 
 
 def reopen(findings: Findings) -> Decision:

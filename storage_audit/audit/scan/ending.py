@@ -248,9 +248,20 @@ def resolve_unseen(scan: BucketScan) -> None:
     unseen = unseen.exclude(Exists(changing), kind=Kind.MISSING)
     if not scan.uploads_looked_for:
         unseen = unseen.exclude(kind=Kind.UNFINISHED)
+    unseen = unseen.exclude(still_keeping(scan))
     covered = unseen.filter(Finding.objects.covered(), kind=Kind.ORPHANED)
     covered.resolve(_("A cleanup that is not over covers it."))
     unseen.resolve(_("A complete scan did not see it again."))
+
+
+def still_keeping(scan: BucketScan) -> Q:
+    """Acknowledged findings whose object is still there as they describe it, though the scan does
+    not see this difference: a cleanup covers the object, or another difference is wrong with it."""
+    same = ("bucket", "key", "escaped", "size", "etag")
+    seen = Finding.objects.filter(last_scan=scan, **{name: OuterRef(name) for name in same})
+    seen = seen.exclude(kind__in=[Kind.MISSING, Kind.UNFINISHED])
+    covered = Q(Finding.objects.covered(), kind=Kind.ORPHANED)
+    return Q(covered | Exists(seen), pk__in=Finding.objects.keeping().values("pk"))
 
 
 def is_in(scan: BucketScan) -> Q:

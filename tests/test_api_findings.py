@@ -116,7 +116,7 @@ def test_what_is_not_there_is_not_found() -> None:
 def test_findings_are_acknowledged_with_a_note_and_reopened() -> None:
     listed("a", "b")
     listed("c", kind="missing")
-    who = program(staff("change_finding"))
+    who = program(staff("view_finding", "change_finding"))
     body = {"findings": {"kind": "orphaned"}, "note": " made by the web site "}
     assert told(post(who, "acknowledge", **body), 200)["done"] == 2
     one = Finding.objects.get(key="a")
@@ -186,7 +186,7 @@ def test_orphans_are_deleted_by_a_deletion_to_follow(bucket: Bucket) -> None:
     orphaned(bucket, KEY, OTHER)
     [young] = orphaned(bucket, "young", first_seen_at=Finding.objects.earliest("pk").last_seen_at)
     OrmQ.objects.all().delete()
-    who = program(staff("delete_r2object", "view_cleanupoperation"))
+    who = program(staff("view_finding", "delete_r2object", "view_cleanupoperation"))
     answer = post(who, "delete-orphans", findings={"kind": "orphaned"})
     body = told(answer, 202)
     assert body["done"] == 2 and not body["dry_run"]
@@ -206,7 +206,7 @@ def test_orphans_are_deleted_by_a_deletion_to_follow(bucket: Bucket) -> None:
 
 def test_a_dry_run_plans_and_deletes_nothing(bucket: Bucket) -> None:
     orphaned(bucket, KEY)
-    who = program(staff("dry_run_cleanup"))
+    who = program(staff("view_finding", "dry_run_cleanup"))
     body = told(post(who, "delete-orphans", findings={"kind": "orphaned"}, dry_run=True), 202)
     assert body["dry_run"]
     assert run(CleanupOperation.objects.get()).status == "planned"

@@ -77,16 +77,17 @@ def get_finding(
 
 @router.post("/actions/acknowledge", response={200: Decided, **refusals(404)})
 def acknowledge(request: HttpRequest, asked: Acknowledge) -> Decided:
-    """They may stay as they are, and the note says why. Needs the permission change_finding."""
-    require(request, JUDGE)
+    """They may stay as they are, and the note says why. Needs the permissions view_finding and
+    change_finding."""
+    require_all(request, JUDGE)
     return told(decisions.acknowledge(chosen(asked), asked.note))
 
 
 @router.post("/actions/reopen", response={200: Decided, **refusals(404)})
 def reopen(request: HttpRequest, asked: Decide) -> Decided:
     """Take acknowledgements back: a filter without a state is about those that are acknowledged.
-    Needs the permission change_finding."""
-    require(request, JUDGE)
+    Needs the permissions view_finding and change_finding."""
+    require_all(request, JUDGE)
     return told(decisions.reopen(chosen(asked, State.ACKNOWLEDGED)))
 
 
@@ -95,9 +96,9 @@ def delete_orphans(
     request: HttpRequest, asked: DryRunnable, response: HttpResponse
 ) -> Status[Decided]:
     """Delete the objects of those that may go: a worker does it, in one deletion for each bucket,
-    or plans to. When none may go, there is no deletion, and the status is 200. Needs the permission
-    delete_r2object, or dry_run_cleanup for a dry run."""
-    require(request, "storage_audit.dry_run_cleanup" if asked.dry_run else REMOVE)
+    or plans to. When none may go, there is no deletion, and the status is 200. Needs the
+    permissions view_finding and delete_r2object, or dry_run_cleanup instead for a dry run."""
+    require_all(request, "storage_audit.dry_run_cleanup" if asked.dry_run else REMOVE)
     with place():
         decision = decisions.delete_orphans(chosen(asked), dry_run=asked.dry_run)
     with transaction.atomic():
@@ -113,42 +114,48 @@ def delete_orphans(
 @router.post("/actions/adopt", response=LOOKS)
 def adopt(request: HttpRequest, asked: Adopt) -> Decided:
     """Give the objects to a live project: they are deleted with it. At most 100 at once. Needs the
-    permissions change_r2object and delete_r2object."""
-    require(request, TRACK)
-    require(request, REMOVE)
+    permissions view_finding, change_r2object and delete_r2object."""
+    require_all(request, TRACK, REMOVE)
     return look(asked, decisions.adopt, project_id=asked.project_id)
 
 
 @router.post("/actions/track", response=LOOKS)
 def track(request: HttpRequest, asked: Decide) -> Decided:
-    """Have rows say what the bucket shows by now. At most 100 at once. Needs the permission
-    change_r2object."""
-    require(request, TRACK)
+    """Have rows say what the bucket shows by now. At most 100 at once. Needs the permissions
+    view_finding and change_r2object."""
+    require_all(request, TRACK)
     return look(asked, decisions.track)
 
 
 @router.post("/actions/untrack", response=LOOKS)
 def untrack(request: HttpRequest, asked: Decide) -> Decided:
     """Remove the rows of objects that are seen to be missing. At most 100 at once. Needs the
-    permission delete_r2object."""
-    require(request, REMOVE)
+    permissions view_finding and delete_r2object."""
+    require_all(request, REMOVE)
     return look(asked, decisions.untrack)
 
 
 @router.post("/actions/rename", response=LOOKS)
 def rename(request: HttpRequest, asked: DryRunnable) -> Decided:
     """Copy misnamed objects to keys of the current layout, and then delete the old ones. At most
-    100 at once; asked again, it goes on. Needs the permission change_r2object."""
-    require(request, TRACK)
+    100 at once; asked again, it goes on. Needs the permissions view_finding and
+    change_r2object."""
+    require_all(request, TRACK)
     return look(asked, decisions.rename, dry_run=asked.dry_run)
 
 
 @router.post("/actions/abort-uploads", response=LOOKS)
 def abort_uploads(request: HttpRequest, asked: DryRunnable) -> Decided:
-    """Abort unfinished multipart uploads. At most 100 at once. Needs the permission
-    delete_r2object."""
-    require(request, REMOVE)
+    """Abort unfinished multipart uploads. At most 100 at once. Needs the permissions
+    view_finding and delete_r2object."""
+    require_all(request, REMOVE)
     return look(asked, decisions.abort_uploads, dry_run=asked.dry_run)
+
+
+def require_all(request: HttpRequest, *permissions: str) -> None:
+    """Those of an action, and to see findings, as its answer shows keys and notes."""
+    for permission in (VIEW, *permissions):
+        require(request, permission)
 
 
 def look(asked: Decide, decide: Callable[..., Decision], **how: Any) -> Decided:

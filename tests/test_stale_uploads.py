@@ -22,12 +22,13 @@ from devtools.faults.pages import (
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from devtools.seaweedfs import SeaweedFS
 from storage_audit.audit import installation, scan, stale_uploads
+from storage_audit.audit.covering import why_covered
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.scan import unfinished
 from storage_audit.bucket import frame, uploads
 from storage_audit.bucket.errors import Broken, StoreError
 from storage_audit.conf import conf
-from storage_audit.models import BucketScan, Finding, R2Object, Sighting
+from storage_audit.models import BucketScan, CleanupOperation, Finding, R2Object, Sighting
 from tests.conftest import Bucket
 from tests.network import faulty_network
 from tests.promises import alive, deleted, track
@@ -291,6 +292,20 @@ def test_key_that_the_application_uploads_to_is_spared(
     assert there(tree) == [KEY]
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"UPLOAD_TIMEOUT": AT_ONCE}
     R2Object.objects.update(updated_at=row.created_at - timedelta(seconds=60))
+    assert aborted(*found) == ["aborted"]
+
+
+def test_upload_to_a_file_of_an_open_cleanup_is_not_aborted(tree: Bucket, old: None) -> None:
+    begin(tree, KEY)
+    found = findings(tree)
+    cleanup = CleanupOperation.objects.request(
+        kind="project", project_id="proj_1", bucket=tree.name, trigger="deleted"
+    )
+    CleanupOperation.objects.update(status="blocked", next_attempt_at=None)
+    cleanup.refresh_from_db()
+    assert aborted(*found) == [why_covered(cleanup)]
+    assert there(tree) == [KEY]
+    CleanupOperation.objects.update(status="clean")
     assert aborted(*found) == ["aborted"]
 
 

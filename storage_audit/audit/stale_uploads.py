@@ -7,14 +7,17 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.audit import installation
+from storage_audit.audit.covering import find_covering, possible_owners, why_covered
+from storage_audit.audit.ownership import layouts
 from storage_audit.bucket import uploads
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.uploads import Upload
 from storage_audit.clocks import lately
 from storage_audit.conf import conf
 from storage_audit.fields import spellings
-from storage_audit.models import Finding, R2Object
+from storage_audit.models import CleanupOperation, Finding, R2Object
 from storage_audit.origin import current_origin
+from storage_audit.querysets import R2ObjectQuerySet
 
 
 class Aborted(NamedTuple):
@@ -76,6 +79,8 @@ def look_at(finding: Finding) -> tuple[str, Upload | None]:
         return _("It is resolved already: %s") % finding.note, None
     if is_under_way(finding):
         return _("The application is uploading to this key. Try again later."), None
+    if cleanup := covering(finding):
+        return why_covered(cleanup), None
     upload = seen(finding)
     moment = timezone.now() - conf().upload_timeout
     if upload and (upload.initiated != finding.last_modified or upload.initiated >= moment):
@@ -85,9 +90,18 @@ def look_at(finding: Finding) -> tuple[str, Upload | None]:
 
 def is_under_way(finding: Finding) -> bool:
     """Of which multipart upload such a row tells is not known: of any of the key's."""
-    rows = R2Object.objects.in_bucket(finding.bucket).filter(key__in=spellings(finding.key))
     recent = lately("updated_at", conf().upload_timeout)
-    return rows.filter(recent, state=R2Object.State.UPLOADING).exists()
+    return rows_of(finding).filter(recent, state=R2Object.State.UPLOADING).exists()
+
+
+def covering(finding: Finding) -> CleanupOperation | None:
+    """The open cleanup that decides on the files of this key, and on its unfinished uploads."""
+    owners = possible_owners(layouts().readings(finding.key), list(rows_of(finding)))
+    return find_covering(finding.bucket, {finding.key: owners}).get(finding.key)
+
+
+def rows_of(finding: Finding) -> R2ObjectQuerySet:
+    return R2Object.objects.in_bucket(finding.bucket).filter(key__in=spellings(finding.key))
 
 
 def seen(finding: Finding) -> Upload | None:

@@ -182,9 +182,18 @@ def buttons(request: HttpRequest, operation: CleanupOperation) -> dict[str, Any]
         "clean_up_refusal": refusal(request, "force_cleanup"),
         "force": choice,
         "force_offered": bool(choice) or is_of_live_project(operation),
-        "force_refusal": no_force or refusal(request, "force_cleanup"),
+        "force_refusal": no_force or refuse_to_force(request, operation),
         "verify_refusal": no_verification(operation) or refusal(request, "verify_cleanup"),
     }
+
+
+def refuse_to_force(request: HttpRequest, operation: CleanupOperation) -> str:
+    """Why this person may not force-delete it, or nothing. To run a plan of orphans is to delete
+    them, which takes the permission to delete single objects."""
+    may_not = refusal(request, "force_cleanup")
+    if (operation.kind, operation.status) == (Kind.ORPHANS, Status.PLANNED):
+        may_not = may_not or refusal(request, "delete_r2object")
+    return may_not
 
 
 def no_verification(operation: CleanupOperation) -> str:

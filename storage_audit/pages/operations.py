@@ -211,6 +211,9 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         return self.announce(request, text, released)
 
     def force(self, request: HttpRequest, operation: CleanupOperation) -> list[CleanupOperation]:
+        if may_not := operation_page.refuse_to_force(request, operation):
+            self.message_user(request, f"{operation.pk}: {may_not}", messages.ERROR)
+            return []
         try:
             with transaction.atomic():
                 released = requests.force_delete_operation(operation)

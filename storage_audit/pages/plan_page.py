@@ -9,11 +9,11 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from storage_audit import roles
 from storage_audit.audit import plan_summary, prices
 from storage_audit.audit.meaning import NOT_WHILE_ALIVE, is_of_live_project
 from storage_audit.models import CleanupItem, CleanupOperation
 from storage_audit.pages.base import amount, label_of
+from storage_audit.pages.operation_page import refuse_to_force
 from storage_audit.redaction import visible
 
 Outcome, Status = CleanupItem.Outcome, CleanupOperation.Status
@@ -55,7 +55,7 @@ def offer(request: HttpRequest, operation: CleanupOperation) -> dict[str, Any]:
     alive = is_of_live_project(operation)
     planned_at = operation.planned_at
     return {
-        "refusal": NOT_WHILE_ALIVE if alive else roles.refusal(request, "force_cleanup"),
+        "refusal": NOT_WHILE_ALIVE if alive else refuse_to_force(request, operation),
         "is_old": planned_at is not None and timezone.now() - planned_at > OLD,
     }
 

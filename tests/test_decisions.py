@@ -32,7 +32,7 @@ from storage_audit.models import (
     R2Object,
 )
 from storage_audit.origin import Origin, acting_as
-from tests.admin_client import page, superuser
+from tests.admin_client import confirm, page, person, superuser
 from tests.conftest import Bucket
 from tests.promises import (
     again,
@@ -996,6 +996,23 @@ def test_no_row_is_forgotten_on_a_listing_that_shows_nothing(
     assert R2Object.objects.exists()
 
 
+def test_row_that_keeps_a_file_from_a_late_check_is_not_untracked(bucket: Bucket) -> None:
+    alive("proj_2")
+    decisions.adopt(ids(orphaned(bucket, KEY, OTHER)), "proj_2")
+    [operation] = requests.declare_deleted("proj_9")
+    assert run(operation).status == Status.CLEAN
+    unrelated, row = "projects/proj_2/scenes/s1/media/a.mp4", R2Object.objects.get(key=KEY)
+    other = track(bucket, unrelated, "proj_2")
+    told = confirm(superuser(), "r2object", "untrack", row.pk, other.pk)
+    assert "1 row was kept:" in told and "1 row is forgotten" in told
+    assert [due.status for due in operation.children.all() if f"Cleanup {due.pk}" in told]
+    assert set(R2Object.objects.values_list("key", flat=True)) == {KEY, OTHER}
+    assert late_check(operation).status == Status.CLEAN
+    assert {KEY, OTHER} <= bucket.keys()
+    operation.children.filter(status=Status.PENDING).update(status="clean", next_attempt_at=None)
+    assert "1 row is forgotten" in confirm(superuser(), "r2object", "untrack", row.pk)
+
+
 # Shown
 
 
@@ -1015,3 +1032,18 @@ def test_a_person_runs_a_plan_from_its_page(bucket: Bucket) -> None:
     operation = run(ask(orphaned(bucket, KEY), dry_run=True))
     shown = superuser().get(page("cleanupoperation", "change", operation.pk)).content.decode()
     assert "Run exactly this plan" in shown and "dry run" in shown
+
+
+@pytest.mark.parametrize("may_delete", [False, True])
+def test_plan_of_orphans_is_run_only_by_who_may_delete_objects(
+    bucket: Bucket, may_delete: bool
+) -> None:
+    plan = run(ask(orphaned(bucket, KEY), dry_run=True))
+    may = ["view_cleanupoperation", "force_cleanup", *["delete_r2object"][: int(may_delete)]]
+    who = person(*may)
+    shown = who.get(page("cleanupoperation", "change", plan.pk)).content.decode()
+    told = confirm(who, "cleanupoperation", "force_delete", plan.pk)
+    plan.refresh_from_db()
+    assert plan.status == (Status.PENDING if may_delete else Status.PLANNED)
+    for text in (shown, told):
+        assert ("add you to the group “Storage admin”" in text) != may_delete

@@ -30,12 +30,17 @@ def find_covering(
     bucket: str,
     owners: Mapping[str, Collection[str]],
     asking: CleanupOperation | None = None,
+    *,
+    follow_ups: bool = False,
 ) -> dict[str, CleanupOperation]:
-    """The open cleanup of each of these objects that one covers, but for the one that is asking.
+    """The open cleanup of each of these objects that one covers, but for the one that is asking;
+    also a follow-up check that is yet to begin, if these are asked for.
 
     Objects are given by key or identity, with the projects that they may belong to.
     """
-    cleanups = CleanupOperation.objects.covering().filter(bucket=bucket)
+    every = CleanupOperation.objects
+    cleanups = every.open().deleting() if follow_ups else every.covering()
+    cleanups = cleanups.filter(bucket=bucket)
     if asking:
         cleanups = cleanups.unrelated_to(asking)
     return cover(cleanups, owners)

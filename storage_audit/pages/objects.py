@@ -12,8 +12,10 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
+from storage_audit.audit.decisions import tracking
 from storage_audit.audit.meaning import TRACKED
 from storage_audit.models import R2Object
+from storage_audit.pages.acts import with_lines
 from storage_audit.pages.base import action, amount, placed_key, why_link, will_go
 from storage_audit.pages.confirming import DeletingAdmin
 from storage_audit.pages.lists import BucketFilter
@@ -106,16 +108,21 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
             return None
         note = _("Untracked: the object was kept.")
         with transaction.atomic():
-            rows = queryset.at_rest()
+            kept = tracking.kept_by_rows(queryset.at_rest().select_for_update())
+            rows = queryset.at_rest().exclude(pk__any_of=list(kept))
             LogEntry.objects.log_actions(str(request.user.pk), rows, DELETION, note)
             count = rows.forget()
+        if kept:
+            text = ngettext("%d row was kept:", "%d rows were kept:", len(kept)) % len(kept)
+            self.message_user(request, with_lines(text, kept.values()), messages.WARNING)
         text = ngettext(
             "%d row is forgotten; its object is still in R2. A backfill would track it again.",
             "%d rows are forgotten; their objects are still in R2. A backfill would track them"
             " again.",
             count,
         )
-        self.message_user(request, text % count, messages.SUCCESS)
+        if count or not kept:
+            self.message_user(request, text % count, messages.SUCCESS)
         return None
 
     def confirm_untracking(self, request: HttpRequest, rows: R2ObjectQuerySet) -> HttpResponse:
@@ -132,7 +139,8 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
                 % amount(*rows.totals()),
                 _(
                     "A later cleanup judges these keys by their names alone. Rows with an upload"
-                    " or a deletion under way are kept."
+                    " or a deletion under way are kept. So are rows without which a cleanup, or a"
+                    " follow-up check that is due, could delete the file."
                 ),
             ),
             heads=(_("Key"),),

@@ -3,7 +3,8 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 from django.db import OperationalError
@@ -14,8 +15,10 @@ from storage_audit import projects
 from storage_audit.audit import installation
 from storage_audit.audit.covering import find_covering, possible_owners, why_covered
 from storage_audit.audit.decisions.base import (
+    CHUNK,
     Decision,
     Findings,
+    Left,
     Refusal,
     State,
     as_it_is,
@@ -27,7 +30,7 @@ from storage_audit.audit.scan import rows
 from storage_audit.audit.scan.owners import Seen, attribute, recognise
 from storage_audit.bucket.listing import Identity, find
 from storage_audit.models import CleanupOperation, Finding, R2Object
-from storage_audit.querysets import impatient
+from storage_audit.querysets import R2ObjectQuerySet, impatient
 
 Kind = Finding.Kind
 TRACKABLE = (Kind.UNTRACKED, Kind.CHANGED)
@@ -92,6 +95,25 @@ def untrack(findings: Findings) -> Decision:
         ]
         decision.resolve(gone, _("row removed: its object is not there"))
     return decision
+
+
+def kept_by_rows(rows: R2ObjectQuerySet) -> dict[int, Left]:
+    """By id, the rows that alone keep their objects from an open cleanup, or from a follow-up check
+    that is yet to begin: without its row a key is judged by its name."""
+    found = sorted(rows.values_list("bucket", "key", "pk"))
+    text = _(
+        "Cleanup %(id)s could delete this file once its row is gone, so the row was kept. That"
+        " cleanup is %(status)s. Untrack the file when the cleanup is over."
+    )
+    kept = dict[int, Left]()
+    for start in range(0, len(found), CHUNK):
+        for bucket, some in groupby(found[start : start + CHUNK], itemgetter(0)):
+            pks = {key: pk for _bucket, key, pk in some}
+            owners = {key: layouts().readings(key).projects for key in pks}
+            for key, cleanup in find_covering(bucket, owners, follow_ups=True).items():
+                words = {"id": cleanup.pk, "status": cleanup.get_status_display()}
+                kept[pks[key]] = Left(key, text % words)
+    return kept
 
 
 def still_tracked(

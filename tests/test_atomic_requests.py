@@ -5,17 +5,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.contrib import admin
 from django.contrib.auth.models import User
 from django.db import connection
 from django.http import HttpRequest, HttpResponse
 from django.test import Client
-from django.urls import get_resolver, path
+from django.urls import URLPattern, get_resolver, path
 from pytest_django import Settings
 
 from autoshorts import urls
 from storage_audit.bucket import uploads
 from storage_audit.bucket.r2 import client
 from storage_audit.models import CleanupOperation, Finding, Project
+from storage_audit.pages.projects import ProjectAdmin
 from tests.api_client import program
 from tests.conftest import Bucket
 from tests.test_api_permissions import ASKED, ask
@@ -33,6 +35,7 @@ from tests.test_permissions import (
 )
 
 FINDING = "storage_audit.finding"
+LEFT_OUT = "_non_atomic_requests"
 SIGNING_OUT = {"admin:logout", "admin:password_change"}
 
 
@@ -95,12 +98,25 @@ def test_decision_that_asks_the_store_is_carried_out(
 def test_every_page_of_ours_is_left_out_of_the_request_transaction() -> None:
     """Found by their addresses, so that a new page is too."""
     names = {name for name, _pattern in patterns() if name.startswith("admin:storage_audit_")}
-    admin = get_resolver().url_patterns[1]
-    views = {each.name: each.callback for each in every_pattern(admin) if each.name}
+    of_admin = get_resolver().url_patterns[1]
+    views = {each.name: each.callback for each in every_pattern(of_admin) if each.name}
     of_ours = {name: views[name.removeprefix("admin:")] for name in names}
     assert len(of_ours) > 40
     for name, view in of_ours.items():
-        assert "default" in getattr(view, "_non_atomic_requests", ()), name
+        assert "default" in getattr(view, LEFT_OUT, ()), name
+
+
+def test_page_that_a_site_adds_keeps_the_request_transaction() -> None:
+    def own(request: HttpRequest) -> HttpResponse:
+        return HttpResponse()
+
+    class OfTheSite(ProjectAdmin):
+        def get_urls(self) -> list[URLPattern]:
+            return [path("own/", own, name="own"), *super().get_urls()]
+
+    pages_of_site = OfTheSite(Project, admin.site).urls
+    outside = {each.name for each in pages_of_site if hasattr(each.callback, LEFT_OUT)}
+    assert {each.name for each in pages_of_site} - outside == {"own"}
 
 
 def every_pattern(found: Any) -> Iterator[Any]:

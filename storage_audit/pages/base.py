@@ -154,19 +154,22 @@ class AuditAdmin(ModelAdmin[M]):
     class Media:
         css = {"all": ["storage_audit/admin.css"]}
 
-    @property
-    def urls(self) -> list[URLPattern]:
-        """Outside a site's ATOMIC_REQUESTS: pages ask the store, and commit what they write before
-        they ask again. What Django's own pages save, they save in a transaction anyway."""
-        found: list[URLPattern] = super().urls
-        for pattern in found:
-            pattern.callback = transaction.non_atomic_requests(pattern.callback)
-        return found
-
     def get_urls(self) -> list[URLPattern]:
-        export = self.admin_site.admin_view(require_GET(self.export))
         name = f"{self.opts.app_label}_{self.opts.model_name}_export"
-        return [path("export/<str:form>/", export, name=name), *super().get_urls()]
+        export = path("export/<str:form>/", self.as_page(require_GET(self.export)), name=name)
+        of_django = super().get_urls()
+        for pattern in of_django:
+            pattern.callback = transaction.non_atomic_requests(pattern.callback)
+        return [export, *of_django]
+
+    def as_page(self, view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
+        """Outside a site's ATOMIC_REQUESTS, as Django's pages of our lists and rows are: they ask
+        the store, and commit what they write before they ask again. What Django's own pages save,
+        they save in a transaction anyway. Pages that a site adds itself keep theirs."""
+        page: Callable[..., HttpResponseBase] = transaction.non_atomic_requests(
+            self.admin_site.admin_view(view)
+        )
+        return page
 
     def export(self, request: HttpRequest, form: str) -> HttpResponseBase:
         """The list as it is filtered, searched and ordered, all of its pages."""

@@ -74,8 +74,8 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
     )
 
     def get_urls(self) -> list[URLPattern]:
-        view = self.admin_site.admin_view(self.left_behind)
-        file = self.admin_site.admin_view(require_GET(self.left_behind_file))
+        view = self.as_page(self.left_behind)
+        file = self.as_page(require_GET(self.left_behind_file))
         return [
             path("left-behind/", view, name="storage_audit_left_behind"),
             path("left-behind.<str:form>", file, name="storage_audit_left_behind_file"),

@@ -55,7 +55,7 @@ class IncidentAdmin(ReadOnlyAdmin[Incident]):
     change_form_template = "admin/storage_audit/incident/change_form.html"
 
     def get_urls(self) -> list[URLPattern]:
-        test = self.admin_site.admin_view(self.send_test)
+        test = self.as_page(self.send_test)
         return [path("test/", test, name="storage_audit_test_notices"), *super().get_urls()]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Incident]:

@@ -86,30 +86,30 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         return super().get_queryset(request).defer("summary")
 
     def get_urls(self) -> list[URLPattern]:
-        declare = self.admin_site.admin_view(self.declare_deleted)
-        compare = self.admin_site.admin_view(self.compare_discovery)
-        lookup = self.admin_site.admin_view(self.look_up)
+        declare = self.as_page(self.declare_deleted)
+        compare = self.as_page(self.compare_discovery)
+        lookup = self.as_page(self.look_up)
         return [
             path("declare-deleted/", declare, name="storage_audit_declare_deleted"),
             path("compare/", compare, name="storage_audit_compare"),
             path(
                 "<uuid:operation_id>/certificate/",
-                self.admin_site.admin_view(self.certificate),
+                self.as_page(self.certificate),
                 name="storage_audit_certificate",
             ),
             path(
                 "<uuid:operation_id>/certificate.<str:form>",
-                self.admin_site.admin_view(self.certificate_file),
+                self.as_page(self.certificate_file),
                 name="storage_audit_certificate_file",
             ),
             path(
                 "<uuid:operation_id>/items.<str:form>",
-                self.admin_site.admin_view(require_GET(self.items_file)),
+                self.as_page(require_GET(self.items_file)),
                 name="storage_audit_operation_items",
             ),
             path(
                 "<uuid:operation_id>/progress/",
-                self.admin_site.admin_view(self.progress),
+                self.as_page(self.progress),
                 name="storage_audit_operation_progress",
             ),
             path("lookup/", lookup, name="storage_audit_lookup"),

@@ -2,6 +2,7 @@
 keep the object."""
 
 from datetime import timedelta
+from typing import Any
 from unicodedata import normalize
 
 import pytest
@@ -9,10 +10,12 @@ from django.core.management import call_command
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit.audit import decisions, deletion, requests
+from storage_audit.audit import decisions, deletion, named_files, requests
+from storage_audit.audit.named_files import Named
 from storage_audit.audit.work import Work
+from storage_audit.bucket import r2
 from storage_audit.bucket.uploads import Upload
-from storage_audit.models import Finding, R2Object
+from storage_audit.models import CleanupOperation, Finding, R2Object
 from tests.conftest import Bucket
 from tests.promises import (
     alive,
@@ -232,3 +235,37 @@ def test_adopting_the_object_settles_both_rows(folding: Bucket, mine: str, other
     assert decision.left == []
     assert set(R2Object.objects.values_list("project_id", flat=True)) == {"proj_3"}
     assert outcomes(delete("proj_3"))[NFD] == "deleted"
+
+
+def test_file_named_by_rows_counts_once_whatever_its_spelling(bucket: Bucket) -> None:
+    bucket.set_marker(folds_unicode=True)
+    alive("proj_1")
+    key = "projects/proj_1/scenes/e\u0301.txt"
+    bucket.put(key)
+    operation = requested("proj_1")
+    for spelling in (key, normalize("NFC", key)):
+        named_files.note([operation], [Named(bucket.name, spelling, "shop.Cover 1, field file")])
+    operation = run(operation)
+    assert (operation.found, operation.protected) == (1, 1)
+    check(bucket)
+
+
+@pytest.mark.parametrize("etag", ["", "of an earlier object"])
+def test_object_whose_two_rows_are_deleted_counts_once(bucket: Bucket, etag: str) -> None:
+    """Unless the rows describe two objects, of which one is there."""
+    bucket.set_marker(folds_unicode=True)
+    alive("proj_1")
+    bucket.put(NFD)
+    seen = r2.head(bucket.name, NFD)
+    facts: dict[str, Any] = {
+        "size": seen.size,
+        "etag": seen.etag,
+        "last_modified": seen.last_modified,
+    }
+    track(bucket, NFC, "proj_1", **facts | ({"etag": etag} if etag else {}))
+    track(bucket, NFD, "proj_1", **facts)
+    R2Object.objects.all().delete()
+    operation = run(CleanupOperation.objects.get())
+    assert (operation.found, operation.protected) == ((2, 1) if etag else (1, 0))
+    assert not bucket.keys()
+    check(bucket)

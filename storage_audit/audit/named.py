@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 
 from django.db import transaction
+from django.db.models import F
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -34,6 +35,7 @@ from storage_audit.audit.ownership import (
 from storage_audit.audit.scan.owners import attribute
 from storage_audit.audit.sending import Planned
 from storage_audit.audit.work import Undecided, Work
+from storage_audit.bucket.listing import exact
 from storage_audit.bucket.r2 import Listed
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import was_ahead
@@ -92,6 +94,30 @@ def compare(operation: CleanupOperation, item: CleanupItem, listed: Listed) -> N
     item.key, item.size, item.etag = listed.key, listed.size, listed.etag
     item.last_modified, item.present_at = listed.last_modified, timezone.now()
     item.found_in = FoundIn.BOTH
+
+
+def merge_spellings(work: Work) -> None:
+    """Items that came with the request have their keys as identities: nobody had asked yet which
+    spellings the bucket takes for one object. Two that describe the same one become one."""
+    operation = work.operation
+    if operation.cursor or work.identity is exact:
+        return
+    facts = ("size", "etag", "last_modified")
+    given = operation.items.filter(escaped=False, identity=F("key"))
+    folded = [
+        (pk, work.identity(key), tuple(described))
+        for pk, key, *described in given.values_list("pk", "key", *facts).iterator()
+        if work.identity(key) != key
+    ]
+    with transaction.atomic():
+        operation.renew()
+        for pk, identity, described in folded:
+            same = operation.items.filter(escaped=False, identity=identity)
+            other, mine = same.values_list(*facts).first(), operation.items.filter(pk=pk)
+            if other is None:
+                mine.update(identity=identity)
+            elif other == described:
+                mine.delete()
 
 
 def why_another(operation: CleanupOperation, item: CleanupItem, listed: Listed) -> str:

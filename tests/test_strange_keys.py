@@ -193,6 +193,27 @@ def test_a_key_that_is_no_utf_8_is_left_and_said_and_is_no_other(bucket: Bucket)
     assert bucket.facts() == before
 
 
+def test_a_key_with_a_nul_and_the_one_that_it_is_shown_as_are_two(bucket: Bucket) -> None:
+    alive("proj_1")
+    key, trap = f"{UNDER}a\0b", f"{UNDER}a\\x00b"
+    bucket.put(key, trap)
+    track(bucket, trap, "proj_1")
+    operation = delete("proj_1")
+    assert operation.items.get(escaped=False).outcome == "deleted"
+    assert operation.items.get(escaped=True).outcome == "failed"
+
+
+def test_a_key_with_a_nul_is_gone_though_the_one_that_it_is_shown_as_stays(bucket: Bucket) -> None:
+    alive("proj_1", "proj_2")
+    key, trap = f"{UNDER}a\0b", f"{UNDER}a\\x00b"
+    bucket.put(key, trap)
+    track(bucket, trap, "proj_2", "backfill")
+    operation = delete("proj_1")
+    bucket.r2.remove(key)
+    assert again(operation).status == "clean_with_protected"
+    assert operation.items.get(escaped=True).outcome == "already_absent"
+
+
 def assert_nameless(bucket: Bucket, shown: str) -> None:
     """A backfill and a cleanup tell of the key, and leave it."""
     out, _err, _code = command("backfill_r2")

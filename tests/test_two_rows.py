@@ -2,6 +2,7 @@
 keep the object."""
 
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from unicodedata import normalize
 
@@ -10,7 +11,10 @@ from django.core.management import call_command
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit.audit import decisions, deletion, named_files, requests
+from devtools.faults.kinds import lies
+from devtools.faults.matching import is_delete_batch, on
+from devtools.faults.proxy import FaultyStore
+from storage_audit.audit import decisions, deletion, named_files, requests, verification
 from storage_audit.audit.named_files import Named
 from storage_audit.audit.work import Work
 from storage_audit.bucket import r2
@@ -18,6 +22,7 @@ from storage_audit.bucket.uploads import Upload
 from storage_audit.models import CleanupOperation, Finding, R2Object
 from tests.conftest import Bucket
 from tests.promises import (
+    again,
     alive,
     between_plan_and_batch,
     check,
@@ -221,6 +226,25 @@ def test_verification_of_a_cleanup_sees_an_object_that_is_another_projects_by_no
     track(folding, NFD, "proj_2", "adopted")
     found = run(requests.verify_operation(operation))
     assert found.error == "0 left behind, 0 seen absent."
+
+
+def test_file_is_not_called_deleted_when_the_store_was_found_to_tell_spellings_apart(
+    folding: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    folding.put(NFD)
+    store.rules.append(on(is_delete_batch, lies))
+    look, todo = verification.look, [partial(folding.set_marker, folds_unicode=False)]
+
+    def learn_first(work: Work) -> None:
+        while todo:
+            todo.pop()()
+        look(work)
+
+    monkeypatch.setattr(verification, "look", learn_first)
+    operation = again(delete("proj_1"))
+    check(folding)
+    assert list(operation.items.values_list("key", "outcome")) == [(NFD, "failed")]
 
 
 @each_order

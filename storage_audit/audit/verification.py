@@ -18,7 +18,7 @@ from storage_audit.audit.position import end_of
 from storage_audit.audit.second_look import SecondLook
 from storage_audit.audit.work import OutOfTime, Work
 from storage_audit.bucket import r2
-from storage_audit.bucket.listing import escape, storable_part, unescape
+from storage_audit.bucket.listing import escape, nfc, spellings, storable, storable_part, unescape
 from storage_audit.bucket.r2 import DELETED, Listed
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import before
@@ -76,12 +76,20 @@ def look_under_prefix(work: Work, span: int) -> None:
 
 def mark_present(work: Work, page: Sequence[Listed], span: int) -> None:
     """Items seen are marked; objects that are the project's and no item become items that stay."""
-    seen = [work.identity(escape(listed.key)) for listed in page]
-    known = work.operation.items.filter(identity__any_of=seen)
-    known.update(present_at=timezone.now())
+    keys = {escape(listed.key): not storable(listed.key) for listed in page}
+    seen = {(work.identity(key), escaped) for key, escaped in keys.items()}
+    # The plan may be from before we knew what the store takes for the same key.
+    names = {form for key in keys for form in spellings(key, nfc)}
+    named = work.operation.items.filter(identity__any_of=names)
+    facts = {
+        pk: (work.identity(key), escaped)
+        for pk, key, escaped in named.values_list("pk", "key", "escaped")
+    }
+    here = [pk for pk, known in facts.items() if known in seen]
+    named.filter(pk__any_of=here).update(present_at=timezone.now())
     late = {(item.identity, item.escaped): item for item in judged(work, page, span)}
-    for facts in known.values_list("identity", "escaped"):
-        late.pop(facts, None)
+    for known in facts.values():
+        late.pop(known, None)
     for item in late.values():
         item.outcome = Outcome.PROTECTED
         item.reason = item.reason or (
@@ -179,7 +187,7 @@ def look_for_nameless(work: Work, items: CleanupItemQuerySet) -> None:
     for start in sorted({storable_part(unescape(key) or key) for key in keys}):
         for page in work.pages(start):
             work.operation.renew()
-            seen = [escape(listed.key) for listed in page]
+            seen = [escape(listed.key) for listed in page if not storable(listed.key)]
             items.filter(key__any_of=seen).update(present_at=timezone.now())
 
 

@@ -463,15 +463,15 @@ def test_same_content_written_again_since_its_row_was_written_stays(bucket: Buck
 
 
 @pytest.mark.parametrize(
-    ("hours", "outcome"), [(1, "deleted"), (0, "protected")], ids=["before", "after"]
+    ("minutes", "outcome"), [(1, "deleted"), (0, "protected")], ids=["before", "after"]
 )
 def test_file_of_a_deleted_row_without_facts_goes_only_if_written_before(
-    bucket: Bucket, hours: int, outcome: str
+    bucket: Bucket, minutes: int, outcome: str
 ) -> None:
     alive("proj_1")
     track(bucket, FLAT, "proj_1", state="upload_failed").delete()
     bucket.put(FLAT)
-    CleanupOperation.objects.update(created_at=F("created_at") + timedelta(hours=hours))
+    CleanupOperation.objects.update(created_at=F("created_at") + timedelta(minutes=minutes))
     operation = run(CleanupOperation.objects.get())
     assert outcomes(operation) == {FLAT: outcome}
     assert ("after its row was deleted" in reason(operation, FLAT)) is (outcome == "protected")

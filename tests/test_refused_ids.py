@@ -7,6 +7,7 @@ from unicodedata import normalize
 import pytest
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
+from django.db import transaction
 from django.utils import timezone
 
 from storage_audit import projects
@@ -97,7 +98,8 @@ def test_an_unfinished_upload_of_a_refused_id_is_not_aborted(bucket: Bucket) -> 
     alive("proj_1")
     past_all_checks("proj_proj_1")
     operation = requested("proj_1")
-    assert operation.claim()
+    with transaction.atomic():
+        assert operation.claim()
     project = Work.begin(operation)
     long_ago = timezone.now() - timedelta(days=30)
     uploads = [Upload(key, "id", long_ago) for key in (DOUBLED, OWN)]

@@ -8,6 +8,7 @@ from unicodedata import normalize
 
 import pytest
 from django.core.management import call_command
+from django.db import transaction
 from django.utils import timezone
 from pytest_django import Settings
 
@@ -172,7 +173,8 @@ def test_unfinished_upload_that_two_rows_name_is_not_aborted(
     track(folding, mine, "proj_1", source)
     track(folding, other, "proj_2", source)
     operation = requested("proj_1")
-    assert operation.claim()
+    with transaction.atomic():
+        assert operation.claim()
     work = Work.begin(operation)
     upload = Upload(NFC, "id", timezone.now() - timedelta(days=9))
     assert not list(deletion.owned_uploads(work, [upload]))

@@ -58,7 +58,7 @@ class Play:
     def let_pass(self, time: timedelta) -> None:
         """Whatever waits for the clock has waited so much longer."""
         age(CleanupOperation, time, "next_attempt_at", "lease_until", "troubled_since")
-        age(CleanupOperation, time, "enqueued_at", "started_at", "finished_at")
+        age(CleanupOperation, time, "enqueued_at", "finished_at")
         age(CleanupItem, time, "changed_at")
         age(R2Object, time, "updated_at")
 

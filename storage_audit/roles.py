@@ -1,10 +1,16 @@
 """What each of the three groups may do, and which of them to ask for."""
 
+from importlib import import_module
 from typing import Any
 
 from django.apps import apps as current
+from django.conf import settings
+from django.contrib import admin
+from django.contrib.admin.sites import AdminSite, all_sites
+from django.contrib.admin.utils import get_deleted_objects
 from django.contrib.auth.management import create_permissions
 from django.db import router
+from django.db.models import Model
 from django.http import HttpRequest
 from django.utils.translation import gettext as _
 
@@ -67,6 +73,34 @@ def refusal(request: HttpRequest, permission: str) -> str:
     ask for what; empty for who may."""
     may = request.user.has_perm(f"storage_audit.{permission}")
     return "" if may else whom_to_ask(permission)
+
+
+def sites_for(model: type[Model]) -> list[AdminSite]:
+    """The admin sites to ask about a row: the default one, and all that show the model if the
+    default one does not."""
+    # A site may be made there, which a worker has not read.
+    import_module(settings.ROOT_URLCONF)
+    if admin.site.is_registered(model):
+        return [admin.site]
+    return [admin.site, *(site for site in all_sites if site.is_registered(model))]
+
+
+def is_hidden(request: HttpRequest, row: Model) -> bool:
+    """Whether an admin does not show this person the row."""
+    shown = [site for site in sites_for(type(row)) if site.is_registered(type(row))]
+    pages = [site.get_model_admin(type(row)) for site in shown]
+    return not all(page.get_queryset(request).filter(pk=row.pk).exists() for page in pages)
+
+
+def deletion_obstacles(request: HttpRequest, row: Model) -> tuple[set[str], list[Any]]:
+    """What of the row, and of those that would go with it, the admin does not let this person
+    delete, and the rows that need it."""
+    lacking, needing = set[str](), list[Any]()
+    for site in sites_for(type(row)):
+        _shown, _counts, refused, protected = get_deleted_objects([row], request, site)
+        lacking |= set(map(str, refused))
+        needing += [each for each in protected if each not in needing]
+    return lacking, needing
 
 
 def role_for(permission: str) -> str | None:

@@ -1,6 +1,7 @@
 """A project is deleted over HTTP, once, and followed to the proof."""
 
 import threading
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -8,13 +9,15 @@ from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Group, User
 from django.db import connection
-from django.db.models import PROTECT, ProtectedError
+from django.db.models import PROTECT, ProtectedError, QuerySet
+from django.http import HttpRequest
 from django_q.models import OrmQ
 from pytest_django import Settings
 
-from storage_audit import projects
+from storage_audit import projects, roles
 from storage_audit.audit import requests, vanished
 from storage_audit.models import CleanupOperation, KnownProject, Project
+from storage_audit.pages.base import ModelAdmin
 from tests.api_client import API, Program, program, refused, staff, told
 from tests.conftest import Bucket
 from tests.promises import requested, run, track
@@ -153,8 +156,12 @@ def test_a_limit_still_blocks_it(bucket: Bucket, settings: Settings) -> None:
 
 
 @pytest.fixture
-def group(db: None, settings: Settings) -> Group:
+def group(db: None, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Group:
     """A project whose id is a number, with a person in it."""
+    # It is made of the site of now, before a test has another one.
+    import_module(settings.ROOT_URLCONF)
+    # Those of other tests.
+    monkeypatch.setattr(roles, "all_sites", set())
     settings.STORAGE_AUDIT_PROJECT_MODEL = "auth.Group"
     found = Group.objects.create(name="g")
     User.objects.create_user("zoe").groups.add(found)
@@ -170,7 +177,7 @@ def test_rows_of_others_that_would_go_along_are_asked_for(
     come = program(staff("delete_group"))
     problem = refused(come.ask("DELETE", f"/projects/{group.pk}"), 403, "forbidden")
     assert "may not delete" in problem["detail"]
-    assert Group.objects.exists()
+    assert Group.objects.filter(pk=group.pk).exists()
 
 
 def test_a_row_that_the_admin_keeps_from_this_person_stays(
@@ -182,7 +189,41 @@ def test_a_row_that_the_admin_keeps_from_this_person_stays(
     site.register(Group)
     monkeypatch.setattr(admin, "site", site)
     refused(program().ask("DELETE", f"/projects/{group.pk}"), 403, "forbidden")
-    assert Group.objects.exists()
+    assert Group.objects.filter(pk=group.pk).exists()
+
+
+class GroupsOfOthers(ModelAdmin[Group]):
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Group]:
+        return super().get_queryset(request).exclude(name="g")
+
+
+def test_row_that_the_admin_hides_from_this_person_is_not_found(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = admin.AdminSite()
+    site.register(Group, GroupsOfOthers)
+    monkeypatch.setattr(admin, "site", site)
+    refused(program().ask("DELETE", f"/projects/{group.pk}"), 404, "not-found")
+    assert Group.objects.filter(pk=group.pk).exists()
+
+
+class Frozen(ModelAdmin[Group]):
+    def has_delete_permission(self, request: HttpRequest, obj: Group | None = None) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    "page, status, kind", [(Frozen, 403, "forbidden"), (GroupsOfOthers, 404, "not-found")]
+)
+def test_row_that_only_another_admin_site_shows_is_asked_for_there(
+    group: Group, monkeypatch: pytest.MonkeyPatch, page: Any, status: int, kind: str
+) -> None:
+    monkeypatch.setattr(admin, "site", admin.AdminSite())
+    another = admin.AdminSite(name="another")
+    another.register(Group, page)
+    monkeypatch.setattr(roles, "all_sites", {another})
+    refused(program().ask("DELETE", f"/projects/{group.pk}"), status, kind)
+    assert Group.objects.filter(pk=group.pk).exists()
 
 
 def test_what_needs_a_row_is_named(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +231,7 @@ def test_what_needs_a_row_is_named(group: Group, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(needs, "on_delete", PROTECT)
     problem = refused(program().ask("DELETE", f"/projects/{group.pk}"), 409, "in-use")
     assert problem["detail"].startswith("Delete first what needs it: User-group")
-    assert Group.objects.exists()
+    assert Group.objects.filter(pk=group.pk).exists()
 
 
 def test_a_row_that_something_needs_stays(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +241,7 @@ def test_a_row_that_something_needs_stays(group: Group, monkeypatch: pytest.Monk
     monkeypatch.setattr(Group, "delete", refuse)
     problem = refused(program().ask("DELETE", f"/projects/{group.pk}"), 409, "in-use")
     assert problem["detail"] == "an invoice needs it"
-    assert Group.objects.exists() and not LogEntry.objects.exists()
+    assert Group.objects.filter(pk=group.pk).exists() and not LogEntry.objects.exists()
 
 
 def test_a_model_that_keeps_its_rows_is_told_of(

@@ -11,10 +11,12 @@ from threading import Barrier
 from typing import Any
 
 import pytest
+from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.db import OperationalError, connection, transaction
-from django.db.models import ProtectedError
+from django.db.models import ProtectedError, QuerySet
+from django.http import HttpRequest
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -27,6 +29,7 @@ from storage_audit import tasks
 from storage_audit.audit import jobs, requests
 from storage_audit.models import CleanupOperation, Job, Project
 from storage_audit.origin import Origin, acting_as
+from storage_audit.pages.projects import ProjectAdmin
 from tests.admin_client import act, page, person, signed_in, superuser, text_of
 from tests.conftest import Bucket
 from tests.test_signals import Rollback, enqueued_ids, track
@@ -416,6 +419,37 @@ def test_deletion_waits_while_permissions_cannot_be_looked_up(
     assert Project.objects.count() == 7
     work(job)
     assert not Project.objects.exists()
+
+
+class Held(ProjectAdmin):
+    def has_delete_permission(self, request: HttpRequest, obj: Project | None = None) -> bool:
+        return super().has_delete_permission(request, obj) and not (obj and obj.title == "held")
+
+
+class Archive(ProjectAdmin):
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Project]:
+        return super().get_queryset(request).exclude(title="held")
+
+
+class Failing(ProjectAdmin):
+    def has_delete_permission(self, request: HttpRequest, obj: Project | None = None) -> bool:
+        return not obj or obj.title != "held" or bool(request.session)
+
+
+@pytest.mark.parametrize("page_class", [Held, Archive, Failing])
+def test_job_keeps_a_project_that_the_admin_does_not_let_go_any_more(
+    page_class: type[ProjectAdmin],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    registry: dict[Any, Any] = admin.site._registry
+    monkeypatch.setitem(registry, Project, page_class(Project, admin.site))
+    projects(4)
+    confirm_all(person("delete_project"), "delete_selected")
+    Project.objects.filter(pk="proj_001").update(title="held")
+    work(job := Job.objects.get())
+    assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
+    assert f"Job {job.pk} leaves out project proj_001" in caplog.text
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """Deleting a project, with its files."""
 
-from django.contrib import admin
 from django.contrib.admin.models import DELETION
-from django.contrib.admin.utils import get_deleted_objects
 from django.contrib.auth import get_permission_codename
 from django.db import transaction
 from django.db.models import Model
@@ -20,6 +18,7 @@ from storage_audit.api.schemas import OneDeletion, ProjectDeleted
 from storage_audit.audit import requests
 from storage_audit.models import CleanupOperation
 from storage_audit.redaction import visible
+from storage_audit.roles import deletion_obstacles, is_hidden
 
 router = Router(tags=["projects"])
 
@@ -36,7 +35,10 @@ def delete_project(
     require(request, f"{meta.app_label}.{get_permission_codename('delete', meta)}")
     with transaction.atomic():
         project = projects.lock(project_id)
-        made = delete(request, project) if project else requests.deletion_of(project_id)
+        if project is None:
+            made = requests.deletion_of(project_id)
+        else:
+            made = [] if is_hidden(request, project) else delete(request, project)
     if not made:
         raise Problem("not-found", _("There is no project %s.") % visible(project_id))
     response["Location"] = status_url(made[0])
@@ -62,9 +64,9 @@ def delete(request: HttpRequest, project: Model) -> list[CleanupOperation]:
 
 def refuse_to_take_along(request: HttpRequest, project: Model) -> None:
     """As the admin does: the row itself, or rows of other models that would go with it."""
-    _shown, _counts, lacking, protected = get_deleted_objects([project], request, admin.site)
+    lacking, protected = deletion_obstacles(request, project)
     if lacking:
-        text = _("You may not delete what would go: %s.") % ", ".join(sorted(map(str, lacking)))
+        text = _("You may not delete what would go: %s.") % ", ".join(sorted(lacking))
         raise Problem("forbidden", text)
     if protected:
         needing = ", ".join(visible(str(row)) for row in protected)

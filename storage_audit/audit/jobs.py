@@ -6,6 +6,7 @@ from typing import Any
 
 from django.contrib.auth import get_permission_codename, get_user_model
 from django.db import DatabaseError, OperationalError, transaction
+from django.http import HttpRequest
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
@@ -14,6 +15,7 @@ from storage_audit.audit.named_files import cascading_models
 from storage_audit.models import CleanupOperation, Job, KnownProject
 from storage_audit.origin import Origin, acting_as
 from storage_audit.redaction import redact, visible
+from storage_audit.roles import deletion_obstacles, is_hidden
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +43,16 @@ def permissions_for(action: str, user: Any) -> list[str]:
     return sorted(name for name in names if user.has_perm(name))
 
 
-def refusal(job: Job) -> str:
+def requester(job: Job) -> Any:
+    """The user who requested it, or None."""
+    people = get_user_model()._default_manager
+    return people.filter(**{get_user_model().USERNAME_FIELD: job.requested_by}).first()
+
+
+def refusal(job: Job, user: Any) -> str:
     """Why the person who requested a deletion may not have it any more, or nothing."""
     if job.action not in Job.DELETIONS:
         return ""
-    people = get_user_model()._default_manager
-    user: Any = people.filter(**{get_user_model().USERNAME_FIELD: job.requested_by}).first()
     name = visible(job.requested_by)
     if not (user and user.is_active and user.is_staff):
         return _("%s cannot sign in to the admin any more.") % name
@@ -80,7 +86,7 @@ def take_up(job: Job) -> list[CleanupOperation]:
 def may_go_on(job: Job) -> bool:
     """Stops the job of a person who may not delete the projects any more. Raises what the site's
     permission backends raise; that is no attempt, as the trouble is not the project's."""
-    if reason := refusal(job):
+    if reason := refusal(job, requester(job)):
         logger.error("Job %s stops: %s", job.pk, reason)
         job.stop(reason)
     return not reason
@@ -109,24 +115,24 @@ def take_alone(job: Job) -> list[CleanupOperation]:
 def take(job: Job, count: int) -> list[CleanupOperation]:
     """The operations of so many projects, made in the transaction that says how far the job is:
     whoever dies at it or does the same, each is made once."""
+    user = requester(job)
     project_ids = job.project_ids[job.position : job.position + count]
     if not job.advance(len(project_ids)):
         return []
     forced = job.action == Job.Action.FORCE
     with acting_as(Origin(job.requested_by, job.origin, forced)):
-        made = [each for project_id in project_ids for each in make(job, project_id)]
+        made = [each for project_id in project_ids for each in make(job, project_id, user)]
     CleanupOperation.objects.filter(pk__in=[each.pk for each in made]).update(job=job)
     return made
 
 
-def make(job: Job, project_id: str) -> list[CleanupOperation]:
+def make(job: Job, project_id: str, user: Any) -> list[CleanupOperation]:
     """None of a project of which they cannot be made: it would stop all others for good."""
     shown, made = redact(visible(project_id)), list[CleanupOperation]()
     try:
         with transaction.atomic():
-            if job.action in Job.DELETIONS and is_another(job, project_id):
-                text = "Job %s leaves out project %s: it was deleted or created since the request"
-                logger.warning(text, job.pk, shown)
+            if job.action in Job.DELETIONS and (why := obstacle(job, project_id, user)):
+                logger.warning("Job %s leaves out project %s: %s", job.pk, shown, why)
                 return []
             made = MAKE[job.action](project_id)
         if not made:
@@ -138,9 +144,19 @@ def make(job: Job, project_id: str) -> list[CleanupOperation]:
     return made
 
 
-def is_another(job: Job, project_id: str) -> bool:
-    """Whether the id stands for another project than the one that the job was requested for. Asked
-    under the row's lock, so that no other project can take its place afterwards."""
-    projects.lock(project_id)
-    meant: list[str] | None = job.lives.get(project_id)
-    return meant != KnownProject.objects.lives([project_id])[project_id]
+def obstacle(job: Job, project_id: str, user: Any) -> str:
+    """Why the project is not the one that the job was requested for, or may not be deleted any
+    more; or nothing. Asked under the row's lock, so that nothing else takes its place afterwards.
+    The admin's own rules are asked without the person's request; one that fails so keeps it."""
+    project, meant = projects.lock(project_id), job.lives.get(project_id)
+    if meant != KnownProject.objects.lives([project_id])[project_id]:
+        return "it was deleted or created since the request"
+    if project is None:
+        return ""
+    request = HttpRequest()
+    request.user = user
+    if is_hidden(request, project):
+        return "the admin does not show it to this person"
+    lacking, _needing = deletion_obstacles(request, project)
+    names = ", ".join(sorted(lacking))
+    return f"the admin does not let this person delete {names}" if names else ""

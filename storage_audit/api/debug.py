@@ -157,8 +157,8 @@ def cleanup(
     """Clean up after a project that is gone, in one of four ways, or plan to and delete nothing. A
     live project is to be deleted first: DELETE projects/{project_id}. One that vanished without a
     deletion on record is refused until a person decides. A worker does it: follow status_url. A
-    cleanup that is open already is returned as it is, whatever the mode. Needs the permission
-    force_cleanup, or dry_run_cleanup for a dry run."""
+    cleanup that is open already is returned; one that is incomplete or failed is tried again, by
+    this mode. Needs the permission force_cleanup, or dry_run_cleanup for a dry run."""
     require(request, f"storage_audit.{'dry_run' if dry_run else 'force'}_cleanup")
     refuse_unread(request, "mode", "dry_run")
     refuse_no_id(project_id)

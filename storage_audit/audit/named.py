@@ -41,6 +41,7 @@ from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import was_ahead
 from storage_audit.findings import Kind
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2Object
+from storage_audit.querysets import read_in_steps
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
 ByKey = Mapping[str, Readings]
@@ -106,7 +107,7 @@ def merge_spellings(work: Work) -> None:
     given = operation.items.filter(escaped=False, identity=F("key"))
     folded = [
         (pk, work.identity(key), tuple(described))
-        for pk, key, *described in given.values_list("pk", "key", *facts).iterator()
+        for pk, key, *described in read_in_steps(given.values_list("pk", "key", *facts))
         if work.identity(key) != key
     ]
     with transaction.atomic():

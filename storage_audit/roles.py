@@ -77,7 +77,9 @@ def refusal(request: HttpRequest, permission: str) -> str:
 
 def sites_for(model: type[Model]) -> list[AdminSite]:
     """The admin sites to ask about a row: the default one, and all that show the model if the
-    default one does not."""
+    default one does not. None on a site without the admin."""
+    if not current.is_installed("django.contrib.admin"):
+        return []
     # A site may be made there, which a worker has not read.
     import_module(settings.ROOT_URLCONF)
     if admin.site.is_registered(model):

@@ -22,7 +22,15 @@ from storage_audit.models import (
 )
 from storage_audit.pages.base import DJANGO_6_1, lookup_of
 from storage_audit.pages.projects import OwnerAdmin
-from storage_audit.roles import ADMIN, OPERATOR, ROLES, VIEWER, make_groups
+from storage_audit.roles import (
+    ADMIN,
+    OPERATOR,
+    ROLES,
+    VIEWER,
+    deletion_obstacles,
+    is_hidden,
+    make_groups,
+)
 from tests.admin_client import page, signed_in, superuser, text_of
 from tests.conftest import Bucket
 
@@ -31,6 +39,14 @@ from tests.conftest import Bucket
 def groups(db: None) -> None:
     """As a migration makes them; tests that empty the tables have taken them away."""
     make_groups(apps, connection.alias)
+
+
+def test_site_without_the_admin_asks_no_admin_about_a_row(settings: Settings) -> None:
+    project, request = Project.objects.create(pk="proj_1"), RequestFactory().get("/")
+    request.user = User.objects.create_user("a")
+    settings.INSTALLED_APPS = [each for each in settings.INSTALLED_APPS if "admin" not in each]
+    assert not is_hidden(request, project)
+    assert deletion_obstacles(request, project) == (set(), [])
 
 
 def member(role: str) -> Client:

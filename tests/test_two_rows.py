@@ -3,6 +3,7 @@ keep the object."""
 
 from datetime import timedelta
 from functools import partial
+from itertools import chain
 from typing import Any
 from unicodedata import normalize
 
@@ -15,7 +16,7 @@ from pytest_django import Settings
 from devtools.faults.kinds import lies
 from devtools.faults.matching import is_delete_batch, on
 from devtools.faults.proxy import FaultyStore
-from storage_audit.audit import decisions, deletion, named_files, requests, verification
+from storage_audit.audit import decisions, deletion, named, named_files, requests, verification
 from storage_audit.audit.named_files import Named
 from storage_audit.audit.work import Work
 from storage_audit.bucket import r2
@@ -295,3 +296,18 @@ def test_object_whose_two_rows_are_deleted_counts_once(bucket: Bucket, etag: str
     assert (operation.found, operation.protected) == ((2, 1) if etag else (1, 0))
     assert not bucket.keys()
     check(bucket)
+
+
+def test_items_are_merged_some_at_a_time(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The spelling that is an item may come in an earlier piece, or in a later one, or in none."""
+    monkeypatch.setattr(named, "TOGETHER", 1)
+    bucket.set_marker(folds_unicode=True)
+    alive("proj_1")
+    operation = requested("proj_1")
+    letters = [("e\u0301", "\u00e9"), ("\u212a",), ("o\u0308", "\u00f6")]
+    for spelling in chain(*letters):
+        named_files.note([operation], [Named(bucket.name, f"files/{spelling}", "shop.Cover 1")])
+    operation = run(operation)
+    found = set(operation.items.values_list("identity", flat=True))
+    assert found == {"files/\u00e9", "files/K", "files/\u00f6"}
+    assert (operation.found, operation.items.count()) == (3, 3)

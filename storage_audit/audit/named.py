@@ -7,6 +7,7 @@ just before it is sent: it goes only while no project that lives could want it.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from operator import attrgetter
 
 from django.db import transaction
 from django.db.models import F
@@ -44,6 +45,8 @@ from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2
 from storage_audit.querysets import read_in_steps
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
+# Items in one transaction.
+TOGETHER = 1000
 ByKey = Mapping[str, Readings]
 ByIdentity = Mapping[str, Sequence[Row]]
 Looked = list[tuple[CleanupItem, Listed | None]]
@@ -103,22 +106,28 @@ def merge_spellings(work: Work) -> None:
     operation = work.operation
     if operation.cursor or work.identity is exact:
         return
-    facts = ("size", "etag", "last_modified")
     given = operation.items.filter(escaped=False, identity=F("key"))
-    folded = [
-        (pk, work.identity(key), tuple(described))
-        for pk, key, *described in read_in_steps(given.values_list("pk", "key", *facts))
-        if work.identity(key) != key
-    ]
-    with transaction.atomic():
-        operation.renew()
-        for pk, identity, described in folded:
-            same = operation.items.filter(escaped=False, identity=identity)
-            other, mine = same.values_list(*facts).first(), operation.items.filter(pk=pk)
-            if other is None:
-                mine.update(identity=identity)
-            elif other == described:
-                mine.delete()
+    folded = [item for item in read_in_steps(given) if work.identity(item.key) != item.key]
+    for start in range(0, len(folded), TOGETHER):
+        with transaction.atomic():
+            operation.renew()
+            merge(work, folded[start : start + TOGETHER])
+
+
+def merge(work: Work, folded: Sequence[CleanupItem]) -> None:
+    items, facts = work.operation.items, attrgetter("size", "etag", "last_modified")
+    names = [work.identity(item.key) for item in folded]
+    taken = items.filter(escaped=False, identity__any_of=names)
+    known = {item.identity: facts(item) for item in taken}
+    named, same = list[CleanupItem](), list[int]()
+    for item, name in zip(folded, names, strict=True):
+        if name not in known:
+            item.identity, known[name] = name, facts(item)
+            named.append(item)
+        elif known[name] == facts(item):
+            same.append(item.pk)
+    items.bulk_update(named, ["identity"])
+    items.filter(pk__any_of=same).delete()
 
 
 def why_another(operation: CleanupOperation, item: CleanupItem, listed: Listed) -> str:

@@ -160,18 +160,23 @@ def note_unlisted(scan: BucketScan) -> None:
 
 
 def look_for_missing(scan: BucketScan, identity: Identity) -> None:
-    """Once more, each at its own place: the first page of a whole bucket has no place that tells
-    it from an earlier answer. Where spellings are one object, in those outside of the prefixes
-    too."""
+    """Once more, where the listing may not have shown it. The first page of a whole bucket has no
+    place that tells it from an earlier answer, so each key of its shard is looked for at its own
+    place. Where spellings are one object, others may be outside of the prefixes."""
     prefixes, after = tuple(scan.prefixes), ""
+    first = scan.shards.filter(prefix="", after="").first()
     missing = scan.sightings.filter(kind=Kind.MISSING).order_by("key")
     keys = missing.values_list("key", flat=True)
     while chunk := list(keys.filter(key__gt=after)[:TOGETHER]):
         after = chunk[-1]
         pages = list[None]()
         count = partial(pages.append, None)
-        here = [key for key in chunk if identity is exact or show_all_spellings(prefixes, key)]
-        elsewhere = sorted(set(chunk).difference(here))
+        here = [key for key in chunk if first and (first.until is None or key <= first.until)]
+        elsewhere = [
+            key for key in chunk if identity is nfc and not show_all_spellings(prefixes, key)
+        ]
+        if not (here or elsewhere):
+            continue
         there = still_there(scan.bucket, here, exact, count)
         found = find(scan.bucket, elsewhere, nfc, count)
         marker = installation.see_marker(scan.bucket)

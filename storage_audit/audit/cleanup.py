@@ -278,7 +278,7 @@ def compare(work: Work) -> None:
     operation = work.operation
     # Not once the items of the verified operation are among its own.
     if "recalled" not in operation.cursor and (reason := limits.missing(operation)):
-        # Its items stay, as they say what is missing.
+        # Its items stay: they show which files are missing.
         block(operation, reason)
     else:
         verification.compare(work)

@@ -1,6 +1,7 @@
-"""What keeps an object from being deleted, whoever owns it. What an open cleanup covers is deleted
-by no other way: a person, or a worker, has yet to decide on it there. What a person acknowledged is
-not deleted at all."""
+"""Decisions that keep an object from being deleted, whatever project owns it.
+
+An object that an open cleanup covers is deleted by no other way: a person, or a worker, has yet to
+decide on it there. An object whose finding is acknowledged is not deleted at all."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -176,7 +176,7 @@ def rows_of(
 
 
 def uploads_of(rows: Mapping[str, Sequence[Row]]) -> set[tuple[UUID | None, str]]:
-    """The last upload to each key, and its row's state: another pair tells of an upload since."""
+    """The last upload to each key, and its row's state; an upload in the meantime changes them."""
     return {(row.upload_id, row.state) for row in chain.from_iterable(rows.values())}
 
 
@@ -193,7 +193,7 @@ def waiting_for_rows() -> Iterator[None]:
 
 
 def prove(work: Work, batch: list[Planned]) -> Proof:
-    """Look at the objects and at their owners once more: only what is as planned may go.
+    """Look at the objects and at their owners once more: only those that are as planned may go.
     Raises TooLate when fewer have to be asked for."""
     operation = work.operation
     before = uploads_of(rows_of(work, batch))
@@ -250,8 +250,8 @@ def undecided_of(
 
 
 def look_at(work: Work, batch: list[Planned]) -> dict[str, Listed]:
-    """The objects and their copies, by identity. What is not found in time is not sent. Raises
-    Scattered when there are too many for one look."""
+    """The objects and their copies, by identity. Keys that are not found in time are not sent.
+    Raises Scattered when there are too many for one look."""
     find = work.find_lone if batch[0].span is None else work.find
     keys = [key for item in batch for key in (item.key, item.copied_to) if key]
     return find(keys, briefly=True)
@@ -420,7 +420,7 @@ def abort_upload(work: Work, upload: Upload) -> bool:
             uploads.abort(operation.bucket, upload)
         trouble, said = None, _("Unfinished upload aborted.")
     except StoreError as error:
-        # It must not stop the deletions; R2 ends such uploads by itself after seven days.
+        # It must not stop the deletions. R2 ends such uploads after seven days.
         trouble, said = error, _("Unfinished upload not aborted: %s") % error
     with transaction.atomic():
         key = escape(upload.key)

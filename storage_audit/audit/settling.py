@@ -109,8 +109,8 @@ def try_again(operation: CleanupOperation, there: CleanupItemQuerySet) -> None:
 
 
 def doubt_what_is_back(back: CleanupItemQuerySet) -> None:
-    """What was seen gone in an earlier attempt, and is there, counts as sent and still there: its
-    proof tells whether it is what the plan names."""
+    """An object that an earlier attempt saw gone, and that is there, counts as sent and still
+    there: the next proof compares it with the plan."""
     back.named().update(outcome=Outcome.PROTECTED, changed_at=timezone.now())
     back.filter(escaped=True).mark(Outcome.FAILED, _("It was gone, and is in the bucket again."))
     back.mark(Outcome.DELETING)

@@ -253,8 +253,8 @@ def spellings(key: str, identity: Identity) -> set[str]:
 
 
 def before(key: str) -> str:
-    """A text that sorts before `key`, mostly with next to nothing in between, and that nobody
-    asked for before. Empty where there is none."""
+    """A text that sorts before `key`, mostly with next to nothing in between, different each
+    time. Empty where there is none."""
     head, last = key[:-1], ord(key[-1:] or "\0")
     if last <= 0x20 or len(as_bytes(key)) > 1000:
         return before(head) if head else ""

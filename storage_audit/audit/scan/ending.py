@@ -1,5 +1,6 @@
 """What a scan says once all was listed: its sightings become findings, or nothing does."""
 
+from datetime import timedelta
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -41,6 +42,8 @@ from storage_audit.querysets import starts_with_any
 CHUNK = 5000
 # Missing keys that are looked for at once: those that start alike are found in one listing.
 TOGETHER = 20_000
+# No store accepts a request whose clock is wrong by more than 15 minutes.
+CLOCKS_DIFFER = timedelta(days=1)
 NAMES = ", ".join(field.attname for field in Difference._meta.local_concrete_fields)
 # It is still the difference, and the object, that the finding was about.
 SAME = """finding.state <> 'resolved' AND finding.etag = excluded.etag
@@ -161,17 +164,24 @@ def note_unlisted(scan: BucketScan) -> None:
 
 def look_for_missing(scan: BucketScan, identity: Identity) -> None:
     """Once more, where the listing may not have shown it. The first page of a whole bucket has no
-    place that tells it from an earlier answer, so each key of its shard is looked for at its own
-    place. Where spellings are one object, others may be outside of the prefixes."""
+    place that tells it from an earlier answer, and a clock that is behind dates a new file before
+    the scan: such keys are looked for, each at its own place. Where spellings are one object,
+    others may be outside of the prefixes."""
     prefixes, after = tuple(scan.prefixes), ""
     first = scan.shards.filter(prefix="", after="").first()
+    rows = R2Object.objects.in_bucket(scan.bucket).filter(key=OuterRef("key"))
+    is_new = Exists(rows.changing_since(scan.started_at - CLOCKS_DIFFER))
     missing = scan.sightings.filter(kind=Kind.MISSING).order_by("key")
-    keys = missing.values_list("key", flat=True)
-    while chunk := list(keys.filter(key__gt=after)[:TOGETHER]):
-        after = chunk[-1]
+    keys = missing.values_list("key", is_new)
+    while chunk := dict(keys.filter(key__gt=after)[:TOGETHER]):
+        after = next(reversed(chunk))
         pages = list[None]()
         count = partial(pages.append, None)
-        here = [key for key in chunk if first and (first.until is None or key <= first.until)]
+        here = [
+            key
+            for key, new in chunk.items()
+            if new or first and (first.until is None or key <= first.until)
+        ]
         elsewhere = [
             key for key in chunk if identity is nfc and not show_all_spellings(prefixes, key)
         ]

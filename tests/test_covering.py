@@ -113,6 +113,42 @@ def test_file_that_two_cleanups_share_waits_for_the_last_to_be_approved(
     assert bucket.keys() == set()
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"state": "upload_failed"},
+        {"state": "uploading", "etag": "of an earlier file"},
+        {"source": "adopted", "etag": "of the upload"},
+    ],
+    ids=["failed upload", "open upload", "upload after adoption"],
+)
+def test_file_of_an_upload_with_unclear_owner_waits_for_the_blocked_cleanup(
+    bucket: Bucket, settings: Settings, row: dict[str, str]
+) -> None:
+    usual = settings.STORAGE_AUDIT | {"COMMIT_TIMEOUT": timedelta(0)}
+    settings.STORAGE_AUDIT = usual | {LIMIT: 0}
+    alive("proj_9", "proj_9_x", "proj_1")
+    bucket.put(KEY, SHARED)
+    track(bucket, SHARED, "proj_9_x", upload_id=uuid4(), **row)
+    blocked = delete("proj_9")
+    assert blocked.status == Status.BLOCKED
+    settings.STORAGE_AUDIT = usual
+    operation = delete("proj_9_x")
+    assert outcomes(operation) == {SHARED: "protected"}
+    assert f"Cleanup {blocked.pk} covers this file" in reason(operation, SHARED)
+    assert bucket.keys() == {KEY, SHARED}
+
+
+def test_confirmed_upload_decides_who_covers_the_file(
+    bucket: Bucket, settings: Settings, blocked: CleanupOperation
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"COMMIT_TIMEOUT": timedelta(0)}
+    alive("proj_9_x")
+    bucket.put(SHARED)
+    track(bucket, SHARED, "proj_9_x", upload_id=uuid4(), etag="of the upload")
+    assert outcomes(delete("proj_9_x")) == {SHARED: "deleted"}
+
+
 def test_file_is_kept_whose_other_cleanup_was_blocked_after_the_plan(
     bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -243,14 +243,20 @@ def was_given(rows: Iterable[Row]) -> bool:
 def rivals_of(readings: Readings, rows: Sequence[Row], alive: set[str]) -> set[str]:
     """The live projects that could own an object though its rows name others. An upload's row has
     its project from the key, so it is no evidence against an id that the grammar refuses; a
-    person's decision is evidence against all. Neither is evidence against anyone once an upload
-    may have stored another object, of which nobody said whose it is."""
-    told, unconfirmed = telling(rows), any(map(is_unconfirmed, rows))
-    if is_given(rows) and not unconfirmed:
-        return set()
-    if told and (was_given(rows) or unconfirmed):
+    person's decision is evidence against all. Neither is evidence against anyone once it may be
+    outdated."""
+    told, outdated = telling(rows), may_be_outdated(rows)
+    if told and outdated:
         return readings.owners & alive - told.keys()
+    if is_given(rows) and not outdated:
+        return set()
     return alive & readings.others
+
+
+def may_be_outdated(rows: Sequence[Row]) -> bool:
+    """Whether an upload may have stored another object than the one that the rows are about, and
+    nobody said whose it is."""
+    return any(map(is_unconfirmed, rows)) or (was_given(rows) and not is_given(rows))
 
 
 def is_unconfirmed(row: Row) -> bool:

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -114,7 +115,10 @@ def altered(change: Callable[[dict[str, Any]], object]) -> Rule:
 
 def shows(key: str) -> Rule:
     entry = {"key": key, "size": 7, "etag": "e", "last_modified": "2026-01-01T00:00:00.000Z"}
-    return altered(lambda content: content["result"].append(entry))
+    by_key = itemgetter("key")
+    return altered(
+        lambda content: content.update(result=sorted([*content["result"], entry], key=by_key))
+    )
 
 
 HIDES = altered(lambda content: content["result"].clear())
@@ -350,6 +354,49 @@ def test_what_came_to_a_live_project_is_untracked(bucket: Bucket, rest: FaultySt
     alive("proj_1")
     rest.rules.append(on(under("proj_1_"), then(lambda: bucket.put(FLAT)), times=1))
     assert "0 in step, 0 missing, 1 untracked" in verify("proj_1").error
+
+
+NUL = "proj_1_\0_media.mp4"
+LOOK_ALIKE = listing.escape(NUL)
+
+
+@pytest.mark.parametrize(("there", "only"), [(NUL, LOOK_ALIKE), (LOOK_ALIKE, NUL)])
+def test_key_with_a_nul_and_its_look_alike_are_two_files(
+    bucket: Bucket, rest: FaultyStore, there: str, only: str
+) -> None:
+    deleted("proj_1")
+    bucket.put(there)
+    rest.rules.append(on(is_asked("proj_1_"), shows(only)))
+    operation = verify("proj_1")
+    reasons = dict(operation.items.values_list("escaped", "reason"))
+    assert "second look" in reasons.pop(only == NUL)
+    assert "second look" not in reasons.pop(there == NUL)
+    assert "shows 1 object that S3 did not show" in told(operation)
+
+
+def test_look_alike_that_came_between_the_two_looks_hides_no_doubt(
+    bucket: Bucket, rest: FaultyStore
+) -> None:
+    deleted("proj_1")
+    came = on(is_asked("proj_1_"), then(lambda: bucket.put(LOOK_ALIKE)), times=1)
+    rest.rules += [came, on(is_asked("proj_1_"), shows(NUL))]
+    operation = verify("proj_1")
+    reasons = dict(operation.items.values_list("escaped", "reason"))
+    assert "second look" in reasons.pop(True)
+    assert reasons.pop(False).startswith("Still in the bucket.")
+
+
+def test_key_with_a_nul_is_not_looked_for_at_the_place_of_its_look_alike(
+    bucket: Bucket, rest: FaultyStore
+) -> None:
+    alive("proj_1")
+    cleanup, name = delete("proj_1"), listing.escape("odd/a\0b")
+    facts = {"key": name, "identity": name, "escaped": True, "found_in": "both"}
+    cleanup.items.create(outcome="already_absent", **facts)
+    bucket.put(name)
+    operation = run(requests.verify_operation(cleanup))
+    assert operation.error == "0 left behind, 1 seen absent."
+    assert told(operation).endswith("It was not asked for 1 more keys.")
 
 
 def test_a_token_that_is_none_makes_no_verification_fail(

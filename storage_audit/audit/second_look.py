@@ -10,6 +10,7 @@ from datetime import datetime
 from functools import partial
 
 from django.db import transaction
+from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
@@ -22,14 +23,17 @@ from storage_audit.audit.ownership import Claim, Deleted
 from storage_audit.audit.work import LONE_KEYS, Work
 from storage_audit.bucket import cloudflare, listing, r2
 from storage_audit.bucket.errors import Broken, StoreError, TooLate
-from storage_audit.bucket.listing import Identity, escape, spellings
+from storage_audit.bucket.listing import Identity, escape, spellings, storable
 from storage_audit.bucket.r2 import Listed
+from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import monotonic
 from storage_audit.models import CleanupItem, KnownProject, R2Object
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
 # With the turn that it ends, well below the queue's time-out.
 LONGEST = 45.0  # seconds
+# Identity, and whether it is escaped: such a key and its look-alike are two files.
+Name = tuple[str, bool]
 
 
 class Unheard(Exception):
@@ -113,20 +117,31 @@ class SecondLook:
     def _compare(
         self, page: Sequence[Listed], span: int, again: Callable[[], list[Listed]]
     ) -> None:
-        work, identities = self.work, self._identities(page)
-        items = work.operation.items.filter(identity__in=identities, present_at__isnull=False)
-        seen = set(items.values_list("identity", flat=True))
+        work = self.work
+        items = self._items(self._names(page)).filter(present_at__isnull=False)
+        seen = set(items.values_list("identity", "escaped"))
         self.shown += len(seen)
-        unseen = [item for item in judged(work, page, span) if item.identity not in seen]
-        self._settle(unseen, lambda: self._identities(again()))
+        unseen = [item for item in judged(work, page, span) if name_of(item) not in seen]
+        self._settle(unseen, lambda: self._names(again()))
 
-    def _identities(self, page: Iterable[Listed]) -> set[str]:
-        return {self.work.identity(escape(listed.key)) for listed in page}
+    def _names(self, page: Iterable[Listed]) -> set[Name]:
+        return {(self.work.identity(escape(o.key)), not storable(o.key)) for o in page}
+
+    def _items(self, names: Iterable[Name]) -> CleanupItemQuerySet:
+        """The items of these names."""
+        identities: dict[bool, list[str]] = {False: [], True: []}
+        for identity, escaped in names:
+            identities[escaped].append(identity)
+        as_it_is = Q(escaped=False, identity__any_of=identities[False])
+        as_shown = Q(escaped=True, identity__any_of=identities[True])
+        return self.work.operation.items.filter(as_it_is | as_shown)
 
     def _look_at_keys(self) -> int:
         """Each key that no listed range contains, at its own place; how many were left out."""
-        alone = self.work.operation.items.open().filter(span=None).order_by("key")
-        items, left_out = list(alone[:LONE_KEYS]), max(0, alone.count() - LONE_KEYS)
+        alone = self.work.operation.items.open().filter(span=None)
+        # The text of an escaped key is the place of another file.
+        items = list(alone.filter(escaped=False).order_by("key")[:LONE_KEYS])
+        left_out = alone.count() - len(items)
         unseen = []
         for item in items:
             if not self._shows(item):
@@ -135,14 +150,14 @@ class SecondLook:
                 self.shown += 1
             else:
                 unseen.append(item)
-        self._settle(unseen, lambda: {item.identity for item in unseen if self._shows(item)})
+        self._settle(unseen, lambda: {name_of(item) for item in unseen if self._shows(item)})
         return left_out
 
     def _shows(self, item: CleanupItem) -> bool:
         names = spellings(item.key, self.work.identity)
         return any(first_is(next(self._heard(name)), name) for name in names)
 
-    def _settle(self, unseen: list[CleanupItem], again: Callable[[], set[str]]) -> None:
+    def _settle(self, unseen: list[CleanupItem], again: Callable[[], set[Name]]) -> None:
         """What S3 still does not show and the API does, is in doubt; what it shows by now came
         since, and counts as seen; the rest went since."""
         if not unseen:
@@ -150,21 +165,24 @@ class SecondLook:
         operation = self.work.operation
         keys = [item.key for item in unseen if not item.escaped]
         found = self.work.find(keys, briefly=True)
-        came = [item for item in unseen if item.identity in found]
-        rest, still = [item for item in unseen if item.identity not in found], again()
-        doubtful = [item for item in rest if item.identity in still]
+        came = [item for item in unseen if item.identity in found and not item.escaped]
+        rest = [item for item in unseen if item.escaped or item.identity not in found]
+        still = again()
+        doubtful = [item for item in rest if name_of(item) in still]
         for item in doubtful:
             item.outcome, item.reason, item.present_at = Outcome.FAILED, only_here(), None
         with transaction.atomic():
             operation.renew()
             save(came + doubtful)
-            names = [item.identity for item in came]
-            seen = operation.items.filter(identity__in=names)
+            seen = self._items(map(name_of, came))
             seen.filter(found_in=FoundIn.TRACKED).update(found_in=FoundIn.BOTH)
             seen.update(present_at=timezone.now())
-            names = [item.identity for item in doubtful]
-            operation.items.filter(identity__in=names).mark(Outcome.FAILED, only_here())
+            self._items(map(name_of, doubtful)).mark(Outcome.FAILED, only_here())
         self.doubted += len(doubtful)
+
+
+def name_of(item: CleanupItem) -> Name:
+    return item.identity, item.escaped
 
 
 def only_here() -> str:

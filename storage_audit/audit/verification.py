@@ -99,8 +99,10 @@ def mark_present(work: Work, page: Sequence[Listed], span: int) -> None:
 
 
 def look_at_keys(work: Work) -> None:
-    """Each key that no listed range contains, at its own place."""
-    look_for(work, work.operation.items.open().filter(span=None), "alone", adds=1)
+    """Each key that no listed range contains, at its own place. An escaped key has none: its text
+    names another file."""
+    alone = work.operation.items.open().filter(span=None, escaped=False)
+    look_for(work, alone, "alone", adds=1)
 
 
 def mark_found(work: Work, found: Found) -> None:

@@ -14,6 +14,7 @@ from django.utils import timezone
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
+from storage_audit.bucket.wire import LONGEST_ETAG
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
 from storage_audit.querysets import starts_with
@@ -49,7 +50,7 @@ class Difference(models.Model):
     upload_id = models.TextField(_("upload id"), blank=True)
     project_id = BytewiseTextField(_("project"), null=True, blank=True)
     size = models.PositiveBigIntegerField(_("size in bytes"), null=True, blank=True)
-    etag = models.CharField(_("ETag"), max_length=200, blank=True)
+    etag = models.CharField(_("ETag"), max_length=LONGEST_ETAG, blank=True)
     last_modified = models.DateTimeField(_("last modified"), null=True, blank=True)
     evidence = models.TextField(_("evidence"), blank=True)
 

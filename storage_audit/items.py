@@ -5,6 +5,7 @@ from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from storage_audit.bucket.wire import LONGEST_ETAG
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.fields import BytewiseTextField
 
@@ -37,7 +38,7 @@ class CleanupItem(models.Model):
     span = models.PositiveIntegerField(null=True, editable=False)
     project_id = BytewiseTextField(_("project"), null=True)
     size = models.PositiveBigIntegerField(_("size in bytes"), null=True)
-    etag = models.CharField(_("ETag"), max_length=200, blank=True)
+    etag = models.CharField(_("ETag"), max_length=LONGEST_ETAG, blank=True)
     last_modified = models.DateTimeField(_("last modified"), null=True)
     # Of a renamed object: the key of its copy. The object goes only while the copy is there.
     copied_to = BytewiseTextField(null=True, editable=False)

@@ -12,6 +12,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from storage_audit.access import ApiToken
+from storage_audit.bucket.wire import LONGEST_ETAG
 from storage_audit.conf import conf
 from storage_audit.fields import Bytewise, BytewiseTextField
 from storage_audit.findings import Finding, Sighting
@@ -144,7 +145,7 @@ class R2Object(models.Model):
     file_type = models.CharField(_("file type"), max_length=40, blank=True)
     layout = models.CharField(_("layout"), max_length=60, blank=True)
     size = models.PositiveBigIntegerField(_("size in bytes"), null=True, blank=True)
-    etag = models.CharField(_("ETag"), max_length=200, blank=True)
+    etag = models.CharField(_("ETag"), max_length=LONGEST_ETAG, blank=True)
     last_modified = models.DateTimeField(_("last modified"), null=True, blank=True)
     source = models.CharField(_("source"), max_length=10, choices=Source)
     state = models.CharField(_("state"), max_length=15, choices=State)

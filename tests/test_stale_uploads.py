@@ -17,6 +17,7 @@ from devtools.faults.pages import (
     of_another_bucket,
     of_another_prefix,
     with_field,
+    with_text,
     without_field,
 )
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
@@ -206,6 +207,8 @@ FOREIGN: dict[str, Callable[[str], str]] = {
     "an upload twice": lambda xml: re.sub("(<Upload>.*</Upload>)", r"\1\1", xml),
     "an upload elsewhere": lambda xml: xml.replace("<Key>a/", "<Key>b/"),
     "an upload without an id": lambda xml: re.sub("<UploadId>.*?</UploadId>", "", xml),
+    "a key longer than keys can be": lambda xml: xml.replace("</Key>", "x" * 2500 + "</Key>"),
+    "an id longer than ids can be": lambda xml: with_text(xml, "UploadId", "u" * 2500),
     "an upload of two keys": lambda xml: xml.replace("</Key>", "</Key><Key>a/9</Key>"),
 }
 

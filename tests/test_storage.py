@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from http.client import HTTPConnection
@@ -25,11 +26,11 @@ from pytest_django import Settings
 from storages.backends.s3 import S3Storage
 
 from devtools.faults.matching import on
-from devtools.faults.proxy import FaultyStore, Reply
+from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from devtools.local_r2 import LocalR2
 from storage_audit.audit import cleanup
 from storage_audit.bucket import r2
-from storage_audit.bucket.errors import StoreError, Unavailable
+from storage_audit.bucket.errors import Broken, StoreError, Unavailable
 from storage_audit.models import CleanupItem, CleanupOperation, Project, R2Object
 from storage_audit.querysets import R2ObjectQuerySet
 from storage_audit.storage import KeyBeingDeleted, TrackedStorage, Upload, durably, key_for
@@ -224,6 +225,26 @@ def test_a_store_that_takes_no_more_after_the_upload_leaves_an_unconfirmed_row(
     monkeypatch.setattr(r2, "head", no_head)
     with pytest.raises(Unavailable):
         put()
+    assert row().state == State.UPLOAD_FAILED
+    assert bucket.keys() == {NAME}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ETag", f'"{"e" * 201}"'), ("ETag", '"a\0b"'), ("ETag", None), ("Content-Length", "9" * 19)],
+    ids=["a long ETag", "NUL", "no ETag", "a size that no column holds"],
+)
+def test_upload_is_not_confirmed_by_an_answer_that_cannot_be_stored(
+    store: FaultyStore, bucket: Bucket, name: str, value: str | None
+) -> None:
+    def change(request: Request, forward: Forward) -> Reply:
+        reply = forward()
+        others = [pair for pair in reply.headers if pair[0].lower() != name.lower()]
+        return replace(reply, headers=(*others, *([(name, value)] if value else [])))
+
+    store.rules.append(on(lambda request: request.method == "HEAD", change))
+    with pytest.raises(Broken, match="The store's answer is unreadable"):
+        overwriting().save(NAME, ContentFile(b"content"))
     assert row().state == State.UPLOAD_FAILED
     assert bucket.keys() == {NAME}
 

@@ -253,11 +253,12 @@ def test_page_of_another_request_or_form_is_refused(
 
 
 @both_readers
-def test_key_twice_on_a_page_in_any_order_is_refused(
-    store: FaultyStore, three: Bucket, monkeypatch: pytest.MonkeyPatch, cut: Cut
+@pytest.mark.parametrize("form", ["a key twice", "a key longer than keys can be"])
+def test_impossible_keys_on_a_page_in_any_order_are_refused(
+    store: FaultyStore, three: Bucket, monkeypatch: pytest.MonkeyPatch, cut: Cut, form: str
 ) -> None:
     monkeypatch.setattr(wire, "cut", cut)
-    store.rules[:] = [on(is_listing, changed(FORMS["a key twice"]))]
+    store.rules[:] = [on(is_listing, changed(FORMS[form]))]
     with pytest.raises(Broken):
         list(pages_in_any_order(three.name, "a/"))
 

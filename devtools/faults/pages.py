@@ -55,6 +55,11 @@ def with_field(xml: str, name: str, text: str) -> str:
     return first(without_field(xml, name), f"<{name}>{text}</{name}>")
 
 
+def with_text(xml: str, name: str, text: str) -> str:
+    """With this text in each element of the name."""
+    return re.sub(f"<{name}>.*?</{name}>", f"<{name}>{text}</{name}>", xml)
+
+
 def first(xml: str, element: str) -> str:
     """With the element before all others."""
     return OPENING.sub(lambda root: root[0] + element, xml, count=1)
@@ -126,6 +131,11 @@ FORMS: dict[str, Change] = {
     "an entry without a key": lambda xml: re.sub("<Key>.*?</Key>", "", xml),
     "a key with an element": lambda xml: xml.replace("</Key>", "<a/>b</Key>"),
     "more keys than asked for": lambda xml: with_contents(xml, 1001 * contents(xml)[:1]),
+    "a key longer than keys can be": lambda xml: xml.replace("</Key>", "x" * 2500 + "</Key>", 1),
+    "an ETag longer than ETags can be": lambda xml: with_text(xml, "ETag", "e" * 201),
+    "an ETag with a control character": lambda xml: with_text(xml, "ETag", "a&#x7F;b"),
+    "a size below zero": lambda xml: with_text(xml, "Size", "-1"),
+    "a size of more than 18 digits": lambda xml: with_text(xml, "Size", "1" * 19),
 }
 
 

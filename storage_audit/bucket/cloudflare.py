@@ -16,6 +16,7 @@ from django.utils.translation import gettext as _
 from storage_audit.bucket import calls, listing
 from storage_audit.bucket.errors import Broken, Refused, StoreError, Unavailable, classify
 from storage_audit.bucket.r2 import PAGE, Listed, Page
+from storage_audit.bucket.wire import parse_facts
 from storage_audit.conf import Conf, conf
 
 if TYPE_CHECKING:
@@ -155,7 +156,8 @@ def listed(entry: dict[str, Any]) -> Listed:
     if not (isinstance(key, str) and type(size) is int and isinstance(etag, str)):
         raise TypeError(f"{entry!r}")
     key.encode()  # Half a surrogate pair names nothing.
-    return Listed(key, size, etag.strip('"'), datetime.fromisoformat(entry["last_modified"]))
+    size, etag = parse_facts(size, etag)
+    return Listed(key, size, etag, datetime.fromisoformat(entry["last_modified"]))
 
 
 def next_cursor(info: dict[str, Any], count: int) -> str | None:

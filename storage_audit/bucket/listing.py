@@ -4,7 +4,7 @@ import os.path
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import pairwise, product
 from operator import lt
 from secrets import token_hex
@@ -21,6 +21,11 @@ TWINS = {"K": "\u212a", ";": "\u037e", "`": "\u1fef"}
 # In one key, that are looked for each at its place.
 MOST_TWINS = 3
 NAMELESS_FOLDER = re.compile("^/|//")
+
+
+# An entry of an index has at most 2,704 bytes in PostgreSQL, and a key in it is not alone. Keys of
+# S3 have at most 1,024.
+LONGEST_KEY = 2500
 
 
 class OutOfOrder(Broken):
@@ -76,6 +81,7 @@ def checked(
     token: str | None = None
     while True:
         page: Page[Shown] = page_at(token)
+        refuse_long(page.keys)
         keys = [after, *page.keys]
         if not is_in_order(keys, prefix):
             other = escape(stray(keys, prefix))
@@ -88,6 +94,21 @@ def checked(
             raise Broken("The listing does not get on.")
         token = page.next_token
         del page, keys  # They would be kept as long as the next page takes.
+
+
+def refuse_long(keys: Collection[str]) -> None:
+    """Raises Broken for a key that no index can hold."""
+    if max(map(len, keys), default=0) * 8 <= LONGEST_KEY:
+        return  # As on most pages, where this takes a fraction of the time.
+    if long := next(filter(is_too_long, keys), ""):
+        shown = escape(long)[:100]
+        raise Broken(f"The listing shows a key of more than {LONGEST_KEY} bytes: {shown!r}...")
+
+
+def is_too_long(key: str) -> bool:
+    size = len(as_bytes(key))
+    # PostgreSQL compresses an escaped key, to about twice the bytes that it stands for.
+    return (size if storable(key) else 2 * size) > LONGEST_KEY
 
 
 def is_in_order(keys: Sequence[str], prefix: str) -> bool:
@@ -115,6 +136,7 @@ def pages_in_any_order(bucket: str, prefix: str, after: str = "") -> Iterator[En
     start = after or before(prefix.rstrip("/"))
     while True:
         page = list_entries(bucket, prefix, start, token)
+        refuse_long(page.keys)
         if len(set(page.keys)) < len(page.keys):
             raise Broken("The listing shows a key twice.")
         for key in page.keys:

@@ -369,7 +369,8 @@ def head(bucket: str, key: str) -> Listed:
     """Size, ETag and time of an object. Raises StoreError; an error is no evidence of absence."""
     with own_errors():
         answer = client().head_object(Bucket=bucket, Key=key)
-    return Listed(key, answer["ContentLength"], answer["ETag"].strip('"'), answer["LastModified"])
+        size, etag = wire.parse_facts(answer["ContentLength"], answer["ETag"])
+        return Listed(key, size, etag, answer["LastModified"])
 
 
 def delete_batch(bucket: str, keys: list[str]) -> dict[str, Answer]:

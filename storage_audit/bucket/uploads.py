@@ -7,7 +7,7 @@ from typing import Any
 
 from storage_audit.bucket import frame
 from storage_audit.bucket.errors import Broken, StoreError
-from storage_audit.bucket.listing import as_bytes
+from storage_audit.bucket.listing import as_bytes, is_too_long
 from storage_audit.bucket.r2 import client, own_errors
 from storage_audit.bucket.wire import decode
 
@@ -87,6 +87,8 @@ def refuse_strays(
         raise Broken("The listing of multipart uploads is out of order.")
     if len({(upload.key, upload.upload_id) for upload in found}) < len(found):
         raise Broken("The listing of multipart uploads shows one twice.")
+    if any(is_too_long(upload.key + upload.upload_id) for upload in found):
+        raise Broken("The listing of multipart uploads shows one whose key and ID are too long.")
     if not all(upload.key.startswith(prefix) for upload in found):
         raise Broken("The listing of multipart uploads shows one outside its prefix.")
 

@@ -11,11 +11,14 @@ from itertools import compress
 from typing import Any, NamedTuple, Self, overload
 from urllib.parse import unquote_to_bytes
 
+# What our columns hold: R2 sends ETags of some 40 characters, and has no object of 10 TB.
+LONGEST_ETAG = 200
+LONGEST_SIZE = 18  # digits
 # Of the printable ASCII characters all that XML gives no meaning, and no quotes in ETags.
 FIELDS = {
     "Key": "([!-%'-;=?-~]+)",
-    "Size": r"(\d{1,18})",
-    "ETag": '(?:&quot;|&#34;|")?([!#-%\'-;=?-~]+)(?:&quot;|&#34;|")?',
+    "Size": rf"(\d{{1,{LONGEST_SIZE}}})",
+    "ETag": f'(?:&quot;|&#34;|")?([!#-%\'-;=?-~]{{1,{LONGEST_ETAG}}})(?:&quot;|&#34;|")?',
     "LastModified": r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z)",
 }
 ANY = "[ -%'-;=?-~]*"
@@ -123,15 +126,27 @@ def expected(leaf: re.Match[str]) -> str:
 
 
 def parsed(entry: Mapping[str, Any], encoded: bool) -> Entry:
-    """An entry that botocore has read. Raises ValueError for what is no ETag by RFC 9110."""
-    if re.search(r"\s", entry["ETag"]):
-        raise ValueError("an ETag with a space")
+    """An entry that botocore has read. Raises ValueError as `parse_facts` does."""
+    size, etag = parse_facts(entry["Size"], entry["ETag"])
     return Entry(
         key=decode(entry["Key"]) if encoded else entry["Key"],
-        size=entry["Size"],
-        etag=entry["ETag"].strip('"'),
+        size=size,
+        etag=etag,
         last_modified=entry["LastModified"].isoformat(),
     )
+
+
+def parse_facts(size: int, quoted_etag: str) -> tuple[int, str]:
+    """A size and an ETag without quotes. Raises ValueError for a size that is negative or too
+    large for our columns, and for what is no ETag by RFC 9110 or too long for them."""
+    if not 0 <= size < 10**LONGEST_SIZE:
+        raise ValueError(f"a size below zero or of more than {LONGEST_SIZE} digits")
+    etag = quoted_etag.strip('"')
+    if re.search(r"[\s\0-\x1f\x7f]", etag):
+        raise ValueError("an ETag with a space or a control character")
+    if len(etag) > LONGEST_ETAG:
+        raise ValueError(f"an ETag of more than {LONGEST_ETAG} characters")
+    return size, etag
 
 
 def decode_all(keys: list[str]) -> list[str]:

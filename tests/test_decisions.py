@@ -170,7 +170,13 @@ def test_a_part_of_a_list_can_be_decided_on(bucket: Bucket) -> None:
 
 # Acknowledged, and kept
 
-KEEPS = "Kept: zoe acknowledged this file with the note “Evidence in a law suit”. To delete the"
+KEEPS = "Kept: zoe acknowledged finding {} about this file. To delete the file, reopen that finding"
+
+
+def assert_kept_by(finding: Finding, operation: CleanupOperation, key: str) -> None:
+    """The note is for those who may see findings, and more people see an item's reason."""
+    assert reason(operation, key).startswith(KEEPS.format(finding.pk))
+    assert "law suit" in the(finding).note and "law suit" not in reason(operation, key)
 
 
 def keep(found: Iterable[Finding]) -> Decision:
@@ -184,10 +190,11 @@ def test_late_check_keeps_an_acknowledged_file(bucket: Bucket) -> None:
     alive("proj_2", "proj_9")
     bucket.upload("proj_9")
     operation = delete("proj_9")
-    keep(orphaned(bucket, KEY))
+    [finding] = orphaned(bucket, KEY)
+    keep([finding])
     checked = late_check(operation)
     assert (checked.status, bucket.keys()) == (Status.CLEAN_WITH_PROTECTED, {KEY})
-    assert reason(checked, KEY).startswith(KEEPS)
+    assert_kept_by(finding, checked, KEY)
     assert states() == {KEY: "acknowledged"}
 
 
@@ -204,7 +211,7 @@ def test_plan_that_is_run_keeps_a_file_acknowledged_since(bucket: Bucket) -> Non
     keep(found[:1])
     requests.force_delete_operation(plan)
     assert outcomes(run(plan)) == {KEY: "protected", OTHER: "deleted"}
-    assert reason(plan, KEY).startswith(KEEPS)
+    assert_kept_by(found[0], plan, KEY)
     assert states() == {KEY: "acknowledged", OTHER: "resolved"}
 
 
@@ -233,10 +240,11 @@ def test_released_deletion_keeps_a_file_acknowledged_since(
 def test_deletion_of_its_row_keeps_an_acknowledged_file(bucket: Bucket) -> None:
     alive("proj_9")
     key = bucket.upload("proj_9")
-    keep(find(bucket, key, kind="changed"))
+    [finding] = find(bucket, key, kind="changed")
+    keep([finding])
     R2Object.objects.get().delete()
     operation = run(CleanupOperation.objects.get())
-    assert reason(operation, key).startswith(KEEPS)
+    assert_kept_by(finding, operation, key)
     assert bucket.keys() == {key}
 
 

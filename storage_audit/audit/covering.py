@@ -81,11 +81,12 @@ def find_acknowledged(bucket: str, seen: Iterable[Listed]) -> dict[str, str]:
 
 
 def why_acknowledged(finding: Finding) -> str:
+    """Without the note: people who may not see findings see what this tells."""
     text = _(
-        "Kept: %(person)s acknowledged this file with the note “%(note)s”. To delete the file,"
-        " reopen its finding and ask for another cleanup."
+        "Kept: %(person)s acknowledged finding %(id)s about this file. To delete the file, reopen"
+        " that finding and ask for another cleanup."
     )
-    return text % {"person": finding.decided_by or _("somebody"), "note": finding.note}
+    return text % {"person": finding.decided_by or _("somebody"), "id": finding.pk}
 
 
 def asked_by(operation: CleanupOperation) -> Q:

@@ -30,8 +30,8 @@ CREDENTIALS = [
     re.compile(r"""(?i)(authorization["']?\s*[:=]\s*["']?)[^\n"']+"""),
     # As it is pasted without its header. A word of a sentence is mostly shorter.
     re.compile(r"(?i)(?<![\w/-])(bearer\s+)[\w.~+/%=-]{8,}"),
-    # Up to the last @, as a password may have some.
-    re.compile(r"(://)[^/\s:@]*:[^/\s]*(?=@)"),
+    # Up to the last @, as a password may have some; a name alone may be a token.
+    re.compile(r"(://)[^/\s]+(?=@)"),
     # A proxy may have no scheme. Only with a port, or keys such as 10:30@2x.png would be hidden.
     re.compile(r"(?<![^\s/])()[^/\s:]+:[^/\s]*(?=@[^/\s@]+:\d)"),
 ]

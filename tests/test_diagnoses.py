@@ -193,6 +193,7 @@ def test_what_a_file_leaves_empty_is_as_if_it_were_not_in_it(
         "R2_PASS",
         "CF_AUTH",
         "AWS_CREDENTIALS",
+        "AWS_PROXY_PWD",
     ],
 )
 def test_of_a_secret_only_so_much_is_shown_that_two_can_be_compared(
@@ -209,13 +210,14 @@ def test_of_a_secret_only_so_much_is_shown_that_two_can_be_compared(
 
 
 @pytest.mark.parametrize("scheme", ["http://", ""])
+@pytest.mark.parametrize("user", ["ben:hidden", "ben:hid/den", "hidden"])
 def test_a_proxy_keeps_its_password(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, user: str
 ) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", f"{scheme}ben:hidden@proxy:3128")
+    monkeypatch.setenv("HTTPS_PROXY", f"{scheme}{user}@proxy:3128")
     kept = str(variables.variables().stored("environment"))
     assert "@proxy:3128" in kept
-    assert "hidden" not in kept
+    assert "hid" not in kept
 
 
 # Shown

@@ -29,7 +29,8 @@ from storage_audit.places import place
 from storage_audit.redaction import HIDDEN
 from tests.admin_client import LOOK, page, person, signed_in, superuser, text_of, words
 from tests.conftest import Bucket
-from tests.promises import alive, delete, deleted, track
+from tests.promises import alive, delete, deleted, requested, track
+from tests.scanning import complete
 from tests.test_admin_objects import ESCAPED, HOSTILE, found, row
 from tests.test_admin_operations import add_items, make
 from tests.test_admin_projects import queries
@@ -595,3 +596,21 @@ def test_pages_of_names_with_control_characters_can_be_read(
 
 def known(project_id: str) -> KnownProject:
     return KnownProject.objects.create(pk=project_id, evidence="saved")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_file_that_a_later_cleanup_has_to_delete_is_not_called_gone(bucket: Bucket) -> None:
+    """No scan says that it is back, as the cleanup covers it."""
+    alive("proj_1")
+    key = "projects/proj_1/scenes/s1/media/again.mp4"
+    bucket.put(key)
+    first = delete("proj_1")
+    [gone] = lookup.look_up(key).objects
+    assert "seen gone on" in lookup.why(gone).text
+    alive("proj_1")
+    bucket.put(key)
+    later = requested("proj_1")
+    complete()
+    [told] = lookup.look_up(key).objects
+    assert lookup.why(told).text.startswith(f"Cleanup {later.pk} is to delete it")
+    assert first.status == "clean"

@@ -110,6 +110,7 @@ def test_texts_that_are_translated_later_are_hidden_too(planted: None) -> None:
         "token='x, abc123'",
         "postgres://user:abc123@host/name",
         "http://user:other@abc123@proxy:3128",
+        "http://abc123@proxy:3128",
         "HTTPS_PROXY=user:abc123@127.0.0.1:9",
         "no way through 'user:other@abc123@proxy.example:3128': refused",
         '{"proxy":"user:abc123@[::1]:9"}',

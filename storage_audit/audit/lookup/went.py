@@ -102,6 +102,10 @@ def gone(facts: Facts) -> Answer:
     item = went(facts)
     if not item or facts.rows or facts.listed or seen_since(facts, item):
         return None
+    # What a cleanup covers is no finding, so that no scan says that it is back.
+    later = to_delete_it(facts)
+    if later and not later.parent_id and later.created_at > item.changed_at:
+        return None
     return Sentence(how_it_went(item) + still(facts), item.operation)
 
 

@@ -16,7 +16,16 @@ from pytest_django import Settings
 from devtools.faults.kinds import lies
 from devtools.faults.matching import is_delete_batch, on
 from devtools.faults.proxy import FaultyStore
-from storage_audit.audit import decisions, deletion, named, named_files, requests, verification
+from storage_audit.audit import (
+    cleanup,
+    decisions,
+    deletion,
+    installation,
+    named,
+    named_files,
+    requests,
+    verification,
+)
 from storage_audit.audit.named_files import Named
 from storage_audit.audit.work import Work
 from storage_audit.bucket import r2
@@ -296,6 +305,75 @@ def test_object_whose_two_rows_are_deleted_counts_once(bucket: Bucket, etag: str
     assert (operation.found, operation.protected) == ((2, 1) if etag else (1, 0))
     assert not bucket.keys()
     check(bucket)
+
+
+def claim_again(
+    bucket: Bucket, patch: pytest.MonkeyPatch, module: Any, name: str, *, folds_unicode: bool = True
+) -> None:
+    """Let claim_bucket learn once, just before this is called, whether the store folds keys."""
+    original = getattr(module, name)
+    todo = [partial(bucket.set_marker, folds_unicode=folds_unicode)]
+
+    def claim_first(*args: Any) -> Any:
+        while todo:
+            todo.pop()()
+        return original(*args)
+
+    patch.setattr(module, name, claim_first)
+
+
+# The first is within the plan, the others within the look at the marker with which a turn begins.
+each_moment = pytest.mark.parametrize(
+    ("module", "name"), [(cleanup, "look_for_uploads"), (installation, "see_marker")]
+)
+
+
+@each_moment
+def test_named_file_counts_once_when_the_bucket_is_claimed_again(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
+) -> None:
+    alive("proj_1")
+    operation = requested("proj_1")
+    key = "files/e\u0301.txt"
+    bucket.put(key)
+    track(bucket, normalize("NFC", key), "proj_1")
+    named_files.note([operation], [Named(bucket.name, key, "shop.Cover 1, field file")])
+    claim_again(bucket, monkeypatch, module, name)
+    assert "claimed again" in run(operation).error
+    assert again(operation).found == 1
+    check(bucket)
+
+
+@each_moment
+def test_object_of_two_rows_counts_once_when_the_bucket_is_claimed_again(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
+) -> None:
+    alive("proj_1")
+    bucket.put(NFD)
+    seen = r2.head(bucket.name, NFD)._asdict()
+    for key in (NFC, seen.pop("key")):
+        track(bucket, key, "proj_1", **seen)
+    R2Object.objects.all().delete()
+    claim_again(bucket, monkeypatch, module, name)
+    operation = run(CleanupOperation.objects.get())
+    assert "claimed again" in operation.error
+    assert again(operation).found == 1
+    check(bucket)
+
+
+def test_two_files_are_two_items_once_the_bucket_tells_their_spellings_apart(
+    folding: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    named, tracked = "files/e\u0301.txt", "files/\u00e9.txt"
+    folding.put(named, tracked)
+    track(folding, tracked, "proj_1")
+    operation = requested("proj_1")
+    named_files.note([operation], [Named(folding.name, named, "shop.Cover 1, field file")])
+    claim_again(folding, monkeypatch, cleanup, "look_for_uploads", folds_unicode=False)
+    assert "claimed again" in run(operation).error
+    assert again(operation).found == 2
+    check(folding)
 
 
 def test_items_are_merged_some_at_a_time(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

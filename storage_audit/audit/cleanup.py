@@ -230,7 +230,7 @@ def plan(work: Work) -> None:
     operation = work.operation
     is_new = operation.planned_at is None
     if is_new:
-        named.merge_spellings(work)
+        named.take_given(work)
         look = named.look_up if operation.names_its_objects else discover
         look(work)
         named_files.look_up(work)

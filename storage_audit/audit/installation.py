@@ -95,8 +95,11 @@ def check(bucket: str) -> Traits:
 
     Raises Mismatch when they do not, StoreError when the bucket cannot be asked.
     """
+    recorded = recorded_marker(bucket)
     traits = identify(bucket)
-    see_marker(bucket)
+    # The traits are those of the marker before, and listings are trusted under the one after.
+    if see_marker(bucket) != recorded:
+        raise claimed_again(bucket)
     return traits
 
 
@@ -130,6 +133,11 @@ def see_marker(bucket: str) -> str:
         )
         raise Mismatch(text % bucket)
     return recorded
+
+
+def claimed_again(bucket: str) -> Broken:
+    text = _("Bucket %s was claimed again while we looked. What was seen before is not used.")
+    return Broken(text % bucket)
 
 
 def find_marker(bucket: str) -> Listed | None:

@@ -6,8 +6,8 @@ just before it is sent: it goes only while no project that lives could want it.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from itertools import chain
-from operator import attrgetter
 
 from django.db import transaction
 from django.db.models import F
@@ -65,7 +65,6 @@ COMPARED = [
 def look_up(work: Work) -> None:
     """Hold the objects against what was said of them. Raises OutOfTime, StoreError, LeaseLost."""
     operation = work.operation
-    recall(operation)
     judge = judge_orphans if operation.about == CleanupOperation.Kind.ORPHANS else compare_rows
     after = operation.cursor.get("after", "")
     while looked := work.look_up(operation.items.filter(key__gt=after).order_by("key")):
@@ -75,6 +74,15 @@ def look_up(work: Work) -> None:
             operation.progress(cursor=work.move(after=after), headway=so_far)
             judge(work, looked)
         work.breathe()
+
+
+def take_given(work: Work) -> None:
+    """Have the items that no listing finds, with the identities that this pass goes by."""
+    if work.operation.names_its_objects:
+        recall(work.operation)
+    # A pass that starts again may do so as the bucket was claimed again, with other traits.
+    if not work.operation.cursor.keys() - {"restarts"}:
+        merge_spellings(work)
 
 
 def recall(operation: CleanupOperation) -> None:
@@ -101,33 +109,40 @@ def compare(operation: CleanupOperation, item: CleanupItem, listed: Listed) -> N
 
 
 def merge_spellings(work: Work) -> None:
-    """Items that came with the request have their keys as identities: nobody had asked yet which
-    spellings the bucket takes for one object. Two that describe the same one become one."""
+    """Items that came with the request have their keys as identities, or what an earlier pass took
+    for the same: nobody knew yet which spellings are one object. Two that describe the same one
+    become one."""
     operation = work.operation
-    if operation.cursor or work.identity is exact:
-        return
-    given = operation.items.filter(escaped=False, identity=F("key"))
-    folded = [item for item in read_in_steps(given) if work.identity(item.key) != item.key]
-    for start in range(0, len(folded), TOGETHER):
+    given = operation.items.filter(escaped=False)
+    if work.identity is exact:
+        given = given.exclude(identity=F("key"))
+    stale = [item for item in read_in_steps(given) if work.identity(item.key) != item.identity]
+    for start in range(0, len(stale), TOGETHER):
         with transaction.atomic():
             operation.renew()
-            merge(work, folded[start : start + TOGETHER])
+            merge(work, stale[start : start + TOGETHER])
 
 
-def merge(work: Work, folded: Sequence[CleanupItem]) -> None:
-    items, facts = work.operation.items, attrgetter("size", "etag", "last_modified")
-    names = [work.identity(item.key) for item in folded]
+def merge(work: Work, stale: Sequence[CleanupItem]) -> None:
+    items = work.operation.items
+    names = [work.identity(item.key) for item in stale]
     taken = items.filter(escaped=False, identity__any_of=names)
-    known = {item.identity: facts(item) for item in taken}
+    known = {item.identity: facts_of(item) for item in taken}
     named, same = list[CleanupItem](), list[int]()
-    for item, name in zip(folded, names, strict=True):
+    for item, name in zip(stale, names, strict=True):
         if name not in known:
-            item.identity, known[name] = name, facts(item)
+            item.identity, known[name] = name, facts_of(item)
             named.append(item)
-        elif known[name] == facts(item):
+        elif known[name] == facts_of(item):
             same.append(item.pk)
     items.bulk_update(named, ["identity"])
     items.filter(pk__any_of=same).delete()
+
+
+def facts_of(item: CleanupItem) -> tuple[int | None, str, datetime | None]:
+    """What two items of one object agree on. Only one that was listed has fractions of a second."""
+    at = item.last_modified
+    return item.size, item.etag, at and at.replace(microsecond=0)
 
 
 def why_another(operation: CleanupOperation, item: CleanupItem, listed: Listed) -> str:

@@ -11,7 +11,6 @@ from time import monotonic
 from typing import Any
 
 from django.utils import timezone
-from django.utils.translation import gettext as _
 
 from storage_audit import logs
 from storage_audit.audit import installation, limits
@@ -80,8 +79,9 @@ class Work:
     def begin(cls, operation: CleanupOperation) -> "Work":
         """Raises Mismatch and StoreError."""
         ends = monotonic() + conf().slice.total_seconds()
-        traits = installation.identify(operation.bucket)
-        marker = installation.see_marker(operation.bucket)
+        # Before the traits: if the bucket is claimed again, nothing is seen under this name.
+        marker = installation.recorded_marker(operation.bucket) or ""
+        traits = installation.check(operation.bucket)
         limits.refuse_empty_table()
         return cls(operation, traits, ends, marker)
 
@@ -112,7 +112,7 @@ class Work:
         StoreError."""
         seen = installation.see_marker(self.operation.bucket)
         if seen != self.marker:
-            raise Broken(_("The bucket was claimed again while it was being listed."))
+            raise installation.claimed_again(self.operation.bucket)
         self.seen_at = timezone.now()
 
     @property

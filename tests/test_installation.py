@@ -395,3 +395,17 @@ def test_store_whose_listings_lack_what_was_just_written_is_not_claimed(
     store.rules.append(on(has_probes, changed(empty)))
     with pytest.raises(Broken, match="do not show what was just written"):
         installation.claim(bucket.name)
+
+
+def test_traits_of_the_marker_before_are_refused(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = installation.see_marker
+
+    def claim_first(name: str) -> str:
+        bucket.set_marker(folds_unicode=True)
+        return original(name)
+
+    monkeypatch.setattr(installation, "see_marker", claim_first)
+    with pytest.raises(Broken, match="claimed again"):
+        installation.check(bucket.name)

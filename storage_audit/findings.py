@@ -101,6 +101,10 @@ class FindingQuerySet(models.QuerySet["Finding"]):
         of_no_object = (Kind.MISSING, Kind.UNFINISHED)
         return self.filter(state="acknowledged", escaped=False).exclude(kind__in=of_no_object)
 
+    def keeping_uploads(self) -> Self:
+        """Those by which a person keeps an unfinished upload."""
+        return self.filter(state="acknowledged", kind=Kind.UNFINISHED)
+
     def orphaned(self) -> Self:
         return self.open().filter(~self.covered(), kind="orphaned")
 

@@ -46,7 +46,7 @@ from storage_audit.audit.work import OutOfTime, Work
 from storage_audit.bucket import r2, uploads
 from storage_audit.bucket.uploads import Upload
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation, Project, R2Object
+from storage_audit.models import BucketScan, CleanupOperation, Finding, Project, R2Object
 from tests.conftest import Bucket
 from tests.promises import (
     Status,
@@ -653,6 +653,61 @@ def test_unfinished_uploads_of_the_project_are_aborted_and_no_others(
     operation = delete("proj_1")
     assert operation.status == Status.CLEAN
     assert {r.path.partition("/tests/")[2] for r in store.asked(is_abort)} == {own}
+
+
+def acknowledged_upload(bucket: Bucket, key: str) -> Finding:
+    scan = BucketScan.objects.create(bucket=bucket.name)
+    finding = Finding.objects.create(
+        bucket=bucket.name,
+        key=key,
+        kind="unfinished",
+        upload_id="u1",
+        first_scan=scan,
+        last_scan=scan,
+    )
+    Finding.objects.acknowledge("Evidence in a law suit", "zoe")
+    return finding
+
+
+@pytest.mark.parametrize("since", ["before", "after the plan", "just before"])
+def test_acknowledged_upload_is_not_aborted(
+    bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch, since: str
+) -> None:
+    alive("proj_1")
+    key = "projects/proj_1/scenes/s1/media/big.mp4"
+    step = {"after the plan": (deletion, "delete"), "just before": (deletion, "abort_upload")}
+    if since in step:
+        module, name = step[since]
+        usual = getattr(module, name)
+
+        def acknowledge_first(*args: Any) -> Any:
+            acknowledged_upload(bucket, key)
+            return usual(*args)
+
+        monkeypatch.setattr(module, name, acknowledge_first)
+    else:
+        acknowledged_upload(bucket, key)
+    store.rules += [lists_uploads(key), on(is_abort, Reply(204))]
+    operation = delete("proj_1")
+    assert operation.status == Status.CLEAN
+    assert not store.asked(is_abort)
+    pk = Finding.objects.get().pk
+    told = operation.events.filter(message__startswith="Unfinished upload not aborted: zoe ack")
+    steps = ["plan", "delete"] if since == "before" else ["delete"]
+    assert list(told.order_by("pk").values_list("step", flat=True)) == steps
+    assert f"acknowledged finding {pk} " in told[0].message and "law" not in told[0].message
+
+
+def test_upload_is_aborted_though_another_one_to_its_key_is_acknowledged(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    alive("proj_1")
+    key = "projects/proj_1/scenes/s1/media/big.mp4"
+    acknowledged_upload(bucket, key)
+    Finding.objects.update(upload_id="u2")
+    store.rules += [lists_uploads(key), on(is_abort, Reply(204))]
+    delete("proj_1")
+    assert len(store.asked(is_abort)) == 1
 
 
 def test_a_store_that_cannot_list_uploads_is_asked_once_before_each_step(

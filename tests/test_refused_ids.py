@@ -104,7 +104,7 @@ def test_an_unfinished_upload_of_a_refused_id_is_not_aborted(bucket: Bucket) -> 
     long_ago = timezone.now() - timedelta(days=30)
     uploads = [Upload(key, "id", long_ago) for key in (DOUBLED, OWN)]
     owned = deletion.owned_uploads(project, uploads)
-    assert [upload.key for upload in owned] == [OWN]
+    assert [upload.key for upload, _reason in owned] == [OWN]
 
 
 @pytest.mark.parametrize("tracked", [False, True])

@@ -8,7 +8,6 @@ import json
 import logging
 from collections.abc import Callable
 from datetime import timedelta
-from itertools import islice
 from uuid import UUID
 
 from django.db import transaction
@@ -287,18 +286,25 @@ def compare(work: Work) -> None:
 def look_for_uploads(work: Work) -> None:
     operation, uploads = work.operation, deletion.unfinished_uploads(work)
     # The first ones are told by name, and the others counted.
-    keys = [escape(upload.key) for upload in islice(uploads or (), 100)]
-    more = sum(1 for _upload in uploads or ())
+    keys, kept, count = list[str](), dict[str, str](), 0
+    for upload, reason in uploads or ():
+        count += not reason
+        if reason and len(kept) < 100:
+            kept[escape(upload.key)] = reason
+        elif not reason and len(keys) < 100:
+            keys.append(escape(upload.key))
     with transaction.atomic():
         operation.renew()
         if uploads is None:
             text = _("Unfinished multipart uploads: not checked, as the store cannot list them.")
             operation.record("plan", text)
         elif keys:
-            text = _("Unfinished multipart uploads: %s.") % (len(keys) + more)
+            text = _("Unfinished multipart uploads: %s.") % count
             if operation.kind != Kind.VERIFY:
                 text += " " + _("They will be aborted.")
             operation.record("plan", text, keys=keys)
+        for key, reason in kept.items():
+            operation.record("plan", deletion.not_aborted(reason), key=key)
 
 
 def digest(operation: CleanupOperation) -> str:

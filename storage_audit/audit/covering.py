@@ -13,6 +13,7 @@ from storage_audit.audit.key_format import Readings
 from storage_audit.audit.ownership import Row, may_be_outdated, named_in, telling
 from storage_audit.bucket.listing import storable
 from storage_audit.bucket.r2 import Listed
+from storage_audit.bucket.uploads import Upload
 from storage_audit.cleanup_querysets import CleanupOperationQuerySet
 from storage_audit.fields import spellings
 from storage_audit.models import CleanupItem, CleanupOperation, Finding
@@ -87,6 +88,20 @@ def why_acknowledged(finding: Finding) -> str:
         " that finding and ask for another cleanup."
     )
     return text % {"person": finding.decided_by or _("somebody"), "id": finding.pk}
+
+
+def find_acknowledged_uploads(bucket: str, uploads: Iterable[Upload]) -> dict[str, str]:
+    """By upload ID, why a person keeps an unfinished upload: its finding is acknowledged."""
+    text = _(
+        "%(person)s acknowledged finding %(id)s about this upload. To abort the upload, reopen that"
+        " finding and ask for another cleanup."
+    )
+    ids = {upload.upload_id for upload in uploads}
+    findings = Finding.objects.keeping_uploads().filter(bucket=bucket, upload_id__any_of=ids)
+    return {
+        each.upload_id: text % {"person": each.decided_by or _("Somebody"), "id": each.pk}
+        for each in findings
+    }
 
 
 def asked_by(operation: CleanupOperation) -> Q:

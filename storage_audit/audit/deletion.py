@@ -15,7 +15,11 @@ from django.utils.translation import gettext as _
 
 from storage_audit import projects
 from storage_audit.audit import headway, installation, named, pace, used_files
-from storage_audit.audit.covering import asked_by, find_acknowledged
+from storage_audit.audit.covering import (
+    asked_by,
+    find_acknowledged,
+    find_acknowledged_uploads,
+)
 from storage_audit.audit.discovery import rows_by_identity, to_judge, undecided_among
 from storage_audit.audit.key_format import Readings
 from storage_audit.audit.ownership import Claim, Row, alive_among, judge, layouts, named_in
@@ -362,9 +366,9 @@ def rest(operation: CleanupOperation) -> None:
     barred_by(operation).unlock(operation.items.planned())
 
 
-def unfinished_uploads(work: Work) -> Iterator[Upload] | None:
-    """The project's multipart uploads; None where the store cannot tell. The lease outlasts each
-    page, not all of them."""
+def unfinished_uploads(work: Work) -> Iterator[tuple[Upload, str]] | None:
+    """The project's multipart uploads, each with why it is kept, or nothing; None where the store
+    cannot tell. The lease outlasts each page, not all of them."""
     operation = work.operation
     listings = []
     for prefix in operation.ranges:
@@ -376,22 +380,23 @@ def unfinished_uploads(work: Work) -> Iterator[Upload] | None:
     return owned_in_pages(work, chain(*listings))
 
 
-def owned_in_pages(work: Work, pages: Iterable[list[Upload]]) -> Iterator[Upload]:
+def owned_in_pages(work: Work, pages: Iterable[list[Upload]]) -> Iterator[tuple[Upload, str]]:
     for page in pages:
         work.operation.renew()
         yield from owned_uploads(work, page)
 
 
-def owned_uploads(work: Work, page: list[Upload]) -> Iterator[Upload]:
+def owned_uploads(work: Work, page: list[Upload]) -> Iterator[tuple[Upload, str]]:
     readings = layouts().readings_of(upload.key for upload in page)
     rows = rows_by_identity(work.operation.bucket, readings, work.identity)
     alive = alive_among(readings.values(), named_in(chain.from_iterable(rows.values())))
     undecided = undecided_of(work, readings, rows)
+    acknowledged = find_acknowledged_uploads(work.operation.bucket, page)
     for upload in sorted(page, key=attrgetter("key")):
         its_rows = rows.get(work.identity(upload.key), ())
         verdict = judge(work.project, readings[upload.key], its_rows, upload.initiated, alive)
-        if verdict.claim is Claim.OWNED and upload.key not in undecided:
-            yield upload
+        if verdict.claim is Claim.OWNED:
+            yield upload, acknowledged.get(upload.upload_id, "") or undecided.get(upload.key, "")
 
 
 def abort_uploads(work: Work) -> bool:
@@ -399,31 +404,40 @@ def abort_uploads(work: Work) -> bool:
     unless the deletions begin again. Returns whether the next turn is for the others."""
     start = place = work.operation.cursor.get(ABORTED, "")
     aborted = False
-    for upload in unfinished_uploads(work) or ():
+    for upload, reason in unfinished_uploads(work) or ():
         if (key := escape(upload.key)) <= start:
             continue
         if start < place < key and work.is_half_over():
             return aborted
-        aborted |= abort_upload(work, upload)
+        aborted |= abort_upload(work, upload, reason)
         place = key
     return False
 
 
-def abort_upload(work: Work, upload: Upload) -> bool:
-    """Whether the store says that it is aborted."""
+def abort_upload(work: Work, upload: Upload, reason: str) -> bool:
+    """Whether it is aborted, or kept for the reason: the store had no trouble with it."""
     operation, until = work.operation, proof_ends()
     if operation.kind == CleanupOperation.Kind.PROJECT:
         refuse_reborn(operation)
     operation.renew()
+    # A page of uploads may take minutes.
+    acknowledged = find_acknowledged_uploads(operation.bucket, [upload])
+    kept, trouble = reason or acknowledged.get(upload.upload_id, ""), ""
     try:
-        with r2.sent_until(until):
-            uploads.abort(operation.bucket, upload)
-        trouble, said = None, _("Unfinished upload aborted.")
+        if not kept:
+            with r2.sent_until(until):
+                uploads.abort(operation.bucket, upload)
     except StoreError as error:
         # It must not stop the deletions. R2 ends such uploads after seven days.
-        trouble, said = error, _("Unfinished upload not aborted: %s") % error
+        trouble = str(error) or error.code
+    failed = kept or trouble
+    said = not_aborted(failed) if failed else _("Unfinished upload aborted.")
     with transaction.atomic():
         key = escape(upload.key)
         operation.renew(cursor={**operation.cursor, ABORTED: key})
         operation.record("delete", said, key=key)
-    return trouble is None
+    return not trouble
+
+
+def not_aborted(reason: str) -> str:
+    return _("Unfinished upload not aborted: %s") % reason

@@ -75,7 +75,7 @@ def stored_id(project: models.Model) -> str:
 
 def rows() -> models.QuerySet[Any]:
     """Every project, also what its own manager hides; the id is annotated."""
-    annotated: models.QuerySet[Any] = every().annotate(storage_audit_id=id_expression())
+    annotated: models.QuerySet[Any] = every().annotate(storage_audit_id=id_expression(model()))
     return annotated
 
 
@@ -149,9 +149,10 @@ def values_of(text: str) -> list[Any]:
     return [value] if fits and str(value) == text else []
 
 
-def id_expression() -> Any:
-    """The id in the database's own words; the same text as `id_of`."""
-    name = conf().project_field
+def id_expression(of: type[models.Model]) -> Any:
+    """The id in the database's own words; the same text as `id_of`. In rows of the project model,
+    its proxies or its children: a child's own primary key may be that of another parent."""
+    name = path_to_project(of) + conf().project_field
     if isinstance(field(), (models.CharField, models.TextField)):
         # A column with a collation of its own cannot be compared with ours.
         return Collate(F(name), BYTEWISE[connection.vendor])
@@ -160,3 +161,19 @@ def id_expression() -> Any:
         return text
     first, *others = (Substr(text, start, length) for start, length in UUID_PARTS)
     return Concat(first, *(part for other in others for part in (Value("-"), other)))
+
+
+def path_to_project(of: type[models.Model]) -> str:
+    """The parent links from this model's rows to those of the project model, as a lookup's prefix.
+    Raises ImproperlyConfigured when there are none: another table's keys are no project ids."""
+    path, here, owner = "", of._meta.concrete_model or of, model()._meta.concrete_model or model()
+    while here is not owner:
+        link = here._meta.get_ancestor_link(owner)
+        if link is None:
+            raise ImproperlyConfigured(
+                f"{of._meta.label} is neither the project model {owner._meta.label} nor a child or"
+                " proxy of it. Use OwnerAdmin for those only, or change the setting"
+                " STORAGE_AUDIT_PROJECT_MODEL."
+            )
+        path, here = f"{path}{link.name}__", link.remote_field.model
+    return path

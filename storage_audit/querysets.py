@@ -138,7 +138,7 @@ def with_storage(owners: models.QuerySet[Any], *, whole: bool = False) -> models
     operations = cleanups.filter(**mine).order_by("-created_at")
     counted, summed = (None, None) if whole else (COUNTED + 1, SUMMED)
     annotated: models.QuerySet[Any] = owners.annotate(
-        storage_audit_id=projects.id_expression(),
+        storage_audit_id=projects.id_expression(owners.model),
         storage_audit_object_count=aggregate_of(objects.values("project_id")[:counted], "COUNT(*)"),
         storage_audit_object_bytes=aggregate_of(
             objects.values("size")[:summed], "COALESCE(SUM(size), 0)"

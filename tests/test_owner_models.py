@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 from django.core import serializers
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, models, transaction
 from pytest_django import Settings
 
@@ -132,6 +133,18 @@ def test_project_created_again_as_a_child_and_not_yet_committed_keeps_what_it_up
 def test_saving_a_child_makes_the_id_of_its_project_known(child_of_two: Any) -> None:
     child_of_two.objects.create(number=7, code="proj_1")
     assert [known.pk for known in KnownProject.objects.all()] == ["proj_1"]
+
+
+def test_pages_of_a_child_name_the_project_and_not_the_other_parent(child_of_two: Any) -> None:
+    child_of_two.objects.create(number=7, code="proj_1")
+    track("a", project="proj_1")
+    shown = with_storage(child_of_two.objects.all()).get()
+    assert (shown.storage_audit_id, shown.storage_audit_object_count) == ("proj_1", 1)
+
+
+def test_pages_of_a_model_that_is_no_project_are_refused(child_of_two: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match="Project is neither the project model"):
+        with_storage(models.QuerySet(Project))
 
 
 def test_deleting_a_child_starts_one_cleanup(child: Any) -> None:

@@ -109,7 +109,7 @@ class OwnerAdmin(DeletingAdmin[M]):
         """Of the model only what the list shows, as an adopter's may have secrets."""
         key, shown = conf().project_field, self.get_list_display(request)
         fields = [f.attname for f in self.opts.concrete_fields if f.name in shown]
-        first = self.opts.pk.attname if key == "pk" else key
+        first = projects.model()._meta.pk.attname if key == "pk" else key
         return list(dict.fromkeys([first, *fields, *STORAGE]))
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:

@@ -379,7 +379,7 @@ def test_upload_that_ends_after_the_look_and_before_the_proof_keeps_its_object(
         finally:
             may_end.set()
     assert outcomes(operation) == {AMBIGUOUS: "protected"}
-    assert reason(operation, AMBIGUOUS).startswith("An upload to this key has just ended.")
+    assert reason(operation, AMBIGUOUS).startswith("An upload to this key")
     assert bucket.r2.read(AMBIGUOUS) == b"new"
     assert not sent(store)
     assert R2Object.objects.get().state == R2Object.State.STORED

@@ -10,6 +10,10 @@ from django.core.files.storage import default_storage
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
+from devtools.faults.kinds import changed
+from devtools.faults.matching import is_listing_at, on
+from devtools.faults.pages import with_contents
+from devtools.faults.proxy import FaultyStore
 from storage_audit.audit import cleanup, discovery, limits, requests
 from storage_audit.audit.requests import StillAlive
 from storage_audit.audit.second_look import SecondLook
@@ -330,6 +334,21 @@ def test_verification_of_deleted_objects_of_several_projects(bucket: Bucket) -> 
     bucket.put(keys[0], body=b"take")
     assert run(requests.verify_operation(operation)).error == "1 left behind, 1 seen absent."
     assert bucket.keys() == {keys[0], kept}
+
+
+def test_verification_of_deleted_objects_looks_twice_for_what_it_would_call_absent(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    key = bucket.upload("proj_1")
+    R2Object.objects.get().delete()
+    operation = run(CleanupOperation.objects.get())
+    bucket.put(key, body=b"take")
+
+    def without(page: str) -> str:
+        return with_contents(page, [])
+
+    store.rules.append(on(is_listing_at(key), changed(without), times=1))
+    assert run(requests.verify_operation(operation)).error == "1 left behind, 0 seen absent."
 
 
 def test_verification_is_never_turned_into_a_deletion(bucket: Bucket) -> None:

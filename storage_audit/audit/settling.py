@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import partial
 
 from django.db import transaction
-from django.db.models import Case, Exists, F, OuterRef, TextField, Value, When
+from django.db.models import Case, Exists, F, OuterRef, Q, TextField, Value, When
 from django.db.models.functions import Concat
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -17,7 +17,7 @@ from storage_audit.audit import headway, used_files
 from storage_audit.audit.deletion import NOT_LISTED, barred_by, what_decides
 from storage_audit.audit.work import Work
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
-from storage_audit.clocks import apart
+from storage_audit.clocks import apart, lately
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
 
@@ -88,9 +88,12 @@ def doubt_what_was_uploaded(operation: CleanupOperation, unsent: CleanupItemQuer
     """The look does not show what an upload stored behind it."""
     # Uploads are dated by other machines. Rows that were barred are not at rest.
     earliest = datetime.fromisoformat(operation.cursor["began"]) - apart()
-    rows = R2Object.objects.in_bucket(operation.bucket).at_rest().changing_since(earliest)
+    rows = R2Object.objects.in_bucket(operation.bucket)
+    under_way = Q(lately("updated_at", conf().upload_timeout), state=R2Object.State.UPLOADING)
+    rows = rows.filter(under_way) | rows.at_rest().changing_since(earliest)
     ended = rows.filter(key__in=[OuterRef("key"), OuterRef("identity")])
-    reason = _("An upload to this key has just ended.") + " " + what_decides(operation)
+    reason = _("An upload to this key is under way, or has just ended.")
+    reason += " " + what_decides(operation)
     unsent.filter(Exists(ended)).mark(Outcome.PROTECTED, reason)
 
 

@@ -198,11 +198,11 @@ def compare(work: Work) -> None:
     whether anything is left. Nothing is changed but the operation's own items."""
     operation = work.operation
     live = projects.is_alive(operation.project_id) and not operation.names_its_objects
-    if live:
+    if live or operation.names_its_objects:
         # A row may be newer than the listing: the clock that wrote it need not be ours.
         tracked = operation.items.planned().filter(found_in=FoundIn.TRACKED, present_at=None)
         look_for(work, tracked, "missing", adds=0)
-    elif not operation.names_its_objects:
+    else:
         recall(work)
         look_at_unlisted(work)
     second = SecondLook(work)

@@ -119,9 +119,7 @@ def test_file_of_an_upload_that_ends_between_look_and_settling_is_not_called_abs
     assert outcomes(late_check(operation)) == {LATE: "deleted"}
 
 
-@pytest.mark.parametrize(
-    "step", [(verification, "look"), (used_files, "lost")], ids=["look", "rows"]
-)
+@pytest.mark.parametrize(("module", "step"), [(verification, "look"), (used_files, "lost")])
 def test_file_of_an_upload_that_stored_it_and_is_still_open_is_not_called_absent(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, module: ModuleType, step: str
 ) -> None:

@@ -6,11 +6,13 @@ from typing import Any
 from django.apps import apps as current
 from django.conf import settings
 from django.contrib import admin
+from django.contrib.admin.options import ModelAdmin
 from django.contrib.admin.sites import AdminSite, all_sites
 from django.contrib.admin.utils import get_deleted_objects
 from django.contrib.auth.management import create_permissions
-from django.db import router
-from django.db.models import Model
+from django.db import DEFAULT_DB_ALIAS, router
+from django.db.models import Model, QuerySet
+from django.db.models.deletion import get_candidate_relations_to_delete
 from django.http import HttpRequest
 from django.utils.translation import gettext as _
 
@@ -87,18 +89,48 @@ def sites_for(model: type[Model]) -> list[AdminSite]:
     return [admin.site, *(site for site in all_sites if site.is_registered(model))]
 
 
-def is_hidden(request: HttpRequest, row: Model) -> bool:
-    """Whether an admin does not show this person the row."""
+def with_child_rows(row: Model) -> list[Model]:
+    """The row, and the rows of child models that go with it."""
+    rows = [row]
+    for each in rows:
+        # Of a proxy, Django does not list the children.
+        meta = (each._meta.concrete_model or type(each))._meta
+        links: Any = get_candidate_relations_to_delete(meta)
+        for link in links:
+            if link.parent_link:
+                # No manager of the model's own, as it may hide rows.
+                children = QuerySet(link.related_model, using=DEFAULT_DB_ALIAS)
+                rows += children.filter(**{link.field.name: each})
+    return rows
+
+
+def pages_of(row: Model) -> "list[ModelAdmin[Any]]":
     shown = [site for site in sites_for(type(row)) if site.is_registered(type(row))]
-    pages = [site.get_model_admin(type(row)) for site in shown]
-    return not all(page.get_queryset(request).filter(pk=row.pk).exists() for page in pages)
+    return [site.get_model_admin(type(row)) for site in shown]
+
+
+def is_hidden(request: HttpRequest, row: Model) -> bool:
+    """Whether an admin does not show this person the row, or a child's row that goes with it."""
+    return not all(
+        page.get_queryset(request).filter(pk=each.pk).exists()
+        for each in with_child_rows(row)
+        for page in pages_of(each)
+    )
+
+
+def has_own_deletion(page: "ModelAdmin[Any]") -> bool:
+    """Whether a site's page says how its rows are deleted, such as by archiving them. Only Django's
+    own pages of deletion call these methods as their authors expect."""
+    methods = "delete_model", "delete_queryset"
+    return any(getattr(type(page), name) is not getattr(ModelAdmin, name) for name in methods)
 
 
 def deletion_obstacles(request: HttpRequest, row: Model) -> tuple[set[str], list[Any]]:
     """What of the row, and of those that would go with it, the admin does not let this person
     delete, and the rows that need it."""
     lacking, needing = set[str](), list[Any]()
-    for site in sites_for(type(row)):
+    sites = [site for each in with_child_rows(row) for site in sites_for(type(each))]
+    for site in dict.fromkeys(sites):
         _shown, _counts, refused, protected = get_deleted_objects([row], request, site)
         lacking |= set(map(str, refused))
         needing += [each for each in protected if each not in needing]

@@ -226,6 +226,21 @@ def test_row_that_only_another_admin_site_shows_is_asked_for_there(
     assert Group.objects.filter(pk=group.pk).exists()
 
 
+class Archiving(ModelAdmin[Group]):
+    def delete_model(self, request: HttpRequest, obj: Group) -> None: ...
+
+
+def test_row_that_the_admin_deletes_in_its_own_way_stays(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = admin.AdminSite()
+    site.register(Group, Archiving)
+    monkeypatch.setattr(admin, "site", site)
+    problem = refused(program().ask("DELETE", f"/projects/{group.pk}"), 409, "refused")
+    assert "deletes such rows in its own way" in problem["detail"]
+    assert Group.objects.filter(pk=group.pk).exists()
+
+
 def test_what_needs_a_row_is_named(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     needs = User.groups.through._meta.get_field("group").remote_field
     monkeypatch.setattr(needs, "on_delete", PROTECT)

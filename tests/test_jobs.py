@@ -452,6 +452,23 @@ def test_job_keeps_a_project_that_the_admin_does_not_let_go_any_more(
     assert f"Job {job.pk} leaves out project proj_001" in caplog.text
 
 
+def archive(page: ProjectAdmin, request: HttpRequest, rows: QuerySet[Project]) -> None:
+    rows.update(title="archived")
+
+
+def test_site_that_deletes_in_its_own_way_is_asked_for_many_projects_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ProjectAdmin, "delete_queryset", archive)
+    projects(4)
+    client = superuser()
+    confirm_all(client, "delete_selected")
+    assert Project.objects.filter(title="archived").count() == 4
+    shown = act(client, "project", "force_delete", "proj_001")
+    assert "Nothing was deleted: this site deletes these in its own way" in shown
+    assert Project.objects.count() == 4 and not Job.objects.exists()
+
+
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Projects whose deletion takes longer than the database allows; all others go."""

@@ -8,9 +8,12 @@ from django.contrib import admin
 from django.contrib.admin import site
 from django.contrib.auth.models import Group, Permission, User
 from django.db import connection
+from django.db.models import QuerySet
+from django.http import HttpRequest
 from django.test import Client, RequestFactory
 from pytest_django import Settings
 
+from storage_audit import roles
 from storage_audit.conf import conf
 from storage_audit.models import (
     BucketScan,
@@ -20,7 +23,7 @@ from storage_audit.models import (
     Project,
     R2Object,
 )
-from storage_audit.pages.base import DJANGO_6_1, lookup_of
+from storage_audit.pages.base import DJANGO_6_1, ModelAdmin, lookup_of
 from storage_audit.pages.projects import OwnerAdmin
 from storage_audit.roles import (
     ADMIN,
@@ -33,6 +36,7 @@ from storage_audit.roles import (
 )
 from tests.admin_client import page, signed_in, superuser, text_of
 from tests.conftest import Bucket
+from tests.test_owner_models import table_of
 
 
 @pytest.fixture(autouse=True)
@@ -270,3 +274,38 @@ def test_only_who_may_delete_an_object_gives_it_to_a_project(bucket: Bucket, rol
     member(role).post(page("finding"), asked)
     assert Finding.objects.get().state == ("resolved" if role == "Storage admin" else "open")
     assert R2Object.objects.exists() == (role == "Storage admin")
+
+
+class FilmsOfOthers(ModelAdmin[Any]):
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).none()
+
+
+class FrozenFilms(ModelAdmin[Any]):
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+def test_admins_of_child_models_are_asked_about_a_project(
+    transactional_db: None, monkeypatch: pytest.MonkeyPatch, rf: RequestFactory
+) -> None:
+    class Film(Project):
+        class Meta:
+            app_label = "storage_audit"
+
+    request = rf.get("/")
+    request.user = User.objects.create_superuser("a")
+    monkeypatch.setattr(admin, "site", admin.AdminSite())
+    another = admin.AdminSite(name="another")
+    monkeypatch.setattr(roles, "all_sites", {another})
+    with table_of(Film):
+        Film.objects.create(pk="proj_1", id="proj_1")
+        film, other = Project.objects.get(pk="proj_1"), Project.objects.create(pk="proj_2")
+        another.register(Film, FilmsOfOthers)
+        assert (is_hidden(request, film), is_hidden(request, other)) == (True, False)
+        another.unregister(Film)
+        another.register(Film, FrozenFilms)
+        assert (is_hidden(request, film), deletion_obstacles(request, film)) == (
+            False,
+            ({"film"}, []),
+        )

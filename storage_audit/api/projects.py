@@ -18,7 +18,13 @@ from storage_audit.api.schemas import OneDeletion, ProjectDeleted
 from storage_audit.audit import requests
 from storage_audit.models import CleanupOperation
 from storage_audit.redaction import visible
-from storage_audit.roles import deletion_obstacles, is_hidden
+from storage_audit.roles import (
+    deletion_obstacles,
+    has_own_deletion,
+    is_hidden,
+    pages_of,
+    with_child_rows,
+)
 
 router = Router(tags=["projects"])
 
@@ -57,9 +63,17 @@ def delete_project(
 
 
 def delete(request: HttpRequest, project: Model) -> list[CleanupOperation]:
+    refuse_own_deletion(project)
     refuse_to_take_along(request, project)
     history.log(request, project, DELETION, "")
     return requests.delete_project(project)
+
+
+def refuse_own_deletion(project: Model) -> None:
+    pages = [page for row in with_child_rows(project) for page in pages_of(row)]
+    if any(map(has_own_deletion, pages)):
+        text = _("Nothing was deleted: this site's admin deletes such rows in its own way. Use it.")
+        raise Problem("refused", text)
 
 
 def refuse_to_take_along(request: HttpRequest, project: Model) -> None:

@@ -84,21 +84,23 @@ class DeletingAdmin(ConfirmingAdmin[M]):
     ) -> HttpResponse | None:
         if self.is_confirmed(request, queryset) is None:
             return None
+        began = timezone.now()
         with transaction.atomic():
             response = delete_selected(self, request, queryset)
         if isinstance(response, TemplateResponse) and response.context_data is not None:
             response.context_data |= selection(request, queryset)
+        else:
+            self.announce_deletion(request, began)
         return response
 
-    def delete_model(self, request: HttpRequest, obj: M) -> None:
+    def delete_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
         began = timezone.now()
-        super().delete_model(request, obj)
-        self.announce_deletion(request, began)
-
-    def delete_queryset(self, request: HttpRequest, queryset: models.QuerySet[M]) -> None:
-        began = timezone.now()
-        super().delete_queryset(request, queryset)
-        self.announce_deletion(request, began)
+        response = super().delete_view(request, object_id, extra_context)
+        if request.method == "POST" and response.status_code == 302:
+            self.announce_deletion(request, began)
+        return response
 
     def announce_deletion(self, request: HttpRequest, began: datetime) -> None:
         made = CleanupOperation.objects.filter(

@@ -41,6 +41,7 @@ from storage_audit.pages.jobs import may_see_jobs
 from storage_audit.pages.used_files import KEPT, used_lines
 from storage_audit.querysets import COUNTED, SUMMED, starts_with, with_storage
 from storage_audit.redaction import visible
+from storage_audit.roles import has_own_deletion
 
 # What `with_storage` says of each project.
 STORAGE = (
@@ -182,7 +183,8 @@ class OwnerAdmin(DeletingAdmin[M]):
     def delete_selected(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse | None:
         *_shown, lacking, protected = self.get_deleted_objects(queryset, request)
         # The stock page says what stands in the way, and refuses.
-        if lacking or protected or "post" not in request.POST or not is_many(queryset):
+        is_stock = lacking or protected or "post" not in request.POST or has_own_deletion(self)
+        if is_stock or not is_many(queryset):
             return super().delete_selected(request, queryset)
         if not self.is_confirmed(request, queryset):
             return None
@@ -218,7 +220,14 @@ class OwnerAdmin(DeletingAdmin[M]):
 
     def goes_too_far(self, request: HttpRequest, owners: QuerySet[M]) -> bool:
         """Whether this person may not delete the projects, or rows of other models that would go
-        with them; if so, says that nothing was done."""
+        with them, or the site deletes in its own way; if so, says that nothing was done."""
+        if has_own_deletion(self):
+            text = _(
+                "Nothing was deleted: this site deletes these in its own way, which Force-delete"
+                " would skip. Use “Delete selected”, then force-delete a cleanup that is blocked."
+            )
+            self.message_user(request, text, messages.ERROR)
+            return True
         *_shown, lacking, _protected = self.get_deleted_objects(owners, request)
         if self.opts.verbose_name in lacking:
             text = _("Nothing was deleted. %s") % self.reason(request, "delete")

@@ -99,7 +99,7 @@ def with_child_rows(row: Model) -> list[Model]:
         for link in links:
             if link.parent_link:
                 # No manager of the model's own, as it may hide rows.
-                children = QuerySet(link.related_model, using=DEFAULT_DB_ALIAS)
+                children: QuerySet[Any] = QuerySet(link.related_model, using=DEFAULT_DB_ALIAS)
                 rows += children.filter(**{link.field.name: each})
     return rows
 

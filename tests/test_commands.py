@@ -335,7 +335,7 @@ def test_a_dry_run_shows_what_would_go_and_its_plan_can_be_run(bucket: Bucket) -
         "Would keep 1 objects.\n"
         "  protected: proj_1_x_s1_media.mp4: It could also belong to the live project proj_1_x."
         " It goes with that project.\n"
-        "To run exactly this plan: manage.py cleanup_project proj_1 --plan ID\n",
+        "To run exactly this plan: manage.py cleanup_project proj_1 --plan ID --declare-deleted\n",
         "",
         0,
     )
@@ -343,7 +343,12 @@ def test_a_dry_run_shows_what_would_go_and_its_plan_can_be_run(bucket: Bucket) -
     bucket.put("audio/proj_1/s1/later.mp3")
     plan = str(CleanupOperation.objects.get().pk)
     assert run("cleanup_project", "proj_2", "--plan", plan)[2] == 2
-    out, _err, code = run("cleanup_project", "proj_1", "--plan", plan, "--sync")
+    _out, err, code = run("cleanup_project", "proj_1", "--plan", plan, "--sync")
+    assert (code, len(bucket.keys())) == (2, 4)
+    assert "No deletion of a project proj_1 is on record." in err
+    out, _err, code = run(
+        "cleanup_project", "proj_1", "--plan", plan, "--sync", "--declare-deleted"
+    )
     assert code == 0
     assert "2 deleted" in out
     assert bucket.keys() == {"proj_1_x_s1_media.mp4", "audio/proj_1/s1/later.mp3"}

@@ -274,6 +274,21 @@ def test_a_person_at_a_terminal_is_asked(
     assert len(asked) == 1
 
 
+def test_findings_that_come_after_the_question_are_left(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orphaned(bucket, KEY)
+    monkeypatch.setattr("sys.stdin", Terminal())
+
+    def ask(question: str) -> str:
+        orphaned(bucket, OTHER)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", ask)
+    assert run(*DELETE, "--sync")[2] == 0
+    assert bucket.keys() == {OTHER}
+
+
 def test_nobody_is_asked_who_says_so(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     orphaned(bucket, KEY)
     monkeypatch.setattr("sys.stdin", Terminal())

@@ -72,13 +72,13 @@ class Command(DocumentedCommand):
             type=project_id,
             help="the id of a project that is deleted; with --dry-run it may be a live one",
         )
-        how = parser.add_mutually_exclusive_group()
-        how.add_argument(
+        parser.add_argument(
             "--declare-deleted",
             action="store_true",
             help="say that the id belonged to a project that was deleted before this was"
             " installed, or past Django; without it, a deletion must be on record",
         )
+        how = parser.add_mutually_exclusive_group()
         how.add_argument(
             "--dry-run",
             action="store_true",
@@ -139,6 +139,9 @@ class Command(DocumentedCommand):
         here = dry_run or sync or conf().sync
         with asked_from_shell():
             how = chosen(mode, discovery, strategy, plan)
+            if dry_run and declare_deleted:
+                text = "--dry-run needs no --declare-deleted: leave it out."
+                raise CommandError(text, returncode=WRONG_USE)
             operations = self.request(
                 project, declare_deleted, dry_run, plan, how, enqueue=not here
             )
@@ -166,11 +169,12 @@ class Command(DocumentedCommand):
             with transaction.atomic():
                 if dry_run:
                     operations = requests.dry_run(project, mode)
-                elif plan:
-                    operations = [execute(project, plan)]
                 else:
                     refuse(project, declare_deleted)
-                    operations = requests.declare_deleted(project, mode)
+                    if plan:
+                        operations = [execute(project, plan)]
+                    else:
+                        operations = requests.declare_deleted(project, mode)
                 if enqueue:
                     tasks.enqueue_on_commit(operations)
         except (StillAlive, IllegalTransition) as error:
@@ -199,6 +203,8 @@ class Command(DocumentedCommand):
             self.stdout.write("The project exists. Delete it in the admin to let them go.")
         else:
             again = f"manage.py cleanup_project {operation.project_id} --plan {operation.pk}"
+            if KnownProject.objects.time_of_deletion(operation.project_id or "") is None:
+                again += " --declare-deleted"
             self.stdout.write(f"To run exactly this plan: {again}")
 
 

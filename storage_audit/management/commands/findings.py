@@ -163,7 +163,10 @@ class Command(DocumentedCommand):
             not says_which(options), "Say which findings: add --kind, --prefix, --project or --key."
         )
         if ask:
-            confirm(f"This is about {chosen.count()} findings. Go on?")
+            # A scan may find more while the person decides.
+            asked = list(chosen.values_list("pk", flat=True))
+            confirm(f"This is about {len(asked)} findings. Go on?")
+            chosen = chosen.filter(pk__any_of=asked)
         with asked_from_shell():
             try:
                 return act(chosen)

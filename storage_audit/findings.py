@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import partial
 from typing import Any, Self
 
 from django.apps import apps
@@ -34,6 +33,8 @@ class Kind(models.TextChoices):
     UNFINISHED = "unfinished", _("unfinished upload")
 
 
+# These are about no object.
+OF_NO_OBJECT = (Kind.MISSING.value, Kind.UNFINISHED.value)
 # Of a sighting that is no difference: an upload or a deletion has the object in hand, so the scan
 # cannot tell whether there still is one.
 IN_HAND = "in_hand"
@@ -98,8 +99,7 @@ class FindingQuerySet(models.QuerySet["Finding"]):
     def keeping(self) -> Self:
         """Those by which a person keeps the object: that of a missing file, or of an unfinished
         upload, has none."""
-        of_no_object = (Kind.MISSING, Kind.UNFINISHED)
-        return self.filter(state="acknowledged", escaped=False).exclude(kind__in=of_no_object)
+        return self.filter(state="acknowledged", escaped=False).exclude(kind__in=OF_NO_OBJECT)
 
     def keeping_uploads(self) -> Self:
         """Those by which a person keeps an unfinished upload."""
@@ -149,14 +149,23 @@ class FindingQuerySet(models.QuerySet["Finding"]):
 
     def resolve(self, how: str, by: str = "") -> int:
         """An acknowledgement's person and note are kept in the note."""
-        text = partial(Value, output_field=models.TextField())
-        person = Coalesce(NullIf("decided_by", text("")), text(gettext("somebody")))
-        before = text(gettext("%s (acknowledged before by ") % how)
-        noted = Concat(before, person, text(": "), "note", text(")"))
-        note = Case(When(state="acknowledged", then=noted), default=text(how))
+        note = Case(When(state="acknowledged", then=self._noted(how)), default=self._text(how))
         return self.unresolved()._decide("resolved", note, by)
 
-    def _decide(self, state: str, note: str | Case, by: str) -> int:
+    def open_again(self, why: str) -> int:
+        """What was acknowledged is not there any more; its person and note are kept in the note."""
+        return self.filter(state="acknowledged")._decide("open", self._noted(why), "")
+
+    def _noted(self, how: str) -> Concat:
+        person = Coalesce(NullIf("decided_by", self._text("")), self._text(gettext("somebody")))
+        before = self._text(gettext("%s (acknowledged before by ") % how)
+        return Concat(before, person, self._text(": "), "note", self._text(")"))
+
+    @staticmethod
+    def _text(text: str) -> Value:
+        return Value(text, output_field=models.TextField())
+
+    def _decide(self, state: str, note: str | Case | Concat, by: str) -> int:
         return self.update(state=state, note=note, decided_by=by, decided_at=timezone.now())
 
 

@@ -110,6 +110,33 @@ def assert_kept(bucket: Bucket, finding: Finding, *keys: str) -> None:
 # What becomes of it
 
 
+def test_acknowledged_file_keeps_its_name(bucket: Bucket, misnamed: Finding) -> None:
+    Finding.objects.acknowledge("Evidence in a law suit", "zoe")
+    [one] = renamed(misnamed)
+    assert one.objection.startswith(f"zoe acknowledged finding {misnamed.pk} about this file")
+    assert bucket.keys() == {A}
+    Finding.objects.reopen("zoe")
+    renamed(misnamed)
+    assert_renamed(bucket, misnamed)
+
+
+def test_file_acknowledged_while_it_is_renamed_stays_under_its_old_name(
+    bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = renaming.finish
+
+    def acknowledge_and_finish(*args: Any) -> None:
+        Finding.objects.acknowledge("Evidence in a law suit", "zoe")
+        original(*args)
+
+    monkeypatch.setattr(renaming, "finish", acknowledge_and_finish)
+    [one] = renamed(misnamed)
+    assert f"zoe acknowledged finding {misnamed.pk} about this file" in one.objection
+    assert bucket.keys() == {A, A_NEW}
+    misnamed.refresh_from_db()
+    assert misnamed.state == "acknowledged"
+
+
 def test_object_gets_the_key_of_the_current_layout(bucket: Bucket, misnamed: Finding) -> None:
     [one] = renamed(misnamed)
     assert not one.objection

@@ -7,7 +7,10 @@ import pytest
 from django.utils import timezone
 
 from storage_audit.audit import scan
+from storage_audit.audit.installation import Traits
+from storage_audit.audit.scan import ending
 from storage_audit.bucket.errors import Unavailable
+from storage_audit.bucket.listing import as_bytes
 from storage_audit.models import (
     BucketScan,
     CleanupOperation,
@@ -33,6 +36,7 @@ from tests.scanning import (
     resume,
     track,
 )
+from tests.test_scan_order import as_tree
 
 pytestmark = pytest.mark.django_db
 ORPHAN = a(1, "proj_9")
@@ -177,7 +181,12 @@ def test_an_acknowledgement_outlasts_a_scan_that_meets_its_row_in_hand(
         "on purpose",
         finding.first_scan,
     )
+    # The row describes the file by now, which is no reason to delete it.
     in_hand.update(size=7, updated_at=LONG_AGO)
+    complete()
+    finding.refresh_from_db()
+    assert finding.state == "acknowledged"
+    listing.remove(a(2))
     complete()
     finding.refresh_from_db()
     assert finding.state == "resolved"
@@ -292,3 +301,99 @@ def test_earlier_scans_that_stopped_cannot_go_on_once_a_later_one_is_complete(
     complete()
     with pytest.raises(IllegalTransition):
         stopped.resume()
+
+
+def keep(key: str) -> None:
+    complete()
+    assert Finding.objects.filter(key=key).acknowledge("ours", "zoe") == 1
+
+
+@pytest.mark.parametrize("in_key_order", [True, False])
+def test_acknowledgement_outlasts_a_backfill_that_tracks_the_file(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch, in_key_order: bool
+) -> None:
+    listing.order = as_bytes if in_key_order else as_tree
+    listing.use(monkeypatch, Traits(folds_unicode=False, lists_in_key_order=in_key_order))
+    listing.add(a(3), "projects/proj_1-x/a.mp4")
+    keep(a(3))
+    assert backfill().added
+    assert R2Object.objects.filter(key=a(3)).exists()
+    complete()
+    finding = Finding.objects.get(key=a(3))
+    assert (finding.state, finding.note, finding.decided_by) == ("acknowledged", "ours", "zoe")
+    listing.remove(a(3))
+    complete()
+    finding.refresh_from_db()
+    assert finding.state == "resolved"
+
+
+def test_acknowledgement_outlasts_a_first_page_of_the_past(listing: Listing) -> None:
+    keep(ORPHAN)
+    shown = listing.entries[ORPHAN]
+
+    def answer(number: int) -> None:
+        listing.entries.pop(ORPHAN, None)
+        if listing.asked[-1] != ("", ""):
+            listing.entries[ORPHAN] = shown
+
+    listing.before_page = answer
+    assert complete().listed == 2
+    assert the_orphan().state == "acknowledged"
+
+
+@pytest.mark.parametrize("covered", [False, True])
+def test_acknowledgement_outlasts_a_project_created_as_the_scan_ends(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch, covered: bool
+) -> None:
+    keep(ORPHAN)
+    original = ending.take_back
+
+    def create_and_take_back(found: BucketScan) -> None:
+        alive("proj_9")
+        if covered:
+            Project.objects.filter(pk="proj_9").delete()
+        original(found)
+
+    monkeypatch.setattr(ending, "take_back", create_and_take_back)
+    complete()
+    assert the_orphan().state == "acknowledged"
+
+
+@pytest.mark.parametrize("changed", [{"size": 8}, {"etag": "other"}], ids=str)
+def test_overwriting_an_acknowledged_file_opens_its_finding(
+    listing: Listing, changed: dict[str, object]
+) -> None:
+    keep(ORPHAN)
+    listing.entries[ORPHAN] = listing.entries[ORPHAN]._replace(**changed)  # type: ignore[arg-type]
+    scan = complete()
+    finding = the_orphan()
+    assert (finding.state, finding.decided_by, finding.first_scan) == ("open", "", scan)
+    assert finding.note == "The file was overwritten. (acknowledged before by zoe: ours)"
+
+
+def test_page_of_the_past_does_not_end_the_acknowledgement_of_the_newer_file(
+    listing: Listing,
+) -> None:
+    keep(ORPHAN)
+    shown = listing.entries[ORPHAN]
+
+    def answer(number: int) -> None:
+        of_the_past = listing.asked[-1] == ("", "")
+        listing.entries[ORPHAN] = shown._replace(etag="older") if of_the_past else shown
+
+    listing.before_page = answer
+    scan = complete()
+    finding = the_orphan()
+    assert (scan.orphaned, finding.state, finding.etag) == (1, "acknowledged", shown.etag)
+
+
+def test_overwritten_file_that_is_tracked_by_now_ends_its_acknowledgement(
+    listing: Listing,
+) -> None:
+    keep(ORPHAN)
+    listing.entries[ORPHAN] = listing.entries[ORPHAN]._replace(size=8)
+    alive("proj_9")
+    track(ORPHAN, size=8, project_id="proj_9")
+    complete()
+    assert the_orphan().state == "resolved"
+    assert the_orphan().note.endswith("(acknowledged before by zoe: ours)")

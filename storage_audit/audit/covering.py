@@ -67,14 +67,19 @@ def find_undecided(
 
 
 def find_acknowledged(bucket: str, seen: Iterable[Listed]) -> dict[str, str]:
-    """By key as it is listed, why a person keeps the object: its finding is acknowledged, and
+    """By key as it is listed, why no cleanup deletes the object."""
+    return {key: why_acknowledged(one) for key, one in find_keeping(bucket, seen).items()}
+
+
+def find_keeping(bucket: str, seen: Iterable[Listed]) -> dict[str, Finding]:
+    """By key as it is listed, by which finding a person keeps the object: it is acknowledged, and
     describes the object as it still is."""
     objects = {each.key: (each.size, each.etag) for each in seen if storable(each.key)}
     forms = set[str]().union(*map(spellings, objects))
     found = Finding.objects.keeping().filter(bucket=bucket, key__any_of=forms) if forms else ()
     keeping = {(finding.key, finding.size, finding.etag): finding for finding in found}
     return {
-        key: why_acknowledged(keeping[form, *facts])
+        key: keeping[form, *facts]
         for key, facts in objects.items()
         for form in spellings(key)
         if (form, *facts) in keeping

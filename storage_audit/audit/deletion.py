@@ -217,8 +217,7 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
         doubts |= named.undecided_at_proof(operation, among(batch), readings)
     else:
         doubts = undecided_of(work, readings, rows)
-    # A renamed object is kept under its new key.
-    objects = (found.get(work.identity(item.key)) for item in batch if not item.copied_to)
+    objects = (found.get(work.identity(item.key)) for item in batch)
     acknowledged = find_acknowledged(operation.bucket, filter(None, objects))
     proof = Proof([], [], [])
     for item in batch:

@@ -10,6 +10,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit import projects
 from storage_audit.audit import installation
+from storage_audit.audit.covering import find_keeping
 from storage_audit.audit.discovery import rows_by_identity
 from storage_audit.audit.key_format import Reading
 from storage_audit.audit.ownership import known_among, layouts, too_many_owners
@@ -82,13 +83,14 @@ class Renaming:
 
 class Look(NamedTuple):
     """What is there, and what is known of it, by what the store takes for the same key; `busy` are
-    the keys that a cleanup has in hand, `used` the findings whose files rows of other tables use.
-    """
+    the keys that a cleanup has in hand, `kept` the acknowledged findings of listed keys, `used` the
+    findings whose files rows of other tables use."""
 
     identity: Identity
     found: dict[str, Listed]
     rows: Mapping[str, Sequence[R2Object]]
     busy: set[str]
+    kept: Mapping[str, Finding]
     alive: set[str]
     known: set[str]
     used: Used
@@ -195,7 +197,8 @@ def take_look(bucket: str, chunk: list[Renaming]) -> Look:
     # Asked last, as a row that is saved later keeps no file.
     findings = Finding.objects.filter(pk__in=[one.finding.pk for one in chunk])
     used = uses_of_rows(bucket, findings, seconds=conf().lease.total_seconds() / 2)
-    return Look(identity, found, rows, busy, alive, known_among(ids) | alive, used)
+    kept = find_keeping(bucket, found.values())
+    return Look(identity, found, rows, busy, kept, alive, known_among(ids) | alive, used)
 
 
 def objection(one: Renaming, look: Look) -> str:
@@ -216,6 +219,13 @@ def against_old(one: Renaming, look: Look) -> str:
         return Over(_("The object is not there any more. The next scan resolves this finding."))
     if not one.is_of(old):
         return Over(_("The object was changed since the scan. The next scan tells what it is now."))
+    if keeping := look.kept.get(old.key):
+        text = _(
+            "%(person)s acknowledged finding %(id)s about this file, which keeps it as it is. To"
+            " rename the file, reopen that finding."
+        )
+        named = {"person": keeping.decided_by or _("Somebody"), "id": keeping.pk}
+        return Over(text % named)
     if old.size > copies.LARGEST:
         return _("The store copies no object of more than 5 GiB. Upload it again by hand.")
     if row and row.state not in (State.STORED, State.UPLOAD_FAILED):

@@ -15,7 +15,7 @@ from storage_audit.audit import installation, limits
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.scan import sightings
 from storage_audit.audit.scan.batch import note_keys
-from storage_audit.audit.scan.rows import still_there
+from storage_audit.audit.scan.rows import find_each, find_in_any_order, still_there
 from storage_audit.audit.scan.unfinished import sightings as sightings_of_uploads
 from storage_audit.bucket.listing import (
     Identity,
@@ -27,7 +27,7 @@ from storage_audit.bucket.listing import (
 )
 from storage_audit.clocks import after, before
 from storage_audit.conf import conf
-from storage_audit.findings import IN_HAND, Difference, Kind
+from storage_audit.findings import IN_HAND, OF_NO_OBJECT, Difference, FindingQuerySet, Kind
 from storage_audit.models import (
     BucketScan,
     CleanupItem,
@@ -63,7 +63,8 @@ WHERE scan_id = %s AND kind = '{Kind.MISSING.value}' AND (NOT EXISTS (
         WHERE listed.scan_id = seen.scan_id AND listed.key = seen.key
     ))
 """
-# What was found, or decided, since this scan began is newer than what it saw.
+# What was found, or decided, since this scan began is newer than what it saw. An acknowledgement is
+# about one object, and never passes to another.
 PUBLISH = f"""
 INSERT INTO {Finding._meta.db_table} AS finding
     ({NAMES}, state, note, decided_by, first_seen_at, last_seen_at, first_scan_id, last_scan_id)
@@ -86,6 +87,8 @@ ON CONFLICT (bucket, kind, key, escaped, upload_id) DO UPDATE SET
 WHERE (finding.last_seen_at < excluded.last_seen_at OR finding.last_seen_at > %s)
     AND (finding.state = 'resolved' AND finding.decided_at BETWEEN excluded.last_seen_at AND %s)
         IS NOT TRUE
+    AND (finding.state <> 'acknowledged' OR finding.escaped OR finding.kind IN {OF_NO_OBJECT}
+        OR finding.etag = excluded.etag AND finding.size = excluded.size)
 """
 
 
@@ -105,15 +108,18 @@ def end(scan: BucketScan, identity: Identity) -> None:
     if not scan.accept_fewer:
         limits.refuse_shrunken(scan)
     look_for_missing(scan, identity)
+    settles = not (scan.dry_run or scan.is_partial)
+    gone = look_for_kept(scan, identity) if settles else set[int]()
     with transaction.atomic():
         if BucketScan.objects.finish(scan):
             scan.vouch(marker)
             refuse_undated(scan)
             refuse_overtaken(scan)
             take_back(scan)
-            if not (scan.dry_run or scan.is_partial):
+            if settles:
+                open_overwritten(scan, gone)
                 publish(scan)
-                resolve_unseen(scan)
+                resolve_unseen(scan, gone)
                 forget_earlier(scan)
             scan.complete()
     scan.refresh_from_db()
@@ -197,6 +203,29 @@ def look_for_missing(scan: BucketScan, identity: Identity) -> None:
                 scan.vouch(marker, requests=len(pages))
 
 
+def look_for_kept(scan: BucketScan, identity: Identity) -> set[int]:
+    """Acknowledged findings whose object is gone, or another one by now. That this scan does not
+    see them again says neither: the file may be tracked or covered by a cleanup by now, be listed
+    in another spelling, or be on a page of the past. So each is looked for at its own place."""
+    look = find_each if scan.in_key_order else find_in_any_order
+    gone, last = set[int](), 0
+    kept = unseen_by(scan).keeping().only("key", "size", "etag").order_by("pk")
+    while some := list(kept.filter(pk__gt=last)[:TOGETHER]):
+        last = some[-1].pk
+        pages = list[None]()
+        keys = sorted({one.key for one in some})
+        there = look(scan.bucket, keys, identity, partial(pages.append, None))
+        marker = installation.see_marker(scan.bucket)
+        with transaction.atomic():
+            if BucketScan.objects.finish(scan):
+                scan.vouch(marker, requests=len(pages))
+        for one in some:
+            listed = there.get(identity(one.key))
+            if listed is None or (listed.size, listed.etag) != (one.size, one.etag):
+                gone.add(one.pk)
+    return gone
+
+
 def note(scan: BucketScan, figure: str, seen: list[Sighting]) -> None:
     """Unless another worker has ended the scan meanwhile, and all of this has been said."""
     with transaction.atomic():
@@ -234,6 +263,12 @@ def deleted_since(scan: BucketScan) -> QuerySet[CleanupItem]:
     ).exclude(before("changed_at", scan.started_at))
 
 
+def open_overwritten(scan: BucketScan, gone: set[int]) -> None:
+    same = {"kind": OuterRef("kind"), "key": OuterRef("key"), "escaped": OuterRef("escaped")}
+    kept = Finding.objects.keeping().filter(pk__any_of=gone)
+    kept.filter(Exists(scan.sightings.filter(**same))).open_again(_("The file was overwritten."))
+
+
 def publish(scan: BucketScan) -> None:
     """Seen first at the end of the scan, and last at its beginning: a resumed one can have seen it
     at any time between."""
@@ -247,36 +282,30 @@ def database_id(scan: BucketScan) -> Any:
     return BucketScan._meta.pk.get_db_prep_value(scan.pk, connection)
 
 
-def resolve_unseen(scan: BucketScan) -> None:
-    """What no scan has seen since this one began: the object is gone, or is no difference any
-    more. What was in hand may still be one, and a row that was is not looked for."""
+def unseen_by(scan: BucketScan) -> FindingQuerySet:
+    """What no scan has seen since this one began. What was in hand may still be a difference."""
     same = {"key": OuterRef("key"), "escaped": OuterRef("escaped")}
-    in_hand = scan.sightings.filter(kind=IN_HAND, **same)
-    unseen = Finding.objects.filter(
-        is_in(scan),
-        before("last_seen_at", scan.started_at),
-        ~Exists(in_hand),
-        bucket=scan.bucket,
+    as_it_was = Q(kind=OuterRef("kind"), size=OuterRef("size"), etag=OuterRef("etag"))
+    seen = scan.sightings.filter(as_it_was | Q(kind=IN_HAND), **same)
+    return Finding.objects.filter(
+        is_in(scan), before("last_seen_at", scan.started_at), ~Exists(seen), bucket=scan.bucket
     )
+
+
+def resolve_unseen(scan: BucketScan, gone: set[int]) -> None:
+    """The object is gone, or is no difference any more. A row that was in hand is not looked for.
+    An acknowledgement ends only with its object: `gone` are those of which that was seen."""
+    unseen = unseen_by(scan)
     rows = R2Object.objects.in_bucket(scan.bucket).filter(key=OuterRef("key"))
     changing = rows.changing_since(scan.started_at)
     unseen = unseen.exclude(Exists(changing), kind=Kind.MISSING)
     if not scan.uploads_looked_for:
         unseen = unseen.exclude(kind=Kind.UNFINISHED)
-    unseen = unseen.exclude(still_keeping(scan))
+    kept = Finding.objects.keeping().exclude(pk__any_of=gone)
+    unseen = unseen.exclude(pk__in=kept.values("pk"))
     covered = unseen.filter(Finding.objects.covered(), kind=Kind.ORPHANED)
     covered.resolve(_("A cleanup that is not over covers it."))
     unseen.resolve(_("A complete scan did not see it again."))
-
-
-def still_keeping(scan: BucketScan) -> Q:
-    """Acknowledged findings whose object is still there as they describe it, though the scan does
-    not see this difference: a cleanup covers the object, or another difference is wrong with it."""
-    same = ("bucket", "key", "escaped", "size", "etag")
-    seen = Finding.objects.filter(last_scan=scan, **{name: OuterRef(name) for name in same})
-    seen = seen.exclude(kind__in=[Kind.MISSING, Kind.UNFINISHED])
-    covered = Q(Finding.objects.covered(), kind=Kind.ORPHANED)
-    return Q(covered | Exists(seen), pk__in=Finding.objects.keeping().values("pk"))
 
 
 def is_in(scan: BucketScan) -> Q:

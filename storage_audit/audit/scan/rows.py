@@ -22,7 +22,7 @@ from storage_audit.bucket.listing import (
     find,
     pages_in_any_order,
 )
-from storage_audit.bucket.r2 import Listed
+from storage_audit.bucket.r2 import Listed, listed
 from storage_audit.models import CleanupItem, R2Object
 
 Source, State = R2Object.Source, R2Object.State
@@ -190,9 +190,9 @@ def add_lines(
 
 def new_lines(new: Iterable[Seen], identity: Identity) -> list[str]:
     adapt, lines = connection.ops.adapt_datetimefield_value, []
-    for listed, _row, owner, *_rest in new:
+    for each, _row, owner, *_rest in new:
         # What the store folds to one object is one row, in the spelling of new uploads.
-        what = (identity(listed.key), listed.size, listed.etag, adapt(listed.last_modified))
+        what = (identity(each.key), each.size, each.etag, adapt(each.last_modified))
         lines.append(line([*what, *described(owner).values()]))
     return lines
 
@@ -215,8 +215,8 @@ def look_again(
         left = [key for key in keys if identity(key) not in there]
         return there.union(find(bucket, left, identity, after_page)) if left else there
     except OutOfOrder:
-        # The store has an order of its own, in which a key has no place to look at but itself.
-        return {identity(key) for key in keys if is_listed(bucket, key, after_page)}
+        # The store has an order of its own.
+        return find_in_any_order(bucket, keys, identity, after_page).keys()
 
 
 def at_a_glance(bucket: str, keys: Sequence[str], after_page: Callable[[], None]) -> set[str]:
@@ -230,12 +230,28 @@ def at_a_glance(bucket: str, keys: Sequence[str], after_page: Callable[[], None]
     return set(page.keys).intersection(keys)
 
 
-def is_listed(bucket: str, key: str, after_page: Callable[[], None]) -> bool:
-    for page in pages_in_any_order(bucket, key):
-        after_page()
-        if any(one.key == key for one in page):
-            return True
-    return False
+def find_each(
+    bucket: str, keys: Sequence[str], identity: Identity, after_page: Callable[[], None]
+) -> dict[str, Listed]:
+    """The objects of these keys that the bucket still lists, by identity."""
+    found = dict[str, Listed]()
+    with ThreadPoolExecutor(LOOKS) as threads:
+        look = partial(find, bucket, identity=identity, after_page=after_page)
+        for some in threads.map(look, in_chunks(sorted(keys))):
+            found |= some
+    return found
+
+
+def find_in_any_order(
+    bucket: str, keys: Sequence[str], identity: Identity, after_page: Callable[[], None]
+) -> dict[str, Listed]:
+    """The same where a key has no place to look at but itself."""
+    found = dict[str, Listed]()
+    for key in keys:
+        for page in pages_in_any_order(bucket, key):
+            after_page()
+            found |= {identity(key): listed(entry) for entry in page if entry.key == key}
+    return found
 
 
 def being_deleted(bucket: str, identities: Collection[str]) -> set[str]:

@@ -48,8 +48,13 @@ def confirm(client: Client, model: str, action: str, *pks: object, **data: Any) 
     asked = act(client, model, action, *pks, **data)
     if 'name="post" value="yes"' not in asked:
         return asked
-    figures = re.findall('name="figures" value="(.*?)"', asked)
-    return act(client, model, action, *pks, **{"post": "yes", "figures": "".join(figures), **data})
+    return act(client, model, action, *pks, **{**yes_to(asked), **data})
+
+
+def yes_to(asked: str) -> dict[str, str]:
+    """What the page sends that asks."""
+    shown = re.findall('name="(figures|digest)" value="(.*?)"', asked)
+    return {"post": "yes", **dict(shown)}
 
 
 def text_of(answer: Any) -> str:

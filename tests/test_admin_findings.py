@@ -18,9 +18,9 @@ from storage_audit.conf import conf
 from storage_audit.models import BucketScan, CleanupOperation, Finding, Project, R2Object
 from storage_audit.pages import acts
 from storage_audit.places import place
-from tests.admin_client import act, confirm, page, person, superuser, text_of
+from tests.admin_client import act, confirm, page, person, superuser, text_of, yes_to
 from tests.conftest import Bucket
-from tests.promises import run
+from tests.promises import alive, run
 from tests.test_admin_objects import ESCAPED, HOSTILE
 from tests.test_decisions import KEY, OTHER, UNDER, find, orphaned, states
 
@@ -129,7 +129,7 @@ def test_all_are_decided_on_by_the_list_that_was_seen(db: None) -> None:
     fields = dict(re.findall('type="hidden" name="(.*?)" value="(.*?)"', shown))
     listed("new")
     changed = text_of(client.post(url, fields | {"note": "ours"}, follow=True))
-    assert "Nothing was done: the selection changed" in changed
+    assert "Nothing was done: what you selected changed" in changed
     assert set(states().values()) == {"open"}
     Finding.objects.filter(key="new").delete()
     assert "120 findings are acknowledged." in text_of(
@@ -221,6 +221,17 @@ def test_no_more_is_deleted_than_the_page_said(bucket: Bucket) -> None:
     shown = act(superuser(), "finding", "delete_orphans", *chosen, **confirmed)
     assert "Nothing was done: the figures changed" in shown
     assert not CleanupOperation.objects.exists()
+
+
+def test_page_asks_again_when_a_scan_found_another_object(bucket: Bucket) -> None:
+    alive("proj_1")
+    [one] = find(bucket, "report.bin", kind="unrecognised", project_id=None)
+    client = superuser()
+    asked = act(client, "finding", "adopt", one.pk)
+    Finding.objects.update(size=4_000_000, etag="another")
+    again = act(client, "finding", "adopt", one.pk, **yes_to(asked), project_id="proj_1")
+    assert "Nothing was done: what you selected changed" in again and "3.8 MB" in again
+    assert states() == {"report.bin": "open"} and not R2Object.objects.exists()
 
 
 def test_what_a_cleanup_is_to_delete_already_is_not_counted_again(bucket: Bucket) -> None:

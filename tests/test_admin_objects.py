@@ -2,11 +2,12 @@
 
 import pytest
 from django.contrib.admin.models import LogEntry
+from django.core.files.storage import default_storage
 from django_q.models import OrmQ
 
 from storage_audit.audit import cleanup
 from storage_audit.models import BucketScan, CleanupOperation, Finding, KnownProject, R2Object
-from tests.admin_client import act, confirm, page, person, superuser, text_of
+from tests.admin_client import act, confirm, page, person, superuser, text_of, yes_to
 from tests.conftest import Bucket
 from tests.test_admin_projects import queries, track
 
@@ -86,6 +87,37 @@ def test_confirmation_of_many_rows_lists_the_first_and_counts_the_rest(db: None)
     assert "… and 150 more" in shown
     assert "R2 objects: 200 objects" in shown
     assert shown.count("_selected_action") == 1
+
+
+@pytest.mark.parametrize("action", ["delete_selected", "untrack"])
+def test_page_asks_again_when_the_object_is_another_by_now(bucket: Bucket, action: str) -> None:
+    key = bucket.upload("proj_1", body=b"old")
+    row, client = R2Object.objects.get(), superuser()
+    asked = act(client, "r2object", action, row.pk)
+    with default_storage.open(key, "w") as file:
+        file.write(b"new and longer")
+    again = act(client, "r2object", action, row.pk, **yes_to(asked))
+    assert "Nothing was done: what you selected changed" in again
+    assert R2Object.objects.exists() and not CleanupOperation.objects.exists()
+    if action == "delete_selected":
+        assert "14 bytes in bucket tests will be deleted from R2" in again
+    act(client, "r2object", action, row.pk, **yes_to(again))
+    assert CleanupOperation.objects.exists() or not R2Object.objects.exists()
+
+
+def test_page_of_one_object_asks_again_when_it_is_another_by_now(bucket: Bucket) -> None:
+    key = bucket.upload("proj_1", body=b"old")
+    client, url = superuser(), page("r2object", "delete", R2Object.objects.get().pk)
+    asked = text_of(client.get(url))
+    with default_storage.open(key, "w") as file:
+        file.write(b"new and longer")
+    again = text_of(client.post(url, yes_to(asked), follow=True))
+    assert "Nothing was done: what you selected changed" in again and "14 bytes" in again
+    assert not CleanupOperation.objects.exists()
+    assert "A cleanup now deletes the files" in text_of(
+        client.post(url, yes_to(again), follow=True)
+    )
+    assert CleanupOperation.objects.exists()
 
 
 def test_deletion_of_rows_deletes_these_objects_and_no_other(bucket: Bucket) -> None:

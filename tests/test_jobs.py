@@ -30,7 +30,7 @@ from storage_audit.audit import jobs, requests
 from storage_audit.models import CleanupOperation, Job, Project
 from storage_audit.origin import Origin, acting_as
 from storage_audit.pages.projects import ProjectAdmin
-from tests.admin_client import act, page, person, signed_in, superuser, text_of
+from tests.admin_client import act, page, person, signed_in, superuser, text_of, yes_to
 from tests.conftest import Bucket
 from tests.test_signals import Rollback, enqueued_ids, track
 
@@ -221,6 +221,22 @@ def test_deleting_many_projects_costs_as_many_queries_in_the_request_as_deleting
 
     queries(4)  # Django keeps some of what it asks for.
     assert queries(4) == queries(80)
+
+
+@pytest.mark.parametrize("count", [3, 4])
+@pytest.mark.parametrize("action", ["delete_selected", "force_delete"])
+def test_page_asks_again_when_an_id_is_of_another_project_by_now(action: str, count: int) -> None:
+    projects(count)
+    client = superuser()
+    asked = text_of(begin(client, action))
+    delete_and_save("proj_001")
+    before = CleanupOperation.objects.count()
+    across = {"select_across": "1", **yes_to(asked)}
+    again = act(client, "project", action, "proj_000", **across)
+    assert "Nothing was done: what you selected changed" in again
+    assert Project.objects.count() == count and not Job.objects.exists()
+    act(client, "project", action, "proj_000", **(across | yes_to(again)))
+    assert CleanupOperation.objects.count() > before or Job.objects.exists()
 
 
 def test_deleting_few_projects_is_done_at_once() -> None:

@@ -6,8 +6,10 @@ from typing import Any, cast
 
 from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
+from django.contrib.admin.options import TO_FIELD_VAR
+from django.contrib.admin.utils import unquote
 from django.db import models, transaction
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import ResolverMatch
 from django.utils import timezone
@@ -27,6 +29,9 @@ deletes = admin.action(
 class ConfirmingAdmin(AuditAdmin[M]):
     """Actions that destroy: a page to confirm first, as Django's own deletion has."""
 
+    # Of a row that says the same of these, the page showed the same.
+    confirmed_fields: tuple[str, ...] = ("pk",)
+
     def confirm(
         self, request: HttpRequest, queryset: models.QuerySet[M], **context: Any
     ) -> HttpResponse:
@@ -40,7 +45,7 @@ class ConfirmingAdmin(AuditAdmin[M]):
             "admin/storage_audit/confirm_action.html",
             {
                 **self.admin_site.each_context(request),
-                **selection(request, queryset),
+                **self.selection(request, queryset),
                 "opts": self.opts,
                 "media": self.media,
                 "post_to": self.list_url(request),
@@ -54,19 +59,44 @@ class ConfirmingAdmin(AuditAdmin[M]):
             return request.get_full_path()
         return self.list_address()
 
-    def is_confirmed(self, request: HttpRequest, queryset: models.QuerySet[M]) -> bool | None:
-        """None when what was confirmed is not what is selected now.
-
-        “All” is read again with the second request, and may then be more than the page showed.
-        """
+    def is_confirmed(self, request: HttpRequest, queryset: models.QuerySet[M]) -> bool:
+        """Whether the page was answered, and these rows are still as it showed them. Otherwise it
+        is to be shown again. A program that names the rows itself need not have seen the page."""
         if "post" not in request.POST:
             return False
-        chosen = selection(request, queryset)
-        if not chosen["select_across"] or chosen["digest"] == request.POST.get("digest"):
+        seen = request.POST.get("digest")
+        is_named = seen is None and request.POST.get("select_across") != "1"
+        if is_named or seen == self.digest(queryset):
             return True
-        text = _("Nothing was done: the selection changed while you looked at it. Select again.")
+        text = _(
+            "Nothing was done: what you selected changed while you looked at it. Check what this"
+            " page shows now, then confirm again."
+        )
         self.message_user(request, text, messages.WARNING)
-        return None
+        # Django's own deletion looks for it as well.
+        without = request.POST.copy()
+        del without["post"]
+        request.POST = without  # type: ignore[assignment]
+        return False
+
+    def selection(self, request: HttpRequest, queryset: models.QuerySet[M]) -> dict[str, Any]:
+        """What the hidden fields of a confirmation page repeat."""
+        across = request.POST.get("select_across") == "1"
+        return {
+            "queryset": queryset,
+            "select_across": across,
+            "digest": self.digest(queryset),
+        }
+
+    def digest(self, queryset: models.QuerySet[M]) -> str:
+        whole = hashlib.sha256()
+        for facts in read_in_steps(self.facts(queryset.order_by("pk"))):
+            whole.update(f"{facts}\n".encode())
+        return whole.hexdigest()
+
+    def facts(self, queryset: models.QuerySet[M]) -> models.QuerySet[Any, tuple[Any, ...]]:
+        """What makes each row the one that the page showed."""
+        return queryset.values_list(*self.confirmed_fields)
 
 
 class DeletingAdmin(ConfirmingAdmin[M]):
@@ -82,13 +112,12 @@ class DeletingAdmin(ConfirmingAdmin[M]):
     def delete_selected(
         self, request: HttpRequest, queryset: models.QuerySet[M]
     ) -> HttpResponse | None:
-        if self.is_confirmed(request, queryset) is None:
-            return None
+        self.is_confirmed(request, queryset)
         began = timezone.now()
         with transaction.atomic():
             response = delete_selected(self, request, queryset)
         if isinstance(response, TemplateResponse) and response.context_data is not None:
-            response.context_data |= selection(request, queryset)
+            response.context_data |= self.selection(request, queryset)
         else:
             self.announce_deletion(request, began)
         return response
@@ -96,11 +125,23 @@ class DeletingAdmin(ConfirmingAdmin[M]):
     def delete_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
+        # In a popup for another field than the key, the address may name another row.
+        by_key = request.POST and TO_FIELD_VAR not in request.POST
+        row = self.get_object(request, unquote(object_id)) if by_key else None
+        if row and not self.is_confirmed(request, self.rows_of(request, row)):
+            return HttpResponseRedirect(request.get_full_path())
         began = timezone.now()
         response = super().delete_view(request, object_id, extra_context)
         if request.method == "POST" and response.status_code == 302:
             self.announce_deletion(request, began)
         return response
+
+    def render_delete_form(self, request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
+        context["digest"] = self.digest(self.rows_of(request, context["object"]))
+        return super().render_delete_form(request, context)
+
+    def rows_of(self, request: HttpRequest, row: M) -> models.QuerySet[M]:
+        return self.get_queryset(request).filter(pk=row.pk)
 
     def announce_deletion(self, request: HttpRequest, began: datetime) -> None:
         made = CleanupOperation.objects.filter(
@@ -110,20 +151,3 @@ class DeletingAdmin(ConfirmingAdmin[M]):
         )
         text = _("A cleanup now deletes the files from R2, and says when they are seen gone.")
         self.announce(request, text, list(made))
-
-
-def selection(request: HttpRequest, queryset: models.QuerySet[Any]) -> dict[str, Any]:
-    """What the hidden fields of a confirmation page repeat."""
-    across = request.POST.get("select_across") == "1"
-    return {
-        "queryset": queryset,
-        "select_across": across,
-        "digest": digest(queryset) if across else "",
-    }
-
-
-def digest(queryset: models.QuerySet[Any]) -> str:
-    whole = hashlib.sha256()
-    for pk in read_in_steps(queryset.order_by("pk").values_list("pk", flat=True)):
-        whole.update(f"{pk}\n".encode())
-    return whole.hexdigest()

@@ -42,6 +42,7 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
     list_display = ("found", "kind", "state", "owner", "shown_size", "last_seen_at")
     list_filter = (BucketFilter, MayBeDeleted, "state", "kind")
     linked_lookups = ("last_scan",)
+    confirmed_fields = ("pk", "state", "etag", "size", "last_modified", "project_id")
     search_fields = ("key",)
     search_help_text = gettext_lazy(
         "The beginning of a key, such as projects/proj_1/. Case counts."
@@ -185,8 +186,6 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
 
     def decide(self, request: HttpRequest, findings: FindingQuerySet, act: Act) -> Answer:
         confirmed = self.is_confirmed(request, findings)
-        if confirmed is None:
-            return None
         form = act.form(request.POST if confirmed or not act.asks else None)
         try:
             with place() if act.asks_store else nullcontext():

@@ -56,6 +56,7 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
         "updated_at",
     )
     actions = ("delete_selected", "untrack")
+    confirmed_fields = ("pk", "etag", "size", "last_modified", "upload_id")
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -101,11 +102,8 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
 
     @action("delete", gettext_lazy("Untrack, and keep the objects"))
     def untrack(self, request: HttpRequest, queryset: R2ObjectQuerySet) -> HttpResponse | None:
-        confirmed = self.is_confirmed(request, queryset)
-        if confirmed is False:
+        if not self.is_confirmed(request, queryset):
             return self.confirm_untracking(request, queryset)
-        if confirmed is None:
-            return None
         note = _("Untracked: the object was kept.")
         with transaction.atomic():
             kept = tracking.kept_by_rows(queryset.at_rest().select_for_update())

@@ -198,8 +198,6 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         self, request: HttpRequest, queryset: QuerySet[CleanupOperation]
     ) -> HttpResponse | None:
         confirmed, operations = self.is_confirmed(request, queryset), list(queryset)
-        if confirmed is None:
-            return None
         if confirmed and request.POST.get("figures") != figures_of(operations):
             text = _("Nothing was done: the figures changed while you looked at them. Look again.")
             self.message_user(request, text, messages.WARNING)

@@ -6,7 +6,15 @@ from typing import Any
 from django.contrib import admin, messages
 from django.contrib.admin.widgets import AdminTextInputWidget
 from django.db import transaction
-from django.db.models import ProtectedError, Q, QuerySet, RestrictedError, Value
+from django.db.models import (
+    OuterRef,
+    ProtectedError,
+    Q,
+    QuerySet,
+    RestrictedError,
+    Subquery,
+    Value,
+)
 from django.db.models.functions import Upper
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
@@ -113,6 +121,14 @@ class OwnerAdmin(DeletingAdmin[M]):
         first = projects.model()._meta.pk.attname if key == "pk" else key
         return list(dict.fromkeys([first, *fields, *STORAGE]))
 
+    def facts(self, queryset: QuerySet[M]) -> QuerySet[Any, tuple[Any, ...]]:
+        """Its id, and whether it still stands for the same project."""
+        known = KnownProject.objects.filter(pk=OuterRef("storage_audit_id"))
+        return queryset.annotate(
+            storage_audit_deleted_at=Subquery(known.values("deleted_at")[:1]),
+            storage_audit_created_at=Subquery(known.values("last_created_at")[:1]),
+        ).values_list("storage_audit_id", "storage_audit_deleted_at", "storage_audit_created_at")
+
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         listed, counts, *rest = super().get_deleted_objects(objs, request)
         tracked = R2Object.objects.filter(project_id__in=map(projects.id_of, objs))
@@ -181,13 +197,12 @@ class OwnerAdmin(DeletingAdmin[M]):
 
     @deletes
     def delete_selected(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse | None:
+        confirmed = self.is_confirmed(request, queryset)
         *_shown, lacking, protected = self.get_deleted_objects(queryset, request)
         # The stock page says what stands in the way, and refuses.
-        is_stock = lacking or protected or "post" not in request.POST or has_own_deletion(self)
+        is_stock = not confirmed or lacking or protected or has_own_deletion(self)
         if is_stock or not is_many(queryset):
             return super().delete_selected(request, queryset)
-        if not self.is_confirmed(request, queryset):
-            return None
         return self.ask_for_many(request, Job.Action.DELETE, ids_of(queryset))
 
     def has_force_permission(self, request: HttpRequest) -> bool:
@@ -201,7 +216,7 @@ class OwnerAdmin(DeletingAdmin[M]):
     @action("force", gettext_lazy("Force-delete"))
     def force_delete(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse | None:
         confirmed = self.is_confirmed(request, queryset)
-        if confirmed is None or self.goes_too_far(request, queryset):
+        if self.goes_too_far(request, queryset):
             return None
         if not confirmed:
             return self.confirm_force(request, queryset)

@@ -110,10 +110,7 @@ class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
 
     @action("revoke", gettext_lazy("Revoke"))
     def revoke(self, request: HttpRequest, queryset: QuerySet[ApiToken]) -> HttpResponse | None:
-        confirmed = self.is_confirmed(request, queryset)
-        if confirmed is None:
-            return None
-        if not confirmed:
+        if not self.is_confirmed(request, queryset):
             return self.confirm_revocation(request, queryset)
         with transaction.atomic():
             revoked = [token for token in queryset if token.revoke()]

@@ -220,6 +220,7 @@ def test_no_more_is_deleted_than_the_page_said(bucket: Bucket) -> None:
     confirmed = {"post": "yes", "figures": figures[0]}
     shown = act(superuser(), "finding", "delete_orphans", *chosen, **confirmed)
     assert "Nothing was done: the figures changed" in shown
+    assert "2 objects" in shown and 'name="post" value="yes"' in shown
     assert not CleanupOperation.objects.exists()
 
 

@@ -72,12 +72,16 @@ class ConfirmingAdmin(AuditAdmin[M]):
             "Nothing was done: what you selected changed while you looked at it. Check what this"
             " page shows now, then confirm again."
         )
+        self.ask_again(request, text)
+        return False
+
+    def ask_again(self, request: HttpRequest, text: str) -> None:
+        """Say why, and take the request for one that was not confirmed, as Django's own deletion
+        does, too."""
         self.message_user(request, text, messages.WARNING)
-        # Django's own deletion looks for it as well.
         without = request.POST.copy()
         del without["post"]
         request.POST = without  # type: ignore[assignment]
-        return False
 
     def selection(self, request: HttpRequest, queryset: models.QuerySet[M]) -> dict[str, Any]:
         """What the hidden fields of a confirmation page repeat."""
@@ -113,11 +117,12 @@ class DeletingAdmin(ConfirmingAdmin[M]):
         self, request: HttpRequest, queryset: models.QuerySet[M]
     ) -> HttpResponse | None:
         self.is_confirmed(request, queryset)
-        began = timezone.now()
+        # Read before the page: what changes between them is asked for again.
+        chosen, began = self.selection(request, queryset), timezone.now()
         with transaction.atomic():
             response = delete_selected(self, request, queryset)
         if isinstance(response, TemplateResponse) and response.context_data is not None:
-            response.context_data |= self.selection(request, queryset)
+            response.context_data |= chosen
         else:
             self.announce_deletion(request, began)
         return response

@@ -160,8 +160,7 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         shown = request.POST.get("figures")
         if "post" in request.POST and shown != acts.deletion(queryset)["figures"]:
             text = _("Nothing was done: the figures changed while you looked at them. Look again.")
-            self.message_user(request, text, messages.WARNING)
-            return None
+            self.ask_again(request, text)
         return self.decide(request, queryset, acts.DELETE)
 
     @action("adopt", gettext_lazy("Adopt into a project"))

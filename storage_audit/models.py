@@ -149,7 +149,8 @@ class R2Object(models.Model):
     last_modified = models.DateTimeField(_("last modified"), null=True, blank=True)
     source = models.CharField(_("source"), max_length=10, choices=Source)
     state = models.CharField(_("state"), max_length=15, choices=State)
-    # Adopting empties it: an adopted row that has one was, or may be, uploaded to since.
+    # Adopting empties it: an adopted row that has one was, or may be, uploaded to since. Where a
+    # scan finds another object, it sets one.
     upload_id = models.UUIDField(_("last upload"), null=True, editable=False)
     # The version of the layouts under which the key has one reading and a good name, so that only
     # its project's end can make a finding of it; see audit/scan/.

@@ -260,7 +260,8 @@ class Look:
         for o in page:
             its_rows = same.get(self.identity(o.key), ())
             row = rows.get(o.key) or next(iter(its_rows), None)
-            verdict = judge(self.project, readings[o.key], its_rows, o.last_modified, alive)
+            time = o.last_modified
+            verdict = judge(self.project, readings[o.key], its_rows, time, alive, o)
             mine = {form for form in spellings(o.key) if self.owns(rows.get(form))}
             ways = self.ways(o.key, readings[o.key], verdict, mine)
             if ways or verdict.claim is Claim.PROTECTED:

@@ -10,7 +10,7 @@ from django.db.models import Q
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.key_format import Readings
-from storage_audit.audit.ownership import Row, may_be_outdated, named_in, telling
+from storage_audit.audit.ownership import Facts, Row, may_be_outdated, named_in, telling
 from storage_audit.bucket.listing import storable
 from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.uploads import Upload
@@ -21,11 +21,13 @@ from storage_audit.models import CleanupItem, CleanupOperation, Finding
 Status = CleanupOperation.Status
 
 
-def possible_owners(readings: Readings, rows: Sequence[Row]) -> set[str]:
+def possible_owners(
+    readings: Readings, rows: Sequence[Row], stored: Facts | None = None
+) -> set[str]:
     """The projects whose cleanups may take the object. Rows that may be about an earlier object
-    rule nobody out."""
+    than the one that is stored rule nobody out."""
     told = telling(rows)
-    if told and not may_be_outdated(rows):
+    if told and not may_be_outdated(rows, stored):
         return set(told)
     return readings.projects | named_in(rows)
 

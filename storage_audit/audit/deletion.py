@@ -216,7 +216,7 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
         doubts = named.lost_copies(work, batch, found)
         doubts |= named.undecided_at_proof(operation, among(batch), readings)
     else:
-        doubts = undecided_of(work, readings, rows)
+        doubts = undecided_of(work, readings, rows, found)
     objects = (found.get(work.identity(item.key)) for item in batch)
     acknowledged = find_acknowledged(operation.bucket, filter(None, objects))
     proof = Proof([], [], [])
@@ -235,7 +235,8 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
         elif operation.names_its_objects:
             proof.may_go.append(item)
         else:
-            verdict = judge(work.project, readings[item.key], its_rows, listed.last_modified, alive)
+            ways, time = readings[item.key], listed.last_modified
+            verdict = judge(work.project, ways, its_rows, time, alive, listed)
             if verdict.claim is Claim.OWNED:
                 proof.may_go.append(item)
             else:
@@ -244,12 +245,15 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
 
 
 def undecided_of(
-    work: Work, readings: Mapping[str, Readings], rows: Mapping[str, Sequence[Row]]
+    work: Work,
+    readings: Mapping[str, Readings],
+    rows: Mapping[str, Sequence[Row]],
+    found: Mapping[str, Listed],
 ) -> dict[str, str]:
     """Which of these keys a person has to decide on elsewhere, and why that keeps them."""
     operation = work.operation
     asking = asked_by(operation)
-    return undecided_among(operation.bucket, readings, rows, work.identity, asking)
+    return undecided_among(operation.bucket, readings, rows, found, work.identity, asking)
 
 
 def look_at(work: Work, batch: list[Planned]) -> dict[str, Listed]:
@@ -389,7 +393,8 @@ def owned_uploads(work: Work, page: list[Upload]) -> Iterator[tuple[Upload, str]
     readings = layouts().readings_of(upload.key for upload in page)
     rows = rows_by_identity(work.operation.bucket, readings, work.identity)
     alive = alive_among(readings.values(), named_in(chain.from_iterable(rows.values())))
-    undecided = undecided_of(work, readings, rows)
+    # No row is about an object that is still to come.
+    undecided = undecided_of(work, readings, rows, {})
     acknowledged = find_acknowledged_uploads(work.operation.bucket, page)
     for upload in sorted(page, key=attrgetter("key")):
         its_rows = rows.get(work.identity(upload.key), ())

@@ -6,6 +6,7 @@ that goes on, and memory does not grow with the project.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
@@ -205,11 +206,13 @@ def verdicts(
     readings = layouts().readings_of(listed.key for listed in page)
     rows = to_judge(R2Object.objects.in_bucket(bucket), readings, identity)
     alive = alive_among(readings.values(), named_in(chain.from_iterable(rows.values())))
-    keeping = undecided_among(bucket, readings, rows, identity, asking)
+    found = {identity(listed.key): listed for listed in page}
+    keeping = undecided_among(bucket, readings, rows, found, identity, asking)
     keeping |= find_acknowledged(bucket, page)
     for listed in page:
         its_rows = rows.get(identity(listed.key), ())
-        verdict = judge(project, readings[listed.key], its_rows, listed.last_modified, alive)
+        time = listed.last_modified
+        verdict = judge(project, readings[listed.key], its_rows, time, alive, listed)
         if verdict.claim is Claim.OWNED and listed.key in keeping:
             verdict = Verdict(Claim.PROTECTED, verdict.evidence, keeping[listed.key])
         yield listed, its_rows, verdict
@@ -219,12 +222,15 @@ def undecided_among(
     bucket: str,
     readings: Mapping[str, Readings],
     rows: Mapping[str, Sequence[Row]],
+    found: Mapping[str, Listed],
     identity: Identity,
     asking: Q,
 ) -> dict[str, str]:
-    """Which of these keys a blocked cleanup covers too, and why that keeps them."""
+    """Which of these keys a blocked cleanup covers too, and why that keeps them. Rows and objects
+    are given by identity."""
     owners = {
-        key: possible_owners(ways, rows.get(identity(key), ())) for key, ways in readings.items()
+        key: possible_owners(ways, rows.get(identity(key), ()), found.get(identity(key)))
+        for key, ways in readings.items()
     }
     return find_undecided(bucket, owners, asking)
 
@@ -237,7 +243,9 @@ class Tracked(NamedTuple):
     source: str
     state: str
     upload_id: UUID | None
+    size: int | None
     etag: str
+    last_modified: datetime | None
 
 
 def to_judge(

@@ -233,7 +233,7 @@ def against_old(one: Renaming, look: Look) -> str:
     if look.is_busy(one.old):
         return _("A cleanup has the object in hand. Try again later.")
     rows = look.rows_of(one.old)
-    owner = attribute(layouts().readings(one.old), rows, look.known, look.alive)
+    owner = attribute(layouts().readings(one.old), rows, look.known, look.alive, old)
     if owner.project_id != one.project_id:
         return _("It is not sure any more whose the object is. The next scan tells.")
     return ""

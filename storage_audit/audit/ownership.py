@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from functools import cache
 from itertools import chain, islice
@@ -26,9 +26,22 @@ from storage_audit.redaction import visible
 # Of the possible owners of a key, in a stored text: so many, each so long.
 SHOWN, LONGEST = 10, 200
 IDS_SHOWN = 5
+# A row that an upload confirmed has its time from a HEAD, which counts in whole seconds.
+SAME_TIME = timedelta(seconds=1)
 
 
-class Row(Protocol):
+class Facts(Protocol):
+    """What tells an object from another one under the same key, as listed or as a row has it."""
+
+    @property
+    def size(self) -> int | None: ...
+    @property
+    def etag(self) -> str: ...
+    @property
+    def last_modified(self) -> datetime | None: ...
+
+
+class Row(Facts, Protocol):
     """What a tracking row, whole or not, tells of the owner, and whether anything is under way."""
 
     @property
@@ -41,8 +54,6 @@ class Row(Protocol):
     def state(self) -> str: ...
     @property
     def upload_id(self) -> UUID | None: ...
-    @property
-    def etag(self) -> str: ...
 
 
 @cache
@@ -161,14 +172,16 @@ def judge(
     rows: Sequence[Row],
     last_modified: datetime | None,
     alive: set[str],
+    stored: Facts | None = None,
 ) -> Verdict:
     """Does the key belong to the deleted project?
 
     `rows` are the tracking rows of all its spellings, `last_modified` the object's time or None
     when there is no object, `alive` the projects among the possible owners, and those that rows
-    name, that live.
+    name, that live. `stored` is the object: a person's decision holds for no other one, and for
+    no unfinished upload.
     """
-    verdict = judge_by_evidence(project, readings, rows, last_modified, alive)
+    verdict = judge_by_evidence(project, readings, rows, last_modified, alive, stored)
     rivals = named_in(rows) & alive - {project.project_id}
     if verdict.claim is Claim.OWNED and rivals:
         return Verdict(Claim.PROTECTED, verdict.evidence, tracked_for(rivals))
@@ -181,10 +194,11 @@ def judge_by_evidence(
     rows: Sequence[Row],
     last_modified: datetime | None,
     alive: set[str],
+    stored: Facts | None,
 ) -> Verdict:
     """The same where no row has a say that a backfill wrote: it is a reading written down."""
     if told := telling(rows):
-        return judge_by_rows(project, readings, rows, told, alive)
+        return judge_by_rows(project, readings, rows, told, alive, stored)
     names, evidence = readings.projects, evidence_of(readings)
     if readings.too_many:
         return Verdict(Claim.PROTECTED, evidence, too_many_owners())
@@ -215,6 +229,7 @@ def judge_by_rows(
     rows: Sequence[Row],
     told: dict[str, str],
     alive: set[str],
+    stored: Facts | None,
 ) -> Verdict:
     """The same of an object whose rows decide."""
     evidence = shorten(told.values(), "; ")
@@ -223,40 +238,55 @@ def judge_by_rows(
     if len(told) > 1:
         reason = _("Two tracking rows name this object for different projects: %s. Delete one.")
         return Verdict(Claim.PROTECTED, evidence, reason % shorten(sorted(told)))
-    if readings.too_many and not is_given(rows):
+    if readings.too_many and not is_given(rows, stored):
         return Verdict(Claim.PROTECTED, evidence, too_many_owners())
-    if rivals := rivals_of(readings, rows, alive):
+    if rivals := rivals_of(readings, rows, alive, stored):
         reason = uploaded_since(rivals) if was_given(rows) else could_be(rivals)
         return Verdict(Claim.PROTECTED, evidence, reason)
     return Verdict(Claim.OWNED, evidence)
 
 
-def is_given(rows: Iterable[Row]) -> bool:
-    """Whether a person decided whose the object is, and no upload to its key began since."""
-    return any(row.source == R2Object.Source.ADOPTED and row.upload_id is None for row in rows)
+def is_given(rows: Sequence[Row], stored: Facts | None) -> bool:
+    """Whether a person decided whose this very object is, as all rows of its key say, and no upload
+    to the key began since. Uploads past the application leave no trace but another object."""
+    return stored is not None and all(
+        row.source == R2Object.Source.ADOPTED and row.upload_id is None and is_same(row, stored)
+        for row in rows
+    )
+
+
+def is_same(row: Facts, stored: Facts) -> bool:
+    """Whether the row describes this object, and not another one with its key."""
+    facts = (row.size, row.etag) == (stored.size, stored.etag)
+    return facts and same_time(row, stored)
+
+
+def same_time(row: Facts, stored: Facts) -> bool:
+    then, now = row.last_modified, stored.last_modified
+    return then is not None and now is not None and abs(now - then) < SAME_TIME
 
 
 def was_given(rows: Iterable[Row]) -> bool:
     return any(row.source == R2Object.Source.ADOPTED for row in rows)
 
 
-def rivals_of(readings: Readings, rows: Sequence[Row], alive: set[str]) -> set[str]:
+def rivals_of(
+    readings: Readings, rows: Sequence[Row], alive: set[str], stored: Facts | None
+) -> set[str]:
     """The live projects that could own an object though its rows name others. An upload's row has
     its project from the key, so it is no evidence against an id that the grammar refuses; a
     person's decision is evidence against all. Neither is evidence against anyone once it may be
     outdated."""
-    told, outdated = telling(rows), may_be_outdated(rows)
-    if told and outdated:
+    told = telling(rows)
+    if told and may_be_outdated(rows, stored):
         return readings.owners & alive - told.keys()
-    if is_given(rows) and not outdated:
-        return set()
-    return alive & readings.others
+    return set() if is_given(rows, stored) else alive & readings.others
 
 
-def may_be_outdated(rows: Sequence[Row]) -> bool:
+def may_be_outdated(rows: Sequence[Row], stored: Facts | None) -> bool:
     """Whether an upload may have stored another object than the one that the rows are about, and
     nobody said whose it is."""
-    return any(map(is_unconfirmed, rows)) or (was_given(rows) and not is_given(rows))
+    return any(map(is_unconfirmed, rows)) or (was_given(rows) and not is_given(rows, stored))
 
 
 def is_unconfirmed(row: Row) -> bool:

@@ -35,7 +35,7 @@ from storage_audit.querysets import R2ObjectQuerySet, impatient
 Kind = Finding.Kind
 TRACKABLE = (Kind.UNTRACKED, Kind.CHANGED)
 ADOPTABLE = (Kind.ORPHANED, Kind.AMBIGUOUS, Kind.UNRECOGNISED, *TRACKABLE)
-GIVEN = [*rows.CHANGEABLE, "source", "upload_id"]
+GIVEN = [*rows.CHANGEABLE, "source"]
 
 
 class Look(NamedTuple):
@@ -189,7 +189,7 @@ def owners_of(look: Look) -> dict[str, set[str]]:
     """By key, the projects whose cleanups may take the object."""
     return {
         finding.key: possible_owners(
-            layouts().readings(finding.key), [seen.row] if seen.row else []
+            layouts().readings(finding.key), [seen.row] if seen.row else [], seen.listed
         )
         for finding, seen in look.seen
     }
@@ -212,6 +212,10 @@ def given(look: Look, held: list[Finding], project_id: str, decision: Decision) 
     found = rows_by_identity(look.bucket, keys, look.identity)
     every = list(chain.from_iterable(found.values()))
     before = {row.pk: copy(row) for row in every}
+    for finding, seen in look.seen:
+        for row in found.get(look.identity(finding.key), ()):
+            # A person decides on this object, whatever the rows of its other spellings said.
+            vars(row).update(rows.facts(seen.listed))
     changed = give(every, project_id)
     mine = {name for name, some in found.items() if all(row.pk in changed for row in some)}
     for name in mine & rows.being_deleted(look.bucket, mine):
@@ -244,7 +248,7 @@ def give(held: Iterable[R2Object], project_id: str) -> set[int]:
 
 
 def describe(row: R2Object, project_id: str) -> None:
-    owner = attribute(layouts().readings(row.key), [row], {project_id}, {project_id})
+    owner = attribute(layouts().readings(row.key), [row], {project_id}, {project_id}, row)
     for name, value in rows.described(owner).items():
         setattr(row, name, value)
 

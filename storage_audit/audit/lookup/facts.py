@@ -162,6 +162,7 @@ class Facts:
                     self.rows,
                     last_modified,
                     self.alive,
+                    self.listed or self.row,
                 ),
             )
             for name, standing in self.standings.items()
@@ -305,7 +306,7 @@ def covering_of(facts: Sequence[Facts]) -> dict[tuple[str, str], CleanupOperatio
     owners: dict[str, dict[str, set[str]]] = defaultdict(dict)
     for one in facts:
         if not one.named.escaped:
-            names = possible_owners(one.readings, one.rows)
+            names = possible_owners(one.readings, one.rows, one.listed or one.row)
             owners[one.bucket][one.key] = set(filter(storable, names))
     return {
         (bucket, key): cleanup

@@ -11,12 +11,14 @@ from storage_audit.audit.covering import find_covering, possible_owners
 from storage_audit.audit.discovery import rows_by_identity
 from storage_audit.audit.key_format import Reading, Readings
 from storage_audit.audit.ownership import (
+    Facts,
     Row,
     alive_among,
     could_be,
     evidence_of,
     known_among,
     layouts,
+    may_be_outdated,
     named_in,
     plain_under,
     rivals_of,
@@ -82,11 +84,11 @@ def recognise(
     found, seen = [], []
     for listed, ways in zip(objects, readings, strict=True):
         its_rows = rows.get(identity(listed.key), ())
-        found.append((listed, ways, its_rows, attribute(ways, its_rows, known, alive)))
+        found.append((listed, ways, its_rows, attribute(ways, its_rows, known, alive, listed)))
     covering = find_covering(
         bucket,
         {
-            identity(listed.key): possible_owners(ways, its_rows)
+            identity(listed.key): possible_owners(ways, its_rows, listed)
             for listed, ways, its_rows, owner in found
             if owner.difference == Kind.ORPHANED
         },
@@ -129,20 +131,29 @@ def named_by_deletions(bucket: str, untracked: Collection[str]) -> set[str]:
     return set(items.values_list("identity", flat=True))
 
 
-def attribute(readings: Readings, rows: Sequence[Row], known: set[str], alive: set[str]) -> Owner:
-    """`known` are the projects that ever lived, `alive` those that live now."""
+def attribute(
+    readings: Readings,
+    rows: Sequence[Row],
+    known: set[str],
+    alive: set[str],
+    stored: Facts | None = None,
+) -> Owner:
+    """`known` are the projects that ever lived, `alive` those that live now, `stored` the object:
+    a person's decision holds for no other one."""
     told = telling(rows)
     evidence = shorten(told.values(), "; ") if told else evidence_of(readings)
     if len(told) > 1 or (readings.too_many and not told):
         return Owner(None, None, Kind.AMBIGUOUS, evidence)
     names = set(told) or readings.projects
-    if names and (rivals := rivals_of(readings, rows, alive)):
+    if names and (rivals := rivals_of(readings, rows, alive, stored)):
         return Owner(None, None, Kind.AMBIGUOUS, f"{evidence}; {could_be(rivals)}")
     candidates = names & known or names
     if len(candidates) == 1:
         [project_id] = candidates
         reading = next((r for r in readings if r.project == project_id), None)
-        owner = Owner(project_id, reading, plain_under=plain_under(names, reading))
+        # What the key may also name can become a rival.
+        possible = names | readings.owners if may_be_outdated(rows, stored) else names
+        owner = Owner(project_id, reading, plain_under=plain_under(possible, reading))
         if project_id in alive:
             return owner
     if not candidates:

@@ -3,15 +3,15 @@ of who owns the object."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 from django.db import connection, transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from storage_audit.audit.ownership import is_unconfirmed, told_by
+from storage_audit.audit.ownership import is_same, is_unconfirmed, same_time, told_by
 from storage_audit.audit.scan.bulk import line, load
 from storage_audit.audit.scan.owners import Owner, Seen
 from storage_audit.bucket.listing import (
@@ -26,8 +26,6 @@ from storage_audit.bucket.r2 import Listed, listed
 from storage_audit.models import CleanupItem, R2Object
 
 Source, State = R2Object.Source, R2Object.State
-# A row that an upload confirmed has its time from a HEAD, which counts in whole seconds.
-SAME_TIME = timedelta(seconds=1)
 CHANGEABLE = [
     "project_id",
     "scene_id",
@@ -38,6 +36,7 @@ CHANGEABLE = [
     "etag",
     "last_modified",
     "state",
+    "upload_id",
     "updated_at",
 ]
 # In the order of `new_lines`.
@@ -78,17 +77,15 @@ def bring_up_to_date(seen: Seen) -> bool:
     values: dict[str, Any] = {"state": State.STORED, "plain_under": seen.owner.plain_under}
     if row.source == Source.BACKFILL:
         values |= described(seen.owner)
-    if (row.size, row.etag) != (listed.size, listed.etag) or not same_time(row, listed):
+    if not is_same(row, listed):
         values |= facts(listed)
+        if row.source == Source.ADOPTED:
+            # A person decided on another object: this one counts as uploaded since.
+            values["upload_id"] = row.upload_id or uuid4()
     changed = {name: value for name, value in values.items() if getattr(row, name) != value}
     for name, value in changed.items():
         setattr(row, name, value)
     return bool(changed)
-
-
-def same_time(row: R2Object, listed: Listed) -> bool:
-    then = row.last_modified
-    return then is not None and abs(listed.last_modified - then) < SAME_TIME
 
 
 def facts(listed: Listed) -> dict[str, Any]:

@@ -1,0 +1,152 @@
+"""A person gives an object to a project, not its key: another object there is not the project's."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+from unicodedata import normalize
+from uuid import uuid4
+
+import pytest
+from django.core.files.storage import default_storage
+from django.utils import timezone
+from pytest_django import Settings
+
+from storage_audit.audit import decisions
+from storage_audit.audit.ownership import is_given
+from storage_audit.bucket import uploads
+from storage_audit.bucket.r2 import Listed
+from storage_audit.bucket.uploads import Upload
+from storage_audit.models import Finding, R2Object
+from tests.conftest import Bucket
+from tests.promises import Status, alive, delete, outcomes, reason, track
+from tests.scanning import backfill, complete, findings
+from tests.test_doubt import AMBIGUOUS, fold_unicode
+
+# Of proj_a, or of proj_a_b.
+NFC = normalize("NFC", "proj_a_b_é_media.mp4")
+NFD = normalize("NFD", NFC)
+THEN = timezone.now()
+PLAIN = "projects/proj_a_b/scenes/s1/media/a.mp4"
+
+
+def adopt(key: str, project_id: str = "proj_a") -> None:
+    look()
+    found = Finding.objects.open().filter(key=key)
+    assert decisions.adopt(found, project_id).done == 1
+
+
+def look(scan: Callable[[], object] = complete) -> None:
+    # What was written just now, a scan leaves to the writer.
+    R2Object.objects.update(updated_at=timezone.now() - timedelta(hours=1))
+    scan()
+
+
+def track_again() -> None:
+    look()
+    assert decisions.track(Finding.objects.filter(kind="changed")).done == 1
+
+
+SCANS: dict[str, Callable[[], object]] = {
+    "no scan": lambda: None,
+    "backfill": lambda: look(backfill),
+    "tracked by a person": track_again,
+}
+
+
+@pytest.mark.parametrize("key", [AMBIGUOUS, PLAIN])
+@pytest.mark.parametrize("between", SCANS)
+def test_object_uploaded_past_the_application_over_an_adopted_one_is_kept(
+    bucket: Bucket, key: str, between: str
+) -> None:
+    alive("proj_a")
+    bucket.put(key)
+    adopt(key)
+    bucket.put(key, body=b"of the next project")
+    SCANS[between]()
+    alive("proj_a_b")
+    look()
+    assert findings() == {("ambiguous", key)}
+    operation = delete("proj_a")
+    assert outcomes(operation) == {key: "protected"}
+    assert "live project proj_a_b" in reason(operation, key)
+    adopt(key, "proj_a_b")
+    assert delete("proj_a_b").status == Status.CLEAN
+    assert not bucket.keys()
+
+
+def test_object_over_an_adopted_one_waits_for_the_blocked_cleanup_of_another_project(
+    bucket: Bucket, settings: Settings
+) -> None:
+    alive("proj_a", "proj_a_b")
+    bucket.put(AMBIGUOUS)
+    adopt(AMBIGUOUS)
+    bucket.put(AMBIGUOUS, body=b"of proj_a_b")
+    alone = PLAIN.replace("a.mp4", "b.mp4")
+    bucket.put(alone)
+    before = settings.STORAGE_AUDIT
+    settings.STORAGE_AUDIT = before | {"LIMIT_OBJECTS": 0}
+    blocked = delete("proj_a_b")
+    assert blocked.status == Status.BLOCKED
+    settings.STORAGE_AUDIT = before
+    operation = delete("proj_a")
+    assert outcomes(operation) == {AMBIGUOUS: "protected"}
+    assert str(blocked.pk) in reason(operation, AMBIGUOUS)
+
+
+def test_unfinished_upload_to_an_adopted_key_is_not_aborted(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_a", "proj_a_b")
+    bucket.put(AMBIGUOUS)
+    adopt(AMBIGUOUS)
+    begun, aborted = Upload(AMBIGUOUS, "of proj_a_b", timezone.now()), list[Upload]()
+
+    def unfinished(bucket: str, prefix: str) -> Any:
+        return iter([[begun] if AMBIGUOUS.startswith(prefix) else []])
+
+    monkeypatch.setattr(uploads, "unfinished", unfinished)
+    monkeypatch.setattr(uploads, "abort", lambda bucket, upload: aborted.append(upload))
+    assert delete("proj_a").status == Status.CLEAN
+    assert not aborted
+
+
+def test_upload_in_another_spelling_of_an_adopted_key_is_not_given(bucket: Bucket) -> None:
+    fold_unicode(bucket)
+    alive("proj_a", "proj_a_b")
+    bucket.put(NFC)
+    adopt(NFC)
+    bucket.r2.remove(NFC, bucket.name)
+    with default_storage.open(NFD, "wb") as file:
+        file.write(b"of proj_a_b")
+    assert outcomes(delete("proj_a")) == {NFD: "protected"}
+
+
+def test_adopting_an_object_covers_the_rows_of_all_its_spellings(bucket: Bucket) -> None:
+    fold_unicode(bucket)
+    alive("proj_a", "proj_a_b")
+    bucket.put(NFC)
+    for key in (NFC, NFD):
+        track(bucket, key, None, "backfill", size=1, etag="of an earlier object")
+    adopt(NFC)
+    assert outcomes(delete("proj_a")) == {NFC: "deleted"}
+
+
+@pytest.mark.parametrize(
+    ("given", "other"),
+    [
+        (True, {}),
+        (False, {"size": 2}),
+        (False, {"etag": "y"}),
+        (False, {"last_modified": THEN + timedelta(seconds=1)}),
+    ],
+)
+def test_object_is_given_only_as_it_was_when_a_person_decided(
+    given: bool, other: dict[str, Any]
+) -> None:
+    facts: dict[str, Any] = {"size": 1, "etag": "x", "last_modified": THEN}
+    row = R2Object(key="k", source="adopted", **facts)
+    listed = Listed(key="k", **facts | other)
+    assert is_given([row], listed) is given
+    assert not is_given([row], None)
+    uploaded = R2Object(key="another spelling", source="upload", upload_id=uuid4(), **facts)
+    assert not is_given([row, uploaded], listed)

@@ -175,6 +175,11 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         waiting = Q(parent__isnull=False, status="pending")
         return self.open().deleting().exclude(waiting)
 
+    def about_bucket(self, bucket: str) -> Self:
+        """Those that delete in it, or do once a person decides: the projects that disappeared
+        together may have files in any bucket."""
+        return self.filter(Q(bucket=bucket) | Q(kind="vanished"))
+
     def unrelated_to(self, operation: CleanupOperation) -> Self:
         """All but this one, what it follows, and what follows it."""
         return self.exclude(pk__in=[operation.pk, operation.parent_id]).exclude(
@@ -187,7 +192,8 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
 
     def covering_outer(self) -> Q:
         """Whether one of these covers the outer query's object, which has a bucket, a key and a
-        project. audit/covering.py asks the same of keys."""
+        project. audit/covering.py asks the same of keys; also of projects that disappeared
+        together, which count as alive: no file of theirs is an orphan."""
         place = {"bucket": OuterRef("bucket"), "project_id": OuterRef("project_id")}
         items = apps.get_model("storage_audit", "CleanupItem").objects.named_by(self)
         same = items.filter(

@@ -19,7 +19,8 @@ from storages.backends.s3 import S3File, S3Storage
 from storages.utils import clean_name
 
 from storage_audit.audit import installation
-from storage_audit.audit.covering import find_undecided, possible_owners
+from storage_audit.audit.covering import find_undecided
+from storage_audit.audit.discovery import find_owners
 from storage_audit.audit.layouts import OWN_PREFIX
 from storage_audit.audit.ownership import layouts, plain_under
 from storage_audit.bucket import listing, r2
@@ -183,7 +184,7 @@ class TrackedStorage(S3Storage):
         bucket, key = self.bucket_name, self.key(name)
         identity = identity_in(bucket, key)
         keys = {key, identity(key)}
-        if reason := why_undecided(bucket, key, keys):
+        if reason := why_undecided(bucket, key, identity):
             logger.warning("%s is not deleted now. %s", visible(key), reason)
             return
         before = durably(partial(bar, bucket, keys))
@@ -203,11 +204,9 @@ class TrackedStorage(S3Storage):
         durably(rows.filter(backfilled | Q(state=State.DELETING)).forget)
 
 
-def why_undecided(bucket: str, key: str, keys: Collection[str]) -> str:
+def why_undecided(bucket: str, key: str, identity: listing.Identity) -> str:
     """What a blocked cleanup that covers the file asks of a person, or nothing."""
-    rows = R2Object.objects.in_bucket(bucket).filter(key__in=keys)
-    owners = {key: possible_owners(layouts().readings(key), list(rows))}
-    return find_undecided(bucket, owners).get(key, "")
+    return find_undecided(bucket, find_owners(bucket, [key], identity, {})).get(key, "")
 
 
 def is_listed(bucket: str, key: str) -> bool:

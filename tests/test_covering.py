@@ -6,12 +6,13 @@ from unicodedata import normalize
 from uuid import uuid4
 
 import pytest
+from django.core.files.storage import default_storage
 from django.db import IntegrityError, connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit.audit import cleanup, decisions, lookup, meaning, requests, scan
+from storage_audit.audit import cleanup, decisions, lookup, meaning, requests, scan, vanished
 from storage_audit.audit.covering import find_covering
 from storage_audit.audit.lookup import live
 from storage_audit.audit.scan import ending, worker
@@ -326,6 +327,31 @@ def test_row_of_another_project_decides_who_covers_the_file(
     deleted("proj_2")
     track(bucket, KEY, "proj_2")
     assert remove(find(bucket, KEY, project_id="proj_2")).deleted == 1
+
+
+def test_files_of_projects_that_disappeared_together_are_deleted_by_no_other_way(
+    bucket: Bucket, settings: Settings
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_VANISHED": 1}
+    alive("proj_1", "proj_2", "proj_3", "proj_4")
+    keys = [bucket.upload(f"proj_{n}") for n in (1, 2, 3)]
+    Project.objects.exclude(pk="proj_4")._raw_delete("default")
+    vanished.notice()
+    R2Object.objects.get(key=keys[0]).delete()
+    default_storage.delete(keys[1])
+    operation = run(CleanupOperation.objects.get(kind="objects"))
+    many = CleanupOperation.objects.get(kind="vanished")
+    assert outcomes(operation) == {keys[0]: "protected"}
+    assert str(many.pk) in reason(operation, keys[0])
+    assert bucket.keys() == set(keys)
+    # What is decided of one of them holds, also before the list is brought up to date.
+    alive("proj_2")
+    default_storage.delete(keys[1])
+    [declared] = requests.declare_deleted("proj_3")
+    run(declared)
+    many.refresh_from_db()
+    assert many.status == Status.BLOCKED
+    assert bucket.keys() == {keys[0]}
 
 
 def test_why_names_the_cleanup_that_covers_a_file(

@@ -967,6 +967,17 @@ def test_a_missing_object_s_row_is_forgotten_and_nothing_follows(bucket: Bucket)
     assert the(found[0]).note == "row removed: its object is not there"
 
 
+def test_row_that_alone_keeps_a_missing_file_from_a_cleanup_is_kept(bucket: Bucket) -> None:
+    """The file may be restored from a backup before the cleanup, or its follow-up check, ends."""
+    alive("proj_1")
+    track(bucket, KEY, "proj_1", "adopted")
+    [operation] = requests.declare_deleted("proj_9")
+    found = find(bucket, KEY, kind="missing")
+    decision = decisions.untrack(ids(found))
+    assert decision.done == 0 and R2Object.objects.exists()
+    assert str(operation.pk) in whys(decision)[KEY]
+
+
 def test_a_row_is_kept_whose_object_is_there_or_that_changes(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

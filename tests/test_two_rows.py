@@ -8,6 +8,7 @@ from typing import Any
 from unicodedata import normalize
 
 import pytest
+from django.core.files.storage import default_storage
 from django.core.management import call_command
 from django.db import transaction
 from django.utils import timezone
@@ -26,6 +27,7 @@ from storage_audit.audit import (
     requests,
     verification,
 )
+from storage_audit.audit.decisions import tracking
 from storage_audit.audit.named_files import Named
 from storage_audit.audit.work import Work
 from storage_audit.bucket import r2
@@ -46,7 +48,7 @@ from tests.promises import (
     track,
 )
 from tests.scanning import backfill, findings
-from tests.test_decisions import ask, find
+from tests.test_decisions import ask, find, ids
 
 NFD = "projects/proj_1/scenes/s/media/e\u0301.mp4"
 NFC = normalize("NFC", NFD)
@@ -389,3 +391,36 @@ def test_items_are_merged_some_at_a_time(bucket: Bucket, monkeypatch: pytest.Mon
     found = set(operation.items.values_list("identity", flat=True))
     assert found == {"files/\u00e9", "files/K", "files/\u00f6"}
     assert (operation.found, operation.items.count()) == (3, 3)
+
+
+@each_order
+def test_row_of_either_spelling_says_which_blocked_cleanup_covers_the_object(
+    folding: Bucket, settings: Settings, mine: str, other: str
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 0}
+    alive("proj_2", "proj_3")
+    deleted("proj_1")
+    folding.put(NFC)
+    track(folding, mine, None, "backfill")
+    track(folding, other, "proj_2", "adopted")
+    blocked = delete("proj_2")
+    assert blocked.status == blocked.Status.BLOCKED
+    [left] = decisions.adopt(ids(find(folding, NFC)), "proj_3").left
+    assert str(blocked.pk) in left.reason
+    for name in (NFC, NFD):
+        default_storage.delete(name)
+    assert folding.keys() == {NFC}
+
+
+def test_row_that_keeps_an_object_from_the_cleanup_of_its_other_row_is_not_untracked(
+    folding: Bucket,
+) -> None:
+    alive("proj_2", "proj_3")
+    folding.put(NFC)
+    row = track(folding, NFC, "proj_2", "adopted")
+    track(folding, NFD, "proj_3", "adopted")
+    operation = requested("proj_3")
+    kept = tracking.kept_by_rows(R2Object.objects.filter(pk=row.pk))
+    assert str(operation.pk) in kept[row.pk].reason
+    # Without both rows, it is the file of the project that its name says.
+    assert not tracking.kept_by_rows(R2Object.objects.all())

@@ -16,7 +16,7 @@ from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.uploads import Upload
 from storage_audit.cleanup_querysets import CleanupOperationQuerySet
 from storage_audit.fields import spellings
-from storage_audit.models import CleanupItem, CleanupOperation, Finding
+from storage_audit.models import CleanupItem, CleanupOperation, Finding, KnownProject
 
 Status = CleanupOperation.Status
 
@@ -46,7 +46,7 @@ def find_covering(
     """
     every = CleanupOperation.objects
     cleanups = every.open().deleting() if follow_ups else every.covering()
-    cleanups = cleanups.filter(bucket=bucket)
+    cleanups = cleanups.about_bucket(bucket)
     if asking:
         cleanups = cleanups.unrelated_to(asking)
     return cover(cleanups, owners)
@@ -58,7 +58,8 @@ def find_undecided(
     """By key, why a file is kept: a blocked cleanup, other than the asking one, covers the file
     too, and a person has yet to decide there. Of two blocked ones the last to be approved takes
     it."""
-    cleanups = CleanupOperation.objects.covering().filter(bucket=bucket, status=Status.BLOCKED)
+    cleanups = CleanupOperation.objects.covering().about_bucket(bucket)
+    cleanups = cleanups.filter(status=Status.BLOCKED)
     if asking:
         cleanups = cleanups.exclude(asking)
     if not cleanups.exists():
@@ -140,8 +141,18 @@ def find_by_project(
     for name in names:
         for form in spellings(name):
             forms[form].add(name)
-    found = cleanups.of_projects().filter(project_id__any_of=forms) if forms else ()
-    return {name: each for each in found for name in forms[each.project_id or ""]}
+    if not forms:
+        return {}
+    # Of many that disappeared at once, those that nobody decided on since. Each gets a cleanup.
+    gone = KnownProject.objects.vanished().filter(pk__any_of=forms)
+    found = {
+        project_id: each
+        for each in cleanups.disappearances().only("kind", "status", "cursor")
+        for project_id in set(gone.values_list("pk", flat=True)) & set(each.cursor["projects"])
+    }
+    of_projects = cleanups.of_projects().filter(project_id__any_of=forms)
+    found |= {each.project_id or "": each for each in of_projects}
+    return {name: found[form] for form in found for name in forms[form]}
 
 
 def find_by_item(

@@ -5,7 +5,7 @@ that goes on, and memory does not grow with the project.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
@@ -228,11 +228,36 @@ def undecided_among(
 ) -> dict[str, str]:
     """Which of these keys a blocked cleanup covers too, and why that keeps them. Rows and objects
     are given by identity."""
-    owners = {
+    return find_undecided(bucket, owners_of(readings, rows, found, identity), asking)
+
+
+def owners_of(
+    readings: Mapping[str, Readings],
+    rows: Mapping[str, Sequence[Row]],
+    found: Mapping[str, Listed],
+    identity: Identity,
+) -> dict[str, set[str]]:
+    """By key, the projects whose cleanups may take the object."""
+    return {
         key: possible_owners(ways, rows.get(identity(key), ()), found.get(identity(key)))
         for key, ways in readings.items()
     }
-    return find_undecided(bucket, owners, asking)
+
+
+def find_owners(
+    bucket: str,
+    keys: Iterable[str],
+    identity: Identity,
+    found: Mapping[str, Listed],
+    without: Collection[int] = (),
+) -> dict[str, set[str]]:
+    """The same as the rows of all spellings say now, or would say without some of them."""
+    readings = layouts().readings_of(keys)
+    rows = {
+        name: [row for row in its_rows if row.pk not in without]
+        for name, its_rows in rows_by_identity(bucket, readings, identity).items()
+    }
+    return owners_of(readings, rows, found, identity)
 
 
 class Tracked(NamedTuple):

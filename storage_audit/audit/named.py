@@ -20,10 +20,9 @@ from storage_audit.audit.covering import (
     find_acknowledged,
     find_covering,
     find_undecided,
-    possible_owners,
     why_covered,
 )
-from storage_audit.audit.discovery import rows_by_identity
+from storage_audit.audit.discovery import owners_of, rows_by_identity
 from storage_audit.audit.key_format import Readings
 from storage_audit.audit.ownership import (
     Row,
@@ -246,7 +245,7 @@ def doubts_of(work: Work, readings: ByKey, rows: ByIdentity) -> dict[str, str]:
     it is one. `rows` are by identity, and were read before."""
     operation, identity = work.operation, work.identity
     names = named_by(readings, rows)
-    owners = {k: possible_owners(ways, rows.get(identity(k), ())) for k, ways in readings.items()}
+    owners = owners_of(readings, rows, {}, identity)
     covering = find_covering(operation.bucket, owners, operation)
     alive = alive_among(readings.values(), names)
     known = known_among(names) | alive

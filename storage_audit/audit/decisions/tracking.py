@@ -13,7 +13,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit import projects
 from storage_audit.audit import installation
-from storage_audit.audit.covering import find_covering, possible_owners, why_covered
+from storage_audit.audit.covering import find_covering, why_covered
 from storage_audit.audit.decisions.base import (
     CHUNK,
     Decision,
@@ -24,11 +24,11 @@ from storage_audit.audit.decisions.base import (
     as_it_is,
     chunks,
 )
-from storage_audit.audit.discovery import rows_by_identity
+from storage_audit.audit.discovery import find_owners, rows_by_identity
 from storage_audit.audit.ownership import layouts
 from storage_audit.audit.scan import rows
 from storage_audit.audit.scan.owners import Seen, attribute, recognise
-from storage_audit.bucket.listing import Identity, find
+from storage_audit.bucket.listing import Identity, find, nfc
 from storage_audit.models import CleanupOperation, Finding, R2Object
 from storage_audit.querysets import R2ObjectQuerySet, impatient
 
@@ -60,7 +60,10 @@ def adopt(findings: Findings, project_id: str) -> Decision:
     refuse_dead(projects.with_id(project_id).exists(), project_id)
     decision = Decision()
     for look in looks(findings, ADOPTABLE, decision):
-        covering = find_covering(look.bucket, owners_of(look))
+        keys = [finding.key for finding, _seen in look.seen]
+        found = {look.identity(seen.listed.key): seen.listed for _finding, seen in look.seen}
+        owners = find_owners(look.bucket, keys, look.identity, found)
+        covering = find_covering(look.bucket, owners)
         fit = [
             (finding, seen)
             for finding, seen in look.seen
@@ -84,13 +87,18 @@ def untrack(findings: Findings) -> Decision:
         held = rows_by_identity(bucket, keys, identity)
         there = find(bucket, keys, identity)
         installation.see_marker(bucket)
-        absent = (its_rows for name, its_rows in held.items() if name not in there)
-        forgotten = forget(chain.from_iterable(absent))
+        absent = {name: its_rows for name, its_rows in held.items() if name not in there}
+        kept = kept_by_name(absent, identity)
+        forgotten = forget(
+            row for name, its_rows in absent.items() if name not in kept for row in its_rows
+        )
         gone = [
             finding
             for finding in fit
             if not decision.leave(
-                finding, still_tracked(identity(finding.key), there, held, forgotten)
+                finding,
+                kept.get(identity(finding.key), "")
+                or still_tracked(identity(finding.key), there, held, forgotten),
             )
         ]
         decision.resolve(gone, _("row removed: its object is not there"))
@@ -105,15 +113,23 @@ def kept_by_rows(rows: R2ObjectQuerySet) -> dict[int, Left]:
         "Cleanup %(id)s could delete this file once its row is gone, so the row was kept. That"
         " cleanup is %(status)s. Untrack the file when the cleanup is over."
     )
-    kept = dict[int, Left]()
+    kept, going = dict[int, Left](), {pk for _bucket, _key, pk in found}
     for start in range(0, len(found), CHUNK):
         for bucket, some in groupby(found[start : start + CHUNK], itemgetter(0)):
             pks = {key: pk for _bucket, key, pk in some}
-            owners = {key: layouts().readings(key).projects for key in pks}
+            # Rows of other spellings may stay. No store is asked here whether it folds them.
+            owners = find_owners(bucket, pks, nfc, {}, without=going)
             for key, cleanup in find_covering(bucket, owners, follow_ups=True).items():
                 words = {"id": cleanup.pk, "status": cleanup.get_status_display()}
                 kept[pks[key]] = Left(key, text % words)
     return kept
+
+
+def kept_by_name(held: Mapping[str, Sequence[R2Object]], identity: Identity) -> dict[str, str]:
+    """By identity, why the rows of some of these objects are kept."""
+    pks = [row.pk for row in chain.from_iterable(held.values())]
+    kept = kept_by_rows(R2Object.objects.filter(pk__in=pks))
+    return {identity(left.key): left.reason for left in kept.values()}
 
 
 def still_tracked(
@@ -183,16 +199,6 @@ def written(look: Look, decision: Decision) -> list[Finding]:
         for finding, _seen in look.seen
         if not decision.leave(finding, in_hand() if look.identity(finding.key) in lost else "")
     ]
-
-
-def owners_of(look: Look) -> dict[str, set[str]]:
-    """By key, the projects whose cleanups may take the object."""
-    return {
-        finding.key: possible_owners(
-            layouts().readings(finding.key), [seen.row] if seen.row else [], seen.listed
-        )
-        for finding, seen in look.seen
-    }
 
 
 def kept(finding: Finding, seen: Seen, project_id: str, covering: CleanupOperation | None) -> str:

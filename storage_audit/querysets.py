@@ -264,8 +264,32 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
         return Exists(projects.rows().filter(storage_audit_id=OuterRef("pk")))
 
 
-# States of a tracking row with neither an upload nor a deletion under way.
+# States of a tracking row whose last upload or deletion said how it ended.
 AT_REST = ("stored", "upload_failed")
+
+
+def under_way() -> Q:
+    """Rows of uploads under way. One that began long ago was left behind by a process that died."""
+    return Q(lately("updated_at", conf().upload_timeout), state="uploading")
+
+
+def barred() -> Q:
+    """Rows of keys that nobody may write to now. One that is barred for long was left behind by a
+    process that died, or waits for its cleanup, which spares what was written since its plan."""
+    return Q(lately("updated_at", conf().deletion_timeout), state="deleting")
+
+
+def in_hand() -> Q:
+    """Rows with either of them under way: a cleanup that is not over has its own in hand for as
+    long as it takes."""
+    cleanups = apps.get_model("storage_audit", "CleanupOperation").objects.covering()
+    items = apps.get_model("storage_audit", "CleanupItem").objects.filter(
+        operation__in=cleanups,
+        operation__bucket=OuterRef("bucket"),
+        identity=OuterRef("key"),
+        outcome="deleting",
+    )
+    return under_way() | barred() | Q(state="deleting") & Q(Exists(items))
 
 
 class R2ObjectQuerySet(models.QuerySet["R2Object"]):
@@ -313,8 +337,7 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
 
     def lock_for_deletion(self, keys: Collection[str]) -> int:
         """Bar uploads to these keys until they are seen gone; an upload under way wins."""
-        under_way = Q(lately("updated_at", conf().upload_timeout), state="uploading")
-        return self.filter(key__any_of=keys).exclude(under_way).bar()
+        return self.filter(key__any_of=keys).exclude(under_way()).bar()
 
     def bar(self) -> int:
         """Mark them as being deleted. Of an upload that was not confirmed the row keeps no ETag,
@@ -358,12 +381,19 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
         return list(sums.values_list("bucket", "n", "total"))
 
     def at_rest(self) -> Self:
-        return self.filter(state__in=AT_REST)
+        return self.exclude(in_hand())
+
+    def in_hand_among(self, rows: Iterable[R2Object]) -> set[int]:
+        """The ids of those that have not been at rest since they were read."""
+        found = {row.pk for row in rows if row.state not in AT_REST}
+        left = self.at_rest().exclude(state__in=AT_REST).filter(pk__any_of=found)
+        return found.difference(left.values_list("pk", flat=True)) if found else found
 
     def changing_since(self, moment: datetime | None) -> Self:
-        """Rows with either of them under way, or that were written since."""
-        return self.exclude(before("updated_at", moment), state__in=AT_REST)
+        """Rows that are in hand, or that were written since."""
+        return self.filter(in_hand() | ~before("updated_at", moment))
 
     def have_stored(self) -> Self:
-        """Rows of which an upload has stored an object, though a later one may have failed."""
-        return self.filter(Q(state="stored") | Q(state="upload_failed") & ~Q(etag=""))
+        """Rows at rest of which an upload has stored an object, though a later one may have
+        failed."""
+        return self.at_rest().filter(Q(state="stored") | ~Q(etag=""))

@@ -25,10 +25,9 @@ from storage_audit.audit.layouts import OWN_PREFIX
 from storage_audit.audit.ownership import layouts, plain_under
 from storage_audit.bucket import listing, r2
 from storage_audit.bucket.errors import Unavailable
-from storage_audit.clocks import lately
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, R2Object
-from storage_audit.querysets import R2ObjectQuerySet, impatient
+from storage_audit.querysets import R2ObjectQuerySet, barred, impatient, under_way
 from storage_audit.redaction import visible
 
 logger = logging.getLogger(__name__)
@@ -244,12 +243,6 @@ def is_barred(bucket: str, key: str) -> bool:
     return CleanupItem.objects.being_deleted(bucket, key) or rows.exists()
 
 
-def barred() -> Q:
-    """Rows of keys that nobody may write to now. One that is barred for long was left behind by a
-    process that died, or waits for its cleanup, which spares what was written since its plan."""
-    return Q(lately("updated_at", conf().deletion_timeout), state=State.DELETING)
-
-
 class Upload:
     """One upload to one key: the row is there before the first byte, and says how it ended."""
 
@@ -332,15 +325,14 @@ def intend(bucket: str, key: str, upload_id: UUID, *, alone: bool = False) -> di
     now = timezone.now()
     begun = {"state": State.UPLOADING, "upload_id": upload_id, "updated_at": now}
     rows = R2Object.objects.in_bucket(bucket).filter(key=key)
-    under_way = Q(lately("updated_at", conf().upload_timeout), state=State.UPLOADING)
     while True:
         before, free = rows.values(*begun).first(), rows.exclude(barred())
-        free = free.exclude(under_way) if alone else free
+        free = free.exclude(under_way()) if alone else free
         if before and free.filter(**before).update(**begun):
             return dict(before)
         if rows.filter(barred()).exists():
             raise KeyBeingDeleted(_("%s is being deleted. Use another name.") % key)
-        if alone and rows.filter(under_way).exists():
+        if alone and rows.filter(under_way()).exists():
             raise NameTaken(key)
         new = R2Object(bucket=bucket, key=key, **begun, **says(key))
         R2Object.objects.bulk_create([new], ignore_conflicts=True)

@@ -91,8 +91,10 @@ def test_each_key_that_not_all_find_says_why(
     track(bucket, OUTSIDE, "proj_1")
     track(bucket, others, "proj_1", "backfill", updated_at=MARK)
     states = {"e": "stored", "f": "uploading", "g": "upload_failed", "h": "deleting"}
+    lately = timezone.now() - timedelta(minutes=5)
     for name, row_state in states.items():
-        track(bucket, paths[name], "proj_1", state=row_state, updated_at=MARK)
+        at = lately if row_state in ("uploading", "deleting") else MARK
+        track(bucket, paths[name], "proj_1", state=row_state, updated_at=at)
     found = compare("proj_1")
     assert differing(found) == {
         paths["a"]: ((LISTED, PARSED), (Why.NEVER_TRACKED,)),
@@ -116,6 +118,11 @@ def test_each_key_that_not_all_find_says_why(
     reasons = (Why.NOBODYS_ROW, Why.AMBIGUOUS)
     doubt = next(d for d in found.differences if d.reasons == reasons)
     assert "live project proj_1_a" in doubt.examples[0].evidence
+    # Processes that were killed have nothing in hand.
+    R2Object.objects.filter(updated_at=lately).update(updated_at=MARK)
+    left = differing(compare("proj_1"))
+    assert left[paths["f"]] == ((TRACKED,), (Why.NEVER_STORED,))
+    assert left[paths["h"]] == ((TRACKED,), (Why.GONE,))
 
 
 def test_what_the_application_finds_is_what_a_cleanup_deletes(bucket: Bucket) -> None:

@@ -13,7 +13,7 @@ from storage_audit.audit.scan import batch, lanes, sightings
 from storage_audit.audit.scan.sides import Range
 from storage_audit.bucket.errors import Broken, Unavailable
 from storage_audit.conf import conf
-from storage_audit.models import BucketScan, Finding, R2Object, Sighting
+from storage_audit.models import BucketScan, CleanupOperation, Finding, R2Object, Sighting
 from tests import scanning
 from tests.scanning import (
     Listing,
@@ -100,9 +100,51 @@ def test_more_rows_than_a_database_takes_in_a_query_are_missing(listing: Listing
 @pytest.mark.parametrize("state", [State.UPLOADING, State.DELETING])
 def test_a_row_that_an_upload_or_a_cleanup_has_is_not_missing(listing: Listing, state: str) -> None:
     listing.remove(KEYS[5])
-    R2Object.objects.filter(key=KEYS[5]).update(state=state)
+    lately = timezone.now() - timedelta(minutes=5)
+    R2Object.objects.filter(key=KEYS[5]).update(state=state, updated_at=lately)
     complete()
     assert findings() == set()
+
+
+LEFT_BEHIND = [(State.UPLOADING, timedelta(hours=25)), (State.DELETING, timedelta(minutes=16))]
+
+
+@pytest.mark.parametrize("state, ago", LEFT_BEHIND)
+def test_a_row_that_a_killed_upload_or_deletion_left_behind_is_missing(
+    listing: Listing, state: str, ago: timedelta
+) -> None:
+    listing.remove(KEYS[5])
+    R2Object.objects.filter(key=KEYS[5]).update(state=state, updated_at=timezone.now() - ago)
+    assert complete().missing == 1
+    assert findings() == {("missing", KEYS[5])}
+
+
+@pytest.mark.parametrize("state, ago", LEFT_BEHIND)
+def test_a_file_whose_upload_or_deletion_was_killed_is_compared(
+    listing: Listing, state: str, ago: timedelta
+) -> None:
+    killed = {"state": state, "size": None, "etag": "", "updated_at": timezone.now() - ago}
+    R2Object.objects.filter(key=KEYS[5]).update(**killed)
+    complete()
+    [found] = Finding.objects.all()
+    assert (found.kind, found.key) == ("changed", KEYS[5])
+    assert found.evidence == "its upload seemed to fail, and the object is there"
+    backfill()
+    assert R2Object.objects.get(key=KEYS[5]).state == State.STORED
+
+
+def test_a_row_is_in_hand_for_as_long_as_its_cleanup_takes(listing: Listing) -> None:
+    listing.remove(KEYS[5])
+    R2Object.objects.filter(key=KEYS[5]).update(state=State.DELETING)
+    cleanup = CleanupOperation.objects.request(
+        kind="project", project_id="proj_1", bucket=conf().bucket, trigger="deleted"
+    )
+    cleanup.items.create(key=KEYS[5], identity=KEYS[5], found_in="both", outcome="deleting")
+    complete()
+    assert findings() == set()
+    CleanupOperation.objects.update(status="superseded", next_attempt_at=None)
+    complete()
+    assert findings() == {("missing", KEYS[5])}
 
 
 @pytest.mark.parametrize("in_key_order", [True, False])
@@ -155,7 +197,8 @@ def test_a_row_that_is_gone_or_changed_at_the_end_is_not_missing(
         assert Sighting.objects.filter(kind="missing").count() == 3
         rows = R2Object.objects.filter(bucket=conf().bucket)
         rows.filter(key=KEYS[2]).forget()
-        rows.filter(key=KEYS[3]).update(state=State.UPLOADING)
+        lately = timezone.now() - timedelta(minutes=5)
+        rows.filter(key=KEYS[3]).update(state=State.UPLOADING, updated_at=lately)
         rows.filter(key=KEYS[4]).update(updated_at=timezone.now())
 
     before_publication(monkeypatch, change)

@@ -86,6 +86,9 @@ def test_object_that_is_changing_is_not_called_missing(bucket: Bucket, state: st
     alive("proj_1")
     track(bucket, HIERARCHICAL, "proj_1", state=state)
     assert verify("proj_1").error == "0 in step, 0 missing, 0 untracked."
+    # Nobody has it in hand any more: the process was killed.
+    R2Object.objects.update(updated_at=timezone.now() - timedelta(hours=25))
+    assert verify("proj_1").error == "0 in step, 1 missing, 0 untracked."
 
 
 def test_upload_that_ends_while_the_bucket_is_listed_is_not_called_missing(

@@ -290,16 +290,16 @@ class Look:
         """Rows of the project whose keys the listing did not show."""
         while some := list(islice(rows, LONE_KEYS)):
             elsewhere = self.spelled_otherwise(some)
+            in_hand = R2Object.objects.in_hand_among(some)
             for row in some:
-                why = Why.SPELLING if row.key in elsewhere else self.why_missing(row)
+                why = Why.SPELLING if row.key in elsewhere else self.why_missing(row, in_hand)
                 self.result.add(row.key, [Way.TRACKED], [why], row.get_source_display())
 
-    def why_missing(self, row: R2Object) -> Why:
-        if row.state in (State.UPLOADING, State.DELETING) or not is_before(
-            row.updated_at, self.began
-        ):
+    def why_missing(self, row: R2Object, in_hand: Collection[int]) -> Why:
+        if row.pk in in_hand or not is_before(row.updated_at, self.began):
             return Why.IN_HAND
-        return Why.NEVER_STORED if row.state == State.UPLOAD_FAILED else Why.GONE
+        failed = row.state in (State.UPLOADING, State.UPLOAD_FAILED)
+        return Why.NEVER_STORED if failed and not row.etag else Why.GONE
 
     def spelled_otherwise(self, rows: Sequence[R2Object]) -> set[str]:
         """The keys of those whose object is there under another spelling."""

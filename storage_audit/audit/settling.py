@@ -17,9 +17,10 @@ from storage_audit.audit import headway, used_files
 from storage_audit.audit.deletion import NOT_LISTED, barred_by, what_decides
 from storage_audit.audit.work import Work
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
-from storage_audit.clocks import apart, lately
+from storage_audit.clocks import apart
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
+from storage_audit.querysets import AT_REST, under_way
 
 Outcome = CleanupItem.Outcome
 CALLED_GONE = (Outcome.DELETED, Outcome.ALREADY_ABSENT)
@@ -86,11 +87,10 @@ def settle_sent(
 
 def doubt_what_was_uploaded(operation: CleanupOperation, unsent: CleanupItemQuerySet) -> None:
     """The look does not show what an upload stored behind it."""
-    # Uploads are dated by other machines. Rows that were barred are not at rest.
+    # Uploads are dated by other machines. Rows that were barred are none of theirs.
     earliest = datetime.fromisoformat(operation.cursor["began"]) - apart()
     rows = R2Object.objects.in_bucket(operation.bucket)
-    under_way = Q(lately("updated_at", conf().upload_timeout), state=R2Object.State.UPLOADING)
-    rows = rows.filter(under_way) | rows.at_rest().changing_since(earliest)
+    rows = rows.filter(under_way() | Q(state__in=AT_REST)).changing_since(earliest)
     ended = rows.filter(key__in=[OuterRef("key"), OuterRef("identity")])
     reason = _("An upload to this key is under way, or has just ended.")
     reason += " " + what_decides(operation)

@@ -12,12 +12,11 @@ from storage_audit.audit.ownership import layouts
 from storage_audit.bucket import uploads
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.uploads import Upload
-from storage_audit.clocks import lately
 from storage_audit.conf import conf
 from storage_audit.fields import spellings
 from storage_audit.models import CleanupOperation, Finding, R2Object
 from storage_audit.origin import current_origin
-from storage_audit.querysets import R2ObjectQuerySet
+from storage_audit.querysets import R2ObjectQuerySet, under_way
 
 
 class Aborted(NamedTuple):
@@ -90,8 +89,7 @@ def look_at(finding: Finding) -> tuple[str, Upload | None]:
 
 def is_under_way(finding: Finding) -> bool:
     """Of which multipart upload such a row tells is not known: of any of the key's."""
-    recent = lately("updated_at", conf().upload_timeout)
-    return rows_of(finding).filter(recent, state=R2Object.State.UPLOADING).exists()
+    return rows_of(finding).filter(under_way()).exists()
 
 
 def covering(finding: Finding) -> CleanupOperation | None:

@@ -49,20 +49,6 @@ NAMES = ", ".join(field.attname for field in Difference._meta.local_concrete_fie
 SAME = """finding.state <> 'resolved' AND finding.etag = excluded.etag
     AND (finding.size = excluded.size) IS NOT FALSE
     AND (finding.last_modified = excluded.last_modified) IS NOT FALSE"""
-# A row that was written, or went, while the scan was under way is not missing any more, nor is one
-# whose object is listed in another spelling.
-NOT_MISSING = f"""
-DELETE FROM {Sighting._meta.db_table} AS seen
-WHERE scan_id = %s AND kind = '{Kind.MISSING.value}' AND (NOT EXISTS (
-        SELECT 1 FROM {R2Object._meta.db_table} AS tracked
-        WHERE tracked.bucket = seen.bucket AND tracked.key = seen.key
-            AND (tracked.state = 'stored' OR tracked.state = 'upload_failed' AND tracked.etag <> '')
-            AND (tracked.updated_at < %s OR tracked.updated_at > %s)
-    ) OR EXISTS (
-        SELECT 1 FROM {ListedKey._meta.db_table} AS listed
-        WHERE listed.scan_id = seen.scan_id AND listed.key = seen.key
-    ))
-"""
 # What was found, or decided, since this scan began is newer than what it saw. An acknowledgement is
 # about one object, and never passes to another.
 PUBLISH = f"""
@@ -235,11 +221,13 @@ def note(scan: BucketScan, figure: str, seen: list[Sighting]) -> None:
 
 def take_back(scan: BucketScan) -> None:
     """What is otherwise by now: missing rows, and orphans of projects that were being created."""
-    adapt = connection.ops.adapt_datetimefield_value
-    times = adapt(scan.started_at), adapt(clocks.latest())
-    with connection.cursor() as cursor:
-        cursor.execute(NOT_MISSING, [database_id(scan), *times])
-        scan.count(missing=-cursor.rowcount)
+    # A row that was written, or went, while the scan was under way is not missing any more, nor is
+    # one whose object is listed in another spelling.
+    same = R2Object.objects.filter(bucket=OuterRef("bucket"), key=OuterRef("key"))
+    tracked = Exists(same.have_stored().filter(before("updated_at", scan.started_at)))
+    listed = Exists(scan.listed_keys.filter(key=OuterRef("key")))
+    found, _each = scan.sightings.filter(~tracked | listed, kind=Kind.MISSING).delete()
+    scan.count(missing=-found)
     orphans = scan.sightings.filter(kind=Kind.ORPHANED)
     # Cleanups that were asked for since cover some, and others have deleted some.
     covered, _each = orphans.filter(Finding.objects.covered()).delete()

@@ -93,12 +93,12 @@ def recognise(
             if owner.difference == Kind.ORPHANED
         },
     )
+    busy = R2Object.objects.in_hand_among(chain.from_iterable(rows.values()))
     for listed, _ways, its_rows, owner in found:
         name = identity(listed.key)
         # A row that changed after the page was asked for knows more than the page.
         in_hand = name in to_be_deleted or any(
-            row.state in (State.UPLOADING, State.DELETING) or not is_before(row.updated_at, asked)
-            for row in its_rows
+            row.pk in busy or not is_before(row.updated_at, asked) for row in its_rows
         )
         elsewhere = [row.key for row in its_rows if row.key != listed.key]
         row, is_covered = row_of(listed, its_rows), name in covering

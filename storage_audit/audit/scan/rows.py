@@ -111,7 +111,7 @@ def difference(seen: Seen) -> str:
     """In what the object is not the one of its row, or nothing."""
     row, listed = seen.row, seen.listed
     assert row is not None
-    if row.state == State.UPLOAD_FAILED:
+    if row.state in (State.UPLOADING, State.UPLOAD_FAILED) or row.size is None:
         return _("its upload seemed to fail, and the object is there")
     if row.size != listed.size:
         return _("%(row)s bytes by its row, %(listed)s in the bucket") % {

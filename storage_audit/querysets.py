@@ -282,14 +282,9 @@ def barred() -> Q:
 def in_hand() -> Q:
     """Rows with either of them under way: a cleanup that is not over has its own in hand for as
     long as it takes."""
-    cleanups = apps.get_model("storage_audit", "CleanupOperation").objects.covering()
-    items = apps.get_model("storage_audit", "CleanupItem").objects.filter(
-        operation__in=cleanups,
-        operation__bucket=OuterRef("bucket"),
-        identity=OuterRef("key"),
-        outcome="deleting",
-    )
-    return under_way() | barred() | Q(state="deleting") & Q(Exists(items))
+    items = apps.get_model("storage_audit", "CleanupItem").objects.marked()
+    mine = items.filter(operation__bucket=OuterRef("bucket"), identity=OuterRef("key"))
+    return under_way() | barred() | Q(state="deleting") & Q(Exists(mine))
 
 
 class R2ObjectQuerySet(models.QuerySet["R2Object"]):

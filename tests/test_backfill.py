@@ -270,8 +270,16 @@ def test_an_object_that_a_cleanup_is_deleting_gets_no_row(bucket: Bucket) -> Non
     operation.items.create(
         key=KEY, identity=KEY, found_in="listed", outcome=CleanupItem.Outcome.DELETING
     )
+    long_ago = timezone.now() - timedelta(minutes=16)
+    CleanupItem.objects.update(changed_at=long_ago)
     assert figures(backfill()) == (1, 0, 0, 1)
     assert rows() == []
+    # A cleanup that is over sends nothing more.
+    CleanupOperation.objects.update(status="superseded", next_attempt_at=None)
+    CleanupItem.objects.update(changed_at=timezone.now())
+    assert figures(backfill()) == (1, 0, 0, 1)
+    CleanupItem.objects.update(changed_at=long_ago)
+    assert figures(backfill()) == (1, 1, 0, 0)
 
 
 def test_a_deletion_of_rows_that_waits_for_its_worker_still_deletes(bucket: Bucket) -> None:

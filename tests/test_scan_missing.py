@@ -139,7 +139,8 @@ def test_a_row_is_in_hand_for_as_long_as_its_cleanup_takes(listing: Listing) -> 
     cleanup = CleanupOperation.objects.request(
         kind="project", project_id="proj_1", bucket=conf().bucket, trigger="deleted"
     )
-    cleanup.items.create(key=KEYS[5], identity=KEYS[5], found_in="both", outcome="deleting")
+    mark = {"outcome": "deleting", "changed_at": timezone.now() - timedelta(minutes=16)}
+    cleanup.items.create(key=KEYS[5], identity=KEYS[5], found_in="both", **mark)
     complete()
     assert findings() == set()
     CleanupOperation.objects.update(status="superseded", next_attempt_at=None)

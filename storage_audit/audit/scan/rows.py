@@ -252,8 +252,7 @@ def find_in_any_order(
 
 
 def being_deleted(bucket: str, identities: Collection[str]) -> set[str]:
-    items = CleanupItem.objects.filter(operation__bucket=bucket)
-    marked = items.filter(outcome=CleanupItem.Outcome.DELETING)
+    marked = CleanupItem.objects.marked().filter(operation__bucket=bucket)
     if not marked.exists():
         return set()
     return set(marked.filter(identity__any_of=identities).values_list("identity", flat=True))

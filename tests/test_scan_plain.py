@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from django.utils import timezone
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -198,7 +199,7 @@ def test_what_has_a_row_or_is_to_be_deleted_gets_a_closer_look(
 ) -> None:
     Listing(*map(a, range(6)), page=10).use(monkeypatch)
     track(a(0), a(1))
-    track(a(2), state=R2Object.State.UPLOADING)
+    track(a(2), state=R2Object.State.UPLOADING, updated_at=timezone.now())
     operation = CleanupOperation.objects.create(
         kind=CleanupOperation.Kind.OBJECTS, bucket=conf().bucket
     )

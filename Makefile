@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: help demo test test-crash screenshots bench
+.PHONY: help demo test test-crash test-mutants screenshots bench
 
 define HELP
 make demo          try it: a local R2, a database, a worker and the admin, with example data
 make test          every check, and all tests on SQLite and on PostgreSQL
 make test-crash    kill everything again and again, and prove that nothing is lost (takes half an hour)
+make test-mutants  break one rule after the other, and see that its test fails
 make bench         how fast it is, beside what others use; an hour and more, or ARGS=--quick
 make screenshots   a picture of each page of the admin; ARGS is the folder for them
 make help          this text, as bare `make` does
@@ -32,7 +33,7 @@ help:
 	@:
 
 # `exec`, so that a signal that make hands on reaches Python and not a shell.
-demo test test-crash screenshots:
+demo test test-crash test-mutants screenshots:
 	@$(PYTHON) -m devtools.install $(VENV)
 	@exec $(VENV)/bin/python -m devtools.$(@:test-%=%) $(ARGS)
 

@@ -16,6 +16,7 @@ import devtools.crash.__main__
 import devtools.demo.__main__
 import devtools.faults.__main__
 import devtools.install
+import devtools.mutants
 import devtools.screenshots
 import devtools.test
 
@@ -39,6 +40,7 @@ PARSERS: dict[str, ArgumentParser] = {
     "make bench": benchmarks.__main__.command_line(),
     "make test": devtools.test.command_line(),
     "make test-crash": devtools.crash.__main__.command_line(),
+    "make test-mutants": devtools.mutants.command_line(),
     "-m devtools.faults": devtools.faults.__main__.command_line(),
     "-m devtools.install": devtools.install.command_line(),
     "make screenshots": devtools.screenshots.command_line(),

@@ -216,7 +216,7 @@ def own_database() -> None:
 
 def judge_world(seed: int, number: int) -> Figures:
     world = World(Random(f"{seed}/{number}"))
-    strict = {**settings.STORAGE_AUDIT, "COMMIT_TIMEOUT": 2 * HOUR}
+    strict = {**settings.STORAGE_AUDIT, "COMMIT_TIMEOUT": 2 * HOUR, "KINDS": KINDS}
     with override_settings(STORAGE_AUDIT=strict), transaction.atomic():
         world.save()
         figures = judge_keys(world, [world.key() for _ in range(KEYS_OF_A_WORLD)])

@@ -58,17 +58,17 @@ def test_plan_tells_folders_types_and_the_largest_to_the_byte(bucket: Bucket) ->
     bucket.put(f"{MEDIA}a.mp4", f"{MEDIA}b.MP4", body=b"x" * 3000)
     bucket.put("projects/proj_1/scenes/s2/media/deep/er/c.srt", body=b"four")
     bucket.put(FLAT, body=b"seven ..")
-    bucket.put("video/proj_1/s1/no-type", body=b"12345")
+    bucket.put("audio/proj_1/s1/no-type", body=b"12345")
     operation = plan()
     summary = operation.summary
     assert summary["go"] == {"objects": 5, "bytes": 6017}
     assert named(summary["folders"]) == {
         "projects/proj_1/scenes/s1/": (2, 6000),
         "projects/proj_1/scenes/s2/": (1, 4),
-        "video/proj_1/s1/": (1, 5),
+        "audio/proj_1/s1/": (1, 5),
         "": (1, 8),
     }
-    assert named(summary["types"]) == {"mp4": (3, 6008), "srt": (1, 4), "video": (1, 5)}
+    assert named(summary["types"]) == {"mp4": (3, 6008), "srt": (1, 4), "audio": (1, 5)}
     assert [size for size, _key in summary["largest"]] == [3000, 3000, 8, 5, 4]
     text = shown(operation)
     assert line("projects/proj_1/scenes/s1/", 2, "5.9 KB") in text
@@ -170,7 +170,7 @@ def dropped_on(text: str) -> dict[str, str]:
 def test_plan_that_is_run_as_it_was_tells_that_and_costs_no_more_than_it_says(
     bucket: Bucket,
 ) -> None:
-    bucket.put(*(f"{MEDIA}{n}.mp4" for n in range(20)), "video/proj_1/s1/a.mp4")
+    bucket.put(*(f"{MEDIA}{n}.mp4" for n in range(20)), "audio/proj_1/s1/a.mp4")
     bucket.put(FLAT, body=b"the largest")
     for key in (f"{MEDIA}lost.mp4", "elsewhere"):
         track(bucket, key, "proj_1", size=5)

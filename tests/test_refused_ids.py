@@ -54,7 +54,7 @@ def test_a_key_that_a_refused_id_could_name_is_kept(bucket: Bucket, case: str) -
     refused, key = case.partition(" in ")[0], COULD_BE[case]
     alive("proj_1")
     past_all_checks(refused)
-    other = "captions/proj_1/s1/other.txt" if refused != "1" else "README"
+    other = "audio/proj_1/s1/other.txt" if refused != "1" else "README"
     bucket.put(key, other)
     operation = delete("proj_1")
     assert outcomes(operation)[key] == "protected"

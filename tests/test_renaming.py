@@ -173,7 +173,7 @@ def test_row_that_was_no_evidence_does_not_become_one(bucket: Bucket, misnamed: 
     "old, new",
     [
         ("proj_proj_1_s1_media.mp4", f"{NEW}media.mp4"),
-        ("video/proj_proj_1/s1/a.mp4", A_NEW),
+        ("audio/proj_proj_1/s1/a.mp4", A_NEW),
         (A, A_NEW),
     ],
 )
@@ -316,7 +316,7 @@ def test_what_a_cleanup_deletes_is_not_renamed(bucket: Bucket, misnamed: Finding
 
 
 def test_two_objects_do_not_get_one_key(bucket: Bucket, misnamed: Finding) -> None:
-    other = "video/proj_proj_1/s1/a.mp4"
+    other = "audio/proj_proj_1/s1/a.mp4"
     bucket.put(other)
     findings = [misnamed, *found(bucket, other)]
     said = {one.old: one.objection for one in renamed(*findings)}

@@ -44,8 +44,8 @@ FOLDERS = [
     "projects/proj_gone/scenes/s1/media",
     "projects/proj_vanished/scenes/s1/media",
     "projects/proj_never/scenes/s1/media",
-    "video/proj_1/s1",
-    "video/proj_1/s1/scenes/x/media",
+    "audio/proj_1/s1",
+    "audio/proj_1/s1/scenes/x/media",
     "proj_1",
     "proj_1_a/proj_2",
     "/projects/proj_1/scenes/s1/media",
@@ -316,7 +316,7 @@ def test_many_keys_name_the_projects_that_each_names_alone(case: Case) -> None:
 
 def test_the_usual_layouts_have_a_short_way() -> None:
     layouts = Layouts(DEFAULT_TEMPLATES, project_id=IDS[0], kinds=DEFAULT_KINDS, current="")
-    for folder in (FOLDERS[0], "video/proj_1/s1"):
+    for folder in (FOLDERS[0], "audio/proj_1/s1"):
         assert len(layouts.readings_in(folder)) == 1
     assert layouts.plain_name.fullmatch("clip_01-a.mp4")
     assert not layouts.plain_name.fullmatch("x_media.mp4")

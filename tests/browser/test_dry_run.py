@@ -55,8 +55,8 @@ def test_plan_is_reviewed_run_and_says_what_became_of_it(
     page: Page, bucket: Bucket, worker: Cluster
 ) -> None:
     """Of a project that is gone: that of a live one cannot be run."""
-    changed, kept = "video/proj_1/s1/a.mp4", "proj_1_x_s1_media.mp4"
-    bucket.put(changed, "video/proj_1/s2/b.mp4", "proj_1_s1_media.mp4", kept)
+    changed, kept = "audio/proj_1/s1/a.mp4", "proj_1_x_s1_media.mp4"
+    bucket.put(changed, "audio/proj_1/s2/b.mp4", "proj_1_s1_media.mp4", kept)
     Project.objects.create(pk="proj_1_x")
     with transaction.atomic():
         tasks.enqueue_on_commit(requests.dry_run("proj_1"))
@@ -64,7 +64,7 @@ def test_plan_is_reviewed_run_and_says_what_became_of_it(
     page.goto(path("cleanupoperation", "change", CleanupOperation.objects.get().pk))
     watch(page, "This was a dry run: nothing was deleted.")
     plan = page.locator("#plan")
-    expect(row(page, "video/proj_1/s1/")).to_contain_text("7 bytes")
+    expect(row(page, "audio/proj_1/s1/")).to_contain_text("7 bytes")
     expect(plan).to_contain_text("It could also belong to the live project proj_1_x.")
     bucket.put(changed, body=b"changed")
     page.get_by_role("button", name=RUN).click()

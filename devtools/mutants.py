@@ -28,7 +28,7 @@ LONGEST = 300.0
 EPILOG = """\
 examples:
   make test-mutants
-  make test-mutants ARGS="limits.py"
+  make test-mutants ARGS="limits"
 
 exit codes:
   0  each mutant was killed by its test
@@ -57,10 +57,13 @@ class Mutant:
         return f"{self.file} {self.function}: {' '.join(self.find.split())}"
 
     @classmethod
-    def read_all(cls, folder: Path) -> Iterator[Self]:
-        for path in sorted(folder.glob("*.toml")):
+    def read_all(cls, text: str) -> Iterator[Self]:
+        """Those that have this text, or whose list has it in its name."""
+        for path in sorted(LISTS.glob("*.toml")):
             for fields in tomllib.loads(path.read_text())["mutant"]:
-                yield cls(**{"function": "", **fields})
+                mutant = cls(**{"function": "", **fields})
+                if text in path.name or text in repr(mutant):
+                    yield mutant
 
     def apply(self, root: Path) -> tuple[Path, str] | None:
         """The file, and what it says with the mutant in it, if there is exactly one place for it.
@@ -106,13 +109,8 @@ def command_line() -> ArgumentParser:
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "text",
-        nargs="?",
-        default="",
-        metavar="TEXT",
-        help="only those that have this text (default: all of them)",
-    )
+    words = "those with this text (default: all)"
+    parser.add_argument("text", nargs="?", default="", metavar="TEXT", help=words)
     return parser
 
 
@@ -178,8 +176,7 @@ def trouble(child: Child) -> str:
 
 
 def main(text: str) -> None:
-    mutants = [each for each in Mutant.read_all(LISTS) if text in repr(each)]
-    if not mutants:
+    if not (mutants := list(Mutant.read_all(text))):
         sys.exit(f"No mutant has the text {text!r}.")
     with stop_on_signals(), TemporaryDirectory() as folder:
         trees = [Path(folder, str(number)) for number in range(os.cpu_count() or 1)]

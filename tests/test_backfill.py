@@ -353,6 +353,7 @@ def test_a_bucket_that_is_not_this_installations_fails_the_scan(
     found = backfill()
     assert found.status == "failed"
     assert "claim_bucket" in found.error
+    assert rows() == []
 
 
 def test_keys_that_no_row_can_name_become_findings_and_stop_nothing(

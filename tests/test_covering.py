@@ -228,10 +228,16 @@ def test_file_that_an_open_cleanup_spells_otherwise_is_no_orphan(bucket: Bucket)
 
 
 @pytest.mark.parametrize(
-    ("status", "found"), [("blocked", {}), ("clean", {KEY: "orphaned"})], ids=["open", "over"]
+    ("status", "hours", "found"),
+    [
+        ("blocked", 0, {}),
+        ("clean", 0, {KEY: "orphaned"}),
+        ("clean", 1, {KEY: "orphaned", OTHER: "orphaned"}),
+    ],
+    ids=["open", "over", "over before the scan"],
 )
 def test_orphan_seen_before_its_cleanup_was_asked_for_is_not_published(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, status: str, found: dict[str, str]
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, status: str, hours: int, found: dict[str, str]
 ) -> None:
     alive("proj_1")
     bucket.put(KEY, OTHER)
@@ -243,6 +249,7 @@ def test_orphan_seen_before_its_cleanup_was_asked_for_is_not_published(
         CleanupItem.objects.create(
             operation=gone[0], key=OTHER, identity=OTHER, found_in="both", outcome="deleted"
         )
+        CleanupItem.objects.update(changed_at=timezone.now() - timedelta(hours=hours))
         CleanupOperation.objects.update(status=status, next_attempt_at=None)
         return original(*args)
 

@@ -657,6 +657,22 @@ def test_two_workers_at_once_make_each_operation_once() -> None:
     assert made_for() == once(30)
 
 
+def test_worker_that_another_one_overtakes_makes_no_operation_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job, begin_attempt = asked(3), Job.begin_attempt
+
+    def overtake(of: Job) -> bool:
+        began = begin_attempt(of)
+        if of is job:
+            jobs.take_up(Job.objects.get())
+        return began
+
+    monkeypatch.setattr(Job, "begin_attempt", overtake)
+    assert jobs.take_up(job) == []
+    assert made_for() == once(3)
+
+
 def test_a_task_that_comes_twice_leaves_the_job_to_the_first() -> None:
     job = asked(7)
     stale = Job.objects.get()

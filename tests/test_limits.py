@@ -121,8 +121,9 @@ def test_a_multiple_of_what_cleanups_usually_delete_is_a_limit_too(
         {"status": "incomplete"},
         {"status": "superseded"},
         {"trigger": "trial"},
+        {"days": -365},
     ],
-    ids=lambda values: next(iter(values.values())),
+    ids=lambda values: str(next(iter(values.values()))),
 )
 def test_only_what_was_done_there_is_usual(
     bucket: Bucket, settings: Settings, values: dict[str, Any]
@@ -232,12 +233,33 @@ def test_what_another_cleanup_kept_in_the_end_is_missed(bucket: Bucket) -> None:
     assert run(operation).status == Status.BLOCKED
 
 
-def sent_before(bucket: Bucket, count: int, at: datetime, outcome: str = "planned") -> None:
+def test_file_that_a_preview_planned_is_missed(bucket: Bucket) -> None:
+    alive("proj_1")
+    now = timezone.now()
+    lost(bucket, MANY, last_modified=now - timedelta(days=1))
+    operation = requested("proj_1")
+    sent_before(bucket, MANY, now, calls=0)
+    preview = {"status": "planned", "dry_run": True}
+    CleanupOperation.objects.exclude(pk=operation.pk).update(**preview)
+    assert run(operation).status == Status.BLOCKED
+
+
+def test_untracked_files_do_not_hide_that_tracked_files_are_missing(bucket: Bucket) -> None:
+    alive("proj_1")
+    lost(bucket, MANY)
+    for n in range(MANY):
+        bucket.put(f"projects/proj_1/scenes/s1/media/untracked{n}.mp4")
+    assert delete("proj_1").status == Status.BLOCKED
+
+
+def sent_before(
+    bucket: Bucket, count: int, at: datetime, outcome: str = "planned", calls: int = 1
+) -> None:
     """By another cleanup of proj_1."""
     other = CleanupOperation.objects.request(
         kind="project", project_id="proj_1", bucket=bucket.name, trigger="deleted", status="failed"
     )
-    facts = {"found_in": "both", "calls": 1, "changed_at": at, "outcome": outcome}
+    facts = {"found_in": "both", "calls": calls, "changed_at": at, "outcome": outcome}
     CleanupItem.objects.bulk_create(
         CleanupItem(operation=other, key=key, identity=key, **facts) for key in media(count)
     )
@@ -775,10 +797,11 @@ def test_plan_that_was_not_there_when_a_person_looked_is_not_run(bucket: Bucket)
     assert bucket.keys() == keys
 
 
+@pytest.mark.parametrize("name", ["plan_digest", "error"])
 def test_figures_that_change_at_the_last_moment_are_not_released(
-    too_large: CleanupOperation,
+    too_large: CleanupOperation, name: str
 ) -> None:
-    tells_others(too_large)
+    CleanupOperation.objects.filter(pk=too_large.pk).update(**{name: "another"})
     with pytest.raises(IllegalTransition):
         too_large.release("me")
 
@@ -1007,6 +1030,34 @@ def test_what_cleanups_deleted_since_is_not_expected(bucket: Bucket) -> None:
     scanned()
     assert delete("proj_1").status == Status.CLEAN
     assert scanned().status == BucketScan.Status.COMPLETE
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ({}, 2),
+        ({"hours": 1}, 3),
+        ({"bucket": "other"}, 3),
+        ({"key": "README.txt"}, 3),
+    ],
+    ids=["there", "before the last scan", "another bucket", "another prefix"],
+)
+def test_deleted_file_is_not_expected_if_the_last_scan_listed_it(
+    bucket: Bucket, place: dict[str, Any], expected: int
+) -> None:
+    key, *_others = fill(bucket, 3)
+    list(scan.work(scan.begin("projects/")))
+    now = timezone.now()
+    facts = {"kind": "project", "trigger": "deleted", "status": "clean"}
+    operation = CleanupOperation.objects.create(
+        **facts,
+        bucket=place.get("bucket", bucket.name),
+        finished_at=now - timedelta(hours=place.get("hours", 0)),
+    )
+    key = place.get("key", key)
+    stored = {"found_in": "both", "last_modified": now - timedelta(days=1)}
+    operation.items.create(key=key, identity=key, outcome="deleted", **stored)
+    assert limits.expected_objects(scan.begin("projects/")) == expected
 
 
 def test_backfill_command_takes_a_person_s_word(bucket: Bucket) -> None:

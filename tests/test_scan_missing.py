@@ -387,11 +387,14 @@ def test_a_backfill_says_what_is_missing_too(listing: Listing) -> None:
     assert R2Object.objects.filter(key=a(99)).exists()
 
 
-def test_a_scan_that_was_overtaken_by_a_later_one_says_nothing_old(listing: Listing) -> None:
+@pytest.mark.parametrize("prefix", ["", "projects/"])
+def test_a_scan_that_was_overtaken_by_a_later_one_says_nothing_old(
+    listing: Listing, prefix: str
+) -> None:
     """What it listed long ago may be otherwise since: the later scan saw that."""
     listing.remove(KEYS[5])
     listing.add("README.txt")
-    slow = scanning.begin()
+    slow = scanning.begin(prefix)
     steps = scan.work(slow)
     while not slow.shards.filter(complete=True).exists():
         next(steps)

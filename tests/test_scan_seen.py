@@ -150,6 +150,14 @@ def test_a_scan_of_another_part_neither_sees_it_nor_forgets_it(listing: Listing)
     assert deletable() == {ORPHAN}
 
 
+def test_scan_leaves_findings_of_another_bucket_open(listing: Listing) -> None:
+    complete()
+    Finding.objects.update(bucket="other")
+    listing.remove(ORPHAN)
+    complete()
+    assert the_orphan().state == "open"
+
+
 def test_what_is_acknowledged_stays_so_and_may_not_go(listing: Listing) -> None:
     later(complete(), 5 * HOUR)
     Finding.objects.filter(key=ORPHAN).acknowledge("ours", "zoe")

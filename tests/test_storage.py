@@ -584,6 +584,14 @@ def test_an_upload_that_a_later_one_overtook_does_not_speak_for_it(bucket: Bucke
     assert_told_as_it_is(bucket, NAME)
 
 
+def test_upload_that_ends_leaves_another_one_to_its_key_under_way(bucket: Bucket) -> None:
+    first, second = default_storage.open(NAME, "w"), default_storage.open(NAME, "w")
+    first.write("first")
+    first.close()
+    assert row().state == State.UPLOADING
+    second.close()
+
+
 def test_of_two_uploads_the_row_tells_the_one_that_ended_last(bucket: Bucket) -> None:
     first = default_storage.open(NAME, "w")
     first.write("first")

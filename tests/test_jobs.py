@@ -681,6 +681,16 @@ def test_a_task_that_comes_twice_leaves_the_job_to_the_first() -> None:
     assert made_for().total() == 3
 
 
+def test_worker_that_was_overtaken_makes_no_operation_twice() -> None:
+    job = asked(7)
+    assert job.begin_attempt()
+    second = Job.objects.get()
+    assert second.begin_attempt()
+    assert len(jobs.take(second, 3)) == 3
+    assert jobs.take(job, 3) == []
+    assert made_for() == once(3)
+
+
 def test_a_job_enqueues_itself_behind_its_operations_and_lets_others_in_between() -> None:
     job = asked(7)
     tasks.run_job(str(job.pk))

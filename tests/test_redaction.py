@@ -5,6 +5,7 @@ import logging
 from contextlib import suppress
 from time import process_time
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from django.conf import settings as django_settings
@@ -55,6 +56,11 @@ def assert_no_secret(text: str) -> None:
 def test_a_secret_is_hidden_wherever_it_stands(shape: str, secret: str, planted: None) -> None:
     hidden = redact(shape.replace("{}", secret))
     assert hidden == shape.replace("{}", HIDDEN)
+
+
+def test_percent_encoded_secret_is_hidden(planted: None) -> None:
+    encoded = quote(SECRET, safe="")
+    assert redact(f"https://h/k?x={encoded}&y") == f"https://h/k?x={HIDDEN}&y"
 
 
 @pytest.mark.parametrize("shape", ["{}", "/api/{}/", "?api_key={}&y", "'{}'", "\n{}\n"])

@@ -109,8 +109,7 @@ def command_line() -> ArgumentParser:
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    words = "those with this text (default: all)"
-    parser.add_argument("text", nargs="?", default="", metavar="TEXT", help=words)
+    parser.add_argument("text", nargs="?", default="", metavar="TEXT", help="some (default: all)")
     return parser
 
 

@@ -1,5 +1,6 @@
 """Every test talks to real parts: Cloudflare's local R2, and the database of DATABASE_URL."""
 
+import inspect
 import json
 import logging
 import os
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from random import SystemRandom
+from types import CodeType
 
 import pytest
 from django.conf import settings as django_settings
@@ -46,6 +48,7 @@ from storage_audit.storage import key_for
 from tests.network import faulty_network
 
 BUCKETS = ["tests", "other", "empty"]
+STORES = {"local_r2", "seaweedfs"}
 # Each takes a minute or two. Begun last, they would keep all cores but one waiting.
 LONGEST = {
     "test_doctor.py",
@@ -68,16 +71,44 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.hypothesis_seed = str(SystemRandom().randrange(2**32))
 
 
+# What a test, or a function of its module that it calls, uses when it is about the database.
+OF_THE_DATABASE = {
+    *("atomic", "cursor", "execute", "select_for_update", "Thread", "meanwhile", "DatabaseError"),
+    *("OperationalError", "IntegrityError", "KeyboardInterrupt", "steal", "SIGKILL", "kill"),
+}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave to the other database what is about it alone, or about none: nothing is skipped."""
-    others = [
-        item
-        for item in items
-        if (only := item.get_closest_marker("only_on")) and only.args != (connection.vendor,)
-    ]
+    """Leave to the other database what is about it alone, or about none: nothing is skipped. What
+    needs a store and is not about the database is left to PostgreSQL."""
+    others = [item for item in items if belongs_elsewhere(item)]
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if item not in others]
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def belongs_elsewhere(item: pytest.Item) -> bool:
+    if only := item.get_closest_marker("only_on"):
+        return only.args != (connection.vendor,)
+    if connection.vendor != "sqlite" or not isinstance(item, pytest.Function):
+        return False
+    return not STORES.isdisjoint(item.fixturenames) and not is_about_the_database(item)
+
+
+def is_about_the_database(item: pytest.Function) -> bool:
+    """By its marker, or by what it uses: transactions, raw SQL, locks, threads, dying workers."""
+    if item.get_closest_marker("database"):
+        return True
+    # Hypothesis wraps what it calls.
+    test = getattr(getattr(item.function, "hypothesis", None), "inner_test", item.function)
+    used = names_in(test.__code__)
+    helpers = filter(inspect.isfunction, map(vars(item.module).get, used))
+    return not OF_THE_DATABASE.isdisjoint(used.union(*(names_in(f.__code__) for f in helpers)))
+
+
+def names_in(code: CodeType) -> set[str]:
+    inner = (const for const in code.co_consts if isinstance(const, CodeType))
+    return set(code.co_names).union(*map(names_in, inner))
 
 
 def pytest_xdist_node_collection_finished(ids: list[str]) -> None:

@@ -242,6 +242,18 @@ def test_lying_store_is_named_in_the_reason(bucket: Bucket, store: FaultyStore) 
     assert "Deleted" in reason(operation, key)
 
 
+def test_file_that_no_prefix_covers_is_not_called_deleted_while_it_is_there(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    alive("proj_1")
+    bucket.put("odd/key")
+    track(bucket, "odd/key", "proj_1")
+    store.rules.append(on(is_delete_batch, lies))
+    operation = delete("proj_1")
+    assert outcomes(operation) == {"odd/key": "failed"}
+    survives(operation, bucket, store)
+
+
 def first_page_again(xml: str) -> str:
     return with_contents(xml, contents(xml) * 2)
 

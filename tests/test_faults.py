@@ -825,9 +825,10 @@ def test_a_verification_that_is_tried_again_looks_anew(bucket: Bucket, store: Fa
     store.rules.append(on(is_uploads_listing, Reply(503)))
     assert run(look).status == Status.INCOMPLETE
     store.rules.clear()
-    bucket.put(key)
+    late = key.replace("0", "late")
+    bucket.put(key, late)
     ended = again(look)
-    assert ended.finished_at and outcomes(ended) == {key: "failed"}
+    assert ended.finished_at and outcomes(ended) == {key: "failed", late: "failed"}
 
 
 def age_position(operation: CleanupOperation, age: timedelta = LONG) -> None:

@@ -222,6 +222,13 @@ def test_a_double_prefix_is_never_part_of_an_id() -> None:
     assert ways("audio/proj_proj_proj_1/s/voice.mp3") == []
 
 
+def test_object_of_the_application_is_of_no_project_whatever_the_settings_say() -> None:
+    mine = Layouts({"any": "{project}/{filename}"}, project_id=".+", kinds=(), current="any")
+    assert mine.readings("a/b").projects == {"a"}
+    marker = mine.readings(".storage_audit/installation.json")
+    assert (marker.owners, marker.too_many) == (set(), False)
+
+
 def test_an_id_is_read_to_its_end() -> None:
     assert ways("proj_10_s_media.mp4") == [("proj_10", "s")]
     assert ways("audio/proj_10/s/voice.mp3") == [("proj_10", "s")]

@@ -220,6 +220,20 @@ def test_key_out_of_order_breaks_the_listing(monkeypatch: pytest.MonkeyPatch) ->
             list(pages("tests", prefix))
 
 
+def test_page_that_begins_before_the_end_of_the_last_one_breaks_the_listing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def list_entries(
+        bucket: str, prefix: str, start_after: str = "", token: str | None = None
+    ) -> Page[Entries]:
+        keys = ["a", "b"] if token else ["b", "c"]
+        return Page(Entries.of(map(entry, keys)), None if token else "more")
+
+    monkeypatch.setattr("storage_audit.bucket.listing.list_entries", list_entries)
+    with pytest.raises(Broken):
+        list(pages("tests", ""))
+
+
 KEY = st.text(min_size=1, max_size=30).filter(storable)
 
 

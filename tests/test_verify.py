@@ -275,12 +275,16 @@ def test_verification_sees_a_key_outside_every_prefix_at_its_own_place(bucket: B
     assert outcomes(found) == {"odd/key": "failed"}
 
 
-def test_key_that_another_project_took_since_is_not_called_absent(bucket: Bucket) -> None:
+@pytest.mark.parametrize("key", [FLAT, "odd/key"])
+def test_key_that_another_project_took_since_is_not_of_the_verified_cleanup(
+    bucket: Bucket, key: str
+) -> None:
     alive("proj_1", "proj_2")
-    bucket.put(HIERARCHICAL, FLAT)
+    bucket.put(HIERARCHICAL, key)
+    track(bucket, key, "proj_1")
     cleanup = delete("proj_1")
-    bucket.put(FLAT)
-    track(bucket, FLAT, "proj_2")
+    bucket.put(key)
+    track(bucket, key, "proj_2")
     found = run(requests.verify_operation(cleanup))
     assert outcomes(found) == {HIERARCHICAL: "already_absent"}
 

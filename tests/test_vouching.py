@@ -307,6 +307,17 @@ def test_pass_that_starts_again_and_again_makes_no_progress_and_waits(
     assert again(operation).status == Status.CLEAN
 
 
+def test_listing_during_which_the_bucket_was_claimed_again_is_not_used(
+    filled: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    between_batch_and_verification(monkeypatch, filled.set_marker)
+    operation = delete("proj_1")
+    assert operation.status == Status.INCOMPLETE and "claimed again" in operation.error
+    assert not gone(operation)
+    assert again(operation).status == Status.CLEAN
+    check(filled)
+
+
 # Absence of what nobody deleted
 
 

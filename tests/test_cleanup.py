@@ -90,6 +90,16 @@ def test_tracking_rows_go_with_their_objects_and_not_before(bucket: Bucket) -> N
     assert not R2Object.objects.exists()
 
 
+def test_row_that_a_backfill_writes_after_the_plan_goes_with_its_file(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    bucket.put(FLAT)
+    between_plan_and_batch(monkeypatch, lambda: track(bucket, FLAT, "proj_1", "backfill"))
+    assert outcomes(delete("proj_1")) == {FLAT: "deleted"}
+    assert not R2Object.objects.exists()
+
+
 # The safety limit
 
 

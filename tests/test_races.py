@@ -155,6 +155,7 @@ def test_upload_in_flight_while_its_project_is_deleted_stays_until_a_late_check(
         if finishes == "before the batch":
             at(store, proving, let_end)
         operation = delete("proj_1")
+        assert R2Object.objects.filter(key=LATE).exists()
         may_end.set()
     assert of_project(bucket) == {LATE}
     before_the_batch = finishes == "before the batch"

@@ -38,6 +38,8 @@ from storage_audit.models import (
 from tests import promises, scanning
 from tests.conftest import Bucket
 
+pytestmark = pytest.mark.database
+
 KEY = "projects/proj_1/scenes/s1/media/old.MP4"
 FLAT = "proj_1_x_s1_media.mp4"  # proj_1 with scene x_s1, or proj_1_x with scene s1
 State, Source = R2Object.State, R2Object.Source

@@ -33,6 +33,8 @@ from tests.promises import (
     track,
 )
 
+pytestmark = pytest.mark.database
+
 HISTORICAL = [
     "projects/proj_1/scenes/s1/media/old.mp4",
     "projects/proj_proj_1/scenes/s1/media/old.mp4",

@@ -42,6 +42,8 @@ from tests.promises import (
 )
 from tests.test_decisions import OTHER, find, ids, remove, young_orphans_may_go
 
+pytestmark = pytest.mark.database
+
 __all__ = ["young_orphans_may_go"]
 KEY = "projects/proj_9/scenes/s1/media/old.mp4"
 LIMIT = "LIMIT_OBJECTS"

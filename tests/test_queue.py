@@ -28,6 +28,8 @@ from tests.conftest import Bucket
 from tests.promises import skip_pauses
 from tests.test_signals import enqueued_ids
 
+pytestmark = pytest.mark.database
+
 ROOT = Path(__file__).resolve().parent.parent
 Status = CleanupOperation.Status
 OTHER = "projects/proj_10/scenes/s1/media/other.mp4"

@@ -48,6 +48,8 @@ from tests.promises import (
     run,
 )
 
+pytestmark = pytest.mark.database
+
 ON_POSTGRESQL = connection.vendor == "postgresql"
 LATE = "projects/proj_1/scenes/s1/media/late.mp4"
 AMBIGUOUS = "proj_a_b_s1_media.mp4"

@@ -56,6 +56,8 @@ from tests.test_checks import found
 from tests.test_dashboard import BOARD
 from tests.test_decisions import KEY, OTHER, orphaned, remove
 
+pytestmark = pytest.mark.database
+
 Status = CleanupOperation.Status
 
 

@@ -20,6 +20,8 @@ from tests.conftest import Bucket
 from tests.promises import Status, check, late_check, outcomes, reason, requested, run
 from tests.test_vouching import gone, steal
 
+pytestmark = pytest.mark.database
+
 LATE = "projects/proj_1/scenes/s1/media/late.mp4"
 
 

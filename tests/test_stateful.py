@@ -34,6 +34,8 @@ from tests.stateful.end import come_to_rest
 from tests.stateful.play import Play
 from tests.stateful.world import World
 
+pytestmark = pytest.mark.database
+
 # `proj_9` always lives: a table of projects that is empty stops everything.
 BYSTANDER = "proj_9"
 IDS = ["proj_1", "proj_1_x", "proj_10"]

@@ -14,6 +14,8 @@ from storage_audit.models import CleanupOperation, Project
 from tests.conftest import Bucket
 from tests.promises import Status, alive, check, requested, run
 
+pytestmark = pytest.mark.database
+
 
 @pytest.fixture
 def first(bucket: Bucket) -> CleanupOperation:

@@ -73,7 +73,7 @@ def main(database: str | None, pytest_arguments: list[str]) -> None:
             _run(check, check.split(), made_up_environment() | sqlite)
         pytest = ["pytest", *IN_PARALLEL, *pytest_arguments]
         if database != "postgresql":
-            _run("pytest on SQLite", pytest, sqlite)
+            _run("pytest on SQLite", [*pytest, "--beside-postgresql"], sqlite)
         if database != "sqlite":
             with postgres() as url:
                 _run("pytest on PostgreSQL", pytest, {"DATABASE_URL": url})

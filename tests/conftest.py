@@ -49,6 +49,7 @@ from tests.network import faulty_network
 
 BUCKETS = ["tests", "other", "empty"]
 STORES = {"local_r2", "seaweedfs"}
+OTHERS = {*STORES, "local_cloudflare", "browser", "network", "proxy"}
 # Each takes a minute or two. Begun last, they would keep all cores but one waiting.
 LONGEST = {
     "test_doctor.py",
@@ -71,39 +72,77 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.hypothesis_seed = str(SystemRandom().randrange(2**32))
 
 
-# What a test, or a function of its module that it calls, uses when it is about the database.
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--beside-postgresql",
+        action="store_true",
+        help="leave what needs a store and is not about the database to a run on PostgreSQL",
+    )
+    parser.addoption(
+        "--fast",
+        action="store_true",
+        help="only what needs no store, no browser and no other process",
+    )
+
+
+# What a test uses when it is about the database: transactions, raw SQL, locks, threads, and workers
+# that die.
 OF_THE_DATABASE = {
     *("atomic", "cursor", "execute", "select_for_update", "Thread", "meanwhile", "DatabaseError"),
     *("OperationalError", "IntegrityError", "KeyboardInterrupt", "steal", "SIGKILL", "kill"),
 }
+# And when it starts processes, or takes its time.
+OF_PROCESSES = {"subprocess", "Child", "Cluster", "Popen", "ProcessPoolExecutor"}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave to the other database what is about it alone, or about none: nothing is skipped. What
-    needs a store and is not about the database is left to PostgreSQL."""
-    others = [item for item in items if belongs_elsewhere(item)]
+    """Leave to the other database what is about it alone, or about none: nothing is skipped."""
+    is_beside, is_fast = config.getoption("beside_postgresql"), config.getoption("fast")
+    others = [
+        item
+        for item in items
+        if is_of_another(item)
+        or is_beside
+        and is_of_the_store_alone(item)
+        or is_fast
+        and needs_others(item)
+    ]
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if item not in others]
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
-def belongs_elsewhere(item: pytest.Item) -> bool:
-    if only := item.get_closest_marker("only_on"):
-        return only.args != (connection.vendor,)
-    if connection.vendor != "sqlite" or not isinstance(item, pytest.Function):
-        return False
-    return not STORES.isdisjoint(item.fixturenames) and not is_about_the_database(item)
+def is_of_another(item: pytest.Item) -> bool:
+    only = item.get_closest_marker("only_on")
+    return only is not None and only.args != (connection.vendor,)
 
 
-def is_about_the_database(item: pytest.Function) -> bool:
-    """By its marker, or by what it uses: transactions, raw SQL, locks, threads, dying workers."""
-    if item.get_closest_marker("database"):
-        return True
+def is_of_the_store_alone(item: pytest.Item) -> bool:
+    """But what is about the database is so by its marker, or by what it uses."""
+    return (
+        needs(item, STORES)
+        and not (item.get_closest_marker("only_on") or item.get_closest_marker("database"))
+        and names_used(item).isdisjoint(OF_THE_DATABASE)
+    )
+
+
+def needs_others(item: pytest.Item) -> bool:
+    return needs(item, OTHERS) or not names_used(item).isdisjoint(OF_PROCESSES)
+
+
+def needs(item: pytest.Item, fixtures: set[str]) -> bool:
+    return isinstance(item, pytest.Function) and not fixtures.isdisjoint(item.fixturenames)
+
+
+def names_used(item: pytest.Item) -> set[str]:
+    """By the test, and by the functions of its module that it calls."""
+    if not isinstance(item, pytest.Function):
+        return set()
     # Hypothesis wraps what it calls.
     test = getattr(getattr(item.function, "hypothesis", None), "inner_test", item.function)
     used = names_in(test.__code__)
     helpers = filter(inspect.isfunction, map(vars(item.module).get, used))
-    return not OF_THE_DATABASE.isdisjoint(used.union(*(names_in(f.__code__) for f in helpers)))
+    return used.union(*(names_in(helper.__code__) for helper in helpers))
 
 
 def names_in(code: CodeType) -> set[str]:

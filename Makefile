@@ -2,11 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: help demo test test-crash test-mutants screenshots bench
+.PHONY: help demo check test-fast test test-crash test-mutants screenshots bench
 
 define HELP
 make demo          try it: a local R2, a database, a worker and the admin, with example data
-make test          every check, and all tests on SQLite and on PostgreSQL
+make check         linters, types, imports, migrations; before each commit
+make test-fast     the tests that need no store, no browser and no other process; as you write
+make test          every check, and all tests on SQLite and on PostgreSQL; before you push
 make test-crash    kill everything again and again, and prove that nothing is lost (takes half an hour)
 make test-mutants  break one rule after the other, and see that its test fails
 make bench         how fast it is, beside what others use; an hour and more, or ARGS=--quick
@@ -36,6 +38,10 @@ help:
 demo test test-crash test-mutants screenshots:
 	@$(PYTHON) -m devtools.install $(VENV)
 	@exec $(VENV)/bin/python -m devtools.$(@:test-%=%) $(ARGS)
+
+check test-fast:
+	@$(PYTHON) -m devtools.install $(VENV)
+	@exec $(VENV)/bin/python -m devtools.test --only $(@:test-%=%) $(ARGS)
 
 bench:
 	@$(PYTHON) -m devtools.install $(VENV)

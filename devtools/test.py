@@ -1,5 +1,5 @@
 """Every check, in order, until one fails: linters, types, imports, deployment, migrations, and
-then all tests on SQLite and again on PostgreSQL."""
+then all tests on PostgreSQL, after those on SQLite that are about the database."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ Arguments go to pytest, whose own help is `pytest --help`.
 
 examples:
   make test
-  make test ARGS="-k lease"
+  make test ARGS="--only fast -k lease"
   make test ARGS="--database sqlite"
   make test ARGS="tests/test_cleanup.py -x -n 0"
   make test PYTHON=python3.13 VENV=.venv-3.13
@@ -62,16 +62,27 @@ def command_line() -> ArgumentParser:
         choices=["sqlite", "postgresql"],
         help="run the tests on this one alone (default: on both, one after the other)",
     )
+    parser.add_argument(
+        "--only",
+        choices=["check", "fast"],
+        help="the checks alone, or the fast tests alone, as make check and make test-fast do"
+        " (default: all)",
+    )
     return parser
 
 
-def main(database: str | None, pytest_arguments: list[str]) -> None:
+def main(database: str | None, only: str | None, pytest_arguments: list[str]) -> None:
     with stop_on_signals(), TemporaryDirectory() as folder:
-        require_packages()
         sqlite = {"DATABASE_URL": f"sqlite:///{folder}/db.sqlite3"}
+        pytest = ["pytest", *IN_PARALLEL, *pytest_arguments]
+        if only == "fast":
+            _run("fast tests", [*pytest, "--fast"], sqlite)
+            return
         for check in CHECKS:
             _run(check, check.split(), made_up_environment() | sqlite)
-        pytest = ["pytest", *IN_PARALLEL, *pytest_arguments]
+        if only == "check":
+            return
+        require_packages()
         if database != "postgresql":
             _run("pytest on SQLite", [*pytest, "--beside-postgresql"], sqlite)
         if database != "sqlite":
@@ -99,4 +110,4 @@ def _run(name: str, argv: list[str], environment: Mapping[str, str]) -> None:
 
 if __name__ == "__main__":
     options, others = command_line().parse_known_args()
-    main(options.database, others)
+    main(options.database, options.only, others)

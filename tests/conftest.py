@@ -81,7 +81,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fast",
         action="store_true",
-        help="only what needs no store, no browser and no other process",
+        help="only what needs no store, no browser and no other process, and takes no seconds",
     )
 
 
@@ -91,7 +91,7 @@ OF_THE_DATABASE = {
     *("atomic", "cursor", "execute", "select_for_update", "Thread", "meanwhile", "DatabaseError"),
     *("OperationalError", "IntegrityError", "KeyboardInterrupt", "steal", "SIGKILL", "kill"),
 }
-# And when it starts processes, or takes its time.
+# And when it starts processes.
 OF_PROCESSES = {"subprocess", "Child", "Cluster", "Popen", "ProcessPoolExecutor"}
 
 
@@ -127,7 +127,11 @@ def is_of_the_store_alone(item: pytest.Item) -> bool:
 
 
 def needs_others(item: pytest.Item) -> bool:
-    return needs(item, OTHERS) or not names_used(item).isdisjoint(OF_PROCESSES)
+    return (
+        item.get_closest_marker("slow") is not None
+        or needs(item, OTHERS)
+        or not names_used(item).isdisjoint(OF_PROCESSES)
+    )
 
 
 def needs(item: pytest.Item, fixtures: set[str]) -> bool:

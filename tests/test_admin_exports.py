@@ -384,6 +384,7 @@ def peak(count: int) -> int:
     return taken
 
 
+@pytest.mark.slow
 def test_ten_times_as_many_rows_take_no_more_memory() -> None:
     few = peak(4_000)
     assert peak(24_000) < 1.5 * few

@@ -99,6 +99,7 @@ def test_confirmation_of_many_says_what_will_go(db: None) -> None:
     assert Project.objects.count() == 2
 
 
+@pytest.mark.slow
 def test_confirmation_with_100000_objects_takes_no_more_queries(db: None) -> None:
     client, url = superuser(), page("project", "delete", "proj_1")
     track("proj_1", 1)

@@ -499,6 +499,7 @@ def changed_bytes(good: bytes) -> Iterator[bytes]:
 STRANGE: tuple[Any, ...] = (..., None, 1, [], {}, "\ud800")
 
 
+@pytest.mark.slow
 @each_form
 def test_whatever_any_value_is_changed_to_is_told_and_breaks_nothing(
     certified: CleanupOperation, file: Callable[..., Path], form: str

@@ -9,7 +9,7 @@ import pytest
 from devtools import debian
 
 # What it asks is no database.
-pytestmark = pytest.mark.only_on("sqlite")
+pytestmark = [pytest.mark.only_on("sqlite"), pytest.mark.slow]
 
 on_debian = pytest.mark.skipif(not shutil.which("dpkg-query"), reason="dpkg is Debian's")
 

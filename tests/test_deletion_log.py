@@ -25,7 +25,7 @@ from tests.test_queue import ROOT, database_url
 
 Status = CleanupOperation.Status
 OVER = (Status.CLEAN, Status.CLEAN_WITH_PROTECTED, Status.SUPERSEDED, Status.PLANNED)
-pytestmark = pytest.mark.usefixtures("transactional_db")
+pytestmark = [pytest.mark.usefixtures("transactional_db"), pytest.mark.slow]
 
 
 def request(**values: Any) -> CleanupOperation:

@@ -16,7 +16,7 @@ from devtools.demo.report import differences, proof
 from devtools.processes import Child, StartError
 
 # It has a database of its own.
-pytestmark = pytest.mark.only_on("sqlite")
+pytestmark = [pytest.mark.only_on("sqlite"), pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parent.parent
 BEFORE = {"proj_1/a": (1, "a"), "proj_1/b": (2, "b"), "proj_10/a": (3, "c")}

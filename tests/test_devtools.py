@@ -19,7 +19,7 @@ from devtools.seaweedfs import SOCKETS, SeaweedFS
 from devtools.store import Store
 
 # What it asks is no database.
-pytestmark = pytest.mark.only_on("sqlite")
+pytestmark = [pytest.mark.only_on("sqlite"), pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parent.parent
 BUCKET = "autoshorts-media"

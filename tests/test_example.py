@@ -23,7 +23,7 @@ from storage_audit.audit.installation import MARKER
 from storage_audit.conf import Conf
 
 # It has a database of its own.
-pytestmark = pytest.mark.only_on("sqlite")
+pytestmark = [pytest.mark.only_on("sqlite"), pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "tests" / "example"

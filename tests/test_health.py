@@ -264,6 +264,7 @@ def test_a_database_that_is_new_then_migrated_then_stopped(tmp_path: Path) -> No
             assert (code, json.loads(told)["type"]) == (503, problem)
 
 
+@pytest.mark.slow
 def test_a_database_that_is_silent_is_not_waited_for(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgres://u:hunter2@127.0.0.1:{silent.getsockname()[1]}/n"

@@ -8,7 +8,7 @@ import pytest
 from devtools.test import CHECKS
 
 # What it asks is no database.
-pytestmark = pytest.mark.only_on("sqlite")
+pytestmark = [pytest.mark.only_on("sqlite"), pytest.mark.slow]
 
 CONFIG = Path(__file__).resolve().parent.parent / ".pre-commit-config.yaml"
 

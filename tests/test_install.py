@@ -9,7 +9,7 @@ from devtools import install
 from devtools.install import InstallError
 
 # What it asks is no database.
-pytestmark = pytest.mark.only_on("sqlite")
+pytestmark = [pytest.mark.only_on("sqlite"), pytest.mark.slow]
 
 
 def test_a_folder_that_is_no_venv_is_left_alone(

@@ -25,6 +25,8 @@ from tests.promises import alive, check, delete, deleted, outcomes, reason
 from tests.scanning import backfill, findings, reconcile
 from tests.test_ownership import OLDER
 
+pytestmark = pytest.mark.slow
+
 MANY = 500
 OWN = "projects/proj_1/scenes/s1/media/own.mp4"
 

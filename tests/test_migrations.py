@@ -39,7 +39,7 @@ from storage_audit.models import (
 from storage_audit.roles import ROLES
 from tests.test_signals import track
 
-pytestmark = pytest.mark.usefixtures("transactional_db")
+pytestmark = [pytest.mark.usefixtures("transactional_db"), pytest.mark.slow]
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "storage_audit"
 # In the order of their UTF-8 bytes. A locale's order would be a, B, é, ~ or the like.

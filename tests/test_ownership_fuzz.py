@@ -13,7 +13,7 @@ from storage_audit.audit.layouts import Layouts
 from storage_audit.audit.ownership import Deleted, Verdict
 from tests import ownership_fuzz
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 judge, readings = ownership.judge, Layouts.readings
 
 

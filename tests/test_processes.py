@@ -16,7 +16,7 @@ from django.db import connection, transaction
 from storage_audit.models import CleanupOperation, KnownProject, Project
 from tests.test_queue import database_url
 
-pytestmark = pytest.mark.usefixtures("transactional_db")
+pytestmark = [pytest.mark.usefixtures("transactional_db"), pytest.mark.slow]
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSES, PROJECTS, ADDITIONS = 4, 20, 25
 SCRIPT = """

@@ -81,6 +81,7 @@ def parts_of(found: BucketScan, cuts: Sequence[str]) -> None:
         found.shards.create(after=after, until=until)
 
 
+@pytest.mark.slow
 @whatever
 @given(data=st.data(), chance=st.randoms(use_true_random=True))
 def test_each_key_and_each_place_is_compared_once(

@@ -283,6 +283,7 @@ def with_any_id(template: str) -> Layouts:
     return Layouts({"one": template}, project_id=".+", kinds=DEFAULT_KINDS, current="")
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=1000)
 @given(cases())
 @example((with_any_id("{project}-{filename}"), "a-b", "b-a.a"))
@@ -304,6 +305,7 @@ def replaced(reading: Reading, name: str, by: str) -> Reading:
     return replace(reading, fields=fields)
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=500)
 @given(cases())
 def test_many_keys_name_the_projects_that_each_names_alone(case: Case) -> None:

@@ -249,6 +249,7 @@ def test_a_forced_deletion_is_released_and_says_by_whom() -> None:
     assert (operation.trigger, operation.released_by) == (Trigger.FORCED, "ada")
 
 
+@pytest.mark.slow
 def test_deleting_a_project_costs_the_same_with_ten_and_with_100_000_objects() -> None:
     for project_id in ("proj_1", "proj_2"):
         Project.objects.create(pk=project_id)

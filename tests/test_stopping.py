@@ -32,6 +32,8 @@ from tests.test_health import fetch
 from tests.test_queue import OTHER, Cluster, stopping
 from tests.test_transitions import claim, state
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 UNITS = ROOT / "deploy" / "systemd"
 GUNICORN = ROOT / "deploy" / "gunicorn.conf.py"

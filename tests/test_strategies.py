@@ -426,6 +426,7 @@ def test_what_was_in_no_call_does_not_count_as_deleted_when_it_is_gone(
     check(bucket)
 
 
+@pytest.mark.slow
 def test_nothing_is_started_when_the_work_is_broken_off(tmp_path: Path) -> None:
     """As the queue does with what takes too long."""
     starts, program = tmp_path / "starts", tmp_path / "wrangler"

@@ -172,15 +172,17 @@ def test_what_is_acknowledged_stays_so_and_may_not_go(listing: Listing) -> None:
 
 
 @pytest.mark.parametrize("scan_again", [complete, backfill])
-def test_an_acknowledgement_outlasts_a_scan_that_meets_its_row_in_hand(
+def test_a_finding_outlasts_a_scan_that_meets_its_row_in_hand(
     listing: Listing, scan_again: Callable[[], BucketScan]
 ) -> None:
     """That scan cannot tell whether the difference is still there."""
     R2Object.objects.filter(key=a(2)).update(size=99)
     complete()
-    Finding.objects.filter(key=a(2)).acknowledge("on purpose", "zoe")
     in_hand = R2Object.objects.filter(key=a(2))
     in_hand.update(updated_at=timezone.now() + timedelta(seconds=30))
+    scan_again()
+    assert Finding.objects.get(key=a(2)).state == "open"
+    Finding.objects.filter(key=a(2)).acknowledge("on purpose", "zoe")
     touched = scan_again()
     assert (touched.status, touched.changed) == ("complete", 0)
     finding = Finding.objects.get(key=a(2))

@@ -249,7 +249,9 @@ def judge_by_rows(
 def is_given(rows: Sequence[Row], stored: Facts | None) -> bool:
     """Whether a person decided whose this very object is, as all rows of its key say, and no upload
     to the key began since. Uploads past the application leave no trace but another object."""
-    return stored is not None and all(
+    if not rows or stored is None:
+        return False
+    return all(
         row.source == R2Object.Source.ADOPTED and row.upload_id is None and is_same(row, stored)
         for row in rows
     )

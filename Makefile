@@ -8,7 +8,7 @@ define HELP
 make demo          try it: a local R2, a database, a worker and the admin, with example data
 make check         linters, types, imports, migrations; before each commit
 make test-fast     the tests that need no store, no browser and no other process; as you write
-make test          every check, and all tests on SQLite and on PostgreSQL; before you push
+make test          every check, all tests on PostgreSQL, and on SQLite those about the database
 make test-crash    kill everything again and again, and prove that nothing is lost (takes half an hour)
 make test-mutants  break one rule after the other, and see that its test fails
 make bench         how fast it is, beside what others use; an hour and more, or ARGS=--quick

@@ -84,7 +84,8 @@ def main(database: str | None, only: str | None, pytest_arguments: list[str]) ->
             return
         require_packages()
         if database != "postgresql":
-            _run("pytest on SQLite", [*pytest, "--beside-postgresql"], sqlite)
+            beside = [] if database else ["--beside-postgresql"]
+            _run("pytest on SQLite", [*pytest, *beside], sqlite)
         if database != "sqlite":
             with postgres() as url:
                 _run("pytest on PostgreSQL", pytest, {"DATABASE_URL": url})

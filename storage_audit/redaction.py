@@ -35,6 +35,7 @@ CREDENTIALS = [
     # A proxy may have no scheme. Only with a port, or keys such as 10:30@2x.png would be hidden.
     re.compile(r"(?<![^\s/])()[^/\s:]+:[^/\s]*(?=@[^/\s@]+:\d)"),
 ]
+USER_OF_PROXY = re.compile(r"^(\w+://)?.*@", re.DOTALL)
 
 
 def redact(value: Any) -> Any:
@@ -52,6 +53,12 @@ def redact(value: Any) -> Any:
     text = hide_credentials(text)
     # An answer from outside may hold what cannot be stored: NUL, and bytes that are not UTF-8.
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
+def redact_proxy(url: str) -> str:
+    """The address of a proxy without its user: the password may have a slash, which elsewhere ends
+    the host."""
+    return USER_OF_PROXY.sub(rf"\1{HIDDEN}@", url)
 
 
 def hide_credentials(text: str) -> str:

@@ -12,7 +12,7 @@ from storage_audit.audit.diagnostics.results import Result, Status
 from storage_audit.bucket import r2, reach
 from storage_audit.bucket.errors import StoreError
 from storage_audit.conf import conf
-from storage_audit.redaction import redact
+from storage_audit.redaction import redact_proxy
 
 # The store's clock is told in whole seconds, and its answer takes time as well.
 NOTICEABLE = timedelta(seconds=5)
@@ -26,7 +26,10 @@ def network() -> Result:
     proxy = reach.proxy_to(url)
     parts, through = urlsplit(url), urlsplit(proxy)
     host = through.hostname or parts.hostname or ""
-    facts = {"address": f"{parts.scheme}://{parts.netloc}", "proxy": redact(proxy) or _("none")}
+    facts = {
+        "address": f"{parts.scheme}://{parts.netloc}",
+        "proxy": redact_proxy(proxy) or _("none"),
+    }
     try:
         addresses = reach.addresses(host)
     except OSError as error:

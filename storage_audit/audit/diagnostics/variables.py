@@ -13,7 +13,7 @@ from django.utils.translation import gettext as _
 from storage_audit.audit.diagnostics.results import Facts, Result, Status, fingerprint
 from storage_audit.bucket.reach import R2_HOST, jurisdiction_of
 from storage_audit.conf import Conf, conf
-from storage_audit.redaction import HIDDEN, redact
+from storage_audit.redaction import redact, redact_proxy
 
 # Reported also when they are not set.
 NAMES = (
@@ -38,8 +38,6 @@ OTHERS = re.compile(
     "|TZ$|XDG_CONFIG_HOME$|NODE_|SSL_CERT_|REQUESTS_CA_BUNDLE$|(?i:https?|all|no)_PROXY$",
 )
 SECRET = re.compile("KEY|TOKEN|SECRET|PASS|PWD|AUTH|CREDENTIAL|DATABASE_URL")
-# A password may have a slash, which redact() takes for the end of the host.
-USER_OF_PROXY = re.compile(r"^(\w+://)?.*@", re.DOTALL)
 # Settings, and the variables that they come from.
 MISTYPED = {
     "endpoint_url": "R2_ENDPOINT_URL",
@@ -81,7 +79,7 @@ def variable(name: str, in_file: dict[str, str], started: dict[str, str]) -> Var
     if not value:
         return Variable(False, "not set", UNREAD if in_file.get(name) else DEFAULT)
     if name.upper().endswith("_PROXY"):
-        shown = USER_OF_PROXY.sub(rf"\1{HIDDEN}@", value)
+        shown = redact_proxy(value)
     else:
         shown = fingerprint(value) if SECRET.search(name) else redact(value)
     if started.get(name) == value:

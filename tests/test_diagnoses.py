@@ -219,8 +219,9 @@ def test_of_a_secret_only_so_much_is_shown_that_two_can_be_compared(
 @pytest.mark.parametrize("scheme", ["http://", ""])
 @pytest.mark.parametrize("user", ["ben:hidden", "ben:hid/den", "hidden"])
 def test_a_proxy_keeps_its_password(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, user: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings, scheme: str, user: str
 ) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ENDPOINT_URL": "https://r2.example.com"}
     monkeypatch.setenv("HTTPS_PROXY", f"{scheme}{user}@proxy:3128")
     for result in (variables.variables(), store.network()):
         kept = str(result.stored("environment"))

@@ -129,7 +129,7 @@ def test_all_are_decided_on_by_the_list_that_was_seen(db: None) -> None:
     fields = dict(re.findall('type="hidden" name="(.*?)" value="(.*?)"', shown))
     listed("new")
     changed = text_of(client.post(url, fields | {"note": "ours"}, follow=True))
-    assert "Nothing was done: what you selected changed" in changed
+    assert "Nothing was done: your selection changed" in changed
     assert set(states().values()) == {"open"}
     Finding.objects.filter(key="new").delete()
     assert "120 findings are acknowledged." in text_of(
@@ -199,7 +199,7 @@ def test_orphans_are_deleted_by_a_cleanup_to_follow(bucket: Bucket) -> None:
     shown = decide("delete_orphans", found)
     operation = CleanupOperation.objects.get()
     assert page("cleanupoperation", "change", operation.pk) in shown
-    assert "2 findings are taken up: a cleanup deletes the objects" in shown
+    assert "2 findings are taken up. A cleanup is deleting the files" in shown
     assert "2 findings are left as they are:" in shown
     assert OrmQ.objects.count() == 1
     assert LogEntry.objects.get().object_id == str(operation.pk)
@@ -219,7 +219,7 @@ def test_no_more_is_deleted_than_the_page_said(bucket: Bucket) -> None:
     Finding.objects.update(first_seen_at=found[0].first_seen_at)
     confirmed = {"post": "yes", "figures": figures[0]}
     shown = act(superuser(), "finding", "delete_orphans", *chosen, **confirmed)
-    assert "Nothing was done: the figures changed" in shown
+    assert "Nothing was done: your selection changed" in shown
     assert "2 objects" in shown and 'name="post" value="yes"' in shown
     assert not CleanupOperation.objects.exists()
 
@@ -231,7 +231,7 @@ def test_page_asks_again_when_a_scan_found_another_object(bucket: Bucket) -> Non
     asked = act(client, "finding", "adopt", one.pk)
     Finding.objects.update(size=4_000_000, etag="another")
     again = act(client, "finding", "adopt", one.pk, **yes_to(asked), project_id="proj_1")
-    assert "Nothing was done: what you selected changed" in again and "3.8 MB" in again
+    assert "Nothing was done: your selection changed" in again and "3.8 MB" in again
     assert states() == {"report.bin": "open"} and not R2Object.objects.exists()
 
 

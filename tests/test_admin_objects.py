@@ -97,7 +97,7 @@ def test_page_asks_again_when_the_object_is_another_by_now(bucket: Bucket, actio
     with default_storage.open(key, "w") as file:
         file.write(b"new and longer")
     again = act(client, "r2object", action, row.pk, **yes_to(asked))
-    assert "Nothing was done: what you selected changed" in again
+    assert "Nothing was done: your selection changed" in again
     assert R2Object.objects.exists() and not CleanupOperation.objects.exists()
     if action == "delete_selected":
         assert "14 bytes in bucket tests will be deleted from R2" in again
@@ -112,9 +112,9 @@ def test_page_of_one_object_asks_again_when_it_is_another_by_now(bucket: Bucket)
     with default_storage.open(key, "w") as file:
         file.write(b"new and longer")
     again = text_of(client.post(url, yes_to(asked), follow=True))
-    assert "Nothing was done: what you selected changed" in again and "14 bytes" in again
+    assert "Nothing was done: your selection changed" in again and "14 bytes" in again
     assert not CleanupOperation.objects.exists()
-    assert "A cleanup now deletes the files" in text_of(
+    assert "A cleanup is deleting the files" in text_of(
         client.post(url, yes_to(again), follow=True)
     )
     assert CleanupOperation.objects.exists()

@@ -233,7 +233,7 @@ def test_page_asks_again_when_an_id_is_of_another_project_by_now(action: str, co
     before = CleanupOperation.objects.count()
     across = {"select_across": "1", **yes_to(asked)}
     again = act(client, "project", action, "proj_000", **across)
-    assert "Nothing was done: what you selected changed" in again
+    assert "Nothing was done: your selection changed" in again
     assert Project.objects.count() == count and not Job.objects.exists()
     act(client, "project", action, "proj_000", **(across | yes_to(again)))
     assert CleanupOperation.objects.count() > before or Job.objects.exists()

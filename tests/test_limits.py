@@ -769,7 +769,7 @@ def test_release_of_other_figures_is_refused_and_shows_them(
         figures = ""
     tells_others(too_large)
     shown = confirm(client, "cleanupoperation", "force_delete", too_large.pk, figures=figures)
-    assert "Nothing was done: the figures changed" in shown
+    assert "Nothing was done: your selection changed" in shown
     assert "4 objects (28 bytes) would be deleted." in shown
     too_large.refresh_from_db()
     assert too_large.status == Status.BLOCKED
@@ -790,7 +790,7 @@ def test_plan_that_was_not_there_when_a_person_looked_is_not_run(bucket: Bucket)
     figures = asked.partition('name="figures" value="')[2].partition('"')[0]
     assert run(operation).status == Status.PLANNED
     shown = confirm(client, "cleanupoperation", "force_delete", operation.pk, figures=figures)
-    assert "Nothing was done: the figures changed" in shown
+    assert "Nothing was done: your selection changed" in shown
     assert "Its plan is run without limits." in shown
     operation.refresh_from_db()
     assert operation.status == Status.PLANNED

@@ -157,11 +157,13 @@ DELETE = Act(
     "delete_orphans",
     decisions.delete_orphans,
     gettext_lazy("Delete orphans?"),
-    gettext_lazy("taken up: a cleanup deletes the objects, and says when they are seen gone"),
+    gettext_lazy(
+        "taken up. A cleanup is deleting the files from R2. Its page shows when they are gone"
+    ),
     (
         gettext_lazy(
-            "A cleanup deletes these very objects. It looks at each again just before, is held to"
-            " the limits, and says when they are seen gone. This cannot be undone."
+            "A cleanup deletes these files from R2. It checks each again first and keeps to the"
+            " limits. Its page shows when they are gone. This cannot be undone."
         ),
     ),
     gettext_lazy("Yes, delete"),

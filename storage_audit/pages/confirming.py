@@ -1,15 +1,16 @@
 """Actions that destroy, and the page on which they are confirmed first."""
 
 import hashlib
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.options import TO_FIELD_VAR
 from django.contrib.admin.utils import unquote
-from django.db import models, transaction
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.db import connections, models, transaction
+from django.http import HttpRequest, HttpResponse, QueryDict
 from django.template.response import TemplateResponse
 from django.urls import ResolverMatch
 from django.utils import timezone
@@ -26,15 +27,23 @@ deletes = admin.action(
 )
 
 
+class Selection(NamedTuple):
+    """The selected rows. If they are confirmed, only those that the page showed: rows that arrive
+    later are not among them."""
+
+    # A queryset of the admin's model, with its methods.
+    rows: Any
+    digest: str
+    is_confirmed: bool
+
+
 class ConfirmingAdmin(AuditAdmin[M]):
     """Actions that destroy: a page to confirm first, as Django's own deletion has."""
 
     # Of a row that says the same of these, the page showed the same.
     confirmed_fields: tuple[str, ...] = ("pk",)
 
-    def confirm(
-        self, request: HttpRequest, queryset: models.QuerySet[M], **context: Any
-    ) -> HttpResponse:
+    def confirm(self, request: HttpRequest, selection: Selection, **context: Any) -> HttpResponse:
         """A page that posts the same action again. `rows` is a table under `heads`."""
         heads, rows = context.get("heads", ()), context.get("rows", ())
         # On a phone each cell stands under the one before, with its head.
@@ -45,7 +54,7 @@ class ConfirmingAdmin(AuditAdmin[M]):
             "admin/storage_audit/confirm_action.html",
             {
                 **self.admin_site.each_context(request),
-                **self.selection(request, queryset),
+                **self.hidden_fields(request, selection),
                 "opts": self.opts,
                 "media": self.media,
                 "post_to": self.list_url(request),
@@ -59,47 +68,60 @@ class ConfirmingAdmin(AuditAdmin[M]):
             return request.get_full_path()
         return self.list_address()
 
-    def is_confirmed(self, request: HttpRequest, queryset: models.QuerySet[M]) -> bool:
-        """Whether the page was answered, and these rows are still as it showed them. Otherwise it
-        is to be shown again. A program that names the rows itself need not have seen the page."""
+    def select(self, request: HttpRequest, queryset: models.QuerySet[M]) -> Selection | None:
+        """The rows, and whether the page was answered that showed exactly these. Otherwise it is
+        to be shown again; read this before what the page shows. None if no row is left."""
+        pks, digest = self.read_facts(queryset)
+        if not pks:
+            text = _("None of the selected rows is there any more.")
+            self.message_user(request, text, messages.WARNING)
+            return None
+        if not self.is_confirmed(request, digest):
+            return Selection(queryset, digest, is_confirmed=False)
+        return Selection(limit_to(queryset, pks), digest, is_confirmed=True)
+
+    def is_confirmed(self, request: HttpRequest, digest: str) -> bool:
+        """A program that names the rows itself need not have seen the page."""
         if "post" not in request.POST:
             return False
         seen = request.POST.get("digest")
         is_named = seen is None and request.POST.get("select_across") != "1"
-        if is_named or seen == self.digest(queryset):
+        if is_named or seen == digest:
             return True
-        text = _(
-            "Nothing was done: what you selected changed while you looked at it. Check what this"
-            " page shows now, then confirm again."
-        )
-        self.ask_again(request, text)
+        self.ask_again(request)
         return False
 
-    def ask_again(self, request: HttpRequest, text: str) -> None:
+    def ask_again(self, request: HttpRequest) -> None:
         """Say why, and take the request for one that was not confirmed, as Django's own deletion
         does, too."""
+        text = _(
+            "Nothing was done: your selection changed while this page was open. Check it and"
+            " confirm again."
+        )
         self.message_user(request, text, messages.WARNING)
         without = request.POST.copy()
         del without["post"]
         request.POST = without  # type: ignore[assignment]
 
-    def selection(self, request: HttpRequest, queryset: models.QuerySet[M]) -> dict[str, Any]:
-        """What the hidden fields of a confirmation page repeat."""
+    def hidden_fields(self, request: HttpRequest, selection: Selection) -> dict[str, Any]:
+        """What a confirmation page repeats."""
         across = request.POST.get("select_across") == "1"
         return {
-            "queryset": queryset,
+            "queryset": selection.rows,
             "select_across": across,
-            "digest": self.digest(queryset),
+            "digest": selection.digest,
         }
 
-    def digest(self, queryset: models.QuerySet[M]) -> str:
-        whole = hashlib.sha256()
+    def read_facts(self, queryset: models.QuerySet[M]) -> tuple[list[Any], str]:
+        """The keys of the rows, and a digest of their facts."""
+        pks, whole = list[Any](), hashlib.sha256()
         for facts in read_in_steps(self.facts(queryset.order_by("pk"))):
+            pks.append(facts[0])
             whole.update(f"{facts}\n".encode())
-        return whole.hexdigest()
+        return pks, whole.hexdigest()
 
     def facts(self, queryset: models.QuerySet[M]) -> models.QuerySet[Any, tuple[Any, ...]]:
-        """What makes each row the one that the page showed."""
+        """The key of each row, then what makes it the one that the page showed."""
         return queryset.values_list(*self.confirmed_fields)
 
 
@@ -116,13 +138,15 @@ class DeletingAdmin(ConfirmingAdmin[M]):
     def delete_selected(
         self, request: HttpRequest, queryset: models.QuerySet[M]
     ) -> HttpResponse | None:
-        self.is_confirmed(request, queryset)
-        # Read before the page: what changes between them is asked for again.
-        chosen, began = self.selection(request, queryset), timezone.now()
+        selection = self.select(request, queryset)
+        return self.delete_selection(request, selection) if selection else None
+
+    def delete_selection(self, request: HttpRequest, selection: Selection) -> HttpResponse | None:
+        began = timezone.now()
         with transaction.atomic():
-            response = delete_selected(self, request, queryset)
+            response = delete_selected(self, request, selection.rows)
         if isinstance(response, TemplateResponse) and response.context_data is not None:
-            response.context_data |= chosen
+            response.context_data |= self.hidden_fields(request, selection)
         else:
             self.announce_deletion(request, began)
         return response
@@ -130,20 +154,25 @@ class DeletingAdmin(ConfirmingAdmin[M]):
     def delete_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        # In a popup for another field than the key, the address may name another row.
-        by_key = request.POST and TO_FIELD_VAR not in request.POST
-        row = self.get_object(request, unquote(object_id)) if by_key else None
-        if row and not self.is_confirmed(request, self.rows_of(request, row)):
-            return HttpResponseRedirect(request.get_full_path())
+        if row := self.row_to_delete(request, object_id):
+            _pks, digest = self.read_facts(self.rows_of(request, row))
+            # Read before the page: what changes between them is asked for again.
+            extra_context = {"digest": digest, **(extra_context or {})}
+            if request.POST and not self.is_confirmed(request, digest):
+                # Django takes any other answer for a yes.
+                request.POST = QueryDict()
         began = timezone.now()
         response = super().delete_view(request, object_id, extra_context)
         if request.method == "POST" and response.status_code == 302:
             self.announce_deletion(request, began)
         return response
 
-    def render_delete_form(self, request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
-        context["digest"] = self.digest(self.rows_of(request, context["object"]))
-        return super().render_delete_form(request, context)
+    def row_to_delete(self, request: HttpRequest, object_id: str) -> M | None:
+        """As Django finds it: in a popup, the address may name another field than the key."""
+        to_field = request.POST.get(TO_FIELD_VAR, request.GET.get(TO_FIELD_VAR))
+        if to_field and not self.to_field_allowed(request, to_field):
+            return None
+        return self.get_object(request, unquote(object_id), to_field)
 
     def rows_of(self, request: HttpRequest, row: M) -> models.QuerySet[M]:
         return self.get_queryset(request).filter(pk=row.pk)
@@ -154,5 +183,11 @@ class DeletingAdmin(ConfirmingAdmin[M]):
             trigger=CleanupOperation.Trigger.DELETED,
             created_at__gte=began,
         )
-        text = _("A cleanup now deletes the files from R2, and says when they are seen gone.")
+        text = _("A cleanup is deleting the files from R2. Its page shows when they are gone.")
         self.announce(request, text, list(made))
+
+
+def limit_to(queryset: models.QuerySet[M], pks: Iterable[Any]) -> models.QuerySet[M]:
+    """Of the rows those with these keys, however many."""
+    convert, database = queryset.model._meta.pk.get_db_prep_value, connections[queryset.db]
+    return queryset.filter(pk__any_of=[convert(pk, database) for pk in pks])

@@ -11,7 +11,6 @@ from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.urls import URLPattern, path
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_GET
 
@@ -26,7 +25,7 @@ from storage_audit.models import Finding
 from storage_audit.pages import acts, left_behind
 from storage_audit.pages.acts import Act, size_of, with_lines
 from storage_audit.pages.base import ReadOnlyAdmin, action, placed_key, shown_key, told, why_link
-from storage_audit.pages.confirming import ConfirmingAdmin
+from storage_audit.pages.confirming import ConfirmingAdmin, Selection
 from storage_audit.pages.filters import MayBeDeleted
 from storage_audit.pages.lists import BucketFilter
 from storage_audit.places import Full, place
@@ -157,10 +156,6 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
 
     @action("remove", gettext_lazy("Delete orphans"))
     def delete_orphans(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
-        shown = request.POST.get("figures")
-        if "post" in request.POST and shown != acts.deletion(queryset)["figures"]:
-            text = _("Nothing was done: the figures changed while you looked at them. Look again.")
-            self.ask_again(request, text)
         return self.decide(request, queryset, acts.DELETE)
 
     @action("adopt", gettext_lazy("Adopt into a project"))
@@ -184,26 +179,43 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         return self.decide(request, queryset, acts.ABORT)
 
     def decide(self, request: HttpRequest, findings: FindingQuerySet, act: Act) -> Answer:
-        confirmed = self.is_confirmed(request, findings)
-        form = act.form(request.POST if confirmed or not act.asks else None)
+        # What is not asked for was not shown either.
+        all_now = Selection(findings, "", is_confirmed=True)
+        selection = self.select(request, findings) if act.asks else all_now
+        if not selection:
+            return None
+        if (
+            act is acts.DELETE
+            and selection.is_confirmed
+            and self.has_other_figures(request, selection)
+        ):
+            self.ask_again(request)
+            selection = selection._replace(is_confirmed=False)
+        form = act.form(request.POST if selection.is_confirmed else None)
         try:
             with place() if act.asks_store else nullcontext():
                 if act.looks:
-                    decisions.refuse_many(findings)
+                    decisions.refuse_many(selection.rows)
                 if not form.is_valid():
-                    return self.ask(request, findings, act, form)
-                decision = act.decide(findings, **form.cleaned_data)
+                    return self.ask(request, selection, act, form)
+                decision = act.decide(selection.rows, **form.cleaned_data)
         except (Refusal, Mismatch, StoreError, Full) as trouble:
             self.message_user(request, visible(redact(str(trouble))), messages.ERROR)
             return None
         return self.tell(request, act, decision)
 
+    def has_other_figures(self, request: HttpRequest, selection: Selection) -> bool:
+        """Whether something else would be deleted of the same findings than the page said."""
+        figures: str = acts.deletion(selection.rows)["figures"]
+        return request.POST.get("figures") != figures
+
     def ask(
-        self, request: HttpRequest, findings: FindingQuerySet, act: Act, form: forms.Form
+        self, request: HttpRequest, selection: Selection, act: Act, form: forms.Form
     ) -> HttpResponse:
         page: dict[str, Any] = {name: getattr(act, name) for name in ("sentences", "button")}
-        page |= {"action": act.name, "title": act.title, "form": form, **act.foresee(findings)}
-        return self.confirm(request, findings, **page)
+        page |= {"action": act.name, "title": act.title, "form": form}
+        page |= act.foresee(selection.rows)
+        return self.confirm(request, selection, **page)
 
     def tell(self, request: HttpRequest, act: Act, decision: Decision) -> Answer:
         operations: list[Any] = decision.operations

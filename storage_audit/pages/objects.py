@@ -17,7 +17,7 @@ from storage_audit.audit.meaning import TRACKED
 from storage_audit.models import R2Object
 from storage_audit.pages.acts import with_lines
 from storage_audit.pages.base import action, amount, placed_key, why_link, will_go
-from storage_audit.pages.confirming import DeletingAdmin
+from storage_audit.pages.confirming import DeletingAdmin, Selection
 from storage_audit.pages.lists import BucketFilter
 from storage_audit.pages.used_files import DELETED, used_lines
 from storage_audit.querysets import R2ObjectQuerySet
@@ -102,12 +102,16 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
 
     @action("delete", gettext_lazy("Untrack, and keep the objects"))
     def untrack(self, request: HttpRequest, queryset: R2ObjectQuerySet) -> HttpResponse | None:
-        if not self.is_confirmed(request, queryset):
-            return self.confirm_untracking(request, queryset)
+        selection = self.select(request, queryset)
+        if not selection:
+            return None
+        if not selection.is_confirmed:
+            return self.confirm_untracking(request, selection)
+        chosen: R2ObjectQuerySet = selection.rows
         note = _("Untracked: the object was kept.")
         with transaction.atomic():
-            kept = tracking.kept_by_rows(queryset.at_rest().select_for_update())
-            rows = queryset.at_rest().exclude(pk__any_of=list(kept))
+            kept = tracking.kept_by_rows(chosen.at_rest().select_for_update())
+            rows = chosen.at_rest().exclude(pk__any_of=list(kept))
             LogEntry.objects.log_actions(str(request.user.pk), rows, DELETION, note)
             count = rows.forget()
         if kept:
@@ -123,10 +127,11 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
             self.message_user(request, text % count, messages.SUCCESS)
         return None
 
-    def confirm_untracking(self, request: HttpRequest, rows: R2ObjectQuerySet) -> HttpResponse:
+    def confirm_untracking(self, request: HttpRequest, selection: Selection) -> HttpResponse:
+        rows: R2ObjectQuerySet = selection.rows
         return self.confirm(
             request,
-            rows,
+            selection,
             action="untrack",
             title=_("Untrack objects?"),
             sentences=(

@@ -39,7 +39,7 @@ from storage_audit.pages import (
     plan_page,
 )
 from storage_audit.pages.base import DJANGO_6_1, ReadOnlyAdmin, amount, badge_of, lookup_of
-from storage_audit.pages.confirming import ConfirmingAdmin
+from storage_audit.pages.confirming import ConfirmingAdmin, Selection
 from storage_audit.pages.filters import FollowUpChecks, Needs
 from storage_audit.querysets import starts_with
 from storage_audit.redaction import visible
@@ -197,13 +197,15 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
     def force_delete(
         self, request: HttpRequest, queryset: QuerySet[CleanupOperation]
     ) -> HttpResponse | None:
-        confirmed, operations = self.is_confirmed(request, queryset), list(queryset)
+        selection = self.select(request, queryset)
+        if not selection:
+            return None
+        confirmed, operations = selection.is_confirmed, list(selection.rows)
         if confirmed and request.POST.get("figures") != figures_of(operations):
-            text = _("Nothing was done: the figures changed while you looked at them. Look again.")
-            self.message_user(request, text, messages.WARNING)
+            self.ask_again(request)
             confirmed = False
         if not confirmed:
-            return self.confirm_force(request, queryset, operations)
+            return self.confirm_force(request, selection, operations)
         released = [each for operation in operations for each in self.force(request, operation)]
         text = _("Queued: a worker takes it next. Its page says what became of it.")
         return self.announce(request, text, released)
@@ -224,10 +226,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         return released
 
     def confirm_force(
-        self,
-        request: HttpRequest,
-        queryset: QuerySet[CleanupOperation],
-        operations: list[CleanupOperation],
+        self, request: HttpRequest, selection: Selection, operations: list[CleanupOperation]
     ) -> HttpResponse:
         forced = [each for each in operations if operation_page.force_choice(each)]
         going = operation_page.to_be_deleted(forced)
@@ -237,7 +236,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         are_plans = all(each.status == CleanupOperation.Status.PLANNED for each in operations)
         return self.confirm(
             request,
-            queryset,
+            selection,
             action="force_delete",
             figures=figures_of(operations),
             title=_("Run this plan?") if are_plans else _("Force-delete?"),

@@ -44,7 +44,7 @@ from storage_audit.pages.base import (
     page_of,
     will_go,
 )
-from storage_audit.pages.confirming import DeletingAdmin, deletes
+from storage_audit.pages.confirming import DeletingAdmin, Selection
 from storage_audit.pages.jobs import may_see_jobs
 from storage_audit.pages.used_files import KEPT, used_lines
 from storage_audit.querysets import COUNTED, SUMMED, starts_with, with_storage
@@ -122,12 +122,14 @@ class OwnerAdmin(DeletingAdmin[M]):
         return list(dict.fromkeys([first, *fields, *STORAGE]))
 
     def facts(self, queryset: QuerySet[M]) -> QuerySet[Any, tuple[Any, ...]]:
-        """Its id, and whether it still stands for the same project."""
+        """Its key and id, and whether it still stands for the same project."""
         known = KnownProject.objects.filter(pk=OuterRef("storage_audit_id"))
         return queryset.annotate(
             storage_audit_deleted_at=Subquery(known.values("deleted_at")[:1]),
             storage_audit_created_at=Subquery(known.values("last_created_at")[:1]),
-        ).values_list("storage_audit_id", "storage_audit_deleted_at", "storage_audit_created_at")
+        ).values_list(
+            "pk", "storage_audit_id", "storage_audit_deleted_at", "storage_audit_created_at"
+        )
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         listed, counts, *rest = super().get_deleted_objects(objs, request)
@@ -195,15 +197,14 @@ class OwnerAdmin(DeletingAdmin[M]):
             return None
         return redirect("admin:storage_audit_job_change", job.pk)
 
-    @deletes
-    def delete_selected(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse | None:
-        confirmed = self.is_confirmed(request, queryset)
-        *_shown, lacking, protected = self.get_deleted_objects(queryset, request)
+    def delete_selection(self, request: HttpRequest, selection: Selection) -> HttpResponse | None:
+        rows = selection.rows
+        *_shown, lacking, protected = self.get_deleted_objects(rows, request)
         # The stock page says what stands in the way, and refuses.
-        is_stock = not confirmed or lacking or protected or has_own_deletion(self)
-        if is_stock or not is_many(queryset):
-            return super().delete_selected(request, queryset)
-        return self.ask_for_many(request, Job.Action.DELETE, ids_of(queryset))
+        is_stock = not selection.is_confirmed or lacking or protected or has_own_deletion(self)
+        if is_stock or not is_many(rows):
+            return super().delete_selection(request, selection)
+        return self.ask_for_many(request, Job.Action.DELETE, ids_of(rows))
 
     def has_force_permission(self, request: HttpRequest) -> bool:
         """To skip the limits, and to delete: the first alone deletes nothing."""
@@ -215,18 +216,19 @@ class OwnerAdmin(DeletingAdmin[M]):
 
     @action("force", gettext_lazy("Force-delete"))
     def force_delete(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse | None:
-        confirmed = self.is_confirmed(request, queryset)
-        if self.goes_too_far(request, queryset):
+        selection = self.select(request, queryset)
+        if not selection or self.goes_too_far(request, selection.rows):
             return None
-        if not confirmed:
-            return self.confirm_force(request, queryset)
-        if is_many(queryset):
-            return self.ask_for_many(request, Job.Action.FORCE, ids_of(queryset))
+        if not selection.is_confirmed:
+            return self.confirm_force(request, selection)
+        owners = selection.rows
+        if is_many(owners):
+            return self.ask_for_many(request, Job.Action.FORCE, ids_of(owners))
         origin = of_request(request, forced=True)
         try:
             with transaction.atomic():
-                self.log_deletions(request, queryset)
-                made = [requests.force_delete_project(project, origin) for project in queryset]
+                self.log_deletions(request, owners)
+                made = [requests.force_delete_project(project, origin) for project in owners]
         except (requests.StillAlive, ProtectedError, RestrictedError) as refusal:
             self.message_user(request, visible(str(refusal.args[0])), messages.ERROR)
             return None
@@ -255,10 +257,11 @@ class OwnerAdmin(DeletingAdmin[M]):
             self.message_user(request, text % ", ".join(others), messages.ERROR)
         return bool(lacking)
 
-    def confirm_force(self, request: HttpRequest, owners: QuerySet[M]) -> HttpResponse:
+    def confirm_force(self, request: HttpRequest, selection: Selection) -> HttpResponse:
+        owners = selection.rows
         return self.confirm(
             request,
-            owners,
+            selection,
             action="force_delete",
             title=_("Force-delete projects?"),
             sentences=(

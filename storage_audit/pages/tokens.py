@@ -15,7 +15,7 @@ from django.utils.translation import gettext_lazy, ngettext
 from storage_audit.forms import ApiTokenForm, DateAndTime
 from storage_audit.models import ApiToken
 from storage_audit.pages.base import ReadOnlyAdmin, action
-from storage_audit.pages.confirming import ConfirmingAdmin
+from storage_audit.pages.confirming import ConfirmingAdmin, Selection
 from storage_audit.redaction import visible
 
 
@@ -110,10 +110,13 @@ class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
 
     @action("revoke", gettext_lazy("Revoke"))
     def revoke(self, request: HttpRequest, queryset: QuerySet[ApiToken]) -> HttpResponse | None:
-        if not self.is_confirmed(request, queryset):
-            return self.confirm_revocation(request, queryset)
+        selection = self.select(request, queryset)
+        if not selection:
+            return None
+        if not selection.is_confirmed:
+            return self.confirm_revocation(request, selection)
         with transaction.atomic():
-            revoked = [token for token in queryset if token.revoke()]
+            revoked = [token for token in selection.rows if token.revoke()]
             for token in revoked:
                 self.log_change(request, token, _("Revoked."))
         text = ngettext(
@@ -124,16 +127,14 @@ class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
         self.message_user(request, text % len(revoked), messages.SUCCESS)
         return None
 
-    def confirm_revocation(
-        self, request: HttpRequest, queryset: QuerySet[ApiToken]
-    ) -> HttpResponse:
+    def confirm_revocation(self, request: HttpRequest, selection: Selection) -> HttpResponse:
         return self.confirm(
             request,
-            queryset,
+            selection,
             action="revoke",
             title=_("Revoke tokens?"),
             sentences=(_("Programs that use them are refused at once, and for good."),),
             heads=(_("Token"), _("Acts as"), _("State")),
-            rows=[(str(token), token.user, self.state(token)) for token in queryset],
+            rows=[(str(token), token.user, self.state(token)) for token in selection.rows],
             button=_("Yes, revoke"),
         )

@@ -21,11 +21,12 @@ from storage_audit.models import (
     R2Object,
 )
 from storage_audit.pages import acts
-from storage_audit.pages.confirming import ConfirmingAdmin
+from storage_audit.pages.confirming import ConfirmingAdmin, limit_to
 from storage_audit.pages.projects import OwnerAdmin
 from tests.admin_client import act, page, superuser, text_of, yes_to
 from tests.conftest import Bucket
 from tests.test_decisions import KEY, OTHER, find, orphaned, states
+from tests.test_owner_models import table_of
 
 ACROSS = {"select_across": "1", "index": "0"}
 CHANGED = (
@@ -65,6 +66,18 @@ def test_project_that_arrives_after_the_check_is_kept(
     assert [job.project_ids for job in Job.objects.all()] in ([], [["proj_0", "proj_1"]])
     assert Project.objects.filter(pk="proj_new").exists()
     assert Job.objects.exists() or Project.objects.count() == 1
+
+
+def test_rows_of_a_child_model_are_limited_to_those_confirmed(transactional_db: None) -> None:
+    class Film(Project):
+        class Meta:
+            app_label = "storage_audit"
+
+    with table_of(Film):
+        for number in range(3):
+            Film.objects.create(pk=f"proj_{number}", id=f"proj_{number}")
+        limit_to(Film.objects.all(), ["proj_0", "proj_1"]).delete()
+        assert Project.objects.get().pk == "proj_2"
 
 
 @pytest.mark.parametrize("action", ["acknowledge", "delete_orphans"])

@@ -17,6 +17,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from storage_audit.fields import AnyOf
 from storage_audit.models import CleanupOperation
 from storage_audit.pages.base import AuditAdmin, M
 from storage_audit.querysets import read_in_steps
@@ -190,4 +191,5 @@ class DeletingAdmin(ConfirmingAdmin[M]):
 def limit_to(queryset: models.QuerySet[M], pks: Iterable[Any]) -> models.QuerySet[M]:
     """Of the rows those with these keys, however many."""
     convert, database = queryset.model._meta.pk.get_db_prep_value, connections[queryset.db]
-    return queryset.filter(pk__any_of=[convert(pk, database) for pk in pks])
+    # The key of a child model is a relation, which has no lookup of ours.
+    return queryset.filter(AnyOf(models.F("pk"), [convert(pk, database) for pk in pks]))

@@ -19,7 +19,7 @@ from django.utils import timezone
 from storage_audit import projects
 from storage_audit.clocks import before, lately
 from storage_audit.conf import conf
-from storage_audit.fields import after_prefix, in_any_spelling
+from storage_audit.fields import after_prefix, in_any_spelling, spellings
 
 if TYPE_CHECKING:
     # Ruff does not see names in the strings of a class's bases.
@@ -381,8 +381,24 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
     def in_hand_among(self, rows: Iterable[R2Object]) -> set[int]:
         """The ids of those that have not been at rest since they were read."""
         found = {row.pk for row in rows if row.state not in AT_REST}
-        left = self.at_rest().exclude(state__in=AT_REST).filter(pk__any_of=found)
-        return found.difference(left.values_list("pk", flat=True)) if found else found
+        stale = self.filter(pk__any_of=found).exclude(under_way() | barred())
+        stale = stale.exclude(state__in=AT_REST)
+        # Looked up by name: the database would read all marked items for each such question.
+        rows_left = list(stale.only("bucket", "key")) if found else []
+        if not rows_left:
+            return found
+        names = {row.pk: spellings(row.key) for row in rows_left}
+        items = apps.get_model("storage_audit", "CleanupItem").objects.marked()
+        marked = set(
+            items.filter(identity__any_of=set[str]().union(*names.values())).values_list(
+                "operation__bucket", "identity"
+            )
+        )
+        return found - {
+            row.pk
+            for row in rows_left
+            if marked.isdisjoint((row.bucket, name) for name in names[row.pk])
+        }
 
     def changing_since(self, moment: datetime | None) -> Self:
         """Rows that are in hand, or that were written since."""

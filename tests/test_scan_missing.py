@@ -148,6 +148,21 @@ def test_a_row_is_in_hand_for_as_long_as_its_cleanup_takes(listing: Listing) -> 
     assert findings() == {("missing", KEYS[5])}
 
 
+def test_a_row_in_another_spelling_than_its_item_is_in_hand(listing: Listing) -> None:
+    key = "projects/proj_1/scenes/s1/media/\u00e9.mp4"
+    track(normalize("NFD", key), state=State.DELETING)
+    R2Object.objects.update(updated_at=timezone.now() - timedelta(hours=1))
+    row = R2Object.objects.get(key=normalize("NFD", key))
+    cleanup = CleanupOperation.objects.request(
+        kind="project", project_id="proj_1", bucket=conf().bucket, trigger="deleted"
+    )
+    mark = {"outcome": "deleting", "changed_at": timezone.now() - timedelta(hours=1)}
+    item = cleanup.items.create(key=key, identity=key, found_in="both", **mark)
+    assert R2Object.objects.in_hand_among([row]) == {row.pk}
+    item.delete()
+    assert R2Object.objects.in_hand_among([row]) == set()
+
+
 @pytest.mark.parametrize("in_key_order", [True, False])
 @pytest.mark.parametrize("etag, missing", [("e", {("missing", KEYS[5])}), ("", set())])
 def test_a_row_whose_last_upload_failed_is_missing_if_one_before_had_stored_its_object(

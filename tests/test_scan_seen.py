@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from unicodedata import normalize
 
 import pytest
 from django.utils import timezone
@@ -335,6 +336,22 @@ def test_acknowledgement_outlasts_a_backfill_that_tracks_the_file(
     complete()
     finding.refresh_from_db()
     assert finding.state == "resolved"
+
+
+@pytest.mark.parametrize("in_key_order", [True, False])
+def test_acknowledgement_outlasts_a_listing_in_another_spelling(
+    listing: Listing, monkeypatch: pytest.MonkeyPatch, in_key_order: bool
+) -> None:
+    listing.order = as_bytes if in_key_order else as_tree
+    listing.use(monkeypatch, Traits(folds_unicode=True, lists_in_key_order=in_key_order))
+    key = "projects/proj_9/scenes/s1/media/\u00e9.mp4"
+    listing.add(key)
+    keep(key)
+    shown = listing.entries.pop(key)
+    other = normalize("NFD", key)
+    listing.entries[other] = shown._replace(key=other)
+    complete()
+    assert Finding.objects.get(key=key).state == "acknowledged"
 
 
 def test_acknowledgement_outlasts_a_first_page_of_the_past(listing: Listing) -> None:

@@ -28,6 +28,7 @@ from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.scan import unfinished
 from storage_audit.bucket import frame, uploads
 from storage_audit.bucket.errors import Broken, StoreError
+from storage_audit.bucket.listing import is_too_long
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, CleanupOperation, Finding, R2Object, Sighting
 from tests.conftest import Bucket
@@ -256,6 +257,19 @@ def test_old_upload_is_aborted_and_no_other(tree: Bucket, old: None) -> None:
     assert (mine.state, mine.note) == ("resolved", "aborted")
     assert sorted(aborted(*found)) == ["It is resolved already: aborted", "aborted", "aborted"]
     assert not there(tree) and not Finding.objects.unresolved().exists()
+
+
+def test_upload_whose_finding_is_acknowledged_is_not_aborted(tree: Bucket, old: None) -> None:
+    begin(tree, KEY)
+    [found] = findings(tree)
+    Finding.objects.all().acknowledge("ours", "zoe")
+    assert aborted(found) == ["It is acknowledged. To abort the upload, reopen the finding first."]
+    assert there(tree) == [KEY]
+
+
+def test_key_that_no_request_can_name_is_too_long_only_beyond_what_a_key_can_be() -> None:
+    assert not is_too_long("\0" * 1024, "u" * 400)
+    assert is_too_long("\0" * 1024, "u" * 500)
 
 
 def test_dry_run_aborts_nothing(tree: Bucket, old: None) -> None:

@@ -424,3 +424,13 @@ def test_row_that_keeps_an_object_from_the_cleanup_of_its_other_row_is_not_untra
     assert str(operation.pk) in kept[row.pk].reason
     # Without both rows, it is the file of the project that its name says.
     assert not tracking.kept_by_rows(R2Object.objects.all())
+
+
+def test_row_of_another_object_does_not_say_that_a_cleanup_leaves_the_file(bucket: Bucket) -> None:
+    """The store tells the two spellings apart."""
+    alive("proj_1", "proj_2", "proj_3")
+    operation = requested("proj_1")
+    row = track(bucket, NFC, "proj_2", "adopted")
+    track(bucket, NFD, "proj_3", "upload")
+    kept = tracking.kept_by_rows(R2Object.objects.filter(pk=row.pk))
+    assert str(operation.pk) in kept[row.pk].reason

@@ -76,6 +76,8 @@ def look_at(finding: Finding) -> tuple[str, Upload | None]:
         return _("No request can name this upload. R2 ends it by itself after seven days."), None
     if finding.state == Finding.State.RESOLVED:
         return _("It is resolved already: %s") % finding.note, None
+    if finding.state == Finding.State.ACKNOWLEDGED:
+        return _("It is acknowledged. To abort the upload, reopen the finding first."), None
     if is_under_way(finding):
         return _("The application is uploading to this key. Try again later."), None
     if cleanup := covering(finding):

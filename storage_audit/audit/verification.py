@@ -40,7 +40,6 @@ def verify(work: Work) -> None:
     """
     if "ended" not in work.operation.cursor:
         look(work)
-    look_at_uploads(work)
     settling.settle(work, used_files.lost(work))
 
 
@@ -136,17 +135,6 @@ def look_for(
             operation.renew(cursor=work.move(**{name: after}), headway=so_far)
             note(work, here)
         work.breathe()
-
-
-def look_at_uploads(work: Work) -> None:
-    """In each turn, as an upload may have stored its object behind the look and still be open."""
-    operation = work.operation
-    rows = R2Object.objects.in_bucket(operation.bucket).filter(state=R2Object.State.UPLOADING)
-    uploading = Exists(rows.filter(key__in=[OuterRef("key"), OuterRef("identity")]))
-    unsent = operation.items.filter(outcome=Outcome.DELETING, calls=0, present_at=None)
-    if (open_ones := unsent.filter(uploading)).exists():
-        operation.renew(cursor=work.move(uploads=None))
-        look_for(work, open_ones, "uploads", adds=0)
 
 
 def confirm_absence(work: Work) -> None:

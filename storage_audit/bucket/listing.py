@@ -105,10 +105,10 @@ def refuse_long(keys: Collection[str]) -> None:
         raise Broken(f"The listing shows a key of more than {LONGEST_KEY} bytes: {shown!r}...")
 
 
-def is_too_long(key: str) -> bool:
+def is_too_long(key: str, upload_id: str = "") -> bool:
     size = len(as_bytes(key))
     # PostgreSQL compresses an escaped key, to about twice the bytes that it stands for.
-    return (size if storable(key) else 2 * size) > LONGEST_KEY
+    return (size if storable(key) else 2 * size) + len(as_bytes(upload_id)) > LONGEST_KEY
 
 
 def is_in_order(keys: Sequence[str], prefix: str) -> bool:

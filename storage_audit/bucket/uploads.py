@@ -87,7 +87,7 @@ def refuse_strays(
         raise Broken("The listing of multipart uploads is out of order.")
     if len({(upload.key, upload.upload_id) for upload in found}) < len(found):
         raise Broken("The listing of multipart uploads shows one twice.")
-    if any(is_too_long(upload.key + upload.upload_id) for upload in found):
+    if any(is_too_long(upload.key, upload.upload_id) for upload in found):
         raise Broken("The listing of multipart uploads shows one whose key and ID are too long.")
     if not all(upload.key.startswith(prefix) for upload in found):
         raise Broken("The listing of multipart uploads shows one outside its prefix.")

@@ -21,6 +21,7 @@ from storage_audit.bucket.listing import (
     entry_pages_from,
     find,
     pages_in_any_order,
+    spellings,
 )
 from storage_audit.bucket.r2 import Listed, listed
 from storage_audit.models import CleanupItem, R2Object
@@ -245,9 +246,10 @@ def find_in_any_order(
     """The same where a key has no place to look at but itself."""
     found = dict[str, Listed]()
     for key in keys:
-        for page in pages_in_any_order(bucket, key):
-            after_page()
-            found |= {identity(key): listed(entry) for entry in page if entry.key == key}
+        for name in spellings(key, identity):
+            for page in pages_in_any_order(bucket, name):
+                after_page()
+                found |= {identity(key): listed(entry) for entry in page if entry.key == name}
     return found
 
 

@@ -1,5 +1,6 @@
 """What each of the three groups may do, and which of them to ask for."""
 
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
@@ -77,16 +78,13 @@ def refusal(request: HttpRequest, permission: str) -> str:
     return "" if may else whom_to_ask(permission)
 
 
-def sites_for(model: type[Model]) -> list[AdminSite]:
-    """The admin sites to ask about a row: the default one, and all that show the model if the
-    default one does not. None on a site without the admin."""
+def all_admin_sites() -> list[AdminSite]:
+    """The default one first. None where the admin is not installed."""
     if not current.is_installed("django.contrib.admin"):
         return []
     # A site may be made there, which a worker has not read.
     import_module(settings.ROOT_URLCONF)
-    if admin.site.is_registered(model):
-        return [admin.site]
-    return [admin.site, *(site for site in all_sites if site.is_registered(model))]
+    return list(dict.fromkeys([admin.site, *all_sites]))
 
 
 def with_child_rows(row: Model) -> list[Model]:
@@ -105,8 +103,10 @@ def with_child_rows(row: Model) -> list[Model]:
 
 
 def pages_of(row: Model) -> "list[ModelAdmin[Any]]":
-    shown = [site for site in sites_for(type(row)) if site.is_registered(type(row))]
-    return [site.get_model_admin(type(row)) for site in shown]
+    """The admins of its model and of the proxies of it, on every site."""
+    concrete = row._meta.concrete_model
+    registered = [pair for site in all_admin_sites() for pair in site._registry.items()]
+    return [page for model, page in registered if model._meta.concrete_model is concrete]
 
 
 def is_hidden(request: HttpRequest, row: Model) -> bool:
@@ -118,23 +118,41 @@ def is_hidden(request: HttpRequest, row: Model) -> bool:
     )
 
 
-def has_own_deletion(page: "ModelAdmin[Any]") -> bool:
-    """Whether a site's page says how its rows are deleted, such as by archiving them. Only Django's
-    own pages of deletion call these methods as their authors expect."""
+def has_own_deletion(rows: Iterable[Model]) -> bool:
+    """Whether an admin says how one of the rows, or a child's row that goes with it, is deleted,
+    such as by archiving it. Only Django's own pages of deletion call these methods as their authors
+    expect."""
     methods = "delete_model", "delete_queryset"
-    return any(getattr(type(page), name) is not getattr(ModelAdmin, name) for name in methods)
+    going = (each for row in rows for each in with_child_rows(row))
+    return any(
+        getattr(type(page), name) is not getattr(ModelAdmin, name)
+        for each in going
+        for page in pages_of(each)
+        for name in methods
+    )
 
 
 def deletion_obstacles(request: HttpRequest, row: Model) -> tuple[set[str], list[Any]]:
     """What of the row, and of those that would go with it, the admin does not let this person
     delete, and the rows that need it."""
     lacking, needing = set[str](), list[Any]()
-    sites = [site for each in with_child_rows(row) for site in sites_for(type(each))]
-    for site in dict.fromkeys(sites):
+    pages = [(each, page) for each in with_child_rows(row) for page in pages_of(each)]
+    asked = [*all_admin_sites()[:1], *(page.admin_site for _each, page in pages)]
+    for site in dict.fromkeys(asked):
         _shown, _counts, refused, protected = get_deleted_objects([row], request, site)
         lacking |= set(map(str, refused))
         needing += [each for each in protected if each not in needing]
+    # Django asks no admin of a proxy.
+    for each, page in pages:
+        if not page.has_delete_permission(request, as_instance_of(page.model, each)):
+            lacking.add(str(page.opts.verbose_name))
     return lacking, needing
+
+
+def as_instance_of(model: type[Model], row: Model) -> Model:
+    """The row as its model's proxy, or the other way round."""
+    rows: QuerySet[Any] = QuerySet(model, using=DEFAULT_DB_ALIAS)
+    return row if type(row) is model else rows.get(pk=row.pk)
 
 
 def role_for(permission: str) -> str | None:

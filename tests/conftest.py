@@ -13,6 +13,7 @@ from types import CodeType
 
 import pytest
 from django.conf import settings as django_settings
+from django.contrib.admin.sites import all_sites
 from django.contrib.auth.models import Group, Permission, User
 from django.contrib.contenttypes.models import ContentType
 from django.core.files.base import ContentFile
@@ -208,6 +209,15 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def unhurried(no_pauses: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the pause before a second look at what is missing."""
     monkeypatch.setattr(verification, "ABSENCE_PAUSE", timedelta(minutes=1))
+
+
+@pytest.fixture(autouse=True)
+def no_admin_sites_of_others() -> Iterator[None]:
+    """A site that a test made is asked about rows until Python collects it."""
+    before = set(all_sites)
+    yield
+    for site in set(all_sites) - before:
+        all_sites.discard(site)
 
 
 @pytest.fixture(autouse=True)

@@ -237,7 +237,7 @@ def test_row_that_the_admin_deletes_in_its_own_way_stays(
     site.register(Group, Archiving)
     monkeypatch.setattr(admin, "site", site)
     problem = refused(program().ask("DELETE", f"/projects/{group.pk}"), 409, "refused")
-    assert "deletes such rows in its own way" in problem["detail"]
+    assert "has its own way to delete this project" in problem["detail"]
     assert Group.objects.filter(pk=group.pk).exists()
 
 

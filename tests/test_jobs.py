@@ -481,7 +481,7 @@ def test_site_that_deletes_in_its_own_way_is_asked_for_many_projects_too(
     confirm_all(client, "delete_selected")
     assert Project.objects.filter(title="archived").count() == 4
     shown = act(client, "project", "force_delete", "proj_001")
-    assert "Nothing was deleted: this site deletes these in its own way" in shown
+    assert "Nothing was deleted: Force-delete would skip this site" in shown
     assert Project.objects.count() == 4 and not Job.objects.exists()
 
 

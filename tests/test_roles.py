@@ -1,5 +1,6 @@
 """The three groups, and what is said to those who may not."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -34,9 +35,11 @@ from storage_audit.roles import (
     is_hidden,
     make_groups,
 )
-from tests.admin_client import page, signed_in, superuser, text_of
+from tests.admin_client import confirm, page, signed_in, superuser, text_of
+from tests.api_client import program
 from tests.conftest import Bucket
 from tests.test_owner_models import table_of
+from tests.test_signals import forget_model
 
 
 @pytest.fixture(autouse=True)
@@ -309,3 +312,64 @@ def test_admins_of_child_models_are_asked_about_a_project(
             False,
             ({"film"}, []),
         )
+
+
+@pytest.fixture
+def proxy() -> Iterator[Any]:
+    class Archived(Project):
+        class Meta:
+            app_label = "storage_audit"
+            proxy = True
+
+    yield Archived
+    forget_model(Archived)
+
+
+@pytest.mark.parametrize("on_default_site", [True, False])
+@pytest.mark.parametrize(
+    ("of_proxy", "hidden", "lacking"),
+    [(FilmsOfOthers, True, set()), (FrozenFilms, False, {"archived"})],
+)
+def test_admins_of_proxies_are_asked_about_a_project(
+    db: None,
+    monkeypatch: pytest.MonkeyPatch,
+    rf: RequestFactory,
+    proxy: Any,
+    of_proxy: type[ModelAdmin[Any]],
+    hidden: bool,
+    lacking: set[str],
+    on_default_site: bool,
+) -> None:
+    request, project = rf.get("/"), Project.objects.create(pk="proj_1")
+    request.user = User.objects.create_superuser("a")
+    assert not is_hidden(request, project)
+    site = admin.site if on_default_site else admin.AdminSite(name="another")
+    registry: dict[Any, Any] = site._registry
+    monkeypatch.setitem(registry, proxy, of_proxy(proxy, site))
+    assert is_hidden(request, project) == hidden
+    assert deletion_obstacles(request, project) == (lacking, [])
+
+
+class ArchivedFilms(ModelAdmin[Any]):
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None: ...
+
+
+def test_child_or_proxy_with_its_own_deletion_stops_force_delete_and_the_api(
+    transactional_db: None, monkeypatch: pytest.MonkeyPatch, proxy: Any
+) -> None:
+    class Film(Project):
+        class Meta:
+            app_label = "storage_audit"
+
+    registry: dict[Any, Any] = admin.site._registry
+    with table_of(Film):
+        for model, pk in ((Film, "proj_1"), (proxy, "proj_2")):
+            Film.objects.create(pk="proj_1", id="proj_1", title="a film")
+            Project.objects.create(pk="proj_2")
+            with monkeypatch.context() as registered:
+                registered.setitem(registry, model, ArchivedFilms(model, admin.site))
+                shown = confirm(superuser(), "project", "force_delete", pk)
+                assert "Nothing was deleted: Force-delete would skip this site" in shown
+                assert program().ask("DELETE", f"/projects/{pk}").status_code == 409
+            assert Project.objects.count() == 2
+            Project.objects.all().delete()

@@ -18,13 +18,7 @@ from storage_audit.api.schemas import OneDeletion, ProjectDeleted
 from storage_audit.audit import requests
 from storage_audit.models import CleanupOperation
 from storage_audit.redaction import visible
-from storage_audit.roles import (
-    deletion_obstacles,
-    has_own_deletion,
-    is_hidden,
-    pages_of,
-    with_child_rows,
-)
+from storage_audit.roles import deletion_obstacles, has_own_deletion, is_hidden
 
 router = Router(tags=["projects"])
 
@@ -33,9 +27,9 @@ router = Router(tags=["projects"])
 def delete_project(
     request: HttpRequest, project_id: str, response: HttpResponse
 ) -> Status[ProjectDeleted]:
-    """Delete a project as the admin does; a cleanup then deletes its files, and says when they are
-    seen gone. Again for the same project it does nothing and gives the same deletion id. Needs the
-    permission delete_project."""
+    """Delete a project as the admin does. A cleanup then deletes its files from R2. Its page shows
+    when they are gone. Again for the same project it does nothing and gives the same deletion id.
+    Needs the permission delete_project."""
     refuse_unread(request)
     meta = projects.model()._meta
     require(request, f"{meta.app_label}.{get_permission_codename('delete', meta)}")
@@ -48,7 +42,10 @@ def delete_project(
     if not made:
         raise Problem("not-found", _("There is no project %s.") % visible(project_id))
     response["Location"] = status_url(made[0])
-    text = _("Project %s deleted. A cleanup deletes its files, and says when they are seen gone.")
+    text = _(
+        "Project %s deleted. A cleanup is deleting the files from R2. Its page shows when they are"
+        " gone."
+    )
     answer = ProjectDeleted(
         message=text % visible(project_id),
         project_id=project_id,
@@ -70,9 +67,11 @@ def delete(request: HttpRequest, project: Model) -> list[CleanupOperation]:
 
 
 def refuse_own_deletion(project: Model) -> None:
-    pages = [page for row in with_child_rows(project) for page in pages_of(row)]
-    if any(map(has_own_deletion, pages)):
-        text = _("Nothing was deleted: this site's admin deletes such rows in its own way. Use it.")
+    if has_own_deletion([project]):
+        text = _(
+            "Nothing was deleted. This site's admin has its own way to delete this project. Delete"
+            " it there."
+        )
         raise Problem("refused", text)
 
 

@@ -199,10 +199,11 @@ class OwnerAdmin(DeletingAdmin[M]):
 
     def delete_selection(self, request: HttpRequest, selection: Selection) -> HttpResponse | None:
         rows = selection.rows
+        if not selection.is_confirmed or not is_many(rows):
+            return super().delete_selection(request, selection)
         *_shown, lacking, protected = self.get_deleted_objects(rows, request)
         # The stock page says what stands in the way, and refuses.
-        is_stock = not selection.is_confirmed or lacking or protected or has_own_deletion(self)
-        if is_stock or not is_many(rows):
+        if lacking or protected or has_own_deletion(rows):
             return super().delete_selection(request, selection)
         return self.ask_for_many(request, Job.Action.DELETE, ids_of(rows))
 
@@ -238,10 +239,10 @@ class OwnerAdmin(DeletingAdmin[M]):
     def goes_too_far(self, request: HttpRequest, owners: QuerySet[M]) -> bool:
         """Whether this person may not delete the projects, or rows of other models that would go
         with them, or the site deletes in its own way; if so, says that nothing was done."""
-        if has_own_deletion(self):
+        if has_own_deletion(owners):
             text = _(
-                "Nothing was deleted: this site deletes these in its own way, which Force-delete"
-                " would skip. Use “Delete selected”, then force-delete a cleanup that is blocked."
+                "Nothing was deleted: Force-delete would skip this site's own deletion steps. Use"
+                " “Delete selected”. If the cleanup is blocked, force-delete that cleanup."
             )
             self.message_user(request, text, messages.ERROR)
             return True

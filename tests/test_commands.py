@@ -13,13 +13,14 @@ from django.utils import timezone
 from django_q.models import OrmQ
 from pytest_django import Settings
 
-from storage_audit.audit import cleanup, discovery, installation
+from storage_audit.audit import cleanup, discovery, installation, vanished
 from storage_audit.audit.scan import worker
 from storage_audit.bucket.listing import Identity
 from storage_audit.management import scanning
 from storage_audit.models import (
     BucketScan,
     CleanupOperation,
+    IllegalTransition,
     Installation,
     KnownProject,
     Project,
@@ -27,6 +28,7 @@ from storage_audit.models import (
 )
 from storage_audit.redaction import visible
 from tests.conftest import Bucket
+from tests.promises import alive
 
 OLD = ["projects/proj_1/scenes/s1/media/old.mp4", "proj_1_s1_media.mp4"]
 NO_ANSWER = "Could not connect to the endpoint URL"
@@ -353,6 +355,53 @@ def test_a_dry_run_shows_what_would_go_and_its_plan_can_be_run(bucket: Bucket) -
     assert "2 deleted" in out
     assert bucket.keys() == {"proj_1_x_s1_media.mp4", "audio/proj_1/s1/later.mp3"}
     assert run("cleanup_project", "proj_1", "--plan", plan)[2] == 2
+
+
+def test_plan_of_a_project_gone_without_a_signal_runs_as_its_hint_says(bucket: Bucket) -> None:
+    alive("proj_1", "proj_3")
+    bucket.upload("proj_1")
+    Project.objects.filter(pk="proj_1")._raw_delete("default")
+    out, _err, _code = run("cleanup_project", "proj_1", "--dry-run")
+    plan = str(CleanupOperation.objects.get(status="planned").pk)
+    assert "cleanup_project proj_1 --plan ID --declare-deleted\n" in out
+    declared = ("--plan", plan, "--sync", "--declare-deleted")
+    assert run("cleanup_project", "proj_1", "--plan", plan, "--sync")[2] == 2
+    assert run("cleanup_project", "proj_2", *declared)[2] == 2
+    assert not KnownProject.objects.said().exists() and bucket.keys()
+    out, err, code = run("cleanup_project", "proj_1", *declared)
+    assert ("1 deleted" in out, err, code) == (True, "", 0)
+    assert not bucket.keys()
+
+
+def test_plan_beside_a_cleanup_that_waits_names_that_cleanup(bucket: Bucket) -> None:
+    alive("proj_1", "proj_3")
+    bucket.upload("proj_1")
+    Project.objects.filter(pk="proj_1")._raw_delete("default")
+    vanished.notice()
+    out, _err, _code = run("cleanup_project", "proj_1", "--dry-run")
+    assert "Cleanup ID of the project is not over, so this plan cannot run." in out
+    assert "--plan" not in out
+    plan = str(CleanupOperation.objects.get(status="planned").pk)
+    assert run("cleanup_project", "proj_1", "--plan", plan, "--declare-deleted")[2] == 2
+    assert not KnownProject.objects.said().exists() and bucket.keys()
+
+
+def test_plan_that_is_refused_declares_nothing_deleted(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1", "proj_3")
+    bucket.upload("proj_1")
+    Project.objects.filter(pk="proj_1")._raw_delete("default")
+    run("cleanup_project", "proj_1", "--dry-run")
+
+    def refuse(*args: Any, **kwargs: Any) -> NoReturn:
+        raise IllegalTransition("This plan has expired.")
+
+    monkeypatch.setattr(CleanupOperation, "execute", refuse)
+    plan = str(CleanupOperation.objects.get().pk)
+    _out, err, code = run("cleanup_project", "proj_1", "--plan", plan, "--declare-deleted")
+    assert ("This plan has expired." in err, code) == (True, 2)
+    assert not KnownProject.objects.said().exists() and bucket.keys()
 
 
 def test_a_dry_run_of_a_live_project_says_how_to_go_on(bucket: Bucket) -> None:

@@ -181,10 +181,7 @@ def run_plan(operation: CleanupOperation, user: str) -> None:
             " was deleted. Make another dry run."
         )
         raise IllegalTransition(text % words)
-    beside = CleanupOperation.objects.of_project(project_id).filter(
-        bucket=operation.bucket, project_deleted_at=deleted_at, parent=None
-    )
-    if other := beside.first():
+    if other := cleanup_beside(operation):
         text = _(
             "Cleanup %(other)s of project %(project)s is not over, so plan %(id)s cannot run beside"
             " it. Nothing was deleted. Wait until that cleanup is over, or force-delete it."
@@ -192,6 +189,14 @@ def run_plan(operation: CleanupOperation, user: str) -> None:
         raise IllegalTransition(text % {**words, "other": other.pk})
     operation.execute(user, project_deleted_at=deleted_at)
     succession.recall_earlier(operation)
+
+
+def cleanup_beside(plan: CleanupOperation) -> CleanupOperation | None:
+    """The open cleanup of the same deletion, beside which the plan cannot run."""
+    project_id = plan.project_id or ""
+    deleted_at = KnownProject.objects.time_of_deletion(project_id)
+    mine = CleanupOperation.objects.of_project(project_id)
+    return mine.filter(bucket=plan.bucket, project_deleted_at=deleted_at, parent=None).first()
 
 
 def refuse_look(operation: CleanupOperation) -> None:

@@ -172,7 +172,7 @@ class Command(DocumentedCommand):
                 else:
                     refuse(project, declare_deleted)
                     if plan:
-                        operations = [execute(project, plan)]
+                        operations = [execute(project, plan, declare_deleted)]
                     else:
                         operations = requests.declare_deleted(project, mode)
                 if enqueue:
@@ -201,9 +201,15 @@ class Command(DocumentedCommand):
             return
         if projects.is_alive(operation.project_id):
             self.stdout.write("The project exists. Delete it in the admin to let them go.")
+        elif other := requests.cleanup_beside(operation):
+            self.stdout.write(
+                f"Cleanup {other.pk} of the project is not over, so this plan cannot run. Wait"
+                " until that cleanup is over, or force-delete it."
+            )
         else:
             again = f"manage.py cleanup_project {operation.project_id} --plan {operation.pk}"
-            if KnownProject.objects.time_of_deletion(operation.project_id or "") is None:
+            said = KnownProject.objects.said()
+            if said.time_of_deletion(operation.project_id or "") is None:
                 again += " --declare-deleted"
             self.stdout.write(f"To run exactly this plan: {again}")
 
@@ -242,7 +248,8 @@ def refuse(project: str, declare_deleted: bool) -> None:
         )
 
 
-def execute(project: str, plan: UUID) -> CleanupOperation:
+def execute(project: str, plan: UUID, declare_deleted: bool) -> CleanupOperation:
+    """In the caller's transaction, so that a plan that is refused declares nothing deleted."""
     planned = CleanupOperation.objects.filter(pk=plan, project_id=project, status=Status.PLANNED)
     operation = planned.first()
     if operation is None:
@@ -251,5 +258,7 @@ def execute(project: str, plan: UUID) -> CleanupOperation:
             " --dry-run.",
             returncode=WRONG_USE,
         )
+    if declare_deleted:
+        requests.declare(project)
     requests.force_delete_operation(operation)
     return operation

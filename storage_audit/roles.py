@@ -103,10 +103,12 @@ def with_child_rows(row: Model) -> list[Model]:
 
 
 def pages_of(row: Model) -> "list[ModelAdmin[Any]]":
-    """The admins of its model and of the proxies of it, on every site."""
+    """The admins of its model, on every site. Those of proxies only where the model has none: they
+    often show a part of the rows."""
     concrete = row._meta.concrete_model
     registered = [pair for site in all_admin_sites() for pair in site._registry.items()]
-    return [page for model, page in registered if model._meta.concrete_model is concrete]
+    own = [page for model, page in registered if model is concrete]
+    return own or [page for model, page in registered if model._meta.concrete_model is concrete]
 
 
 def is_hidden(request: HttpRequest, row: Model) -> bool:

@@ -330,7 +330,7 @@ def proxy() -> Iterator[Any]:
     ("of_proxy", "hidden", "lacking"),
     [(FilmsOfOthers, True, set()), (FrozenFilms, False, {"archived"})],
 )
-def test_admins_of_proxies_are_asked_about_a_project(
+def test_admins_of_proxies_are_asked_about_a_project_that_has_no_admin_of_its_own(
     db: None,
     monkeypatch: pytest.MonkeyPatch,
     rf: RequestFactory,
@@ -346,6 +346,10 @@ def test_admins_of_proxies_are_asked_about_a_project(
     site = admin.site if on_default_site else admin.AdminSite(name="another")
     registry: dict[Any, Any] = site._registry
     monkeypatch.setitem(registry, proxy, of_proxy(proxy, site))
+    assert not is_hidden(request, project)
+    assert deletion_obstacles(request, project) == (set(), [])
+    of_default_site: dict[Any, Any] = admin.site._registry
+    monkeypatch.delitem(of_default_site, Project)
     assert is_hidden(request, project) == hidden
     assert deletion_obstacles(request, project) == (lacking, [])
 
@@ -354,22 +358,18 @@ class ArchivedFilms(ModelAdmin[Any]):
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None: ...
 
 
-def test_child_or_proxy_with_its_own_deletion_stops_force_delete_and_the_api(
-    transactional_db: None, monkeypatch: pytest.MonkeyPatch, proxy: Any
+def test_child_with_its_own_deletion_stops_force_delete_and_the_api(
+    transactional_db: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Film(Project):
         class Meta:
             app_label = "storage_audit"
 
     registry: dict[Any, Any] = admin.site._registry
-    with table_of(Film):
-        for model, pk in ((Film, "proj_1"), (proxy, "proj_2")):
-            Film.objects.create(pk="proj_1", id="proj_1", title="a film")
-            Project.objects.create(pk="proj_2")
-            with monkeypatch.context() as registered:
-                registered.setitem(registry, model, ArchivedFilms(model, admin.site))
-                shown = confirm(superuser(), "project", "force_delete", pk)
-                assert "Nothing was deleted: Force-delete would skip this site" in shown
-                assert program().ask("DELETE", f"/projects/{pk}").status_code == 409
-            assert Project.objects.count() == 2
-            Project.objects.all().delete()
+    with table_of(Film), monkeypatch.context() as registered:
+        Film.objects.create(pk="proj_1", id="proj_1", title="a film")
+        registered.setitem(registry, Film, ArchivedFilms(Film, admin.site))
+        shown = confirm(superuser(), "project", "force_delete", "proj_1")
+        assert "Nothing was deleted: Force-delete would skip this site" in shown
+        assert program().ask("DELETE", "/projects/proj_1").status_code == 409
+        assert Project.objects.exists()

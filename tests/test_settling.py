@@ -10,7 +10,7 @@ from pytest_django.fixtures import Settings
 from devtools.faults.kinds import lies
 from devtools.faults.matching import is_delete_batch, on
 from devtools.faults.proxy import FaultyStore
-from storage_audit.audit import cleanup, settling, used_files, verification
+from storage_audit.audit import cleanup, sending, settling, used_files, verification
 from storage_audit.audit.position import OLD_AFTER
 from storage_audit.audit.work import Work
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
@@ -138,6 +138,36 @@ def test_file_of_an_upload_that_stored_it_and_is_still_open_is_not_called_absent
     operation = run(requested("proj_1"))
     assert outcomes(operation)[LATE] == "protected"
     check(bucket)
+
+
+def test_row_of_a_file_uploaded_after_it_was_sent_for_deletion_stays(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [key] = fill(bucket, 1)
+    operation = requested("proj_1")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sending, "record_answers", raise_interrupt)
+        run(operation)
+    ago = timezone.now() - timedelta(minutes=16)
+    operation.items.update(changed_at=ago)
+    R2Object.objects.update(updated_at=ago)
+    CleanupOperation.objects.update(lease_until=ago, next_attempt_at=ago)
+    upload = Upload(bucket.name, key).begin()
+    lost = used_files.lost
+
+    def end_first(work: Work) -> dict[int, str]:
+        bucket.put(key, body=b"new")
+        upload.confirm()
+        return lost(work)
+
+    monkeypatch.setattr(used_files, "lost", end_first)
+    run(operation)
+    assert R2Object.objects.get().state == R2Object.State.STORED
+    assert bucket.keys() == {key}
+
+
+def raise_interrupt(*args: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_settling_goes_on_only_from_a_recent_look(

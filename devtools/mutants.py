@@ -138,7 +138,7 @@ def run_tests(tree: Path, *arguments: str) -> Child:
 
 
 def run_each(mutants: list[Mutant], trees: list[Path]) -> Iterator[tuple[Mutant, str]]:
-    """Each mutant with what is wrong with it, which is nothing when its test fails as it must."""
+    """Each mutant and its problem, which is empty if its test fails as it must."""
     waiting, free = mutants[::-1], list(trees)
     running = dict[Path, tuple[Mutant, Child, Path, float]]()
     with ExitStack() as stack:

@@ -90,7 +90,7 @@ def find_keeping(bucket: str, seen: Iterable[Listed]) -> dict[str, Finding]:
 
 
 def why_acknowledged(finding: Finding) -> str:
-    """Without the note: people who may not see findings see what this tells."""
+    """Without the note, as people who may not see findings read this."""
     text = _(
         "Kept: %(person)s acknowledged finding %(id)s about this file. To delete the file, reopen"
         " that finding and ask for another cleanup."

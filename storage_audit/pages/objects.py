@@ -110,8 +110,11 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
         chosen: R2ObjectQuerySet = selection.rows
         note = _("Untracked: the object was kept.")
         with transaction.atomic():
-            kept = tracking.kept_by_rows(chosen.at_rest().select_for_update())
-            rows = chosen.at_rest().exclude(pk__any_of=list(kept))
+            # Read once: another row may come to rest while we look at what keeps these.
+            locked = chosen.at_rest().select_for_update().values_list("pk", flat=True)
+            at_rest = chosen.filter(pk__any_of=list(locked))
+            kept = tracking.kept_by_rows(at_rest)
+            rows = at_rest.exclude(pk__any_of=list(kept))
             LogEntry.objects.log_actions(str(request.user.pk), rows, DELETION, note)
             count = rows.forget()
         if kept:

@@ -42,7 +42,7 @@ from storage_audit.querysets import starts_with_any
 CHUNK = 5000
 # Missing keys that are looked for at once: those that start alike are found in one listing.
 TOGETHER = 20_000
-# No store accepts a request whose clock is wrong by more than 15 minutes.
+# More than enough: no store accepts a request whose clock is wrong by more than 15 minutes.
 CLOCKS_DIFFER = timedelta(days=1)
 NAMES = ", ".join(field.attname for field in Difference._meta.local_concrete_fields)
 # It is still the difference, and the object, that the finding was about.
@@ -271,7 +271,7 @@ def database_id(scan: BucketScan) -> Any:
 
 
 def unseen_by(scan: BucketScan) -> FindingQuerySet:
-    """What no scan has seen since this one began. What was in hand may still be a difference."""
+    """Findings that no scan has seen since this one began. A row in hand may still differ."""
     same = {"key": OuterRef("key"), "escaped": OuterRef("escaped")}
     as_it_was = Q(kind=OuterRef("kind"), size=OuterRef("size"), etag=OuterRef("etag"))
     seen = scan.sightings.filter(as_it_was | Q(kind=IN_HAND), **same)

@@ -1,7 +1,7 @@
 """A row is deleted: record the cleanup in the same transaction, enqueue it after the commit."""
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -9,7 +9,13 @@ from typing import Any
 from django.apps import apps
 from django.core.signals import request_finished
 from django.db import DEFAULT_DB_ALIAS, connection, models, transaction
-from django.db.models.signals import post_delete, post_migrate, post_save, pre_delete
+from django.db.models.signals import (
+    class_prepared,
+    post_delete,
+    post_migrate,
+    post_save,
+    pre_delete,
+)
 from django.utils import timezone
 
 from storage_audit import projects, tasks
@@ -21,20 +27,10 @@ Trigger = CleanupOperation.Trigger
 
 
 def connect() -> None:
-    """Connect the receivers, for proxy models too: a signal's sender is the proxy, not its base.
-    https://code.djangoproject.com/ticket/9318
-
-    To save a child saves the project's row as well, and signals only the child. A deletion signals
-    each of them.
-    """
-    for model in with_children(projects.model()):
-        post_save.connect(project_saved, model, dispatch_uid="storage_audit.saved")
-    for model in same_table(projects.model()):
-        pre_delete.connect(project_to_be_deleted, model, dispatch_uid="storage_audit.load")
-        post_delete.connect(project_deleted, model, dispatch_uid="storage_audit.deleted")
-    for model in same_table(R2Object):
-        pre_delete.connect(object_to_be_deleted, model, dispatch_uid="storage_audit.gather")
-        post_delete.connect(object_deleted, model, dispatch_uid="storage_audit.deleted")
+    for model in apps.get_models():
+        connect_model(model)
+    # A site may define a model once all applications are ready, such as a proxy in its admin.
+    class_prepared.connect(connect_model, dispatch_uid="storage_audit.defined")
     post_migrate.connect(
         tasks.create_schedule,
         apps.get_app_config("storage_audit"),
@@ -43,14 +39,22 @@ def connect() -> None:
     request_finished.connect(counting.keep_after_request, dispatch_uid="storage_audit.counted")
 
 
-def same_table(model: type[models.Model]) -> Iterable[type[models.Model]]:
-    table = model._meta.concrete_model
-    return [m for m in apps.get_models() if m._meta.concrete_model is table]
+def connect_model(sender: type[models.Model], **kwargs: Any) -> None:
+    """Connect the receivers that the model needs, for proxies too: a signal's sender is the proxy,
+    not its base. https://code.djangoproject.com/ticket/9318
 
-
-def with_children(model: type[models.Model]) -> Iterable[type[models.Model]]:
-    """Every model whose rows are rows of this one too: multi-table inheritance."""
-    return [m for m in apps.get_models() if issubclass(m, model._meta.concrete_model or model)]
+    To save a child saves the project's row as well, and signals only the child. A deletion signals
+    each of them.
+    """
+    project = projects.model()._meta.concrete_model or projects.model()
+    if issubclass(sender, project):
+        post_save.connect(project_saved, sender, dispatch_uid="storage_audit.saved")
+    if sender._meta.concrete_model is project:
+        pre_delete.connect(project_to_be_deleted, sender, dispatch_uid="storage_audit.load")
+        post_delete.connect(project_deleted, sender, dispatch_uid="storage_audit.deleted")
+    if sender._meta.concrete_model is R2Object:
+        pre_delete.connect(object_to_be_deleted, sender, dispatch_uid="storage_audit.gather")
+        post_delete.connect(object_deleted, sender, dispatch_uid="storage_audit.deleted")
 
 
 def of_default_database(receiver: Callable[..., None]) -> Callable[..., None]:
@@ -73,7 +77,7 @@ def project_saved(
     update_fields: Collection[str] | None = None,
     **kwargs: Any,
 ) -> None:
-    if raw and type(instance) not in same_table(projects.model()):
+    if raw and instance._meta.concrete_model is not projects.model()._meta.concrete_model:
         return  # A fixture has the project's row apart, and not its values in the child.
     # Without all fields saved, the instance may hold an id that no row has.
     id_of = projects.id_of if update_fields is None else projects.stored_id

@@ -12,7 +12,6 @@ from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, models, transaction
 from django.utils import timezone
-from django_q.models import Task
 from pytest_django import Settings
 
 from storage_audit import projects
@@ -20,7 +19,7 @@ from storage_audit.audit import cleanup, installation, requests, vanished
 from storage_audit.models import CleanupOperation, KnownProject, Project, R2Object
 from storage_audit.origin import Origin
 from storage_audit.querysets import with_storage
-from storage_audit.signals import project_deleted, project_to_be_deleted, same_table
+from storage_audit.signals import project_deleted, project_to_be_deleted
 from tests.admin_client import confirm, superuser
 from tests.conftest import Bucket
 from tests.test_signals import track
@@ -147,11 +146,6 @@ def test_an_id_that_the_pattern_does_not_know_is_not_called_clean(bucket: Bucket
     """Nothing of it was listed, so nothing of it was seen gone."""
     operation = recorded("7", trigger="deleted")
     assert cleanup.run(operation.pk).status != "clean"
-
-
-def test_a_proxy_stands_for_the_table_behind_it(settings: Settings) -> None:
-    settings.STORAGE_AUDIT_PROJECT_MODEL = "django_q.Success"
-    assert Task in same_table(projects.model())
 
 
 def test_a_field_that_the_database_writes_otherwise_is_an_error(settings: Settings) -> None:

@@ -18,6 +18,7 @@ from django.test import RequestFactory
 from django.test.utils import CaptureQueriesContext
 from django_q.models import OrmQ
 from django_q.signing import SignedPackage
+from pytest_django import Settings
 
 from storage_audit import signals
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, Project, R2Object
@@ -67,7 +68,7 @@ def queries(action: Callable[[], object]) -> int:
 
 @contextmanager
 def proxy_of(model: type[models.Model]) -> Iterator[Any]:
-    """A proxy of the model, known to the app as one that an application defines."""
+    """A proxy of the model, as one that an application defines late, such as in its admin."""
 
     class Meta:
         proxy = True
@@ -76,7 +77,6 @@ def proxy_of(model: type[models.Model]) -> Iterator[Any]:
     name = f"Proxy{model.__name__}"
     proxy = type(name, (model,), {"__module__": __name__, "Meta": Meta})
     try:
-        signals.connect()
         yield proxy
     finally:
         forget_model(proxy)
@@ -222,6 +222,34 @@ def test_a_deletion_through_a_proxy_counts() -> None:
     operation = CleanupOperation.objects.get()
     assert operation.project_id == "proj_1"
     assert enqueued_ids() == [str(operation.pk)]
+
+
+def test_deletion_counts_where_the_setting_names_a_proxy(settings: Settings) -> None:
+    with proxy_of(Project) as named:
+        settings.STORAGE_AUDIT_PROJECT_MODEL = named._meta.label
+        with proxy_of(named) as late:
+            late.objects.create(pk="proj_1").delete()
+    assert CleanupOperation.objects.get().project_id == "proj_1"
+
+
+def test_saving_a_child_that_was_defined_late_makes_its_project_known() -> None:
+    class Film(Project):
+        class Meta:
+            app_label = "storage_audit"
+
+    try:
+        with connection.schema_editor() as editor:
+            editor.create_model(Film)
+        try:
+            Film.objects.create(pk="proj_1", id="proj_1")
+            assert KnownProject.objects.get().evidence == "saved"
+            Film.objects.get().delete()
+        finally:
+            with connection.schema_editor() as editor:
+                editor.delete_model(Film)
+    finally:
+        forget_model(Film)
+    assert CleanupOperation.objects.get().project_id == "proj_1"
 
 
 def test_connecting_again_makes_no_second_operation() -> None:

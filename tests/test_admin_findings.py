@@ -271,6 +271,14 @@ def test_objects_are_tracked_and_others_left_with_the_reason(bucket: Bucket) -> 
     assert R2Object.objects.get().key == KEY
 
 
+def test_acknowledged_file_is_not_tracked_and_the_page_says_what_to_do(bucket: Bucket) -> None:
+    found = orphaned(bucket, KEY, kind="untracked", state="acknowledged", note="ours")
+    who = person("view_finding", "change_r2object")
+    shown = confirm(who, "finding", "track", *pks(found))
+    assert "It is acknowledged. Reopen the finding first." in shown
+    assert states() == {KEY: "acknowledged"} and not R2Object.objects.exists()
+
+
 def test_rows_of_what_is_missing_are_removed(bucket: Bucket) -> None:
     there = bucket.upload("proj_1")
     R2Object.objects.create(bucket=bucket.name, key="gone", source="upload", state="stored")

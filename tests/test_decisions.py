@@ -978,6 +978,47 @@ def test_row_that_alone_keeps_a_missing_file_from_a_cleanup_is_kept(bucket: Buck
     assert str(operation.pk) in whys(decision)[KEY]
 
 
+DECIDE: dict[str, tuple[str, Callable[[list[int]], Decision]]] = {
+    "track": ("untracked", decisions.track),
+    "adopt": ("orphaned", partial(decisions.adopt, project_id="proj_1")),
+    "untrack": ("missing", decisions.untrack),
+}
+
+
+@pytest.mark.parametrize("name", DECIDE)
+def test_acknowledged_finding_is_left_until_it_is_reopened(bucket: Bucket, name: str) -> None:
+    kind, decide = DECIDE[name]
+    alive("proj_1")
+    found = orphaned(bucket, KEY, kind=kind)
+    keep(found)
+    told = "It is acknowledged. Reopen the finding first."
+    assert whys(decide(ids(found))) == {KEY: told}
+    assert states() == {KEY: "acknowledged"} and not R2Object.objects.exists()
+
+
+@pytest.mark.parametrize("name", DECIDE)
+def test_finding_acknowledged_during_a_decision_stays_so(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    kind, decide = DECIDE[name]
+    alive("proj_1")
+    [finding] = (
+        find(bucket, KEY, kind=kind) if kind == "missing" else orphaned(bucket, KEY, kind=kind)
+    )
+    if kind == "missing":
+        track(bucket, KEY, "proj_9")
+    original = listing.find
+
+    def find_meanwhile(*args: Any) -> Any:
+        keep([finding])
+        return original(*args)
+
+    monkeypatch.setattr(tracking, "find", find_meanwhile)
+    decision = decide([finding.pk])
+    assert (decision.done, "acknowledged meanwhile" in whys(decision)[KEY]) == (0, True)
+    assert (the(finding).state, finding.note) == ("acknowledged", "Evidence in a law suit")
+
+
 def test_a_row_is_kept_whose_object_is_there_or_that_changes(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

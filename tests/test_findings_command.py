@@ -197,6 +197,14 @@ def test_objects_are_adopted_tracked_and_untracked(bucket: Bucket) -> None:
     assert set(rows) == {(KEY, "proj_1", "adopted"), (OTHER, "proj_9", "backfill")}
 
 
+def test_acknowledged_file_is_not_tracked_and_the_command_says_what_to_do(bucket: Bucket) -> None:
+    orphaned(bucket, KEY, kind="untracked", state="acknowledged", note="ours")
+    out, err, code = run("findings", "--key", KEY, "--state", "acknowledged", "--track")
+    told = "It is acknowledged. Reopen the finding first."
+    assert told in out + err and code == 1
+    assert states() == {KEY: "acknowledged"}
+
+
 def test_json_tells_all_of_an_act(bucket: Bucket) -> None:
     orphaned(bucket, KEY)
     orphaned(bucket, OTHER, last_modified=None)

@@ -60,8 +60,11 @@ class Decision:
         return bool(reason)
 
     def resolve(self, findings: Iterable[Finding], how: str) -> None:
+        """Those that a person has acknowledged meanwhile keep their objects, and are left."""
         settled = Finding.objects.filter(pk__in=[finding.pk for finding in findings])
-        self.done += settled.resolve(how, current_origin().user)
+        self.done += settled.open().resolve(how, current_origin().user)
+        for finding in settled.filter(state=State.ACKNOWLEDGED):
+            self.leave(finding, _("It was acknowledged meanwhile. The finding stays as it is."))
 
 
 def acknowledge(findings: Findings, note: str) -> Decision:

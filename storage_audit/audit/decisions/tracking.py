@@ -175,6 +175,8 @@ def unfit(finding: Finding, kinds: Collection[str]) -> str:
         return _("This action is not for findings of the kind “%s”.") % finding.get_kind_display()
     if finding.escaped:
         return _("No row can name this key.")
+    if finding.state == State.ACKNOWLEDGED:
+        return _("It is acknowledged. Reopen the finding first.")
     return as_it_is(finding) if finding.state == State.RESOLVED else ""
 
 

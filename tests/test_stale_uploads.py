@@ -37,6 +37,7 @@ from tests.promises import alive, deleted, track
 from tests.test_commands import run
 
 KEY = "projects/proj_1/scenes/s1/media/big one?.mp4"
+LATER = KEY + ".later"
 AT_ONCE = timedelta(0)
 
 
@@ -105,7 +106,7 @@ def findings(bucket: Bucket) -> list[Finding]:
 
 def aborted(*found: Finding) -> list[str]:
     """How each is resolved, or why it is not."""
-    fresh = Finding.objects.filter(pk__in=[finding.pk for finding in found])
+    fresh = Finding.objects.filter(pk__in=[finding.pk for finding in found]).order_by("key", "pk")
     return [one.resolution or one.objection for one in stale_uploads.abort(fresh)]
 
 
@@ -265,6 +266,24 @@ def test_upload_whose_finding_is_acknowledged_is_not_aborted(tree: Bucket, old: 
     Finding.objects.all().acknowledge("ours", "zoe")
     assert aborted(found) == ["It is acknowledged. To abort the upload, reopen the finding first."]
     assert there(tree) == [KEY]
+
+
+@pytest.mark.parametrize("part", ["listing", "abortion"])
+def test_upload_that_is_acknowledged_meanwhile_is_not_aborted(
+    tree: Bucket, old: None, proxy: FaultyStore, part: str
+) -> None:
+    """While its own upload is looked for, or the one before is aborted."""
+    begin(tree, KEY, LATER)
+    found = sorted(findings(tree), key=lambda finding: finding.key)
+
+    def acknowledge(request: Request, forward: Forward) -> Reply:
+        Finding.objects.filter(key=LATER).acknowledge("ours", "zoe")
+        return forward()
+
+    proxy.rules.append(on(is_abort if part == "abortion" else is_uploads_listing, acknowledge))
+    told = "It is acknowledged. To abort the upload, reopen the finding first."
+    assert aborted(*found[part == "listing" :])[-1] == told
+    assert LATER in there(tree)
 
 
 def test_key_that_no_request_can_name_is_too_long_only_beyond_what_a_key_can_be() -> None:

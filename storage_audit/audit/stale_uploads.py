@@ -74,19 +74,27 @@ def look_at(finding: Finding) -> tuple[str, Upload | None]:
         return _("It is %s, and no unfinished upload.") % finding.get_kind_display(), None
     if finding.escaped:
         return _("No request can name this upload. R2 ends it by itself after seven days."), None
-    if finding.state == Finding.State.RESOLVED:
-        return _("It is resolved already: %s") % finding.note, None
-    if finding.state == Finding.State.ACKNOWLEDGED:
-        return _("It is acknowledged. To abort the upload, reopen the finding first."), None
-    if is_under_way(finding):
-        return _("The application is uploading to this key. Try again later."), None
-    if cleanup := covering(finding):
-        return why_covered(cleanup), None
     upload = seen(finding)
+    # What is decided while the store answers counts, and what was since the findings were read.
+    if reason := why_kept(finding):
+        return reason, upload
     moment = timezone.now() - conf().upload_timeout
     if upload and (upload.initiated != finding.last_modified or upload.initiated >= moment):
         return _("The upload is not as old as it was found. Scan again."), upload
     return "", upload
+
+
+def why_kept(finding: Finding) -> str:
+    """Why the upload stays by what the database says now, or nothing."""
+    finding.refresh_from_db(fields=["state", "note"])
+    if finding.state == Finding.State.RESOLVED:
+        return _("It is resolved already: %s") % finding.note
+    if finding.state == Finding.State.ACKNOWLEDGED:
+        return _("It is acknowledged. To abort the upload, reopen the finding first.")
+    if is_under_way(finding):
+        return _("The application is uploading to this key. Try again later.")
+    cleanup = covering(finding)
+    return why_covered(cleanup) if cleanup else ""
 
 
 def is_under_way(finding: Finding) -> bool:

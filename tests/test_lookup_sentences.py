@@ -467,6 +467,17 @@ def test_a_row_or_a_sighting_since_takes_the_word_gone_back(db: None) -> None:
     assert not why().startswith("Deleted")
 
 
+def test_file_that_was_tracked_and_untracked_since_is_not_called_gone(db: None) -> None:
+    """Its finding is resolved, by a person. A scan resolves those that it did not see."""
+    gone()
+    finding(kind="untracked", last_seen_at=AGO + timedelta(minutes=1))
+    Finding.objects.all().resolve("tracked", "zoe")
+    assert why().startswith("It is in the bucket again")
+    Finding.objects.update(state="open")
+    Finding.objects.all().resolve("A complete scan did not see it again.")
+    assert why().startswith("Deleted")
+
+
 @pytest.mark.parametrize("kinds", list(permutations(["orphaned", "unfinished"])))
 def test_an_upload_seen_beside_an_object_does_not_hide_it(db: None, kinds: tuple[str, ...]) -> None:
     for kind in kinds:

@@ -9,7 +9,7 @@ from storage_audit.audit.lookup.sentence import Answer, Sentence, moment
 from storage_audit.audit.ownership import Claim
 from storage_audit.clocks import is_recent
 from storage_audit.conf import conf
-from storage_audit.models import CleanupItem, CleanupOperation, R2Object
+from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
 
 Outcome, Status = CleanupItem.Outcome, CleanupOperation.Status
 
@@ -161,10 +161,12 @@ def place_of(item: CleanupItem) -> str:
 
 
 def seen_since(facts: Facts, item: CleanupItem) -> bool:
-    """Whether a scan saw the object in the bucket after it went."""
+    """Whether a scan saw the object in the bucket after it went, and no later scan missed it: a
+    finding that a scan resolved names nobody."""
     return any(
         finding.kind not in NO_OBJECT and finding.last_seen_at > item.changed_at
-        for finding in facts.unresolved
+        for finding in facts.findings
+        if finding.state != Finding.State.RESOLVED or finding.decided_by
     )
 
 

@@ -13,8 +13,10 @@ from django.db import (
     OperationalError,
     ProgrammingError,
     connection,
+    models,
     router,
 )
+from django.db.models.deletion import get_candidate_relations_to_delete
 
 from storage_audit import projects, queue
 from storage_audit.audit import references
@@ -22,6 +24,7 @@ from storage_audit.audit.key_format import LayoutError
 from storage_audit.audit.named_files import columns_of_projects, sample_key
 from storage_audit.audit.ownership import about_refused, layouts, refused_ids
 from storage_audit.conf import conf
+from storage_audit.models import R2Object
 
 
 def register_checks() -> None:
@@ -34,6 +37,7 @@ def register_checks() -> None:
     register(check_sqlite, Tags.database)
     register(check_pooler, Tags.database)
     register(check_references, Tags.compatibility)
+    register(check_relations, Tags.compatibility)
     register(check_indexes, Tags.database)
     register(check_ids, Tags.database)
     register(check_uploads, Tags.compatibility)
@@ -236,6 +240,29 @@ def check_references(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
         hint = "Name text fields as app.Model.field, and functions by their path."
         return [Error(str(error), hint=hint, id="storage_audit.E006")]
     return []
+
+
+# With these, which Django 6.1 added, the database deletes an object's row and no row of the site.
+SETTING = [getattr(models, name, None) for name in ("DB_SET_NULL", "DB_SET_DEFAULT")]
+
+
+def check_relations(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """The row of a deleted file goes in the database itself, past `on_delete`."""
+    meta: Any = R2Object._meta
+    relations: Any = get_candidate_relations_to_delete(meta)
+    hint = (
+        "Keep the key in a text field and name that in STORAGE_AUDIT['REFERENCES'], which also"
+        " keeps the file. Or set db_constraint=False."
+    )
+    text = (
+        "{} points at R2 objects with a constraint: it would stop the cleanup of such a file, or"
+        " delete your rows with it."
+    )
+    return [
+        Error(text.format(field), hint=hint, id="storage_audit.E008")
+        for field in (relation.field for relation in relations)
+        if getattr(field, "db_constraint", False) and field.remote_field.on_delete not in SETTING
+    ]
 
 
 def check_indexes(

@@ -4,8 +4,9 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.models import DELETION, LogEntry
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
+from django.db.models.deletion import get_candidate_relations_to_delete
 from django.http import HttpRequest, HttpResponse
 from django.template.defaultfilters import filesizeformat
 from django.utils.safestring import SafeString
@@ -89,15 +90,23 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
         rows = objs
         if not isinstance(objs, QuerySet):
             rows = R2Object.objects.filter(pk__in=[row.pk for row in objs])
+        listed, counts, protected = keys_of(rows), dict[Any, Any](), list[Any]()
+        lacking = set() if self.has_delete_permission(request) else {self.opts.verbose_name}
+        # Django reads every row, so it is asked only where other tables have rows that may follow.
+        meta: Any = self.opts
+        if any(get_candidate_relations_to_delete(meta)):
+            whole, counts, refused, protected = super().get_deleted_objects(rows, request)
+            listed = whole if len(counts) > 1 else listed
+            lacking |= refused
         return (
             [
-                *keys_of(rows),
+                *listed,
                 *(will_go(*figures) for figures in rows.by_bucket()),
                 *used_lines(rows, DELETED),
             ],
-            {self.opts.verbose_name_plural: amount(*rows.totals())},
-            set() if self.has_delete_permission(request) else {self.opts.verbose_name},
-            [],
+            counts | {self.opts.verbose_name_plural: amount(*rows.totals())},
+            lacking,
+            protected,
         )
 
     @action("delete", gettext_lazy("Untrack, and keep the objects"))
@@ -109,14 +118,22 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
             return self.confirm_untracking(request, selection)
         chosen: R2ObjectQuerySet = selection.rows
         note = _("Untracked: the object was kept.")
-        with transaction.atomic():
-            # Read once: another row may come to rest while we look at what keeps these.
-            locked = chosen.at_rest().select_for_update().values_list("pk", flat=True)
-            at_rest = chosen.filter(pk__any_of=list(locked))
-            kept = tracking.kept_by_rows(at_rest)
-            rows = at_rest.exclude(pk__any_of=list(kept))
-            LogEntry.objects.log_actions(str(request.user.pk), rows, DELETION, note)
-            count = rows.forget()
+        try:
+            with transaction.atomic():
+                # Read once: another row may come to rest while we look at what keeps these.
+                locked = chosen.at_rest().select_for_update().values_list("pk", flat=True)
+                at_rest = chosen.filter(pk__any_of=list(locked))
+                kept = tracking.kept_by_rows(at_rest)
+                rows = at_rest.exclude(pk__any_of=list(kept))
+                LogEntry.objects.log_actions(str(request.user.pk), rows, DELETION, note)
+                count = rows.forget()
+        except IntegrityError:
+            text = _(
+                "Nothing was untracked: rows of another table point at these objects. Change or"
+                " delete those rows first."
+            )
+            self.message_user(request, text, messages.ERROR)
+            return None
         if kept:
             text = ngettext("%d row was kept:", "%d rows were kept:", len(kept)) % len(kept)
             self.message_user(request, with_lines(text, kept.values()), messages.WARNING)

@@ -4,10 +4,15 @@ import re
 from typing import Any
 
 from django.contrib.auth.models import Permission, User
+from django.db import connection
 from django.http import HttpResponse
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
+from storage_audit.models import CleanupOperation
+
+DASHBOARD = reverse("admin:app_list", args=["storage_audit"])
 LOOK = ("view_project", "view_r2object", "view_cleanupoperation")
 
 
@@ -65,3 +70,23 @@ def text_of(answer: Any) -> str:
 def words(answer: HttpResponse | Any) -> str:
     """The page as it is sent, with every run of white space as one space."""
     return re.sub(r"\s+", " ", answer.content.decode().replace("\xa0", " "))
+
+
+def read_totals(shown: str) -> dict[str, tuple[str, str]]:
+    """Objects and bytes of each line of the books."""
+    cells = r'<td class="audit-objects">(.*?)</td><td class="audit-size">(.*?)</td>'
+    found = re.findall(rf'<tr data-name="(\w+)".*?{cells}', shown)
+    return {name: (objects, size) for name, objects, size in found}
+
+
+def url_of_cleanup(operation: CleanupOperation) -> str:
+    return page("cleanupoperation", "change", operation.pk)
+
+
+def count_queries(client: Client, url: str) -> int:
+    client.get(url)
+    with CaptureQueriesContext(
+        connection,
+    ) as captured:
+        text_of(client.get(url))
+    return len(captured)

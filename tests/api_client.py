@@ -1,5 +1,6 @@
 """Programs that ask the API, with the permissions that a test names."""
 
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote
 
@@ -56,3 +57,14 @@ def program(user: User | None = None, *, may_write: bool = True, **values: Any) 
     """Of a superuser, unless it is said whose."""
     whose = user or User.objects.create_superuser(f"anna{User.objects.count()}")
     return Program(ApiToken.issue(name="tests", user=whose, may_write=may_write, **values)[1])
+
+
+def read_all_pages(come: Program, path: str, limit: int) -> Iterator[Any]:
+    cursor = ""
+    while True:
+        page = come.get(f"{path}?limit={limit}{cursor}")
+        assert 1 <= len(page["items"]) <= limit
+        yield from page["items"]
+        if page["next_cursor"] is None:
+            return
+        cursor = f"&cursor={page['next_cursor']}"

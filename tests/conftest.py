@@ -1,7 +1,5 @@
 """Every test talks to real parts: Cloudflare's local R2, and the database of DATABASE_URL."""
 
-import inspect
-import json
 import logging
 import os
 from collections import Counter
@@ -9,15 +7,14 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from random import SystemRandom
-from types import CodeType
 
 import pytest
+from django.apps import apps
 from django.conf import settings as django_settings
 from django.contrib.admin.sites import all_sites
 from django.contrib.auth.models import Group, Permission, User
 from django.contrib.contenttypes.models import ContentType
-from django.core.files.base import ContentFile
-from django.core.files.storage import default_storage
+from django.core.cache import cache
 from django.core.signals import setting_changed
 from django.db import connection, transaction
 from django.test import TransactionTestCase
@@ -29,11 +26,10 @@ from pytest_django import Settings
 from devtools import wrangler
 from devtools.cloudflare_api import CloudflareApi
 from devtools.cloudflare_api import cloudflare_api as running_api
-from devtools.faults.proxy import FaultyStore
+from devtools.faults.proxy import FaultyStore, faulty_store
 from devtools.local_r2 import LocalR2
 from devtools.processes import stop_on_signals
 from devtools.seaweedfs import SeaweedFS
-from devtools.store import Store
 from storage_audit import tasks
 from storage_audit.audit import cleanup, incidents, installation, pace, scan, verification
 from storage_audit.bucket import calls
@@ -45,12 +41,12 @@ from storage_audit.models import (
     Job,
     Project,
 )
-from storage_audit.storage import key_for
+from tests.bucket import BUCKETS, Bucket
+from tests.keys import KEY_OF_PROJ_10
 from tests.network import faulty_network
+from tests.selection import is_of_another, is_of_the_store_alone, needs_others
+from tests.times import YEAR
 
-BUCKETS = ["tests", "other", "empty"]
-STORES = {"local_r2", "seaweedfs"}
-OTHERS = {*STORES, "local_cloudflare", "browser", "network", "proxy"}
 # Each takes a minute or two. Begun last, they would keep all cores but one waiting.
 LONGEST = {
     "test_doctor.py",
@@ -86,16 +82,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-# What a test uses when it is about the database: transactions, raw SQL, locks, threads, and workers
-# that die.
-OF_THE_DATABASE = {
-    *("atomic", "cursor", "execute", "select_for_update", "Thread", "meanwhile", "DatabaseError"),
-    *("OperationalError", "IntegrityError", "KeyboardInterrupt", "steal", "SIGKILL", "kill"),
-}
-# And when it starts processes.
-OF_PROCESSES = {"subprocess", "Child", "Cluster", "Popen", "ProcessPoolExecutor"}
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave to the other database what is about it alone, or about none: nothing is skipped."""
     is_beside, is_fast = config.getoption("beside_postgresql"), config.getoption("fast")
@@ -111,48 +97,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if item not in others]
     items.sort(key=lambda item: item.path.name not in LONGEST)
-
-
-def is_of_another(item: pytest.Item) -> bool:
-    only = item.get_closest_marker("only_on")
-    return only is not None and only.args != (connection.vendor,)
-
-
-def is_of_the_store_alone(item: pytest.Item) -> bool:
-    """But what is about the database is so by its marker, or by what it uses."""
-    return (
-        needs(item, STORES)
-        and not (item.get_closest_marker("only_on") or item.get_closest_marker("database"))
-        and names_used(item).isdisjoint(OF_THE_DATABASE)
-    )
-
-
-def needs_others(item: pytest.Item) -> bool:
-    return (
-        item.get_closest_marker("slow") is not None
-        or needs(item, OTHERS)
-        or not names_used(item).isdisjoint(OF_PROCESSES)
-    )
-
-
-def needs(item: pytest.Item, fixtures: set[str]) -> bool:
-    return isinstance(item, pytest.Function) and not fixtures.isdisjoint(item.fixturenames)
-
-
-def names_used(item: pytest.Item) -> set[str]:
-    """By the test, and by the functions of its module that it calls."""
-    if not isinstance(item, pytest.Function):
-        return set()
-    # Hypothesis wraps what it calls.
-    test = getattr(getattr(item.function, "hypothesis", None), "inner_test", item.function)
-    used = names_in(test.__code__)
-    helpers = filter(inspect.isfunction, map(vars(item.module).get, used))
-    return used.union(*(names_in(helper.__code__) for helper in helpers))
-
-
-def names_in(code: CodeType) -> set[str]:
-    inner = (const for const in code.co_consts if isinstance(const, CodeType))
-    return set(code.co_names).union(*map(names_in, inner))
 
 
 def pytest_xdist_node_collection_finished(ids: list[str]) -> None:
@@ -271,41 +215,6 @@ def announce(*changed: str) -> None:
         setting_changed.send(sender=None, setting=name, value=value, enter=True)
 
 
-class Bucket:
-    """The bucket as something outside the application sees and fills it."""
-
-    def __init__(self, r2: Store, name: str = BUCKETS[0]) -> None:
-        self.r2, self.name = r2, name
-
-    def put(self, *keys: str, body: bytes = b"content") -> None:
-        for key in keys:
-            self.r2.plant(key, body, self.name)
-
-    def keys(self) -> set[str]:
-        """All but the application's own marker."""
-        return set(self.r2.keys(self.name)) - {installation.MARKER}
-
-    def facts(self, start: str = "") -> dict[str, tuple[int, str]]:
-        """Size and etag of what starts so."""
-        return {k: v for k, v in self.r2.keys(self.name).items() if k.startswith(start)}
-
-    def wipe(self) -> None:
-        for key in self.r2.keys(self.name):
-            self.r2.remove(key, self.name)
-
-    def set_marker(self, **changes: object) -> None:
-        """Claim the bucket with a marker that has these fields."""
-        content = json.loads(self.r2.read(installation.MARKER, self.name))
-        self.put(installation.MARKER, body=json.dumps({**content, **changes}).encode())
-        installation.record_marker(self.name)
-
-    def upload(self, project_id: str, filename: str = "take.mp4", body: bytes = b"take") -> str:
-        """Save a file as the application does; the project is made when it is not there."""
-        Project.objects.get_or_create(pk=project_id)
-        key = key_for(project_id, scene="s1", filename=filename)
-        return default_storage.save(key, ContentFile(body))
-
-
 @pytest.fixture(scope="session")
 def claims() -> list[tuple[Installation, bytes]]:
     """The row and the marker of this session, once there are any: they serve all of its tests, as
@@ -408,9 +317,6 @@ def world(bucket: Bucket, settings: Settings, caplog: pytest.LogCaptureFixture) 
     return bucket
 
 
-YEAR = timedelta(days=365)
-
-
 @pytest.fixture
 def a_year_ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """The clock is a year ahead, until the function that it gives is called."""
@@ -418,3 +324,49 @@ def a_year_ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]
     with monkeypatch.context() as patch:
         patch.setattr(timezone, "now", lambda: now() + YEAR)
         yield patch.undo
+
+
+@pytest.fixture
+def no_request_limits() -> Iterator[None]:
+    """The people of all tests have the same ids, for which the rates are counted."""
+    cache.clear()
+    yield
+    cache.clear()
+
+
+@pytest.fixture
+def young_orphans_may_go(settings: Settings) -> None:
+    """The objects of a test are as young as the test."""
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(microseconds=1)}
+
+
+@pytest.fixture
+def project(bucket: Bucket) -> Project:
+    bucket.upload("proj_1")
+    bucket.put("proj_1_s1_media.mp4", KEY_OF_PROJ_10)
+    return Project.objects.get()
+
+
+@pytest.fixture
+def library(bucket: Bucket, settings: Settings) -> Iterator[Bucket]:
+    """The tables of tests/library, beside a bucket."""
+    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "tests.library"]
+    # What an earlier test made Django remember of them is gone.
+    apps.clear_cache()
+    tables = list(apps.get_app_config("library").get_models())
+    with connection.schema_editor() as editor:
+        for model in tables:
+            editor.create_model(model)
+    yield bucket
+    there = connection.introspection.table_names()
+    with connection.schema_editor() as editor:
+        for model in tables:
+            if model._meta.db_table in there:
+                editor.delete_model(model)
+
+
+@pytest.fixture
+def way(local_r2: LocalR2) -> Iterator[FaultyStore]:
+    """Only other processes reach the bucket through it."""
+    with faulty_store(local_r2.environment["R2_ENDPOINT_URL"]) as running:
+        yield running

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
 from threading import Event
 from typing import Any
 
 import pytest
+from django.db import transaction
 from django.utils import timezone
 
 from devtools.faults.kinds import changed
@@ -13,13 +16,13 @@ from devtools.faults.matching import is_listing, on
 from devtools.faults.pages import contents, with_contents
 from devtools.faults.proxy import FaultyStore
 from storage_audit import tasks
-from storage_audit.audit import cleanup, deletion, verification
+from storage_audit.audit import cleanup, deletion, requests, retention, verification
 from storage_audit.audit.sending import Planned, Proof
 from storage_audit.audit.work import Work
 from storage_audit.bucket import deleters
 from storage_audit.bucket.deleters import Sent
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, Project, R2Object
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 
 Status = CleanupOperation.Status
 FLAT, HIERARCHICAL = "proj_1_s1_media.mp4", "projects/proj_1/scenes/s1/media/old.mp4"
@@ -172,3 +175,48 @@ def between_batch_and_verification(
         original(work)
 
     patch.setattr(verification, "look_at_keys", look_at_keys)
+
+
+def fill_project(bucket: Bucket, count: int) -> list[str]:
+    """The files of a project."""
+    alive("proj_1")
+    keys = [f"projects/proj_1/scenes/s1/media/{n:03}.mp4" for n in range(count)]
+    bucket.put(*keys)
+    return keys
+
+
+def prune_cleanups(
+    folder: Path, older_than: timedelta = timedelta(days=400)
+) -> list[CleanupOperation]:
+    return list(retention.prune(folder, timezone.now() - older_than))
+
+
+def acquire_lease(operation: CleanupOperation) -> bool:
+    with transaction.atomic():
+        return operation.claim()
+
+
+def dump_cleanup(operation: CleanupOperation) -> dict[str, object]:
+    """All that is stored of it."""
+    return {
+        "operation": CleanupOperation.objects.values().get(pk=operation.pk),
+        "items": list(CleanupItem.objects.order_by("pk").values()),
+        "events": operation.events.count(),
+    }
+
+
+def verify_project(project_id: str) -> CleanupOperation:
+    (operation,) = requests.verify_project(project_id)
+    return run(operation)
+
+
+def take_over_lease(operation: CleanupOperation, **values: Any) -> CleanupOperation:
+    """Let the lease of a worker that died end, so that the next one may go on."""
+    past = timezone.now() - timedelta(seconds=1)
+    CleanupOperation.objects.filter(lease_until__isnull=False).update(lease_until=past)
+    CleanupOperation.objects.filter(pk=operation.pk).update(next_attempt_at=past, **values)
+    return run(operation)
+
+
+def list_gone(operation: CleanupOperation) -> set[str]:
+    return {key for key, out in outcomes(operation).items() if out in ("deleted", "already_absent")}

@@ -20,7 +20,8 @@ from storage_audit.bucket.listing import as_bytes, exact
 from storage_audit.bucket.r2 import Listed, Page
 from storage_audit.bucket.wire import Entries, Entry
 from storage_audit.conf import conf
-from storage_audit.models import BucketScan, Finding, Project, R2Object
+from storage_audit.models import BucketScan, Finding, Project, R2Object, ScanShard
+from tests.bucket import Bucket
 
 MODIFIED = datetime(2026, 1, 1, tzinfo=UTC)
 MARKER = Listed(installation.MARKER, 7, "etag", MODIFIED)
@@ -206,3 +207,22 @@ def page_size(patch: pytest.MonkeyPatch, size: int) -> None:
     """Of a real store."""
     for place in ("bucket.r2", "audit.scan.shards", "audit.scan.requests"):
         patch.setattr(f"storage_audit.{place}.PAGE", size)
+
+
+def list_open_findings() -> set[tuple[str, str]]:
+    return set(Finding.objects.filter(state="open").values_list("key", "kind"))
+
+
+def begin_in_four_parts(bucket: Bucket, **how: Any) -> BucketScan:
+    """A scan of four parts, with an object that no row tracks in each."""
+    bucket.put(*(letter * 3 for letter in "adpz"))
+    begun = scan.begin(purpose="reconcile", **how)
+    begun.shards.all().delete()
+    bounds = ["", "c", "f", "x", None]
+    for after, until in zip(bounds, bounds[1:], strict=False):
+        ScanShard.objects.create(scan=begun, after=after or "", until=until)
+    return begun
+
+
+def as_tree(key: str) -> list[bytes]:
+    return as_bytes(key).split(b"/")

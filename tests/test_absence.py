@@ -11,23 +11,24 @@ from storage_audit.audit.sending import Flight, Planned, Proof
 from storage_audit.audit.work import Work
 from storage_audit.bucket.deleters import Sent
 from storage_audit.models import CleanupOperation, R2Object
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.promises import (
     alive,
     check,
     delete,
     hide,
     let_the_pause_end,
+    list_gone,
     outcomes,
     requested,
     run,
+    take_over_lease,
 )
-from tests.test_vouching import gone, steal
 
 
 def end_after_the_pause(operation: CleanupOperation, store: FaultyStore) -> CleanupOperation:
     """Nothing is concluded before it, and then the store shows everything again."""
-    assert not gone(operation)
+    assert not list_gone(operation)
     store.rules.clear()
     return let_the_pause_end(operation)
 
@@ -83,7 +84,7 @@ def test_file_whose_worker_died_before_its_call_is_looked_for_again(
         run(operation)
     hide(store, key)
     assert not store.asked(is_delete_batch)
-    operation = end_after_the_pause(steal(operation), store)
+    operation = end_after_the_pause(take_over_lease(operation), store)
     assert outcomes(operation) == {key: "deleted"} and store.asked(is_delete_batch)
     check(bucket)
 

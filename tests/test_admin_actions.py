@@ -9,7 +9,7 @@ from django.test import Client
 
 from storage_audit.models import CleanupOperation, Project, R2Object
 from tests.admin_client import page, person, superuser, text_of
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 
 DJANGOS_OWN = "CHANGE_FORM-action"
 

@@ -33,9 +33,7 @@ from storage_audit.models import (
 )
 from storage_audit.pages import exports, left_behind
 from tests.admin_client import page, signed_in, superuser, words
-from tests.test_admin_scans import finding, scanned
-from tests.test_dashboard import add
-from tests.test_signals import track
+from tests.builders import add_item, create_finding, create_scan, track_keys
 
 pytestmark = pytest.mark.django_db
 HOSTILE = ["=1+1", "@SUM(A1)", "<script>alert(1)</script>", 'a"b,c\nd', "\u202e-e\u0301", "../../x"]
@@ -72,7 +70,7 @@ def make_projects() -> None:
 
 
 def make_objects() -> None:
-    track(*(f"{n:03}{HOSTILE[n % 6]}" for n in range(120)))
+    track_keys(*(f"{n:03}{HOSTILE[n % 6]}" for n in range(120)))
 
 
 def make_operations() -> None:
@@ -83,9 +81,9 @@ def make_operations() -> None:
 
 
 def make_findings() -> None:
-    scan = scanned()
+    scan = create_scan()
     for n in range(120):
-        finding(scan, f"{n:03}{HOSTILE[n % 6]}", evidence=HOSTILE[n % 6])
+        create_finding(f"{n:03}{HOSTILE[n % 6]}", scan=scan, evidence=HOSTILE[n % 6])
 
 
 def make_known() -> None:
@@ -94,7 +92,7 @@ def make_known() -> None:
 
 def make_scans() -> None:
     for n in range(120):
-        scanned(prefix=f"{n:03}{HOSTILE[n % 6]}", purpose=("reconcile", "backfill")[n % 2])
+        create_scan(prefix=f"{n:03}{HOSTILE[n % 6]}", purpose=("reconcile", "backfill")[n % 2])
 
 
 def make_jobs() -> None:
@@ -173,7 +171,7 @@ def test_no_cell_is_a_formula_or_hides_something(model: str) -> None:
 
 def test_values_are_data_and_not_what_a_page_says_of_them() -> None:
     Project.objects.create(pk="proj_1", title="A", created_at=LONG_AGO)
-    track("a", "b", project="proj_1")
+    track_keys("a", "b", project="proj_1")
     operation = CleanupOperation.objects.request(
         kind="project", project_id="proj_1", bucket="tests", trigger="deleted"
     )
@@ -259,8 +257,8 @@ def operation() -> CleanupOperation:
     made = CleanupOperation.objects.earliest("pk")
     for n in reversed(range(120)):
         outcome, key = ("failed", "deleted", "protected")[n % 3], f"{n:03}{HOSTILE[n % 6]}"
-        add(made, key, outcome, reason=HOSTILE[n % 6], present_at=LONG_AGO)
-    add(CleanupOperation.objects.latest("pk"), "another's")
+        add_item(made, key, outcome, reason=HOSTILE[n % 6], present_at=LONG_AGO)
+    add_item(CleanupOperation.objects.latest("pk"), "another's")
     return made
 
 
@@ -310,7 +308,7 @@ def test_all_that_is_left_behind_is_exported_by_whoever_tells_of_it(
     operation: CleanupOperation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(left_behind, "A_PAGE", 7)
-    orphan = finding(scanned(), "zz", evidence="=its project is gone")
+    orphan = create_finding("zz", evidence="=its project is gone")
     CleanupOperation.objects.filter(pk=operation.pk).update(
         kind="verify",
         project_id="proj_gone",
@@ -345,9 +343,9 @@ def test_all_that_is_left_behind_is_exported_by_whoever_tells_of_it(
 
 def test_what_is_left_behind_is_read_while_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(left_behind, "A_PAGE", 7)
-    scan = scanned()
+    scan = create_scan()
     for n in range(50):
-        finding(scan, f"k{n:02}")
+        create_finding(f"k{n:02}", scan=scan)
     rows = left_behind.everything()
     with CaptureQueriesContext(connection) as queries:
         next(rows)

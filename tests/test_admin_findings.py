@@ -2,7 +2,6 @@
 
 import re
 from contextlib import ExitStack
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ from django.contrib.admin.models import LogEntry
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django_q.models import OrmQ
-from pytest_django import Settings
 
 from storage_audit.audit.decisions import base
 from storage_audit.bucket import uploads
@@ -19,10 +17,12 @@ from storage_audit.models import BucketScan, CleanupOperation, Finding, Project,
 from storage_audit.pages import acts
 from storage_audit.places import place
 from tests.admin_client import act, confirm, page, person, superuser, text_of, yes_to
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.builders import create_findings, create_orphans, read_states
+from tests.keys import ESCAPED, FOLDER, HOSTILE, KEY, OTHER_KEY
 from tests.promises import alive, run
-from tests.test_admin_objects import ESCAPED, HOSTILE
-from tests.test_decisions import KEY, OTHER, UNDER, find, orphaned, states
+
+pytestmark = pytest.mark.usefixtures("young_orphans_may_go")
 
 ACROSS = {"select_across": "1", "index": "0"}
 OLD, NEW = (f"projects/{name}/scenes/s1/media/a.mp4" for name in ("proj_proj_1", "proj_1"))
@@ -30,11 +30,6 @@ OLD, NEW = (f"projects/{name}/scenes/s1/media/a.mp4" for name in ("proj_proj_1",
 TYPED = {"acknowledge": {"note": "ours"}, "adopt": {"project_id": "proj_1"}}
 ASKING = ["acknowledge", "delete_orphans", "adopt", "track", "untrack", "rename", "abort_uploads"]
 LOOKING = ["adopt", "track", "untrack", "rename", "abort_uploads"]
-
-
-@pytest.fixture(autouse=True)
-def young_orphans_may_go(settings: Settings) -> None:
-    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(microseconds=1)}
 
 
 def listed(*keys: str, **values: Any) -> list[Finding]:
@@ -57,20 +52,20 @@ def decide(action: str, found: list[Finding], **data: Any) -> str:
 
 @pytest.mark.parametrize("action", ASKING)
 def test_a_page_asks_and_nothing_is_done_before(bucket: Bucket, action: str) -> None:
-    found = orphaned(bucket, KEY)
+    found = create_orphans(bucket, KEY)
     shown = act(superuser(), "finding", action, *pks(found))
     assert f'value="{action}"' in shown
-    assert states() == {KEY: "open"} and not CleanupOperation.objects.exists()
+    assert read_states() == {KEY: "open"} and not CleanupOperation.objects.exists()
     assert bucket.keys() == {KEY}
 
 
 @pytest.mark.parametrize("action", [*ASKING, "reopen", "plan_deletion"])
 def test_an_address_does_nothing(bucket: Bucket, action: str) -> None:
-    [one] = orphaned(bucket, KEY, state="acknowledged" if action == "reopen" else "open")
+    [one] = create_orphans(bucket, KEY, state="acknowledged" if action == "reopen" else "open")
     data: dict[str, Any] = {"action": action, "post": "yes", "figures": "1-7"}
     data |= {"_selected_action": one.pk, **TYPED.get(action, {})}
     text_of(superuser().get(page("finding"), data, follow=True))
-    assert states() == {KEY: one.state} and not CleanupOperation.objects.exists()
+    assert read_states() == {KEY: one.state} and not CleanupOperation.objects.exists()
 
 
 @pytest.mark.parametrize("action", ASKING)
@@ -79,7 +74,7 @@ def test_hostile_keys_are_escaped_and_visible(
 ) -> None:
     monkeypatch.setattr(uploads, "unfinished", lambda bucket, prefix: iter([[]]))
     kind = {"abort_uploads": "unfinished"}.get(action, "unrecognised")
-    found = find(bucket, HOSTILE, kind=kind, state="resolved", note=HOSTILE)
+    found = create_findings(bucket, HOSTILE, kind=kind, state="resolved", note=HOSTILE)
     for shown in (act(superuser(), "finding", action, *pks(found)), decide(action, found)):
         assert ESCAPED in shown
         assert "<script>alert" not in shown and "\u202e" not in shown
@@ -130,13 +125,13 @@ def test_all_are_decided_on_by_the_list_that_was_seen(db: None) -> None:
     listed("new")
     changed = text_of(client.post(url, fields | {"note": "ours"}, follow=True))
     assert "Nothing was done: your selection changed" in changed
-    assert set(states().values()) == {"open"}
+    assert set(read_states().values()) == {"open"}
     Finding.objects.filter(key="new").delete()
     assert "120 findings are acknowledged." in text_of(
         client.post(url, fields | {"note": "ours"}, follow=True)
     )
     assert Finding.objects.filter(state="acknowledged", kind="orphaned").count() == 120
-    assert states()["other"] == "open"
+    assert read_states()["other"] == "open"
 
 
 def test_to_ask_costs_as_many_queries_for_all_as_for_one(db: None) -> None:
@@ -163,7 +158,7 @@ def test_findings_are_acknowledged_with_a_note_and_reopened(db: None) -> None:
     one = Finding.objects.get(key="a")
     assert (one.note, one.decided_by) == ("made by <b>", "anna")
     assert "1 finding is open again." in act(superuser(), "finding", "reopen", one.pk)
-    assert states() == {"a": "open", "b": "acknowledged", "c": "resolved"}
+    assert read_states() == {"a": "open", "b": "acknowledged", "c": "resolved"}
 
 
 @pytest.mark.parametrize(
@@ -179,18 +174,18 @@ def test_findings_are_acknowledged_with_a_note_and_reopened(db: None) -> None:
 def test_what_is_typed_wrongly_is_asked_for_again(
     bucket: Bucket, action: str, data: dict[str, str]
 ) -> None:
-    found = orphaned(bucket, KEY)
+    found = create_orphans(bucket, KEY)
     shown = decide(action, found, **data)
     assert 'class="errorlist"' in shown and 'value="yes"' in shown
     assert "<script>alert" not in shown
-    assert states() == {KEY: "open"}
+    assert read_states() == {KEY: "open"}
 
 
 def test_orphans_are_deleted_by_a_cleanup_to_follow(bucket: Bucket) -> None:
-    orphaned(bucket, KEY, OTHER)
+    create_orphans(bucket, KEY, OTHER_KEY)
     now = Finding.objects.earliest("pk").last_seen_at
-    orphaned(bucket, "young", first_seen_at=now)
-    orphaned(bucket, "kept", state="acknowledged", note="mine")
+    create_orphans(bucket, "young", first_seen_at=now)
+    create_orphans(bucket, "kept", state="acknowledged", note="mine")
     OrmQ.objects.all().delete()
     found = list(Finding.objects.all())
     shown = act(superuser(), "finding", "delete_orphans", *pks(found))
@@ -210,8 +205,8 @@ def test_orphans_are_deleted_by_a_cleanup_to_follow(bucket: Bucket) -> None:
 
 
 def test_no_more_is_deleted_than_the_page_said(bucket: Bucket) -> None:
-    found = orphaned(bucket, KEY)
-    young = orphaned(bucket, "young", first_seen_at=found[0].last_seen_at)
+    found = create_orphans(bucket, KEY)
+    young = create_orphans(bucket, "young", first_seen_at=found[0].last_seen_at)
     chosen = pks(found + young)
     figures = re.findall(
         'name="figures" value="(.*?)"', act(superuser(), "finding", "delete_orphans", *chosen)
@@ -226,17 +221,17 @@ def test_no_more_is_deleted_than_the_page_said(bucket: Bucket) -> None:
 
 def test_page_asks_again_when_a_scan_found_another_object(bucket: Bucket) -> None:
     alive("proj_1")
-    [one] = find(bucket, "report.bin", kind="unrecognised", project_id=None)
+    [one] = create_findings(bucket, "report.bin", kind="unrecognised", project_id=None)
     client = superuser()
     asked = act(client, "finding", "adopt", one.pk)
     Finding.objects.update(size=4_000_000, etag="another")
     again = act(client, "finding", "adopt", one.pk, **yes_to(asked), project_id="proj_1")
     assert "Nothing was done: your selection changed" in again and "3.8 MB" in again
-    assert states() == {"report.bin": "open"} and not R2Object.objects.exists()
+    assert read_states() == {"report.bin": "open"} and not R2Object.objects.exists()
 
 
 def test_what_a_cleanup_is_to_delete_already_is_not_counted_again(bucket: Bucket) -> None:
-    found = orphaned(bucket, KEY)
+    found = create_orphans(bucket, KEY)
     decide("delete_orphans", found)
     shown = act(superuser(), "finding", "delete_orphans", *pks(found))
     assert "covers this file and is pending" in shown and "0 objects" not in shown
@@ -245,7 +240,7 @@ def test_what_a_cleanup_is_to_delete_already_is_not_counted_again(bucket: Bucket
 
 
 def test_a_dry_run_plans_and_deletes_nothing(bucket: Bucket) -> None:
-    found = orphaned(bucket, KEY)
+    found = create_orphans(bucket, KEY)
     shown = act(person("view_finding", "dry_run_cleanup"), "finding", "plan_deletion", *pks(found))
     assert "1 finding is taken up: a dry run deletes nothing" in shown
     assert run(CleanupOperation.objects.get()).status == "planned"
@@ -253,17 +248,19 @@ def test_a_dry_run_plans_and_deletes_nothing(bucket: Bucket) -> None:
 
 
 def test_objects_are_adopted_into_a_live_project(bucket: Bucket) -> None:
-    found = orphaned(bucket, KEY)
+    found = create_orphans(bucket, KEY)
     assert "There is no project proj_1" in decide("adopt", found)
     Project.objects.create(pk="proj_1")
     assert "1 finding is adopted" in decide("adopt", found)
     assert R2Object.objects.get().project_id == "proj_1"
-    assert states() == {KEY: "resolved"}
+    assert read_states() == {KEY: "resolved"}
 
 
 def test_objects_are_tracked_and_others_left_with_the_reason(bucket: Bucket) -> None:
-    found = orphaned(bucket, KEY, kind="untracked") + find(bucket, OTHER, kind="untracked")
-    found += find(bucket, "misnamed", kind="misnamed")
+    found = create_orphans(bucket, KEY, kind="untracked") + create_findings(
+        bucket, OTHER_KEY, kind="untracked"
+    )
+    found += create_findings(bucket, "misnamed", kind="misnamed")
     shown = decide("track", found)
     assert "1 finding is tracked" in shown and "2 findings are left as they are:" in shown
     assert "It is not in the bucket any more." in shown
@@ -282,7 +279,7 @@ def test_acknowledged_file_is_not_tracked_and_the_page_says_what_to_do(bucket: B
 def test_rows_of_what_is_missing_are_removed(bucket: Bucket) -> None:
     there = bucket.upload("proj_1")
     R2Object.objects.create(bucket=bucket.name, key="gone", source="upload", state="stored")
-    shown = decide("untrack", find(bucket, there, "gone", kind="missing"))
+    shown = decide("untrack", create_findings(bucket, there, "gone", kind="missing"))
     assert "1 finding is resolved: no row tells of what is missing any more." in shown
     assert "Its object is in the bucket." in shown
     assert R2Object.objects.get().key == there
@@ -290,7 +287,9 @@ def test_rows_of_what_is_missing_are_removed(bucket: Bucket) -> None:
 
 def test_misnamed_objects_are_renamed_as_the_page_said(bucket: Bucket) -> None:
     Project.objects.create(pk="proj_1")
-    found = orphaned(bucket, OLD, "projects/proj_proj_2/scenes/s1/media/a.mp4", kind="misnamed")
+    found = create_orphans(
+        bucket, OLD, "projects/proj_proj_2/scenes/s1/media/a.mp4", kind="misnamed"
+    )
     Finding.objects.update(project_id="proj_1")
     shown = act(superuser(), "finding", "rename", *pks(found))
     assert f"What becomes of it</span> {NEW}</td>" in shown and "1 stays as it is" in shown
@@ -301,7 +300,7 @@ def test_misnamed_objects_are_renamed_as_the_page_said(bucket: Bucket) -> None:
 
 
 def test_where_nothing_can_be_renamed_there_is_no_button(bucket: Bucket) -> None:
-    found = orphaned(bucket, KEY)
+    found = create_orphans(bucket, KEY)
     shown = act(superuser(), "finding", "rename", *pks(found))
     assert "Nothing can be done: each of these stays as it is." in shown
     assert 'type="submit" value="Yes' not in shown
@@ -309,12 +308,12 @@ def test_where_nothing_can_be_renamed_there_is_no_button(bucket: Bucket) -> None
 
 def test_unfinished_uploads_are_aborted(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Local R2 cannot list them; tests/test_stale_uploads.py has a store that can."""
-    found = find(bucket, KEY, kind="unfinished", upload_id="x", last_modified=None)
+    found = create_findings(bucket, KEY, kind="unfinished", upload_id="x", last_modified=None)
     assert "The store cannot list unfinished uploads." in decide("abort_uploads", found)
     monkeypatch.setattr(uploads, "unfinished", lambda bucket, prefix: iter([[]]))
     assert "not listed any more" in act(superuser(), "finding", "abort_uploads", *pks(found))
     assert "1 finding is resolved." in decide("abort_uploads", found)
-    assert states() == {KEY: "resolved"}
+    assert read_states() == {KEY: "resolved"}
 
 
 # What is told
@@ -335,26 +334,26 @@ def test_so_many_are_looked_at_in_one_request(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
     monkeypatch.setattr(base, "AT_ONCE", 2)
-    orphaned(bucket, *"abc")
+    create_orphans(bucket, *"abc")
     for data in ({}, {"post": "yes", **TYPED.get(action, {})}):
         chosen = list(Finding.objects.values_list("pk", flat=True))
         shown = act(superuser(), "finding", action, *chosen, **data)
         assert "use manage.py findings" in shown
-    assert states() == dict.fromkeys("abc", "open")
+    assert read_states() == dict.fromkeys("abc", "open")
     Project.objects.create(pk="proj_1")
     assert "use manage.py findings" not in act(superuser(), "finding", action, *chosen[:2])
 
 
 @pytest.mark.parametrize("action", ["track", "delete_orphans"])
 def test_trouble_is_told_and_nothing_is_done(bucket: Bucket, action: str) -> None:
-    found = orphaned(bucket, KEY)
+    found = create_orphans(bucket, KEY)
     with ExitStack() as all_places:
         for _place in range(conf().api_waits):
             all_places.enter_context(place())
         assert "Try again in 5 seconds." in act(superuser(), "finding", action, *pks(found))
     bucket.wipe()
     assert "claim_bucket" in decide(action, found)
-    assert states() == {KEY: "open"} and not CleanupOperation.objects.exists()
+    assert read_states() == {KEY: "open"} and not CleanupOperation.objects.exists()
 
 
 def test_what_asks_nothing_of_the_store_needs_no_place_there(db: None) -> None:
@@ -373,16 +372,16 @@ def test_who_may_only_look_is_offered_nothing_and_does_nothing(db: None, action:
     assert f'value="{action}"' not in text_of(client.get(page("finding")))
     confirmed = {"post": "yes", "figures": "0-0", **TYPED.get(action, {})}
     act(client, "finding", action, one.pk, **confirmed)
-    assert states() == {"a": one.state} and not CleanupOperation.objects.exists()
+    assert read_states() == {"a": one.state} and not CleanupOperation.objects.exists()
 
 
 def test_under_the_prefix_that_is_searched_for(bucket: Bucket) -> None:
     """All of a search are these, and no others."""
-    orphaned(bucket, KEY, "stray")
-    url = f"{page('finding')}?q={UNDER}"
+    create_orphans(bucket, KEY, "stray")
+    url = f"{page('finding')}?q={FOLDER}"
     data = {"action": "acknowledge", "_selected_action": "all", **ACROSS, **TYPED["acknowledge"]}
     client = superuser()
     asked = text_of(client.post(url, data))
     fields = dict(re.findall('type="hidden" name="(.*?)" value="(.*?)"', asked))
     client.post(url, data | fields)
-    assert states() == {KEY: "acknowledged", "stray": "open"}
+    assert read_states() == {KEY: "acknowledged", "stray": "open"}

@@ -6,28 +6,15 @@ from django.core.files.storage import default_storage
 from django_q.models import OrmQ
 
 from storage_audit.audit import cleanup
-from storage_audit.models import BucketScan, CleanupOperation, Finding, KnownProject, R2Object
-from tests.admin_client import act, confirm, page, person, superuser, text_of, yes_to
-from tests.conftest import Bucket
-from tests.test_admin_projects import queries, track
-
-HOSTILE = "<script>alert(1)</script>=cmd()\x01\u202egpj.exe"
-ESCAPED = "&lt;script&gt;alert(1)&lt;/script&gt;=cmd()\\x01\\u202egpj.exe"
-
-
-def row(key: str, **facts: object) -> R2Object:
-    given = {"bucket": "tests", "source": "upload", "state": "stored", "size": 1, **facts}
-    return R2Object.objects.create(key=key, **given)
-
-
-def found(key: str) -> Finding:
-    scan = BucketScan.objects.create(bucket="tests")
-    seen = {"kind": "orphaned", "first_scan": scan, "last_scan": scan}
-    return Finding.objects.create(bucket="tests", key=key, **seen)
+from storage_audit.models import CleanupOperation, KnownProject, R2Object
+from tests.admin_client import act, confirm, count_queries, page, person, superuser, text_of, yes_to
+from tests.bucket import Bucket
+from tests.builders import create_finding, create_row, track_files
+from tests.keys import ESCAPED, HOSTILE
 
 
 def test_rows_whose_project_is_gone_are_listed_with_its_id(db: None) -> None:
-    row("projects/proj_gone/scenes/s1/media/a.mp4", project_id="proj_gone")
+    create_row("projects/proj_gone/scenes/s1/media/a.mp4", project_id="proj_gone")
     shown = text_of(superuser().get(page("r2object")))
     assert '<td class="field-owner">proj_gone</td>' in shown
     assert "1 R2 object" in shown
@@ -35,7 +22,7 @@ def test_rows_whose_project_is_gone_are_listed_with_its_id(db: None) -> None:
 
 def test_search_is_by_the_beginning_of_the_key_to_the_byte(db: None) -> None:
     for key in ("proj_1_a", "PROJ_1_b", "proj_10_c", "projX1_d", "x/proj_1_e"):
-        row(key)
+        create_row(key)
     shown = text_of(superuser().get(page("r2object"), {"q": "proj_1_"}))
     assert "proj_1_a" in shown
     for other in ("PROJ_1_b", "proj_10_c", "projX1_d", "x/proj_1_e"):
@@ -44,27 +31,27 @@ def test_search_is_by_the_beginning_of_the_key_to_the_byte(db: None) -> None:
 
 @pytest.mark.parametrize("column", range(1, 8))
 def test_every_column_sorts(db: None, column: int) -> None:
-    row("a", project_id="proj_gone")
+    create_row("a", project_id="proj_gone")
     assert "proj_gone" in text_of(superuser().get(page("r2object"), {"o": str(column)}))
 
 
 def test_list_of_50_rows_costs_as_many_queries_as_of_one(db: None) -> None:
     client = superuser()
-    track("proj_1", 1)
-    one = queries(client, page("r2object"))
-    track("proj_2", 50)
-    assert queries(client, page("r2object")) == one
+    track_files("proj_1", 1)
+    one = count_queries(client, page("r2object"))
+    track_files("proj_2", 50)
+    assert count_queries(client, page("r2object")) == one
 
 
 @pytest.mark.parametrize("action", ["delete_selected", "untrack"])
 def test_confirmation_shows_hostile_keys_escaped(db: None, action: str) -> None:
-    shown = act(superuser(), "r2object", action, row(HOSTILE).pk)
+    shown = act(superuser(), "r2object", action, create_row(HOSTILE).pk)
     assert ESCAPED in shown
     assert "<script>alert" not in shown
 
 
 def test_list_and_page_show_hostile_keys_escaped(db: None) -> None:
-    client, hostile = superuser(), row(HOSTILE)
+    client, hostile = superuser(), create_row(HOSTILE)
     for url in (page("r2object"), page("r2object", "change", hostile.pk)):
         shown = text_of(client.get(url))
         assert ESCAPED in shown
@@ -72,7 +59,7 @@ def test_list_and_page_show_hostile_keys_escaped(db: None) -> None:
 
 
 def test_confirmation_says_that_the_very_objects_go_with_count_and_bytes(db: None) -> None:
-    rows = [row("a", size=1000), row("b", size=2000)]
+    rows = [create_row("a", size=1000), create_row("b", size=2000)]
     shown = act(superuser(), "r2object", "delete_selected", *[r.pk for r in rows])
     assert "This deletes these very objects from R2, even if their project exists" in shown
     assert "2 objects, 2.9 KB in bucket tests will be deleted from R2" in shown
@@ -80,7 +67,7 @@ def test_confirmation_says_that_the_very_objects_go_with_count_and_bytes(db: Non
 
 
 def test_confirmation_of_many_rows_lists_the_first_and_counts_the_rest(db: None) -> None:
-    track("proj_1", 200)
+    track_files("proj_1", 200)
     client = superuser()
     across = {"select_across": "1", "index": "0"}
     shown = act(client, "r2object", "delete_selected", "all", **across)
@@ -143,14 +130,14 @@ def test_untracking_forgets_rows_and_keeps_objects(bucket: Bucket) -> None:
 
 
 def test_rows_in_the_hands_of_an_upload_or_a_cleanup_are_not_untracked(db: None) -> None:
-    rows = [row("a", state="uploading"), row("b", state="deleting"), row("c")]
+    rows = [create_row("a", state="uploading"), create_row("b", state="deleting"), create_row("c")]
     confirm(superuser(), "r2object", "untrack", *[r.pk for r in rows])
     assert sorted(R2Object.objects.values_list("key", flat=True)) == ["a", "b"]
 
 
 @pytest.mark.parametrize("action", ["delete_selected", "untrack"])
 def test_nothing_is_done_to_rows_without_the_permission_to_delete(db: None, action: str) -> None:
-    tracked = row("a")
+    tracked = create_row("a")
     confirm(person("force_cleanup", "delete_project"), "r2object", action, tracked.pk)
     assert R2Object.objects.exists()
     assert not CleanupOperation.objects.exists()
@@ -158,12 +145,12 @@ def test_nothing_is_done_to_rows_without_the_permission_to_delete(db: None, acti
 
 @pytest.mark.parametrize("action", ["delete_selected", "untrack"])
 def test_the_permission_to_delete_rows_suffices(db: None, action: str) -> None:
-    confirm(person("delete_r2object"), "r2object", action, row("a").pk)
+    confirm(person("delete_r2object"), "r2object", action, create_row("a").pk)
     assert not R2Object.objects.exists()
 
 
 def test_rows_cannot_be_added_or_edited(db: None) -> None:
-    client, tracked = superuser(), row("a")
+    client, tracked = superuser(), create_row("a")
     assert client.post(page("r2object", "add"), {"key": "b"}).status_code == 403
     url = page("r2object", "change", tracked.pk)
     assert client.post(url, {"key": "b"}).status_code == 403
@@ -172,7 +159,7 @@ def test_rows_cannot_be_added_or_edited(db: None) -> None:
 
 def test_findings_are_searched_by_the_beginning_of_the_key(db: None) -> None:
     for key in ("stray/" + HOSTILE, "other.txt"):
-        found(key)
+        create_finding(key)
     shown = text_of(superuser().get(page("finding"), {"q": "stray/"}))
     assert ESCAPED in shown
     assert "other.txt" not in shown
@@ -181,7 +168,7 @@ def test_findings_are_searched_by_the_beginning_of_the_key(db: None) -> None:
 @pytest.mark.parametrize("model", ["finding", "knownproject"])
 def test_what_was_found_is_read_only(db: None, model: str) -> None:
     known = KnownProject.objects.create(pk="proj_1", evidence="saved")
-    pk = {"finding": found("a"), "knownproject": known}[model].pk
+    pk = {"finding": create_finding("a"), "knownproject": known}[model].pk
     client = superuser()
     text_of(client.get(page(model)))
     text_of(client.get(page(model, "change", pk)))

@@ -3,9 +3,7 @@
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
-from django.db import connection
 from django.test import Client
-from django.test.utils import CaptureQueriesContext
 from django_q.models import OrmQ
 
 from storage_audit.audit import cleanup
@@ -14,12 +12,14 @@ from storage_audit.pages.projects import ProjectAdmin
 from tests.admin_client import (
     act,
     confirm,
+    count_queries,
     page,
     person,
     superuser,
     text_of,
 )
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.builders import track_files
 
 ACTIONS = {
     "dry_run_cleanup": "dry_run_cleanup",
@@ -29,36 +29,9 @@ ACTIONS = {
 }
 
 
-def track(project_id: str, count: int, size: int = 1000) -> None:
-    Project.objects.get_or_create(pk=project_id)
-    R2Object.objects.bulk_create(
-        [
-            R2Object(
-                bucket="tests",
-                key=f"projects/{project_id}/scenes/s1/media/{n}.mp4",
-                project_id=project_id,
-                size=size,
-                source="upload",
-                state="stored",
-            )
-            for n in range(count)
-        ],
-        batch_size=5000,
-    )
-
-
-def queries(client: Client, url: str) -> int:
-    client.get(url)
-    with CaptureQueriesContext(
-        connection,
-    ) as captured:
-        text_of(client.get(url))
-    return len(captured)
-
-
 def test_login_leads_to_the_projects_with_objects_bytes_and_last_cleanup(db: None) -> None:
     User.objects.create_superuser("carla", password="not-a-secret")
-    track("proj_1", 3)
+    track_files("proj_1", 3)
     operation = CleanupOperation.objects.request(
         kind="project", project_id="proj_1", bucket="tests", trigger="dry_run", status="planned"
     )
@@ -73,26 +46,26 @@ def test_login_leads_to_the_projects_with_objects_bytes_and_last_cleanup(db: Non
 
 def test_list_of_50_projects_costs_as_many_queries_as_of_one(db: None) -> None:
     client = superuser()
-    track("proj_0", 2)
-    one = queries(client, page("project"))
+    track_files("proj_0", 2)
+    one = count_queries(client, page("project"))
     for n in range(1, 51):
-        track(f"proj_{n}", 2)
+        track_files(f"proj_{n}", 2)
         CleanupOperation.objects.request(
             kind="project", project_id=f"proj_{n}", bucket="tests", trigger="dry_run"
         )
-    assert queries(client, page("project")) == one
+    assert count_queries(client, page("project")) == one
 
 
 def test_confirmation_of_a_deletion_says_what_will_go(db: None) -> None:
-    track("proj_1", 3, size=1_000_000)
+    track_files("proj_1", 3, size=1_000_000)
     shown = text_of(superuser().get(page("project", "delete", "proj_1")))
     assert "3 objects, 2.9 MB in bucket tests will be deleted from R2" in shown
     assert "Every file of the project in R2 is deleted too" in shown
 
 
 def test_confirmation_of_many_says_what_will_go(db: None) -> None:
-    track("proj_1", 3)
-    track("proj_2", 2)
+    track_files("proj_1", 3)
+    track_files("proj_2", 2)
     shown = act(superuser(), "project", "delete_selected", "proj_1", "proj_2")
     assert "5 objects, 4.9 KB in bucket tests will be deleted from R2" in shown
     assert "Every file of these projects in R2 is deleted too" in shown
@@ -102,11 +75,11 @@ def test_confirmation_of_many_says_what_will_go(db: None) -> None:
 @pytest.mark.slow
 def test_confirmation_with_100000_objects_takes_no_more_queries(db: None) -> None:
     client, url = superuser(), page("project", "delete", "proj_1")
-    track("proj_1", 1)
-    one = queries(client, url)
+    track_files("proj_1", 1)
+    one = count_queries(client, url)
     R2Object.objects.all().forget()
-    track("proj_1", 100_000)
-    assert queries(client, url) == one
+    track_files("proj_1", 100_000)
+    assert count_queries(client, url) == one
     assert "100000 objects" in text_of(client.get(url))
 
 
@@ -126,8 +99,8 @@ def test_deletion_of_many_links_to_the_list_of_their_cleanups(transactional_db: 
     CleanupOperation.objects.request(
         kind="project", project_id="proj_old", bucket="tests", trigger="deleted"
     )
-    track("proj_1", 1)
-    track("proj_2", 1)
+    track_files("proj_1", 1)
+    track_files("proj_2", 1)
     shown = confirm(client, "project", "delete_selected", "proj_1", "proj_2")
     link = shown.split('<a href="')[1:]
     url = next(part.split('"')[0] for part in link if "created_at__gte" in part)
@@ -136,7 +109,7 @@ def test_deletion_of_many_links_to_the_list_of_their_cleanups(transactional_db: 
 
 
 def test_getting_any_url_of_a_project_changes_nothing(db: None) -> None:
-    track("proj_1", 1)
+    track_files("proj_1", 1)
     client = superuser()
     data = {"action": "force_delete", "_selected_action": "proj_1", "post": "yes"}
     client.get(page("project"), data)
@@ -147,7 +120,7 @@ def test_getting_any_url_of_a_project_changes_nothing(db: None) -> None:
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_each_action_needs_its_own_permission(db: None, action: str) -> None:
-    track("proj_1", 1)
+    track_files("proj_1", 1)
     others = set(ACTIONS.values()) - {ACTIONS[action]}
     shown = confirm(person(*others), "project", action, "proj_1")
     assert "No action selected." in shown
@@ -159,7 +132,7 @@ def test_each_action_needs_its_own_permission(db: None, action: str) -> None:
 @pytest.mark.parametrize("action", ACTIONS)
 def test_each_permission_suffices_for_its_action(db: None, action: str) -> None:
     """Alone, but for that to force, which needs that to delete besides."""
-    track("proj_1", 0)
+    track_files("proj_1", 0)
     needed = {ACTIONS[action]} | ({"delete_project"} if action == "force_delete" else set())
     shown = confirm(person(*needed), "project", action, "proj_1")
     operation = CleanupOperation.objects.get()
@@ -168,7 +141,7 @@ def test_each_permission_suffices_for_its_action(db: None, action: str) -> None:
 
 
 def test_force_delete_needs_the_permission_to_delete_the_project(db: None) -> None:
-    track("proj_1", 1)
+    track_files("proj_1", 1)
     client = person("force_cleanup")
     confirm(client, "project", "force_delete", "proj_1")
     assert Project.objects.exists()
@@ -188,8 +161,8 @@ def test_force_delete_keeps_a_project_that_its_admin_does_not_let_anybody_delete
         return obj is None or obj.pk != "proj_1"
 
     monkeypatch.setattr(ProjectAdmin, "has_delete_permission", is_allowed)
-    track("proj_1", 1)
-    track("proj_2", 1)
+    track_files("proj_1", 1)
+    track_files("proj_2", 1)
     client = superuser()
     shown = act(client, "project", "force_delete", "proj_1", "proj_2", **data)
     assert "Nothing was deleted. You may not do this. Ask an administrator" in shown
@@ -199,7 +172,7 @@ def test_force_delete_keeps_a_project_that_its_admin_does_not_let_anybody_delete
 
 
 def test_people_who_may_only_look_see_no_action(db: None) -> None:
-    track("proj_1", 1)
+    track_files("proj_1", 1)
     shown = text_of(person().get(page("project")))
     assert 'name="action"' not in shown
 
@@ -223,7 +196,7 @@ def test_verification_of_a_live_project_compares_bucket_and_table(bucket: Bucket
 
 
 def test_force_delete_asks_first_and_says_what_it_does_not_lift(db: None) -> None:
-    track("proj_1", 3)
+    track_files("proj_1", 3)
     shown = act(superuser(), "project", "force_delete", "proj_1")
     assert "never the ownership rule" in shown
     head = '<span class="audit-process">%s</span> '
@@ -245,12 +218,12 @@ def test_force_delete_makes_a_released_operation(bucket: Bucket) -> None:
 
 def test_all_projects_are_deleted_only_if_they_are_still_those_confirmed(db: None) -> None:
     for n in range(3):
-        track(f"proj_{n}", 1)
+        track_files(f"proj_{n}", 1)
     client = superuser()
     across = {"select_across": "1", "index": "0"}
     shown = act(client, "project", "delete_selected", "proj_0", **across)
     digest = shown.split('name="digest" value="')[1].split('"')[0]
-    track("proj_new", 1)
+    track_files("proj_new", 1)
     across = {"select_across": "1", "digest": digest}
     assert "Nothing was done" in confirm(client, "project", "delete_selected", "all", **across)
     assert Project.objects.count() == 4
@@ -269,7 +242,7 @@ def test_bad_id_is_refused_with_a_hint_and_good_one_is_saved(db: None) -> None:
 
 
 def test_id_cannot_be_changed_once_saved(db: None) -> None:
-    track("proj_1", 0)
+    track_files("proj_1", 0)
     client = superuser()
     assert 'name="id"' not in text_of(client.get(page("project", "change", "proj_1")))
     client.post(page("project", "change", "proj_1"), {"id": "proj_2", "title": "New"})

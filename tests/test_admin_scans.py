@@ -22,31 +22,19 @@ from storage_audit.conf import conf
 from storage_audit.models import BucketScan, Finding, R2Object
 from storage_audit.origin import Origin, acting_as
 from storage_audit.pages.scans import shown_time
-from tests.admin_client import act, page, person, superuser, text_of
-from tests.conftest import Bucket
-from tests.test_admin_objects import ESCAPED, HOSTILE
-from tests.test_admin_projects import queries
-from tests.test_signals import track
+from tests.admin_client import act, count_queries, page, person, superuser, text_of
+from tests.bucket import Bucket
+from tests.builders import create_finding, create_scan, track_keys
+from tests.keys import ESCAPED, HOSTILE
 
 pytestmark = pytest.mark.django_db
 KINDS = Finding.Kind.values
 
 
-def scanned(**values: object) -> BucketScan:
-    now = timezone.now()
-    given = {"bucket": "tests", "purpose": "reconcile", "status": "complete", "finished_at": now}
-    return BucketScan.objects.create(**{**given, **values})
-
-
-def finding(scan: BucketScan, key: str, kind: str = "orphaned", **values: object) -> Finding:
-    seen = {"first_scan": scan, "last_scan": scan, **values}
-    return Finding.objects.create(bucket="tests", key=key, kind=kind, **seen)
-
-
 def test_a_scan_shows_what_it_saw_of_each_kind_and_how_fast_it_was() -> None:
     began = timezone.now() - timedelta(minutes=2)
     counts = {kind: 1001 + n for n, kind in enumerate(KINDS)}
-    one = scanned(
+    one = create_scan(
         started_at=began,
         finished_at=began + timedelta(seconds=90),
         listed=900_000,
@@ -65,10 +53,10 @@ def test_a_scan_shows_what_it_saw_of_each_kind_and_how_fast_it_was() -> None:
 
 
 def test_each_count_of_what_was_written_leads_to_these_findings() -> None:
-    one = scanned(orphaned=1, missing=1)
-    finding(one, "of-it")
-    finding(one, "of-it-and-missing", "missing")
-    finding(scanned(), "of-another")
+    one = create_scan(bucket="tests", orphaned=1, missing=1)
+    create_finding("of-it", scan=one)
+    create_finding("of-it-and-missing", "missing", scan=one)
+    create_finding("of-another", scan=create_scan(bucket="tests"))
     client = superuser()
     shown = text_of(client.get(page("bucketscan", "change", one.pk)))
     links = dict(
@@ -85,20 +73,20 @@ def test_each_count_of_what_was_written_leads_to_these_findings() -> None:
     "facts", [{"dry_run": True}, {"since": timezone.now()}, {"status": "failed"}]
 )
 def test_counts_of_which_no_finding_was_written_lead_nowhere(facts: dict[str, object]) -> None:
-    one = scanned(orphaned=7, **facts)
+    one = create_scan(orphaned=7, **facts)
     shown = text_of(superuser().get(page("bucketscan", "change", one.pk)))
     assert '<td class="audit-short">7</td>' in shown and "last_scan" not in shown
 
 
 def test_who_may_not_see_findings_is_led_to_none() -> None:
-    one = scanned(orphaned=7)
+    one = create_scan(orphaned=7)
     shown = text_of(person("view_bucketscan").get(page("bucketscan", "change", one.pk)))
     assert '<td class="audit-short">7</td>' in shown and "last_scan" not in shown
 
 
 @pytest.mark.parametrize("status", BucketScan.Status.values)
 def test_a_scan_says_what_its_status_means_and_what_to_do(status: str) -> None:
-    shown = text_of(superuser().get(page("bucketscan", "change", scanned(status=status).pk)))
+    shown = text_of(superuser().get(page("bucketscan", "change", create_scan(status=status).pk)))
     for sentence in meaning.SCANS[BucketScan.Status(status)]:
         assert f"<p>{escape(str(sentence))}</p>" in shown
 
@@ -110,9 +98,9 @@ def test_a_scan_says_what_its_status_means_and_what_to_do(status: str) -> None:
 def test_a_scan_that_wrote_no_findings_says_so(
     scope: dict[str, object], sentences: tuple[str, str]
 ) -> None:
-    shown = text_of(superuser().get(page("bucketscan", "change", scanned(**scope).pk)))
+    shown = text_of(superuser().get(page("bucketscan", "change", create_scan(**scope).pk)))
     assert all(f"<p>{escape(str(sentence))}</p>" in shown for sentence in sentences)
-    failed = scanned(status="failed", **scope)
+    failed = create_scan(status="failed", **scope)
     shown = text_of(superuser().get(page("bucketscan", "change", failed.pk)))
     assert str(meaning.SCANS[BucketScan.Status.FAILED][0]) in shown
 
@@ -127,7 +115,7 @@ def test_a_scan_that_wrote_no_findings_says_so(
     ],
 )
 def test_a_scan_says_in_sentences_how_it_looked(facts: dict[str, object], says: str) -> None:
-    assert says in text_of(superuser().get(page("bucketscan", "change", scanned(**facts).pk)))
+    assert says in text_of(superuser().get(page("bucketscan", "change", create_scan(**facts).pk)))
 
 
 @pytest.mark.parametrize(
@@ -151,23 +139,23 @@ def test_a_duration_has_seconds_and_its_days_in_words(seconds: float, shown: str
     ],
 )
 def test_a_scan_says_what_it_looked_at(scope: dict[str, object], says: str) -> None:
-    one = scanned(**scope)
+    one = create_scan(bucket="tests", **scope)
     for url in (page("bucketscan"), page("bucketscan", "change", one.pk)):
         assert says in text_of(superuser().get(url))
 
 
 def test_a_scan_under_way_has_a_duration_and_one_that_failed_its_message() -> None:
-    running = scanned(status="running", finished_at=None)
+    running = create_scan(status="running", finished_at=None)
     text_of(superuser().get(page("bucketscan", "change", running.pk)))
-    failed = scanned(status="failed", error="It broke\x1b")
+    failed = create_scan(status="failed", error="It broke\x1b")
     assert "It broke\\x1b" in text_of(superuser().get(page("bucketscan", "change", failed.pk)))
 
 
 def test_findings_are_filtered_by_state_and_kind() -> None:
-    one = scanned()
-    finding(one, "first")
-    finding(one, "second", "missing")
-    finding(one, "third", state="acknowledged")
+    one = create_scan()
+    create_finding("first", scan=one)
+    create_finding("second", "missing", scan=one)
+    create_finding("third", scan=one, state="acknowledged")
     client = superuser()
     for query, key in (
         ({"kind__exact": "missing"}, "second"),
@@ -179,7 +167,7 @@ def test_findings_are_filtered_by_state_and_kind() -> None:
 
 
 def test_a_finding_shows_hostile_keys_evidence_and_notes_escaped() -> None:
-    one = finding(scanned(), HOSTILE, evidence=HOSTILE, note=HOSTILE, project_id=HOSTILE)
+    one = create_finding(HOSTILE, evidence=HOSTILE, note=HOSTILE, project_id=HOSTILE)
     shown = text_of(superuser().get(page("finding", "change", one.pk)))
     assert shown.count(ESCAPED) >= 4
     assert "<script>alert" not in shown and "\u202e" not in shown
@@ -190,17 +178,17 @@ def test_a_finding_shows_hostile_keys_evidence_and_notes_escaped() -> None:
 
 @pytest.mark.parametrize("model", ["finding", "bucketscan"])
 def test_a_list_costs_as_many_queries_for_50_rows_as_for_one(model: str) -> None:
-    client, one = superuser(), scanned()
-    finding(one, "first")
-    before = queries(client, page(model))
+    client, one = superuser(), create_scan()
+    create_finding("first", scan=one)
+    before = count_queries(client, page(model))
     for n in range(49):
-        finding(scanned(), f"{n}")
-    assert queries(client, page(model)) == before
+        create_finding(f"{n}", scan=create_scan())
+    assert count_queries(client, page(model)) == before
 
 
 @pytest.mark.parametrize("model", ["finding", "bucketscan"])
 def test_every_column_sorts(model: str) -> None:
-    finding(scanned(), "first")
+    create_finding("first")
     for column in range(1, 10):
         text_of(superuser().get(page(model), {"o": str(column)}))
 
@@ -258,7 +246,7 @@ def test_a_scan_that_a_person_began_is_shown_while_it_runs_and_with_what_it_foun
 
 
 def test_the_cost_is_said_first_and_nothing_is_begun() -> None:
-    track(*(f"{n}" for n in range(3)), bucket=conf().bucket)
+    track_keys(*(f"{n}" for n in range(3)), bucket=conf().bucket)
     R2Object.objects.update(created_at=timezone.now() - timedelta(days=1))
     shown = text_of(superuser().post(page("bucketscan", "add"), {"purpose": "reconcile"}))
     assert "Objects: about 3. Requests: 1 (R2: Class A), $0.0000." in shown
@@ -283,7 +271,7 @@ def test_what_cannot_be_scanned_is_refused_with_the_reason(
 
 
 def test_beside_a_scan_of_the_whole_bucket_no_other_is_begun_but_one_of_a_part() -> None:
-    scanned(status="running", bucket=conf().bucket, finished_at=None)
+    create_scan(status="running", bucket=conf().bucket, finished_at=None)
     client = superuser()
     assert "another scan of the whole bucket is running" in begin(client)
     assert BucketScan.objects.count() == 1
@@ -333,7 +321,7 @@ def test_without_workers_no_scan_is_begun(settings: Settings) -> None:
     client = superuser()
     assert reason in text_of(client.get(page("bucketscan")))
     assert reason in begin(client)
-    scan = scanned(status="stopped")
+    scan = create_scan(status="stopped")
     assert reason in act(client, "bucketscan", "resume", scan.pk)
     assert not BucketScan.objects.running().exists()
 
@@ -351,7 +339,7 @@ def test_who_may_not_begin_one_sees_why_and_is_refused() -> None:
 
 
 def test_a_scan_is_stopped_and_goes_on() -> None:
-    scan, over = begun_by_anna(), scanned(bucket=conf().bucket)
+    scan, over = begun_by_anna(), create_scan(bucket=conf().bucket)
     client = superuser()
     shown = act(client, "bucketscan", "stop", scan.pk, over.pk)
     assert "1 scan is stopped, and nothing is concluded from it." in shown
@@ -369,7 +357,7 @@ def test_a_scan_is_stopped_and_goes_on() -> None:
     assert "The scan starts again from the beginning" in act(
         client, "bucketscan", "resume", scan.pk
     )
-    other = scanned(status="stopped", bucket="other")
+    other = create_scan(status="stopped", bucket="other")
     assert "is of bucket other" in act(client, "bucketscan", "resume", other.pk)
     assert "Nothing was stopped" in act(client, "bucketscan", "stop", over.pk)
 
@@ -386,5 +374,5 @@ def begun_by_anna() -> BucketScan:
 def test_a_page_offers_to_stop_what_runs_and_to_resume_what_does_not(
     status: str, offered: set[str]
 ) -> None:
-    model_admin, scan = admin.site.get_model_admin(BucketScan), scanned(status=status)
+    model_admin, scan = admin.site.get_model_admin(BucketScan), create_scan(status=status)
     assert {name for name in ("stop", "resume") if model_admin.is_fit(scan, name)} == offered  # type: ignore[attr-defined]

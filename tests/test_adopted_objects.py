@@ -17,10 +17,10 @@ from storage_audit.bucket import uploads
 from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.uploads import Upload
 from storage_audit.models import Finding, R2Object
-from tests.conftest import Bucket
+from tests.bucket import Bucket, fold_unicode
+from tests.keys import AMBIGUOUS
 from tests.promises import Status, alive, delete, outcomes, reason, track
 from tests.scanning import backfill, complete, findings
-from tests.test_doubt import AMBIGUOUS, fold_unicode
 
 # Of proj_a, or of proj_a_b.
 NFC = normalize("NFC", "proj_a_b_é_media.mp4")

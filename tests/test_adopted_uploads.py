@@ -16,10 +16,10 @@ from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.models import CleanupOperation, Finding, Project, R2Object
 from storage_audit.storage import KeyBeingDeleted, TrackedStorage, Upload
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.database import Rollback
 from tests.promises import Status, alive, delete, deleted, outcomes, reason, run, track
-from tests.test_signals import Rollback
-from tests.test_storage import assert_told_as_it_is, being_deleted
+from tests.uploads import assert_row_matches_object, mark_as_being_deleted
 
 State, Source = R2Object.State, R2Object.Source
 KEY = "projects/proj_q/scenes/s1/media/a.mp4"
@@ -149,12 +149,12 @@ def test_name_that_turns_out_to_be_taken_leaves_its_row_as_it_was(
         name = default_storage.save(KEY, ContentFile(b"new"))
     assert name != KEY
     assert R2Object.objects.values().get(key=KEY) == before
-    assert_told_as_it_is(adopted, name)
+    assert_row_matches_object(adopted, name)
 
 
 def test_refused_upload_leaves_the_row_as_it_was(adopted: Bucket) -> None:
     before = row()
-    with being_deleted(KEY), pytest.raises(KeyBeingDeleted):
+    with mark_as_being_deleted(KEY), pytest.raises(KeyBeingDeleted):
         default_storage.open(KEY, "w")
     assert row() == before
 

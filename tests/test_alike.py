@@ -13,7 +13,7 @@ from storage_audit.bucket.listing import pages_alike
 from storage_audit.bucket.r2 import Page
 from storage_audit.bucket.wire import Entries
 from storage_audit.models import CleanupOperation, R2Object
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.promises import Status, alive, check, outcomes, requested, track
 
 MINE = "projects/proj_1/scenes/s1/media/a.mp4"

@@ -15,7 +15,7 @@ from devtools.faults.matching import is_delete_batch, keys_sent, on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from storage_audit.bucket import answers, deleters, r2
 from storage_audit.bucket.errors import Broken
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 
 HEAD = '<?xml version="1.0" encoding="UTF-8"?>\n<DeleteResult xmlns="http://s3.amazonaws.com/doc/">'
 TAIL = "</DeleteResult>"

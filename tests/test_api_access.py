@@ -17,7 +17,7 @@ from storage_audit.access import digest_of
 from storage_audit.api import openapi, rates
 from storage_audit.models import ApiToken, CleanupOperation, Project
 from tests.api_client import API, Program, program, refused, staff, told
-from tests.test_permissions import TOKEN
+from tests.forms import TOKEN
 
 pytestmark = pytest.mark.django_db
 LIST = "/deletions"

@@ -26,10 +26,10 @@ from storage_audit.conf import Conf, conf
 from storage_audit.models import CleanupOperation, Diagnosis, Project
 from tests.admin_client import page, superuser, text_of
 from tests.api_client import API, program, refused, staff, told
-from tests.conftest import BUCKETS, Bucket
+from tests.bucket import BUCKETS, Bucket
+from tests.database import lock_table
+from tests.fake_wrangler import FakeWrangler
 from tests.promises import FLAT, deleted, run, track
-from tests.test_doctor import held
-from tests.test_wrangler import Program as Wrangler
 
 EXAMINE = "add_diagnosis"
 AMBIGUOUS, STRANGE = "proj_1_x_s1_media.mp4", "projects/proj_1/scenes/s1/media/a\nb.mp4"
@@ -111,7 +111,7 @@ def test_an_address_is_told_without_its_password(
 @pytest.mark.django_db
 def test_an_account_without_a_name_has_none(tmp_path: Path, settings: Settings) -> None:
     account = '{"loggedIn": true, "accounts": [{"id": "a", "name": null}]}'
-    Wrangler(tmp_path, settings).does(f"echo '{account}'")
+    FakeWrangler(tmp_path, settings).does(f"echo '{account}'")
     auth = program().get("/debug/wrangler-auth")
     assert (auth["is_authenticated"], auth["accounts"]) == (True, [""])
 
@@ -489,7 +489,7 @@ def test_the_doctor_tells_what_it_saw_also_when_the_database_takes_nothing(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     come = program()
-    with held(monkeypatch, "storage_audit_diagnosis"):
+    with lock_table(monkeypatch, "storage_audit_diagnosis"):
         told_of = told(come.ask("POST", "/diagnostics"), 202)
     assert told_of["wrong"] and not told_of["awaits_worker"]
     assert len(told_of["reports"]) == 1

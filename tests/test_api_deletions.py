@@ -22,11 +22,10 @@ from storage_audit.api import waiting
 from storage_audit.audit import cleanup, meaning, requests
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, Project
-from tests.api_client import API, Program, program, refused, staff, told
-from tests.conftest import Bucket
+from tests.api_client import API, Program, program, read_all_pages, refused, staff, told
+from tests.bucket import Bucket
+from tests.processes import HOST, database_url, fetch, run_site
 from tests.promises import FLAT, delete, requested, run
-from tests.test_health import HOST, fetch, site
-from tests.test_queue import database_url
 
 LOOK = "view_cleanupoperation"
 NEWLINE = "projects/proj_1/scenes/s1/media/a\nb\x1b[31m.mp4"
@@ -46,17 +45,6 @@ def path_of(operation: CleanupOperation, query: str = "") -> str:
     return f"/deletions/{operation.pk}{query}"
 
 
-def all_pages(come: Program, path: str, limit: int) -> Iterator[Any]:
-    cursor = ""
-    while True:
-        page = come.get(f"{path}?limit={limit}{cursor}")
-        assert 1 <= len(page["items"]) <= limit
-        yield from page["items"]
-        if page["next_cursor"] is None:
-            return
-        cursor = f"&cursor={page['next_cursor']}"
-
-
 # Lists
 
 
@@ -66,7 +54,7 @@ def test_pages_have_each_deletion_once_the_latest_first(limit: int) -> None:
     first = made()
     same = [made(created_at=first.created_at) for _number in range(5)]
     latest = made()
-    ids = [each["deletion_id"] for each in all_pages(reader(), "/deletions", limit)]
+    ids = [each["deletion_id"] for each in read_all_pages(reader(), "/deletions", limit)]
     assert (ids[0], len(ids)) == (str(latest.pk), 7)
     assert set(ids[1:]) == {str(each.pk) for each in [first, *same]}
 
@@ -187,7 +175,7 @@ def test_items_have_their_keys_as_they_are(bucket: Bucket) -> None:
     bucket.upload("proj_1")
     bucket.put(NEWLINE, TONGUE)
     operation = delete("proj_1")
-    items = list(all_pages(reader(), path_of(operation, "/items"), 2))
+    items = list(read_all_pages(reader(), path_of(operation, "/items"), 2))
     assert {item["key"] for item in items} == set(operation.items.values_list("key", flat=True))
     assert {NEWLINE, TONGUE} <= {item["key"] for item in items}
     by_key = {item["key"]: item for item in items}
@@ -360,7 +348,7 @@ def test_a_web_server_full_of_those_who_wait_answers_others(
     monkeypatch.setenv("WEB_CONCURRENCY", "1")
     monkeypatch.setenv("HTTPS", "false")
     operation, people = made(), [reader(), reader()]
-    with site(database_url(), tmp_path / "web.log") as address, ThreadPoolExecutor(12) as pool:
+    with run_site(database_url(), tmp_path / "web.log") as address, ThreadPoolExecutor(12) as pool:
         assert fetch(f"{address}/healthz")[0] == 200
         url = f"{address}{API}{path_of(operation, '?wait=20')}"
         polls = [Request(url, headers=person.headers | HOST) for person in people]

@@ -16,8 +16,9 @@ from storage_audit.api.schemas import ProjectDeleted
 from storage_audit.api.urls import api
 from storage_audit.models import ApiToken, BucketScan, CleanupOperation, Finding, Project
 from tests.api_client import program
-from tests.conftest import Bucket
-from tests.test_decisions import KEY, orphaned
+from tests.bucket import Bucket
+from tests.builders import create_orphans
+from tests.keys import KEY
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "api.md").read_text()
 ACTIONS = "$SITE/api/v1/findings/actions"
@@ -36,7 +37,7 @@ curl.add_argument("address")
 def test_each_example_is_answered(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket.upload("proj_1")
     bucket.upload("proj_2")
-    orphaned(bucket, KEY)
+    create_orphans(bucket, KEY)
     come = program()
     monkeypatch.setattr("storage_audit.api.deletions.wait_for_change", lambda *args: None)
     values = {"TOKEN": come.headers["Authorization"].removeprefix("Bearer "), "SITE": ""}

@@ -3,14 +3,11 @@
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
-from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.contrib.admin.models import LogEntry
-from django.core.cache import cache
 from django_q.models import OrmQ
-from pytest_django import Settings
 
 from storage_audit.api import findings
 from storage_audit.audit.decisions import base
@@ -18,24 +15,14 @@ from storage_audit.bucket import uploads
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, CleanupOperation, Finding, Project, R2Object
 from storage_audit.places import place
-from tests.api_client import API, Program, program, refused, staff, told
-from tests.conftest import Bucket
+from tests.api_client import API, Program, program, read_all_pages, refused, staff, told
+from tests.bucket import Bucket
+from tests.builders import create_findings, create_orphans, read_states
+from tests.keys import FOLDER, KEY, OTHER_KEY
 from tests.promises import run
-from tests.test_api_deletions import all_pages
-from tests.test_decisions import KEY, OTHER, STRANGE, UNDER, find, orphaned, states
+from tests.strange_keys import STRANGE_ORPHANS
 
-
-@pytest.fixture(autouse=True)
-def young_orphans_may_go(settings: Settings) -> None:
-    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(microseconds=1)}
-
-
-@pytest.fixture(autouse=True)
-def asks_as_often_as_it_likes() -> Iterator[None]:
-    """The people of all tests have the same ids, for which the rates are counted."""
-    cache.clear()
-    yield
-    cache.clear()
+pytestmark = pytest.mark.usefixtures("young_orphans_may_go", "no_request_limits")
 
 
 def post(who: Program, act: str, **body: Any) -> Any:
@@ -65,7 +52,7 @@ def keys_of(query: str = "") -> list[str]:
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 8, 200])
 def test_pages_have_each_finding_once(limit: int) -> None:
     listed(*"gcaebfd")
-    found = [each["key"] for each in all_pages(program(), "/findings", limit)]
+    found = [each["key"] for each in read_all_pages(program(), "/findings", limit)]
     assert found == [*"gcaebfd"]
 
 
@@ -90,9 +77,9 @@ def test_a_bad_query_is_told_what_is_wrong(query: str) -> None:
 
 @pytest.mark.django_db
 def test_keys_are_as_they_are() -> None:
-    listed(*STRANGE, evidence="<b>\x1b")
-    assert set(keys_of()) == set(STRANGE)
-    one = Finding.objects.get(key=STRANGE[0])
+    listed(*STRANGE_ORPHANS, evidence="<b>\x1b")
+    assert set(keys_of()) == set(STRANGE_ORPHANS)
+    one = Finding.objects.get(key=STRANGE_ORPHANS[0])
     answer = program().get(f"/findings/{one.pk}")
     assert (answer["key"], answer["evidence"]) == (one.key, "<b>\x1b")
     assert answer["first_scan"] == str(one.first_scan_id) and answer["finding_id"] == one.pk
@@ -125,7 +112,7 @@ def test_findings_are_acknowledged_with_a_note_and_reopened() -> None:
     # Those that are open, unless the filter says otherwise: they are not.
     assert told(post(who, "acknowledge", **body), 200)["done"] == 0
     assert told(post(who, "reopen", findings={"prefix": "a"}), 200)["done"] == 1
-    assert states() == {"a": "open", "b": "acknowledged", "c": "open"}
+    assert read_states() == {"a": "open", "b": "acknowledged", "c": "open"}
 
 
 @pytest.mark.django_db
@@ -171,7 +158,7 @@ def test_a_bad_body_is_told_what_is_wrong_and_does_nothing(act: str, body: dict[
     listed("b", state="acknowledged")
     problem = refused(post(program(), act, **body), 422, "invalid-values")
     assert problem["errors"][0]["where"][0] == "body"
-    assert states() == {"a": "open", "b": "acknowledged"}
+    assert read_states() == {"a": "open", "b": "acknowledged"}
     assert not CleanupOperation.objects.exists()
 
 
@@ -183,8 +170,10 @@ def test_a_body_that_cannot_be_read(body: str) -> None:
 
 
 def test_orphans_are_deleted_by_a_deletion_to_follow(bucket: Bucket) -> None:
-    orphaned(bucket, KEY, OTHER)
-    [young] = orphaned(bucket, "young", first_seen_at=Finding.objects.earliest("pk").last_seen_at)
+    create_orphans(bucket, KEY, OTHER_KEY)
+    [young] = create_orphans(
+        bucket, "young", first_seen_at=Finding.objects.earliest("pk").last_seen_at
+    )
     OrmQ.objects.all().delete()
     who = program(staff("view_finding", "delete_r2object", "view_cleanupoperation"))
     answer = post(who, "delete-orphans", findings={"kind": "orphaned"})
@@ -201,11 +190,11 @@ def test_orphans_are_deleted_by_a_deletion_to_follow(bucket: Bucket) -> None:
     assert (followed["status"], followed["kind"]) == ("clean", "orphans")
     assert followed["requested_by"] == operation.requested_by != ""
     assert bucket.keys() == {"young"}
-    assert states()["young"] == young.state == "open"
+    assert read_states()["young"] == young.state == "open"
 
 
 def test_a_dry_run_plans_and_deletes_nothing(bucket: Bucket) -> None:
-    orphaned(bucket, KEY)
+    create_orphans(bucket, KEY)
     who = program(staff("view_finding", "dry_run_cleanup"))
     body = told(post(who, "delete-orphans", findings={"kind": "orphaned"}, dry_run=True), 202)
     assert body["dry_run"]
@@ -215,7 +204,7 @@ def test_a_dry_run_plans_and_deletes_nothing(bucket: Bucket) -> None:
 
 
 def test_where_none_may_go_there_is_no_deletion(bucket: Bucket) -> None:
-    orphaned(bucket, KEY, kind="unrecognised")
+    create_orphans(bucket, KEY, kind="unrecognised")
     body = decided("delete-orphans", 200, findings={"kind": "unrecognised"})
     assert (body["done"], body["deletions"], body["counts"]["left"]) == (0, [], 1)
     assert not CleanupOperation.objects.exists()
@@ -223,13 +212,13 @@ def test_where_none_may_go_there_is_no_deletion(bucket: Bucket) -> None:
 
 def test_objects_are_adopted_and_tracked(bucket: Bucket) -> None:
     Project.objects.create(pk="proj_1")
-    orphaned(bucket, KEY)
-    orphaned(bucket, UNDER + "new.mp4", kind="untracked")
+    create_orphans(bucket, KEY)
+    create_orphans(bucket, FOLDER + "new.mp4", kind="untracked")
     assert decided("adopt", findings={"kind": "orphaned"}, project_id="proj_1")["done"] == 1
     assert R2Object.objects.get(key=KEY).project_id == "proj_1"
-    assert decided("track", findings={"prefix": UNDER})["done"] == 1
+    assert decided("track", findings={"prefix": FOLDER})["done"] == 1
     assert R2Object.objects.count() == 2
-    assert set(states().values()) == {"resolved"}
+    assert set(read_states().values()) == {"resolved"}
 
 
 def test_acknowledged_file_is_not_tracked_and_the_answer_says_what_to_do(bucket: Bucket) -> None:
@@ -241,7 +230,7 @@ def test_acknowledged_file_is_not_tracked_and_the_answer_says_what_to_do(bucket:
 
 
 def test_only_a_live_project_is_given_an_object(bucket: Bucket) -> None:
-    orphaned(bucket, KEY)
+    create_orphans(bucket, KEY)
     for name in ("proj_gone", "<b>", "\u202e", "é"):
         answer = post(program(), "adopt", findings={"kind": "orphaned"}, project_id=name)
         assert name in refused(answer, 409, "refused")["detail"]
@@ -251,7 +240,7 @@ def test_only_a_live_project_is_given_an_object(bucket: Bucket) -> None:
 def test_rows_of_what_is_missing_are_removed(bucket: Bucket) -> None:
     there = bucket.upload("proj_1")
     R2Object.objects.create(bucket=bucket.name, key="gone", source="upload", state="stored")
-    find(bucket, there, "gone", kind="missing")
+    create_findings(bucket, there, "gone", kind="missing")
     body = decided("untrack", findings={"kind": "missing"})
     assert body["done"] == 1
     [left] = body["left"]
@@ -262,7 +251,7 @@ def test_rows_of_what_is_missing_are_removed(bucket: Bucket) -> None:
 def test_misnamed_objects_are_renamed_after_a_look_at_the_plan(bucket: Bucket) -> None:
     Project.objects.create(pk="proj_1")
     old = "projects/proj_proj_1/scenes/s1/media/a.mp4"
-    orphaned(bucket, old, kind="misnamed", project_id="proj_1")
+    create_orphans(bucket, old, kind="misnamed", project_id="proj_1")
     which = {"findings": {"kind": "misnamed"}}
     plan = decided("rename", **which, dry_run=True)
     assert plan["dry_run"] and bucket.keys() == {old}
@@ -276,12 +265,12 @@ def test_misnamed_objects_are_renamed_after_a_look_at_the_plan(bucket: Bucket) -
 def test_unfinished_uploads_are_aborted(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Local R2 cannot list them; tests/test_stale_uploads.py has a store that can."""
     monkeypatch.setattr(uploads, "unfinished", lambda bucket, prefix: iter([[]]))
-    find(bucket, KEY, kind="unfinished", upload_id="x", last_modified=None)
+    create_findings(bucket, KEY, kind="unfinished", upload_id="x", last_modified=None)
     which = {"findings": {"kind": "unfinished"}}
     for dry_run in (True, False):
         body = decided("abort-uploads", **which, dry_run=dry_run)
         assert body["dry_run"] == dry_run and body["done"] == 1
-    assert states() == {KEY: "resolved"}
+    assert read_states() == {KEY: "resolved"}
 
 
 @pytest.mark.parametrize("act", ["adopt", "track", "untrack", "rename", "abort-uploads"])
@@ -289,7 +278,7 @@ def test_so_many_are_looked_at_in_one_request(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, act: str
 ) -> None:
     monkeypatch.setattr(base, "AT_ONCE", 2)
-    orphaned(bucket, *"abc")
+    create_orphans(bucket, *"abc")
     more = {"project_id": "proj_1"} if act == "adopt" else {}
     problem = refused(post(program(), act, findings={"kind": "orphaned"}, **more), 409, "refused")
     assert "manage.py findings" in problem["detail"]
@@ -310,7 +299,7 @@ def test_who_finds_no_place_is_told_to_come_again(bucket: Bucket, act: str) -> N
 
 @pytest.fixture
 def unclaimed(bucket: Bucket) -> Iterator[Bucket]:
-    orphaned(bucket, KEY)
+    create_orphans(bucket, KEY)
     bucket.wipe()
     yield bucket
 

@@ -25,7 +25,7 @@ from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, IllegalTransition
 from storage_audit.redaction import HIDDEN
 from tests.api_client import API, PROBLEM, Program, program, refused
-from tests.test_permissions import TOKEN
+from tests.forms import TOKEN
 
 pytestmark = pytest.mark.django_db
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "api.md"

@@ -19,7 +19,7 @@ from storage_audit.audit import requests, vanished
 from storage_audit.models import CleanupOperation, KnownProject, Project
 from storage_audit.pages.base import ModelAdmin
 from tests.api_client import API, Program, program, refused, staff, told
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.promises import requested, run, track
 
 DELETE = "/projects/proj_1"

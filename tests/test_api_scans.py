@@ -14,10 +14,10 @@ from pytest_django import Settings
 from storage_audit import tasks
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, Finding, R2Object, ScanShard
-from tests.api_client import API, Program, program, refused, staff, told
-from tests.conftest import Bucket
-from tests.test_api_deletions import all_pages
-from tests.test_api_findings import asks_as_often_as_it_likes  # noqa: F401
+from tests.api_client import API, Program, program, read_all_pages, refused, staff, told
+from tests.bucket import Bucket
+
+pytestmark = pytest.mark.usefixtures("no_request_limits")
 
 PURPOSE: dict[str, Any] = {"purpose": "reconcile"}
 
@@ -41,7 +41,7 @@ def test_pages_have_each_scan_once_the_latest_first(limit: int) -> None:
     first = scanned()
     same = [scanned(started_at=first.started_at) for _number in range(3)]
     latest = scanned()
-    ids = [each["scan_id"] for each in all_pages(program(), "/scans", limit)]
+    ids = [each["scan_id"] for each in read_all_pages(program(), "/scans", limit)]
     assert (ids[0], len(ids)) == (str(latest.pk), 5)
     assert set(ids[1:]) == {str(each.pk) for each in [first, *same]}
 

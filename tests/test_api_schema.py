@@ -24,7 +24,7 @@ from storage_audit.models import (
     Finding,
     Project,
 )
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 
 KNOWN: dict[str, Any] = {
     "deletion_id": str(UUID(int=1)),

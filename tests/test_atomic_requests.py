@@ -18,21 +18,12 @@ from storage_audit.bucket import uploads
 from storage_audit.bucket.r2 import client
 from storage_audit.models import CleanupOperation, Finding, Project
 from storage_audit.pages.projects import ProjectAdmin
+from tests.admin_actions import OURS, TYPED, choose_first, list_places, prepare_world
 from tests.api_client import program
-from tests.conftest import Bucket
-from tests.test_api_permissions import ASKED, ask
-from tests.test_permissions import (
-    OURS,
-    TOKEN,
-    TYPED,
-    both_ways,
-    chosen,
-    client_of,
-    pages,
-    patterns,
-    places,
-    suit,
-)
+from tests.api_permissions import ASKED, send_request
+from tests.bucket import Bucket
+from tests.forms import TOKEN, get_and_post, make_client
+from tests.site_pages import list_pages, list_patterns
 
 FINDING = "storage_audit.finding"
 LEFT_OUT = "_non_atomic_requests"
@@ -70,16 +61,18 @@ def act(staff: Client, url: str, data: dict[str, str]) -> HttpResponse | Any:
 def test_no_address_action_or_page_asks_the_store_in_a_transaction(
     world: Bucket, calls: list[bool]
 ) -> None:
-    staff, machine = client_of(User.objects.create_superuser("anna")), program()
+    staff, machine = make_client(User.objects.create_superuser("anna")), program()
     # Read before anything is deleted: what deletes projects comes last.
-    asked = [(next(places(model)), chosen(model, action)) for model, action in reversed(OURS)]
-    to_post = [each for each in pages() if each.name not in SIGNING_OUT]
+    asked = [
+        (next(list_places(model)), choose_first(model, action)) for model, action in reversed(OURS)
+    ]
+    to_post = [each for each in list_pages() if each.name not in SIGNING_OUT]
     for line in sorted(ASKED, key=lambda line: line.startswith("DELETE")):
-        assert ask(machine, line) < 500, line
+        assert send_request(machine, line) < 500, line
     for url, data in asked:
         assert act(staff, url, data).status_code < 500, data
     for each in to_post:
-        for method, answer in both_ways(staff, each.url).items():
+        for method, answer in get_and_post(staff, each.url).items():
             assert answer.status_code < 500, (method, each)
     assert len(calls) > 20 and not any(calls)
 
@@ -88,16 +81,16 @@ def test_no_address_action_or_page_asks_the_store_in_a_transaction(
 def test_decision_that_asks_the_store_is_carried_out(
     world: Bucket, calls: list[bool], action: str
 ) -> None:
-    suit(world, action)
-    url, data = next(places(FINDING)), chosen(FINDING, action)
-    act(client_of(User.objects.create_superuser("anna")), url, data)
+    prepare_world(world, action)
+    url, data = next(list_places(FINDING)), choose_first(FINDING, action)
+    act(make_client(User.objects.create_superuser("anna")), url, data)
     assert Finding.objects.order_by("pk")[0].state == "resolved"
     assert calls and not any(calls)
 
 
 def test_every_page_of_ours_is_left_out_of_the_request_transaction() -> None:
     """Found by their addresses, so that a new page is too."""
-    names = {name for name, _pattern in patterns() if name.startswith("admin:storage_audit_")}
+    names = {name for name, _pattern in list_patterns() if name.startswith("admin:storage_audit_")}
     of_admin = get_resolver().url_patterns[1]
     views = {each.name: each.callback for each in every_pattern(of_admin) if each.name}
     of_ours = {name: views[name.removeprefix("admin:")] for name in names}

@@ -36,7 +36,7 @@ from storage_audit.models import (
     R2Object,
 )
 from tests import promises, scanning
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 
 pytestmark = pytest.mark.database
 

@@ -20,9 +20,9 @@ from storage_audit.audit import cleanup, counting
 from storage_audit.bucket import calls, r2
 from storage_audit.bucket.errors import StoreError, TooLate
 from storage_audit.models import CleanupOperation, Project, StoreCalls
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.commands import run_command
 from tests.network import close_connections
-from tests.test_commands import run
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +150,7 @@ def test_a_task_a_command_and_a_request_write_down_what_they_called(bucket: Buck
     of_the_task = kept()
     assert of_the_task["DeleteObjects", "ok"] == 1
     assert of_the_task["ListObjectsV2", "ok"] > 1
-    run("backfill_r2")
+    run_command("backfill_r2")
     more = kept()
     assert more["ListObjectsV2", "ok"] > of_the_task["ListObjectsV2", "ok"]
     bucket.upload("proj_2")

@@ -42,9 +42,9 @@ from storage_audit.exports import csv_lines
 from storage_audit.models import CleanupItem, CleanupOperation, Installation, R2Object
 from storage_audit.origin import Origin, acting_as
 from tests.admin_client import page, person, superuser, text_of
-from tests.conftest import BUCKETS, Bucket
+from tests.bucket import BUCKETS, Bucket
 from tests.promises import alive, delete, late_check, outcomes, run, track
-from tests.test_strange_keys import KEYS
+from tests.strange_keys import KEYS
 
 UNDER = "projects/proj_1/scenes/s1/media/"
 ONE, TWO, ALONE = f"{UNDER}1.mp4", f"{UNDER}2.mp4", "elsewhere/proj_1.mp4"

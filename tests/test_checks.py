@@ -8,7 +8,6 @@ from itertools import cycle
 from pathlib import Path
 
 import pytest
-from django.core.checks import CheckMessage, run_checks
 from django.db import connection, connections
 from django.db.models import Model
 from django_q.models import Schedule
@@ -17,18 +16,13 @@ from pytest_django import Settings
 from devtools.environment import made_up_environment
 from storage_audit import queue, tasks
 from storage_audit.models import Finding
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def found(databases: list[str] | None = None) -> dict[str, CheckMessage]:
-    told = {str(each.id): each for each in run_checks(databases=databases)}
-    return {name: each for name, each in told.items() if name.startswith("storage_audit.")}
+from tests.paths import ROOT
+from tests.site_settings import run_system_checks
 
 
 @pytest.mark.django_db
 def test_a_migrated_database_passes() -> None:
-    assert found(databases=["default"]) == {}
+    assert run_system_checks(databases=["default"]) == {}
 
 
 @pytest.mark.django_db
@@ -38,7 +32,7 @@ def test_a_missing_schedule_is_a_warning_that_says_what_to_do(way: str) -> None:
         Schedule.objects.all().delete()
     else:
         Schedule.objects.update(repeats=0)
-    warning = found(databases=["default"])["storage_audit.W001"]
+    warning = run_system_checks(databases=["default"])["storage_audit.W001"]
     assert warning.hint is not None
     assert "migrate" in warning.hint and "sweep_cleanups" in warning.hint
     tasks.create_schedule()
@@ -48,18 +42,18 @@ def test_a_missing_schedule_is_a_warning_that_says_what_to_do(way: str) -> None:
 @pytest.mark.django_db
 def test_a_schedule_of_something_else_is_no_sweep() -> None:
     Schedule.objects.update(func="somebody.elses.sweep")
-    assert "storage_audit.W001" in found(databases=["default"])
+    assert "storage_audit.W001" in run_system_checks(databases=["default"])
 
 
 @pytest.mark.django_db
 def test_a_bad_entry_does_not_keep_the_database_from_being_checked(settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"RECONCILE_EVERY": 24}
-    assert "storage_audit.E001" in found(databases=["default"])
+    assert "storage_audit.E001" in run_system_checks(databases=["default"])
 
 
 def test_times_without_a_zone_are_an_error(settings: Settings) -> None:
     settings.USE_TZ = False
-    assert "storage_audit.E005" in found()
+    assert "storage_audit.E005" in run_system_checks()
 
 
 class OurReadsByChance:
@@ -90,7 +84,7 @@ def test_router_that_sends_our_tables_to_another_database_is_an_error(
     routers: list[object], expected: bool, settings: Settings
 ) -> None:
     settings.DATABASE_ROUTERS = routers
-    error = found().get("storage_audit.E007")
+    error = run_system_checks().get("storage_audit.E007")
     assert bool(error) == expected
     if error:
         assert "storage_audit.Finding" in error.msg and '"default"' in str(error.hint)
@@ -98,7 +92,7 @@ def test_router_that_sends_our_tables_to_another_database_is_an_error(
 
 def test_without_a_database_nothing_is_asked_of_it() -> None:
     # pytest-django forbids every query here.
-    assert found() == {}
+    assert run_system_checks() == {}
 
 
 @pytest.mark.usefixtures("transactional_db")
@@ -106,7 +100,7 @@ def test_a_database_that_was_not_migrated_is_not_complained_of() -> None:
     with connection.schema_editor() as editor:
         editor.alter_db_table(Schedule, "django_q_schedule", "elsewhere")
     try:
-        assert found(databases=["default"]) == {}
+        assert run_system_checks(databases=["default"]) == {}
     finally:
         with connection.schema_editor() as editor:
             editor.alter_db_table(Schedule, "elsewhere", "django_q_schedule")
@@ -136,12 +130,12 @@ def test_a_queue_that_would_run_tasks_twice_or_lose_them_is_an_error(
     """None means that the entry is not there."""
     base = {"workers": 1, "queue_limit": 1, "timeout": 180, "retry": 600, "bulk": 1}
     settings.Q_CLUSTER = {k: v for k, v in (base | changes).items() if v is not None}
-    assert sorted(found()) == expected
+    assert sorted(run_system_checks()) == expected
 
 
 def test_no_queue_settings_at_all_are_an_error_and_no_crash(settings: Settings) -> None:
     del settings.Q_CLUSTER
-    assert "storage_audit.E002" in found()
+    assert "storage_audit.E002" in run_system_checks()
 
 
 def test_the_command_passes_on_the_projects_own_settings(tmp_path: Path) -> None:
@@ -210,12 +204,12 @@ def test_sqlite_that_is_not_set_up_for_several_processes_is_a_warning(
     try:
         with connection.cursor() as cursor:
             cursor.execute(wrong)
-        text = found(databases=["default"])["storage_audit.W002"].msg
+        text = run_system_checks(databases=["default"])["storage_audit.W002"].msg
     finally:
         connection.close()  # The next one is set up as it should be.
     assert named in text
     assert ";" not in text, "something else is wrong too"
-    assert "storage_audit.W002" not in found(databases=["default"])
+    assert "storage_audit.W002" not in run_system_checks(databases=["default"])
 
 
 @pytest.mark.django_db(transaction=True)
@@ -226,7 +220,7 @@ def test_sqlite_transactions_that_take_no_lock_at_their_start_are_a_warning(
 ) -> None:
     connection.ensure_connection()  # It takes the mode from the settings.
     monkeypatch.setattr(connections["default"], "transaction_mode", mode)
-    assert "IMMEDIATE" in found(databases=["default"])["storage_audit.W002"].msg
+    assert "IMMEDIATE" in run_system_checks(databases=["default"])["storage_audit.W002"].msg
 
 
 @pytest.mark.django_db
@@ -236,7 +230,7 @@ def test_more_workers_than_one_are_a_warning_on_sqlite_only(
 ) -> None:
     kept = {name: value for name, value in settings.Q_CLUSTER.items() if name != "workers"}
     settings.Q_CLUSTER = kept | queue
-    told = found(databases=["default"])
+    told = run_system_checks(databases=["default"])
     if connection.vendor == "sqlite":
         assert told["storage_audit.W002"].msg.endswith("It needs 1 worker.")
     else:

@@ -1,6 +1,5 @@
 """A deletion from the row to the proof, on a real bucket."""
 
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -15,7 +14,7 @@ from pytest_django.fixtures import Settings
 from storage_audit.audit import cleanup
 from storage_audit.bucket.listing import escape
 from storage_audit.models import CleanupOperation, Project, R2Object
-from tests.conftest import Bucket
+from tests.bucket import Bucket, put_files
 from tests.promises import (
     FLAT,
     Status,
@@ -113,19 +112,12 @@ def limited(settings: Settings, objects: int, share: float = 0.05) -> None:
     }
 
 
-def fill(bucket: Bucket, count: int) -> list[str]:
-    keys = [f"projects/proj_1/scenes/s1/media/{n:04}.mp4" for n in range(count)]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(bucket.put, keys))
-    return keys
-
-
 def test_more_objects_than_the_limit_are_blocked_until_a_person_releases_them(
     bucket: Bucket, settings: Settings
 ) -> None:
     limited(settings, 3)
     alive("proj_1")
-    keys = fill(bucket, 4)
+    keys = put_files(bucket, 4)
     operation = delete("proj_1")
     assert operation.status == Status.BLOCKED
     assert operation.next_attempt_at is None
@@ -140,7 +132,7 @@ def test_more_objects_than_the_limit_are_blocked_until_a_person_releases_them(
 def test_as_many_objects_as_the_limit_are_not_blocked(bucket: Bucket, settings: Settings) -> None:
     limited(settings, 3)
     alive("proj_1")
-    fill(bucket, 3)
+    put_files(bucket, 3)
     for n in range(5):
         track(bucket, f"projects/proj_1/scenes/s1/media/gone{n}", "proj_1")
     operation = delete("proj_1")
@@ -154,7 +146,7 @@ def test_share_of_the_tracked_objects_is_a_limit_too(
 ) -> None:
     limited(settings, 1, share)
     alive("proj_1")
-    for key in fill(bucket, 3):
+    for key in put_files(bucket, 3):
         track(bucket, key, "proj_1")
     track(bucket, "projects/proj_2/scenes/s1/media/a", "proj_2")
     track(bucket, "projects/proj_2/scenes/s1/media/b", "proj_2")
@@ -173,7 +165,7 @@ def test_a_thousand_and_one_objects_are_blocked_and_then_go_in_three_batches(
     bucket: Bucket, settings: Settings
 ) -> None:
     alive("proj_1")
-    keys = fill(bucket, 1001)
+    keys = put_files(bucket, 1001)
     operation = delete("proj_1")
     assert operation.status == Status.BLOCKED
     assert "1001 objects" in operation.error and "the limit is 1000" in operation.error

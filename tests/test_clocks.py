@@ -24,9 +24,10 @@ from storage_audit.models import (
     R2Object,
 )
 from storage_audit.storage import Upload, bar, is_barred, key_for
-from tests.conftest import YEAR, Bucket
+from tests.bucket import Bucket
 from tests.promises import alive, delete, deleted, late_check, outcomes, reason, run, track
 from tests.scanning import begin, complete, findings, reconcile, work
+from tests.times import YEAR
 
 Status = BucketScan.Status
 

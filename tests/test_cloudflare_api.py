@@ -12,7 +12,7 @@ import pytest
 from cloudflare import Cloudflare
 
 from devtools.cloudflare_api import CloudflareApi
-from tests.conftest import BUCKETS, Bucket
+from tests.bucket import BUCKETS, Bucket
 
 # What it asks is no database.
 pytestmark = pytest.mark.only_on("sqlite")

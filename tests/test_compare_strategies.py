@@ -22,9 +22,9 @@ from storage_audit.bucket import r2
 from storage_audit.conf import STRATEGIES
 from storage_audit.management.commands import compare_strategies
 from storage_audit.models import CleanupOperation, KnownProject
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.commands import run_command, run_json
 from tests.promises import Status, again, check, make_due
-from tests.test_commands import run, run_json
 
 OTHERS = ("proj_compare_s1_media.mp4", "projects/proj_1/scenes/s1/media/a.mp4", "README.txt")
 
@@ -84,7 +84,9 @@ def test_keys_are_of_every_layout_and_of_no_other_project(db: None) -> None:
 
 
 def test_it_shows_them_side_by_side_and_says_before_what_it_does(neighbours: Bucket) -> None:
-    out, err, code = run("compare_strategies", "--objects", "2", "--strategies", "batch,parallel")
+    out, err, code = run_command(
+        "compare_strategies", "--objects", "2", "--strategies", "batch,parallel"
+    )
     assert code == 0
     head, *lines = out.splitlines()
     assert head.split() == " ".join(compare_strategies.HEAD).split()
@@ -107,7 +109,9 @@ def test_what_cannot_run_here_is_no_error_of_the_others(
     assert (code, batch["status"]) == (0, "clean")
     assert missing.keys() == {"strategy", "obstacle"}
     assert "wrangler is missing" in missing["obstacle"]
-    out, _err, code = run("compare_strategies", "--objects", "1", "--strategies", "wrangler")
+    out, _err, code = run_command(
+        "compare_strategies", "--objects", "1", "--strategies", "wrangler"
+    )
     assert (code, "wrangler: cannot run here: wrangler is missing" in out) == (0, True)
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"WRANGLER_LIMIT": 2}
     assert trial.obstacle_to_wrangler(3) == "Wrangler is not started for more than 2 objects."
@@ -119,7 +123,7 @@ def test_what_a_strategy_leaves_is_counted_and_then_cleaned_up(
 ) -> None:
     store.rules.append(on(is_delete_single, KINDS["access-denied"].answer))
     arguments = ("compare_strategies", "--objects", "2", "--strategies", "sequential")
-    out, err, code = run(*arguments)
+    out, err, code = run_command(*arguments)
     assert (code, err.splitlines()[-1][:12]) == (1, "CommandError")
     assert re.search(r"^sequential .* [1-9]\d* +0\.000\d{3} +2  ID$", out, re.MULTILINE), out
     assert "sequential: incomplete. 2 objects remain" in out
@@ -135,7 +139,7 @@ def test_what_was_not_looked_for_is_not_called_gone(
     store.rules.append(on(is_delete_single, KINDS["access-denied"].answer))
     monkeypatch.setattr(trial, "count_left", interrupted)
     arguments = ("compare_strategies", "--objects", "1", "--strategies", "sequential")
-    _out, err, code = run(*arguments)
+    _out, err, code = run_command(*arguments)
     assert (code, "Nothing that was written is left" in err) == (130, False)
     monkeypatch.undo()
     store.rules.clear()
@@ -179,7 +183,7 @@ def test_whatever_stops_it_leaves_its_objects_to_an_operation(
     monkeypatch.setattr(trial, "WRITERS", 1)
     if killed:  # Nothing runs any more then.
         monkeypatch.setattr(CleanupOperation, "make_due", lambda operation: None)
-    _out, err, code = run("compare_strategies", "--strategies", "batch")
+    _out, err, code = run_command("compare_strategies", "--strategies", "batch")
     assert code == 130
     assert "Interrupted. Operation ID deletes what was written" in err
     assert neighbours.facts(written[0])
@@ -188,7 +192,7 @@ def test_whatever_stops_it_leaves_its_objects_to_an_operation(
         assert not due()
         assert CleanupOperation.objects.due(timezone.now() + trial.HOLD).exists()
         make_due(CleanupOperation.objects.get())
-    assert run("sweep_cleanups", "--sync")[2] == 0
+    assert run_command("sweep_cleanups", "--sync")[2] == 0
     operation = CleanupOperation.objects.get(parent=None)
     assert (operation.status, operation.deleted) == (Status.CLEAN, 1)
 
@@ -218,7 +222,7 @@ def test_limits_do_not_stop_what_was_asked_for_by_number(
     neighbours: Bucket, settings: Settings
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 0, "DISCOVERY": "tracked"}
-    assert run("compare_strategies", "--objects", "2", "--strategies", "batch")[2] == 0
+    assert run_command("compare_strategies", "--objects", "2", "--strategies", "batch")[2] == 0
 
 
 @pytest.mark.parametrize(
@@ -236,7 +240,7 @@ def test_a_bucket_elsewhere_is_written_to_only_by_its_name(
     if endpoint:
         settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ENDPOINT_URL": endpoint}
     arguments = ("--objects", "1", "--strategies", "batch", f"--yes-write-to={consent}")
-    _out, err, exit_code = run("compare_strategies", *arguments)
+    _out, err, exit_code = run_command("compare_strategies", *arguments)
     assert exit_code == code
     assert ("name the bucket: --yes-write-to tests" in err) == bool(code)
     assert CleanupOperation.objects.exists() == (code == 0)
@@ -247,7 +251,7 @@ def test_an_address_with_a_password_is_refused_and_not_shown(
 ) -> None:
     address = "https://anna:pass@0123.r2.cloudflarestorage.com"
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ENDPOINT_URL": address}
-    out, err, code = run("compare_strategies", "--objects", "1", "--yes-write-to=tests")
+    out, err, code = run_command("compare_strategies", "--objects", "1", "--yes-write-to=tests")
     assert code and "without a user name or password" in err, err
     assert not [text for text in ("anna", "pass@") if text in out + err]
     assert not CleanupOperation.objects.exists()
@@ -258,14 +262,14 @@ def test_nothing_is_written_where_it_could_be_somebody_elses(
 ) -> None:
     usual = settings.STORAGE_AUDIT
     settings.STORAGE_AUDIT = usual | {"PROJECT_ID": "[0-9]+"}
-    _out, err, code = run("compare_strategies")
+    _out, err, code = run_command("compare_strategies")
     assert (code, "so nothing is written" in err) == (2, True)
     settings.STORAGE_AUDIT = usual
     marker = neighbours.r2.read(installation.MARKER, neighbours.name)
     neighbours.r2.remove(installation.MARKER, neighbours.name)
-    _out, err, code = run("compare_strategies")
+    _out, err, code = run_command("compare_strategies")
     neighbours.put(installation.MARKER, body=marker)
     assert (code, "no marker" in err) == (1, True)
     for wrong in ("--objects=0", "--objects=10001", "--strategies=batch,nope"):
-        assert run("compare_strategies", wrong)[2] == 2
+        assert run_command("compare_strategies", wrong)[2] == 2
     assert not CleanupOperation.objects.exists() and not KnownProject.objects.exists()

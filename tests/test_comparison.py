@@ -24,11 +24,11 @@ from storage_audit.bucket.r2 import Listed
 from storage_audit.models import Project, R2Object
 from storage_audit.pages import comparison_page
 from tests.admin_client import page, person, text_of
-from tests.conftest import Bucket
+from tests.bucket import Bucket, fold_unicode
+from tests.commands import run_command, run_json
+from tests.database import dump_everything
+from tests.keys import NFC, NFD
 from tests.promises import FLAT, HIERARCHICAL, alive, delete, deleted, track
-from tests.test_commands import run, run_json
-from tests.test_doubt import NFC, NFD, fold_unicode
-from tests.test_permissions import state
 
 TRACKED, LISTED, PARSED = Way
 BOTH_NAMES = "proj_1_a_s1_media.mp4"
@@ -227,9 +227,9 @@ def test_a_bucket_of_somebody_else_is_not_compared(bucket: Bucket) -> None:
 def test_looking_changes_nothing(bucket: Bucket) -> None:
     bucket.upload("proj_1")
     bucket.put(HIERARCHICAL)
-    before = state(bucket)
+    before = dump_everything(bucket)
     compare("proj_1")
-    assert state(bucket) == before
+    assert dump_everything(bucket) == before
 
 
 def test_every_bucket_with_rows_of_the_project_is_compared(bucket: Bucket) -> None:
@@ -245,7 +245,7 @@ def test_keys_of_several_buckets_are_counted_together(monkeypatch: pytest.Monkey
 
 def test_the_command_shows_both_discoveries_and_the_reasons(bucket: Bucket) -> None:
     bucket.upload("proj_1")
-    assert run("compare_discovery", "proj_1") == (
+    assert run_command("compare_discovery", "proj_1") == (
         "proj_1 in bucket tests: 1 tracked, 1 found by the application, 1 named by the key"
         " itself.\nAll three find the same.\n",
         "",
@@ -253,7 +253,7 @@ def test_the_command_shows_both_discoveries_and_the_reasons(bucket: Bucket) -> N
     )
     bucket.put("projects/proj_1/scenes/s1/media/evil\x1b[2J.mp4")
     track(bucket, FLAT, "proj_1", updated_at=MARK)
-    assert run("compare_discovery", "proj_1") == (
+    assert run_command("compare_discovery", "proj_1") == (
         "proj_1 in bucket tests: 2 tracked, 2 found by the application, 2 named by the key"
         " itself.\n"
         "1 only tracked: The object is gone from the bucket.\n"
@@ -268,10 +268,10 @@ def test_the_command_shows_both_discoveries_and_the_reasons(bucket: Bucket) -> N
     [compared] = facts["comparisons"]
     assert (code, compared["agrees"], compared["listed"], compared["parsed"]) == (1, False, 2, 2)
     assert [d["reasons"] for d in compared["differences"]] == [["gone"], ["never_tracked"]]
-    assert run("compare_discovery", "p/../q")[2] == 2
+    assert run_command("compare_discovery", "p/../q")[2] == 2
     call_command("backfill_r2")
     R2Object.objects.filter(key=FLAT).delete()
-    assert run("compare_discovery", "proj_1")[2] == 0
+    assert run_command("compare_discovery", "proj_1")[2] == 0
 
 
 def test_the_page_of_a_project_leads_to_the_same(bucket: Bucket) -> None:

@@ -24,9 +24,10 @@ from storage_audit.pages import acts
 from storage_audit.pages.confirming import ConfirmingAdmin, limit_to
 from storage_audit.pages.projects import OwnerAdmin
 from tests.admin_client import act, page, superuser, text_of, yes_to
-from tests.conftest import Bucket
-from tests.test_decisions import KEY, OTHER, find, orphaned, states
-from tests.test_owner_models import table_of
+from tests.bucket import Bucket
+from tests.builders import create_findings, create_orphans, read_states
+from tests.keys import KEY, OTHER_KEY
+from tests.owner_models import create_table
 
 ACROSS = {"select_across": "1", "index": "0"}
 CHANGED = (
@@ -73,7 +74,7 @@ def test_rows_of_a_child_model_are_limited_to_those_confirmed(transactional_db: 
         class Meta:
             app_label = "storage_audit"
 
-    with table_of(Film):
+    with create_table(Film):
         for number in range(3):
             Film.objects.create(pk=f"proj_{number}", id=f"proj_{number}")
         limit_to(Film.objects.all(), ["proj_0", "proj_1"]).delete()
@@ -86,14 +87,14 @@ def test_finding_that_arrives_after_the_check_is_left(
 ) -> None:
     young = {"ORPHAN_AGE": timedelta(microseconds=1)}
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | young
-    orphaned(bucket, KEY)
+    create_orphans(bucket, KEY)
     client = superuser()
     asked = act(client, "finding", action, "all", **ACROSS)
-    once_checked(lambda: orphaned(bucket, OTHER))
+    once_checked(lambda: create_orphans(bucket, OTHER_KEY))
     act(client, "finding", action, "all", **ACROSS, **yes_to(asked), note="ours")
-    assert states()[OTHER] == "open"
+    assert read_states()[OTHER_KEY] == "open"
     assert set(CleanupItem.objects.values_list("key", flat=True)) <= {KEY}
-    assert states()[KEY] == "acknowledged" or CleanupOperation.objects.exists()
+    assert read_states()[KEY] == "acknowledged" or CleanupOperation.objects.exists()
 
 
 def test_file_that_arrives_after_the_check_stays_tracked(bucket: Bucket, once_checked: Any) -> None:
@@ -108,7 +109,7 @@ def test_file_that_arrives_after_the_check_stays_tracked(bucket: Bucket, once_ch
 def test_page_does_not_confirm_what_changes_while_it_is_made(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    orphaned(bucket, KEY)
+    create_orphans(bucket, KEY)
     client, more = superuser(), acts.more
 
     def change(count: int) -> Any:
@@ -121,7 +122,7 @@ def test_page_does_not_confirm_what_changes_while_it_is_made(
     assert "3.8 MB" not in asked
     again = act(client, "finding", "acknowledge", "all", **ACROSS, **yes_to(asked), note="ours")
     assert CHANGED in again and "3.8 MB" in again
-    assert states() == {KEY: "open"}
+    assert read_states() == {KEY: "open"}
 
 
 def recreate() -> None:
@@ -192,7 +193,7 @@ def test_selection_of_which_no_row_is_left_leads_back_to_the_list(
 
 
 def test_action_that_does_not_ask_does_not_say_that_nothing_was_done(bucket: Bucket) -> None:
-    [one] = find(bucket, KEY, kind="orphaned", state="acknowledged")
+    [one] = create_findings(bucket, KEY, kind="orphaned", state="acknowledged")
     shown = act(superuser(), "finding", "reopen", one.pk, post="yes", digest="old")
     assert "1 finding is open again." in shown and "Nothing was done" not in shown
 

@@ -26,7 +26,10 @@ from storage_audit.models import (
     R2Object,
 )
 from storage_audit.origin import Origin
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.builders import create_findings, list_ids
+from tests.keys import OTHER_KEY
+from tests.orphans import delete_orphans
 from tests.promises import (
     Status,
     alive,
@@ -40,11 +43,8 @@ from tests.promises import (
     run,
     track,
 )
-from tests.test_decisions import OTHER, find, ids, remove, young_orphans_may_go
 
-pytestmark = pytest.mark.database
-
-__all__ = ["young_orphans_may_go"]
+pytestmark = [pytest.mark.database, pytest.mark.usefixtures("young_orphans_may_go")]
 KEY = "projects/proj_9/scenes/s1/media/old.mp4"
 LIMIT = "LIMIT_OBJECTS"
 
@@ -193,12 +193,12 @@ def test_follow_up_check_waits_while_its_cleanup_is_blocked(
 def test_file_of_a_blocked_cleanup_is_not_adopted(
     bucket: Bucket, blocked: CleanupOperation
 ) -> None:
-    found = find(bucket, KEY)
-    [left] = decisions.adopt(ids(found), "proj_1").left
+    found = create_findings(bucket, KEY)
+    [left] = decisions.adopt(list_ids(found), "proj_1").left
     assert left.reason.startswith(f"Cleanup {blocked.pk} covers this file and is blocked")
     assert not R2Object.objects.exists()
     CleanupOperation.objects.update(status=Status.SUPERSEDED)
-    assert decisions.adopt(ids(found), "proj_1").done == 1
+    assert decisions.adopt(list_ids(found), "proj_1").done == 1
 
 
 def test_finding_is_resolved_once_a_cleanup_covers_its_file(bucket: Bucket) -> None:
@@ -234,7 +234,7 @@ def test_file_that_an_open_cleanup_spells_otherwise_is_no_orphan(bucket: Bucket)
     [
         ("blocked", 0, {}),
         ("clean", 0, {KEY: "orphaned"}),
-        ("clean", 1, {KEY: "orphaned", OTHER: "orphaned"}),
+        ("clean", 1, {KEY: "orphaned", OTHER_KEY: "orphaned"}),
     ],
     ids=["open", "over", "over before the scan"],
 )
@@ -242,14 +242,14 @@ def test_orphan_seen_before_its_cleanup_was_asked_for_is_not_published(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, status: str, hours: int, found: dict[str, str]
 ) -> None:
     alive("proj_1")
-    bucket.put(KEY, OTHER)
+    bucket.put(KEY, OTHER_KEY)
     first = scan.begin(purpose="reconcile")
     original = ending.end
 
     def end(*args: Any) -> Any:
         gone = requests.declare_deleted("proj_9")
         CleanupItem.objects.create(
-            operation=gone[0], key=OTHER, identity=OTHER, found_in="both", outcome="deleted"
+            operation=gone[0], key=OTHER_KEY, identity=OTHER_KEY, found_in="both", outcome="deleted"
         )
         CleanupItem.objects.update(changed_at=timezone.now() - timedelta(hours=hours))
         CleanupOperation.objects.update(status=status, next_attempt_at=None)
@@ -265,12 +265,12 @@ def test_orphan_seen_before_its_cleanup_was_asked_for_is_not_published(
 def test_orphan_path_leaves_what_a_blocked_cleanup_covers(
     bucket: Bucket, blocked: CleanupOperation, dry_run: bool
 ) -> None:
-    found = find(bucket, KEY)
-    decision = decisions.delete_orphans(ids(found), dry_run=dry_run)
+    found = create_findings(bucket, KEY)
+    decision = decisions.delete_orphans(list_ids(found), dry_run=dry_run)
     [(key, why)] = decision.left
     assert (decision.operations, key) == ([], KEY)
     assert why.startswith(f"Cleanup {blocked.pk} covers this file and is blocked. Force-delete")
-    would = decisions.would_delete(ids(found), 5)
+    would = decisions.would_delete(list_ids(found), 5)
     assert (would.objects, would.stay, would.left) == (0, 1, [(KEY, why)])
     assert not Finding.objects.deletable().exists()
 
@@ -282,8 +282,8 @@ def test_orphan_that_a_cleanup_covers_by_now_stays(
 ) -> None:
     alive("proj_1")
     bucket.put(KEY)
-    found = find(bucket, KEY)
-    [orphans] = decisions.delete_orphans(ids(found)).operations
+    found = create_findings(bucket, KEY)
+    [orphans] = decisions.delete_orphans(list_ids(found)).operations
 
     def cover() -> None:
         [operation] = requests.declare_deleted("proj_9")
@@ -308,13 +308,13 @@ def test_orphan_whose_row_was_deleted_in_another_spelling_stays(
     alive("proj_1")
     listed = normalize(spelling, "projects/proj_9/scenes/s1/media/caf\u00e9.mp4")
     bucket.put(listed)
-    found = find(bucket, listed)
+    found = create_findings(bucket, listed)
     row = track(bucket, normalize("NFD" if spelling == "NFC" else "NFC", listed), "proj_9")
     if moment == "when asked for":
         row.delete()
-        assert decisions.delete_orphans(ids(found)).operations == []
+        assert decisions.delete_orphans(list_ids(found)).operations == []
         return
-    [orphans] = decisions.delete_orphans(ids(found)).operations
+    [orphans] = decisions.delete_orphans(list_ids(found)).operations
     row.delete()
     assert outcomes(run(orphans)) == {listed: "protected"}
     assert "covers this file" in reason(orphans, listed)
@@ -327,7 +327,7 @@ def test_orphan_goes_beside_follow_ups_previews_and_verifications(bucket: Bucket
     requests.dry_run("proj_9")
     requests.verify_project("proj_9")
     assert CleanupOperation.objects.filter(parent__isnull=False, status="pending").count() == 3
-    assert remove(find(bucket, KEY)).deleted == 1
+    assert delete_orphans(create_findings(bucket, KEY)).deleted == 1
 
 
 def test_row_of_another_project_decides_who_covers_the_file(
@@ -335,7 +335,7 @@ def test_row_of_another_project_decides_who_covers_the_file(
 ) -> None:
     deleted("proj_2")
     track(bucket, KEY, "proj_2")
-    assert remove(find(bucket, KEY, project_id="proj_2")).deleted == 1
+    assert delete_orphans(create_findings(bucket, KEY, project_id="proj_2")).deleted == 1
 
 
 def test_files_of_projects_that_disappeared_together_are_deleted_by_no_other_way(
@@ -366,11 +366,11 @@ def test_files_of_projects_that_disappeared_together_are_deleted_by_no_other_way
 def test_why_names_the_cleanup_that_covers_a_file(
     bucket: Bucket, blocked: CleanupOperation
 ) -> None:
-    bucket.put(OTHER)
-    track(bucket, OTHER, "proj_9")
+    bucket.put(OTHER_KEY)
+    track(bucket, OTHER_KEY, "proj_9")
     CleanupOperation.objects.update(status="failed")
-    find(bucket, OTHER)
-    assert f"Cleanup {blocked.pk} covers this file and is failed." in told(OTHER)
+    create_findings(bucket, OTHER_KEY)
+    assert f"Cleanup {blocked.pk} covers this file and is failed." in told(OTHER_KEY)
 
 
 def told(text: str) -> str:
@@ -589,17 +589,17 @@ def test_database_refuses_a_second_open_cleanup_of_a_deletion(bucket: Bucket) ->
 def test_cleanup_resolves_the_findings_of_what_it_saw_gone(bucket: Bucket, kind: str) -> None:
     key = bucket.upload("proj_1")
     upload = {"upload_id": "u1"} if kind == "unfinished" else {}
-    find(bucket, key, kind=kind, project_id="proj_1", **upload)
-    find(bucket, OTHER, kind=kind, project_id="proj_1", **upload)
+    create_findings(bucket, key, kind=kind, project_id="proj_1", **upload)
+    create_findings(bucket, OTHER_KEY, kind=kind, project_id="proj_1", **upload)
     operation = delete("proj_1")
     notes = dict(Finding.objects.values_list("key", "note"))
     gone = "" if kind == "unfinished" else f"deleted by operation {operation.pk}"
-    assert notes == {key: gone, OTHER: ""}
+    assert notes == {key: gone, OTHER_KEY: ""}
 
 
 def test_finding_of_a_scan_that_began_after_the_look_stays_open(bucket: Bucket) -> None:
     key = bucket.upload("proj_1")
     later = timezone.now() + timedelta(hours=1)
-    find(bucket, key, project_id="proj_1", last_seen_at=later)
+    create_findings(bucket, key, project_id="proj_1", last_seen_at=later)
     assert delete("proj_1").status == Status.CLEAN
     assert open_findings() == {key: "orphaned"}

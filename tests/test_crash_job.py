@@ -19,10 +19,10 @@ from devtools.crash.verdict import Verdict
 from devtools.crash.world import World
 from devtools.processes import Child, StartError
 from storage_audit.models import Project
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.paths import ROOT
 from tests.promises import alive, delete, late_check
 
-ROOT = Path(__file__).resolve().parent.parent
 KEY = "projects/proj_1/scenes/s1/media/a.mp4"
 
 

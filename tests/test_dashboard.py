@@ -25,10 +25,8 @@ from storage_audit import tasks
 from storage_audit.audit import overview, requests
 from storage_audit.audit import scan as scans
 from storage_audit.audit.overview import OTHER_TYPES, Amount
-from storage_audit.conf import conf
 from storage_audit.models import (
     BucketScan,
-    CleanupItem,
     CleanupOperation,
     DailyFigures,
     Delivery,
@@ -44,14 +42,12 @@ from storage_audit.models import (
 from storage_audit.pages import charts, needs
 from storage_audit.pages.charts import Series
 from storage_audit.roles import VIEWER
-from tests.admin_client import person, superuser, text_of, words
-from tests.conftest import Bucket
+from tests.admin_client import DASHBOARD, count_queries, person, superuser, text_of, words
+from tests.bucket import Bucket
+from tests.builders import add_item, create_cleanup, create_finding, create_row, create_scan
+from tests.keys import ESCAPED, HOSTILE
 from tests.promises import alive, delete, run
-from tests.test_admin_objects import ESCAPED, HOSTILE, row
-from tests.test_admin_operations import make
-from tests.test_admin_projects import queries
 
-BOARD = reverse("admin:app_list", args=["storage_audit"])
 LEFT_BEHIND = reverse("admin:storage_audit_left_behind")
 EVERYTHING = ("view_finding", "view_bucketscan", "view_diagnosis")
 NOW = timezone.now()
@@ -72,29 +68,13 @@ def connected(db: None) -> None:
     Installation.objects.create(fingerprint="f")
 
 
-def scan(**values: Any) -> BucketScan:
-    given = {"bucket": conf().bucket, "status": "complete", "finished_at": timezone.now()}
-    return BucketScan.objects.create(**given | values)
-
-
-def find(key: str, kind: str = "orphaned", **values: Any) -> Finding:
-    seen = BucketScan.objects.first() or scan()
-    given = {"bucket": "tests", "size": 10, "first_scan": seen, "last_scan": seen, **values}
-    return Finding.objects.create(key=key, kind=kind, **given)
-
-
-def add(operation: CleanupOperation, key: str, outcome: str = "failed", **values: Any) -> None:
-    facts = {"identity": key, "size": 10, "found_in": "both", **values}
-    CleanupItem.objects.create(operation=operation, key=key, outcome=outcome, **facts)
-
-
 def remaining(*keys: str, **values: Any) -> CleanupOperation:
     """A verification that found these of a deleted project."""
     given = {"kind": "verify", "finished_at": LONG_AGO, "next_attempt_at": None}
     given |= {"project_id": f"proj_{uuid4().hex}", "failed": len(keys), "found": len(keys)}
-    operation = make("incomplete", **given | values)
+    operation = create_cleanup("incomplete", **given | values)
     for key in keys:
-        add(operation, key, reason=f"why {key} stays")
+        add_item(operation, key, reason=f"why {key} stays")
     return operation
 
 
@@ -125,18 +105,18 @@ def left_behind() -> Amount:
 def many_operations() -> None:
     for status in CleanupOperation.Status.values:
         for _each in range(2):
-            make(status)
-    make("planned", dry_run=True)
-    make("pending", kind="verify")
+            create_cleanup(status)
+    create_cleanup("planned", dry_run=True)
+    create_cleanup("pending", kind="verify")
     parent = CleanupOperation.objects.filter(status="clean").first()
-    make("pending", parent=parent)
+    create_cleanup("pending", parent=parent)
 
 
 def test_open_deletions_are_counted_with_the_age_of_the_oldest_and_lead_to_them(db: None) -> None:
     many_operations()
-    make("incomplete", created_at=NOW - timedelta(days=3, minutes=5))
+    create_cleanup("incomplete", created_at=NOW - timedelta(days=3, minutes=5))
     client = superuser()
-    url, figure, said = tile(text_of(client.get(BOARD)), "Open deletions")
+    url, figure, said = tile(text_of(client.get(DASHBOARD)), "Open deletions")
     # Pending, running, incomplete, failed, blocked; no look, plan, or late check.
     assert figure == "11"
     assert listed(client, url) == 11
@@ -144,7 +124,7 @@ def test_open_deletions_are_counted_with_the_age_of_the_oldest_and_lead_to_them(
 
 
 def test_a_plan_is_as_old_as_its_run(db: None) -> None:
-    ran = make("pending", created_at=LONG_AGO)
+    ran = create_cleanup("pending", created_at=LONG_AGO)
     OperationEvent.objects.create(operation=ran, step="run", at=NOW - timedelta(hours=2))
     assert overview.open_deletions() == (1, NOW - timedelta(hours=2))
 
@@ -152,35 +132,35 @@ def test_a_plan_is_as_old_as_its_run(db: None) -> None:
 def test_what_waits_for_a_person_is_counted_and_leads_to_it(db: None) -> None:
     many_operations()
     client = superuser()
-    url, figure, said = tile(text_of(client.get(BOARD)), "Waiting for a person")
+    url, figure, said = tile(text_of(client.get(DASHBOARD)), "Waiting for a person")
     assert (figure, listed(client, url)) == ("4", 4)
     assert "decide" in said
 
 
 def test_a_blocked_look_waits_until_it_was_repeated(db: None) -> None:
     """Nobody can release it, and it would be shown for ever."""
-    make("blocked", kind="verify", created_at=LONG_AGO)
-    deletion = make("clean", project_id="proj_other")
+    create_cleanup("blocked", kind="verify", created_at=LONG_AGO)
+    deletion = create_cleanup("clean", project_id="proj_other")
     of_deletion = {"kind": "verify", "project_id": None, "parent": deletion}
-    make("blocked", **of_deletion, created_at=LONG_AGO)
+    create_cleanup("blocked", **of_deletion, created_at=LONG_AGO)
     assert CleanupOperation.objects.waiting().count() == 2
-    make("pending", kind="verify", project_id="proj_unrelated")
+    create_cleanup("pending", kind="verify", project_id="proj_unrelated")
     assert CleanupOperation.objects.waiting().count() == 2
-    make("clean", kind="verify")
-    make("pending", **of_deletion)
+    create_cleanup("clean", kind="verify")
+    create_cleanup("pending", **of_deletion)
     assert not CleanupOperation.objects.waiting().exists()
 
 
 def test_left_behind_has_each_object_once_with_its_size(db: None) -> None:
-    find("a", size=100)
-    find("b", size=None)
-    find("acknowledged", state="acknowledged")
-    find("gone", state="resolved")
-    find("doubted", kind="ambiguous")
+    create_finding("a", size=100)
+    create_finding("b", size=None)
+    create_finding("acknowledged", state="acknowledged")
+    create_finding("gone", state="resolved")
+    create_finding("doubted", kind="ambiguous")
     # Known as a finding, and to another verification as well.
     first = remaining("a", "c", "d")
     remaining("c", "d")
-    add(first, "settled", "already_absent")
+    add_item(first, "settled", "already_absent")
     # Covered by an open cleanup, or not deleting at all.
     nothing: dict[str, Any] = {}
     for status, values in (
@@ -189,10 +169,10 @@ def test_left_behind_has_each_object_once_with_its_size(db: None) -> None:
         ("incomplete", {"dry_run": True}),
         ("incomplete", {"kind": "verify"}),
     ):
-        add(make(status, **values), f"{status} {sorted(values)}")
+        add_item(create_cleanup(status, **values), f"{status} {sorted(values)}")
     assert left_behind() == (4, 100 + 0 + 10 + 10)
     client = superuser()
-    url, figure, _said = tile(text_of(client.get(BOARD)), "Left behind")
+    url, figure, _said = tile(text_of(client.get(DASHBOARD)), "Left behind")
     assert figure == "4 objects"
     keys = [left.key for left in client.get(url).context["rows"]]
     assert keys == ["a", "b", "c", "d"]
@@ -201,12 +181,12 @@ def test_left_behind_has_each_object_once_with_its_size(db: None) -> None:
 @pytest.mark.parametrize("status", ["pending", "running", "blocked", "incomplete", "failed"])
 def test_files_that_an_open_cleanup_covers_are_not_left_behind(db: None, status: str) -> None:
     remaining("a", project_id="proj_1")
-    find("b", project_id="proj_1")
-    find("c", project_id="proj_2")
-    cleanup = make(status, project_id="proj_1")
-    named = make(status, kind="orphans", project_id=None)
-    add(named, "c", "planned")
-    make(status, project_id="proj_1", bucket="other")
+    create_finding("b", project_id="proj_1")
+    create_finding("c", project_id="proj_2")
+    cleanup = create_cleanup(status, project_id="proj_1")
+    named = create_cleanup(status, kind="orphans", project_id=None)
+    add_item(named, "c", "planned")
+    create_cleanup(status, project_id="proj_1", bucket="other")
     assert left_behind().objects == 0
     assert Finding.objects.open().by_kind(10) == {}
     named.items.mark("protected")
@@ -216,22 +196,24 @@ def test_files_that_an_open_cleanup_covers_are_not_left_behind(db: None, status:
 
 
 def test_waiting_follow_up_check_covers_nothing_until_it_begins(db: None) -> None:
-    find("b", project_id="proj_1")
-    check = make("pending", project_id="proj_1", parent=make("clean", project_id="proj_1"))
-    make("planned", project_id="proj_1", dry_run=True)
-    make("blocked", project_id="proj_1", kind="verify")
+    create_finding("b", project_id="proj_1")
+    check = create_cleanup(
+        "pending", project_id="proj_1", parent=create_cleanup("clean", project_id="proj_1")
+    )
+    create_cleanup("planned", project_id="proj_1", dry_run=True)
+    create_cleanup("blocked", project_id="proj_1", kind="verify")
     assert left_behind().objects == 1
     CleanupOperation.objects.filter(pk=check.pk).update(status="running")
     assert left_behind().objects == 0
 
 
 def test_the_same_key_in_two_buckets_is_two_objects_and_two_spellings_are_one(db: None) -> None:
-    find("k", bucket="other")
+    create_finding("k", bucket="other")
     remaining("k")
     assert left_behind().objects == 2
     composed, decomposed = "caf\u00e9", "cafe\u0301"
-    find(composed)
-    add(remaining(), decomposed, identity=composed)
+    create_finding(composed)
+    add_item(remaining(), decomposed, identity=composed)
     assert left_behind().objects == 3
 
 
@@ -249,8 +231,8 @@ def test_left_behind_is_told_in_money(
 ) -> None:
     changed = {"PRICE_PER_GB": price, "CURRENCY": "€"}
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | changed
-    find("a", size=size)
-    assert said in tile(text_of(superuser().get(BOARD)), "Left behind")[2]
+    create_finding("a", size=size)
+    assert said in tile(text_of(superuser().get(DASHBOARD)), "Left behind")[2]
 
 
 @pytest.mark.parametrize("found", [slice(0), slice(None), slice(0, None, 2)])
@@ -259,10 +241,10 @@ def test_each_left_behind_object_is_reached_with_its_reason_page_by_page(
 ) -> None:
     keys = [f"k{n:03}" for n in range(120)]
     for key in keys[found]:
-        find(key, evidence=f"why {key} stays")
+        create_finding(key, evidence=f"why {key} stays")
     remaining(*sorted({*keys} - {*keys[found]}))
     client = superuser()
-    url: str = tile(text_of(client.get(BOARD)), "Left behind")[0]
+    url: str = tile(text_of(client.get(DASHBOARD)), "Left behind")[0]
     seen: list[str] = []
     while url:
         answer = client.get(url)
@@ -275,8 +257,8 @@ def test_each_left_behind_object_is_reached_with_its_reason_page_by_page(
 def test_a_key_that_many_buckets_have_goes_over_pages(db: None) -> None:
     """With one beside it that is only shown so, at the very end of a page."""
     for n in range(60):
-        find("k", bucket=f"b{n:02}") if n % 2 else remaining("k", bucket=f"b{n:02}")
-    find("k", bucket="b49", escaped=True)
+        create_finding("k", bucket=f"b{n:02}") if n % 2 else remaining("k", bucket=f"b{n:02}")
+    create_finding("k", bucket="b49", escaped=True)
     client, seen, url = superuser(), list[str](), LEFT_BEHIND
     while url:
         answer = client.get(url)
@@ -290,8 +272,8 @@ def test_its_pages_lead_back_as_they_lead_on(db: None) -> None:
     """Beside the end of a page there are two in a place."""
     keys = [f"k{n:03}" for n in range(120)]
     for n, key in enumerate(keys):
-        find(key) if n % 2 else remaining(key)
-    find("k070", escaped=True)
+        create_finding(key) if n % 2 else remaining(key)
+    create_finding("k070", escaped=True)
     client, back, url = superuser(), list[str](), f"{LEFT_BEHIND}?after=k999"
     assert "There is nothing here any more." in text_of(client.get(url))
     url = f"{LEFT_BEHIND}?before=k999"
@@ -314,7 +296,7 @@ def test_its_pages_lead_back_as_they_lead_on(db: None) -> None:
     "query", ["after=%00", "before=a%00", "after=a&bucket=%00", "before=z&bucket=%00"]
 )
 def test_a_place_that_no_database_holds_leads_to_the_first_page(db: None, query: str) -> None:
-    find("k")
+    create_finding("k")
     answer = superuser().get(f"{LEFT_BEHIND}?{query}")
     assert answer.status_code == 200
     assert [left.key for left in answer.context["rows"]] == ["k"]
@@ -322,7 +304,7 @@ def test_a_place_that_no_database_holds_leads_to_the_first_page(db: None, query:
 
 
 def test_what_a_verification_found_is_where_its_link_leads(db: None) -> None:
-    add(remaining("failed-one"), "absent-one", "already_absent")
+    add_item(remaining("failed-one"), "absent-one", "already_absent")
     client = superuser()
     links = re.findall(
         r'<a href="([^"]*)#items">Its verification', text_of(client.get(LEFT_BEHIND))
@@ -333,15 +315,15 @@ def test_what_a_verification_found_is_where_its_link_leads(db: None) -> None:
 
 def test_of_an_orphan_it_says_whether_and_when_it_may_be_deleted(db: None) -> None:
     ripe: dict[str, Any] = {"first_seen_at": LONG_AGO, "last_modified": LONG_AGO}
-    find("a", **ripe, evidence="flat: proj_1; no project proj_1 was ever known")
-    find("b", last_modified=LONG_AGO)
-    find("c", **ripe)
-    operation = make("running", kind="orphans")
-    add(operation, "c", outcome="planned")
-    find("e\u0301", **ripe)
-    add(operation, "e\u0301", outcome="planned", identity="\u00e9")
-    add(make("running", kind="orphans", bucket="other"), "a", outcome="planned")
-    add(make("planned", kind="orphans", dry_run=True), "a", outcome="planned")
+    create_finding("a", **ripe, evidence="flat: proj_1; no project proj_1 was ever known")
+    create_finding("b", last_modified=LONG_AGO)
+    create_finding("c", **ripe)
+    operation = create_cleanup("running", kind="orphans")
+    add_item(operation, "c", outcome="planned")
+    create_finding("e\u0301", **ripe)
+    add_item(operation, "e\u0301", outcome="planned", identity="\u00e9")
+    add_item(create_cleanup("running", kind="orphans", bucket="other"), "a", outcome="planned")
+    add_item(create_cleanup("planned", kind="orphans", dry_run=True), "a", outcome="planned")
     answer = superuser().get(LEFT_BEHIND)
     reasons = {left.key: left.reason for left in answer.context["rows"]}
     known = "Its project is no more, or was never known, and no cleanup took it. "
@@ -356,7 +338,7 @@ def test_of_an_orphan_it_says_whether_and_when_it_may_be_deleted(db: None) -> No
 
 def test_the_page_of_what_is_left_behind_shows_hostile_keys_as_text(db: None) -> None:
     for key in (f"{n:02}{HOSTILE}&after=#?%" for n in range(60)):
-        find(key, evidence=HOSTILE, bucket=HOSTILE)
+        create_finding(key, evidence=HOSTILE, bucket=HOSTILE)
     remaining("zz" + HOSTILE)
     client = superuser()
     shown = text_of(client.get(LEFT_BEHIND))
@@ -373,31 +355,33 @@ def test_the_last_complete_scan_of_the_whole_bucket_is_told_and_overdue_after_tw
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"RECONCILE_EVERY": timedelta(hours=6)}
     client = superuser()
-    url, figure, said = tile(text_of(client.get(BOARD)), "Last complete scan")
+    url, figure, said = tile(text_of(client.get(DASHBOARD)), "Last complete scan")
     assert figure == "never"
-    whole = scan(finished_at=timezone.now() - timedelta(hours=11), listed=7, listed_bytes=2048)
+    whole = create_scan(
+        finished_at=timezone.now() - timedelta(hours=11), listed=7, listed_bytes=2048
+    )
     for values in ({"prefix": "a/"}, {"dry_run": True}, {"status": "failed"}, {"bucket": "other"}):
-        scan(**values)
-    url, figure, said = tile(text_of(client.get(BOARD)), "Last complete scan")
+        create_scan(**values)
+    url, figure, said = tile(text_of(client.get(DASHBOARD)), "Last complete scan")
     assert figure == "11 hours ago"
     assert "7 objects, 2.0 KB" in said and "overdue" not in said
     assert url == reverse("admin:storage_audit_bucketscan_change", args=[whole.pk])
     BucketScan.objects.update(finished_at=timezone.now() - timedelta(hours=13))
-    assert "overdue" in tile(text_of(client.get(BOARD)), "Last complete scan")[2]
+    assert "overdue" in tile(text_of(client.get(DASHBOARD)), "Last complete scan")[2]
 
 
 def test_a_late_sweep_and_waiting_tasks_are_told(db: None, settings: Settings) -> None:
     OrmQ.objects.create(key="autoshorts", payload="x", lock=timezone.now())
     client = superuser()
-    figure, said = tile(text_of(client.get(BOARD)), "Worker and queue")[1:]
+    figure, said = tile(text_of(client.get(DASHBOARD)), "Worker and queue")[1:]
     assert figure == "on time" and "1 task waits for a worker." in said
     Schedule.objects.update(next_run=timezone.now() - timedelta(hours=1))
-    shown = text_of(client.get(BOARD))
+    shown = text_of(client.get(DASHBOARD))
     figure, said = tile(shown, "Worker and queue")[1:]
     assert figure == "late" and "No worker runs: the sweep is 60 minutes late." in said
     assert "start the worker again" in shown
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True}
-    assert tile(text_of(client.get(BOARD)), "Worker and queue")[1] == "none"
+    assert tile(text_of(client.get(DASHBOARD)), "Worker and queue")[1] == "none"
 
 
 # What needs a person
@@ -406,20 +390,20 @@ def test_a_late_sweep_and_waiting_tasks_are_told(db: None, settings: Settings) -
 def test_before_anything_ran_the_board_says_so_and_calls_nothing_well(db: None) -> None:
     Schedule.objects.update(task=None)
     client = superuser()
-    shown = text_of(client.get(BOARD))
+    shown = text_of(client.get(DASHBOARD))
     figure, said = tile(shown, "Worker and queue")[1:]
     assert figure == "not started" and "No worker has run yet." in said
     figure, said = tile(shown, "Left behind")[1:]
     assert figure == "not known" and "The bucket has not been scanned yet." in said
     assert "This database is not connected to a bucket" in shown and "claim_bucket" in shown
     overview.take_figures()
-    chart = text_of(client.get(BOARD)).split("<h3>Left behind</h3>")[1].split("</section>")[0]
+    chart = text_of(client.get(DASHBOARD)).split("<h3>Left behind</h3>")[1].split("</section>")[0]
     assert "<svg" not in chart and "No figures for these days yet" in chart
-    find("a")  # Whatever scan found it did not have to end well.
+    create_finding("a")  # Whatever scan found it did not have to end well.
     BucketScan.objects.update(status="failed")
-    assert tile(text_of(client.get(BOARD)), "Left behind")[1] == "1 object"
+    assert tile(text_of(client.get(DASHBOARD)), "Left behind")[1] == "1 object"
     Installation.objects.create(fingerprint="f")
-    assert "not connected to a bucket" not in text_of(client.get(BOARD))
+    assert "not connected to a bucket" not in text_of(client.get(DASHBOARD))
 
 
 def test_figures_of_a_day_to_come_are_not_the_latest(db: None) -> None:
@@ -430,12 +414,12 @@ def test_figures_of_a_day_to_come_are_not_the_latest(db: None) -> None:
 
 
 def test_the_chart_of_what_is_left_behind_ends_with_the_figure_of_the_tile(db: None) -> None:
-    scan()
+    create_scan()
     DailyFigures.objects.take(
         tracked=0, tracked_bytes=0, left_behind=307, left_behind_bytes=9, file_types={}
     )
-    find("a", size=2048)
-    shown = text_of(superuser().get(BOARD))
+    create_finding("a", size=2048)
+    shown = text_of(superuser().get(DASHBOARD))
     assert tile(shown, "Left behind")[1] == "1 object"
     today = timezone.localdate().isoformat()
     chart = shown.split("<h3>Left behind</h3>")[1].split("</section>")[0]
@@ -444,23 +428,25 @@ def test_the_chart_of_what_is_left_behind_ends_with_the_figure_of_the_tile(db: N
 
 
 def test_nothing_needs_a_person_where_all_is_well(connected: None, db: None) -> None:
-    scan()
-    make("clean")
-    make("incomplete")
-    assert "Nothing needs you." in text_of(superuser().get(BOARD))
+    create_scan()
+    create_cleanup("clean")
+    create_cleanup("incomplete")
+    assert "Nothing needs you." in text_of(superuser().get(DASHBOARD))
 
 
 def test_each_need_says_why_and_what_to_do_and_leads_there(db: None) -> None:
-    blocked = make("blocked", error="1,204 objects are more than 1,000.", created_at=LONG_AGO)
-    failed = make("failed", error="AccessDenied")
-    broken = scan(status="failed", error="The listing broke off.")
-    find("a", first_seen_at=LONG_AGO, last_modified=LONG_AGO)
-    find("b", kind="missing")
+    blocked = create_cleanup(
+        "blocked", error="1,204 objects are more than 1,000.", created_at=LONG_AGO
+    )
+    failed = create_cleanup("failed", error="AccessDenied")
+    broken = create_scan(status="failed", error="The listing broke off.")
+    create_finding("a", first_seen_at=LONG_AGO, last_modified=LONG_AGO)
+    create_finding("b", kind="missing")
     wrong = Diagnosis.objects.create(
         context="web", host="h", pid=1, at=LONG_AGO, probes=[PROBE | {"status": "wrong"}]
     )
     client = superuser()
-    shown = text_of(client.get(BOARD)).partition("Needs you")[2].partition("Over time")[0]
+    shown = text_of(client.get(DASHBOARD)).partition("Needs you")[2].partition("Over time")[0]
     for url, said in {
         change("cleanupoperation", blocked.pk): ["1,204 objects are more than", "force-delete it"],
         change("cleanupoperation", failed.pk): ["AccessDenied", "try again"],
@@ -480,16 +466,16 @@ def test_who_may_scan_is_led_to_it_and_others_are_told_who_may(connected: None, 
     for purpose in ("?purpose=backfill", ""):
         begin = f'href="{reverse("admin:storage_audit_bucketscan_add")}{purpose}"'
         if not purpose:
-            scan(status="failed")
-        shown = text_of(superuser().get(BOARD))
+            create_scan(status="failed")
+        shown = text_of(superuser().get(DASHBOARD))
         assert begin in shown and "manage.py" not in shown
         User.objects.filter(username="ben").delete()
-        shown = text_of(allowed("view_cleanupoperation", "view_bucketscan").get(BOARD))
+        shown = text_of(allowed("view_cleanupoperation", "view_bucketscan").get(DASHBOARD))
         assert begin not in shown and "Somebody in the group “Storage operator” may." in shown
 
 
 def steps(client: Client) -> list[str]:
-    shown = text_of(client.get(BOARD))
+    shown = text_of(client.get(DASHBOARD))
     return [re.sub("<.*?>", "", each) for each in re.findall('audit-step">(.*?)</p>', shown)]
 
 
@@ -497,14 +483,14 @@ def test_each_step_that_a_person_may_not_take_names_the_group_that_may(
     connected: None, db: None, settings: Settings
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"NOTIFY_EMAILS": ("ann@example.com",)}
-    make("blocked")
-    make("failed")
-    make("blocked", kind="verify", project_id="proj_other")
+    create_cleanup("blocked")
+    create_cleanup("failed")
+    create_cleanup("blocked", kind="verify", project_id="proj_other")
     remaining("x", project_id="proj_b")
-    scan(status="failed")
-    find("a", first_seen_at=LONG_AGO, last_modified=LONG_AGO)
+    create_scan(status="failed")
+    create_finding("a", first_seen_at=LONG_AGO, last_modified=LONG_AGO)
     for kind in needs.FOR_STEP:
-        find("b", kind=kind)
+        create_finding("b", kind=kind)
     Diagnosis.objects.create(context="web", host="h", pid=1, probes=[PROBE | {"status": "wrong"}])
     given_up()
     told = steps(allowed(*VIEWER))
@@ -529,8 +515,8 @@ def test_each_step_that_a_person_may_not_take_names_the_group_that_may(
 
 
 def test_a_step_that_nobody_takes_names_no_group(connected: None, db: None) -> None:
-    scan()
-    find("a")
+    create_scan()
+    create_finding("a")
     overdue()
     told = steps(allowed("view_cleanupoperation", "view_finding", "view_incident"))
     assert len(told) == 2 and "Somebody" not in "".join(told)
@@ -557,16 +543,16 @@ def kind_need(shown: str, word: str) -> tuple[str, str]:
 
 def test_only_the_first_ten_operations_are_shown_and_the_rest_counted(db: None) -> None:
     for _each in range(12):
-        make("blocked")
+        create_cleanup("blocked")
     client = superuser()
-    shown = text_of(client.get(BOARD))
+    shown = text_of(client.get(DASHBOARD))
     assert shown.count("If they are right, force-delete it") == 10
     [url] = re.findall('href="([^"]*)">… and 2 more', shown)
     assert listed(client, url) == 12
 
 
 def overdue(number: int = 0) -> CleanupOperation:
-    operation = make("incomplete", project_id=f"proj_slow{number}", created_at=LONG_AGO)
+    operation = create_cleanup("incomplete", project_id=f"proj_slow{number}", created_at=LONG_AGO)
     began = NOW - timedelta(days=8, minutes=number)
     Incident.objects.create(kind="overdue", operation=operation, summary="s", began_at=began)
     return operation
@@ -580,21 +566,21 @@ def given_up(days_ago: int = 0, recipient: str = "ann@example.com") -> None:
 
 def test_an_overdue_deletion_is_told_with_what_to_do_until_it_is_over(db: None) -> None:
     operation, client = overdue(), superuser()
-    Incident.objects.create(kind="blocked", operation=make("blocked"), summary="s")
-    shown = text_of(client.get(BOARD))
+    Incident.objects.create(kind="blocked", operation=create_cleanup("blocked"), summary="s")
+    shown = text_of(client.get(DASHBOARD))
     assert "Nothing needs you." not in shown
     entry = entry_of(shown, change("cleanupoperation", operation.pk))
     assert ">overdue</span>" in entry and ">proj_slow0</a>" in entry
     assert "for 1 week, 1 day" in entry and "Its timeline says what it waits for" in entry
     Incident.objects.update(ended_at=NOW)
-    assert "overdue</span>" not in text_of(client.get(BOARD))
+    assert "overdue</span>" not in text_of(client.get(DASHBOARD))
 
 
 def test_of_many_overdue_deletions_the_oldest_are_shown_and_the_rest_counted(db: None) -> None:
     for number in range(12):
         overdue(number)
     client = superuser()
-    shown = text_of(client.get(BOARD))
+    shown = text_of(client.get(DASHBOARD))
     assert [f">proj_slow{n}</a>" in shown for n in range(12)] == [False] * 2 + [True] * 10
     [url] = re.findall('href="([^"]*)">2 more deletions</a>', shown)
     assert listed(client, url.replace("&amp;", "&")) == 12
@@ -608,9 +594,9 @@ def test_messages_that_were_given_up_lately_are_told_of(db: None, settings: Sett
     sent = {"state": "sent", "next_try_at": None, "sent_at": NOW, "recipient": "ann@example.com"}
     Delivery.objects.create(notice=Notice.objects.create(), channel="email", **sent)
     client = superuser()
-    assert "could not be sent" not in text_of(client.get(BOARD)), "nobody is to be told"
+    assert "could not be sent" not in text_of(client.get(DASHBOARD)), "nobody is to be told"
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"NOTIFY_EMAILS": ("ann@example.com",)}
-    url, entry = kind_need(text_of(client.get(BOARD)), "not sent")
+    url, entry = kind_need(text_of(client.get(DASHBOARD)), "not sent")
     assert "2 messages about incidents could not be sent" in entry
     assert "send a test message" in entry
     assert url == reverse("admin:storage_audit_incident_changelist")
@@ -623,29 +609,29 @@ def test_who_may_not_see_incidents_is_told_of_none(
     overdue()
     given_up()
     client = allowed("view_cleanupoperation")
-    assert "Nothing needs you." in text_of(client.get(BOARD))
+    assert "Nothing needs you." in text_of(client.get(DASHBOARD))
     User.objects.get(username="ben").user_permissions.add(
         Permission.objects.get(codename="view_incident")
     )
-    shown = text_of(client.get(BOARD))
+    shown = text_of(client.get(DASHBOARD))
     assert ">proj_slow0</a>" in shown and "1 message about incidents could not be sent" in shown
 
 
 def test_kept_objects_are_one_line_until_a_later_look_finds_none(db: None) -> None:
     ended = {"protected": 2, "found": 2, "finished_at": LONG_AGO}
     long_over = {**ended, "finished_at": NOW - timedelta(days=31)}
-    make("clean_with_protected", **long_over, project_id="proj_c")
-    make("clean_with_protected", **ended)
-    make("clean_with_protected", **{**ended, "finished_at": NOW})
-    make("clean_with_protected", **ended, project_id="proj_b")
+    create_cleanup("clean_with_protected", **long_over, project_id="proj_c")
+    create_cleanup("clean_with_protected", **ended)
+    create_cleanup("clean_with_protected", **{**ended, "finished_at": NOW})
+    create_cleanup("clean_with_protected", **ended, project_id="proj_b")
     client = superuser()
-    shown = text_of(client.get(BOARD))
+    shown = text_of(client.get(DASHBOARD))
     url, entry = kind_need(shown, "kept")
     assert "2 cleanups kept" in entry and "4 objects in all." in entry
     assert "delete it in the Cloudflare dashboard, or acknowledge its finding" in entry
     assert listed(client, url) == 2
-    make("clean", project_id="proj_b", kind="verify", finished_at=NOW)
-    assert "2 objects in all." in kind_need(text_of(client.get(BOARD)), "kept")[1]
+    create_cleanup("clean", project_id="proj_b", kind="verify", finished_at=NOW)
+    assert "2 objects in all." in kind_need(text_of(client.get(DASHBOARD)), "kept")[1]
 
 
 def test_real_leftovers_are_found_from_the_dashboard_with_their_reasons(bucket: Bucket) -> None:
@@ -657,7 +643,7 @@ def test_real_leftovers_are_found_from_the_dashboard_with_their_reasons(bucket: 
     list(scans.work(scans.begin("projects/proj_old/")))
     verify("proj_1")
     client = superuser()
-    url = tile(text_of(client.get(BOARD)), "Left behind")[0]
+    url = tile(text_of(client.get(DASHBOARD)), "Left behind")[0]
     rows = {left.key: left.reason for left in client.get(url).context["rows"]}
     assert sorted(rows) == [
         "projects/proj_1/scenes/s1/media/first\\nsecond.mp4",
@@ -680,7 +666,7 @@ def test_what_a_verification_finds_of_a_deleted_project_leads_to_another_cleanup
     bucket.put(key)
     look, client = verify("proj_1"), superuser()
     assert left_behind() == (1, 7)
-    entry = entry_of(text_of(client.get(BOARD)), change("cleanupoperation", look.pk))
+    entry = entry_of(text_of(client.get(DASHBOARD)), change("cleanupoperation", look.pk))
     assert "1 object of proj_1 is still in bucket tests" in entry
     [left] = client.get(LEFT_BEHIND).context["rows"]
     told = "Still in the bucket. Clean up after its project again."
@@ -693,7 +679,7 @@ def test_what_a_verification_finds_of_a_deleted_project_leads_to_another_cleanup
     assert left_behind().objects == 0
     assert run(again).status == "clean"
     assert left_behind().objects == 0
-    assert "is still in bucket" not in text_of(client.get(BOARD))
+    assert "is still in bucket" not in text_of(client.get(DASHBOARD))
     shown = text_of(client.get(change("cleanupoperation", look.pk)))
     assert "Clean up after it again" not in shown
 
@@ -704,16 +690,18 @@ def test_only_a_later_look_at_the_whole_project_ends_what_a_verification_found(d
     remaining("a", "b", **ended)
     remaining("b", **ended | {"project_id": None})
     assert left_behind().objects == 2
-    objects = make("clean", kind="objects", finished_at=NOW)
-    make("clean", kind="verify", parent=objects, finished_at=NOW)
-    make("superseded", finished_at=NOW)
-    make("clean", bucket="other", finished_at=NOW)
-    make("clean", finished_at=LONG_AGO - timedelta(days=1))
+    objects = create_cleanup("clean", kind="objects", finished_at=NOW)
+    create_cleanup("clean", kind="verify", parent=objects, finished_at=NOW)
+    create_cleanup("superseded", finished_at=NOW)
+    create_cleanup("clean", bucket="other", finished_at=NOW)
+    create_cleanup("clean", finished_at=LONG_AGO - timedelta(days=1))
     assert left_behind().objects == 2
     remaining("b", **ended | {"finished_at": NOW})
     assert CleanupOperation.objects.seeing_remains().count() == 1
     assert left_behind().objects == 1
-    make("clean_with_protected", parent=make("clean"), finished_at=timezone.now())
+    create_cleanup(
+        "clean_with_protected", parent=create_cleanup("clean"), finished_at=timezone.now()
+    )
     assert left_behind().objects == 0
 
 
@@ -731,14 +719,14 @@ def test_a_live_projects_differences_are_not_left_behind_even_when_it_is_deleted
 
 
 def test_who_may_not_look_at_operations_sees_the_lists_and_whom_to_ask(db: None) -> None:
-    make("blocked", error="secret reason")
+    create_cleanup("blocked", error="secret reason")
     User.objects.create_user("cleo", is_staff=True)
     client = Client()
     client.force_login(User.objects.get(username="cleo"))
-    assert client.get(BOARD).status_code == 404  # No model of ours is theirs.
+    assert client.get(DASHBOARD).status_code == 404  # No model of ours is theirs.
     assert "storage dashboard" not in text_of(client.get(reverse("admin:index")))
     client = allowed("view_project")
-    shown = text_of(client.get(BOARD))
+    shown = text_of(client.get(DASHBOARD))
     main = shown.partition('id="content-start"')[2]
     assert "add you to the group “Storage viewer”" in main
     assert "Known" not in shown and "Projects" in shown
@@ -755,11 +743,11 @@ def allowed(*permissions: str) -> Client:
 
 
 def test_a_figure_is_shown_to_who_may_see_its_list(db: None) -> None:
-    find("a", evidence="secret evidence")
-    scan(status="failed", error="secret message")
+    create_finding("a", evidence="secret evidence")
+    create_scan(status="failed", error="secret message")
     Diagnosis.objects.create(context="web", host="h", pid=1, probes=[PROBE | {"status": "wrong"}])
     client = allowed("view_cleanupoperation")
-    shown = text_of(client.get(BOARD))
+    shown = text_of(client.get(DASHBOARD))
     titles = re.findall('audit-tile-title">(.*?) ?<', shown)
     assert titles == ["Open deletions", "Waiting for a person"]
     for hidden in ("1 orphaned", "secret", "The last diagnosis", "file type"):
@@ -768,23 +756,23 @@ def test_a_figure_is_shown_to_who_may_see_its_list(db: None) -> None:
     user = User.objects.get(username="ben")
     for permission in EVERYTHING:
         user.user_permissions.add(Permission.objects.get(codename=permission))
-    shown = text_of(client.get(BOARD))
+    shown = text_of(client.get(DASHBOARD))
     assert len(re.findall('audit-tile-title">', shown)) == 5
     assert "secret evidence" in text_of(client.get(LEFT_BEHIND))
 
 
 def test_the_home_of_the_admin_tells_it_in_a_line_and_no_other_app_does(db: None) -> None:
-    make("blocked")
-    find("a", size=10**9)
+    create_cleanup("blocked")
+    create_finding("a", size=10**9)
     client = superuser()
     shown = text_of(client.get(reverse("admin:index")))
     panel = shown.partition('class="audit-panel"')[2].partition("</section>")[0]
     plain = re.sub("<.*?>", "", panel)
     assert "Waiting for a person: 1 decide" in plain
     assert "Left behind: 1 object" in plain
-    assert f'<a href="{BOARD}">Open the storage dashboard</a>' in panel
+    assert f'<a href="{DASHBOARD}">Open the storage dashboard</a>' in panel
     assert "audit-panel" not in text_of(client.get(reverse("admin:app_list", args=["auth"])))
-    assert "audit-panel" not in text_of(client.get(BOARD))
+    assert "audit-panel" not in text_of(client.get(DASHBOARD))
 
 
 class OtherSite(AdminSite):
@@ -801,8 +789,8 @@ urlpatterns = [path("newsroom/", newsroom.urls), path("bare/", bare.urls), *urls
 
 @pytest.mark.urls(__name__)
 def test_it_works_on_another_site_and_leads_to_its_pages(db: None) -> None:
-    find("a")
-    make("blocked")
+    create_finding("a")
+    create_cleanup("blocked")
     client = superuser()
     shown = text_of(client.get("/newsroom/storage_audit/"))
     links = [
@@ -820,11 +808,11 @@ def test_it_works_on_another_site_and_leads_to_its_pages(db: None) -> None:
 def add_rows(numbers: Iterable[int]) -> None:
     for n in numbers:
         for status in CleanupOperation.Status.values:
-            make(status, project_id=f"proj_{n}", finished_at=NOW - timedelta(days=n % 20))
+            create_cleanup(status, project_id=f"proj_{n}", finished_at=NOW - timedelta(days=n % 20))
         remaining(f"left{n}")
-        find(f"k{n}")
-        find(f"k{n}", kind="missing")
-        row(f"r{n}", file_type=f"t{n}")
+        create_finding(f"k{n}")
+        create_finding(f"k{n}", kind="missing")
+        create_row(f"r{n}", file_type=f"t{n}")
         day = NOW.date() - timedelta(days=n)
         DailyFigures.objects.create(day=day, taken_at=NOW, file_types={f"t{n}": [1, 1]}, **ZERO)
         Diagnosis.objects.create(context="web", host="h", pid=1, probes=[PROBE])
@@ -835,31 +823,31 @@ def add_rows(numbers: Iterable[int]) -> None:
 ZERO = {"tracked": 0, "tracked_bytes": 0, "left_behind": 0, "left_behind_bytes": 0}
 
 
-@pytest.mark.parametrize("url", [BOARD, reverse("admin:index"), LEFT_BEHIND])
+@pytest.mark.parametrize("url", [DASHBOARD, reverse("admin:index"), LEFT_BEHIND])
 def test_many_rows_cost_as_many_queries_as_few(db: None, url: str) -> None:
     client = superuser()
     add_rows([0])
-    few = queries(client, url)
+    few = count_queries(client, url)
     add_rows(range(1, 12))
-    assert queries(client, url) == few < 40
+    assert count_queries(client, url) == few < 40
 
 
-@pytest.mark.parametrize("url", [BOARD, reverse("admin:index")])
+@pytest.mark.parametrize("url", [DASHBOARD, reverse("admin:index")])
 def test_where_much_is_left_behind_no_page_waits_for_a_count_of_it(
     db: None, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
     monkeypatch.setattr(overview, "MUCH", 4)
     monkeypatch.setattr(needs, "FINDINGS_COUNTED", 2)
     remaining("a", "b")
-    find("c", first_seen_at=LONG_AGO, last_modified=LONG_AGO)
-    find("d")
+    create_finding("c", first_seen_at=LONG_AGO, last_modified=LONG_AGO)
+    create_finding("d")
     client = superuser()
     assert "4 objects" in said_of(client, url)
-    find("e")
+    create_finding("e")
     assert "about 4 objects or more" in said_of(client, url)
     overview.take_figures()
     DailyFigures.objects.update(taken_at=timezone.now() - timedelta(minutes=20))
-    find("f")
+    create_finding("f")
     assert "5 objects, as of 20 minutes ago" in said_of(client, url)
     with CaptureQueriesContext(connection) as captured:
         shown = text_of(client.get(url))
@@ -867,7 +855,7 @@ def test_where_much_is_left_behind_no_page_waits_for_a_count_of_it(
     assert all("LIMIT 3" in sql for sql in items)
     counts = [each["sql"] for each in captured if "COUNT" in each["sql"]]
     assert all("LIMIT" in sql for sql in counts if "storage_audit_finding" in sql)
-    if url == BOARD:
+    if url == DASHBOARD:
         assert "Some of them may be deleted" in kind_need(shown, "2+ orphaned")[1]
 
 
@@ -879,24 +867,29 @@ def said_of(client: Client, url: str) -> str:
 
 def test_no_request_reads_the_table_of_objects(db: None) -> None:
     client = superuser()
-    for url in (BOARD, reverse("admin:index"), LEFT_BEHIND):
+    for url in (DASHBOARD, reverse("admin:index"), LEFT_BEHIND):
         with CaptureQueriesContext(connection) as captured:
             text_of(client.get(url))
         assert not [each for each in captured if "storage_audit_r2object" in each["sql"]]
 
 
 def test_hostile_names_are_shown_as_text_and_nothing_is_inline(db: None) -> None:
-    make("blocked", project_id=HOSTILE, error=HOSTILE)
+    create_cleanup("blocked", project_id=HOSTILE, error=HOSTILE)
     types = {HOSTILE[:40]: [1, 1], OTHER_TYPES: [2, 2], "": [1, 0]}
     DailyFigures.objects.create(day=NOW.date(), taken_at=NOW, **ZERO, file_types=types)
-    find(HOSTILE)
-    scan(status="failed", error=HOSTILE)
-    for url in (BOARD, BOARD + "?days=90", BOARD + f"?days={HOSTILE}", reverse("admin:index")):
+    create_finding(HOSTILE)
+    create_scan(status="failed", error=HOSTILE)
+    for url in (
+        DASHBOARD,
+        DASHBOARD + "?days=90",
+        DASHBOARD + f"?days={HOSTILE}",
+        reverse("admin:index"),
+    ):
         shown = text_of(superuser().get(url))
         assert "<script>alert" not in shown
         main = shown.partition('id="content-start"')[2]
         assert not re.findall(r"<[^>]* (?:style|on[a-z]+)=|<style|<script(?! src)", main)
-    assert text_of(superuser().get(BOARD)).count(ESCAPED) >= 3
+    assert text_of(superuser().get(DASHBOARD)).count(ESCAPED) >= 3
 
 
 # The charts
@@ -904,11 +897,11 @@ def test_hostile_names_are_shown_as_text_and_nothing_is_inline(db: None) -> None
 
 def ended(days_ago: int, status: str, number: int = 1, **values: Any) -> None:
     for _each in range(number):
-        make(status, finished_at=timezone.now() - timedelta(days=days_ago), **values)
+        create_cleanup(status, finished_at=timezone.now() - timedelta(days=days_ago), **values)
 
 
 def charts_on(client: Client, query: str = "") -> dict[str, str]:
-    parts = text_of(client.get(BOARD + query)).split('<section class="audit-figure">')[1:]
+    parts = text_of(client.get(DASHBOARD + query)).split('<section class="audit-figure">')[1:]
     return {
         re.findall("<h3>(.*?)</h3>", part)[0]: part.partition("</section>")[0] for part in parts
     }
@@ -951,8 +944,8 @@ def test_deletions_and_bytes_freed_are_drawn_a_day_with_the_same_figures_in_a_ta
 
 
 def test_each_chart_has_a_name_a_summary_and_a_heading_of_its_own(db: None) -> None:
-    scan()
-    row("a", file_type="mp4")
+    create_scan()
+    create_row("a", file_type="mp4")
     ended(0, "clean")
     overview.take_figures()
     shown = charts_on(superuser())
@@ -987,10 +980,10 @@ def test_file_types_are_those_of_the_last_count_and_say_of_when(db: None) -> Non
     client = superuser()
     title = "Objects and bytes by file type"
     assert "They are counted once an hour." in charts_on(client)[title]
-    row("a", file_type="mp4", size=3000)
-    row("b", file_type="mp4", size=None)
-    row("c", file_type="srt", size=5)
-    row("d", size=1)
+    create_row("a", file_type="mp4", size=3000)
+    create_row("b", file_type="mp4", size=None)
+    create_row("c", file_type="srt", size=5)
+    create_row("d", size=1)
     overview.take_figures()
     DailyFigures.objects.update(taken_at=timezone.now() - timedelta(minutes=20))
     chart = charts_on(client)[title]
@@ -1050,7 +1043,7 @@ def test_where_nothing_is_tracked_that_is_drawn(db: None) -> None:
 
 def test_of_many_file_types_the_largest_are_kept_and_the_rest_together(db: None) -> None:
     for n in range(23):
-        row(f"k{n}", file_type=f"t{n:02}", size=n)
+        create_row(f"k{n}", file_type=f"t{n:02}", size=n)
     overview.take_figures()
     types = DailyFigures.objects.get().file_types
     assert len(types) == 21
@@ -1062,13 +1055,13 @@ def test_of_many_file_types_the_largest_are_kept_and_the_rest_together(db: None)
 
 
 def test_the_sweep_counts_once_an_hour_and_keeps_one_row_a_day(db: None) -> None:
-    find("a", size=7)
-    row("a", size=5)
+    create_finding("a", size=7)
+    create_row("a", size=5)
     tasks.sweep()
     first = DailyFigures.objects.get()
     assert (first.tracked, first.tracked_bytes) == (1, 5)
     assert (first.left_behind, first.left_behind_bytes) == (1, 7)
-    row("b", size=5)
+    create_row("b", size=5)
     tasks.sweep()
     assert DailyFigures.objects.get().tracked == 1
     DailyFigures.objects.update(taken_at=timezone.now() - timedelta(minutes=61))
@@ -1095,7 +1088,7 @@ def test_two_sweeps_at_once_make_one_row(db: None, monkeypatch: pytest.MonkeyPat
 def test_a_count_that_fails_stops_nothing_else_and_is_logged(
     db: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    late = make("pending", next_attempt_at=LONG_AGO)
+    late = create_cleanup("pending", next_attempt_at=LONG_AGO)
     Project.objects.bulk_create([Project(pk="proj_unseen")])
     monkeypatch.setattr(overview, "by_file_type", lambda: 1 / 0)
     assert tasks.sweep() == {"vanished": 0, "enqueued": 1}

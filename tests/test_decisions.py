@@ -21,9 +21,7 @@ from storage_audit.audit.installation import MARKER, Mismatch
 from storage_audit.audit.work import Work
 from storage_audit.bucket import listing
 from storage_audit.bucket.errors import Broken
-from storage_audit.bucket.r2 import list_page
 from storage_audit.models import (
-    BucketScan,
     CleanupItem,
     CleanupOperation,
     Finding,
@@ -33,7 +31,10 @@ from storage_audit.models import (
 )
 from storage_audit.origin import Origin, acting_as
 from tests.admin_client import confirm, page, person, superuser
-from tests.conftest import Bucket
+from tests.bucket import Bucket, fold_unicode
+from tests.builders import LONG_AGO, create_findings, create_orphans, list_ids, read_states
+from tests.keys import FOLDER, KEY, OTHER_KEY
+from tests.orphans import delete_orphans, request_deletion
 from tests.promises import (
     again,
     alive,
@@ -48,76 +49,15 @@ from tests.promises import (
     run,
     track,
 )
-from tests.test_doubt import fold_unicode
+from tests.strange_keys import STRANGE_ORPHANS
+
+pytestmark = pytest.mark.usefixtures("young_orphans_may_go")
 
 Kind, Status, Source = Finding.Kind, CleanupOperation.Status, R2Object.Source
-UNDER = "projects/proj_9/scenes/s1/media/"
-KEY = UNDER + "old.mp4"
-OTHER = UNDER + "other.mp4"
-LONG_AGO = timedelta(days=3)
-STRANGE = [
-    UNDER + "<script>alert(1)</script>",
-    UNDER + "=cmd()",
-    UNDER + "../up",
-    UNDER + "a\x01b",
-    UNDER + "tab\tand\x7f",
-    UNDER + "b//c",
-    UNDER + "e%2Fb",
-    UNDER + " g ",
-    UNDER + "k\u00e9",
-    UNDER + "le\u0301",
-    UNDER + "x" * (1024 - len(UNDER)),
-]
-
-
-@pytest.fixture(autouse=True)
-def young_orphans_may_go(settings: Settings) -> None:
-    """The objects of a test are as young as the test."""
-    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(microseconds=1)}
-
-
-def find(bucket: Bucket, *keys: str, kind: str = "orphaned", **values: Any) -> list[Finding]:
-    """Findings of what the bucket shows of these keys, as two complete scans would have them."""
-    scan = BucketScan.objects.create(bucket=bucket.name, status="complete")
-    seen = {o.key: o for o in list_page(bucket.name, "").objects}
-    now = timezone.now()
-    facts = {"kind": kind, "first_scan": scan, "last_scan": scan, "project_id": "proj_9"}
-    facts |= {"first_seen_at": now - LONG_AGO, "last_seen_at": now, "evidence": "hierarchical"}
-    found = []
-    for key in keys:
-        shown = seen.get(key)
-        of_object = {n: getattr(shown, n) for n in ("size", "etag", "last_modified") if shown}
-        given = {**facts, **of_object, **values}
-        found.append(Finding.objects.create(bucket=bucket.name, key=key, **given))
-    return found
-
-
-def orphaned(bucket: Bucket, *keys: str, **values: Any) -> list[Finding]:
-    bucket.put(*keys)
-    return find(bucket, *keys, **values)
-
-
-def ids(found: Iterable[Finding]) -> list[int]:
-    return [finding.pk for finding in found]
-
-
-def ask(found: Iterable[Finding], **how: Any) -> CleanupOperation:
-    decision = decisions.delete_orphans(ids(found), **how)
-    assert decision.left == []
-    [operation] = decision.operations
-    return operation
-
-
-def remove(found: Iterable[Finding]) -> CleanupOperation:
-    return run(ask(found))
 
 
 def whys(decision: Decision) -> dict[str, str]:
     return dict(decision.left)
-
-
-def states() -> dict[str, str]:
-    return dict(Finding.objects.values_list("key", "state"))
 
 
 def the(finding: Finding) -> Finding:
@@ -129,7 +69,7 @@ def the(finding: Finding) -> Finding:
 
 
 def test_an_acknowledgement_says_who_when_and_why_and_can_be_taken_back(bucket: Bucket) -> None:
-    [finding, other] = orphaned(bucket, KEY, OTHER)
+    [finding, other] = create_orphans(bucket, KEY, OTHER_KEY)
     with acting_as(Origin("zoe")):
         assert decisions.acknowledge([finding.pk], " the web site's ") == Decision(done=1)
     assert (the(finding).state, finding.note) == ("acknowledged", "the web site's")
@@ -142,30 +82,30 @@ def test_an_acknowledgement_says_who_when_and_why_and_can_be_taken_back(bucket: 
 
 
 def test_an_acknowledgement_without_a_note_is_refused(bucket: Bucket) -> None:
-    found = orphaned(bucket, KEY)
+    found = create_orphans(bucket, KEY)
     with pytest.raises(Refusal, match="Say in a note"):
-        decisions.acknowledge(ids(found), " ")
-    assert states() == {KEY: "open"}
+        decisions.acknowledge(list_ids(found), " ")
+    assert read_states() == {KEY: "open"}
 
 
 def test_what_is_open_or_resolved_is_not_reopened_and_says_so(bucket: Bucket) -> None:
-    orphaned(bucket, KEY)
-    orphaned(bucket, OTHER, state="resolved", note="tracked")
+    create_orphans(bucket, KEY)
+    create_orphans(bucket, OTHER_KEY, state="resolved", note="tracked")
     decision = decisions.reopen(Finding.objects.all())
-    assert whys(decision) == {KEY: "It is open.", OTHER: "It is resolved: tracked"}
+    assert whys(decision) == {KEY: "It is open.", OTHER_KEY: "It is resolved: tracked"}
     assert decision.done == 0
 
 
 def test_a_secret_in_a_note_is_not_kept(bucket: Bucket) -> None:
-    [finding] = orphaned(bucket, KEY)
+    [finding] = create_orphans(bucket, KEY)
     decisions.acknowledge([finding.pk], "see https://me:hunter2@example.com\0")
     assert "hunter2" not in the(finding).note
 
 
 def test_a_part_of_a_list_can_be_decided_on(bucket: Bucket) -> None:
-    orphaned(bucket, KEY, OTHER)
+    create_orphans(bucket, KEY, OTHER_KEY)
     assert decisions.acknowledge(Finding.objects.order_by("key")[:1], "fine").done == 1
-    assert states() == {KEY: "acknowledged", OTHER: "open"}
+    assert read_states() == {KEY: "acknowledged", OTHER_KEY: "open"}
 
 
 # Acknowledged, and kept
@@ -181,7 +121,7 @@ def assert_kept_by(finding: Finding, operation: CleanupOperation, key: str) -> N
 
 def keep(found: Iterable[Finding]) -> Decision:
     with acting_as(Origin("zoe")):
-        decision = decisions.acknowledge(ids(found), "Evidence in a law suit")
+        decision = decisions.acknowledge(list_ids(found), "Evidence in a law suit")
     assert (decision.done, decision.left) == (1, [])
     return decision
 
@@ -190,34 +130,34 @@ def test_late_check_keeps_an_acknowledged_file(bucket: Bucket) -> None:
     alive("proj_2", "proj_9")
     bucket.upload("proj_9")
     operation = delete("proj_9")
-    [finding] = orphaned(bucket, KEY)
+    [finding] = create_orphans(bucket, KEY)
     keep([finding])
     checked = late_check(operation)
     assert (checked.status, bucket.keys()) == (Status.CLEAN_WITH_PROTECTED, {KEY})
     assert_kept_by(finding, checked, KEY)
-    assert states() == {KEY: "acknowledged"}
+    assert read_states() == {KEY: "acknowledged"}
 
 
 def test_plan_shows_that_a_file_acknowledged_since_stays(bucket: Bucket) -> None:
-    found = orphaned(bucket, KEY, OTHER)
-    plan = ask(found, dry_run=True)
+    found = create_orphans(bucket, KEY, OTHER_KEY)
+    plan = request_deletion(found, dry_run=True)
     keep(found[:1])
-    assert outcomes(run(plan)) == {KEY: "protected", OTHER: "planned"}
+    assert outcomes(run(plan)) == {KEY: "protected", OTHER_KEY: "planned"}
 
 
 def test_plan_that_is_run_keeps_a_file_acknowledged_since(bucket: Bucket) -> None:
-    found = orphaned(bucket, KEY, OTHER)
-    plan = run(ask(found, dry_run=True))
+    found = create_orphans(bucket, KEY, OTHER_KEY)
+    plan = run(request_deletion(found, dry_run=True))
     keep(found[:1])
     requests.force_delete_operation(plan)
-    assert outcomes(run(plan)) == {KEY: "protected", OTHER: "deleted"}
+    assert outcomes(run(plan)) == {KEY: "protected", OTHER_KEY: "deleted"}
     assert_kept_by(found[0], plan, KEY)
-    assert states() == {KEY: "acknowledged", OTHER: "resolved"}
+    assert read_states() == {KEY: "acknowledged", OTHER_KEY: "resolved"}
 
 
 def test_queued_deletion_keeps_a_file_acknowledged_since_and_is_named(bucket: Bucket) -> None:
-    found = orphaned(bucket, KEY)
-    operation = ask(found)
+    found = create_orphans(bucket, KEY)
+    operation = request_deletion(found)
     [(key, told)] = keep(found).results
     assert key == KEY and told.startswith(f"Cleanup {operation.pk} covers this file.")
     assert outcomes(run(operation)) == {KEY: "protected"}
@@ -229,8 +169,8 @@ def test_released_deletion_keeps_a_file_acknowledged_since(
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 0}
     alive("proj_1")
-    found = orphaned(bucket, KEY)
-    operation = remove(found)
+    found = create_orphans(bucket, KEY)
+    operation = delete_orphans(found)
     assert operation.status == Status.BLOCKED
     assert keep(found).results
     requests.force_delete_operation(operation)
@@ -240,7 +180,7 @@ def test_released_deletion_keeps_a_file_acknowledged_since(
 def test_deletion_of_its_row_keeps_an_acknowledged_file(bucket: Bucket) -> None:
     alive("proj_9")
     key = bucket.upload("proj_9")
-    [finding] = find(bucket, key, kind="changed")
+    [finding] = create_findings(bucket, key, kind="changed")
     keep([finding])
     R2Object.objects.get().delete()
     operation = run(CleanupOperation.objects.get())
@@ -255,7 +195,7 @@ def test_acknowledged_file_is_kept_under_another_spelling(
     fold_unicode(bucket)
     alive("proj_2", "proj_9")
     operation = delete("proj_9")
-    [finding] = orphaned(bucket, UNDER + "e\u0301")
+    [finding] = create_orphans(bucket, FOLDER + "e\u0301")
     Finding.objects.update(key=normalize(form, finding.key))
     keep([finding])
     assert set(outcomes(late_check(operation)).values()) == {"protected"}
@@ -266,14 +206,14 @@ def test_acknowledged_file_is_kept_under_another_spelling(
 def test_acknowledgement_about_no_object_keeps_none(bucket: Bucket, kind: str) -> None:
     alive("proj_2", "proj_9")
     operation = delete("proj_9")
-    keep(orphaned(bucket, KEY, kind=kind))
+    keep(create_orphans(bucket, KEY, kind=kind))
     assert outcomes(late_check(operation)) == {KEY: "deleted"}
 
 
 def test_acknowledgement_of_another_object_keeps_none(bucket: Bucket) -> None:
     alive("proj_2", "proj_9")
     operation = delete("proj_9")
-    keep(orphaned(bucket, KEY, etag="another"))
+    keep(create_orphans(bucket, KEY, etag="another"))
     assert outcomes(late_check(operation)) == {KEY: "deleted"}
     [note] = Finding.objects.values_list("note", flat=True)
     assert note.endswith(" (acknowledged before by zoe: Evidence in a law suit)")
@@ -282,9 +222,9 @@ def test_acknowledgement_of_another_object_keeps_none(bucket: Bucket) -> None:
 def test_reopened_file_goes_with_the_next_cleanup(bucket: Bucket) -> None:
     alive("proj_2", "proj_9")
     operation = delete("proj_9")
-    found = orphaned(bucket, KEY)
+    found = create_orphans(bucket, KEY)
     keep(found)
-    decisions.reopen(ids(found))
+    decisions.reopen(list_ids(found))
     assert outcomes(late_check(operation)) == {KEY: "deleted"}
 
 
@@ -292,10 +232,10 @@ def test_reopened_file_goes_with_the_next_cleanup(bucket: Bucket) -> None:
 
 
 def test_orphans_go_with_plan_proof_books_and_their_findings(bucket: Bucket) -> None:
-    found = orphaned(bucket, KEY, "audio/proj_9/s1/voice.mp3")
+    found = create_orphans(bucket, KEY, "audio/proj_9/s1/voice.mp3")
     bucket.put("projects/proj_9/scenes/s1/media/unseen.mp4")
     with acting_as(Origin("zoe", "admin")):
-        operation = ask(found)
+        operation = request_deletion(found)
     assert (operation.kind, operation.trigger, operation.status) == (
         "orphans",
         "orphaned",
@@ -314,16 +254,16 @@ def test_orphans_go_with_plan_proof_books_and_their_findings(bucket: Bucket) -> 
 def test_of_several_projects_and_buckets_each_bucket_has_one_operation(
     bucket: Bucket, local_r2: Any
 ) -> None:
-    orphaned(bucket, KEY)
-    orphaned(bucket, "audio/proj_8/s1/a.mp3", project_id="proj_8")
+    create_orphans(bucket, KEY)
+    create_orphans(bucket, "audio/proj_8/s1/a.mp3", project_id="proj_8")
     other = Bucket(local_r2, "other")
     other.wipe()
     local_r2.plant(MARKER, b"{}", "other")
-    find(other, KEY, size=1, etag="e", last_modified=timezone.now())
+    create_findings(other, KEY, size=1, etag="e", last_modified=timezone.now())
     with pytest.raises(Mismatch, match="another installation"):
         decisions.delete_orphans(Finding.objects.all())
     assert not CleanupOperation.objects.exists()
-    operation = ask(Finding.objects.filter(bucket=bucket.name))
+    operation = request_deletion(Finding.objects.filter(bucket=bucket.name))
     operation.refresh_from_db()
     assert (operation.project_id, operation.subject) == (None, "objects of several projects")
     assert run(operation).deleted == 2
@@ -332,14 +272,14 @@ def test_of_several_projects_and_buckets_each_bucket_has_one_operation(
 def test_what_may_not_go_says_why_and_when(bucket: Bucket, settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(days=1)}
     now, old = timezone.now(), timezone.now() - LONG_AGO
-    orphaned(bucket, "young")
+    create_orphans(bucket, "young")
     bucket.put("once", "kept", "done", "other", "nul", "both")
-    find(bucket, "once", last_modified=old, first_seen_at=now - timedelta(hours=3))
-    find(bucket, "both", first_seen_at=now)
-    find(bucket, "kept", last_modified=old, state="acknowledged", note="mine")
-    find(bucket, "done", last_modified=old, state="resolved", note="gone")
-    find(bucket, "other", last_modified=old, kind="untracked")
-    find(bucket, "nul", last_modified=old, escaped=True)
+    create_findings(bucket, "once", last_modified=old, first_seen_at=now - timedelta(hours=3))
+    create_findings(bucket, "both", first_seen_at=now)
+    create_findings(bucket, "kept", last_modified=old, state="acknowledged", note="mine")
+    create_findings(bucket, "done", last_modified=old, state="resolved", note="gone")
+    create_findings(bucket, "other", last_modified=old, kind="untracked")
+    create_findings(bucket, "nul", last_modified=old, escaped=True)
     decision = decisions.delete_orphans(Finding.objects.all())
     told = whys(decision)
     assert (decision.done, decision.operations, len(told)) == (0, [], 7)
@@ -355,15 +295,15 @@ def test_what_may_not_go_says_why_and_when(bucket: Bucket, settings: Settings) -
 
 
 def test_the_age_and_the_gap_are_those_of_the_settings(bucket: Bucket, settings: Settings) -> None:
-    [finding] = orphaned(bucket, KEY, first_seen_at=timezone.now() - timedelta(hours=3))
+    [finding] = create_orphans(bucket, KEY, first_seen_at=timezone.now() - timedelta(hours=3))
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_GAP": timedelta(hours=2)}
-    assert ask([finding]).items.count() == 1
+    assert request_deletion([finding]).items.count() == 1
 
 
 def test_what_an_operation_is_to_delete_already_is_not_asked_for_again(bucket: Bucket) -> None:
-    found = orphaned(bucket, KEY)
-    operation = ask(found)
-    decision = decisions.delete_orphans(ids(found))
+    found = create_orphans(bucket, KEY)
+    operation = request_deletion(found)
+    decision = decisions.delete_orphans(list_ids(found))
     told = f"Cleanup {operation.pk} covers this file and is pending. Wait until it is over"
     assert whys(decision)[KEY].startswith(told)
     assert not decision.operations
@@ -371,45 +311,45 @@ def test_what_an_operation_is_to_delete_already_is_not_asked_for_again(bucket: B
 
 def test_what_goes_by_another_spelling_is_not_asked_for_again(bucket: Bucket) -> None:
     fold_unicode(bucket)
-    decomposed = UNDER + "e\u0301"
-    found = [*orphaned(bucket, decomposed), *orphaned(bucket, KEY)]
-    operation = ask(found[:1])
-    assert operation.items.get().identity == UNDER + "\u00e9"
+    decomposed = FOLDER + "e\u0301"
+    found = [*create_orphans(bucket, decomposed), *create_orphans(bucket, KEY)]
+    operation = request_deletion(found[:1])
+    assert operation.items.get().identity == FOLDER + "\u00e9"
     told = why_covered(operation)
-    would = orphans.would_delete(ids(found), 5)
+    would = orphans.would_delete(list_ids(found), 5)
     assert (would.objects, would.stay, would.left) == (1, 1, [(decomposed, told)])
-    decision = decisions.delete_orphans(ids(found))
+    decision = decisions.delete_orphans(list_ids(found))
     assert (decision.done, whys(decision)) == (1, {decomposed: told})
 
 
 def test_strange_keys_go_and_nothing_else_does(bucket: Bucket) -> None:
-    found = orphaned(bucket, *STRANGE)
-    traps = {UNDER + trap for trap in ("up", "cmd()", "ab", "b/c", "e/b", "g", "ke", "le")}
+    found = create_orphans(bucket, *STRANGE_ORPHANS)
+    traps = {FOLDER + trap for trap in ("up", "cmd()", "ab", "b/c", "e/b", "g", "ke", "le")}
     bucket.put(*traps, "up")
-    operation = remove(found)
-    assert outcomes(operation) == dict.fromkeys(STRANGE, "deleted")
+    operation = delete_orphans(found)
+    assert outcomes(operation) == dict.fromkeys(STRANGE_ORPHANS, "deleted")
     assert bucket.keys() == traps | {"up"}
-    assert set(states().values()) == {"resolved"}
+    assert set(read_states().values()) == {"resolved"}
     check(bucket)
 
 
 def test_two_spellings_are_two_objects_where_the_store_says_so(bucket: Bucket) -> None:
-    found = orphaned(bucket, UNDER + "\u00e9", UNDER + "e\u0301")
+    found = create_orphans(bucket, FOLDER + "\u00e9", FOLDER + "e\u0301")
     track(bucket, found[0].key, "proj_9", "backfill")
     track(bucket, found[1].key, "proj_9", "backfill")
-    assert remove(found[1:]).deleted == 1
+    assert delete_orphans(found[1:]).deleted == 1
     assert bucket.keys() == {found[0].key}
     assert R2Object.objects.get().state == "stored"
 
 
 def test_two_spellings_of_one_object_are_one_item(bucket: Bucket) -> None:
     fold_unicode(bucket)
-    composed, decomposed = UNDER + "\u00e9", UNDER + "e\u0301"
-    orphaned(bucket, decomposed)
-    find(bucket, composed, size=1, etag="old", last_modified=timezone.now())
-    operation = remove(Finding.objects.all())
+    composed, decomposed = FOLDER + "\u00e9", FOLDER + "e\u0301"
+    create_orphans(bucket, decomposed)
+    create_findings(bucket, composed, size=1, etag="old", last_modified=timezone.now())
+    operation = delete_orphans(Finding.objects.all())
     assert outcomes(operation) == {decomposed: "deleted"}
-    assert set(states().values()) == {"resolved"}
+    assert set(read_states().values()) == {"resolved"}
     check(bucket)
 
 
@@ -417,14 +357,14 @@ def test_two_spellings_of_one_object_are_one_item(bucket: Bucket) -> None:
 
 
 def test_an_object_that_is_not_the_one_of_the_finding_is_not_planned(bucket: Bucket) -> None:
-    found = orphaned(bucket, KEY, OTHER)
+    found = create_orphans(bucket, KEY, OTHER_KEY)
     bucket.put(KEY, body=b"new content")
-    operation = ask(found)
+    operation = request_deletion(found)
     assert run(operation).status == Status.CLEAN_WITH_PROTECTED
     operation.refresh_from_db()
-    assert outcomes(operation) == {KEY: "protected", OTHER: "deleted"}
+    assert outcomes(operation) == {KEY: "protected", OTHER_KEY: "deleted"}
     assert "overwritten" in reason(operation, KEY)
-    assert states() == {KEY: "open", OTHER: "resolved"}
+    assert read_states() == {KEY: "open", OTHER_KEY: "resolved"}
     check(bucket)
 
 
@@ -460,25 +400,25 @@ each_change = pytest.mark.parametrize("change", STAYS)
 def test_what_comes_between_plan_and_batch_keeps_the_object(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    other = OTHER.replace("proj_9", "proj_8")
+    other = OTHER_KEY.replace("proj_9", "proj_8")
     effect, said = STAYS[change]
     between_plan_and_batch(monkeypatch, partial(effect, bucket))
-    operation = remove(orphaned(bucket, KEY, other))
+    operation = delete_orphans(create_orphans(bucket, KEY, other))
     assert operation.status == Status.CLEAN_WITH_PROTECTED
     assert outcomes(operation) == {KEY: "protected", other: "deleted"}
     assert said in reason(operation, KEY)
     assert bucket.keys() == {KEY}
-    assert states() == {KEY: "open", other: "resolved"}
+    assert read_states() == {KEY: "open", other: "resolved"}
     assert not R2Object.objects.filter(state="deleting").exists()
     check(bucket)
 
 
 @each_change
 def test_what_is_so_before_the_plan_keeps_the_object_too(bucket: Bucket, change: str) -> None:
-    found = orphaned(bucket, KEY)
+    found = create_orphans(bucket, KEY)
     effect, said = STAYS[change]
     effect(bucket)
-    operation = ask(found, dry_run=True)
+    operation = request_deletion(found, dry_run=True)
     run(operation)
     if change != "an upload":  # which may be over when the plan is run
         assert outcomes(operation) == {KEY: "protected"}
@@ -492,16 +432,16 @@ def test_a_key_that_can_be_of_two_deleted_projects_by_now_stays(
     key = "proj_1_x_s1_media.mp4"
     deleted("proj_1")
     between_plan_and_batch(monkeypatch, lambda: deleted("proj_1_x"))
-    operation = remove(orphaned(bucket, key, project_id="proj_1"))
+    operation = delete_orphans(create_orphans(bucket, key, project_id="proj_1"))
     assert reason(operation, key) == "It is no orphan any more, but ambiguous."
     assert bucket.keys() == {key}
 
 
 def test_an_object_given_to_a_live_project_after_the_plan_stays(bucket: Bucket) -> None:
     alive("proj_1")
-    found = orphaned(bucket, KEY)
-    operation = run(ask(found, dry_run=True))
-    assert decisions.adopt(ids(found), "proj_1").done == 1
+    found = create_orphans(bucket, KEY)
+    operation = run(request_deletion(found, dry_run=True))
+    assert decisions.adopt(list_ids(found), "proj_1").done == 1
     requests.force_delete_operation(operation)
     assert "live project proj_1" in reason(run(operation), KEY)
     assert bucket.keys() == {KEY}
@@ -518,9 +458,11 @@ def test_an_object_that_is_being_deleted_is_given_to_nobody(
 ) -> None:
     alive("proj_1")
     cleanup_asked_for_just_after_the_question(monkeypatch)
-    found, told = orphaned(bucket, KEY), list[Decision]()
-    between_plan_and_batch(monkeypatch, lambda: told.append(decisions.adopt(ids(found), "proj_1")))
-    assert remove(found).deleted == 1
+    found, told = create_orphans(bucket, KEY), list[Decision]()
+    between_plan_and_batch(
+        monkeypatch, lambda: told.append(decisions.adopt(list_ids(found), "proj_1"))
+    )
+    assert delete_orphans(found).deleted == 1
     assert "in hand" in whys(told[0])[KEY]
     assert not R2Object.objects.exists()
 
@@ -530,8 +472,8 @@ def test_an_object_that_is_being_deleted_is_given_to_nobody(
 def test_a_project_that_is_just_being_created_keeps_its_object(bucket: Bucket, known: bool) -> None:
     if known:
         deleted("proj_9")
-    found = orphaned(bucket, KEY)
-    operation, made, proved = ask(found), Event(), Event()
+    found = create_orphans(bucket, KEY)
+    operation, made, proved = request_deletion(found), Event(), Event()
 
     def create() -> None:
         try:
@@ -560,23 +502,23 @@ def test_rows_go_once_their_objects_are_seen_gone_and_not_before(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deleted("proj_9", "proj_8")
-    third = UNDER + "third.mp4"
-    found = orphaned(bucket, KEY, OTHER, third)
+    third = FOLDER + "third.mp4"
+    found = create_orphans(bucket, KEY, OTHER_KEY, third)
     track(bucket, KEY, "proj_9", "backfill")
-    track(bucket, OTHER, "proj_8")
+    track(bucket, OTHER_KEY, "proj_8")
     track(bucket, third, None)
     rows: list[int] = []
     between_batch_and_verification(monkeypatch, lambda: rows.append(R2Object.objects.count()))
-    operation = remove(found)
+    operation = delete_orphans(found)
     assert set(outcomes(operation).values()) == {"deleted"}
     assert rows == [3] and not R2Object.objects.exists()
 
 
 def test_a_row_of_a_live_project_is_never_barred(bucket: Bucket) -> None:
     alive("proj_1")
-    found = orphaned(bucket, KEY)
+    found = create_orphans(bucket, KEY)
     track(bucket, KEY, "proj_1")
-    operation = ask(found)
+    operation = request_deletion(found)
     assert not deletion.own_rows(operation).exists()
     run(operation)
     assert R2Object.objects.get().state == "stored"
@@ -587,12 +529,12 @@ def test_a_row_whose_project_lives_again_since_it_was_barred_is_opened_or_forgot
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, last_look: str
 ) -> None:
     deleted("proj_9")
-    found = orphaned(bucket, KEY)
+    found = create_orphans(bucket, KEY)
     track(bucket, KEY, "proj_9", size=7)
     at_proof = last_look == "proof"
     between = between_plan_and_batch if at_proof else between_batch_and_verification
     between(monkeypatch, lambda: alive("proj_9"))
-    assert outcomes(remove(found)) == {KEY: "protected" if at_proof else "deleted"}
+    assert outcomes(delete_orphans(found)) == {KEY: "protected" if at_proof else "deleted"}
     states = R2Object.objects.values_list("state", flat=True)
     assert list(states) == (["stored"] if at_proof else [])
     check(bucket)
@@ -609,7 +551,7 @@ def test_an_upload_to_a_key_that_is_being_deleted_is_barred(
         return original(*args, **kwargs)
 
     monkeypatch.setattr(sending, "send", send)
-    remove(orphaned(bucket, KEY))
+    delete_orphans(create_orphans(bucket, KEY))
     assert barred == [True]
 
 
@@ -617,25 +559,25 @@ def test_an_upload_to_a_key_that_is_being_deleted_is_barred(
 
 
 def test_a_dry_run_freezes_a_plan_of_which_a_part_is_deleted_later(bucket: Bucket) -> None:
-    found = orphaned(bucket, KEY, OTHER)
-    operation = ask(found, dry_run=True)
+    found = create_orphans(bucket, KEY, OTHER_KEY)
+    operation = request_deletion(found, dry_run=True)
     operation = run(operation)
     assert (operation.status, operation.error) == (Status.PLANNED, "")
-    assert bucket.keys() == {KEY, OTHER}
-    assert decisions.delete_orphans(ids(found), dry_run=True).done == 2
+    assert bucket.keys() == {KEY, OTHER_KEY}
+    assert decisions.delete_orphans(list_ids(found), dry_run=True).done == 2
     bucket.put(KEY, body=b"changed")
-    bucket.put(UNDER + "new.mp4")
+    bucket.put(FOLDER + "new.mp4")
     digest = operation.plan_digest
     requests.force_delete_operation(operation)
     operation = run(operation)
     assert (operation.status, operation.plan_digest) == (Status.CLEAN_WITH_PROTECTED, digest)
-    assert outcomes(operation) == {KEY: "protected", OTHER: "deleted"}
-    assert bucket.keys() == {KEY, UNDER + "new.mp4"}
+    assert outcomes(operation) == {KEY: "protected", OTHER_KEY: "deleted"}
+    assert bucket.keys() == {KEY, FOLDER + "new.mp4"}
     check(bucket)
 
 
 def test_a_plan_of_a_project_that_lives_again_is_not_run(bucket: Bucket) -> None:
-    operation = run(ask(orphaned(bucket, KEY), dry_run=True))
+    operation = run(request_deletion(create_orphans(bucket, KEY), dry_run=True))
     alive("proj_9")
     with pytest.raises(requests.StillAlive):
         requests.force_delete_operation(operation)
@@ -645,9 +587,9 @@ def test_more_than_the_limit_is_blocked_until_a_person_releases_it(
     bucket: Bucket, settings: Settings
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 1}
-    operation = remove(orphaned(bucket, KEY, OTHER))
+    operation = delete_orphans(create_orphans(bucket, KEY, OTHER_KEY))
     assert operation.status == Status.BLOCKED and "the limit is 1" in operation.error
-    assert bucket.keys() == {KEY, OTHER}
+    assert bucket.keys() == {KEY, OTHER_KEY}
     requests.force_delete_operation(operation)
     assert run(operation).deleted == 2
 
@@ -655,11 +597,11 @@ def test_more_than_the_limit_is_blocked_until_a_person_releases_it(
 def test_a_listing_that_shows_few_of_them_is_not_believed(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = [f"{UNDER}{n:02}" for n in range(24)]
-    found = orphaned(bucket, *keys)
+    keys = [f"{FOLDER}{n:02}" for n in range(24)]
+    found = create_orphans(bucket, *keys)
     for key in keys[1:]:
         bucket.r2.remove(key)
-    operation = remove(found)
+    operation = delete_orphans(found)
     assert (
         operation.status == Status.BLOCKED
         and "the listing or the bucket is probably wrong" in operation.error
@@ -668,11 +610,11 @@ def test_a_listing_that_shows_few_of_them_is_not_believed(
 
 
 def test_of_many_a_few_may_be_gone_and_are_called_absent(bucket: Bucket) -> None:
-    keys = [f"{UNDER}{n:02}" for n in range(60)]
-    found = orphaned(bucket, *keys)
+    keys = [f"{FOLDER}{n:02}" for n in range(60)]
+    found = create_orphans(bucket, *keys)
     for key in keys[:25]:
         bucket.r2.remove(key)
-    operation = remove(found)
+    operation = delete_orphans(found)
     assert (operation.status, operation.already_absent, operation.deleted) == ("clean", 25, 35)
     notes = Finding.objects.filter(key__in=keys[:25]).values_list("note", flat=True).distinct()
     assert list(notes) == [f"seen gone by operation {operation.pk}"]
@@ -682,8 +624,8 @@ def test_a_crash_between_two_batches_is_gone_on_from(
     bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"BATCH_SIZE": 2}
-    keys = [f"{UNDER}{n}" for n in range(7)]
-    operation, original = ask(orphaned(bucket, *keys)), deletion.delete_batch
+    keys = [f"{FOLDER}{n}" for n in range(7)]
+    operation, original = request_deletion(create_orphans(bucket, *keys)), deletion.delete_batch
     calls = 0
 
     def delete_batch(work: Work, *batch: Any) -> Any:
@@ -709,27 +651,27 @@ def test_a_crash_between_two_batches_is_gone_on_from(
 def test_trouble_of_the_store_deletes_nothing_and_resolves_nothing(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = orphaned(bucket, KEY)
+    found = create_orphans(bucket, KEY)
 
     def broken(*args: object) -> None:
         raise Broken("out of order")
 
     with monkeypatch.context() as patch:
         patch.setattr(listing, "find", broken)
-        operation = remove(found)
+        operation = delete_orphans(found)
     assert (operation.status, bucket.keys()) == (Status.INCOMPLETE, {KEY})
-    assert states() == {KEY: "open"}
+    assert read_states() == {KEY: "open"}
     assert again(operation).status == Status.CLEAN
 
 
 def test_late_checks_look_again_and_delete_nothing(bucket: Bucket) -> None:
-    operation = remove(orphaned(bucket, KEY, OTHER))
+    operation = delete_orphans(create_orphans(bucket, KEY, OTHER_KEY))
     checks = operation.children.order_by("next_attempt_at")
     assert [(c.kind, c.trigger) for c in checks] == [("verify", "late_check")] * 3
     bucket.put(KEY)
     look = late_check(operation)
     assert look.status == Status.INCOMPLETE
-    assert outcomes(look) == {KEY: "failed", OTHER: "already_absent"}
+    assert outcomes(look) == {KEY: "failed", OTHER_KEY: "already_absent"}
     assert bucket.keys() == {KEY}
     alive("proj_9")
     look = again(checks[1])
@@ -753,10 +695,10 @@ def test_neighbours_are_looked_at_together_and_cost_few_queries(
     monkeypatch.setattr(Work, "together", 10)
     seen_at, *_others = Work.__init__.__defaults__ or ()
     monkeypatch.setattr(Work.__init__, "__defaults__", (seen_at, 0, 10, False))
-    keys = [f"{UNDER}{n:03}" for n in range(400)]
+    keys = [f"{FOLDER}{n:03}" for n in range(400)]
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(bucket.put, keys))
-    operation = ask(find(bucket, *keys))
+    operation = request_deletion(create_findings(bucket, *keys))
     with CaptureQueriesContext(connection) as few:
         operation = run(operation)
     assert operation.deleted == 400
@@ -768,10 +710,10 @@ def test_neighbours_are_looked_at_together_and_cost_few_queries(
 def test_keys_that_are_no_neighbours_are_looked_at_fewer_at_a_time(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = orphaned(bucket, *(f"{UNDER}{n}" for n in range(6)))
+    found = create_orphans(bucket, *(f"{FOLDER}{n}" for n in range(6)))
     monkeypatch.setattr(work, "LONE_KEYS", 2)
     monkeypatch.setattr(work, "SLOW", -1.0)
-    operation = remove(found)
+    operation = delete_orphans(found)
     assert (operation.status, operation.deleted) == (Status.CLEAN, 6)
     batches = operation.events.filter(message__startswith="Batch of")
     assert [batch.message for batch in batches] == ["Batch of 2 objects sent."] * 3
@@ -782,9 +724,9 @@ def test_keys_that_are_no_neighbours_are_looked_at_fewer_at_a_time(
 
 def test_an_adopted_object_is_its_project_s_and_goes_with_it(bucket: Bucket) -> None:
     alive("proj_1")
-    found = orphaned(bucket, KEY, "logo.png", *STRANGE)
+    found = create_orphans(bucket, KEY, "logo.png", *STRANGE_ORPHANS)
     with acting_as(Origin("zoe")):
-        decision = decisions.adopt(ids(found), "proj_1")
+        decision = decisions.adopt(list_ids(found), "proj_1")
     assert (decision.done, decision.left) == (len(found), [])
     row = R2Object.objects.get(key=KEY)
     assert (row.project_id, row.source, row.state) == ("proj_1", "adopted", "stored")
@@ -800,7 +742,7 @@ def test_an_adopted_object_is_its_project_s_and_goes_with_it(bucket: Bucket) -> 
 
 def test_an_adopted_object_stays_when_the_project_that_its_key_names_goes(bucket: Bucket) -> None:
     alive("proj_1")
-    assert decisions.adopt(ids(orphaned(bucket, KEY)), "proj_1").done == 1
+    assert decisions.adopt(list_ids(create_orphans(bucket, KEY)), "proj_1").done == 1
     alive("proj_9")
     delete("proj_9")
     assert bucket.keys() == {KEY}
@@ -808,21 +750,21 @@ def test_an_adopted_object_stays_when_the_project_that_its_key_names_goes(bucket
 
 def test_file_of_a_live_project_is_not_adopted_into_another(bucket: Bucket) -> None:
     alive("proj_1", "proj_9")
-    found = orphaned(bucket, KEY, kind="untracked")
-    told = whys(decisions.adopt(ids(found), "proj_1"))
+    found = create_orphans(bucket, KEY, kind="untracked")
+    told = whys(decisions.adopt(list_ids(found), "proj_1"))
     assert told == {KEY: "It belongs to the live project proj_9."}
     delete("proj_1")
     assert bucket.keys() == {KEY}
-    assert decisions.adopt(ids(found), "proj_9").done == 1
+    assert decisions.adopt(list_ids(found), "proj_9").done == 1
 
 
 def test_a_backfilled_row_is_given_too_and_one_of_a_live_upload_is_not(bucket: Bucket) -> None:
     alive("proj_1", "proj_2")
-    found = orphaned(bucket, KEY, OTHER)
+    found = create_orphans(bucket, KEY, OTHER_KEY)
     track(bucket, KEY, "proj_9", "backfill", size=1)
-    track(bucket, OTHER, "proj_2")
-    decision = decisions.adopt(ids(found), "proj_1")
-    assert whys(decision) == {OTHER: "It belongs to the live project proj_2."}
+    track(bucket, OTHER_KEY, "proj_2")
+    decision = decisions.adopt(list_ids(found), "proj_1")
+    assert whys(decision) == {OTHER_KEY: "It belongs to the live project proj_2."}
     rows = R2Object.objects.order_by("key").values_list("project_id", "source", "size")
     assert list(rows) == [("proj_1", "adopted", 7), ("proj_2", "upload", None)]
 
@@ -830,9 +772,9 @@ def test_a_backfilled_row_is_given_too_and_one_of_a_live_upload_is_not(bucket: B
 @pytest.mark.parametrize("project_id", ["proj_9", "nobody", "", "a\0"])
 def test_no_object_is_given_to_a_project_that_is_not_there(bucket: Bucket, project_id: str) -> None:
     deleted("proj_9")
-    found = orphaned(bucket, KEY)
+    found = create_orphans(bucket, KEY)
     with pytest.raises(Refusal, match="Only an existing project"):
-        decisions.adopt(ids(found), project_id)
+        decisions.adopt(list_ids(found), project_id)
     assert not R2Object.objects.exists()
 
 
@@ -840,7 +782,7 @@ def test_a_project_that_goes_meanwhile_is_given_nothing(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive("proj_1")
-    found, original = orphaned(bucket, KEY), tracking.give
+    found, original = create_orphans(bucket, KEY), tracking.give
 
     def give(*args: Any) -> Any:
         Project.objects.all().delete()
@@ -848,21 +790,21 @@ def test_a_project_that_goes_meanwhile_is_given_nothing(
 
     monkeypatch.setattr(tracking, "give", give)
     with pytest.raises(Refusal, match="Only an existing project"):
-        decisions.adopt(ids(found), "proj_1")
+        decisions.adopt(list_ids(found), "proj_1")
     assert not R2Object.objects.filter(source=Source.ADOPTED).exists()
-    assert states() == {KEY: "open"}
+    assert read_states() == {KEY: "open"}
 
 
 def test_what_is_not_as_the_finding_says_is_not_given(bucket: Bucket) -> None:
     alive("proj_1")
-    found = orphaned(bucket, KEY, OTHER)
-    found += orphaned(bucket, "missing", kind="missing")
-    found += orphaned(bucket, "nul", escaped=True)
-    found += orphaned(bucket, "over", state="resolved", note="x")
+    found = create_orphans(bucket, KEY, OTHER_KEY)
+    found += create_orphans(bucket, "missing", kind="missing")
+    found += create_orphans(bucket, "nul", escaped=True)
+    found += create_orphans(bucket, "over", state="resolved", note="x")
     bucket.put(KEY, body=b"overwritten")
-    bucket.r2.remove(OTHER)
-    told = whys(decisions.adopt(ids(found), "proj_1"))
-    assert "overwritten" in told[KEY] and "not in the bucket" in told[OTHER]
+    bucket.r2.remove(OTHER_KEY)
+    told = whys(decisions.adopt(list_ids(found), "proj_1"))
+    assert "overwritten" in told[KEY] and "not in the bucket" in told[OTHER_KEY]
     assert "not for findings of the kind “missing”" in told["missing"]
     assert "No row can name" in told["nul"] and told["over"] == "It is resolved: x"
     assert not R2Object.objects.exists()
@@ -871,9 +813,9 @@ def test_what_is_not_as_the_finding_says_is_not_given(bucket: Bucket) -> None:
 @pytest.mark.parametrize("state", ["uploading", "deleting"])
 def test_what_an_upload_or_a_deletion_has_in_hand_is_not_given(bucket: Bucket, state: str) -> None:
     alive("proj_1")
-    found = orphaned(bucket, KEY)
+    found = create_orphans(bucket, KEY)
     track(bucket, KEY, "proj_9", state=state)
-    assert "in hand" in whys(decisions.adopt(ids(found), "proj_1"))[KEY]
+    assert "in hand" in whys(decisions.adopt(list_ids(found), "proj_1"))[KEY]
     assert R2Object.objects.get().project_id == "proj_9"
 
 
@@ -881,7 +823,7 @@ def test_a_row_that_changes_meanwhile_is_not_overwritten(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive("proj_1")
-    found, original = orphaned(bucket, KEY), tracking.unchanged
+    found, original = create_orphans(bucket, KEY), tracking.unchanged
     track(bucket, KEY, "proj_9", "backfill")
 
     def unchanged(held: Iterable[R2Object]) -> list[R2Object]:
@@ -889,18 +831,18 @@ def test_a_row_that_changes_meanwhile_is_not_overwritten(
         return original(held)
 
     monkeypatch.setattr(tracking, "unchanged", unchanged)
-    assert "in hand" in whys(decisions.adopt(ids(found), "proj_1"))[KEY]
+    assert "in hand" in whys(decisions.adopt(list_ids(found), "proj_1"))[KEY]
     assert R2Object.objects.get().source == "backfill"
 
 
-@pytest.mark.parametrize("key", [KEY, UNDER + "e\u0301"])
+@pytest.mark.parametrize("key", [KEY, FOLDER + "e\u0301"])
 def test_a_key_that_a_cleanup_has_marked_is_given_back(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     cleanup_asked_for_just_after_the_question(monkeypatch)
     fold_unicode(bucket)
     alive("proj_1")
-    found, same = orphaned(bucket, key), listing.nfc(key)
+    found, same = create_orphans(bucket, key), listing.nfc(key)
     track(bucket, same, "proj_9", "backfill")
     operation = CleanupOperation.objects.request(
         kind="project", project_id="proj_9", bucket=bucket.name, trigger="deleted"
@@ -908,10 +850,10 @@ def test_a_key_that_a_cleanup_has_marked_is_given_back(
     CleanupItem.objects.create(
         operation=operation, key=key, identity=same, outcome="deleting", found_in="both"
     )
-    assert "in hand" in whys(decisions.adopt(ids(found), "proj_1"))[key]
+    assert "in hand" in whys(decisions.adopt(list_ids(found), "proj_1"))[key]
     row = R2Object.objects.get()
     assert (row.project_id, row.source) == ("proj_9", "backfill")
-    assert states() == {key: "open"}
+    assert read_states() == {key: "open"}
 
 
 def test_an_object_that_could_be_several_projects_is_the_one_s_that_it_is_given(
@@ -919,7 +861,7 @@ def test_an_object_that_could_be_several_projects_is_the_one_s_that_it_is_given(
 ) -> None:
     alive("proj_1", "proj_1_x")
     key = "proj_1_x_s1_media.mp4"
-    decisions.adopt(ids(orphaned(bucket, key, kind="ambiguous")), "proj_1_x")
+    decisions.adopt(list_ids(create_orphans(bucket, key, kind="ambiguous")), "proj_1_x")
     row = R2Object.objects.get()
     assert (row.project_id, row.scene_id, row.layout) == ("proj_1_x", "s1", "flat")
     delete("proj_1")
@@ -933,35 +875,37 @@ def test_an_object_that_could_be_several_projects_is_the_one_s_that_it_is_given(
 
 def test_tracking_writes_what_the_bucket_shows_by_now(bucket: Bucket) -> None:
     alive("proj_9")
-    found = orphaned(bucket, KEY, kind="untracked") + orphaned(bucket, OTHER, kind="changed")
-    track(bucket, OTHER, "proj_9", size=1, etag="old")
-    bucket.put(OTHER, body=b"newer still")
+    found = create_orphans(bucket, KEY, kind="untracked") + create_orphans(
+        bucket, OTHER_KEY, kind="changed"
+    )
+    track(bucket, OTHER_KEY, "proj_9", size=1, etag="old")
+    bucket.put(OTHER_KEY, body=b"newer still")
     with acting_as(Origin("zoe")):
-        decision = decisions.track(ids(found))
+        decision = decisions.track(list_ids(found))
     assert (decision.done, decision.left) == (2, [])
     rows = R2Object.objects.values_list("key", "project_id", "source", "size", "etag")
     facts = bucket.facts()
     assert set(rows) == {
         (KEY, "proj_9", "backfill", *facts[KEY]),
-        (OTHER, "proj_9", "upload", *facts[OTHER]),
+        (OTHER_KEY, "proj_9", "upload", *facts[OTHER_KEY]),
     }
     assert {(the(f).note, f.decided_by) for f in found} == {("tracked", "zoe")}
 
 
 def test_tracking_leaves_what_is_gone_in_hand_or_of_another_kind(bucket: Bucket) -> None:
-    found = orphaned(bucket, KEY, OTHER, kind="changed") + orphaned(bucket, "x")
+    found = create_orphans(bucket, KEY, OTHER_KEY, kind="changed") + create_orphans(bucket, "x")
     bucket.r2.remove(KEY)
-    track(bucket, OTHER, "proj_9", state="uploading")
-    told = whys(decisions.track(ids(found)))
-    assert "not in the bucket" in told[KEY] and "in hand" in told[OTHER]
+    track(bucket, OTHER_KEY, "proj_9", state="uploading")
+    told = whys(decisions.track(list_ids(found)))
+    assert "not in the bucket" in told[KEY] and "in hand" in told[OTHER_KEY]
     assert told["x"] == "This action is not for findings of the kind “orphaned”."
-    assert set(states().values()) == {"open"}
+    assert set(read_states().values()) == {"open"}
 
 
 def test_a_missing_object_s_row_is_forgotten_and_nothing_follows(bucket: Bucket) -> None:
     track(bucket, KEY, "proj_9")
-    found = find(bucket, KEY, kind="missing")
-    decision = decisions.untrack(ids(found))
+    found = create_findings(bucket, KEY, kind="missing")
+    decision = decisions.untrack(list_ids(found))
     assert (decision.done, decision.left) == (1, [])
     assert not R2Object.objects.exists() and not CleanupOperation.objects.exists()
     assert the(found[0]).note == "row removed: its object is not there"
@@ -972,8 +916,8 @@ def test_row_that_alone_keeps_a_missing_file_from_a_cleanup_is_kept(bucket: Buck
     alive("proj_1")
     track(bucket, KEY, "proj_1", "adopted")
     [operation] = requests.declare_deleted("proj_9")
-    found = find(bucket, KEY, kind="missing")
-    decision = decisions.untrack(ids(found))
+    found = create_findings(bucket, KEY, kind="missing")
+    decision = decisions.untrack(list_ids(found))
     assert decision.done == 0 and R2Object.objects.exists()
     assert str(operation.pk) in whys(decision)[KEY]
 
@@ -1022,9 +966,9 @@ def test_finding_acknowledged_during_a_decision_stays_so(
 def test_a_row_is_kept_whose_object_is_there_or_that_changes(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for key in (KEY, OTHER, "x"):
-        track(bucket, key, "proj_9", state="uploading" if key == OTHER else "stored")
-    found = find(bucket, KEY, OTHER, "no row", "x", kind="missing")
+    for key in (KEY, OTHER_KEY, "x"):
+        track(bucket, key, "proj_9", state="uploading" if key == OTHER_KEY else "stored")
+    found = create_findings(bucket, KEY, OTHER_KEY, "no row", "x", kind="missing")
     bucket.put(KEY)
     original = tracking.unchanged
 
@@ -1033,8 +977,8 @@ def test_a_row_is_kept_whose_object_is_there_or_that_changes(
         return original(held)
 
     monkeypatch.setattr(tracking, "unchanged", unchanged)
-    told = whys(decisions.untrack(ids(found)))
-    assert "in the bucket" in told[KEY] and "in hand" in told[OTHER]
+    told = whys(decisions.untrack(list_ids(found)))
+    assert "in the bucket" in told[KEY] and "in hand" in told[OTHER_KEY]
     assert "no row" in told["no row"] and "in hand" in told["x"]
     assert R2Object.objects.count() == 3
 
@@ -1044,7 +988,7 @@ def test_no_row_is_forgotten_on_a_listing_that_shows_nothing(
 ) -> None:
     track(bucket, KEY, "proj_9")
     bucket.put(KEY)
-    found = find(bucket, KEY, kind="missing")
+    found = create_findings(bucket, KEY, kind="missing")
 
     def empty(*args: object) -> dict[str, object]:
         bucket.r2.remove(MARKER)
@@ -1052,13 +996,13 @@ def test_no_row_is_forgotten_on_a_listing_that_shows_nothing(
 
     monkeypatch.setattr(tracking, "find", empty)
     with pytest.raises(Mismatch):
-        decisions.untrack(ids(found))
+        decisions.untrack(list_ids(found))
     assert R2Object.objects.exists()
 
 
 def test_row_that_keeps_a_file_from_a_late_check_is_not_untracked(bucket: Bucket) -> None:
     alive("proj_2")
-    decisions.adopt(ids(orphaned(bucket, KEY, OTHER)), "proj_2")
+    decisions.adopt(list_ids(create_orphans(bucket, KEY, OTHER_KEY)), "proj_2")
     [operation] = requests.declare_deleted("proj_9")
     assert run(operation).status == Status.CLEAN
     unrelated, row = "projects/proj_2/scenes/s1/media/a.mp4", R2Object.objects.get(key=KEY)
@@ -1066,9 +1010,9 @@ def test_row_that_keeps_a_file_from_a_late_check_is_not_untracked(bucket: Bucket
     told = confirm(superuser(), "r2object", "untrack", row.pk, other.pk)
     assert "1 row was kept:" in told and "1 row is forgotten" in told
     assert [due.status for due in operation.children.all() if f"Cleanup {due.pk}" in told]
-    assert set(R2Object.objects.values_list("key", flat=True)) == {KEY, OTHER}
+    assert set(R2Object.objects.values_list("key", flat=True)) == {KEY, OTHER_KEY}
     assert late_check(operation).status == Status.CLEAN
-    assert {KEY, OTHER} <= bucket.keys()
+    assert {KEY, OTHER_KEY} <= bucket.keys()
     operation.children.filter(status=Status.PENDING).update(status="clean", next_attempt_at=None)
     assert "1 row is forgotten" in confirm(superuser(), "r2object", "untrack", row.pk)
 
@@ -1077,7 +1021,7 @@ def test_row_that_keeps_a_file_from_a_late_check_is_not_untracked(bucket: Bucket
 
 
 def test_such_a_deletion_is_shown_wherever_others_are(bucket: Bucket) -> None:
-    operation = remove(orphaned(bucket, *STRANGE))
+    operation = delete_orphans(create_orphans(bucket, *STRANGE_ORPHANS))
     client = superuser()
     shown = client.get(page("cleanupoperation", "change", operation.pk)).content.decode()
     assert "deletion of orphans" in shown and "&lt;script&gt;" in shown
@@ -1089,7 +1033,7 @@ def test_such_a_deletion_is_shown_wherever_others_are(bucket: Bucket) -> None:
 
 
 def test_a_person_runs_a_plan_from_its_page(bucket: Bucket) -> None:
-    operation = run(ask(orphaned(bucket, KEY), dry_run=True))
+    operation = run(request_deletion(create_orphans(bucket, KEY), dry_run=True))
     shown = superuser().get(page("cleanupoperation", "change", operation.pk)).content.decode()
     assert "Run exactly this plan" in shown and "dry run" in shown
 
@@ -1098,7 +1042,7 @@ def test_a_person_runs_a_plan_from_its_page(bucket: Bucket) -> None:
 def test_plan_of_orphans_is_run_only_by_who_may_delete_objects(
     bucket: Bucket, may_delete: bool
 ) -> None:
-    plan = run(ask(orphaned(bucket, KEY), dry_run=True))
+    plan = run(request_deletion(create_orphans(bucket, KEY), dry_run=True))
     may = ["view_cleanupoperation", "force_cleanup", *["delete_r2object"][: int(may_delete)]]
     who = person(*may)
     shown = who.get(page("cleanupoperation", "change", plan.pk)).content.decode()

@@ -18,10 +18,11 @@ from django.utils import timezone
 from storage_audit.audit import cleanup
 from storage_audit.management.commands import deletion_log
 from storage_audit.models import CleanupOperation
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.commands import run_command
+from tests.paths import ROOT
+from tests.processes import database_url
 from tests.promises import requested
-from tests.test_commands import run
-from tests.test_queue import ROOT, database_url
 
 Status = CleanupOperation.Status
 OVER = (Status.CLEAN, Status.CLEAN_WITH_PROTECTED, Status.SUPERSEDED, Status.PLANNED)
@@ -34,7 +35,7 @@ def request(**values: Any) -> CleanupOperation:
 
 
 def printed(operation: CleanupOperation, *options: str) -> tuple[list[dict[str, Any]], int]:
-    out, _err, code = run("deletion_log", str(operation.pk), "--json", *options)
+    out, _err, code = run_command("deletion_log", str(operation.pk), "--json", *options)
     return [json.loads(line) for line in out.splitlines()], code
 
 
@@ -56,7 +57,7 @@ def done(bucket: Bucket) -> CleanupOperation:
 
 
 def test_it_prints_an_operation_whole(done: CleanupOperation) -> None:
-    out, err, code = run("deletion_log", str(done.pk))
+    out, err, code = run_command("deletion_log", str(done.pk))
     assert (err, code) == ("", 0)
     for fact in ("project: proj_1", "bucket: tests", "strategy: many objects in a call"):
         assert fact in out.splitlines()
@@ -78,8 +79,8 @@ def test_it_prints_an_operation_whole(done: CleanupOperation) -> None:
 
 
 def test_it_prints_items_to_those_who_ask(done: CleanupOperation) -> None:
-    assert ".mp4" not in run("deletion_log", str(done.pk))[0]
-    out = run("deletion_log", str(done.pk), "--items")[0]
+    assert ".mp4" not in run_command("deletion_log", str(done.pk))[0]
+    out = run_command("deletion_log", str(done.pk), "--items")[0]
     assert "  deleted: projects/proj_1/scenes/s1/media/\\x1b[2K.mp4: Deleted" in out.splitlines()
     assert out.count(".mp4") == 2
 
@@ -109,19 +110,19 @@ def test_books_of_what_is_open_are_what_its_items_say(bucket: Bucket) -> None:
 
 def test_nothing_is_changed(done: CleanupOperation) -> None:
     before = [list(CleanupOperation.objects.values()), list(done.events.values())]
-    run("deletion_log", str(done.pk), "--items", "--follow")
+    run_command("deletion_log", str(done.pk), "--items", "--follow")
     assert [list(CleanupOperation.objects.values()), list(done.events.values())] == before
 
 
 def test_what_is_pruned_says_where_it_is() -> None:
     made = request()
     end(made, "clean", pruned_at=timezone.now(), archive="a.gz", archive_digest="0" * 64)
-    assert "exported to the file a.gz" in run("deletion_log", str(made.pk))[0]
+    assert "exported to the file a.gz" in run_command("deletion_log", str(made.pk))[0]
 
 
 @pytest.mark.parametrize("given", ["9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983", "proj_1", "", "\x1b[2K"])
 def test_an_id_that_is_none_is_wrong_use(given: str, capsys: pytest.CaptureFixture[str]) -> None:
-    out, err, code = run("deletion_log", given)
+    out, err, code = run_command("deletion_log", given)
     assert (out, code) == ("", 2)
     err += capsys.readouterr().err  # of argparse
     assert "There is no deletion ID." in err or "is not a deletion id" in err
@@ -178,11 +179,13 @@ def test_each_event_is_printed_once_and_in_order_also_one_that_is_committed_late
 def test_what_changes_while_one_looks_is_said_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     made = request()
     monkeypatch.setattr(time, "sleep", lambda seconds: end(made, "clean", attempts=2))
-    head, _, rest = run("deletion_log", str(made.pk), "--follow")[0].partition("\ntimeline:\n")
+    head, _, rest = run_command("deletion_log", str(made.pk), "--follow")[0].partition(
+        "\ntimeline:\n"
+    )
     assert "attempts: 0" in head.splitlines() and "next attempt: " in head
     _, _, changed = rest.partition("\nchanged since:\n")
     assert changed.splitlines()[:2] == ["  next attempt: none", "  attempts: 2"]
-    assert "changed since" not in run("deletion_log", str(made.pk))[0]
+    assert "changed since" not in run_command("deletion_log", str(made.pk))[0]
 
 
 @contextmanager

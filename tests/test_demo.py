@@ -14,11 +14,11 @@ from devtools.demo.__main__ import demo, fresh
 from devtools.demo.browser import Browser, Refused
 from devtools.demo.report import differences, proof
 from devtools.processes import Child, StartError
+from tests.paths import ROOT
 
 # It has a database of its own.
 pytestmark = [pytest.mark.only_on("sqlite"), pytest.mark.slow]
 
-ROOT = Path(__file__).resolve().parent.parent
 BEFORE = {"proj_1/a": (1, "a"), "proj_1/b": (2, "b"), "proj_10/a": (3, "c")}
 KEPT = {"proj_10/a": (3, "c")}
 OWNERS = {"proj_1/a": "proj_1", "proj_1/b": "proj_1", "proj_10/a": "proj_10"}

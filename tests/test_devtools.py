@@ -17,11 +17,11 @@ from devtools.postgres import postgres
 from devtools.processes import Child, StartError, free_port, stop_on_signals
 from devtools.seaweedfs import SOCKETS, SeaweedFS
 from devtools.store import Store
+from tests.paths import ROOT
 
 # What it asks is no database.
 pytestmark = [pytest.mark.only_on("sqlite"), pytest.mark.slow]
 
-ROOT = Path(__file__).resolve().parent.parent
 BUCKET = "autoshorts-media"
 LISTEN, LOOPBACK = "0A", "0100007F"  # https://docs.kernel.org/networking/proc_net_tcp.html
 

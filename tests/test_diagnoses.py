@@ -30,9 +30,9 @@ from storage_audit.audit.diagnostics.comparison import WORKER_ANSWERS_WITHIN
 from storage_audit.audit.diagnostics.results import Result
 from storage_audit.models import Diagnosis
 from tests.admin_client import page, person, superuser, text_of
-from tests.conftest import Bucket
-from tests.test_commands import run
-from tests.test_doctor import LATEST, held
+from tests.bucket import Bucket
+from tests.commands import run_command
+from tests.database import LATEST_MIGRATION, lock_table
 
 Context = Diagnosis.Context
 OK, WRONG = Status.OK, Status.WRONG
@@ -308,18 +308,18 @@ def test_the_page_marks_what_differs_and_escapes_it(client: Client) -> None:
 
 def test_a_database_that_lacks_migrations_is_told_at_once(client: Client) -> None:
     recorder = MigrationRecorder(connection)
-    recorder.record_unapplied("storage_audit", LATEST)
+    recorder.record_unapplied("storage_audit", LATEST_MIGRATION)
     try:
         answer = client.post(page("diagnosis", "add"), follow=True)
     finally:
-        recorder.record_applied("storage_audit", LATEST)
+        recorder.record_applied("storage_audit", LATEST_MIGRATION)
     assert "The database lacks migrations" in text_of(answer)
 
 
 def test_a_report_that_the_database_does_not_take_is_told_at_once(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with held(monkeypatch, "storage_audit_diagnosis"):
+    with lock_table(monkeypatch, "storage_audit_diagnosis"):
         answer = client.post(page("diagnosis", "add"))
     shown = text_of(client.get(answer.headers["Location"]))
     assert "end the transaction that another process keeps open" in shown
@@ -333,7 +333,7 @@ def test_the_shell_shows_a_table_the_worst_and_the_differences(
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True, "BUCKET": "empty"}
     facts = Result(OK, "All right.", facts={"BUCKET": "tests (settings)"})
     report("web", uuid4(), ("settings", facts), at=timezone.now() - timedelta(minutes=5))
-    out, err, code = run("r2_doctor")
+    out, err, code = run_command("r2_doctor")
     assert code == 1
     assert err == "CommandError: Something is wrong: see above.\n"
     heads, table, *problems, differences = out.split("\n\n")

@@ -33,7 +33,6 @@ from devtools.faults.matching import (
 from devtools.faults.pages import with_contents
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, Rule
 from devtools.seaweedfs import SeaweedFS
-from storage_audit import migrations, querysets
 from storage_audit.audit import diagnostics, installation
 from storage_audit.audit.diagnostics import (
     Status,
@@ -53,17 +52,16 @@ from storage_audit.bucket import wrangler
 from storage_audit.bucket.errors import Barred
 from storage_audit.conf import conf
 from storage_audit.models import Diagnosis
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.commands import run_command, run_json
+from tests.database import LATEST_MIGRATION, lock_table
 from tests.network import faulty_network
-from tests.test_commands import run, run_json
-from tests.test_queue import Cluster
+from tests.queues import Cluster
 
 Told = dict[str, dict[str, Any]]
 WRANGLER = {"STRATEGY": "wrangler"}
-MIGRATIONS = Path(migrations.__file__ or "").parent
 OPENS_NOTHING = "The API token is right, and opens nothing in the account that is set."
 REFUSED = Reply(403, error("AccessDenied"))
-LATEST = max(path.stem for path in MIGRATIONS.glob("0*.py"))
 TWENTY_MINUTES = timedelta(minutes=20)
 # Those of production, before `at_its_pace`.
 LOOK, PATIENCE = wrangler.LOOK, examination.PATIENCE
@@ -116,21 +114,6 @@ def store_with_a_clock(request: Request, forward: Forward) -> Reply:
 
 
 real_now = timezone.now
-
-
-@contextmanager
-def held(monkeypatch: pytest.MonkeyPatch, table: str) -> Iterator[None]:
-    """Somebody else has the table for himself; on SQLite there is one lock for all."""
-    monkeypatch.setattr(querysets, "PATIENCE", 200)
-    other = connection.copy()
-    try:
-        with other.cursor() as cursor:
-            of_table = f"BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"
-            cursor.execute(of_table if other.vendor == "postgresql" else "BEGIN IMMEDIATE")
-            yield
-            cursor.execute("ROLLBACK")
-    finally:
-        other.close()
 
 
 def program(folder: Path, script: str) -> str:
@@ -339,7 +322,7 @@ def test_a_wrangler_that_hangs_is_ended(
 
 def test_dead_worker(bucket: Bucket) -> None:
     Schedule.objects.update(next_run=timezone.now() - TWENTY_MINUTES)
-    out, err, code = run("r2_doctor")
+    out, err, code = run_command("r2_doctor")
     assert code == 1
     assert "WRONG: worker: No queue worker ran the probes within 0 seconds" in out
     assert "WRONG: worker (shell): No worker runs: the sweep is 20 minutes late." in out
@@ -769,15 +752,15 @@ def test_connections_of_the_server_that_are_nearly_used_up(
 
 def test_migrations_that_were_not_applied(bucket: Bucket) -> None:
     recorder = MigrationRecorder(connection)
-    recorder.record_unapplied("storage_audit", LATEST)
+    recorder.record_unapplied("storage_audit", LATEST_MIGRATION)
     try:
         facts, code = run_json("r2_doctor")
     finally:
-        recorder.record_applied("storage_audit", LATEST)
+        recorder.record_applied("storage_audit", LATEST_MIGRATION)
     assert code == 1
     (problem,) = (each for each in facts["problems"] if each["status"] == "wrong")
     assert problem["probe"] == "database"
-    assert problem["summary"] == f"The database lacks migrations: storage_audit.{LATEST}."
+    assert problem["summary"] == f"The database lacks migrations: storage_audit.{LATEST_MIGRATION}."
     assert problem["advice"] == "Run: manage.py migrate"
     assert not Diagnosis.objects.exists()
 
@@ -789,7 +772,7 @@ def test_a_database_that_keeps_us_waiting_keeps_the_doctor_from_nothing(
     """On SQLite the probe of the database meets the lock, elsewhere who needs the table does."""
     monkeypatch.setattr(comparison, "WORKER_ANSWERS_WITHIN", timedelta(seconds=60))
     began = time.monotonic()
-    with held(monkeypatch, table):
+    with lock_table(monkeypatch, table):
         facts, code = run_json("r2_doctor")
     assert time.monotonic() - began < 20
     assert (code, facts["wrong"]) == (1, True)

@@ -16,11 +16,11 @@ from devtools.screenshots import IN_DOCS
 from storage_audit.api.urls import api
 from storage_audit.findings import Kind
 from storage_audit.models import CleanupItem, CleanupOperation
+from tests.paths import ROOT
 
 # What it asks is no database.
 pytestmark = pytest.mark.only_on("sqlite")
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

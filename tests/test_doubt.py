@@ -1,7 +1,6 @@
 """Ways in which the wrong object could be deleted, or the right one forgotten, each once open."""
 
 from datetime import timedelta
-from unicodedata import normalize
 
 import pytest
 from django.core.files.storage import default_storage
@@ -35,13 +34,11 @@ from storage_audit.models import (
 )
 from storage_audit.storage import KeyBeingDeleted
 from tests.api_client import program, refused
-from tests.conftest import Bucket
+from tests.bucket import Bucket, fold_unicode
+from tests.keys import AMBIGUOUS, NFC, NFD
 from tests.promises import again, alive, delete, outcomes, requested, run
 
 Status = CleanupOperation.Status
-AMBIGUOUS = "proj_a_b_s1_media.mp4"
-NFD = "projects/proj_1/scenes/s/media/e\u0301.mp4"
-NFC = normalize("NFC", NFD)
 
 
 def fails(monkeypatch: pytest.MonkeyPatch, module: object, name: str, error: Exception) -> None:
@@ -49,11 +46,6 @@ def fails(monkeypatch: pytest.MonkeyPatch, module: object, name: str, error: Exc
         raise error
 
     monkeypatch.setattr(module, name, raising)
-
-
-def fold_unicode(bucket: Bucket) -> None:
-    """Have the marker say that the store takes all spellings for one object, as R2 does."""
-    bucket.set_marker(folds_unicode=True)
 
 
 def test_backfilled_row_is_no_evidence_after_an_upload_to_an_ambiguous_key(bucket: Bucket) -> None:

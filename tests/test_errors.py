@@ -30,7 +30,7 @@ from storage_audit.bucket.errors import (
 )
 from storage_audit.clocks import monotonic
 from storage_audit.models import CleanupOperation, OperationEvent
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.network import faulty_network
 from tests.promises import Status, again, alive, check, delete, outcomes, reason, send
 

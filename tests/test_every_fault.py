@@ -32,7 +32,7 @@ from storage_audit.audit import installation, pace
 from storage_audit.bucket import r2
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.network import faulty_network
 from tests.promises import Status, again, alive, check, late_check, outcomes, requested, run
 

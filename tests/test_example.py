@@ -21,11 +21,11 @@ from devtools.environment import made_up_environment
 from devtools.processes import Child, stop_on_signals
 from storage_audit.audit.installation import MARKER
 from storage_audit.conf import Conf
+from tests.paths import ROOT
 
 # It has a database of its own.
 pytestmark = [pytest.mark.only_on("sqlite"), pytest.mark.slow]
 
-ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "tests" / "example"
 # What this process was given by its own settings, and a new terminal was not.
 OURS = {*made_up_environment(), "DATABASE_URL", "DJANGO_SETTINGS_MODULE", "PYTHONPATH"}

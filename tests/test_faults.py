@@ -47,7 +47,7 @@ from storage_audit.bucket import r2, uploads
 from storage_audit.bucket.uploads import Upload
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, CleanupOperation, Finding, Project, R2Object
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.promises import (
     Status,
     again,
@@ -63,6 +63,7 @@ from tests.promises import (
     run,
     track,
 )
+from tests.store_replies import UPLOADS, list_uploads
 
 Form = Literal["NFC", "NFD"]
 PREFIX = "projects/proj_1/scenes/"
@@ -641,26 +642,12 @@ def test_upload_row_that_turns_up_while_verifying_hides_no_object(
     check(bucket)
 
 
-UPLOADS = """<ListMultipartUploadsResult><IsTruncated>false</IsTruncated>{}
-</ListMultipartUploadsResult>"""
-UPLOAD = """<Upload><Key>{}</Key><UploadId>u1</UploadId>
-<Initiated>2026-01-01T00:00:00.000Z</Initiated></Upload>"""
-
-
-def lists_uploads(*keys: str) -> Rule:
-    def rule(request: Request, forward: Forward) -> Reply:
-        under = [key for key in keys if key.startswith(request.query["prefix"])]
-        return Reply(200, UPLOADS.format("".join(map(UPLOAD.format, under))).encode())
-
-    return on(is_uploads_listing, rule)
-
-
 def test_unfinished_uploads_of_the_project_are_aborted_and_no_others(
     bucket: Bucket, store: FaultyStore
 ) -> None:
     alive("proj_1", "proj_1_x")
     own, ambiguous = "projects/proj_1/scenes/s1/media/big.mp4", "proj_1_x_s1_media.mp4"
-    store.rules.append(lists_uploads(own, ambiguous, "projects/proj_1_x/scenes/s1/media/big.mp4"))
+    store.rules.append(list_uploads(own, ambiguous, "projects/proj_1_x/scenes/s1/media/big.mp4"))
     store.rules.append(on(is_abort, Reply(204)))
     operation = delete("proj_1")
     assert operation.status == Status.CLEAN
@@ -699,7 +686,7 @@ def test_acknowledged_upload_is_not_aborted(
         monkeypatch.setattr(module, name, acknowledge_first)
     else:
         acknowledged_upload(bucket, key)
-    store.rules += [lists_uploads(key), on(is_abort, Reply(204))]
+    store.rules += [list_uploads(key), on(is_abort, Reply(204))]
     operation = delete("proj_1")
     assert operation.status == Status.CLEAN
     assert not store.asked(is_abort)
@@ -717,7 +704,7 @@ def test_upload_is_aborted_though_another_one_to_its_key_is_acknowledged(
     key = "projects/proj_1/scenes/s1/media/big.mp4"
     acknowledged_upload(bucket, key)
     Finding.objects.update(upload_id="u2")
-    store.rules += [lists_uploads(key), on(is_abort, Reply(204))]
+    store.rules += [list_uploads(key), on(is_abort, Reply(204))]
     delete("proj_1")
     assert len(store.asked(is_abort)) == 1
 
@@ -741,7 +728,7 @@ def test_aborting_many_uploads_leaves_time_for_the_deletions(
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SLICE": timedelta(0)}
     alive("proj_1")
     keys = fill(bucket, 3)
-    store.rules.append(lists_uploads(*reversed(keys)))
+    store.rules.append(list_uploads(*reversed(keys)))
     store.rules.append(on(is_abort, Reply(status, error("AccessDenied")), times=9))
     operation = delete("proj_1")
     assert operation.status == Status.CLEAN
@@ -764,7 +751,7 @@ def test_upload_is_not_aborted_by_a_worker_that_was_stopped_after_its_look(
     monkeypatch.setattr(uploads, "abort", stop_and_abort)
     for module in (deletion, r2):
         monkeypatch.setattr(module, "monotonic", lambda: now[0])
-    store.rules += [lists_uploads(key), on(is_abort, Reply(204))]
+    store.rules += [list_uploads(key), on(is_abort, Reply(204))]
     operation = delete("proj_1")
     assert not store.asked(is_abort)
     assert operation.events.filter(message__contains="not aborted: Not sent").exists()
@@ -798,7 +785,7 @@ def test_lease_that_is_lost_stops_all_but_the_abortion_under_way(
     alive("proj_1")
     operation = requested("proj_1")
     lost = then(lambda: CleanupOperation.objects.update(lease_until=timezone.now()))
-    store.rules.append(lists_uploads(*(f"projects/proj_1/scenes/s1/media/{n}" for n in range(3))))
+    store.rules.append(list_uploads(*(f"projects/proj_1/scenes/s1/media/{n}" for n in range(3))))
     store.rules += [on(is_abort, lost, times=1), on(is_abort, Reply(204))]
     assert cleanup.run_slice(operation.pk) is None
     assert len(store.asked(is_abort)) == 1
@@ -809,7 +796,7 @@ def test_verification_does_not_say_that_it_aborts_uploads(
     bucket: Bucket, store: FaultyStore
 ) -> None:
     alive("proj_1")
-    store.rules += [lists_uploads("projects/proj_1/scenes/s1/media/big"), on(is_abort, Reply(204))]
+    store.rules += [list_uploads("projects/proj_1/scenes/s1/media/big"), on(is_abort, Reply(204))]
     [operation] = requests.verify_project("proj_1")
     run(operation)
     [said] = operation.events.filter(message__startswith="Unfinished")
@@ -900,7 +887,7 @@ def test_uploads_of_a_project_that_lives_again_are_not_aborted(
     alive("proj_1")
     own = "projects/proj_1/scenes/s1/media/big.mp4"
     born_again = on(is_uploads_listing, then(lambda: Project.objects.get_or_create(pk="proj_1")))
-    store.rules += [born_again, lists_uploads(own), on(is_abort, Reply(204))]
+    store.rules += [born_again, list_uploads(own), on(is_abort, Reply(204))]
     assert delete("proj_1").status == Status.SUPERSEDED
     assert not store.asked(is_abort)
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from datetime import timedelta
 from io import StringIO
 from typing import Any
 from uuid import uuid4
@@ -16,21 +15,20 @@ from pytest_django import Settings
 from storage_audit import exports
 from storage_audit.models import CleanupOperation, Finding, R2Object
 from storage_audit.redaction import visible
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.builders import create_findings, create_orphans, read_states
+from tests.commands import Terminal, run_command, run_json
+from tests.keys import FOLDER, KEY, OTHER_KEY
 from tests.promises import alive, check, track
-from tests.test_commands import Terminal, run, run_json
-from tests.test_decisions import KEY, OTHER, STRANGE, UNDER, find, orphaned, states
+from tests.strange_keys import STRANGE_ORPHANS
+
+pytestmark = pytest.mark.usefixtures("young_orphans_may_go")
 
 DELETE = ["findings", "--kind", "orphaned", "--delete-orphans"]
 
 
-@pytest.fixture(autouse=True)
-def young_orphans_may_go(settings: Settings) -> None:
-    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(microseconds=1)}
-
-
 def keys_listed(*options: str) -> list[str]:
-    out, err, code = run("findings", "--json", *options)
+    out, err, code = run_command("findings", "--json", *options)
     assert (err, code) == ("", 0)
     return [json.loads(line)["key"] for line in out.splitlines()]
 
@@ -39,41 +37,41 @@ def keys_listed(*options: str) -> list[str]:
 
 
 def test_open_findings_are_listed_in_the_order_of_keys(bucket: Bucket) -> None:
-    orphaned(bucket, OTHER, KEY)
-    orphaned(bucket, "kept", state="acknowledged", note="mine", project_id=None)
+    create_orphans(bucket, OTHER_KEY, KEY)
+    create_orphans(bucket, "kept", state="acknowledged", note="mine", project_id=None)
     line = "orphaned: {} (7 bytes, proj_9, tests): hierarchical\n"
-    assert run("findings") == (line.format(KEY) + line.format(OTHER), "", 0)
-    out, _err, _code = run("findings", "--state", "acknowledged")
+    assert run_command("findings") == (line.format(KEY) + line.format(OTHER_KEY), "", 0)
+    out, _err, _code = run_command("findings", "--state", "acknowledged")
     assert out == "orphaned (acknowledged): kept (7 bytes, tests): hierarchical mine\n"
 
 
 def test_the_options_choose(bucket: Bucket) -> None:
-    orphaned(bucket, KEY, OTHER)
-    orphaned(bucket, "logo.png", kind="unrecognised", project_id=None)
-    orphaned(bucket, "audio/proj_1/s1/a.mp3", kind="untracked", project_id="proj_1")
-    assert keys_listed("--kind", "orphaned") == [KEY, OTHER]
+    create_orphans(bucket, KEY, OTHER_KEY)
+    create_orphans(bucket, "logo.png", kind="unrecognised", project_id=None)
+    create_orphans(bucket, "audio/proj_1/s1/a.mp3", kind="untracked", project_id="proj_1")
+    assert keys_listed("--kind", "orphaned") == [KEY, OTHER_KEY]
     both = ["audio/proj_1/s1/a.mp3", "logo.png"]
     assert keys_listed("--kind", "untracked", "--kind", "unrecognised") == both
-    assert keys_listed("--prefix", UNDER) == [KEY, OTHER]
+    assert keys_listed("--prefix", FOLDER) == [KEY, OTHER_KEY]
     assert keys_listed("--project", "proj_1") == both[:1]
     assert keys_listed("--key", KEY, "--key", "logo.png") == ["logo.png", KEY]
     assert keys_listed("--prefix", "Projects/") == []
 
 
 def test_what_a_terminal_would_obey_is_written_out(bucket: Bucket) -> None:
-    orphaned(bucket, *STRANGE)
-    out, _err, _code = run("findings")
+    create_orphans(bucket, *STRANGE_ORPHANS)
+    out, _err, _code = run_command("findings")
     assert all(char.isprintable() or char == "\n" for char in out)
-    for key in STRANGE:
+    for key in STRANGE_ORPHANS:
         assert visible(key) in out
-    assert set(keys_listed()) == set(STRANGE)
+    assert set(keys_listed()) == set(STRANGE_ORPHANS)
 
 
 def test_nothing_in_the_csv_is_a_formula(bucket: Bucket) -> None:
     hostile = ["=cmd()", "+1", "-1", "@sum", "\tx", "\rx", 'a"b,c', "<b>", "\x1b[2J"]
-    orphaned(bucket, *(key for key in hostile if key != "\rx"))
-    find(bucket, "\rx", evidence="=1", note="+2")
-    out, _err, code = run("findings", "--csv")
+    create_orphans(bucket, *(key for key in hostile if key != "\rx"))
+    create_findings(bucket, "\rx", evidence="=1", note="+2")
+    out, _err, code = run_command("findings", "--csv")
     rows = list(csv.DictReader(StringIO(out)))
     assert code == 0 and len(rows) == len(hostile)
     for row in rows:
@@ -85,9 +83,9 @@ def test_nothing_in_the_csv_is_a_formula(bucket: Bucket) -> None:
 
 
 def test_the_list_is_one_query_however_long(bucket: Bucket) -> None:
-    orphaned(bucket, *(f"{UNDER}{n}" for n in range(10)))
+    create_orphans(bucket, *(f"{FOLDER}{n}" for n in range(10)))
     with CaptureQueriesContext(connection) as captured:
-        run("findings", "--csv")
+        run_command("findings", "--csv")
     # Beside what begins and ends a transaction.
     asked = [each for each in captured.captured_queries if "storage_audit_" in each["sql"]]
     assert len(asked) == 1
@@ -97,19 +95,19 @@ def test_the_list_is_one_query_however_long(bucket: Bucket) -> None:
 
 
 def test_findings_are_acknowledged_and_reopened(bucket: Bucket) -> None:
-    orphaned(bucket, KEY, OTHER)
+    create_orphans(bucket, KEY, OTHER_KEY)
     asked = ["findings", "--key", KEY]
-    assert run(*asked, "--acknowledge", "ours") == ("Findings dealt with: 1.\n", "", 0)
+    assert run_command(*asked, "--acknowledge", "ours") == ("Findings dealt with: 1.\n", "", 0)
     found = Finding.objects.get(key=KEY)
     assert (found.state, found.note) == ("acknowledged", "ours") and found.decided_by
-    assert run(*asked, "--reopen") == ("Findings dealt with: 1.\n", "", 0)
-    assert states() == {KEY: "open", OTHER: "open"}
+    assert run_command(*asked, "--reopen") == ("Findings dealt with: 1.\n", "", 0)
+    assert read_states() == {KEY: "open", OTHER_KEY: "open"}
 
 
 def test_orphans_are_deleted_by_an_operation_of_the_queue(bucket: Bucket) -> None:
-    orphaned(bucket, KEY, OTHER)
+    create_orphans(bucket, KEY, OTHER_KEY)
     OrmQ.objects.all().delete()
-    assert run(*DELETE) == (
+    assert run_command(*DELETE) == (
         "Findings dealt with: 2.\n"
         "Deletion ID, proj_9, bucket tests: enqueued.\n"
         "Follow it with: manage.py verify_cleanup ID\n",
@@ -117,32 +115,32 @@ def test_orphans_are_deleted_by_an_operation_of_the_queue(bucket: Bucket) -> Non
         0,
     )
     assert OrmQ.objects.count() == 1
-    assert bucket.keys() == {KEY, OTHER}
-    again, _err, code = run(*DELETE)
+    assert bucket.keys() == {KEY, OTHER_KEY}
+    again, _err, code = run_command(*DELETE)
     assert code == 1 and f"  left: {KEY}: Cleanup ID covers this file and is pending." in again
 
 
 def test_orphans_are_deleted_here_and_now_and_what_stays_is_said(bucket: Bucket) -> None:
-    orphaned(bucket, KEY)
-    orphaned(bucket, OTHER, last_modified=None)
-    assert run(*DELETE, "--sync") == (
+    create_orphans(bucket, KEY)
+    create_orphans(bucket, OTHER_KEY, last_modified=None)
+    assert run_command(*DELETE, "--sync") == (
         "Findings dealt with: 1.\n"
         "Deletion ID, proj_9, bucket tests: clean.\n"
         "Found 1: 1 deleted, 0 already absent, 0 protected, 0 failed.\n"
-        f"  left: {OTHER}: Nobody knows how old it is.\n",
+        f"  left: {OTHER_KEY}: Nobody knows how old it is.\n",
         "CommandError: Left as they are: 1 findings.\n",
         1,
     )
-    assert states() == {KEY: "resolved", OTHER: "open"}
-    assert bucket.keys() == {OTHER}
+    assert read_states() == {KEY: "resolved", OTHER_KEY: "open"}
+    assert bucket.keys() == {OTHER_KEY}
     operation = CleanupOperation.objects.get(parent=None)
     assert operation.requested_by and operation.origin.startswith("command on ")
     check(bucket)
 
 
 def test_a_dry_run_deletes_nothing_and_its_plan_can_be_run(bucket: Bucket) -> None:
-    orphaned(bucket, KEY)
-    assert run(*DELETE, "--dry-run") == (
+    create_orphans(bucket, KEY)
+    assert run_command(*DELETE, "--dry-run") == (
         "Findings that would be dealt with: 1. Nothing was changed.\n"
         "Plan ID, proj_9, bucket tests: planned.\n"
         "Would delete 1 objects.\n"
@@ -154,22 +152,22 @@ def test_a_dry_run_deletes_nothing_and_its_plan_can_be_run(bucket: Bucket) -> No
     )
     assert bucket.keys() == {KEY}
     plan = str(CleanupOperation.objects.get().pk)
-    for choice in (["--key", OTHER], ["--state", "open"], ["--csv"]):
-        _out, err, code = run("findings", "--plan", plan, "--sync", *choice)
+    for choice in (["--key", OTHER_KEY], ["--state", "open"], ["--csv"]):
+        _out, err, code = run_command("findings", "--plan", plan, "--sync", *choice)
         assert code == 2 and err
     assert bucket.keys() == {KEY}
-    out, _err, code = run("findings", "--plan", plan, "--sync")
+    out, _err, code = run_command("findings", "--plan", plan, "--sync")
     assert code == 0 and "1 deleted" in out
     assert not bucket.keys()
-    assert run("findings", "--plan", plan)[2] == 2
+    assert run_command("findings", "--plan", plan)[2] == 2
 
 
 def test_a_plan_of_a_project_that_lives_again_is_refused(bucket: Bucket) -> None:
-    orphaned(bucket, KEY)
-    run(*DELETE, "--dry-run")
+    create_orphans(bucket, KEY)
+    run_command(*DELETE, "--dry-run")
     alive("proj_9")
     plan = str(CleanupOperation.objects.get().pk)
-    _out, err, code = run("findings", "--plan", plan, "--sync")
+    _out, err, code = run_command("findings", "--plan", plan, "--sync")
     assert code == 2 and "Project proj_9 exists" in err
     assert bucket.keys() == {KEY}
 
@@ -178,23 +176,23 @@ def test_what_is_blocked_exits_with_1_and_says_how_to_release_it(
     bucket: Bucket, settings: Settings
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 0}
-    orphaned(bucket, KEY)
-    out, err, code = run(*DELETE, "--sync")
+    create_orphans(bucket, KEY)
+    out, err, code = run_command(*DELETE, "--sync")
     assert code == 1 and "release_cleanup ID" in out and "Not finished" in err
 
 
 def test_objects_are_adopted_tracked_and_untracked(bucket: Bucket) -> None:
     alive("proj_1")
-    orphaned(bucket, KEY)
-    orphaned(bucket, OTHER, kind="untracked")
+    create_orphans(bucket, KEY)
+    create_orphans(bucket, OTHER_KEY, kind="untracked")
     track(bucket, "gone", "proj_9")
-    find(bucket, "gone", kind="missing")
+    create_findings(bucket, "gone", kind="missing")
     done = ("Findings dealt with: 1.\n", "", 0)
-    assert run("findings", "--key", KEY, "--adopt", "proj_1") == done
-    assert run("findings", "--kind", "untracked", "--track") == done
-    assert run("findings", "--kind", "missing", "--untrack") == done
+    assert run_command("findings", "--key", KEY, "--adopt", "proj_1") == done
+    assert run_command("findings", "--kind", "untracked", "--track") == done
+    assert run_command("findings", "--kind", "missing", "--untrack") == done
     rows = R2Object.objects.values_list("key", "project_id", "source")
-    assert set(rows) == {(KEY, "proj_1", "adopted"), (OTHER, "proj_9", "backfill")}
+    assert set(rows) == {(KEY, "proj_1", "adopted"), (OTHER_KEY, "proj_9", "backfill")}
 
 
 def test_acknowledged_file_is_not_tracked_and_the_command_says_what_to_do(bucket: Bucket) -> None:
@@ -206,19 +204,19 @@ def test_acknowledged_file_is_not_tracked_and_the_command_says_what_to_do(bucket
 
 
 def test_json_tells_all_of_an_act(bucket: Bucket) -> None:
-    orphaned(bucket, KEY)
-    orphaned(bucket, OTHER, last_modified=None)
+    create_orphans(bucket, KEY)
+    create_orphans(bucket, OTHER_KEY, last_modified=None)
     facts, code = run_json(*DELETE, "--sync")
     assert code == 1
     assert facts["done"] == 1
-    assert facts["left"] == [{"key": OTHER, "reason": "Nobody knows how old it is."}]
+    assert facts["left"] == [{"key": OTHER_KEY, "reason": "Nobody knows how old it is."}]
     assert facts["operations"][0]["objects"]["deleted"] == 1
 
 
 def test_only_the_first_that_are_left_are_shown(bucket: Bucket, monkeypatch: Any) -> None:
     monkeypatch.setattr("storage_audit.management.commands.findings.SHOWN", 1)
-    orphaned(bucket, KEY, OTHER, last_modified=None)
-    out, _err, _code = run(*DELETE)
+    create_orphans(bucket, KEY, OTHER_KEY, last_modified=None)
+    out, _err, _code = run_command(*DELETE)
     assert out.count("  left: ") == 1 and "  and 1 more; --json tells of all.\n" in out
 
 
@@ -246,18 +244,18 @@ def test_wrong_use_exits_with_2_and_changes_nothing(
     bucket: Bucket, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     alive("proj_1")
-    orphaned(bucket, KEY)
-    out, err, code = run("findings", *options)
+    create_orphans(bucket, KEY)
+    out, err, code = run_command("findings", *options)
     assert (out, code) == ("", 2)
     assert err or "error: " in capsys.readouterr().err
-    assert states() == {KEY: "open"} and bucket.keys() == {KEY}
+    assert read_states() == {KEY: "open"} and bucket.keys() == {KEY}
     assert not R2Object.objects.exists() and not CleanupOperation.objects.exists()
 
 
 def test_a_store_that_cannot_be_reached_exits_with_1(bucket: Bucket, settings: Settings) -> None:
-    orphaned(bucket, KEY)
+    create_orphans(bucket, KEY)
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ENDPOINT_URL": "http://127.0.0.1:9"}
-    out, err, code = run(*DELETE)
+    out, err, code = run_command(*DELETE)
     assert (out, code) == ("", 1) and "Could not connect" in err
     assert not CleanupOperation.objects.exists()
 
@@ -266,7 +264,7 @@ def test_a_store_that_cannot_be_reached_exits_with_1(bucket: Bucket, settings: S
 def test_a_person_at_a_terminal_is_asked(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, answer: str, code: int
 ) -> None:
-    orphaned(bucket, KEY)
+    create_orphans(bucket, KEY)
     asked: list[str] = []
     monkeypatch.setattr("sys.stdin", Terminal())
 
@@ -275,30 +273,30 @@ def test_a_person_at_a_terminal_is_asked(
         return answer
 
     monkeypatch.setattr("builtins.input", ask)
-    assert run(*DELETE, "--sync")[2] == code
+    assert run_command(*DELETE, "--sync")[2] == code
     assert asked == ["This is about 1 findings. Go on? [y/N] "]
     assert bool(bucket.keys()) == bool(code)
-    assert run(*DELETE, "--dry-run")[2] == 0
+    assert run_command(*DELETE, "--dry-run")[2] == 0
     assert len(asked) == 1
 
 
 def test_findings_that_come_after_the_question_are_left(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    orphaned(bucket, KEY)
+    create_orphans(bucket, KEY)
     monkeypatch.setattr("sys.stdin", Terminal())
 
     def ask(question: str) -> str:
-        orphaned(bucket, OTHER)
+        create_orphans(bucket, OTHER_KEY)
         return "y"
 
     monkeypatch.setattr("builtins.input", ask)
-    assert run(*DELETE, "--sync")[2] == 0
-    assert bucket.keys() == {OTHER}
+    assert run_command(*DELETE, "--sync")[2] == 0
+    assert bucket.keys() == {OTHER_KEY}
 
 
 def test_nobody_is_asked_who_says_so(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    orphaned(bucket, KEY)
+    create_orphans(bucket, KEY)
     monkeypatch.setattr("sys.stdin", Terminal())
-    assert run(*DELETE, "--sync", "--no-input")[2] == 0
+    assert run_command(*DELETE, "--sync", "--no-input")[2] == 0
     assert not bucket.keys()

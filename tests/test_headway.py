@@ -8,7 +8,7 @@ import pytest
 from storage_audit.audit import headway
 from storage_audit.audit.headway import Headway
 from storage_audit.models import CleanupOperation, Project
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.promises import between_plan_and_batch, requested, run
 
 START = 1_000_000.0

@@ -6,13 +6,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 from django.db import connection
@@ -24,17 +21,16 @@ from pytest_django import Settings
 
 from devtools.environment import made_up_environment
 from devtools.postgres import postgres
-from devtools.processes import Child, free_port
 from storage_audit import queue
 from storage_audit.audit import delays, incidents
 from storage_audit.audit.delays import LATE
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, Incident, Job
-from tests.test_sweep import forgotten
+from tests.builders import create_lost_cleanup
+from tests.paths import ROOT
+from tests.processes import HOST, fetch, run_site
 
-ROOT = Path(__file__).resolve().parent.parent
 WEB, WORKER, READY, ALIVE = "/health/", "/health/worker/", "/readyz", "/healthz"
-HOST = {"host": "example.com"}
 LONG = LATE + timedelta(minutes=4, seconds=5)
 Status = CleanupOperation.Status
 
@@ -52,7 +48,7 @@ def ask(path: str) -> list[str]:
 
 
 def overdue(**values: Any) -> CleanupOperation:
-    return forgotten(**{"next_attempt_at": timezone.now() - LONG, **values})
+    return create_lost_cleanup(**{"next_attempt_at": timezone.now() - LONG, **values})
 
 
 # Each
@@ -151,9 +147,9 @@ def test_an_operation_that_has_just_become_due_is_well() -> None:
 def test_an_operation_may_wait_for_another_of_its_project() -> None:
     overdue(project_id="proj_1")
     held = {"status": Status.RUNNING, "lease_until": timezone.now() + timedelta(seconds=50)}
-    forgotten(project_id="proj_1", bucket="elsewhere", **held)
+    create_lost_cleanup(project_id="proj_1", bucket="elsewhere", **held)
     assert len(ask(WORKER)) == 1
-    forgotten(project_id="proj_1", **held)
+    create_lost_cleanup(project_id="proj_1", **held)
     assert ask(WORKER) == []
 
 
@@ -214,28 +210,6 @@ def test_without_a_queue_only_the_operations_count(settings: Settings) -> None:
 # A real server, before a real database that goes away
 
 
-@contextmanager
-def site(database_url: str, log: Path) -> Iterator[str]:
-    """The address of the web server on this database, as in production but for its port."""
-    port = free_port(0)
-    argv = [sys.executable, "-m", "gunicorn", "--config", "deploy/gunicorn.conf.py"]
-    argv += ["--bind", f"127.0.0.1:{port}", "autoshorts.wsgi"]
-    environment = os.environ | made_up_environment() | {"DATABASE_URL": database_url}
-    environment["BEHIND_PROXY"] = "true"
-    with Child("gunicorn", argv, env=environment, log=log, cwd=ROOT) as web:
-        web.wait_until(lambda: "Booting worker" in web.tail())
-        yield f"http://127.0.0.1:{port}"
-
-
-def fetch(address: str, headers: dict[str, str] = HOST) -> tuple[int, str]:
-    opener = build_opener(ProxyHandler({}))
-    try:
-        with opener.open(Request(address, headers=headers), timeout=20) as response:
-            return response.status, response.read().decode()
-    except HTTPError as error:
-        return error.code, error.read().decode()
-
-
 def migrate(database_url: str) -> None:
     environment = os.environ | made_up_environment() | {"DATABASE_URL": database_url}
     argv = [sys.executable, "manage.py", "migrate", "--verbosity", "0"]
@@ -245,7 +219,7 @@ def migrate(database_url: str) -> None:
 def test_a_database_that_is_new_then_migrated_then_stopped(tmp_path: Path) -> None:
     with ExitStack() as database:
         url = database.enter_context(postgres())
-        with site(url, tmp_path / "web.log") as address:
+        with run_site(url, tmp_path / "web.log") as address:
             for path in (WEB, WORKER):
                 code, told = fetch(address + path)
                 assert (code, "manage.py migrate" in told) == (503, True)
@@ -268,7 +242,7 @@ def test_a_database_that_is_new_then_migrated_then_stopped(tmp_path: Path) -> No
 def test_a_database_that_is_silent_is_not_waited_for(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"postgres://u:hunter2@127.0.0.1:{silent.getsockname()[1]}/n"
-        with site(url, tmp_path / "web.log") as address:
+        with run_site(url, tmp_path / "web.log") as address:
             assert fetch(address + ALIVE)[0] == 200  # It is up, which takes its time.
             started = time.monotonic()
             code, told = fetch(address + WEB)

@@ -5,7 +5,6 @@ import shlex
 import subprocess
 from argparse import Action, ArgumentParser
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from django.core.management import find_commands, load_command_class
@@ -19,11 +18,11 @@ import devtools.install
 import devtools.mutants
 import devtools.screenshots
 import devtools.test
+from tests.paths import ROOT
 
 # What it asks is no database.
 pytestmark = pytest.mark.only_on("sqlite")
 
-ROOT = Path(__file__).resolve().parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 

@@ -1,13 +1,11 @@
 """A wrong, empty or cloned bucket, or a copy of the database, deletes and believes nothing."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connection
 
 from devtools.faults.kinds import changed
 from devtools.faults.matching import is_listing, on
@@ -22,7 +20,8 @@ from storage_audit.bucket import frame, r2
 from storage_audit.bucket.deleters import Sent
 from storage_audit.bucket.errors import Broken
 from storage_audit.models import CleanupOperation, Installation, Project, R2Object
-from tests.conftest import BUCKETS, Bucket
+from tests.bucket import BUCKETS, Bucket
+from tests.database import copy_database
 from tests.promises import (
     HIERARCHICAL,
     Status,
@@ -290,7 +289,7 @@ def test_copy_of_the_database_is_blocked_and_after_a_take_over_the_original_is(
     tracked: Bucket, tmp_path: Path
 ) -> None:
     original = installation.fingerprint()
-    with copied_database(tmp_path):
+    with copy_database(tmp_path):
         assert installation.fingerprint() != original
         operation = blocked(tracked, delete("proj_1"))
         assert "copy" in operation.error
@@ -302,31 +301,6 @@ def test_copy_of_the_database_is_blocked_and_after_a_take_over_the_original_is(
         assert Installation.objects.get().pk != before
         healed(tracked, operation)
     blocked(tracked, delete("proj_1"))
-
-
-@contextmanager
-def copied_database(tmp_path: Path) -> Iterator[None]:
-    """Work on a copy of the database, as a process does whose DATABASE_URL points at one."""
-    name = str(connection.settings_dict["NAME"])
-    copy = str(tmp_path / "copy.sqlite3")
-    if connection.vendor == "sqlite":
-        with connection.cursor() as cursor:
-            cursor.execute("VACUUM INTO %s", [copy])
-    else:
-        copy = f"{name}_copy"
-        connection.close()
-        with connection._nodb_cursor() as cursor:
-            cursor.execute(f'CREATE DATABASE "{copy}" TEMPLATE "{name}"')
-    connection.close()
-    connection.settings_dict["NAME"] = copy
-    try:
-        yield
-    finally:
-        connection.close()
-        connection.settings_dict["NAME"] = name
-        if connection.vendor == "postgresql":
-            with connection._nodb_cursor() as cursor:
-                cursor.execute(f'DROP DATABASE "{copy}"')
 
 
 def test_late_check_in_a_lost_bucket_is_blocked(tracked: Bucket) -> None:

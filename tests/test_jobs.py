@@ -31,8 +31,10 @@ from storage_audit.models import CleanupOperation, Job, Project
 from storage_audit.origin import Origin, acting_as
 from storage_audit.pages.projects import ProjectAdmin
 from tests.admin_client import act, page, person, signed_in, superuser, text_of, yes_to
-from tests.conftest import Bucket
-from tests.test_signals import Rollback, enqueued_ids, track
+from tests.bucket import Bucket
+from tests.builders import track_keys
+from tests.database import Rollback
+from tests.queues import list_enqueued_ids
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
 Action, Status = Job.Action, CleanupOperation.Status
@@ -100,7 +102,7 @@ def test_500_projects_become_one_job_by_as_many_queries_as_two() -> None:
     latest = Job.objects.latest("created_at")
     assert latest.project_ids == [f"proj_{n:03}" for n in range(500)]
     assert not CleanupOperation.objects.exists()
-    assert enqueued_ids()[-1] == str(latest.pk)
+    assert list_enqueued_ids()[-1] == str(latest.pk)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_each_project_has_its_operation_in_the_name_of_who_asked(
 
 def test_a_project_in_two_buckets_has_an_operation_in_each() -> None:
     job = asked(4)
-    track("a", project="proj_002", bucket="other")
+    track_keys("a", project="proj_002", bucket="other")
     tasks.enqueue_job(job.pk)
     work(job)
     assert made_for() == once(4) + Counter(["proj_002"])
@@ -203,7 +205,7 @@ def test_deleting_many_projects_is_a_job_and_each_has_its_cleanup(
         told = (operation.requested_by, operation.origin, operation.trigger, operation.released_by)
         assert told == ("anna", "web, 127.0.0.1", trigger, released_by)
         assert operation.job == job
-    by_task = Counter(enqueued_ids())
+    by_task = Counter(list_enqueued_ids())
     assert [by_task[str(pk)] for pk in CleanupOperation.objects.values_list("pk", flat=True)] == (
         [1] * 7
     )
@@ -632,10 +634,10 @@ def test_the_sweep_takes_up_a_forgotten_job_and_no_other() -> None:
     Job.objects.filter(pk=forgotten.pk).update(enqueued_at=lost)
     Job.objects.filter(pk=finished.pk).update(enqueued_at=lost, created_at=lost, finished_at=now)
     tasks.sweep()
-    assert sorted(enqueued_ids()) == sorted([str(forgotten.pk), str(never_sent.pk)])
+    assert sorted(list_enqueued_ids()) == sorted([str(forgotten.pk), str(never_sent.pk)])
     assert fresh.enqueued_at is None
     tasks.sweep()
-    assert len(enqueued_ids()) == 2
+    assert len(list_enqueued_ids()) == 2
 
 
 def test_two_workers_at_once_make_each_operation_once() -> None:
@@ -694,7 +696,7 @@ def test_worker_that_was_overtaken_makes_no_operation_twice() -> None:
 def test_a_job_enqueues_itself_behind_its_operations_and_lets_others_in_between() -> None:
     job = asked(7)
     tasks.run_job(str(job.pk))
-    *operations, last = enqueued_ids()
+    *operations, last = list_enqueued_ids()
     assert last == str(job.pk)
     assert len(operations) == 3
 

@@ -38,7 +38,9 @@ from storage_audit.models import (
     R2Object,
 )
 from tests.admin_client import act, confirm, page, superuser, text_of
-from tests.conftest import Bucket
+from tests.bucket import Bucket, put_files
+from tests.commands import run_command
+from tests.database import copy_database
 from tests.promises import (
     FLAT,
     HIERARCHICAL,
@@ -53,9 +55,6 @@ from tests.promises import (
     run,
     track,
 )
-from tests.test_cleanup import fill
-from tests.test_commands import run as command
-from tests.test_installation import copied_database
 
 Kind = CleanupOperation.Kind
 MANY = limits.FEW + 5
@@ -109,7 +108,7 @@ def test_a_multiple_of_what_cleanups_usually_delete_is_a_limit_too(
     for days, deleted in enumerate(reversed(before)):
         ended(deleted, days)
     alive("proj_1")
-    fill(bucket, objects)
+    put_files(bucket, objects)
     assert delete("proj_1").status == status
 
 
@@ -132,7 +131,7 @@ def test_only_what_was_done_there_is_usual(
     for _each in range(5):
         ended(2, **values)
     alive("proj_1")
-    fill(bucket, 2)
+    put_files(bucket, 2)
     assert delete("proj_1").status == Status.BLOCKED
 
 
@@ -141,7 +140,7 @@ def test_blocked_message_tells_the_figures_and_the_rule(bucket: Bucket, settings
     for _each in range(5):
         ended(5)
     alive("proj_1")
-    for key in fill(bucket, 3):
+    for key in put_files(bucket, 3):
         track(bucket, key, "proj_1")
     assert delete("proj_1").error == (
         "3 objects (21 bytes) would be deleted; the limit is 2: the largest of 1, 50 % of the 3"
@@ -334,7 +333,7 @@ def test_plan_that_is_gone_before_anything_was_sent_is_not_called_absent(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive("proj_1")
-    keys = fill(bucket, MANY)
+    keys = put_files(bucket, MANY)
     for key in keys:
         track(bucket, key, "proj_1")
 
@@ -706,7 +705,7 @@ def test_page_of_many_tells_what_holds_and_verifies_nothing(many: CleanupOperati
     shown = act(client, "cleanupoperation", "verify_cleanup", many.pk)
     assert "lists projects, not objects" in shown
     assert CleanupOperation.objects.count() == 1
-    _out, err, code = command("verify_cleanup", str(many.pk))
+    _out, err, code = run_command("verify_cleanup", str(many.pk))
     assert ("lists projects, not objects" in err, code) == (True, 2)
     confirm(client, "cleanupoperation", "force_delete", many.pk)
     assert CleanupOperation.objects.filter(status="pending").count() == 3
@@ -719,7 +718,7 @@ def test_page_of_many_tells_what_holds_and_verifies_nothing(many: CleanupOperati
 def too_large(bucket: Bucket, settings: Settings) -> CleanupOperation:
     limited(settings, objects=1)
     alive("proj_1")
-    fill(bucket, 3)
+    put_files(bucket, 3)
     operation = delete("proj_1")
     assert operation.status == Status.BLOCKED
     return operation
@@ -780,7 +779,7 @@ def test_release_of_other_figures_is_refused_and_shows_them(
 
 def test_plan_that_was_not_there_when_a_person_looked_is_not_run(bucket: Bucket) -> None:
     """Shown was a dry run that failed, and that it would be tried again: that deletes nothing."""
-    keys = set(fill(bucket, 3))
+    keys = set(put_files(bucket, 3))
     KnownProject.objects.saw_deleted("proj_1", timezone.now(), "deleted")
     [operation] = requests.dry_run("proj_1")
     CleanupOperation.objects.update(status="incomplete", finished_at=timezone.now(), error="503")
@@ -809,7 +808,7 @@ def test_figures_that_change_at_the_last_moment_are_not_released(
 def test_release_before_there_is_a_plan_lifts_no_limit(bucket: Bucket, settings: Settings) -> None:
     limited(settings, objects=1)
     alive("proj_1")
-    fill(bucket, 3)
+    put_files(bucket, 3)
     bucket.r2.remove(MARKER, bucket.name)
     operation = delete("proj_1")
     assert (operation.status, operation.planned_at) == (Status.BLOCKED, None)
@@ -827,7 +826,7 @@ def test_release_lifts_no_limit_of_a_plan_that_was_not_held_against_it(
 ) -> None:
     limited(settings, objects=1)
     alive("proj_1")
-    fill(bucket, 3)
+    put_files(bucket, 3)
     operation = requested("proj_1")
 
     def other_bucket(operation: CleanupOperation) -> None:
@@ -859,7 +858,7 @@ def test_database_error_while_the_limits_are_asked_lifts_none(
 ) -> None:
     limited(settings, objects=1)
     alive("proj_1")
-    keys = fill(bucket, 3)
+    keys = put_files(bucket, 3)
     operation = requested("proj_1")
     timeout = OperationalError("canceling statement due to statement timeout")
     die_once(monkeypatch, limits, "excess", timeout)
@@ -925,7 +924,7 @@ def test_command_releases_no_verification(bucket: Bucket) -> None:
     bucket.r2.remove(MARKER, bucket.name)
     [operation] = requests.verify_project("proj_1")
     assert run(operation).status == Status.BLOCKED
-    out, err, code = command("release_cleanup", str(operation.pk))
+    out, err, code = run_command("release_cleanup", str(operation.pk))
     assert (out, "Verify again instead" in err, code) == ("", True, 2)
 
 
@@ -933,27 +932,27 @@ def test_command_shows_the_figures_and_releases_what_is_confirmed(
     bucket: Bucket, too_large: CleanupOperation
 ) -> None:
     operation, old = str(too_large.pk), too_large.figures
-    out, _err, code = command("release_cleanup", operation)
+    out, _err, code = run_command("release_cleanup", operation)
     assert ("3 objects (21 bytes) would be deleted" in out, code) == (True, 0)
     assert f"--confirm {old}" in out
     tells_others(too_large)
-    out, err, code = command("release_cleanup", operation, "--confirm", old)
+    out, err, code = run_command("release_cleanup", operation, "--confirm", old)
     assert ("4 objects (28 bytes)" in out, "was not released" in err, code) == (True, True, 1)
     too_large.refresh_from_db()
     assert too_large.status == Status.BLOCKED
-    out, err, code = command("release_cleanup", operation, "--confirm", too_large.figures)
+    out, err, code = run_command("release_cleanup", operation, "--confirm", too_large.figures)
     assert ("enqueued" in out, err, code) == (True, "", 0)
     assert run(too_large).status == Status.CLEAN
-    _out, err, code = command("release_cleanup", operation)
+    _out, err, code = run_command("release_cleanup", operation)
     assert ("is clean" in err, code) == (True, 2)
-    _out, err, code = command("release_cleanup", str(too_large.pk).replace("-", "")[::-1])
+    _out, err, code = run_command("release_cleanup", str(too_large.pk).replace("-", "")[::-1])
     assert ("is not known" in err, code) == (True, 2)
 
 
 def test_cleanup_project_says_how_to_release(bucket: Bucket, settings: Settings) -> None:
     limited(settings, objects=1)
-    fill(bucket, 3)
-    out, _err, code = command("cleanup_project", "proj_1", "--declare-deleted", "--sync")
+    put_files(bucket, 3)
+    out, _err, code = run_command("cleanup_project", "proj_1", "--declare-deleted", "--sync")
     assert ("To release it: manage.py release_cleanup ID" in out, code) == (True, 1)
 
 
@@ -978,7 +977,7 @@ def test_scan_that_finds_far_fewer_than_before_concludes_nothing_until_a_person_
     bucket: Bucket, dry_run: bool
 ) -> None:
     bucket.put("README.txt")
-    keys = fill(bucket, MANY)
+    keys = put_files(bucket, MANY)
     assert scanned(dry_run=dry_run).status == BucketScan.Status.COMPLETE
     remove(bucket, [*keys, "README.txt"])
     found = scanned(dry_run=dry_run)
@@ -994,7 +993,7 @@ def test_scan_that_finds_far_fewer_than_before_concludes_nothing_until_a_person_
 def test_what_came_and_went_since_the_last_scan_makes_no_other_object_dispensable(
     bucket: Bucket,
 ) -> None:
-    keys = fill(bucket, MANY)
+    keys = put_files(bucket, MANY)
     scanned()
     alive("proj_2")
     for n in range(MANY):
@@ -1026,7 +1025,7 @@ def test_uploads_since_the_scan_before_are_expected(bucket: Bucket) -> None:
 
 def test_what_cleanups_deleted_since_is_not_expected(bucket: Bucket) -> None:
     alive("proj_1")
-    fill(bucket, MANY)
+    put_files(bucket, MANY)
     scanned()
     assert delete("proj_1").status == Status.CLEAN
     assert scanned().status == BucketScan.Status.COMPLETE
@@ -1045,7 +1044,7 @@ def test_what_cleanups_deleted_since_is_not_expected(bucket: Bucket) -> None:
 def test_deleted_file_is_not_expected_if_the_last_scan_listed_it(
     bucket: Bucket, place: dict[str, Any], expected: int
 ) -> None:
-    key, *_others = fill(bucket, 3)
+    key, *_others = put_files(bucket, 3)
     list(scan.work(scan.begin("projects/")))
     now = timezone.now()
     facts = {"kind": "project", "trigger": "deleted", "status": "clean"}
@@ -1063,9 +1062,9 @@ def test_deleted_file_is_not_expected_if_the_last_scan_listed_it(
 def test_backfill_command_takes_a_person_s_word(bucket: Bucket) -> None:
     alive("proj_1")
     lost(bucket, MANY)
-    _out, err, code = command("backfill_r2")
+    _out, err, code = run_command("backfill_r2")
     assert ("add --accept-fewer" in err, code) == (True, 1)
-    _out, _err, code = command("backfill_r2", "--accept-fewer")
+    _out, _err, code = run_command("backfill_r2", "--accept-fewer")
     assert code == 0
 
 
@@ -1079,9 +1078,9 @@ def test_copy_that_disowns_the_bucket_is_blocked_though_it_cannot_be_told_from_t
     bucket.put(HIERARCHICAL)
     same = installation.fingerprint()
     monkeypatch.setattr(installation, "fingerprint", lambda: same)
-    with copied_database(tmp_path):
+    with copy_database(tmp_path):
         installation.check(bucket.name)
-        out, _err, code = command("claim_bucket", "--disown")
+        out, _err, code = run_command("claim_bucket", "--disown")
         assert (out.startswith("This database is installation ID now"), code) == (True, 0)
         operation = delete("proj_1")
         assert operation.status == Status.BLOCKED

@@ -25,7 +25,7 @@ from storage_audit.bucket.listing import (
 )
 from storage_audit.bucket.r2 import Page
 from storage_audit.bucket.wire import Entries, Entry
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 
 LONGEST = "long/" + "é" * 509 + "x"
 KEYS = [

@@ -35,8 +35,8 @@ from storage_audit.pages import lists
 from storage_audit.pages.base import AuditAdmin
 from storage_audit.pages.objects import R2ObjectAdmin
 from storage_audit.pages.projects import ProjectAdmin
-from tests.admin_client import page, superuser, text_of
-from tests.test_admin_projects import queries, track
+from tests.admin_client import count_queries, page, superuser, text_of
+from tests.builders import track_files
 
 NOW = timezone.now()
 SOME_ID = "b3ff6a2c-7c0e-4d3f-9a53-0d8a0f1a7f11"
@@ -108,7 +108,7 @@ def projects(count: int) -> list[Project]:
 
 def tracked(count: int) -> None:
     for n in range(count):
-        track(f"proj_{count}_{n}", 2)
+        track_files(f"proj_{count}_{n}", 2)
 
 
 WALKS = [
@@ -282,12 +282,14 @@ def test_many_rows_cost_as_many_queries_as_few(
     monkeypatch.setattr(AuditAdmin, "list_per_page", 10)
     client = superuser()
     MAKERS[model](2)
-    few = queries(client, page(model))
+    few = count_queries(client, page(model))
     apps.get_model("storage_audit", model).objects.all().delete()
     MAKERS[model](25)
     onward = link(text_of(client.get(page(model))), "Next")
     assert onward is not None
-    assert {queries(client, page(model)), queries(client, page(model) + onward)} == {few}
+    assert {count_queries(client, page(model)), count_queries(client, page(model) + onward)} == {
+        few
+    }
 
 
 def test_all_across_pages_are_all_that_the_filter_shows(db: None, short: None) -> None:
@@ -443,7 +445,7 @@ def test_what_counts_all_buckets_leads_to_the_findings_of_all(db: None, settings
 
 
 def test_a_project_leads_to_its_objects_in_each_bucket_and_counts_them_all(db: None) -> None:
-    track("proj_1", 1_002)
+    track_files("proj_1", 1_002)
     mine = {"project_id": "proj_1", "source": "upload", "state": "stored", "size": 1000}
     R2Object.objects.create(bucket="old", key="of-old", **mine)
     client = superuser()

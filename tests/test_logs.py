@@ -37,9 +37,11 @@ from storage_audit.logs import LONGEST, Formatter, RequestIdMiddleware
 from storage_audit.models import CleanupOperation, OperationEvent, Project
 from storage_audit.redaction import HIDDEN, visible
 from tests.admin_client import page, superuser
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.paths import ROOT
+from tests.processes import database_url
 from tests.promises import requested
-from tests.test_queue import ROOT, Cluster, database_url
+from tests.queues import Cluster
 
 SECRET = "planted-secret-key"
 FAKE = '{"level": "INFO", "message": "all is well"}'

@@ -27,13 +27,21 @@ from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, Finding, KnownProject, OperationEvent, Project
 from storage_audit.places import place
 from storage_audit.redaction import HIDDEN
-from tests.admin_client import LOOK, page, person, signed_in, superuser, text_of, words
-from tests.conftest import Bucket
+from tests.admin_client import (
+    LOOK,
+    count_queries,
+    page,
+    person,
+    signed_in,
+    superuser,
+    text_of,
+    words,
+)
+from tests.bucket import Bucket
+from tests.builders import add_items, create_cleanup, create_finding, create_row
+from tests.keys import ESCAPED, HOSTILE
 from tests.promises import alive, delete, deleted, requested, track
 from tests.scanning import complete
-from tests.test_admin_objects import ESCAPED, HOSTILE, found, row
-from tests.test_admin_operations import add_items, make
-from tests.test_admin_projects import queries
 
 LOOKUP = reverse("admin:storage_audit_lookup")
 KEY = "projects/proj_1/scenes/s1/media/a.mp4"
@@ -236,7 +244,7 @@ def test_text_without_secrets_stays_as_it_is(text: str) -> None:
 
 
 def test_box_posts_what_is_pasted_to_the_page_that_answers(db: None) -> None:
-    row(KEY)
+    create_row(KEY)
     client = superuser()
     for url in (reverse("admin:index"), page("r2object"), page("cleanupoperation")):
         box = text_of(client.get(url)).split('class="audit-lookup"')[1].split("</form>")[0]
@@ -261,7 +269,7 @@ def test_text_that_no_key_can_be_is_refused(db: None) -> None:
         shown = text_of(client.post(LOOKUP, {"q": text}))
         assert "a key has at most 1024 bytes" in shown and "xxx" not in shown
     longest = "\u20ac" * 341
-    row(longest)
+    create_row(longest)
     assert longest in text_of(client.post(LOOKUP, {"q": longest}, follow=True))
     signed = f"https://cdn.example.com/{quote(longest)}?{SIGNED}{'x' * 3000}"
     assert longest in text_of(client.post(LOOKUP, {"q": signed}, follow=True))
@@ -272,10 +280,10 @@ def test_text_that_no_key_can_be_is_refused(db: None) -> None:
 
 def test_key_is_found_in_every_spelling_bucket_and_table(bucket: Bucket) -> None:
     composed, folded = (f"projects/proj_1/scenes/s1/media/{normalize(f, 'é')}" for f in FORMS)
-    row(composed, bucket="tests", project_id="proj_1")
-    row(folded, bucket="other", project_id="proj_2")
-    add_items(make("clean", project_id="proj_3"), 1, key=folded, identity=composed)
-    finding = found(folded)
+    create_row(composed, bucket="tests", project_id="proj_1")
+    create_row(folded, bucket="other", project_id="proj_2")
+    add_items(create_cleanup("clean", project_id="proj_3"), 1, key=folded, identity=composed)
+    finding = create_finding(folded)
     for text in (composed, folded, f"https://cdn.example.com/{quote(folded)}"):
         shown = ask(text)
         assert "In bucket tests" in shown and "In bucket other" in shown
@@ -309,12 +317,12 @@ def test_what_is_too_much_to_show_is_counted(db: None) -> None:
     assert f"… and {len(facts.readings) - 20} more" in head.split("How the key reads")[1]
     assert f"… and {len(facts.judgements) - 20} more" in rest
     for _n in range(22):
-        add_items(make("clean", project_id="proj_1"), 1, key=KEY, identity=KEY)
+        add_items(create_cleanup("clean", project_id="proj_1"), 1, key=KEY, identity=KEY)
     assert "… and 2 more" in ask(KEY)
 
 
 def test_operation_is_found_by_its_id(db: None) -> None:
-    operation = make("blocked", error="2 are more than 1.")
+    operation = create_cleanup("blocked", error="2 are more than 1.")
     shown = ask(str(operation.pk).upper())
     assert page("cleanupoperation", "change", operation.pk) in shown
     assert "Message: 2 are more than 1." in shown
@@ -323,9 +331,9 @@ def test_operation_is_found_by_its_id(db: None) -> None:
 def test_project_shows_its_rows_operations_and_findings(db: None) -> None:
     deleted("proj_1")
     for n in range(3):
-        row(f"projects/proj_1/scenes/s1/media/{n}", project_id="proj_1", size=1000)
-    operation = make("incomplete", project_id="proj_1")
-    mine, other = found(KEY), found("proj_1_x_s1_media.mp4")
+        create_row(f"projects/proj_1/scenes/s1/media/{n}", project_id="proj_1", size=1000)
+    operation = create_cleanup("incomplete", project_id="proj_1")
+    mine, other = create_finding(KEY), create_finding("proj_1_x_s1_media.mp4")
     Finding.objects.filter(pk=other.pk).update(project_id="proj_1_x")
     shown = ask("proj_1")
     assert (
@@ -366,9 +374,9 @@ def test_hostile_text_is_shown_as_text(db: None, key: str) -> None:
     for text in (key.encode("utf-8", "replace").decode(), f"https://x.example/{encoded(key)}"):
         shown = ask(without_secrets(text), client)
         assert "<script>alert" not in shown and "\u202e" not in shown and "\x01" not in shown
-    row(HOSTILE, project_id=HOSTILE)
-    found(HOSTILE)
-    operation = make("running", project_id=HOSTILE)
+    create_row(HOSTILE, project_id=HOSTILE)
+    create_finding(HOSTILE)
+    operation = create_cleanup("running", project_id=HOSTILE)
     add_items(operation, 1, key=HOSTILE, identity=HOSTILE, reason=HOSTILE, answer=HOSTILE)
     shown = ask(HOSTILE, client)
     assert ESCAPED in shown and "<script>alert" not in shown and "\u202e" not in shown
@@ -383,10 +391,10 @@ def test_page_costs_as_many_queries_for_many_as_for_few(db: None) -> None:
     client = superuser()
     for n in range(2):
         one_more(n)
-    few = [queries(client, url_of(text)) for text in (KEY, "proj_1")]
+    few = [count_queries(client, url_of(text)) for text in (KEY, "proj_1")]
     for n in range(2, 60):
         one_more(n)
-    assert [queries(client, url_of(text)) for text in (KEY, "proj_1")] == few
+    assert [count_queries(client, url_of(text)) for text in (KEY, "proj_1")] == few
 
 
 def test_project_costs_as_many_queries_in_many_buckets_as_in_one(db: None) -> None:
@@ -394,15 +402,17 @@ def test_project_costs_as_many_queries_in_many_buckets_as_in_one(db: None) -> No
     client = superuser()
     counts = set[int]()
     for n in range(3):
-        make("clean", project_id="proj_1", bucket=f"b{n}", finished_at=timezone.now())
-        counts.add(queries(client, url_of("proj_1")))
+        create_cleanup("clean", project_id="proj_1", bucket=f"b{n}", finished_at=timezone.now())
+        counts.add(count_queries(client, url_of("proj_1")))
     assert len(counts) == 1
 
 
 def one_more(n: int) -> None:
-    row(f"projects/proj_1/scenes/{n}/media/a.mp4", project_id="proj_1")
-    found(f"projects/proj_1/scenes/{n}/media/b.mp4")
-    add_items(make("clean", project_id="proj_1"), 1, key=KEY, identity=KEY, outcome="protected")
+    create_row(f"projects/proj_1/scenes/{n}/media/a.mp4", project_id="proj_1")
+    create_finding(f"projects/proj_1/scenes/{n}/media/b.mp4")
+    add_items(
+        create_cleanup("clean", project_id="proj_1"), 1, key=KEY, identity=KEY, outcome="protected"
+    )
 
 
 def test_who_may_not_see_operations_gets_neither_box_nor_page(db: None) -> None:
@@ -423,7 +433,7 @@ def seeing(*models: str) -> Client:
 
 def test_what_a_scan_found_is_not_told_to_whom_may_not_see_findings(db: None) -> None:
     decided = {"state": "acknowledged", "decided_by": "anna", "note": "Ours."}
-    Finding.objects.filter(pk=found("stranger").pk).update(**decided)
+    Finding.objects.filter(pk=create_finding("stranger").pk).update(**decided)
     hint = "What scans found is not shown to you"
     shown = ask("stranger")
     assert "anna said on" in shown and hint not in shown
@@ -437,7 +447,7 @@ def test_what_a_scan_found_is_not_told_to_whom_may_not_see_findings(db: None) ->
 
 def test_what_rows_tell_is_not_told_to_whom_may_not_see_rows(db: None) -> None:
     alive("proj_1")
-    row(KEY, project_id="proj_1", size=1000)
+    create_row(KEY, project_id="proj_1", size=1000)
     client = seeing("finding")
     shown = ask(KEY, client)
     assert "The rows of objects are not shown to you" in shown and "uploaded for" not in shown
@@ -451,7 +461,7 @@ def test_what_rows_tell_is_not_told_to_whom_may_not_see_rows(db: None) -> None:
 
 
 def test_rows_and_findings_are_shown_to_those_who_may_see_them(db: None) -> None:
-    tracked, finding = row(KEY), found(KEY)
+    tracked, finding = create_row(KEY), create_finding(KEY)
     pages = [page("r2object", "change", tracked.pk), page("finding", "change", finding.pk)]
     shown = ask(KEY, person())
     assert [url in shown for url in pages] == [True, False]
@@ -461,8 +471,8 @@ def test_rows_and_findings_are_shown_to_those_who_may_see_them(db: None) -> None
 def test_pages_of_rows_and_findings_lead_here(db: None) -> None:
     client, key = superuser(), "a b\n?#%25&\x01.mp4"
     for url in (
-        page("r2object", "change", row(key).pk),
-        page("finding", "change", found(key).pk),
+        page("r2object", "change", create_row(key).pk),
+        page("finding", "change", create_finding(key).pk),
     ):
         [link] = re.findall(r'href="([^"]*/lookup/\?q=[^"]*)"', text_of(client.get(url)))
         shown = text_of(client.get(link.replace("&amp;", "&")))
@@ -493,7 +503,7 @@ def test_look_tells_whether_another_spelling_is_the_same_object(
 ) -> None:
     bucket.set_marker(folds_unicode=folds)
     key, other = (f"projects/proj_1/scenes/s1/media/{normalize(f, 'é')}.mp4" for f in FORMS)
-    operation = make("clean", project_id="proj_1", bucket=bucket.name)
+    operation = create_cleanup("clean", project_id="proj_1", bucket=bucket.name)
     add_items(operation, 1, key=other, identity=other, outcome="deleted")
     client, note = superuser(), "Of a key spelled with other code points"
     shown = ask(key, client)
@@ -505,7 +515,7 @@ def test_look_tells_whether_another_spelling_is_the_same_object(
 
 @pytest.mark.parametrize("name", [r"a\x00b.mp4", r"\xff\\.mp4"])
 def test_object_that_no_request_can_name_is_not_called_absent(bucket: Bucket, name: str) -> None:
-    finding = found(f"projects/proj_1/scenes/s1/media/{name}")
+    finding = create_finding(f"projects/proj_1/scenes/s1/media/{name}")
     Finding.objects.update(kind="unstorable", escaped=True)
     client = superuser()
     shown = text_of(client.get(page("finding", "change", finding.pk)))
@@ -528,7 +538,7 @@ def test_object_that_is_not_there_is_not_called_deleted(bucket: Bucket) -> None:
 
 def test_blocked_plan_without_the_object_is_not_to_be_released_for_it(bucket: Bucket) -> None:
     deleted("proj_1")
-    make("blocked", project_id="proj_1", bucket=conf().bucket, planned_at=timezone.now())
+    create_cleanup("blocked", project_id="proj_1", bucket=conf().bucket, planned_at=timezone.now())
     [sentence] = sentences(look(KEY))
     assert sentence.startswith("It is not in the bucket now") and "release" not in sentence
     bucket.put(KEY)
@@ -539,7 +549,7 @@ def test_blocked_plan_without_the_object_is_not_to_be_released_for_it(bucket: Bu
 
 @pytest.mark.parametrize("fault", ["access-denied", "reset-before", "html"])
 def test_store_that_cannot_be_asked_has_said_nothing(store: FaultyStore, fault: str) -> None:
-    row(KEY, bucket=conf().bucket, project_id="proj_1")
+    create_row(KEY, bucket=conf().bucket, project_id="proj_1")
     store.rules.append(on(is_listing, KINDS[fault].answer))
     shown = look(KEY)
     assert "The bucket could not be looked at, so nothing is said of it." in shown
@@ -587,7 +597,11 @@ def test_pages_of_names_with_control_characters_can_be_read(
     db: None, model: str, name: str
 ) -> None:
     text, shown_as = "a\nb\rc\x01\u202ed/e?%0A_0A", r"a\nb\rc\x01\u202ed/e?%0A_0A"
-    rows: dict[str, Any] = {"knownproject": known, "r2object": row, "finding": found}
+    rows: dict[str, Any] = {
+        "knownproject": known,
+        "r2object": create_row,
+        "finding": create_finding,
+    }
     url = page(model, name, quoted(str(rows[model](text).pk)))
     shown = superuser().get(url).content.decode()
     assert shown_as in shown and not set("\r\x01\u202e") & set(shown)

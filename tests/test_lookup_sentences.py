@@ -27,9 +27,8 @@ from storage_audit.models import (
     Project,
     R2Object,
 )
+from tests.builders import add_items, create_cleanup, create_row
 from tests.promises import alive, deleted
-from tests.test_admin_objects import row
-from tests.test_admin_operations import add_items, make
 
 KEY = "projects/proj_1/scenes/s1/media/a.mp4"
 # Could be proj_1's, and proj_1_x's.
@@ -45,7 +44,7 @@ def our_bucket(settings: Settings) -> None:
 
 def item(key: str = KEY, operation: CleanupOperation | None = None, **facts: Any) -> None:
     given = {"key": key, "identity": key, "changed_at": AGO, **facts}
-    add_items(operation or make("clean", project_id="proj_1"), 1, **given)
+    add_items(operation or create_cleanup("clean", project_id="proj_1"), 1, **given)
 
 
 def finding(key: str = KEY, **facts: Any) -> None:
@@ -68,45 +67,50 @@ def nothing() -> None:
 
 def being_uploaded() -> None:
     alive("proj_1")
-    row(KEY, state="uploading", project_id="proj_1")
+    create_row(KEY, state="uploading", project_id="proj_1")
 
 
 def blocked() -> None:
     deleted("proj_1")
-    item(operation=make("blocked", project_id="proj_1", error="2 are more than 1."))
+    item(operation=create_cleanup("blocked", project_id="proj_1", error="2 are more than 1."))
 
 
 def blocked_before_it_looked() -> None:
     deleted("proj_1")
-    make("blocked", project_id="proj_1", error="The table is empty.")
+    create_cleanup("blocked", project_id="proj_1", error="The table is empty.")
 
 
 def blocked_with_another_plan() -> None:
     deleted("proj_1")
-    make("blocked", project_id="proj_1", error="2 are more than 1.", planned_at=AGO)
+    create_cleanup("blocked", project_id="proj_1", error="2 are more than 1.", planned_at=AGO)
 
 
 def uploaded_after_the_plan() -> None:
     blocked_with_another_plan()
-    row(KEY, project_id="proj_1")
+    create_row(KEY, project_id="proj_1")
 
 
 def being_deleted() -> None:
     deleted("proj_1")
-    row(KEY, state="deleting", project_id="proj_1")
-    item(operation=make("running", project_id="proj_1"), outcome="deleting")
+    create_row(KEY, state="deleting", project_id="proj_1")
+    item(operation=create_cleanup("running", project_id="proj_1"), outcome="deleting")
 
 
 def gone() -> None:
     deleted("proj_1")
-    operation = make("clean", project_id="proj_1", ranges=["audio/proj_1/", "projects/proj_1/"])
+    operation = create_cleanup(
+        "clean", project_id="proj_1", ranges=["audio/proj_1/", "projects/proj_1/"]
+    )
     item(operation=operation, outcome="deleted", span=1)
 
 
 def gone_and_seen_absent_again() -> None:
     gone()
     parent = CleanupOperation.objects.get()
-    item(operation=make("clean", project_id="proj_1", parent=parent), outcome="already_absent")
+    item(
+        operation=create_cleanup("clean", project_id="proj_1", parent=parent),
+        outcome="already_absent",
+    )
 
 
 def gone_by_itself() -> None:
@@ -116,7 +120,7 @@ def gone_by_itself() -> None:
 def uploaded_again() -> None:
     alive("proj_1")
     item(outcome="deleted")
-    row(KEY, project_id="proj_1")
+    create_row(KEY, project_id="proj_1")
 
 
 def back_by_other_means() -> None:
@@ -126,11 +130,11 @@ def back_by_other_means() -> None:
 
 def tracked_again_by_a_backfill() -> None:
     item(outcome="deleted")
-    row(KEY, source="backfill", project_id="proj_1")
+    create_row(KEY, source="backfill", project_id="proj_1")
 
 
 def refused() -> None:
-    operation = make("failed", project_id="proj_1", next_attempt_at=None)
+    operation = create_cleanup("failed", project_id="proj_1", next_attempt_at=None)
     item(operation=operation, outcome="failed", reason="Still in the bucket.")
 
 
@@ -141,17 +145,17 @@ def kept() -> None:
 
 def would_be_kept() -> None:
     alive("proj_1_x")
-    operation = make("planned", project_id="proj_1", dry_run=True)
+    operation = create_cleanup("planned", project_id="proj_1", dry_run=True)
     item(SHARED, operation, outcome="protected", reason="In doubt.")
 
 
 def left_by_a_verification() -> None:
-    operation = make("incomplete", project_id="proj_1", kind="verify")
+    operation = create_cleanup("incomplete", project_id="proj_1", kind="verify")
     item(operation=operation, outcome="failed", reason="In the bucket, but not tracked.")
 
 
 def planned() -> None:
-    item(operation=make("planned", project_id="proj_1", dry_run=True))
+    item(operation=create_cleanup("planned", project_id="proj_1", dry_run=True))
 
 
 def acknowledged() -> None:
@@ -161,17 +165,17 @@ def acknowledged() -> None:
 
 def upload_failed() -> None:
     alive("proj_1")
-    row(KEY, state="upload_failed", project_id="proj_1")
+    create_row(KEY, state="upload_failed", project_id="proj_1")
 
 
 def upload_that_never_ended() -> None:
     alive("proj_1")
-    row(KEY, state="uploading", project_id="proj_1", updated_at=LONG_AGO)
+    create_row(KEY, state="uploading", project_id="proj_1", updated_at=LONG_AGO)
 
 
 def of_the_living() -> None:
     alive("proj_1")
-    row(KEY, project_id="proj_1")
+    create_row(KEY, project_id="proj_1")
 
 
 def named_like_the_living() -> None:
@@ -180,39 +184,39 @@ def named_like_the_living() -> None:
 
 def vanished() -> None:
     KnownProject.objects.create(pk="proj_1", evidence="saved")
-    row(KEY, project_id="proj_1")
+    create_row(KEY, project_id="proj_1")
 
 
 def left_behind() -> None:
     deleted("proj_1")
-    row(KEY, project_id="proj_1")
+    create_row(KEY, project_id="proj_1")
 
 
 def never_found() -> None:
     deleted("proj_1")
-    make("clean", project_id="proj_1", planned_at=AGO)
+    create_cleanup("clean", project_id="proj_1", planned_at=AGO)
 
 
 def pruned() -> None:
     deleted("proj_1")
     archive = {"pruned_at": AGO, "archive": "old.jsonl.gz", "archive_digest": "d"}
-    make("clean", project_id="proj_1", **archive)
+    create_cleanup("clean", project_id="proj_1", **archive)
 
 
 def ended_after_it_was_sent() -> None:
     deleted("proj_1")
-    operation = make("superseded", project_id="proj_1", next_attempt_at=None)
+    operation = create_cleanup("superseded", project_id="proj_1", next_attempt_at=None)
     item(operation=operation, outcome="failed", reason="Sent before the id lived again.")
 
 
 def ended_before_it_looked() -> None:
     deleted("proj_1")
-    make("superseded", project_id="proj_1")
+    create_cleanup("superseded", project_id="proj_1")
 
 
 def row_alone_left() -> None:
     deleted("proj_1")
-    row(KEY, project_id="proj_1", created_at=LONG_AGO)
+    create_row(KEY, project_id="proj_1", created_at=LONG_AGO)
     item(outcome="already_absent")
 
 
@@ -222,7 +226,7 @@ def kept_for_a_project_that_lives_again() -> None:
 
 
 def of_nobody_ever_known() -> None:
-    row(KEY, project_id="proj_1")
+    create_row(KEY, project_id="proj_1")
 
 
 CASES: list[tuple[Callable[[], None], str, list[str]]] = [
@@ -296,7 +300,7 @@ def test_sentence_tells_nothing_of_what_the_person_may_not_see(
 @pytest.mark.parametrize("table", ["rows", "findings"])
 def test_name_of_a_bucket_is_known_only_by_what_the_person_may_see(db: None, table: str) -> None:
     if table == "rows":
-        row(KEY, bucket="other")
+        create_row(KEY, bucket="other")
     else:
         finding(KEY, bucket="other")
     seen, hidden = (
@@ -393,7 +397,7 @@ def test_dry_run_that_keeps_a_file_names_the_next_step_for_a_live_and_a_deleted_
     db: None,
 ) -> None:
     alive("proj_1")
-    plan = make("planned", project_id="proj_1", dry_run=True)
+    plan = create_cleanup("planned", project_id="proj_1", dry_run=True)
     item(SHARED, plan, outcome="protected", reason="In doubt.")
     assert "In doubt. Settle that before the project is deleted." in why(SHARED)
     Project.objects.filter(pk="proj_1")._raw_delete("default")
@@ -420,7 +424,7 @@ def test_without_rows_nothing_is_promised_of_an_object_of_projects_none_of_which
 def test_an_object_is_called_untracked_by_the_scan_that_saw_no_row(db: None) -> None:
     alive("proj_1")
     finding(kind="untracked")
-    row(KEY, project_id="proj_1")
+    create_row(KEY, project_id="proj_1")
     [facts] = lookup.look_up(KEY, Sight(rows=False)).objects
     assert f"by the scan of {SCAN}, which saw no row" in lookup.why(facts).text
     assert "saw no row" not in why()
@@ -463,7 +467,7 @@ def test_a_row_or_a_sighting_since_takes_the_word_gone_back(db: None) -> None:
     Finding.objects.update(last_seen_at=AGO + timedelta(minutes=1))
     assert why().startswith("It is in the bucket again")
     Finding.objects.all().delete()
-    row(KEY, project_id="proj_1", created_at=LONG_AGO)
+    create_row(KEY, project_id="proj_1", created_at=LONG_AGO)
     assert not why().startswith("Deleted")
 
 
@@ -528,21 +532,21 @@ def test_a_plan_that_has_the_key_in_another_spelling_is_not_said_to_be_without_i
     key = "projects/proj_1/scenes/s1/media/é.mp4"
     composed, other = normalize("NFC", key), normalize("NFD", key)
     deleted("proj_1")
-    cleanup = make("running", project_id="proj_1", step="verify", planned_at=AGO)
+    cleanup = create_cleanup("running", project_id="proj_1", step="verify", planned_at=AGO)
     item(composed, cleanup, outcome="deleted")
     assert "that looks the same and is spelled with other" in why(other)
     [facts] = lookup.look_up(other).objects
     there = replace(facts, seen=Seen(AGO, Listed(other, 1, "e", AGO)))
     assert "its plan does not have this, so" in lookup.why(there).text
-    row(other, project_id="proj_1")
+    create_row(other, project_id="proj_1")
     assert "its plan does not have this, so" in why(other)
 
 
 def test_the_latest_evidence_counts_whichever_operation_is_older(db: None) -> None:
     """A plan is asked for before the look that finds it open, and is run after that."""
     deleted("proj_1")
-    older = make("clean", project_id="proj_1")
-    look = make("incomplete", project_id="proj_1", kind="verify")
+    older = create_cleanup("clean", project_id="proj_1")
+    look = create_cleanup("incomplete", project_id="proj_1", kind="verify")
     item(operation=look, outcome="failed", reason="In the bucket.", changed_at=LONG_AGO)
     item(operation=older, outcome="deleted")
     assert why().startswith(f"Deleted by cleanup {older.pk}")
@@ -576,7 +580,9 @@ def test_a_live_project_keeps_its_objects(db: None) -> None:
 def test_a_deleted_project_says_by_whom_what_went_and_what_stays(db: None) -> None:
     deleted("proj_1")
     figures = books(deleted=11, already_absent=1, protected=1)
-    operation = make("clean_with_protected", project_id="proj_1", requested_by="anna", **figures)
+    operation = create_cleanup(
+        "clean_with_protected", project_id="proj_1", requested_by="anna", **figures
+    )
     item(SHARED, operation, outcome="protected", reason="In doubt.")
     sentence = why_project()
     assert "proj_1 was deleted on" in sentence and " by anna. 12 objects were seen gone" in sentence
@@ -586,23 +592,27 @@ def test_a_deleted_project_says_by_whom_what_went_and_what_stays(db: None) -> No
 
 def test_what_a_later_look_took_or_kept_counts_for_what_stays(db: None) -> None:
     deleted("proj_1")
-    first = make("clean_with_protected", project_id="proj_1", **books(deleted=3, protected=2))
+    first = create_cleanup(
+        "clean_with_protected", project_id="proj_1", **books(deleted=3, protected=2)
+    )
     item(SHARED, first, outcome="protected", reason="Too young.")
     assert "2 objects stay, the first because: Too young." in why_project()
     later = {"parent": first, **books(protected=1, deleted=1)}
-    look = make("clean_with_protected", project_id="proj_1", **later)
+    look = create_cleanup("clean_with_protected", project_id="proj_1", **later)
     CleanupOperation.objects.filter(pk=look.pk).update(finished_at=AGO + timedelta(minutes=1))
     item(SHARED, look, outcome="protected", reason="In doubt.")
     sentence = why_project()
     assert "By the last look, which ended on " in sentence
     assert "1 object stays: In doubt. Decide on each" in sentence and "Too young" not in sentence
-    look = make("clean", project_id="proj_1", parent=first, **books(deleted=1))
+    look = create_cleanup("clean", project_id="proj_1", parent=first, **books(deleted=1))
     CleanupOperation.objects.filter(pk=look.pk).update(finished_at=AGO + timedelta(minutes=2))
     sentence = why_project()
     assert "2 objects were kept then, and none is left by the last look" in sentence
     assert "3 objects were seen gone" in sentence
     assert "stays" not in sentence and "Decide" not in sentence
-    make("clean_with_protected", project_id="proj_1", bucket="other", **books(protected=4))
+    create_cleanup(
+        "clean_with_protected", project_id="proj_1", bucket="other", **books(protected=4)
+    )
     assert "In bucket other:" in why_project()
 
 
@@ -620,11 +630,11 @@ def test_what_a_later_look_saw_remain_is_told_though_the_cleanup_is_over(
 ) -> None:
     deleted("proj_1")
     over = "clean_with_protected" if figures.get("protected") else "clean"
-    first = make(over, project_id="proj_1", **books(**figures))
+    first = create_cleanup(over, project_id="proj_1", **books(**figures))
     for n, (ended, left) in enumerate([("clean", 0), (status, 2), ("clean", 0)], start=1):
         given = {"parent": first, **books(failed=left), **(look if left else {})}
         given["finished_at"] = AGO + timedelta(minutes=n)
-        later = make(ended, project_id="proj_1", **given)
+        later = create_cleanup(ended, project_id="proj_1", **given)
         if left:
             item(operation=later, outcome="failed", reason="In the bucket.")
             said = answer_of("proj_1")
@@ -638,9 +648,9 @@ def test_what_a_later_look_saw_remain_is_told_though_the_cleanup_is_over(
 
 def test_what_another_look_than_at_the_whole_project_found_counts_for_nothing(db: None) -> None:
     deleted("proj_1")
-    first = make("clean_with_protected", project_id="proj_1", **books(protected=2))
+    first = create_cleanup("clean_with_protected", project_id="proj_1", **books(protected=2))
     for given in (
-        {"parent": make("clean", kind="orphans", project_id=None), "kind": "verify"},
+        {"parent": create_cleanup("clean", kind="orphans", project_id=None), "kind": "verify"},
         {"bucket": "other", "parent": first},
         {"kind": "verify", "status": "superseded"},
         {"kind": "verify", "status": "incomplete", "found": 1, "failed": 1},
@@ -652,7 +662,7 @@ def test_what_another_look_than_at_the_whole_project_found_counts_for_nothing(db
             "status": "clean",
             **given,
         }
-        make(project_id="proj_1", **later)
+        create_cleanup(project_id="proj_1", **later)
         assert "2 objects stay, the first because:" in why_project()
 
 
@@ -664,15 +674,17 @@ def test_a_cleanup_that_is_not_over_says_what_it_waits_for(db: None) -> None:
 def test_a_cleanup_has_found_nothing_only_once_it_has_looked_everywhere(db: None) -> None:
     deleted("proj_1")
     trouble = {"finished_at": AGO, "error": "The bucket could not be listed."}
-    cleanup = make("incomplete", project_id="proj_1", **trouble)
+    cleanup = create_cleanup("incomplete", project_id="proj_1", **trouble)
     assert "found no" not in why_project() and "could not be listed." in why_project()
     CleanupOperation.objects.update(status="clean", planned_at=AGO)
     assert "Its cleanup found no objects." in why_project()
-    make("clean", project_id="proj_1", bucket="other", **books())
+    create_cleanup("clean", project_id="proj_1", bucket="other", **books())
     assert "Its cleanups found no objects." in why_project()
-    make("clean", project_id="proj_1", bucket="third", **books(deleted=2))
+    create_cleanup("clean", project_id="proj_1", bucket="third", **books(deleted=2))
     assert "In bucket third: 2 objects were seen gone" in why_project()
-    make("failed", project_id="proj_1", bucket="fourth", **books(failed=5), error="No answer.")
+    create_cleanup(
+        "failed", project_id="proj_1", bucket="fourth", **books(failed=5), error="No answer."
+    )
     assert (
         "In bucket fourth: 5 objects stay, the first because: No answer. The cleanup’s page says"
         in why_project()
@@ -680,7 +692,7 @@ def test_a_cleanup_has_found_nothing_only_once_it_has_looked_everywhere(db: None
     assert "from its finding" not in why_project()
     CleanupOperation.objects.filter(pk=cleanup.pk).update(status="blocked")
     assert "In bucket tests: Nothing is deleted until a person decides." in why_project()
-    make("clean", project_id="proj_1", **books(deleted=3))
+    create_cleanup("clean", project_id="proj_1", **books(deleted=3))
     assert "In bucket fourth:" in why_project()
 
 

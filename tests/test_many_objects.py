@@ -11,9 +11,8 @@ from storage_audit.audit import deletion
 from storage_audit.audit.sending import Proof
 from storage_audit.fields import insert_new
 from storage_audit.models import CleanupItem, CleanupOperation, R2Object
-from tests.conftest import Bucket
-from tests.promises import alive, outcomes, requested, run, track
-from tests.test_pace import fill
+from tests.bucket import Bucket
+from tests.promises import alive, fill_project, outcomes, requested, run, track
 
 STRANGE = ["", "a'b", 'a"b', "a\\b", "{a,b}", "NULL", "%s", "a\nb", "é", "e\u0301", "\U0010ffff"]
 
@@ -23,7 +22,7 @@ def test_number_of_queries_does_not_grow_with_the_objects(bucket: Bucket) -> Non
     counts = list[int]()
     # The first one supersedes no follow-up checks.
     for count in (1, 2, 30):
-        for key in fill(bucket, count):
+        for key in fill_project(bucket, count):
             track(bucket, key, "proj_1", source="backfill")
         operation = requested("proj_1")
         with CaptureQueriesContext(connection) as queries:
@@ -130,7 +129,7 @@ def test_items_have_room_for_new_versions(operation: CleanupOperation) -> None:
 def test_row_that_a_backfill_writes_after_the_mark_is_barred_and_forgotten(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [key] = fill(bucket, 1)
+    [key] = fill_project(bucket, 1)
     operation, real = requested("proj_1"), deletion.refuse_reborn
     states = list[str]()
 

@@ -20,10 +20,10 @@ from storage_audit.audit.scan.owners import recognise
 from storage_audit.bucket.listing import nfc
 from storage_audit.bucket.r2 import Listed
 from storage_audit.models import KnownProject
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.promises import alive, check, delete, deleted, outcomes, reason
 from tests.scanning import backfill, findings, reconcile
-from tests.test_ownership import OLDER
+from tests.times import OLDER
 
 pytestmark = pytest.mark.slow
 

@@ -20,10 +20,9 @@ from storage_audit.models import (
     KnownProject,
     R2Object,
 )
-from tests.admin_client import page, superuser, text_of
-from tests.test_admin_objects import ESCAPED, HOSTILE, row
-from tests.test_admin_operations import make, url_of
-from tests.test_admin_scans import finding, scanned
+from tests.admin_client import page, superuser, text_of, url_of_cleanup
+from tests.builders import create_cleanup, create_finding, create_row
+from tests.keys import ESCAPED, HOSTILE
 
 State = Finding.State
 
@@ -60,7 +59,7 @@ def shown_of(one: Finding) -> str:
 @pytest.mark.django_db
 @pytest.mark.parametrize("kind", Kind)
 def test_an_open_finding_says_what_it_means_and_what_to_do(kind: Kind) -> None:
-    shown = shown_of(finding(scanned(), "a", kind.value))
+    shown = shown_of(create_finding("a", kind.value))
     means, step = meaning.DIFFERENCES[kind]
     assert f"{escape(str(means))}<br>Nobody has decided about it yet.<br>{step}" in shown
 
@@ -69,7 +68,7 @@ def test_an_open_finding_says_what_it_means_and_what_to_do(kind: Kind) -> None:
 def test_an_orphan_that_may_be_deleted_says_so(settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(hours=1)}
     old = timezone.now() - timedelta(days=30)
-    one = finding(scanned(), "a", first_seen_at=old, last_modified=old)
+    one = create_finding("a", first_seen_at=old, last_modified=old)
     assert str(meaning.RIPE) in shown_of(one)
     one.state = State.ACKNOWLEDGED
     one.save()
@@ -92,7 +91,7 @@ def test_an_orphan_that_may_be_deleted_says_so(settings: Settings) -> None:
 def test_a_finding_that_is_decided_on_says_how_and_asks_for_nothing(
     facts: dict[str, Any], says: str
 ) -> None:
-    shown = shown_of(finding(scanned(), "a", **facts))
+    shown = shown_of(create_finding("a", **facts))
     means, step = meaning.DIFFERENCES[Kind.ORPHANED]
     assert str(means) in shown and says in shown
     assert str(step) not in shown and "<script>alert" not in shown
@@ -101,9 +100,9 @@ def test_a_finding_that_is_decided_on_says_how_and_asks_for_nothing(
 @pytest.mark.django_db
 def test_a_finding_shows_no_field_that_says_nothing() -> None:
     odd = ("Shown escaped", "Upload id")
-    shown = shown_of(finding(scanned(), "a"))
+    shown = shown_of(create_finding("a"))
     assert not [label for label in odd if label in shown]
-    shown = shown_of(finding(scanned(), "b", "unfinished", escaped=True, upload_id="u1"))
+    shown = shown_of(create_finding("b", "unfinished", escaped=True, upload_id="u1"))
     assert all(label in shown for label in odd)
 
 
@@ -113,7 +112,7 @@ def test_a_finding_shows_no_field_that_says_nothing() -> None:
 @pytest.mark.django_db
 @pytest.mark.parametrize("state", R2Object.State)
 def test_a_row_says_what_its_state_means(state: R2Object.State) -> None:
-    tracked = row("a", state=state.value)
+    tracked = create_row("a", state=state.value)
     shown = text_of(superuser().get(page("r2object", "change", tracked.pk)))
     assert escape(str(meaning.TRACKED[state])) in shown
 
@@ -132,6 +131,8 @@ def test_a_known_id_says_what_its_evidence_means(evidence: KnownProject.Evidence
 @pytest.mark.django_db
 @pytest.mark.parametrize("trigger", CleanupOperation.Trigger)
 def test_an_operation_says_who_or_what_asked_for_it(trigger: CleanupOperation.Trigger) -> None:
-    operation = make()
+    operation = create_cleanup()
     CleanupOperation.objects.update(trigger=trigger)
-    assert escape(str(meaning.TRIGGERS[trigger])) in text_of(superuser().get(url_of(operation)))
+    assert escape(str(meaning.TRIGGERS[trigger])) in text_of(
+        superuser().get(url_of_cleanup(operation))
+    )

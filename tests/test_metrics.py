@@ -28,12 +28,11 @@ from storage_audit import querysets
 from storage_audit.audit import overview, requests, scan
 from storage_audit.metrics import metrics
 from storage_audit.models import ApiToken, CleanupItem, CleanupOperation, Finding, StoreCalls
-from tests.conftest import Bucket
-from tests.promises import again, delete
-from tests.test_dashboard import find
-from tests.test_retention import prune
+from tests.bucket import Bucket
+from tests.builders import create_finding
+from tests.paths import ROOT
+from tests.promises import again, delete, prune_cleanups
 
-ROOT = Path(__file__).resolve().parent.parent
 PROMETHEUS = ROOT / "deploy/prometheus"
 ALERTS = PROMETHEUS / "alerts.yml"
 DASHBOARD = ROOT / "deploy/grafana/storage-audit.json"
@@ -115,7 +114,7 @@ def test_a_deletion_is_told_in_objects_and_bytes_and_pruning_takes_nothing_back(
     for check in cleaned.children.all():
         again(check)
     assert settled(figures(admin)) == settled(told)
-    assert prune(tmp_path, timedelta(days=-1)) and not CleanupItem.objects.exists()
+    assert prune_cleanups(tmp_path, timedelta(days=-1)) and not CleanupItem.objects.exists()
     assert settled(figures(admin)) == settled(told)
 
 
@@ -128,8 +127,8 @@ def test_left_behind_is_the_figure_of_the_dashboard(admin: Client) -> None:
     books = {"found": 6, "found_bytes": 50, "deleted": 2, "deleted_bytes": 20, "protected": 1}
     open_one = operation(status="incomplete", failed=3, failed_bytes=30, **books)
     operation(dry_run=True, status="planned", found=9, failed=9)
-    find("a.mp4", project_id="proj_1", size=7)
-    find("b.mp4", project_id="proj_2", size=10)
+    create_finding("a.mp4", project_id="proj_1", size=7)
+    create_finding("b.mp4", project_id="proj_2", size=10)
     told = figures(admin)
     assert (told["left_behind_objects",], told["left_behind_bytes",]) == (1, 10)
     assert overview.left_behind() == (1, 10)
@@ -148,7 +147,7 @@ def test_left_behind_is_not_told_before_it_was_counted(
     admin: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the dashboard: of very many only a sweep's last count is known."""
-    find("a.mp4", project_id="proj_1", size=7)
+    create_finding("a.mp4", project_id="proj_1", size=7)
     monkeypatch.setattr(overview, "MUCH", 0)
     assert ("left_behind_objects",) not in figures(admin)
     overview.take_figures()

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,10 +36,10 @@ from storage_audit.models import (
     StoreCalls,
 )
 from storage_audit.roles import ROLES
-from tests.test_signals import track
+from tests.builders import track_keys
+from tests.paths import ROOT
 
 pytestmark = [pytest.mark.usefixtures("transactional_db"), pytest.mark.slow]
-ROOT = Path(__file__).resolve().parent.parent
 OURS = "storage_audit"
 # In the order of their UTF-8 bytes. A locale's order would be a, B, é, ~ or the like.
 IN_ORDER = ["A", "B", "a", "a-b", "a/b", "ab", "z", "~", "e\u0301", "é", "ｚ", "😀"]
@@ -108,7 +107,7 @@ def fill() -> None:
     """A row at least in each table, with strange values and with none."""
     for project_id in ("proj_1", "proj_2", "proj_gone"):
         Project.objects.create(pk=project_id, title="é 🦊 \n")
-    track(*IN_ORDER)
+    track_keys(*IN_ORDER)
     Project.objects.get(pk="proj_gone").delete()
     R2Object.objects.filter(key="é").delete()
     pruned = CleanupOperation.objects.request(kind="project", bucket="b", trigger="forced")
@@ -291,7 +290,7 @@ def test_every_column_of_keys_buckets_and_ids_has_the_bytewise_collation() -> No
 
 
 def test_keys_are_sorted_by_their_bytes() -> None:
-    track(*reversed(IN_ORDER))
+    track_keys(*reversed(IN_ORDER))
     assert list(R2Object.objects.order_by("key").values_list("key", flat=True)) == IN_ORDER
     operation = CleanupOperation.objects.request(kind="objects", bucket="tests", trigger="deleted")
     CleanupItem.objects.bulk_create(
@@ -313,13 +312,13 @@ def test_ids_are_compared_by_their_bytes() -> None:
 @pytest.mark.parametrize("prefix", ["", "a", "A", "a-", "é", "😀", "\U0010ffff", "a\ud7ff", "e"])
 def test_under_a_prefix_is_what_starts_with_it(prefix: str) -> None:
     keys = [*IN_ORDER, "a\ud7ff!", "a\ue000", "\U0010ffff\U0010ffff", "b\U0010ffff"]
-    track(*keys)
+    track_keys(*keys)
     found = R2Object.objects.under(prefix).values_list("key", flat=True)
     assert set(found) == {key for key in keys if key.startswith(prefix)}
 
 
 def test_outside_of_prefixes_is_what_starts_with_none_of_them() -> None:
-    track(*IN_ORDER)
+    track_keys(*IN_ORDER)
     left = R2Object.objects.outside(["a", "é"]).values_list("key", flat=True)
     assert set(left) == {key for key in IN_ORDER if not key.startswith(("a", "é"))}
     assert R2Object.objects.outside([]).count() == len(IN_ORDER)
@@ -334,7 +333,7 @@ def test_after_prefix_is_the_least_text_behind_all_that_start_with_it(key: str) 
 
 
 def test_a_row_for_the_same_key_in_another_case_or_spelling_is_another_row() -> None:
-    track("é", "e\u0301", "É")
+    track_keys("é", "e\u0301", "É")
     assert R2Object.objects.count() == 3
     assert R2Object.objects.get(key="é").key == "é"
 

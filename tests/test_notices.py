@@ -19,7 +19,6 @@ from datetime import datetime, timedelta
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Barrier, Event, Thread, Timer
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -55,16 +54,14 @@ from storage_audit.models import (
     OperationEvent,
 )
 from tests.admin_client import page, person, superuser, text_of
-from tests.test_checks import found
-from tests.test_commands import run
-from tests.test_queue import database_url
-from tests.test_secrets import tables
-from tests.test_settings import good, problems, settings_of
-from tests.test_stopping import service
-from tests.test_sweep import forgotten
+from tests.builders import create_lost_cleanup
+from tests.commands import run_command
+from tests.database import list_stored_values
+from tests.paths import ROOT
+from tests.processes import database_url, read_service
+from tests.site_settings import GOOD_ENVIRONMENT, list_problems, read_settings, run_system_checks
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
-ROOT = Path(__file__).resolve().parent.parent
 KEY = b"thirty-two random bytes for HMAC"
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
 PATH = "/hooks/planted-path?token=planted-query"
@@ -340,10 +337,10 @@ def test_a_dead_worker_is_told_of_by_the_command_and_is_over_once_it_runs_again(
     mailed: list[Any],
 ) -> None:
     Schedule.objects.update(next_run=timezone.now() - timedelta(minutes=14))
-    assert run("notify") == ("Incidents open: 1.\nMessages sent: 1.\n", "", 0)
+    assert run_command("notify") == ("Incidents open: 1.\nMessages sent: 1.\n", "", 0)
     assert "No worker runs: the sweep is 14 minutes late." in mailed[0].body
     Schedule.objects.update(next_run=timezone.now())
-    assert run("notify") == ("Incidents open: 0.\nMessages sent: 1.\n", "", 0)
+    assert run_command("notify") == ("Incidents open: 0.\nMessages sent: 1.\n", "", 0)
     assert len(mailed) == 2
 
 
@@ -740,7 +737,7 @@ def test_a_channel_that_fails_stops_neither_the_other_nor_the_sweep(
     assert {each.error for each in Delivery.objects.filter(state="waiting")} == {
         "It could not be sent (ValueError): the log says why."
     }
-    lost = forgotten()
+    lost = create_lost_cleanup()
     monkeypatch.setattr(incidents, "notice", break_down)
     tasks.sweep()
     assert "nobody thought of it" in caplog.text
@@ -792,8 +789,12 @@ def test_the_webhook_s_address_and_secret_are_nowhere(
     told = [client.post(page("incident").replace("/incident/", "/incident/test/"), follow=True)]
     told += [client.get(page("incident"))]
     told += [client.get(page("incident", "change", each.pk)) for each in Incident.objects.all()]
-    shown = [text_of(each) for each in told] + [caplog.text, repr(conf()), *run("notify")[:2]]
-    shown += [text for name, text in tables() if "CleanupOperation" not in name]
+    shown = [text_of(each) for each in told] + [
+        caplog.text,
+        repr(conf()),
+        *run_command("notify")[:2],
+    ]
+    shown += [text for name, text in list_stored_values() if "CleanupOperation" not in name]
     assert "Connection refused" in "".join(shown) and "[redacted]" in "".join(shown)
     for secret in ("planted-path", "planted-query", SECRET, SECRET.removeprefix("whsec_")):
         assert not [text for text in shown if secret in text], secret
@@ -911,22 +912,22 @@ def test_the_command_says_what_was_sent_and_what_was_not(
 ) -> None:
     receiver.answers = [500, 500]
     failure = "webhook: The webhook's receiver answers 500.\n"
-    assert run("notify", "--test") == (
+    assert run_command("notify", "--test") == (
         f"ann@example.com: sent\n{failure}",
         "CommandError: Not every message was sent.\n",
         1,
     )
     blocked()
-    out, err, code = run("notify")
+    out, err, code = run_command("notify")
     assert (out, code) == ("Incidents open: 1.\nMessages sent: 1.\n", 1)
     assert err == f"CommandError: Not sent:\n{failure}"
     tell(settings, NOTIFY_EMAILS=(), NOTIFY_WEBHOOK_URL="")
-    assert "Nobody is told" in run("notify")[0]
-    assert run("notify", "--test")[2] == 2
+    assert "Nobody is told" in run_command("notify")[0]
+    assert run_command("notify", "--test")[2] == 2
 
 
 def test_the_timer_s_unit_calls_the_command() -> None:
-    words = service("notify")["ExecStart"].split()
+    words = read_service("notify")["ExecStart"].split()
     assert words[2:] == ["notify"]
     Command().create_parser(*words[1:3]).parse_args(words[3:])
 
@@ -977,7 +978,7 @@ def test_a_bad_entry_is_named_and_no_secret_is_told(
 def test_whoever_asks_to_be_told_and_cannot_be_learns_it_at_the_start(
     variables: dict[str, str], named: str
 ) -> None:
-    told = [line for line in problems(good | variables) if line.startswith(named)]
+    told = [line for line in list_problems(GOOD_ENVIRONMENT | variables) if line.startswith(named)]
     assert len(told) == 1 and "hunter2" not in told[0]
 
 
@@ -992,8 +993,8 @@ def test_variables_reach_the_settings() -> None:
         "EMAIL_HOST": "mail.example.com",
         "DEFAULT_FROM_EMAIL": "audit@example.com",
     }
-    storage, sender, server = settings_of(
-        good | variables, "STORAGE_AUDIT", "DEFAULT_FROM_EMAIL", "MAIL_SERVER"
+    storage, sender, server = read_settings(
+        GOOD_ENVIRONMENT | variables, "STORAGE_AUDIT", "DEFAULT_FROM_EMAIL", "MAIL_SERVER"
     )
     assert storage["NOTIFY_EMAILS"] == ["a@example.com", "b@example.com"]
     assert storage["NOTIFY_WEBHOOK_SECRET"] == SECRET
@@ -1004,6 +1005,6 @@ def test_variables_reach_the_settings() -> None:
 
 def test_settings_with_which_a_message_is_of_less_use_are_warnings(settings: Settings) -> None:
     tell(settings, NOTIFY_EMAILS=("ann@example.com",))
-    told = found()
+    told = run_system_checks()
     assert set(told) == {"storage_audit.W004", "storage_audit.W005"}
     assert "NOTIFY_SITE_URL" in (told["storage_audit.W004"].hint or "")

@@ -1,7 +1,6 @@
 """Models of projects that inherit, order or compare in ways of their own."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from threading import Event
 from typing import Any
 
@@ -9,37 +8,22 @@ import pytest
 from django.contrib.auth.models import User
 from django.core import serializers
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connection, models, transaction
+from django.db import models, transaction
 from pytest_django import Settings
 
-from storage_audit import projects, signals
+from storage_audit import projects
 from storage_audit.audit import requests
 from storage_audit.audit.decisions import Refusal, tracking
 from storage_audit.models import CleanupOperation, Finding, KnownProject, Project
 from storage_audit.querysets import with_storage
 from tests.api_client import program
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.builders import track_keys
+from tests.database import SECONDS, meanwhile
+from tests.owner_models import assert_cleanup_waits, create_table
 from tests.promises import Status, again, alive, requested
-from tests.test_races import SECONDS, meanwhile, work_on
-from tests.test_signals import forget_model, track
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
-
-
-@contextmanager
-def table_of(model: type[models.Model]) -> Iterator[Any]:
-    """The model, as one that an application defines, with its table."""
-    try:
-        with connection.schema_editor() as editor:
-            editor.create_model(model)
-        try:
-            signals.connect()
-            yield model
-        finally:
-            with connection.schema_editor() as editor:
-                editor.delete_model(model)
-    finally:
-        forget_model(model)
 
 
 @pytest.fixture
@@ -48,7 +32,7 @@ def child() -> Iterator[Any]:
         class Meta:
             app_label = "storage_audit"
 
-    with table_of(Film) as film:
+    with create_table(Film) as film:
         yield film
 
 
@@ -71,7 +55,7 @@ def child_of_two(settings: Settings) -> Iterator[Any]:
             app_label = "storage_audit"
 
     settings.STORAGE_AUDIT_PROJECT_MODEL = "storage_audit.Work"
-    with table_of(Medium), table_of(Work), table_of(Video) as video:
+    with create_table(Medium), create_table(Work), create_table(Video) as video:
         yield video
 
 
@@ -87,7 +71,7 @@ def ordered(settings: Settings) -> Iterator[Any]:
             ordering = ["author__username"]
 
     settings.STORAGE_AUDIT_PROJECT_MODEL = "storage_audit.Play"
-    with table_of(Play) as play:
+    with create_table(Play) as play:
         yield play
 
 
@@ -101,7 +85,7 @@ def ignoring_case(settings: Settings) -> Iterator[Any]:
 
     settings.STORAGE_AUDIT_PROJECT_MODEL = "storage_audit.Song"
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"PROJECT_ID": "[A-Za-z]+"}
-    with table_of(Song) as song:
+    with create_table(Song) as song:
         yield song
 
 
@@ -123,7 +107,7 @@ def test_project_created_again_as_a_child_and_not_yet_committed_keeps_what_it_up
     with meanwhile(create):
         assert uploaded.wait(SECONDS)
         try:
-            work_on(operation)
+            assert_cleanup_waits(operation)
         finally:
             may_commit.set()
     assert again(operation).status == Status.SUPERSEDED
@@ -137,7 +121,7 @@ def test_saving_a_child_makes_the_id_of_its_project_known(child_of_two: Any) -> 
 
 def test_pages_of_a_child_name_the_project_and_not_the_other_parent(child_of_two: Any) -> None:
     child_of_two.objects.create(number=7, code="proj_1")
-    track("a", project="proj_1")
+    track_keys("a", project="proj_1")
     shown = with_storage(child_of_two.objects.all()).get()
     assert (shown.storage_audit_id, shown.storage_audit_object_count) == ("proj_1", 1)
 
@@ -186,7 +170,7 @@ def test_project_is_locked_and_deleted_whatever_its_model_orders_by(ordered: Any
 
 def test_model_may_have_a_field_named_as_a_figure_of_ours(ordered: Any) -> None:
     ordered.objects.create(id="proj_1")
-    track("a", "b", project="proj_1")
+    track_keys("a", "b", project="proj_1")
     shown = with_storage(ordered.objects.all()).get()
     assert (shown.object_count, shown.storage_audit_object_count) == (7, 2)
 

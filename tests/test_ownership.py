@@ -1,7 +1,7 @@
 """Whose an object is: `proj_1` never claims a key of `proj_10`, and doubt protects."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ from pytest_django import Settings
 from storage_audit.audit import decisions
 from storage_audit.audit.ownership import Claim, Deleted, Verdict, judge, layouts
 from storage_audit.models import Finding, R2Object
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.promises import (
     FLAT,
     Status,
@@ -28,9 +28,8 @@ from tests.promises import (
     track,
 )
 from tests.scanning import complete, later
+from tests.times import DELETED_AT, OLDER, YOUNGER
 
-DELETED_AT = datetime(2026, 6, 1, tzinfo=UTC)
-OLDER, YOUNGER = DELETED_AT - timedelta(days=1), DELETED_AT + timedelta(seconds=1)
 ONE = "projects/proj_1/scenes/s1/media/a.mp4"
 SEVERAL = "proj_1_x_s1_media.mp4"
 ODD = "somewhere/else.bin"

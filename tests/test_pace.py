@@ -19,19 +19,19 @@ from storage_audit.bucket import r2
 from storage_audit.bucket.errors import TooLate
 from storage_audit.clocks import monotonic
 from storage_audit.models import CleanupItem, CleanupOperation
-from tests.conftest import Bucket
-from tests.promises import Status, again, alive, check, delete, outcomes, reason, requested, track
-
-BUSY = Reply(503, error("SlowDown"))
-BROKEN = Reply(500, error("InternalError"))
-
-
-def fill(bucket: Bucket, count: int) -> list[str]:
-    """The files of a project."""
-    alive("proj_1")
-    keys = [f"projects/proj_1/scenes/s1/media/{n:03}.mp4" for n in range(count)]
-    bucket.put(*keys)
-    return keys
+from tests.bucket import Bucket
+from tests.promises import (
+    Status,
+    again,
+    check,
+    delete,
+    fill_project,
+    outcomes,
+    reason,
+    requested,
+    track,
+)
+from tests.store_replies import BROKEN, BUSY
 
 
 def sizes(store: FaultyStore) -> list[int]:
@@ -72,7 +72,7 @@ def test_no_call_is_ever_larger_than_the_setting(most: int) -> None:
 def test_trouble_makes_calls_smaller_and_success_larger_again(
     store: FaultyStore, bucket: Bucket, trouble: Reply
 ) -> None:
-    fill(bucket, 306)
+    fill_project(bucket, 306)
     store.rules.append(on(is_delete_batch, trouble, times=2))
     operation = delete("proj_1")
     assert operation.status == Status.CLEAN
@@ -83,7 +83,7 @@ def test_trouble_makes_calls_smaller_and_success_larger_again(
 
 
 def test_timeline_tells_of_each_change(store: FaultyStore, bucket: Bucket) -> None:
-    fill(bucket, 31)
+    fill_project(bucket, 31)
     store.rules.append(on(is_delete_batch, BUSY, times=2))
     assert told(delete("proj_1")) == [
         "DeleteObjects failed: SlowDown a fault, made on purpose."
@@ -93,7 +93,7 @@ def test_timeline_tells_of_each_change(store: FaultyStore, bucket: Bucket) -> No
 
 
 def test_errors_of_single_keys_slow_down_too(store: FaultyStore, bucket: Bucket) -> None:
-    fill(bucket, 5)
+    fill_project(bucket, 5)
     store.rules.append(on(is_delete_batch, each_key_is_too_much, times=1))
     operation = delete("proj_1")
     assert operation.status == Status.CLEAN
@@ -112,7 +112,7 @@ def test_what_one_key_was_refused_for_slows_nothing_down(
     store: FaultyStore, bucket: Bucket
 ) -> None:
     bucket.put("projects/proj_1/scenes/s1/media/a\x01/../b")
-    fill(bucket, 1)
+    fill_project(bucket, 1)
     assert not told(delete("proj_1"))
 
 
@@ -120,7 +120,7 @@ def test_what_one_key_was_refused_for_slows_nothing_down(
 def test_refusal_of_a_key_without_a_code_is_an_answer(
     store: FaultyStore, bucket: Bucket, code: str
 ) -> None:
-    [key] = fill(bucket, 1)
+    [key] = fill_project(bucket, 1)
 
     def refuse(request: Request, forward: Forward) -> Reply:
         return per_key(request, lambda key: f"<Error><Key>{key}</Key>{code}</Error>")
@@ -134,7 +134,7 @@ def test_refusal_of_a_key_without_a_code_is_an_answer(
 def test_store_that_is_down_is_asked_ten_times_for_one_key_and_then_left_alone(
     store: FaultyStore, bucket: Bucket
 ) -> None:
-    keys = fill(bucket, 280)
+    keys = fill_project(bucket, 280)
     store.rules.append(on(is_delete_batch, BROKEN))
     operation = delete("proj_1")
     assert operation.status == Status.INCOMPLETE
@@ -150,7 +150,7 @@ def test_store_that_is_down_is_asked_ten_times_for_one_key_and_then_left_alone(
 def test_one_key_that_the_store_cannot_bear_stops_no_other(
     store: FaultyStore, bucket: Bucket
 ) -> None:
-    keys = fill(bucket, 8)
+    keys = fill_project(bucket, 8)
 
     def has_the_first(request: Request) -> bool:
         return is_delete_batch(request) and keys[0] in keys_sent(request)
@@ -163,7 +163,7 @@ def test_one_key_that_the_store_cannot_bear_stops_no_other(
 
 
 def test_one_key_that_is_never_answered_stops_no_other(store: FaultyStore, bucket: Bucket) -> None:
-    keys = fill(bucket, 8)
+    keys = fill_project(bucket, 8)
     outside = "odd/1"
     bucket.put(outside)
     track(bucket, outside, "proj_1")
@@ -185,7 +185,7 @@ def test_one_key_that_is_never_answered_stops_no_other(store: FaultyStore, bucke
 def test_store_that_gets_on_now_and_then_is_not_left_alone(
     one_key_a_call: None, store: FaultyStore, bucket: Bucket
 ) -> None:
-    fill(bucket, 16)
+    fill_project(bucket, 16)
 
     def passes(request: Request, forward: Forward) -> Reply:
         return forward()
@@ -199,7 +199,7 @@ def test_store_that_gets_on_now_and_then_is_not_left_alone(
 def test_what_was_not_answered_waits_for_the_others(
     one_key_a_call: None, store: FaultyStore, bucket: Bucket
 ) -> None:
-    keys = fill(bucket, 3)
+    keys = fill_project(bucket, 3)
     store.rules.append(on(is_delete_batch, RESET, times=1))
     assert delete("proj_1").status == Status.CLEAN
     assert [keys_sent(call) for call in store.asked(is_delete_batch)] == [
@@ -221,7 +221,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_time_that_the_store_asks_for_is_given_within_the_turn(
     store: FaultyStore, bucket: Bucket, pauses: list[float]
 ) -> None:
-    fill(bucket, 3)
+    fill_project(bucket, 3)
     busy = Reply(503, error("SlowDown"), (("Retry-After", "7"),))
     store.rules.append(on(is_delete_batch, busy, times=1))
     operation = delete("proj_1")
@@ -236,7 +236,7 @@ def test_pauses_differ(
     store: FaultyStore, bucket: Bucket, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pace, "PAUSE", 2.0)
-    fill(bucket, 3)
+    fill_project(bucket, 3)
     store.rules.append(on(is_delete_batch, RESET))
     delete("proj_1")
     assert len(set(pauses)) == len(pauses) > 5
@@ -246,7 +246,7 @@ def test_pauses_differ(
 def test_pause_that_the_turn_is_too_short_for_is_made_between_attempts(
     store: FaultyStore, bucket: Bucket, pauses: list[float]
 ) -> None:
-    fill(bucket, 3)
+    fill_project(bucket, 3)
     store.rules.append(on(is_delete_batch, Reply(503, error("SlowDown"), (("Retry-After", "40"),))))
     operation = delete("proj_1")
     assert operation.status == Status.INCOMPLETE
@@ -261,7 +261,7 @@ def test_up_to_sixteen_calls_are_under_way_at_once(
     one_key_a_call: None, store: FaultyStore, bucket: Bucket
 ) -> None:
     """The rounds are of one, two, four, eight and then always sixteen."""
-    fill(bucket, 47)
+    fill_project(bucket, 47)
     rounds = [each for count in (1, 2, 4, 8, 16, 16) for each in [Barrier(count)] * count]
     lock, under_way, most = Lock(), 0, 0
 
@@ -287,7 +287,7 @@ def test_up_to_sixteen_calls_are_under_way_at_once(
 def test_lease_that_is_lost_stops_all_but_what_is_under_way(
     one_key_a_call: None, store: FaultyStore, bucket: Bucket
 ) -> None:
-    fill(bucket, 12)
+    fill_project(bucket, 12)
     operation = requested("proj_1")
     CleanupOperation.objects.update(pace={"keys": 1, "calls": 4})
     mine = CleanupOperation.objects.filter(pk=operation.pk)
@@ -306,7 +306,7 @@ def test_lease_that_is_lost_stops_all_but_what_is_under_way(
 def test_trouble_with_one_call_keeps_the_answers_of_the_others(
     one_key_a_call: None, store: FaultyStore, bucket: Bucket
 ) -> None:
-    keys = fill(bucket, 4)
+    keys = fill_project(bucket, 4)
     operation = requested("proj_1")
     CleanupOperation.objects.update(pace={"keys": 1, "calls": 4})
     together = Barrier(4)
@@ -327,7 +327,7 @@ def test_trouble_with_one_call_keeps_the_answers_of_the_others(
 
 
 def test_nothing_leaves_when_its_time_is_over(store: FaultyStore, bucket: Bucket) -> None:
-    keys = fill(bucket, 2)
+    keys = fill_project(bucket, 2)
     for call in (
         lambda: r2.delete_batch("tests", keys),
         lambda: r2.delete_single("tests", keys[0]),
@@ -344,7 +344,7 @@ def test_nothing_leaves_after_the_machine_was_suspended(
     store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python's clock has stood still meanwhile."""
-    keys = fill(bucket, 1)
+    keys = fill_project(bucket, 1)
 
     def after_a_minute(clock: int) -> float:
         return clock_gettime(clock) + 60 * (clock == CLOCK_BOOTTIME)
@@ -360,7 +360,7 @@ def test_batch_whose_proof_grew_old_before_it_left_is_proved_anew(
     store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when the process was stopped in between."""
-    fill(bucket, 8)
+    fill_project(bucket, 8)
     now, real = [0.0], deletion.record_proof
 
     def stall_once(operation: CleanupOperation, proof: Proof) -> None:

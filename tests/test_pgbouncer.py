@@ -22,7 +22,7 @@ from storage_audit.audit import comparison, installation, scan
 from storage_audit.audit.certificate import record
 from storage_audit.audit.comparison import Way
 from storage_audit.models import BucketScan, CleanupOperation, Project, R2Object
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.promises import Status, check, run
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.only_on("postgresql")]

@@ -14,13 +14,19 @@ from storage_audit.audit.meaning import NOT_WHILE_ALIVE
 from storage_audit.bucket import calls
 from storage_audit.models import CleanupOperation, LeaseLost
 from storage_audit.pages import plan_page
-from tests.admin_client import confirm, person, superuser, text_of
-from tests.conftest import Bucket
+from tests.admin_client import (
+    confirm,
+    count_queries,
+    person,
+    read_totals,
+    superuser,
+    text_of,
+    url_of_cleanup,
+)
+from tests.bucket import Bucket
+from tests.builders import add_items, create_cleanup, create_findings, list_ids
+from tests.keys import ESCAPED, HOSTILE, KEY, OTHER_KEY
 from tests.promises import again, alive, outcomes, reason, run, track
-from tests.test_admin_objects import ESCAPED, HOSTILE
-from tests.test_admin_operations import add_items, books_on, make, url_of
-from tests.test_admin_projects import queries
-from tests.test_decisions import KEY, OTHER, find, ids
 
 Status = CleanupOperation.Status
 MEDIA = "projects/proj_1/scenes/s1/media/"
@@ -41,7 +47,7 @@ def execute(operation: CleanupOperation) -> CleanupOperation:
 
 
 def shown(operation: CleanupOperation) -> str:
-    return text_of(superuser().get(url_of(operation)))
+    return text_of(superuser().get(url_of_cleanup(operation)))
 
 
 def named(part: dict[str, Any]) -> dict[str, tuple[int, int]]:
@@ -92,7 +98,7 @@ def test_plan_tells_what_would_stay_with_reasons_and_keys(bucket: Bucket) -> Non
         "1 tracked key has no object in the bucket: only its row goes."
         " It is counted below among those to be deleted."
     ) in text
-    assert books_on(text)["planned"][0] == "2"
+    assert read_totals(text)["planned"][0] == "2"
     why = f"<strong>{reason(operation, AMBIGUOUS)}</strong> 1 object, 4 bytes,"
     assert f'{why} <a href="?outcome=protected#items">protected</a>' in text
     assert f'<li><code class="audit-key">{AMBIGUOUS}</code></li>' in text
@@ -102,7 +108,7 @@ def test_many_folders_and_types_are_cut_and_none_is_lost(
     db: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan_summary, "CHUNK", 7)
-    operation = make("planned")
+    operation = create_cleanup("planned")
     for n in range(40):
         add_items(operation, 1, key=f"projects/proj_1/scenes/s{n}/media/a.t{n}")
     add_items(operation, 2, key="projects/proj_1/scenes/s7/media/b.t7", reason="")
@@ -189,7 +195,7 @@ def test_plan_that_is_run_as_it_was_tells_that_and_costs_no_more_than_it_says(
 
 def test_what_failed_dropped_out_but_not_what_the_plan_could_not_name(db: None) -> None:
     planned_at = timezone.now() - timedelta(hours=1)
-    operation = make("pending", planned_at=planned_at, summary={"go": 1})
+    operation = create_cleanup("pending", planned_at=planned_at, summary={"go": 1})
     add_items(operation, 1, key="kept", outcome="failed", reason="Still in the bucket; no answer")
     add_items(operation, 1, key="nameless", outcome="failed", reason="No request", escaped=True)
     add_items(operation, 1, outcome="protected", reason="in doubt", changed_at=planned_at)
@@ -201,7 +207,7 @@ def test_what_failed_dropped_out_but_not_what_the_plan_could_not_name(db: None) 
 
 
 def test_a_run_that_is_not_over_says_so(db: None) -> None:
-    operation = make("planned")
+    operation = create_cleanup("planned")
     operation.summary = plan_summary.summarise(operation)
     operation.save()
     requests.force_delete_operation(operation)
@@ -236,42 +242,44 @@ def test_what_was_sent_and_never_answered_before_the_project_lives_again_dropped
 
 def test_plan_of_orphans_is_shown_run_and_told_of(bucket: Bucket, settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(microseconds=1)}
-    bucket.put(KEY, OTHER)
-    found = find(bucket, KEY, OTHER)
-    [operation] = decisions.delete_orphans(ids(found), dry_run=True).operations
+    bucket.put(KEY, OTHER_KEY)
+    found = create_findings(bucket, KEY, OTHER_KEY)
+    [operation] = decisions.delete_orphans(list_ids(found), dry_run=True).operations
     operation = run(operation)
     assert line("projects/proj_9/scenes/s1/", 2, "14 bytes") in shown(operation)
-    bucket.put(OTHER, body=b"another")
+    bucket.put(OTHER_KEY, body=b"another")
     operation = execute(operation)
-    assert bucket.keys() == {OTHER}
-    assert dropped_on(shown(operation)) == {OTHER: reason(operation, OTHER)}
+    assert bucket.keys() == {OTHER_KEY}
+    assert dropped_on(shown(operation)) == {OTHER_KEY: reason(operation, OTHER_KEY)}
 
 
 # Who may, and what stands in the way
 
 
 def test_who_may_not_run_it_sees_the_button_disabled_with_the_reason(db: None) -> None:
-    text = text_of(person().get(url_of(make("planned", dry_run=True))))
+    text = text_of(person().get(url_of_cleanup(create_cleanup("planned", dry_run=True))))
     assert f"{BUTTON} disabled" in text
     assert "<small>You may not do this. Ask an administrator to add you" in text
 
 
 def test_plan_of_a_live_project_shows_the_button_disabled_with_the_reason(db: None) -> None:
     alive("proj_1")
-    text = shown(make("planned", project_id="proj_1", dry_run=True))
+    text = shown(create_cleanup("planned", project_id="proj_1", dry_run=True))
     assert f"{BUTTON} disabled" in text and f"<small>{NOT_WHILE_ALIVE}</small>" in text
 
 
 def test_a_limit_is_said_to_be_lifted(db: None) -> None:
     lifted = "Running it lifts that limit, for this plan alone."
-    assert lifted in shown(make("planned", error="2 are more than 1."))
-    assert lifted not in shown(make("planned"))
+    assert lifted in shown(create_cleanup("planned", error="2 are more than 1."))
+    assert lifted not in shown(create_cleanup("planned"))
 
 
 def test_plan_of_yesterday_says_that_what_changed_drops_out(db: None) -> None:
     now, hint = timezone.now(), "It is more than a day old."
-    assert hint not in shown(make("planned", planned_at=now - timedelta(hours=23)))
-    text = shown(make("planned", planned_at=now - timedelta(hours=25), plan_digest="0" * 64))
+    assert hint not in shown(create_cleanup("planned", planned_at=now - timedelta(hours=23)))
+    text = shown(
+        create_cleanup("planned", planned_at=now - timedelta(hours=25), plan_digest="0" * 64)
+    )
     assert hint in text and "1 day, 1 hour ago" in text and "0" * 64 in text
 
 
@@ -304,7 +312,7 @@ def test_the_lease_is_renewed_while_many_items_are_gone_through(
     db: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan_summary, "CHUNK", 10)
-    operation, renewed = make("running"), list[bool]()
+    operation, renewed = create_cleanup("running"), list[bool]()
     add_items(operation, 40)
     plan_summary.summarise(operation, lambda: renewed.append(True))
     assert len(renewed) == 4
@@ -313,7 +321,7 @@ def test_the_lease_is_renewed_while_many_items_are_gone_through(
 
 
 def test_a_plan_frozen_without_figures_is_summed_up_if_it_is_small(db: None) -> None:
-    operation = make("planned", found=3)
+    operation = create_cleanup("planned", found=3)
     add_items(operation, 3)
     assert "<dd>3 objects, 30 bytes</dd>" in shown(operation)
     CleanupOperation.objects.update(found=plan_page.FEW + 1)
@@ -322,7 +330,7 @@ def test_a_plan_frozen_without_figures_is_summed_up_if_it_is_small(db: None) -> 
 
 
 def test_keys_that_no_prefix_covers_cost_a_call_each_before_and_after(db: None) -> None:
-    near, alone = make("planned", ranges=["a/"]), make("planned")
+    near, alone = create_cleanup("planned", ranges=["a/"]), create_cleanup("planned")
     add_items(near, 300, span=0)
     add_items(alone, 300)
     costs = [plan_summary.summarise(each)["calls"]["ListObjectsV2"] for each in (near, alone)]
@@ -330,19 +338,19 @@ def test_keys_that_no_prefix_covers_cost_a_call_each_before_and_after(db: None) 
 
 
 def test_time_is_told_by_the_latest_cleanups_with_the_same_strategy(db: None) -> None:
-    operation = make("planned")
+    operation = create_cleanup("planned")
     usual = {"rate": 4000.0, "cleanups": 0}
     now = timezone.now()
     ended = {"started_at": now - timedelta(seconds=10), "finished_at": now}
-    make("clean", deleted=5000, found=5000, strategy="sequential", **ended)
-    make("clean", deleted=1, found=1, **ended)
+    create_cleanup("clean", deleted=5000, found=5000, strategy="sequential", **ended)
+    create_cleanup("clean", deleted=1, found=1, **ended)
     assert plan_summary.speed(operation) == usual
-    make("clean", deleted=2000, found=2000, **ended)
-    make("clean_with_protected", deleted=4000, found=4000, **ended)
+    create_cleanup("clean", deleted=2000, found=2000, **ended)
+    create_cleanup("clean_with_protected", deleted=4000, found=4000, **ended)
     assert plan_summary.speed(operation) == {"rate": 300.0, "cleanups": 2}
     # One that an outage kept waiting for a day.
     waited = {"started_at": now - timedelta(days=1), "finished_at": now}
-    make("clean", deleted=2000, found=2000, **waited)
+    create_cleanup("clean", deleted=2000, found=2000, **waited)
     assert plan_summary.speed(operation) == {"rate": 200.0, "cleanups": 3}
     operation.strategy = "wrangler_sequential"
     assert plan_summary.speed(operation)["rate"] <= 1
@@ -358,7 +366,7 @@ def test_time_is_told_in_words(objects: int, said: str) -> None:
 
 
 def test_hostile_keys_and_reasons_are_shown_as_text(db: None) -> None:
-    operation = make("planned", found=2)
+    operation = create_cleanup("planned", found=2)
     add_items(operation, 1, key=f"{HOSTILE}/{HOSTILE}", identity="a")
     add_items(operation, 1, key=HOSTILE, identity="b", outcome="protected", reason=HOSTILE)
     text = shown(operation)
@@ -377,7 +385,7 @@ def test_page_costs_the_same_for_a_small_and_a_large_plan_and_sums_nothing_up(
     monkeypatch.setattr(plan_summary, "summarise", None)
     for status in ("planned", "clean_with_protected"):
         for n in (1, 60):
-            operation = make(status, planned_at=timezone.now() - timedelta(hours=1))
+            operation = create_cleanup(status, planned_at=timezone.now() - timedelta(hours=1))
             for i in range(n):
                 key = f"projects/proj_1/scenes/s{i}/media/a.t{i}"
                 add_items(operation, 1, key=key, outcome="protected", reason=f"in doubt {i}")
@@ -385,5 +393,5 @@ def test_page_costs_the_same_for_a_small_and_a_large_plan_and_sums_nothing_up(
             summary = summarise(operation)
             operation.summary = summary | {"dropped": summary["reasons"]}
             operation.save()
-            costs.append(queries(client, url_of(operation)))
+            costs.append(count_queries(client, url_of_cleanup(operation)))
     assert costs[0] == costs[1] and costs[2] == costs[3]

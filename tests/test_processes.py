@@ -8,16 +8,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
 
 import pytest
 from django.db import connection, transaction
 
 from storage_audit.models import CleanupOperation, KnownProject, Project
-from tests.test_queue import database_url
+from tests.paths import ROOT
+from tests.processes import database_url
 
 pytestmark = [pytest.mark.usefixtures("transactional_db"), pytest.mark.slow]
-ROOT = Path(__file__).resolve().parent.parent
 PROCESSES, PROJECTS, ADDITIONS = 4, 20, 25
 SCRIPT = """
 import os, signal, sys

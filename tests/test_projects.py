@@ -21,8 +21,8 @@ from storage_audit.origin import Origin
 from storage_audit.querysets import with_storage
 from storage_audit.signals import project_deleted, project_to_be_deleted
 from tests.admin_client import confirm, superuser
-from tests.conftest import Bucket
-from tests.test_signals import track
+from tests.bucket import Bucket
+from tests.builders import track_keys
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
 DIGITS = "0123456789abcdef0123456789abcdef"
@@ -98,8 +98,8 @@ def test_the_sweep_remembers_and_misses_it(case: Case) -> None:
 
 def test_its_storage_is_summed_up(case: Case) -> None:
     owner, project_id = case.make(), case.project_id
-    track("a", "b", project=project_id)
-    track("c", project=case.no_ids[0])
+    track_keys("a", "b", project=project_id)
+    track_keys("c", project=case.no_ids[0])
     shown = with_storage(type(owner)._base_manager.all()).get()
     assert (shown.storage_audit_object_count, shown.storage_audit_id) == (2, project_id)
 

@@ -29,7 +29,7 @@ from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, faulty_s
 from devtools.faults.seeded import Seeded
 from devtools.seaweedfs import SeaweedFS
 from devtools.store import Store
-from tests.conftest import BUCKETS
+from tests.bucket import BUCKETS
 
 # What it asks is no database.
 pytestmark = pytest.mark.only_on("sqlite")

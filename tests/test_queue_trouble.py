@@ -15,24 +15,19 @@ from django_q.signing import SignedPackage
 
 from storage_audit import tasks
 from storage_audit.models import CleanupOperation, Project
-from tests.conftest import Bucket
-from tests.promises import check
-from tests.test_queue import (
-    OTHER,
-    ROOT,
+from tests.bucket import Bucket
+from tests.keys import KEY_OF_PROJ_10
+from tests.paths import ROOT
+from tests.processes import database_url
+from tests.promises import Status, acquire_lease, check
+from tests.queues import (
     Cluster,
-    Status,
     assert_finishes,
-    database_url,
-    latest,
+    latest_cleanup,
+    list_enqueued_ids,
     lose_all_tasks,
-    project,
-    stopping,
+    print_log_on_failure,
 )
-from tests.test_signals import enqueued_ids
-from tests.test_transitions import claim
-
-__all__ = ["project"]  # a fixture
 
 RUN = "storage_audit.tasks.run_operation"
 NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -84,9 +79,9 @@ def test_tasks_signed_with_a_former_secret_key_are_dropped_and_the_sweep_replace
     old = OrmQ.objects.get().pk
     new_key = secrets.token_hex(30)
     with Cluster(tmp_path, SECRET_KEY=new_key) as cluster:
-        with stopping(cluster):
+        with print_log_on_failure(cluster):
             cluster.wait_until(lambda: not OrmQ.objects.filter(pk=old).exists())
-        assert (latest().status, latest().attempts) == (Status.PENDING, 0)
+        assert (latest_cleanup().status, latest_cleanup().attempts) == (Status.PENDING, 0)
         lose_all_tasks()
         sweep_from_cron(SECRET_KEY=new_key)
         assert_finishes(cluster, bucket)
@@ -105,7 +100,7 @@ def test_a_cluster_whose_workers_wait_for_a_dead_one_swallows_two_tasks_and_no_d
     """An idle worker holds the lock of the cluster's own queue; killed then, it holds it for ever.
     https://github.com/django-q2/django-q2/issues/23"""
     with Cluster(tmp_path) as stuck:
-        with stopping(stuck):
+        with print_log_on_failure(stuck):
             stuck.wait_until(lambda: "ready for work" in stuck.said and is_idle(stuck.worker()))
             os.kill(stuck.worker(), signal.SIGKILL)
             stuck.wait_until(lambda: "after death" in stuck.said)
@@ -114,10 +109,10 @@ def test_a_cluster_whose_workers_wait_for_a_dead_one_swallows_two_tasks_and_no_d
             CleanupOperation.objects.update(enqueued_at=timezone.now() - timedelta(minutes=2))
             assert tasks.sweep()["enqueued"] == 1
         swallowed = OrmQ.objects.filter(lock__gt=timezone.now())
-        with stopping(stuck):
+        with print_log_on_failure(stuck):
             stuck.wait_until(lambda: swallowed.count() == 2)
         assert OrmQ.objects.count() == 3
-        assert latest().status == Status.PENDING
+        assert latest_cleanup().status == Status.PENDING
         with Cluster(tmp_path) as another:
             assert_finishes(another, bucket)
         assert swallowed.count() == 2
@@ -133,10 +128,10 @@ def test_a_task_delayed_until_another_has_done_its_work_does_nothing(
     project: Project, bucket: Bucket
 ) -> None:
     project.delete()
-    (delayed,) = enqueued_ids()
+    (delayed,) = list_enqueued_ids()
     lose_all_tasks()
     assert tasks.sweep()["enqueued"] == 1
-    assert [tasks.run_operation(pk) for pk in enqueued_ids()] == ["clean"]
+    assert [tasks.run_operation(pk) for pk in list_enqueued_ids()] == ["clean"]
     before = CleanupOperation.objects.values().get(pk=delayed)
     assert tasks.run_operation(delayed) == "not due, or held by another worker"
     assert CleanupOperation.objects.values().get(pk=delayed) == before
@@ -147,9 +142,9 @@ def test_a_task_that_comes_again_while_another_worker_holds_its_operation_does_n
 ) -> None:
     """The queue hands a task out again after `retry`, also when its worker is still at it."""
     project.delete()
-    (pk,) = enqueued_ids()
-    holder = latest()
-    assert claim(holder)
+    (pk,) = list_enqueued_ids()
+    holder = latest_cleanup()
+    assert acquire_lease(holder)
     assert tasks.run_operation(pk) == "not due, or held by another worker"
     holder.renew()
     assert len(bucket.keys()) == 3
@@ -159,10 +154,10 @@ def test_a_task_delayed_past_the_lease_of_a_worker_that_died_takes_over(
     project: Project, bucket: Bucket
 ) -> None:
     project.delete()
-    (pk,) = enqueued_ids()
-    assert claim(latest())
+    (pk,) = list_enqueued_ids()
+    assert acquire_lease(latest_cleanup())
     a_moment_ago = timezone.now() - timedelta(seconds=1)
     CleanupOperation.objects.update(lease_until=a_moment_ago, next_attempt_at=a_moment_ago)
     assert tasks.run_operation(pk) == "clean"
-    assert latest().events.filter(step="takeover").count() == 1
-    assert bucket.keys() == {OTHER}
+    assert latest_cleanup().events.filter(step="takeover").count() == 1
+    assert bucket.keys() == {KEY_OF_PROJ_10}

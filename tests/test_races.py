@@ -6,7 +6,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import timedelta
 from threading import Barrier, Event
-from typing import TypeVar
 from urllib.request import Request as WebRequest
 from urllib.request import urlopen
 from uuid import UUID
@@ -16,7 +15,7 @@ from django.conf import settings
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.core.management import call_command
-from django.db import OperationalError, connection, transaction
+from django.db import connection, transaction
 from django.test import override_settings
 
 from devtools.faults.matching import (
@@ -33,7 +32,9 @@ from storage_audit.audit import cleanup, requests, vanished
 from storage_audit.models import CleanupOperation, IllegalTransition, Project, R2Object
 from storage_audit.origin import Origin
 from storage_audit.storage import KeyBeingDeleted, TrackedStorage, key_for
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.database import SECONDS, meanwhile, on_own_connection
+from tests.owner_models import ON_POSTGRESQL, assert_cleanup_waits
 from tests.promises import (
     Status,
     again,
@@ -50,11 +51,8 @@ from tests.promises import (
 
 pytestmark = pytest.mark.database
 
-ON_POSTGRESQL = connection.vendor == "postgresql"
 LATE = "projects/proj_1/scenes/s1/media/late.mp4"
 AMBIGUOUS = "proj_a_b_s1_media.mp4"
-T = TypeVar("T")
-SECONDS = 20  # for what takes a fraction of one
 
 
 @pytest.fixture
@@ -92,25 +90,6 @@ def writing(key: str) -> Matches:
 def at(store: FaultyStore, moment: Matches, *effects: Callable[[], object]) -> None:
     """Let these happen once, just before the first such request reaches the store."""
     store.rules.append(on(moment, then(*effects), times=1))
-
-
-def on_own_connection(effect: Callable[[], T]) -> Callable[[], T]:
-    def closing() -> T:
-        try:
-            return effect()
-        finally:
-            connection.close()
-
-    return closing
-
-
-@contextmanager
-def meanwhile(work: Callable[[], object]) -> Iterator[Future[object]]:
-    """Do this in another thread; it must have ended, and well, when the block ends."""
-    with ThreadPoolExecutor(1) as thread:
-        future = thread.submit(on_own_connection(work))
-        yield future
-        future.result(SECONDS)
 
 
 def sent(store: FaultyStore) -> Counter[str]:
@@ -274,7 +253,7 @@ def test_project_created_again_and_not_yet_committed_keeps_what_it_uploads(
     with meanwhile(create):
         assert uploaded.wait(SECONDS)
         try:
-            work_on(operation)
+            assert_cleanup_waits(operation)
         finally:
             may_commit.set()
     assert not sent(store)
@@ -311,19 +290,6 @@ def test_project_that_was_called_gone_is_created_again_while_that_is_released(
     assert bucket.keys() >= files | new
     assert not set(sent(store)) & (files | new)
     check(bucket)
-
-
-def work_on(operation: CleanupOperation) -> None:
-    if ON_POSTGRESQL:
-        left = cleanup.run(operation.pk)
-        assert left.status == Status.INCOMPLETE
-        assert left.error == "Project proj_1 is just being created, or deleted again."
-        return
-    with connection.cursor() as cursor:
-        cursor.execute("PRAGMA busy_timeout = 100")
-    with pytest.raises(OperationalError, match="locked"):
-        cleanup.run(operation.pk)
-    connection.close()
 
 
 @contextmanager

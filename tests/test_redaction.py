@@ -23,7 +23,7 @@ from storage_audit.conf import conf
 from storage_audit.models import ApiToken, CleanupItem, CleanupOperation, OperationEvent, Project
 from storage_audit.redaction import HIDDEN, redact
 from storage_audit.storage import TrackedStorage
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 
 KEY_ID, SECRET, SIGNING = "AKIAPLANTEDKEYID", "planted/Secret+Key==", "planted-django-secret-key"
 FORMER = "planted-former-secret-key"

@@ -1,6 +1,5 @@
 """Files that rows of other tables name, and files that a project's rows named alone."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 from unicodedata import normalize
@@ -11,7 +10,7 @@ from django.contrib.auth.models import User
 from django.core.exceptions import ImproperlyConfigured
 from django.core.files.base import ContentFile
 from django.core.files.storage import FileSystemStorage, InMemoryStorage, Storage
-from django.db import IntegrityError, OperationalError, connection, models
+from django.db import IntegrityError, OperationalError, connection
 from pytest_django import Settings
 from storages.backends.s3 import S3Storage
 
@@ -35,8 +34,12 @@ from storage_audit.models import CleanupOperation, Incident, Job, Project, R2Obj
 from storage_audit.origin import Origin, acting_as
 from storage_audit.querysets import read_within
 from storage_audit.storage import TrackedStorage
-from tests.admin_client import act, page, superuser, text_of
-from tests.conftest import Bucket
+from tests.admin_client import DASHBOARD, act, page, superuser, text_of
+from tests.bucket import Bucket
+from tests.builders import create_orphans
+from tests.keys import KEY, OTHER_KEY
+from tests.orphans import delete_orphans
+from tests.owner_models import drop_library_table, library_rows
 from tests.promises import (
     again,
     alive,
@@ -52,52 +55,22 @@ from tests.promises import (
     requested,
     run,
 )
-from tests.test_checks import found
-from tests.test_dashboard import BOARD
-from tests.test_decisions import KEY, OTHER, orphaned, remove
+from tests.site_settings import run_system_checks
 
 pytestmark = pytest.mark.database
 
 Status = CleanupOperation.Status
 
 
-@pytest.fixture
-def library(bucket: Bucket, settings: Settings) -> Iterator[Bucket]:
-    """The tables of tests/library, beside a bucket."""
-    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "tests.library"]
-    # What an earlier test made Django remember of them is gone.
-    apps.clear_cache()
-    tables = list(apps.get_app_config("library").get_models())
-    with connection.schema_editor() as editor:
-        for model in tables:
-            editor.create_model(model)
-    yield bucket
-    there = connection.introspection.table_names()
-    with connection.schema_editor() as editor:
-        for model in tables:
-            if model._meta.db_table in there:
-                editor.delete_model(model)
-
-
-def rows(name: str) -> Any:
-    """Those of a table of the library, past its managers."""
-    return models.QuerySet(apps.get_model("library", name))
-
-
 def table(name: str) -> str:
     return str(apps.get_model("library", name)._meta.db_table)
-
-
-def drop(name: str) -> None:
-    with connection.schema_editor() as editor:
-        editor.delete_model(apps.get_model("library", name))
 
 
 def test_a_file_that_a_copied_row_names_is_kept(library: Bucket) -> None:
     alive("proj_1", "proj_2")
     key, other = library.upload("proj_1", "a.mp4"), library.upload("proj_1", "b.mp4")
-    rows("Clip").create(project_id="proj_1", file=other)
-    clip = rows("Clip").create(project_id="proj_1", file=key)
+    library_rows("Clip").create(project_id="proj_1", file=other)
+    clip = library_rows("Clip").create(project_id="proj_1", file=key)
     clip.pk, clip.project_id = None, "proj_2"
     clip.save()
     operation = delete("proj_1")
@@ -130,7 +103,7 @@ def test_every_field_whose_storage_writes_to_the_bucket_is_asked(
 ) -> None:
     key = library.upload("proj_1")
     given = name.format(key=key, short=key.removeprefix("projects/"))
-    rows(table_name).create(**{field: given})
+    library_rows(table_name).create(**{field: given})
     plan = run(requests.dry_run("proj_1")[0])
     assert outcomes(plan) == {key: "protected" if is_used else "planned"}
 
@@ -144,11 +117,11 @@ def test_name_that_the_storage_normalises_keeps_its_file(
     key = library.upload("proj_1")
     short = key.removeprefix("projects/")
     monkeypatch.setattr(references, "CHUNK", 1)
-    rows(table_name).create(file="/of/another")
+    library_rows(table_name).create(file="/of/another")
     odd = key.replace("/", "\\") if name == "\\" else name.format(short)
     if table_name == "Clip" and name != "projects//{}":
         odd = odd.replace(short, key)
-    rows(table_name).create(file=odd)
+    library_rows(table_name).create(file=odd)
     assert outcomes(delete("proj_1")) == {key: "protected"}
 
 
@@ -156,7 +129,7 @@ def test_odd_name_in_another_spelling_keeps_its_file(library: Bucket) -> None:
     key = "projects/proj_1/scenes/s/media/\u00e9.mp4"
     library.put(key)
     alive("proj_1")
-    rows("Poster").create(file="/" + normalize("NFD", key))
+    library_rows("Poster").create(file="/" + normalize("NFD", key))
     assert outcomes(delete("proj_1")) == {key: "protected"}
 
 
@@ -165,7 +138,7 @@ def test_odd_name_is_found_just_before_the_deletion(
     library: Bucket, before: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = library.upload("proj_1")
-    between_plan_and_batch(monkeypatch, lambda: rows("Clip").create(file=before + key))
+    between_plan_and_batch(monkeypatch, lambda: library_rows("Clip").create(file=before + key))
     assert outcomes(delete("proj_1")) == {key: "protected"}
 
 
@@ -213,7 +186,7 @@ def test_every_field_is_asked_whose_storage_is_not_known_to_be_elsewhere(
     alive("proj_1")
     key = library.upload("proj_1")
     monkeypatch.setattr(field_of("Clip"), "storage", storage())
-    clip = rows("Clip").create(file=key)
+    clip = library_rows("Clip").create(file=key)
     if storage is Wrapper:
         assert clip.file.open().read() == b"take"
     assert outcomes(delete("proj_1")) == {key: "protected" if is_asked else "deleted"}
@@ -228,7 +201,7 @@ def test_a_name_in_another_spelling_keeps_the_file(
     library.put(key)
     alive("proj_1")
     name = normalize(form, key)
-    rows(table_name).create(file=name if is_whole else name.removeprefix("projects/"))
+    library_rows(table_name).create(file=name if is_whole else name.removeprefix("projects/"))
     assert outcomes(run(requests.dry_run("proj_1")[0])) == {key: "protected"}
     assert outcomes(delete("proj_1")) == {key: "protected"}
 
@@ -238,17 +211,17 @@ def test_a_name_without_the_location_is_found_just_before_the_deletion(
 ) -> None:
     key = library.upload("proj_1")
     short = key.removeprefix("projects/")
-    between_plan_and_batch(monkeypatch, lambda: rows("Copy").create(file=short))
+    between_plan_and_batch(monkeypatch, lambda: library_rows("Copy").create(file=short))
     assert outcomes(delete("proj_1")) == {key: "protected"}
 
 
 def test_a_dry_run_does_not_count_rows_that_go_with_the_project(library: Bucket) -> None:
     key, other, third = (library.upload("proj_1", name) for name in ("a.mp4", "b.mp4", "c.mp4"))
-    rows("Clip").create(project_id="proj_1", file=key)
+    library_rows("Clip").create(project_id="proj_1", file=key)
     # Named by a row that stays, between two that go.
     for project_id in ("proj_1", None, "proj_1"):
-        rows("Clip").create(project_id=project_id, file=third)
-    rows("Poster").create(project_id="proj_1", file=other)
+        library_rows("Clip").create(project_id=project_id, file=third)
+    library_rows("Poster").create(project_id="proj_1", file=other)
     plan = run(requests.dry_run("proj_1")[0])
     # A poster stays, without its project.
     stay = {other: "protected", third: "protected"}
@@ -268,7 +241,7 @@ def test_a_plan_that_waited_is_looked_at_again(library: Bucket) -> None:
     plan = run(requests.dry_run("proj_1")[0])
     assert outcomes(plan) == {key: "planned"}
     forget(requested("proj_1"))
-    rows("Poster").create(file=key)
+    library_rows("Poster").create(file=key)
     requests.force_delete_operation(plan)
     assert outcomes(run(plan)) == {key: "protected"}
 
@@ -282,7 +255,7 @@ def test_a_blocked_plan_that_is_approved_is_looked_at_again(
     operation = delete("proj_1")
     assert operation.status == Status.BLOCKED
     # Its column has no index, so only the look-up for the plan finds this row.
-    rows("Poster").create(file=key)
+    library_rows("Poster").create(file=key)
     requests.force_delete_operation(operation)
     if troubles:
         store.rules.append(on(is_anything, Reply(503)))
@@ -295,15 +268,15 @@ def test_a_blocked_plan_that_is_approved_is_looked_at_again(
 def test_an_orphan_that_a_row_names_is_kept(library: Bucket, settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(microseconds=1)}
     deleted("proj_9")
-    rows("Poster").create(file=KEY)
-    operation = remove(orphaned(library, KEY, OTHER))
-    assert outcomes(operation) == {KEY: "protected", OTHER: "deleted"}
+    library_rows("Poster").create(file=KEY)
+    operation = delete_orphans(create_orphans(library, KEY, OTHER_KEY))
+    assert outcomes(operation) == {KEY: "protected", OTHER_KEY: "deleted"}
 
 
 def test_confirmations_name_the_rows_that_use_a_file(library: Bucket) -> None:
     kept, own = library.upload("proj_1", "a.mp4"), library.upload("proj_1", "b.mp4")
-    clip = rows("Clip").create(file=kept)
-    rows("Clip").create(file=own, project_id="proj_1")
+    clip = library_rows("Clip").create(file=kept)
+    library_rows("Clip").create(file=own, project_id="proj_1")
     for text in (
         text_of(superuser().get(page("project", "delete", "proj_1"))),
         act(superuser(), "project", "force_delete", "proj_1"),
@@ -317,7 +290,7 @@ def test_confirmations_name_the_rows_that_use_a_file(library: Bucket) -> None:
 
 def test_a_person_may_delete_a_file_that_a_row_names(library: Bucket) -> None:
     key = library.upload("proj_1")
-    rows("Clip").create(file=key)
+    library_rows("Clip").create(file=key)
     operation = delete("proj_1")
     assert outcomes(operation) == {key: "protected"}
     assert "delete its R2 object row" in reason(operation, key)
@@ -329,20 +302,20 @@ def test_a_row_saved_before_the_batch_keeps_its_file(
     library: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = library.upload("proj_1")
-    between_plan_and_batch(monkeypatch, lambda: rows("Clip").create(file=key))
+    between_plan_and_batch(monkeypatch, lambda: library_rows("Clip").create(file=key))
     assert outcomes(delete("proj_1")) == {key: "protected"}
 
 
 def lose(library: Bucket, monkeypatch: pytest.MonkeyPatch) -> tuple[str, CleanupOperation]:
     """A file that is deleted although a row names it, which no index could find in time."""
     key = library.upload("proj_1")
-    between_plan_and_batch(monkeypatch, lambda: rows("Poster").create(file=key))
+    between_plan_and_batch(monkeypatch, lambda: library_rows("Poster").create(file=key))
     return key, delete("proj_1")
 
 
 def test_a_row_saved_too_late_is_an_alert(library: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     key, operation = lose(library, monkeypatch)
-    poster = f"library.Poster {rows('Poster').get().pk}, field file"
+    poster = f"library.Poster {library_rows('Poster').get().pk}, field file"
     assert outcomes(operation) == {key: "deleted"}
     assert f"Deleted, but {poster} still names it" in reason(operation, key)
     assert operation.events.filter(step="verify", message__contains=poster).exists()
@@ -358,9 +331,9 @@ def test_the_alert_ends_when_the_row_is_settled(
     key, operation = lose(library, monkeypatch)
     incidents.notice()
     assert Incident.objects.open().exists()
-    assert "file in use deleted" in text_of(superuser().get(BOARD))
+    assert "file in use deleted" in text_of(superuser().get(DASHBOARD))
     if settled_by == "row":
-        rows("Poster").delete()
+        library_rows("Poster").delete()
     else:
         assert library.upload("proj_1") == key
     incidents.notice()
@@ -406,10 +379,10 @@ def too_long(query: Any, seconds: float) -> list[Any]:
 def test_a_question_that_takes_too_long_is_stopped(library: Bucket) -> None:
     numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000000)"
     slow = f"({numbers} SELECT COUNT(*) FROM n)"
-    rows("Clip").create(file="a")
+    library_rows("Clip").create(file="a")
     with pytest.raises(OperationalError):
-        read_within(rows("Clip").extra(select={"n": slow}).values_list("n"), 0.1)
-    assert len(read_within(rows("Clip"), 0.1)) == 1
+        read_within(library_rows("Clip").extra(select={"n": slow}).values_list("n"), 0.1)
+    assert len(read_within(library_rows("Clip"), 0.1)) == 1
 
 
 @pytest.mark.parametrize("name", ["Poster", "Legacy"])
@@ -418,7 +391,7 @@ def test_a_table_that_cannot_be_read_needs_approval(library: Bucket, name: str) 
     operation = requested("proj_1")
     # Also where a person lifted the limits before anybody knew of that.
     CleanupOperation.objects.update(released_by="anna")
-    drop(name)
+    drop_library_table(name)
     operation = run(operation)
     assert operation.status == Status.BLOCKED
     assert f"library.{name}.file ({table(name)}) cannot be read" in operation.error
@@ -448,7 +421,7 @@ def test_the_setting_names_further_fields_and_functions(
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"REFERENCES": [entry]}
     key = library.upload("proj_1")
-    copy = rows("Copy").create(note=key, data={"key": key})
+    copy = library_rows("Copy").create(note=key, data={"key": key})
     operation = delete("proj_1")
     assert outcomes(operation) == {key: "protected"}
     row = f"library.Copy {copy.pk}, field note" if "note" in entry else f"data of copy {copy.pk}"
@@ -461,7 +434,7 @@ def test_file_field_in_the_setting_is_read_with_its_location(
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"REFERENCES": ["library.Copy.backup"]}
     key = library.upload("proj_1")
-    rows("Copy").create(backup=name.format(key=key, short=key.removeprefix("projects/")))
+    library_rows("Copy").create(backup=name.format(key=key, short=key.removeprefix("projects/")))
     assert outcomes(delete("proj_1")) == {key: "protected"}
 
 
@@ -482,7 +455,7 @@ def test_a_wrong_entry_is_an_error(
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"REFERENCES": [entry]}
     with pytest.raises(ImproperlyConfigured, match=why):
         references.declared()
-    assert entry in found()["storage_audit.E006"].msg
+    assert entry in run_system_checks()["storage_audit.E006"].msg
 
 
 @pytest.mark.parametrize(
@@ -500,33 +473,37 @@ def test_a_function_that_fails_needs_approval(
 
 
 def test_a_column_without_an_index_is_a_warning_that_says_what_to_do(library: Bucket) -> None:
-    warning = found(databases=["default"])["storage_audit.W006"]
+    warning = run_system_checks(databases=["default"])["storage_audit.W006"]
     assert "library.Poster.file" in warning.msg and "library.Clip.file" not in warning.msg
     assert warning.hint
     line = warning.hint[warning.hint.index("CREATE INDEX") :].partition(";")[0]
     with connection.cursor() as cursor:
         cursor.execute(line)
-    assert "storage_audit.W006" not in found(databases=["default"])
+    assert "storage_audit.W006" not in run_system_checks(databases=["default"])
 
 
 def test_partial_index_is_no_index(library: Bucket) -> None:
     with connection.cursor() as cursor:
         some = f"{table('Poster')} (file) WHERE project_id = 'proj_1'"
         cursor.execute(f"CREATE INDEX of_some_posters ON {some}")
-    assert "library.Poster.file" in found(databases=["default"])["storage_audit.W006"].msg
+    assert (
+        "library.Poster.file" in run_system_checks(databases=["default"])["storage_audit.W006"].msg
+    )
 
 
 @pytest.mark.only_on("postgresql")
 def test_index_whose_build_failed_is_no_index(library: Bucket) -> None:
     for _each in range(2):
-        rows("Poster").create(file="posters/a.png")
+        library_rows("Poster").create(file="posters/a.png")
     with connection.cursor() as cursor, pytest.raises(IntegrityError):
         cursor.execute(f"CREATE UNIQUE INDEX CONCURRENTLY failed ON {table('Poster')} (file)")
-    assert "library.Poster.file" in found(databases=["default"])["storage_audit.W006"].msg
+    assert (
+        "library.Poster.file" in run_system_checks(databases=["default"])["storage_audit.W006"].msg
+    )
 
 
 def still(project_id: str, name: str = "a.png") -> str:
-    row = rows("Still").create(project_id=project_id)
+    row = library_rows("Still").create(project_id=project_id)
     row.file.save(name, ContentFile(b"still"))
     return str(row.file.name)
 
@@ -540,9 +517,9 @@ def test_files_that_only_rows_named_are_said_and_kept(
     alive("proj_1", "proj_2")
     key, other = still("proj_1"), still("proj_2", "b.png")
     assert f"No key format reads {key}" in caplog.text
-    rows("Still").create(project_id="proj_1", file="stills/gone.png")
-    rows("Still").create(project_id="proj_1")
-    rows("Clip").create(project_id="proj_1", file=library.upload("proj_1"))
+    library_rows("Still").create(project_id="proj_1", file="stills/gone.png")
+    library_rows("Still").create(project_id="proj_1")
+    library_rows("Clip").create(project_id="proj_1", file=library.upload("proj_1"))
     operation = delete("proj_1")
     assert operation.status == Status.CLEAN_WITH_PROTECTED
     assert (operation.protected, operation.protected_bytes) == (1, len(b"still"))
@@ -599,7 +576,7 @@ def test_file_that_only_a_row_named_is_looked_for_again(
 
 
 def test_a_field_whose_keys_no_format_reads_is_a_warning(library: Bucket) -> None:
-    warning = found()["storage_audit.W009"]
+    warning = run_system_checks()["storage_audit.W009"]
     assert "library.Still.file, such as stills/" in warning.msg
 
 
@@ -608,7 +585,7 @@ def test_field_that_may_be_of_another_bucket_is_no_warning(
     library: Bucket, monkeypatch: pytest.MonkeyPatch, storage: Any
 ) -> None:
     monkeypatch.setattr(field_of("Still"), "storage", storage())
-    assert "storage_audit.W009" not in found()
+    assert "storage_audit.W009" not in run_system_checks()
 
 
 def test_the_field_of_a_function_is_tried_with_a_sample(library: Bucket) -> None:
@@ -619,7 +596,7 @@ def test_the_field_of_a_function_is_tried_with_a_sample(library: Bucket) -> None
 
 def test_rows_that_a_project_leaves_behind_name_nothing(library: Bucket) -> None:
     alive("proj_1")
-    rows("Poster").create(project_id="proj_1", file="posters/a.png")
+    library_rows("Poster").create(project_id="proj_1", file="posters/a.png")
     library.put("posters/a.png")
     assert delete("proj_1").status == Status.CLEAN
 
@@ -629,8 +606,8 @@ def test_a_copied_row_that_is_deleted_speaks_of_the_file_only_once_its_owner_is_
 ) -> None:
     key = library.upload("proj_1")
     alive("proj_2", "proj_3")
-    rows("Clip").create(project_id="proj_2", file=key)
-    rows("Clip").create(project_id="proj_3", file=key)
+    library_rows("Clip").create(project_id="proj_2", file=key)
+    library_rows("Clip").create(project_id="proj_3", file=key)
     # It goes with the project that it belongs to.
     assert outcomes(delete("proj_2")) == {}
     assert outcomes(delete("proj_1")) == {key: "protected"}
@@ -645,7 +622,7 @@ def test_file_of_a_project_that_is_deleted_in_the_same_call_is_left_to_its_own_c
 ) -> None:
     alive(owner, other)
     key = library.upload(owner)
-    rows("Clip").create(project_id=other, file=key)
+    library_rows("Clip").create(project_id=other, file=key)
     Project.objects.filter(pk__in=[owner, other]).delete()
     for project_id in (other, owner):
         operation = run(CleanupOperation.objects.get(project_id=project_id, kind="project"))
@@ -660,7 +637,7 @@ def test_bulk_job_leaves_out_a_project_that_the_database_keeps_at_the_commit(
     library: Bucket, caplog: pytest.LogCaptureFixture
 ) -> None:
     alive("proj_1", "proj_2", "proj_3")
-    invoice = rows("Invoice").create(project_id="proj_2")
+    invoice = library_rows("Invoice").create(project_id="proj_2")
     User.objects.create_superuser("anna")
     with acting_as(Origin("anna")):
         job = Job.objects.request(Job.Action.DELETE, ["proj_1", "proj_2", "proj_3"])

@@ -17,7 +17,7 @@ from storage_audit.audit.ownership import alive_among, layouts
 from storage_audit.audit.work import Work
 from storage_audit.bucket.uploads import Upload
 from storage_audit.models import Finding, Incident, Project
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.promises import (
     alive,
     between_plan_and_batch,
@@ -29,7 +29,7 @@ from tests.promises import (
     requested,
 )
 from tests.scanning import backfill, findings
-from tests.test_checks import found
+from tests.site_settings import run_system_checks
 
 OWN = "projects/proj_1/scenes/s1/media/own.mp4"
 DOUBLED = "projects/proj_proj_1/scenes/s1/media/a.mp4"
@@ -142,12 +142,12 @@ def test_why_names_the_refused_id(bucket: Bucket) -> None:
 def test_check_names_refused_ids_and_says_what_to_do() -> None:
     alive("proj_1", "proj_2")
     past_all_checks("proj_proj_1", "a\x1b[2J")
-    warning = found(databases=["default"])["storage_audit.W007"]
+    warning = run_system_checks(databases=["default"])["storage_audit.W007"]
     assert warning.msg.endswith("these projects: a\\x1b[2J, proj_proj_1.")
     assert warning.hint is not None and "PROJECT_ID" in warning.hint
     Project.objects.filter(pk__startswith="a").delete()
     Project.objects.get(pk="proj_proj_1").delete()
-    assert "storage_audit.W007" not in found(databases=["default"])
+    assert "storage_audit.W007" not in run_system_checks(databases=["default"])
 
 
 @pytest.mark.django_db

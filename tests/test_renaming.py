@@ -21,30 +21,37 @@ from devtools.faults.matching import is_delete_batch, is_listing, on, then
 from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request
 from devtools.seaweedfs import SeaweedFS
 from storage_audit.audit import cleanup, installation, new_names, renaming
-from storage_audit.audit.new_names import Renaming
 from storage_audit.bucket import copies
 from storage_audit.bucket.errors import StoreError
-from storage_audit.bucket.listing import nfc, pages
+from storage_audit.bucket.listing import nfc
 from storage_audit.conf import conf
 from storage_audit.models import (
-    BucketScan,
     CleanupItem,
     CleanupOperation,
     Finding,
     R2Object,
 )
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.commands import run_command, run_json
 from tests.network import faulty_network
 from tests.promises import Status, alive, check, late_check, outcomes, requested, run, track
-from tests.test_commands import run as command
-from tests.test_commands import run_json
-from tests.test_strange_keys import STRANGE
+from tests.renamings import (
+    A_NEW,
+    NEW,
+    OLD,
+    A,
+    Crash,
+    assert_kept,
+    before,
+    crash,
+    create_misnamed,
+    rename_findings,
+)
+from tests.strange_keys import STRANGE
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
-OLD, NEW = "projects/proj_proj_1/scenes/s1/media/", "projects/proj_1/scenes/s1/media/"
-A, A_NEW = f"{OLD}a.mp4", f"{NEW}a.mp4"
 CONTENT = b"the one and only"
 
 
@@ -54,39 +61,14 @@ def is_copy(request: Request) -> bool:
     }
 
 
-def found(bucket: Bucket, *keys: str, project_id: str = "proj_1") -> list[Finding]:
-    """What a scan makes of these objects."""
-    scan = BucketScan.objects.create(bucket=bucket.name)
-    there = {listed.key: listed for page in pages(bucket.name, "") for listed in page}
-    return [
-        Finding.objects.create(
-            bucket=bucket.name,
-            key=key,
-            kind="misnamed",
-            project_id=project_id,
-            size=there[key].size,
-            etag=there[key].etag,
-            last_modified=there[key].last_modified,
-            first_scan=scan,
-            last_scan=scan,
-        )
-        for key in keys
-    ]
-
-
 @pytest.fixture
 def misnamed(bucket: Bucket) -> Finding:
     """A tracked object of a live project, under a key with the prefix twice."""
     alive("proj_1")
     bucket.put(A, body=CONTENT)
     track(bucket, A, "proj_1")
-    [finding] = found(bucket, A)
+    [finding] = create_misnamed(bucket, A)
     return finding
-
-
-def renamed(*findings: Finding) -> list[Renaming]:
-    fresh = Finding.objects.filter(pk__in=[finding.pk for finding in findings])
-    return list(renaming.rename(fresh))
 
 
 def assert_renamed(bucket: Bucket, finding: Finding, new: str = A_NEW) -> None:
@@ -100,23 +82,16 @@ def assert_renamed(bucket: Bucket, finding: Finding, new: str = A_NEW) -> None:
     check(bucket)
 
 
-def assert_kept(bucket: Bucket, finding: Finding, *keys: str) -> None:
-    assert bucket.keys() == set(keys or [A])
-    finding.refresh_from_db()
-    assert finding.state == "open"
-    check(bucket)
-
-
 # What becomes of it
 
 
 def test_acknowledged_file_keeps_its_name(bucket: Bucket, misnamed: Finding) -> None:
     Finding.objects.acknowledge("Evidence in a law suit", "zoe")
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert one.objection.startswith(f"zoe acknowledged finding {misnamed.pk} about this file")
     assert bucket.keys() == {A}
     Finding.objects.reopen("zoe")
-    renamed(misnamed)
+    rename_findings(misnamed)
     assert_renamed(bucket, misnamed)
 
 
@@ -130,7 +105,7 @@ def test_file_acknowledged_while_it_is_renamed_stays_under_its_old_name(
         original(*args)
 
     monkeypatch.setattr(renaming, "finish", acknowledge_and_finish)
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert f"zoe acknowledged finding {misnamed.pk} about this file" in one.objection
     assert bucket.keys() == {A, A_NEW}
     misnamed.refresh_from_db()
@@ -138,7 +113,7 @@ def test_file_acknowledged_while_it_is_renamed_stays_under_its_old_name(
 
 
 def test_object_gets_the_key_of_the_current_layout(bucket: Bucket, misnamed: Finding) -> None:
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert not one.objection
     assert_renamed(bucket, misnamed)
     row = R2Object.objects.get()
@@ -156,7 +131,7 @@ def test_object_gets_the_key_of_the_current_layout(bucket: Bucket, misnamed: Fin
 def test_untracked_object_gets_a_row_that_is_no_evidence(bucket: Bucket, misnamed: Finding) -> None:
     R2Object.objects.all().delete()
     CleanupOperation.objects.all().delete()
-    renamed(misnamed)
+    rename_findings(misnamed)
     assert_renamed(bucket, misnamed)
     assert R2Object.objects.get().source == "backfill"
 
@@ -164,7 +139,7 @@ def test_untracked_object_gets_a_row_that_is_no_evidence(bucket: Bucket, misname
 def test_row_that_was_no_evidence_does_not_become_one(bucket: Bucket, misnamed: Finding) -> None:
     """Of an upload whose key could be several projects' once."""
     R2Object.objects.update(project_id=None)
-    renamed(misnamed)
+    rename_findings(misnamed)
     assert_renamed(bucket, misnamed)
     assert R2Object.objects.get().source == "backfill"
 
@@ -182,9 +157,9 @@ def test_each_doubled_layout_has_a_key_in_the_current_one(
 ) -> None:
     alive("proj_1")
     bucket.put(old, body=CONTENT)
-    [finding] = found(bucket, old)
+    [finding] = create_misnamed(bucket, old)
     assert [(one.old, one.new) for one in renaming.plan([finding])] == [(old, new)]
-    renamed(finding)
+    rename_findings(finding)
     assert_renamed(bucket, finding, new)
 
 
@@ -202,8 +177,8 @@ def test_metadata_stays(bucket: Bucket, misnamed: Finding) -> None:
     client = bucket.r2.client()
     client.put_object(Bucket=bucket.name, Key=A, Body=CONTENT, **facts)
     misnamed.delete()
-    [finding] = found(bucket, A)
-    renamed(finding)
+    [finding] = create_misnamed(bucket, A)
+    rename_findings(finding)
     seen = client.head_object(Bucket=bucket.name, Key=A_NEW)
     assert {name: seen[name] for name in facts} == facts  # type: ignore[literal-required]
 
@@ -211,8 +186,8 @@ def test_metadata_stays(bucket: Bucket, misnamed: Finding) -> None:
 def test_object_uploaded_in_parts_is_renamed_though_its_etag_changes(bucket: Bucket) -> None:
     alive("proj_1")
     upload_in_parts(bucket, A)
-    [finding] = found(bucket, A)
-    [one] = renamed(finding)
+    [finding] = create_misnamed(bucket, A)
+    [one] = rename_findings(finding)
     assert not one.objection
     assert bucket.keys() == {A_NEW}
     row = R2Object.objects.get()
@@ -241,8 +216,8 @@ def test_many_are_renamed_with_one_operation_for_a_chunk(
     alive("proj_1")
     keys = [f"{OLD}{n}.mp4" for n in range(10)]
     bucket.put(*keys)
-    findings = found(bucket, *keys)
-    assert not any(one.objection for one in renamed(*findings))
+    findings = create_misnamed(bucket, *keys)
+    assert not any(one.objection for one in rename_findings(*findings))
     assert bucket.keys() == {f"{NEW}{n}.mp4" for n in range(10)}
     assert sorted(CleanupOperation.objects.values_list("deleted", flat=True)) == [2, 4, 4]
     assert not Finding.objects.unresolved().exists()
@@ -254,7 +229,7 @@ def test_many_are_renamed_with_one_operation_for_a_chunk(
 def refused(finding: Finding) -> str:
     """The plan and the act object alike, and change nothing."""
     [planned], rows = renaming.plan([finding]), list(R2Object.objects.values())
-    [one] = renamed(finding)
+    [one] = rename_findings(finding)
     assert one.objection == planned.objection
     assert list(R2Object.objects.values()) == rows
     return one.objection
@@ -318,8 +293,8 @@ def test_what_a_cleanup_deletes_is_not_renamed(bucket: Bucket, misnamed: Finding
 def test_two_objects_do_not_get_one_key(bucket: Bucket, misnamed: Finding) -> None:
     other = "audio/proj_proj_1/s1/a.mp4"
     bucket.put(other)
-    findings = [misnamed, *found(bucket, other)]
-    said = {one.old: one.objection for one in renamed(*findings)}
+    findings = [misnamed, *create_misnamed(bucket, other)]
+    said = {one.old: one.objection for one in rename_findings(*findings)}
     assert other in said[A] and A in said[other]
     assert_kept(bucket, misnamed, A, other)
 
@@ -336,7 +311,7 @@ def test_new_key_that_could_be_several_projects_is_not_taken(
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"CURRENT_LAYOUT": "flat"}
     old = "proj_proj_1_a_b_media.mp4"
     bucket.put(old)
-    [finding] = found(bucket, old)
+    [finding] = create_misnamed(bucket, old)
     assert "could also be one of project proj_1_a" in refused(finding)
 
 
@@ -370,7 +345,7 @@ def test_resolved_finding_is_refused(bucket: Bucket, misnamed: Finding) -> None:
 def test_other_bucket_is_not_touched(bucket: Bucket, misnamed: Finding) -> None:
     bucket.r2.remove(installation.MARKER)
     with pytest.raises(installation.Mismatch):
-        renamed(misnamed)
+        rename_findings(misnamed)
     assert_kept(bucket, misnamed)
 
 
@@ -385,7 +360,7 @@ def races(misnamed: Finding, store: FaultyStore) -> FaultyStore:
 def test_copy_is_of_the_object_that_was_found_and_to_a_free_key(
     bucket: Bucket, races: FaultyStore, misnamed: Finding
 ) -> None:
-    renamed(misnamed)
+    rename_findings(misnamed)
     [request] = races.asked(is_copy)
     headers = {name.lower(): value for name, value in dict(request.headers).items()}
     assert headers["x-amz-copy-source-if-match"] == f'"{misnamed.etag}"'
@@ -398,7 +373,7 @@ def test_object_that_changes_before_the_copy_stays(
     bucket: Bucket, races: FaultyStore, misnamed: Finding
 ) -> None:
     races.rules.append(on(is_copy, then(lambda: bucket.put(A, body=b"new")), times=1))
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert "changed since the scan" in one.objection
     assert_kept(bucket, misnamed)
     assert bucket.r2.read(A) == b"new"
@@ -409,7 +384,7 @@ def test_object_that_changes_after_the_copy_stays_and_so_does_the_copy(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     after(monkeypatch, renaming, "copy", lambda: bucket.put(A, body=b"new"))
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert "changed since the scan" in one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
     assert bucket.r2.read(A) == b"new" and bucket.r2.read(A_NEW) == CONTENT
@@ -423,11 +398,11 @@ def test_object_that_changes_after_the_rows_stays(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     after(monkeypatch, renaming, "change_over", lambda: bucket.put(A, body=b"new"))
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert "still there" in one.objection and "overwritten" in one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
     assert bucket.r2.read(A) == b"new" and bucket.r2.read(A_NEW) == CONTENT
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert "written to since" in one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
 
@@ -442,7 +417,7 @@ def test_upload_that_begins_after_the_rows_is_not_lost(
             file.write(b"new")
 
     after(monkeypatch, renaming, "change_over", upload)
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
     assert bucket.r2.read(A) == b"new"
@@ -457,7 +432,7 @@ def test_upload_to_the_new_key_gets_another_name(
         saved.append(default_storage.save(A_NEW, ContentFile(b"mine")))
 
     after(monkeypatch, renaming, "hold", save)
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert not one.objection
     assert bucket.keys() == {A_NEW, *saved} and len(saved) == 1
     assert bucket.r2.read(A_NEW) == CONTENT and bucket.r2.read(saved[0]) == b"mine"
@@ -471,7 +446,7 @@ def test_upload_that_takes_the_new_key_keeps_it(
             file.write(b"mine")
 
     after(monkeypatch, renaming, "copy", overwrite)
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert "tracked already" in one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
     assert bucket.r2.read(A) == CONTENT and bucket.r2.read(A_NEW) == b"mine"
@@ -482,7 +457,7 @@ def test_object_that_comes_to_the_new_key_is_not_taken_for_the_copy(
 ) -> None:
     other = bytes(reversed(CONTENT))
     after(monkeypatch, renaming, "copy", lambda: bucket.put(A_NEW, body=other))
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert "Another object has the new key" in one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
 
@@ -500,7 +475,7 @@ def test_new_key_that_a_cleanup_marks_just_now_is_let_go(
         CleanupItem.objects.create(operation=operation, outcome="deleting", **names)
 
     before(monkeypatch, renaming, "hold", mark)
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert "A cleanup has the new key" in one.objection
     assert R2Object.objects.get().key == A
     assert_kept(bucket, misnamed)
@@ -510,12 +485,12 @@ def test_old_object_stays_while_the_new_one_is_another(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(renaming, "ask_for_deletion", lambda rows: None)
-    renamed(misnamed)
+    rename_findings(misnamed)
     monkeypatch.undo()
     bucket.put(A_NEW, body=b"other")
-    assert "both stay" in renamed(misnamed)[0].objection
+    assert "both stay" in rename_findings(misnamed)[0].objection
     bucket.r2.remove(A_NEW)
-    assert "both stay" in renamed(misnamed)[0].objection
+    assert "both stay" in rename_findings(misnamed)[0].objection
     assert bucket.r2.read(A) == CONTENT
     assert not CleanupOperation.objects.exists()
 
@@ -524,11 +499,11 @@ def test_old_object_that_no_operation_has_is_deleted_later(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(renaming, "ask_for_deletion", lambda rows: None)
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
     monkeypatch.undo()
-    renamed(misnamed)
+    rename_findings(misnamed)
     assert_renamed(bucket, misnamed)
 
 
@@ -536,7 +511,7 @@ def test_deletion_of_an_earlier_object_is_not_taken_for_that_of_this_one(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(renaming, "ask_for_deletion", lambda rows: None)
-    renamed(misnamed)
+    rename_findings(misnamed)
     monkeypatch.undo()
     names = {"key": A, "identity": A}
     for kind, outcome in (("objects", "deleted"), ("project", "deleting")):
@@ -545,7 +520,7 @@ def test_deletion_of_an_earlier_object_is_not_taken_for_that_of_this_one(
         )
         CleanupItem.objects.create(operation=operation, outcome=outcome, **names)
     CleanupOperation.objects.filter(kind="objects").update(status="clean")
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert "a cleanup has the old object in hand" in one.objection
     assert bucket.keys() == {A, A_NEW}
     misnamed.refresh_from_db()
@@ -565,7 +540,7 @@ def test_blind_listing_is_not_believed(
 
     races.rules.append(on(is_listing, listing))
     with pytest.raises(StoreError):
-        renamed(misnamed)
+        rename_findings(misnamed)
     races.rules.clear()
     assert_kept(bucket, misnamed)
 
@@ -579,7 +554,7 @@ def test_row_that_changes_meanwhile_is_not_overwritten(
         )
 
     before(monkeypatch, renaming, "change_over", adopt)
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert "changed just now" in one.objection
     assert R2Object.objects.get(key=A).project_id == "proj_2"
     assert_kept(bucket, misnamed, A, A_NEW)
@@ -590,11 +565,11 @@ def test_copy_that_is_not_listed_is_not_believed(
 ) -> None:
     answer = f'<CopyObjectResult><ETag>"{misnamed.etag}"</ETag></CopyObjectResult>'
     races.rules.append(on(is_copy, Reply(200, answer.encode()), times=1))
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert "does not list it" in one.objection
     assert_kept(bucket, misnamed)
     assert R2Object.objects.get().key == A
-    renamed(misnamed)
+    rename_findings(misnamed)
     assert_renamed(bucket, misnamed)
 
 
@@ -603,11 +578,11 @@ def test_copy_that_is_refused_leaves_nothing(
     bucket: Bucket, races: FaultyStore, misnamed: Finding, status: int, code: str
 ) -> None:
     races.rules.append(on(is_copy, Reply(status, error(code)), times=1))
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert code in one.objection
     assert_kept(bucket, misnamed)
     assert R2Object.objects.get().key == A
-    renamed(misnamed)
+    rename_findings(misnamed)
     assert_renamed(bucket, misnamed)
 
 
@@ -619,7 +594,7 @@ def test_copy_whose_answer_is_lost_counts_once_it_is_seen(
         return RESET
 
     races.rules.append(on(is_copy, lose))
-    renamed(misnamed)
+    rename_findings(misnamed)
     assert len(races.asked(is_copy)) == 1
     assert_renamed(bucket, misnamed)
 
@@ -628,11 +603,11 @@ def test_copy_that_may_still_come_keeps_its_key(
     bucket: Bucket, races: FaultyStore, misnamed: Finding
 ) -> None:
     races.rules.append(on(is_copy, RESET, times=1))
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert "Try again" in one.objection
     assert R2Object.objects.get(key=A_NEW).state == "uploading"
     assert_kept(bucket, misnamed)
-    renamed(misnamed)
+    rename_findings(misnamed)
     assert_renamed(bucket, misnamed)
 
 
@@ -641,13 +616,13 @@ def test_old_object_that_is_not_deleted_is_said_and_deleted_later(
 ) -> None:
     refusal = on(is_delete_batch, Reply(503, error("SlowDown")))
     races.rules.append(refusal)
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     operation = CleanupOperation.objects.get()
     assert str(operation.pk) in one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
     races.rules.remove(refusal)
     CleanupOperation.objects.update(next_attempt_at=timezone.now())
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert not one.objection
     assert_renamed(bucket, misnamed)
     assert CleanupOperation.objects.count() == 1
@@ -660,11 +635,11 @@ def test_old_object_stays_once_its_copy_is_not_there(
     """The deletion may be tried again for hours."""
     refusal = on(is_delete_batch, Reply(503, error("SlowDown")))
     races.rules.append(refusal)
-    renamed(misnamed)
+    rename_findings(misnamed)
     races.rules.remove(refusal)
     bucket.r2.remove(A_NEW) if body is None else bucket.put(A_NEW, body=body)
     CleanupOperation.objects.update(next_attempt_at=timezone.now())
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert one.objection
     operation = run(CleanupOperation.objects.get())
     assert operation.status == Status.CLEAN_WITH_PROTECTED
@@ -673,10 +648,6 @@ def test_old_object_stays_once_its_copy_is_not_there(
 
 
 # Crashes
-
-
-class Crash(BaseException):
-    pass
 
 
 def after(
@@ -692,23 +663,6 @@ def after(
         return result
 
     patch.setattr(module, name, patched)
-
-
-def before(
-    patch: pytest.MonkeyPatch, module: Any, name: str, *effects: Callable[[], object]
-) -> None:
-    original, todo = getattr(module, name), list(effects)
-
-    def patched(*args: Any, **kwargs: Any) -> Any:
-        while todo:
-            todo.pop(0)()
-        return original(*args, **kwargs)
-
-    patch.setattr(module, name, patched)
-
-
-def crash() -> None:
-    raise Crash
 
 
 STEPS = [
@@ -743,14 +697,14 @@ def test_crash_at_any_step_is_gone_on_with(
     if in_parts:
         upload_in_parts(bucket, A)
         finding.delete()
-        [finding] = found(bucket, A)
+        [finding] = create_misnamed(bucket, A)
     content = bucket.r2.read(A)
     when(monkeypatch, module, name, crash)
     with pytest.raises(Crash):
-        renamed(finding)
+        rename_findings(finding)
     assert content in [bucket.r2.read(key) for key in sorted(bucket.keys())]
     CleanupOperation.objects.update(lease_until=None, next_attempt_at=timezone.now())
-    [one] = renamed(finding)
+    [one] = rename_findings(finding)
     assert not one.objection
     assert bucket.keys() == {A_NEW}
     assert bucket.r2.read(A_NEW) == content
@@ -773,7 +727,7 @@ def test_cleanup_of_a_project_deleted_meanwhile_finds_both_keys(
     """A copy that was still under way counts as an upload, which a late check deletes."""
     when(monkeypatch, module, name, crash)
     with pytest.raises(Crash):
-        renamed(misnamed)
+        rename_findings(misnamed)
     CleanupOperation.objects.update(lease_until=None, next_attempt_at=timezone.now())
     there = bucket.keys()
     operation = run(requested("proj_1"))
@@ -793,7 +747,7 @@ def test_project_deleted_during_the_copy_is_not_outrun(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     after(monkeypatch, renaming, "copy", lambda: run(requested("proj_1")))
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert "its cleanup decides" in one.objection
     assert R2Object.objects.filter(project_id="proj_1", key=A_NEW, state="stored").exists()
     operation = CleanupOperation.objects.get(kind="project", parent=None)
@@ -805,7 +759,7 @@ def test_project_deleted_just_before_has_no_copy_made(
     bucket: Bucket, races: FaultyStore, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before(monkeypatch, renaming, "hold", lambda: requested("proj_1"))
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert "its cleanup decides" in one.objection
     assert not races.asked(is_copy)
     assert_kept(bucket, misnamed)
@@ -815,7 +769,7 @@ def test_project_deleted_just_before_the_rows_keeps_them(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before(monkeypatch, renaming, "change_over", lambda: requested("proj_1"))
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert "its cleanup decides" in one.objection
     assert run(CleanupOperation.objects.get()).status == Status.CLEAN
     assert not bucket.keys()
@@ -825,8 +779,8 @@ def test_project_deleted_just_before_the_rows_keeps_them(
 def test_two_at_once_rename_it_once(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    after(monkeypatch, renaming, name, lambda: renamed(misnamed))
-    renamed(misnamed)
+    after(monkeypatch, renaming, name, lambda: rename_findings(misnamed))
+    rename_findings(misnamed)
     assert_renamed(bucket, misnamed)
 
 
@@ -836,7 +790,7 @@ def test_killed_at_random_it_finishes_with_nothing_lost(bucket: Bucket) -> None:
     contents = {f"{n}.mp4": f"content {n}".encode() for n in range(20)}
     for name, body in contents.items():
         bucket.put(OLD + name, body=body)
-    found(bucket, *(OLD + name for name in contents))
+    create_misnamed(bucket, *(OLD + name for name in contents))
     random = Random(7)
     for _kill in range(8):
         child = in_child(lambda: list(renaming.rename(Finding.objects.unresolved())))
@@ -898,8 +852,8 @@ def test_strange_keys_are_renamed_unharmed_or_refused(bucket: Bucket, kind: str)
     bucket.put(*(trap for trap in traps - {old} if len(trap.encode()) <= 1024))
     others = bucket.facts()
     del others[old]
-    [finding] = found(bucket, old)
-    [one] = renamed(finding)
+    [finding] = create_misnamed(bucket, old)
+    [one] = rename_findings(finding)
     if kind in REFUSED:
         assert REFUSED[kind] in one.objection
         assert bucket.facts() == {old: bucket.facts()[old], **others}
@@ -918,7 +872,7 @@ def test_new_key_that_would_be_too_long_is_refused(bucket: Bucket) -> None:
     name = "x" * (1024 - len("proj_proj_1__media.mp4"))
     old = f"proj_proj_1_{name}_media.mp4"
     bucket.put(old)
-    [finding] = found(bucket, old)
+    [finding] = create_misnamed(bucket, old)
     assert "a key may have 1024" in refused(finding)
 
 
@@ -930,8 +884,8 @@ def test_where_spellings_are_one_object_any_is_renamed(bucket: Bucket, listed: A
     old, new = normalize(listed, f"{OLD}caf\u00e9"), f"{NEW}caf\u00e9"
     bucket.put(old, body=CONTENT)
     track(bucket, nfc(old), "proj_1")
-    [finding] = found(bucket, old)
-    [one] = renamed(finding)
+    [finding] = create_misnamed(bucket, old)
+    [one] = rename_findings(finding)
     assert not one.objection
     assert_renamed(bucket, finding, new)
 
@@ -941,13 +895,13 @@ def test_where_spellings_are_one_object_any_is_renamed(bucket: Bucket, listed: A
 
 def test_command_plans_and_renames(bucket: Bucket, misnamed: Finding) -> None:
     asked = ["findings", "--kind", "misnamed", "--rename"]
-    assert command(*asked, "--dry-run") == (
+    assert run_command(*asked, "--dry-run") == (
         "Findings that would be dealt with: 1. Nothing was changed.\n" + f"  {A} -> {A_NEW}\n",
         "",
         0,
     )
     assert_kept(bucket, misnamed)
-    assert command(*asked) == (f"Findings dealt with: 1.\n  {A} -> {A_NEW}\n", "", 0)
+    assert run_command(*asked) == (f"Findings dealt with: 1.\n  {A} -> {A_NEW}\n", "", 0)
     assert_renamed(bucket, misnamed)
     misnamed.refresh_from_db()
     assert misnamed.decided_by
@@ -977,9 +931,9 @@ def tree(seaweedfs: SeaweedFS, transactional_db: None) -> Iterator[Bucket]:
 @pytest.mark.parametrize("name", ["a.mp4", " g ", "i?b#c", "f+b", "e%2Fb", "k\u00e9", "le\u0301"])
 def test_another_store_renames_them_too_or_says_why(tree: Bucket, name: str) -> None:
     tree.put(OLD + name, body=CONTENT)
-    [finding] = found(tree, OLD + name)
+    [finding] = create_misnamed(tree, OLD + name)
     try:
-        [one] = renamed(finding)
+        [one] = rename_findings(finding)
     except StoreError:
         # It lists an encoded slash where it cannot be.
         assert name == "e%2Fb"

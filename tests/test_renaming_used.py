@@ -8,13 +8,19 @@ from pytest_django import Settings
 from storage_audit.audit import renaming
 from storage_audit.audit.new_names import Renaming
 from storage_audit.models import CleanupOperation, Finding, R2Object
-from tests import test_references
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.owner_models import drop_library_table, library_rows
 from tests.promises import alive
-from tests.test_references import drop, rows
-from tests.test_renaming import A_NEW, A, Crash, assert_kept, before, crash, found, renamed
-
-library = test_references.library
+from tests.renamings import (
+    A_NEW,
+    A,
+    Crash,
+    assert_kept,
+    before,
+    crash,
+    create_misnamed,
+    rename_findings,
+)
 
 
 @pytest.fixture
@@ -22,7 +28,7 @@ def misnamed(library: Bucket) -> Finding:
     """An object of a live project, under a key with the prefix twice."""
     alive("proj_1")
     library.put(A)
-    [finding] = found(library, A)
+    [finding] = create_misnamed(library, A)
     return finding
 
 
@@ -44,14 +50,14 @@ def test_object_that_a_row_names_keeps_its_name(
 ) -> None:
     """Whether an index finds the row or not."""
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"REFERENCES": [entry] if entry else []}
-    row = rows(name).create(**{field: {"key": A} if field == "data" else A})
+    row = library_rows(name).create(**{field: {"key": A} if field == "data" else A})
     is_data = field == "data"
     said = f"data of copy {row.pk}" if is_data else f"library.{name} {row.pk}, field {field}"
-    for [one] in (planned(misnamed), renamed(misnamed)):
+    for [one] in (planned(misnamed), rename_findings(misnamed)):
         assert f"Used by {said}" in one.objection
         assert_kept(library, misnamed)
     row.delete()
-    [one] = renamed(misnamed)
+    [one] = rename_findings(misnamed)
     assert not one.objection
     assert library.keys() == {A_NEW}
 
@@ -60,8 +66,8 @@ def test_object_that_a_row_names_in_another_spelling_keeps_its_name(library: Buc
     alive("proj_1")
     key = A.replace("a.mp4", "\u00e9.mp4")
     library.put(key)
-    rows("Clip").create(file=normalize("NFD", key))
-    [one] = renamed(*found(library, key))
+    library_rows("Clip").create(file=normalize("NFD", key))
+    [one] = rename_findings(*create_misnamed(library, key))
     assert "Used by library.Clip" in one.objection
     assert library.keys() == {key}
 
@@ -69,8 +75,8 @@ def test_object_that_a_row_names_in_another_spelling_keeps_its_name(library: Buc
 def test_object_that_a_row_names_since_the_plan_stays(
     library: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before(monkeypatch, renaming, "copy", lambda: rows("Clip").create(file=A))
-    [one] = renamed(misnamed)
+    before(monkeypatch, renaming, "copy", lambda: library_rows("Clip").create(file=A))
+    [one] = rename_findings(misnamed)
     assert "Used by library.Clip" in one.objection
     # The copy is a file like any other.
     assert_kept(library, misnamed, A, A_NEW)
@@ -82,10 +88,10 @@ def test_old_object_that_a_row_names_after_the_renaming_stays(
 ) -> None:
     before(monkeypatch, renaming, "finish", crash)
     with pytest.raises(Crash):
-        renamed(misnamed)
+        rename_findings(misnamed)
     CleanupOperation.objects.all().delete()
-    rows("Clip").create(file=A)
-    [one] = renamed(misnamed)
+    library_rows("Clip").create(file=A)
+    [one] = rename_findings(misnamed)
     assert "Used by library.Clip" in one.objection
     assert_kept(library, misnamed, A, A_NEW)
 
@@ -93,7 +99,7 @@ def test_old_object_that_a_row_names_after_the_renaming_stays(
 def test_while_a_table_cannot_be_read_nothing_is_renamed(
     library: Bucket, misnamed: Finding
 ) -> None:
-    drop("Poster")
-    [one] = renamed(misnamed)
+    drop_library_table("Poster")
+    [one] = rename_findings(misnamed)
     assert "library.Poster.file" in one.objection and "cannot be read" in one.objection
     assert_kept(library, misnamed)

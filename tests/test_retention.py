@@ -37,16 +37,14 @@ from storage_audit.models import (
     KnownProject,
     OperationEvent,
 )
-from tests.admin_client import act, superuser, text_of
-from tests.conftest import Bucket
-from tests.promises import delete, run
-from tests.test_admin_operations import url_of
-from tests.test_commands import run as run_command
-from tests.test_queue import database_url
-from tests.test_stopping import service
+from tests.admin_client import act, superuser, text_of, url_of_cleanup
+from tests.bucket import Bucket
+from tests.commands import run_command
+from tests.paths import ROOT
+from tests.processes import database_url, read_service
+from tests.promises import delete, prune_cleanups, run
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
-ROOT = Path(__file__).resolve().parent.parent
 STRANGE = [
     "a\nb\r\t\x01\x7f",
     '"quoted", \\ and {"json": null}',
@@ -83,10 +81,6 @@ def made(status: str = "clean", days: float = 401, keys: list[str] = STRANGE, **
     return CleanupOperation.objects.get(pk=operation.pk)
 
 
-def prune(folder: Path, older_than: timedelta = timedelta(days=400)) -> list[CleanupOperation]:
-    return list(retention.prune(folder, timezone.now() - older_than))
-
-
 def details(operation: CleanupOperation) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """All columns of its items and events but the number of the row."""
     rows = [list(each.order_by("pk").values()) for each in (operation.items, operation.events)]
@@ -109,16 +103,16 @@ def test_operation_is_not_pruned_while_an_alert_of_it_is_open(tmp_path: Path) ->
     operation = made()
     Incident.objects.create(kind="lost", operation=operation, summary="1 file was deleted.")
     before = details(operation)
-    assert prune(tmp_path) == []
+    assert prune_cleanups(tmp_path) == []
     assert_untouched(operation, before)
     Incident.objects.end()
-    assert prune(tmp_path) == [operation]
+    assert prune_cleanups(tmp_path) == [operation]
 
 
 def test_details_go_to_an_archive_and_the_operation_stays(tmp_path: Path) -> None:
     KnownProject.objects.create(pk="proj_1", evidence="deleted", deleted_at=timezone.now())
     operation = made()
-    [pruned] = prune(tmp_path)
+    [pruned] = prune_cleanups(tmp_path)
     assert pruned == operation
     assert details(operation) == ([], [])
     kept = CleanupOperation.objects.get()
@@ -138,7 +132,7 @@ def test_an_archive_can_be_loaded_and_brings_back_every_value(
     monkeypatch.setattr(retention, "ROWS_AT_A_TIME", 2)
     operation = made()
     before, facts = details(operation), CleanupOperation.objects.values().get()
-    [first] = prune(tmp_path)
+    [first] = prune_cleanups(tmp_path)
     # Rows that were made since, and may have the numbers of those that went.
     other = made(days=1)
     others = details(other)
@@ -146,14 +140,14 @@ def test_an_archive_can_be_loaded_and_brings_back_every_value(
     assert_untouched(operation, before)
     assert CleanupOperation.objects.values().get(pk=operation.pk) == facts
     assert details(other) == others
-    [second] = prune(tmp_path)
+    [second] = prune_cleanups(tmp_path)
     assert (second.archive, second.archive_digest) == (first.archive, first.archive_digest)
 
 
 def test_a_row_of_a_restored_database_is_not_written_over_by_a_loaded_one(tmp_path: Path) -> None:
     operation = made()
     numbers = list(operation.items.values_list("pk", flat=True))
-    prune(tmp_path)
+    prune_cleanups(tmp_path)
     other = made(days=1, keys=["other"], found=1, already_absent=1)
     other.items.update(id=numbers[0])
     call_command("loaddata", tmp_path / CleanupOperation.objects.pruned().get().archive)
@@ -165,7 +159,7 @@ def test_a_row_of_a_restored_database_is_not_written_over_by_a_loaded_one(tmp_pa
 def test_what_is_open_is_never_pruned(tmp_path: Path, status: str) -> None:
     operation = made(status, next_attempt_at=timezone.now())
     before = details(operation)
-    assert prune(tmp_path) == []
+    assert prune_cleanups(tmp_path) == []
     assert_untouched(operation, before)
     assert not list(tmp_path.glob("*.gz"))
 
@@ -180,39 +174,39 @@ def test_what_something_open_follows_is_never_pruned(
     operation = made()
     made(status, parent=operation, kind=kind, next_attempt_at=timezone.now())
     before = details(operation)
-    assert prune(tmp_path) == []
+    assert prune_cleanups(tmp_path) == []
     assert_untouched(operation, before)
 
 
 def test_what_ended_less_long_ago_is_not_pruned(tmp_path: Path) -> None:
     operation = made(days=399)
     before = details(operation)
-    assert prune(tmp_path) == []
+    assert prune_cleanups(tmp_path) == []
     assert_untouched(operation, before)
-    assert prune(tmp_path, timedelta(days=398)) == [operation]
+    assert prune_cleanups(tmp_path, timedelta(days=398)) == [operation]
 
 
 def test_a_look_that_found_differences_is_over_and_holds_up_nothing(tmp_path: Path) -> None:
     operation = made("superseded")
     look = made("incomplete", parent=operation, kind="verify")
-    assert set(prune(tmp_path)) == {operation, look}
+    assert set(prune_cleanups(tmp_path)) == {operation, look}
 
 
 def test_a_look_that_was_stopped_stays_and_holds_up_nothing(tmp_path: Path) -> None:
     operation = made()
     made("blocked", parent=operation, kind="verify")
-    assert prune(tmp_path) == [operation]
+    assert prune_cleanups(tmp_path) == [operation]
 
 
 def test_a_real_cleanup_with_its_late_checks_can_be_pruned(bucket: Bucket, tmp_path: Path) -> None:
     bucket.upload("proj_1")
     operation = delete("proj_1")
     now = timezone.now()
-    assert prune(tmp_path, timedelta(days=-1)) == []
+    assert prune_cleanups(tmp_path, timedelta(days=-1)) == []
     operation.children.update(next_attempt_at=now)
     for child in operation.children.all():
         run(child)
-    assert len(prune(tmp_path, timedelta(days=-1))) == 1 + len(conf().late_checks)
+    assert len(prune_cleanups(tmp_path, timedelta(days=-1))) == 1 + len(conf().late_checks)
     assert list(retention.damaged(tmp_path)) == []
 
 
@@ -246,10 +240,10 @@ def test_a_full_disk_deletes_nothing(tmp_path: Path) -> None:
     operation = made(keys=[secrets.token_hex(100) for _n in range(50)])
     before = details(operation)
     with small_files(), pytest.raises(ArchiveError, match=f"{operation.pk} .*File too large"):
-        prune(tmp_path)
+        prune_cleanups(tmp_path)
     assert_untouched(operation, before)
     assert not list(tmp_path.glob("*.gz"))
-    assert prune(tmp_path) == [operation]
+    assert prune_cleanups(tmp_path) == [operation]
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -293,7 +287,7 @@ def test_an_archive_that_does_not_hold_what_was_written_deletes_nothing(
     before = details(operation)
     after(monkeypatch, "write", lambda archive: damage(tmp_path / archive.name))
     with pytest.raises(ArchiveError, match=str(operation.pk)):
-        prune(tmp_path)
+        prune_cleanups(tmp_path)
     assert_untouched(operation, before)
 
 
@@ -311,13 +305,13 @@ def test_rows_that_the_archive_lacks_are_not_deleted(
 
     after(monkeypatch, "export", add)
     with pytest.raises(ArchiveError, match=str(operation.pk)):
-        prune(tmp_path)
+        prune_cleanups(tmp_path)
     assert (operation.items.count(), operation.events.count()) == (
         len(STRANGE) + (rows == "items"),
         2 + (rows == "events"),
     )
     monkeypatch.undo()
-    assert prune(tmp_path) == [operation]
+    assert prune_cleanups(tmp_path) == [operation]
 
 
 def test_what_another_process_pruned_meanwhile_is_left_as_it_is(
@@ -329,11 +323,11 @@ def test_what_another_process_pruned_meanwhile_is_left_as_it_is(
 
     def export(operation: CleanupOperation, folder: Path) -> Archive:
         if folder == tmp_path:
-            done.extend(prune(elsewhere))
+            done.extend(prune_cleanups(elsewhere))
         return real(operation, folder)
 
     monkeypatch.setattr(retention, "export", export)
-    assert prune(tmp_path) == []
+    assert prune_cleanups(tmp_path) == []
     assert done == [operation]
     assert list(retention.damaged(elsewhere)) == []
 
@@ -357,7 +351,7 @@ def test_a_verification_that_begins_meanwhile_keeps_the_details(
     after(monkeypatch, "export", lambda archive: about_to.set())
 
     def in_a_thread() -> None:
-        result.extend(prune(tmp_path))
+        result.extend(prune_cleanups(tmp_path))
         connection.close()
 
     pruning = Thread(target=in_a_thread)
@@ -460,7 +454,7 @@ def test_the_command_says_what_it_would_do_and_what_it_did(tmp_path: Path) -> No
 def test_the_command_reads_the_archives_again_when_asked(tmp_path: Path) -> None:
     to = ("--to", str(tmp_path), "--verify")
     operations = [made(), made(), made()]
-    prune(tmp_path)
+    prune_cleanups(tmp_path)
     assert run_command("prune_operations", *to) == ("Archives as they were written: 3.\n", "", 0)
     paths = [tmp_path / CleanupOperation.objects.get(pk=each.pk).archive for each in operations]
     swap(paths[0])
@@ -509,10 +503,10 @@ def test_the_page_says_where_the_details_are_and_verifies_nothing_that_it_does_n
     tmp_path: Path,
 ) -> None:
     operation = made()
-    prune(tmp_path)
+    prune_cleanups(tmp_path)
     operation.refresh_from_db()
     client = superuser()
-    shown = text_of(client.get(url_of(operation)))
+    shown = text_of(client.get(url_of_cleanup(operation)))
     assert f"exported to the file {operation.archive} and deleted here" in shown
     assert operation.archive_digest in shown
     told = act(client, "cleanupoperation", "verify_cleanup", operation.pk)
@@ -527,13 +521,13 @@ def test_the_page_says_where_the_details_are_and_verifies_nothing_that_it_does_n
 
 def test_a_verification_of_what_was_pruned_is_refused_by_its_late_check_too(tmp_path: Path) -> None:
     look = made(kind="verify", parent=made())
-    prune(tmp_path)
+    prune_cleanups(tmp_path)
     with pytest.raises(IllegalTransition, match=str(look.parent_id)):
         requests.verify_operation(look)
 
 
 def test_the_timer_s_unit_calls_the_command_on_a_folder_that_systemd_makes() -> None:
-    unit = service("prune")
+    unit = read_service("prune")
     words = unit["ExecStart"].split()
     parsed = Command().create_parser(*words[1:3]).parse_args(words[3:])
     assert words[2] == "prune_operations"

@@ -38,9 +38,8 @@ from storage_audit.roles import (
 )
 from tests.admin_client import confirm, page, signed_in, superuser, text_of
 from tests.api_client import program
-from tests.conftest import Bucket
-from tests.test_owner_models import table_of
-from tests.test_signals import forget_model
+from tests.bucket import Bucket
+from tests.owner_models import create_table, forget_model
 
 
 @pytest.fixture(autouse=True)
@@ -302,7 +301,7 @@ def test_admins_of_child_models_are_asked_about_a_project(
     monkeypatch.setattr(admin, "site", admin.AdminSite())
     another = admin.AdminSite(name="another")
     monkeypatch.setattr(roles, "all_sites", {another})
-    with table_of(Film):
+    with create_table(Film):
         Film.objects.create(pk="proj_1", id="proj_1")
         film, other = Project.objects.get(pk="proj_1"), Project.objects.create(pk="proj_2")
         another.register(Film, FilmsOfOthers)
@@ -369,7 +368,7 @@ def test_child_with_its_own_deletion_stops_force_delete_and_the_api(
             app_label = "storage_audit"
 
     registry: dict[Any, Any] = admin.site._registry
-    with table_of(Film), monkeypatch.context() as registered:
+    with create_table(Film), monkeypatch.context() as registered:
         Film.objects.create(pk="proj_1", id="proj_1", title="a film")
         registered.setitem(registry, Film, ArchivedFilms(Film, admin.site))
         shown = confirm(superuser(), "project", "force_delete", "proj_1")

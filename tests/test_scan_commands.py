@@ -2,9 +2,7 @@
 
 import os
 import signal
-import sys
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from threading import Event
@@ -17,9 +15,7 @@ from django_q.models import OrmQ
 from pytest_django import Settings
 
 from devtools.faults.matching import is_listing, is_listing_at, on, then
-from devtools.faults.proxy import FaultyStore, faulty_store
-from devtools.local_r2 import LocalR2
-from devtools.processes import Child
+from devtools.faults.proxy import FaultyStore
 from storage_audit.audit import installation, limits, scan
 from storage_audit.bucket import r2
 from storage_audit.models import (
@@ -31,15 +27,12 @@ from storage_audit.models import (
     ScanShard,
     Sighting,
 )
-from tests.conftest import Bucket
-from tests.test_commands import run, run_json
-from tests.test_queue import ROOT, database_url
+from tests.bucket import Bucket
+from tests.commands import run_command, run_json
+from tests.processes import Command
+from tests.scanning import begin_in_four_parts, list_open_findings
 
 OLD = "projects/proj_1/scenes/s1/media/old.mp4"
-
-
-def found() -> set[tuple[str, str]]:
-    return set(Finding.objects.filter(state="open").values_list("key", "kind"))
 
 
 def sighted() -> set[tuple[str, str]]:
@@ -74,7 +67,7 @@ def differ(bucket: Bucket) -> dict[str, str]:
 def test_reconcile_shows_each_difference_and_writes_findings_but_no_row(bucket: Bucket) -> None:
     keys = differ(bucket)
     before = list(R2Object.objects.order_by("pk").values())
-    out, err, code = run("reconcile_r2")
+    out, err, code = run_command("reconcile_r2")
     assert (err, code) == ("", 0)
     head, *lines = out.splitlines()
     assert head == "5 objects (43 bytes) in bucket tests: 1 as the table says."
@@ -91,13 +84,13 @@ def test_reconcile_shows_each_difference_and_writes_findings_but_no_row(bucket: 
         "  README.txt (no layout matches)",
         "All of these are findings. To decide on them: the admin, or manage.py findings",
     ]
-    assert found() == {(key, kind) for kind, key in keys.items() if kind}
+    assert list_open_findings() == {(key, kind) for kind, key in keys.items() if kind}
     assert list(R2Object.objects.order_by("pk").values()) == before
 
 
 def test_reconcile_of_a_bucket_in_step_says_so_and_names_no_findings(bucket: Bucket) -> None:
     bucket.upload("proj_1")
-    assert run("reconcile_r2") == (
+    assert run_command("reconcile_r2") == (
         "1 objects (4 bytes) in bucket tests: 1 as the table says.\n",
         "",
         0,
@@ -106,10 +99,10 @@ def test_reconcile_of_a_bucket_in_step_says_so_and_names_no_findings(bucket: Buc
 
 def test_a_dry_run_shows_the_same_and_writes_no_finding(bucket: Bucket) -> None:
     differ(bucket)
-    dry, _err, code = run("reconcile_r2", "--dry-run")
+    dry, _err, code = run_command("reconcile_r2", "--dry-run")
     assert code == 0
     assert not Finding.objects.exists()
-    really = run("reconcile_r2")[0]
+    really = run_command("reconcile_r2")[0]
     assert really == dry + really.splitlines(keepends=True)[-1]
 
 
@@ -129,7 +122,7 @@ def test_only_a_project_or_a_prefix_is_looked_at(
     facts, code = run_json("reconcile_r2", *arguments)
     assert (code, facts["listed"]) == (0, 2)
     assert {sample["key"] for sample in facts["samples"]} == listed
-    assert found() == {(key, "untracked") for key in listed}
+    assert list_open_findings() == {(key, "untracked") for key in listed}
 
 
 # A partial look
@@ -138,7 +131,7 @@ def test_only_a_project_or_a_prefix_is_looked_at(
 def test_since_looks_up_what_was_written_lately_and_nothing_follows(bucket: Bucket) -> None:
     keys = differ(bucket)
     R2Object.objects.filter(key=keys[""]).update(updated_at=timezone.now() - timedelta(days=9))
-    out, err, code = run("reconcile_r2", "--since", "1 00:00:00")
+    out, err, code = run_command("reconcile_r2", "--since", "1 00:00:00")
     assert (err, code) == ("", 0)
     head, caveat, *lines = out.splitlines()
     assert head == "1 objects (18 bytes) in bucket tests: 0 as the table says."
@@ -202,7 +195,7 @@ def test_since_of_rows_far_apart_asks_for_no_more_than_it_may(
     for _batch in scan.work(begun):
         pass
     assert (begun.status, begun.requests, begun.listed) == ("stopped", 2, 2)
-    out, _err, code = run("reconcile_r2", "--resume", str(begun.pk), "--ceiling", "9")
+    out, _err, code = run_command("reconcile_r2", "--resume", str(begun.pk), "--ceiling", "9")
     assert code == 0
     assert out.startswith(f"{len(keys)} objects")
 
@@ -210,7 +203,7 @@ def test_since_of_rows_far_apart_asks_for_no_more_than_it_may(
 def test_an_earlier_partial_look_is_forgotten(bucket: Bucket) -> None:
     differ(bucket)
     for _each in range(2):
-        run("reconcile_r2", "--since", "2:00:00")
+        run_command("reconcile_r2", "--since", "2:00:00")
         assert {kind for _key, kind in sighted()} == {"missing", "changed"}
     assert Sighting.objects.values("scan").distinct().count() == 1
 
@@ -219,7 +212,7 @@ def test_a_partial_look_of_which_nothing_is_there_is_not_believed(bucket: Bucket
     for n in range(25):
         row = {"bucket": bucket.name, "key": f"gone/{n}", "size": 1, "etag": "e"}
         R2Object.objects.create(**row, source="upload", state="stored")
-    _out, err, code = run("reconcile_r2", "--since", "1:00:00")
+    _out, err, code = run_command("reconcile_r2", "--since", "1:00:00")
     assert code == 1
     assert "The listing shows 0 objects where about 25 should be" in err
 
@@ -231,7 +224,7 @@ def test_a_partial_look_is_not_held_against_the_whole_bucket(
     for letter in "abcd":
         bucket.upload(f"proj_{letter}")
     let_pass(days=2)
-    assert run("reconcile_r2")[2] == 0
+    assert run_command("reconcile_r2")[2] == 0
     bucket.upload("proj_e")
     facts, code = run_json("reconcile_r2", "--since", "1 00:00:00")
     assert (code, facts["listed"]) == (0, 1)
@@ -244,19 +237,19 @@ def test_a_partial_look_is_not_held_against_the_whole_bucket(
 def test_cost_is_told_before_anything_is_listed(bucket: Bucket, store: FaultyStore) -> None:
     bucket.upload("proj_1")
     store.seen.clear()
-    assert run("reconcile_r2", "--cost") == (
+    assert run_command("reconcile_r2", "--cost") == (
         "About 1 objects, 1 requests (R2: Class A), $0.0000.\n",
         "",
         0,
     )
     assert not store.seen
     assert not BucketScan.objects.exists() and not ScanShard.objects.exists()
-    run("backfill_r2")
+    run_command("backfill_r2")
     facts, code = run_json("backfill_r2", "--cost")
     assert code == 0
     assert facts["seconds"] > 0
     assert (facts["objects"], facts["requests"], facts["dollars"]) == (1, 1, 4.5e-6)
-    assert "if it goes as the last time" in run("backfill_r2", "--cost")[0]
+    assert "if it goes as the last time" in run_command("backfill_r2", "--cost")[0]
 
 
 def test_a_scan_that_would_take_more_than_it_may_is_not_begun(
@@ -265,65 +258,36 @@ def test_a_scan_that_would_take_more_than_it_may_is_not_begun(
     bucket.upload("proj_1")
     settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "SCAN_CEILING": 0}
     for more in ([], ["--ceiling", "0"]):
-        out, err, code = run("reconcile_r2", *more)
+        out, err, code = run_command("reconcile_r2", *more)
         assert (out, code) == ("", 2)
         assert err.startswith("CommandError: 1 objects take 1 requests, about $0.00; a scan may")
         assert err.endswith("Add --ceiling.\n")
     assert not BucketScan.objects.exists()
-    assert run("reconcile_r2", "--ceiling", "1")[2] == 0
+    assert run_command("reconcile_r2", "--ceiling", "1")[2] == 0
 
 
 def test_a_scan_stops_at_its_ceiling_and_goes_on_with_a_higher_one(
     bucket: Bucket, settings: Settings
 ) -> None:
     settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "SCAN_LANES": 1}
-    begun = several_shards(bucket, ceiling=1)
-    _out, err, code = run("reconcile_r2", "--resume", str(begun.pk))
+    begun = begin_in_four_parts(bucket, ceiling=1)
+    _out, err, code = run_command("reconcile_r2", "--resume", str(begun.pk))
     assert code == 1
     assert "as many as it may. Resume it with a higher ceiling. To go on from there" in err
     begun.refresh_from_db()
     assert (begun.status, begun.requests) == ("stopped", 1)
     assert not Finding.objects.exists()
-    assert run("reconcile_r2", "--resume", str(begun.pk), "--ceiling", "100")[2] == 0
-    assert len(found()) == 4
+    assert run_command("reconcile_r2", "--resume", str(begun.pk), "--ceiling", "100")[2] == 0
+    assert len(list_open_findings()) == 4
 
 
 # Stopping and going on
 
 
-def several_shards(bucket: Bucket, **how: Any) -> BucketScan:
-    """A scan of four parts, with an object that no row tracks in each."""
-    bucket.put(*(letter * 3 for letter in "adpz"))
-    begun = scan.begin(purpose="reconcile", **how)
-    begun.shards.all().delete()
-    bounds = ["", "c", "f", "x", None]
-    for after, until in zip(bounds, bounds[1:], strict=False):
-        ScanShard.objects.create(scan=begun, after=after or "", until=until)
-    return begun
-
-
-@pytest.fixture
-def way(local_r2: LocalR2) -> Iterator[FaultyStore]:
-    """Only other processes reach the bucket through it."""
-    with faulty_store(local_r2.environment["R2_ENDPOINT_URL"]) as running:
-        yield running
-
-
-class Command(Child):
-    """`manage.py` in a process of its own that lists one shard at a time."""
-
-    def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
-        environment = os.environ | {"DATABASE_URL": database_url(), "SCAN_LANES": "1", **variables}
-        environment["DJANGO_SETTINGS_MODULE"] = "autoshorts.settings"
-        command = [sys.executable, str(ROOT / "manage.py"), *arguments]
-        log = folder / f"command-{time.monotonic_ns()}.log"
-        super().__init__("command", command, env=environment, log=log, cwd=ROOT)
-
-
 def test_ctrl_c_stops_at_a_page_and_resume_ends_with_all_findings(
     bucket: Bucket, way: FaultyStore, tmp_path: Path
 ) -> None:
-    begun, listing = several_shards(bucket), Event()
+    begun, listing = begin_in_four_parts(bucket), Event()
     way.rules.append(on(is_listing_at("f"), then(listing.set, lambda: time.sleep(3)), times=1))
     arguments = ["reconcile_r2", "--resume", str(begun.pk)]
     with Command(tmp_path, *arguments, R2_ENDPOINT_URL=way.url) as command:
@@ -339,17 +303,17 @@ def test_ctrl_c_stops_at_a_page_and_resume_ends_with_all_findings(
     ]
     assert not begun.shards.exclude(lease_token=None).exists()
     assert not Finding.objects.exists()
-    assert run(*arguments)[2] == 0
+    assert run_command(*arguments)[2] == 0
     begun.refresh_from_db()
     assert (begun.status, begun.listed, begun.unrecognised) == ("complete", 4, 4)
-    assert len(found()) == 4
+    assert len(list_open_findings()) == 4
     assert len(way.asked(is_listing_at("c"))) == 1
 
 
 def test_a_killed_command_is_followed_by_one_that_resumes(
     bucket: Bucket, way: FaultyStore, tmp_path: Path
 ) -> None:
-    begun, listing = several_shards(bucket), Event()
+    begun, listing = begin_in_four_parts(bucket), Event()
     way.rules.append(on(is_listing_at("c"), then(listing.set, lambda: time.sleep(9)), times=1))
     with Command(
         tmp_path, "reconcile_r2", "--resume", str(begun.pk), R2_ENDPOINT_URL=way.url
@@ -360,20 +324,20 @@ def test_a_killed_command_is_followed_by_one_that_resumes(
     begun.refresh_from_db()
     assert begun.status == "running"
     begun.shards.update(lease_until=timezone.now())  # as after a minute
-    assert run("reconcile_r2", "--resume", str(begun.pk))[2] == 0
+    assert run_command("reconcile_r2", "--resume", str(begun.pk))[2] == 0
     begun.refresh_from_db()
     assert (begun.status, begun.listed) == ("complete", 4)
-    assert len(found()) == 4
+    assert len(list_open_findings()) == 4
 
 
 def test_a_scan_that_failed_goes_on_where_it_was(bucket: Bucket, store: FaultyStore) -> None:
     bucket.put("README.txt")
     bucket.r2.remove(installation.MARKER, bucket.name)
-    _out, err, code = run("backfill_r2")
+    _out, err, code = run_command("backfill_r2")
     assert code == 1
     assert "holds no marker of this installation" in err
     installation.claim(bucket.name)
-    assert run("backfill_r2", "--resume", str(BucketScan.objects.get().pk)) == (
+    assert run_command("backfill_r2", "--resume", str(BucketScan.objects.get().pk)) == (
         "1 objects (7 bytes) in bucket tests: 1 added, 0 updated, 0 unchanged.\n"
         "1 unrecognised:\n"
         "  README.txt (no layout matches)\n"
@@ -388,15 +352,15 @@ def test_a_scan_that_found_too_little_is_believed_when_told_to(bucket: Bucket) -
         row = {"bucket": bucket.name, "key": f"gone/{n:02}", "size": 1, "etag": "e"}
         R2Object.objects.create(**row, source="upload", state="stored")
     let_pass(hours=1)
-    out, err, code = run("reconcile_r2")
+    out, err, code = run_command("reconcile_r2")
     assert code == 1
     assert "The listing shows 0 objects where about 25 should be" in err
     assert "25 missing:\n" in out
     assert "  gone/19 (a row tracks it, and no listing shows it)\n  and 5 more\n" in out
     assert "findings" not in out and not Finding.objects.exists()
     again = ["--resume", str(BucketScan.objects.get().pk)]
-    assert run("reconcile_r2", *again)[2] == 1
-    assert run("reconcile_r2", *again, "--accept-fewer")[2] == 0
+    assert run_command("reconcile_r2", *again)[2] == 1
+    assert run_command("reconcile_r2", *again, "--accept-fewer")[2] == 0
     assert Finding.objects.filter(kind="missing").count() == 25
 
 
@@ -416,7 +380,7 @@ def test_what_cannot_be_resumed_says_why(bucket: Bucket, values: Any, says: str)
     begun = scan.begin(purpose="reconcile")
     begun.stop("later")
     BucketScan.objects.update(**values)
-    out, err, code = run("reconcile_r2", "--resume", str(begun.pk))
+    out, err, code = run_command("reconcile_r2", "--resume", str(begun.pk))
     assert (out, code) == ("", 2)
     assert err == f"CommandError: Scan ID {says}"
 
@@ -425,10 +389,10 @@ def test_a_scan_that_nobody_worked_on_for_an_hour_says_that_it_starts_again(
     bucket: Bucket, settings: Settings
 ) -> None:
     settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "SCAN_LANES": 1}
-    begun = several_shards(bucket, ceiling=1)
-    assert run("reconcile_r2", "--resume", str(begun.pk))[2] == 1
+    begun = begin_in_four_parts(bucket, ceiling=1)
+    assert run_command("reconcile_r2", "--resume", str(begun.pk))[2] == 1
     BucketScan.objects.update(marker_seen_at=timezone.now() - timedelta(hours=2))
-    out, err, code = run("reconcile_r2", "--resume", str(begun.pk), "--ceiling", "100")
+    out, err, code = run_command("reconcile_r2", "--resume", str(begun.pk), "--ceiling", "100")
     assert code == 0, err
     assert err == (
         "Nobody worked on this scan for more than an hour, so it starts again from the beginning."
@@ -446,7 +410,7 @@ def test_a_scan_is_resumed_as_it_was_begun(
 ) -> None:
     begun = scan.begin(purpose="reconcile")
     begun.stop("later")
-    out, err, code = run("reconcile_r2", "--resume", str(begun.pk), *arguments)
+    out, err, code = run_command("reconcile_r2", "--resume", str(begun.pk), *arguments)
     assert (out, code) == ("", 2)
     assert "--resume" in err + capsys.readouterr().err
     assert BucketScan.objects.get().status == "stopped"
@@ -476,7 +440,7 @@ def test_a_scan_is_resumed_as_it_was_begun(
 def test_wrong_use_exits_with_2_and_begins_nothing(
     bucket: Bucket, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, err, code = run("reconcile_r2", *arguments)
+    out, err, code = run_command("reconcile_r2", *arguments)
     assert (out, code) == ("", 2)
     assert "Error" in err or "error: " in capsys.readouterr().err
     assert not BucketScan.objects.exists()
@@ -484,14 +448,14 @@ def test_wrong_use_exits_with_2_and_begins_nothing(
 
 
 def test_since_is_for_reconcile_alone(bucket: Bucket) -> None:
-    assert run("backfill_r2", "--since", "1:00:00")[2] == 2
+    assert run_command("backfill_r2", "--since", "1:00:00")[2] == 2
 
 
 # Workers, and stores with an order of their own
 
 
 def test_workers_are_asked_to_take_part(bucket: Bucket) -> None:
-    assert run("backfill_r2", "--workers", "3")[2] == 0
+    assert run_command("backfill_r2", "--workers", "3")[2] == 0
     assert OrmQ.objects.count() == 3
     begun = BucketScan.objects.get()
     assert {task.task["args"] for task in OrmQ.objects.all()} == {(str(begun.pk),)}
@@ -499,24 +463,24 @@ def test_workers_are_asked_to_take_part(bucket: Bucket) -> None:
 
 def test_workers_are_refused_where_there_are_none(bucket: Bucket, settings: Settings) -> None:
     settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "SYNC": True}
-    assert run("backfill_r2", "--workers", "1") == (
+    assert run_command("backfill_r2", "--workers", "1") == (
         "",
         "CommandError: With CLEANUP_SYNC there are no workers.\n",
         2,
     )
-    assert run("backfill_r2")[2] == 0
+    assert run_command("backfill_r2")[2] == 0
 
 
 def test_a_store_with_an_order_of_its_own_is_told_of(bucket: Bucket) -> None:
     keys = differ(bucket)
     bucket.set_marker(lists_in_key_order=False)
-    out, _err, code = run("reconcile_r2")
+    out, _err, code = run_command("reconcile_r2")
     assert code == 0
     assert out.splitlines()[1] == (
         "The store lists keys in an order of its own. So they were listed in one stream, which is"
         " slower, and compared without an order."
     )
-    assert found() == {(key, kind) for kind, key in keys.items() if kind}
+    assert list_open_findings() == {(key, kind) for kind, key in keys.items() if kind}
     facts, _code = run_json("reconcile_r2", "--since", "2:00:00")
     assert facts["in_key_order"] is False
     seen = {sample["kind"]: sample["key"] for sample in facts["samples"]}

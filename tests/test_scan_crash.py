@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from random import Random
 from threading import Event
 from typing import Any
@@ -22,13 +21,11 @@ from devtools.faults.proxy import FaultyStore
 from storage_audit.audit import scan
 from storage_audit.bucket import r2
 from storage_audit.models import BucketScan, Finding, R2Object, ScanShard
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.paths import ROOT
+from tests.processes import database_url
 from tests.scanning import a, alive, complete
-from tests.test_queue import database_url
-from tests.test_scan_commands import way
 
-__all__ = ["way"]
-ROOT = Path(__file__).resolve().parent.parent
 KILLS, SEED = 50, 20261126
 # Imports everything once; then each process is a copy of it, made in no time.
 SCRIPT = """

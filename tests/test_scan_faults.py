@@ -19,7 +19,7 @@ from storage_audit.bucket import r2
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, Finding, R2Object, Sighting
 from tests import scanning
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.scanning import a, alive, all_findings, backfill, complete, findings, resume
 
 if TYPE_CHECKING:

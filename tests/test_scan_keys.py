@@ -22,55 +22,10 @@ from storage_audit.bucket.wire import Entries
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, CleanupItem, CleanupOperation, R2Object
 from tests import scanning
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.scanning import Listing, a, alive, backfill, complete, entry, findings, row, track
-from tests.test_strange_keys import KEYS, TRAPS
+from tests.strange_keys import HARD, KEYS, TRAPS
 
-# What COPY, an escape, a line, or a format would make something else of.
-HARD = [
-    "\\",
-    "\\\\",
-    "\\.",
-    "\\N",
-    "\\n",
-    "\n",
-    "a\nb",
-    "a\n",
-    "\r",
-    "a\r\nb",
-    "\t",
-    "a\tb",
-    "\\t",
-    "\x01",
-    "\x08\x0b\x0c",
-    "\x1f",
-    "\x7f",
-    "\x85",
-    "\u2028",
-    "\ufeff",
-    "%",
-    "%s",
-    "%(a)s",
-    "%%",
-    "'",
-    "''",
-    '"',
-    "$1",
-    "?",
-    "?a",
-    " ",
-    "  a  ",
-    "1 2 3 4 5",
-    "NULL",
-    "{}",
-    "\u00e9",
-    "e\u0301",
-    "\ue000",
-    "\uffff",
-    "\U0001f98a",
-    "\U0010ffff",
-    "x" * 1024,
-]
 NAMELESS = ["\0", "a\0b", "\udcff", "\\\udc80"]
 UNDER = "projects/proj_1/scenes/s1/media/"
 

@@ -17,9 +17,19 @@ from storage_audit.bucket.r2 import Page
 from storage_audit.bucket.wire import Entries
 from storage_audit.models import BucketScan, Finding, ListedKey, R2Object, Sighting
 from tests import scanning
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.network import faulty_network
-from tests.scanning import Listing, a, alive, backfill, complete, findings, reconcile, track
+from tests.scanning import (
+    Listing,
+    a,
+    alive,
+    as_tree,
+    backfill,
+    complete,
+    findings,
+    reconcile,
+    track,
+)
 
 # A tree of folders lists a folder before what comes after it by its bytes.
 TREE = [
@@ -38,10 +48,6 @@ MINE = TREE[-3:]
 UNKNOWN = Traits(folds_unicode=False)
 OWN_ORDER = Traits(folds_unicode=False, lists_in_key_order=False)
 BYTEWISE = Traits(folds_unicode=False, lists_in_key_order=True)
-
-
-def as_tree(key: str) -> list[bytes]:
-    return as_bytes(key).split(b"/")
 
 
 @pytest.fixture(autouse=True)

@@ -31,8 +31,7 @@ from storage_audit.models import (
 )
 from tests import scanning
 from tests.scanning import Listing, a, alive, backfill, entry, findings, track
-from tests.test_scan_keys import HARD
-from tests.test_strange_keys import KEYS, TRAPS
+from tests.strange_keys import HARD, KEYS, TRAPS
 
 FOLDERS = [
     "projects/proj_1/scenes/s1/media",

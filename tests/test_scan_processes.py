@@ -15,11 +15,11 @@ from devtools.faults.matching import is_listing, is_listing_at, is_listing_under
 from devtools.faults.proxy import FaultyStore
 from storage_audit.management.processes import beside
 from storage_audit.models import BucketScan, StoreCalls
-from tests.conftest import Bucket
-from tests.test_commands import run
-from tests.test_scan_commands import Command, found, several_shards, way
+from tests.bucket import Bucket
+from tests.commands import run_command
+from tests.processes import Command
+from tests.scanning import begin_in_four_parts, list_open_findings
 
-__all__ = ["way"]
 LISTED = {(letter * 3, "unrecognised") for letter in "adpz"}
 
 
@@ -46,7 +46,7 @@ def calls(kind: str) -> int:
 def test_two_processes_share_a_scan_and_count_together(
     bucket: Bucket, way: FaultyStore, tmp_path: Path
 ) -> None:
-    begun, before = several_shards(bucket), calls("ListObjectsV2")
+    begun, before = begin_in_four_parts(bucket), calls("ListObjectsV2")
     # Each lists one part at a time, and the first two parts wait for each other.
     both = Barrier(2, timeout=20)
     way.rules.append(on(is_listing_at("", "c"), then(both.wait), times=2))
@@ -56,13 +56,13 @@ def test_two_processes_share_a_scan_and_count_together(
     assert "4 unrecognised:" in said and "Traceback" not in said
     begun.refresh_from_db()
     assert (begun.status, begun.listed, begun.unrecognised) == ("complete", 4, 4)
-    assert found() == LISTED
+    assert list_open_findings() == LISTED
     assert begun.requests == len(way.asked(is_listing_under(""))) == 4
     assert calls("ListObjectsV2") - before == len(way.asked(is_listing))
 
 
 def test_ctrl_c_stops_both_at_a_page(bucket: Bucket, way: FaultyStore, tmp_path: Path) -> None:
-    begun, both, told = several_shards(bucket), Barrier(3, timeout=20), Event()
+    begun, both, told = begin_in_four_parts(bucket), Barrier(3, timeout=20), Event()
     wait = then(both.wait, lambda: told.wait(20), lambda: time.sleep(1))
     way.rules.append(on(is_listing_at("", "c"), wait, times=2))
     with two(tmp_path, begun, way) as command:
@@ -75,14 +75,14 @@ def test_ctrl_c_stops_both_at_a_page(bucket: Bucket, way: FaultyStore, tmp_path:
     assert begun.status == "stopped"
     assert said.startswith("CommandError: Interrupted after 0 objects.")
     assert not begun.shards.exclude(lease_token=None).exists()
-    assert run("reconcile_r2", "--resume", str(begun.pk), "--processes", "1")[2] == 0
-    assert found() == LISTED
+    assert run_command("reconcile_r2", "--resume", str(begun.pk), "--processes", "1")[2] == 0
+    assert list_open_findings() == LISTED
 
 
 def test_one_goes_on_when_the_other_is_killed(
     bucket: Bucket, way: FaultyStore, tmp_path: Path
 ) -> None:
-    begun, both, killed = several_shards(bucket), Barrier(3, timeout=20), Event()
+    begun, both, killed = begin_in_four_parts(bucket), Barrier(3, timeout=20), Event()
     way.rules.append(on(is_listing_at("", "c"), then(both.wait, lambda: killed.wait(20)), times=2))
     with two(tmp_path, begun, way) as command:
         both.wait()
@@ -93,13 +93,13 @@ def test_one_goes_on_when_the_other_is_killed(
         assert command.wait() == 0, command.tail()
     begun.refresh_from_db()
     assert (begun.status, begun.listed) == ("complete", 4)
-    assert found() == LISTED
+    assert list_open_findings() == LISTED
 
 
 def test_none_goes_on_when_the_command_is_killed(
     bucket: Bucket, way: FaultyStore, tmp_path: Path
 ) -> None:
-    begun, both, killed = several_shards(bucket), Barrier(3, timeout=20), Event()
+    begun, both, killed = begin_in_four_parts(bucket), Barrier(3, timeout=20), Event()
     way.rules.append(on(is_listing_at("", "c"), then(both.wait, lambda: killed.wait(20)), times=2))
     with two(tmp_path, begun, way) as command:
         both.wait()
@@ -114,17 +114,17 @@ def test_none_goes_on_when_the_command_is_killed(
     begun.refresh_from_db()
     # Somebody may have resumed it by now, so the other does not stop it.
     assert begun.status == "running"
-    assert begun.shards.unfinished().exists() and found() == set()
+    assert begun.shards.unfinished().exists() and list_open_findings() == set()
     begun.shards.update(lease_until=timezone.now())  # as after a minute
-    assert run("reconcile_r2", "--resume", str(begun.pk))[2] == 0
-    assert found() == LISTED
+    assert run_command("reconcile_r2", "--resume", str(begun.pk))[2] == 0
+    assert list_open_findings() == LISTED
 
 
 def test_none_is_waited_for_when_the_command_fails(
     bucket: Bucket, way: FaultyStore, settings: Settings
 ) -> None:
     settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "ENDPOINT_URL": way.url}
-    begun, listing, over = several_shards(bucket), Event(), Event()
+    begun, listing, over = begin_in_four_parts(bucket), Event(), Event()
     way.rules.append(on(is_listing_under(""), then(listing.set, lambda: over.wait(60))))
     began = time.monotonic()
     with pytest.raises(RuntimeError, match="as it is"), beside(begun, 1):
@@ -136,7 +136,7 @@ def test_none_is_waited_for_when_the_command_fails(
 
 @pytest.mark.parametrize("number", ["0", "65"])
 def test_how_many_there_can_be(bucket: Bucket, number: str) -> None:
-    _out, err, code = run("reconcile_r2", "--processes", number)
+    _out, err, code = run_command("reconcile_r2", "--processes", number)
     assert code == 2
     assert "--processes: 1 to 64." in err
     assert not BucketScan.objects.exists()

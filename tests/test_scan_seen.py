@@ -29,6 +29,7 @@ from tests.scanning import (
     a,
     alive,
     all_findings,
+    as_tree,
     backfill,
     complete,
     findings,
@@ -37,7 +38,6 @@ from tests.scanning import (
     resume,
     track,
 )
-from tests.test_scan_order import as_tree
 
 pytestmark = pytest.mark.django_db
 ORPHAN = a(1, "proj_9")

@@ -23,9 +23,9 @@ from devtools.local_r2 import LocalR2
 from storage_audit import queue, tasks
 from storage_audit.audit import installation, scan
 from storage_audit.models import BucketScan, Finding, ScanShard
-from tests.conftest import Bucket
-from tests.test_queue import Cluster, results, stopping
-from tests.test_scan_commands import several_shards
+from tests.bucket import Bucket
+from tests.queues import Cluster, list_results, print_log_on_failure
+from tests.scanning import begin_in_four_parts
 
 LONG_AGO = timedelta(hours=25)
 
@@ -62,7 +62,7 @@ def test_a_worker_does_all_of_a_scan_in_one_slice_if_it_can(bucket: Bucket) -> N
 def test_a_worker_whose_slice_is_over_leaves_the_rest_to_another_task(
     bucket: Bucket, settings: Settings
 ) -> None:
-    made = several_shards(bucket)
+    made = begin_in_four_parts(bucket)
     set_(settings, SLICE=timedelta(0))
     assert tasks.take_part(str(made.pk)) == "running"
     assert enqueued() == [str(made.pk)]
@@ -272,15 +272,15 @@ def slow(way: FaultyStore) -> None:
 
 def test_two_clusters_share_a_scan(bucket: Bucket, way: FaultyStore, tmp_path: Path) -> None:
     """Each lists one shard at a time, and slowly."""
-    made = several_shards(bucket)
+    made = begin_in_four_parts(bucket)
     slow(way)
     variables = {"R2_ENDPOINT_URL": way.url, "SCAN_LANES": "1"}
     done = BucketScan.objects.filter(pk=made.pk, status="complete")
     with (
         Cluster(tmp_path, None, **variables) as one,
         Cluster(tmp_path, None, **variables) as other,
-        stopping(one),
-        stopping(other),
+        print_log_on_failure(one),
+        print_log_on_failure(other),
     ):
         for cluster in (one, other):
             cluster.wait_until(lambda: "ready for work" in cluster.said)  # noqa: B023
@@ -299,12 +299,12 @@ def test_two_clusters_share_a_scan(bucket: Bucket, way: FaultyStore, tmp_path: P
 def test_a_scan_whose_worker_was_killed_is_finished_by_another(
     bucket: Bucket, way: FaultyStore, tmp_path: Path
 ) -> None:
-    made = several_shards(bucket)
+    made = begin_in_four_parts(bucket)
     slow(way)
     tasks.share(made, 1)
     done = BucketScan.objects.filter(pk=made.pk, status="complete")
     variables = {"R2_ENDPOINT_URL": way.url, "SCAN_LANES": "1"}
-    with Cluster(tmp_path, None, **variables) as cluster, stopping(cluster):
+    with Cluster(tmp_path, None, **variables) as cluster, print_log_on_failure(cluster):
         cluster.wait_until(lambda: made.shards.filter(complete=True).exists())
         os.kill(cluster.worker(), signal.SIGKILL)
         way.rules.clear()
@@ -321,11 +321,11 @@ def test_a_scan_whose_worker_was_killed_is_finished_by_another(
 def test_a_scan_goes_on_in_another_task_when_a_slice_is_over(
     bucket: Bucket, way: FaultyStore, tmp_path: Path
 ) -> None:
-    made = several_shards(bucket)
+    made = begin_in_four_parts(bucket)
     slow(way)
     tasks.share(made, 1)
     variables = {"R2_ENDPOINT_URL": way.url, "SCAN_LANES": "1"}
-    with Cluster(tmp_path, slice_seconds=3, **variables) as cluster, stopping(cluster):
-        cluster.wait_until(lambda: "complete" in results())
-    assert results().count("running") >= 1
+    with Cluster(tmp_path, slice_seconds=3, **variables) as cluster, print_log_on_failure(cluster):
+        cluster.wait_until(lambda: "complete" in list_results())
+    assert list_results().count("running") >= 1
     assert Finding.objects.count() == 4

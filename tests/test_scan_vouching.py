@@ -30,7 +30,7 @@ from storage_audit.bucket.errors import Unavailable
 from storage_audit.bucket.r2 import Listed
 from storage_audit.models import BucketScan, Finding, R2Object, Sighting
 from tests import scanning
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.scanning import Listing, a, alive, complete, findings, resume, track
 
 about_the_store = pytest.mark.only_on("postgresql")

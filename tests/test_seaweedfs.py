@@ -12,7 +12,7 @@ from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Broken
 from storage_audit.bucket.listing import as_bytes, exact, find, pages
 from storage_audit.models import R2Object
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.network import faulty_network
 from tests.promises import Status, again, alive, check, delete, outcomes, track
 

@@ -28,7 +28,7 @@ from storage_audit.bucket.errors import (
 )
 from storage_audit.clocks import monotonic
 from storage_audit.models import CleanupOperation, R2Object
-from tests.conftest import BUCKETS, Bucket
+from tests.bucket import BUCKETS, Bucket
 from tests.promises import (
     FLAT,
     HIERARCHICAL,

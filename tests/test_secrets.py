@@ -16,15 +16,12 @@ from xml.sax.saxutils import escape
 
 import pytest
 from botocore.exceptions import ClientError
-from django.apps import apps
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.http import HttpRequest, HttpResponse
 from django.test import Client
 from django.urls import path
 from django.utils import timezone
-from django_q.models import OrmQ
-from django_q.signing import SignedPackage
 from django_q.tasks import async_task
 from pytest_django import Settings
 
@@ -41,13 +38,14 @@ from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, OperationEvent
 from storage_audit.redaction import HIDDEN
 from tests.admin_client import superuser
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.commands import run_command
+from tests.database import list_stored_values
 from tests.network import faulty_network
+from tests.paths import ROOT
 from tests.promises import again, requested
-from tests.test_commands import run
-from tests.test_permissions import pages
+from tests.site_pages import list_pages
 
-ROOT = Path(__file__).resolve().parent.parent
 SIGNING, FORMER = "planted-secret-key", "planted-former-secret-key"
 # What nobody can know but by its form.
 FORMS = ("planted-signature", "planted-token", "planted-password", "planted-bearer")
@@ -147,17 +145,9 @@ def assert_no_secret(where: str, text: str) -> None:
             assert form not in text, where
 
 
-def tables() -> Iterator[tuple[str, str]]:
-    for model in apps.get_models():
-        for row in model._base_manager.values():
-            yield model._meta.label, repr(row)
-    for task in OrmQ.objects.all():
-        yield "payload", repr(SignedPackage.loads(task.payload))
-
-
 def everything_shown() -> Iterator[tuple[str, str]]:
     client = superuser()
-    for each in pages():
+    for each in list_pages():
         yield each.url, unescape(b"".join(client.get(each.url)).decode())
     for operation in CleanupOperation.objects.all():
         url = f"/admin/storage_audit/cleanupoperation/{operation.pk}/change/"
@@ -173,7 +163,7 @@ def test_no_secret_is_in_a_table_on_a_page_or_in_the_log(
         text = "message" if model is OperationEvent else "answer"
         assert model._base_manager.filter(**{f"{text}__contains": HIDDEN}).exists()
     assert HIDDEN in log.getvalue()
-    for where, text in (*tables(), *everything_shown(), ("log", log.getvalue())):
+    for where, text in (*list_stored_values(), *everything_shown(), ("log", log.getvalue())):
         assert_no_secret(where, text)
     assert_no_secret("marker", repr(world.r2.read(MARKER)))
 
@@ -209,7 +199,7 @@ def test_no_command_prints_a_secret(
     requests.dry_run("proj_1")
     store.rules[:] = [on(is_anything, refuses)]
     for command in COMMANDS:
-        out, err, code = run(*command.split())
+        out, err, code = run_command(*command.split())
         assert_no_secret(command, "".join((out, err, *capfd.readouterr())))
         assert code == (0 if command == "sweep_cleanups --sync" else 1)
         assert HIDDEN in out + err, command

@@ -25,9 +25,9 @@ from storage_audit.bucket import deleters
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.clocks import monotonic
 from storage_audit.models import CleanupItem, CleanupOperation
-from tests.conftest import Bucket
-from tests.promises import Status, check, outcomes, requested, run
-from tests.test_pace import BUSY, fill
+from tests.bucket import Bucket
+from tests.promises import Status, check, fill_project, outcomes, requested, run
+from tests.store_replies import BUSY
 
 Effect = Callable[[], None]
 
@@ -50,14 +50,14 @@ def call_by_call(store: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 def two_batches(bucket: Bucket) -> CleanupOperation:
-    fill(bucket, 8)
+    fill_project(bucket, 8)
     operation = requested("proj_1")
     CleanupOperation.objects.update(pace={"keys": 1, "calls": 4})
     return operation
 
 
 def two_long_batches(bucket: Bucket) -> CleanupOperation:
-    fill(bucket, 20)
+    fill_project(bucket, 20)
     operation = requested("proj_1")
     CleanupOperation.objects.update(pace={"keys": 2, "calls": 5})
     return operation
@@ -149,7 +149,7 @@ def test_next_batch_takes_up_the_calls_that_the_one_before_has_ended(
 def test_two_batches_have_no_more_calls_at_once_than_one(
     at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fill(bucket, 12)
+    fill_project(bucket, 12)
     operation, lock, four = requested("proj_1"), Lock(), Barrier(4)
     real, sent, other_is_sent = sending.send, list[list[str]](), Event()
 
@@ -341,7 +341,7 @@ def test_trouble_of_the_batch_behind_counts_as_that_of_the_one_in_front(
     first_in_trouble: str,
 ) -> None:
     """It comes while the other is on its way, is added to trouble of that, or comes after it."""
-    fill(bucket, 12)
+    fill_project(bucket, 12)
     operation = requested("proj_1")
     CleanupOperation.objects.update(pace={"keys": 1, "calls": 4})
     proofs, real = before_second_proof(monkeypatch, lambda: None), sending.record_answers
@@ -547,7 +547,7 @@ def test_what_is_broken_off_while_it_is_waited_for_makes_no_further_call(
     call_by_call: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last batch, after which no other is proved."""
-    fill(bucket, 10)
+    fill_project(bucket, 10)
     operation, gate = requested("proj_1"), Gate(monkeypatch)
     CleanupOperation.objects.update(pace={"keys": 2, "calls": 5})
 

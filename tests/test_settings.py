@@ -1,23 +1,17 @@
 """A start with a bad environment says everything that is wrong with it, and no secret."""
 
-import json
-import os
-import subprocess
-import sys
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from pytest_django import Settings
 
-from devtools.environment import made_up_environment
 from storage_audit.bucket import r2
 from storage_audit.conf import conf
+from tests.paths import ROOT
+from tests.site_settings import GOOD_ENVIRONMENT, list_problems, read_settings, start_site
 
-ROOT = Path(__file__).resolve().parent.parent
 REQUIRED = {
     "SECRET_KEY",
     "ALLOWED_HOSTS",
@@ -26,48 +20,15 @@ REQUIRED = {
     "R2_SECRET_ACCESS_KEY",
     "R2_BUCKET_NAME",
 }
-SHOW = """
-import json, sys
-from autoshorts import settings
-print(json.dumps([getattr(settings, name) for name in sys.argv[1:]], default=str))
-"""
 ACCOUNT = "0123456789abcdef0123456789ABCDEF"
-good = made_up_environment()
-
-
-def start(environment: dict[str, str], *names: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-c", SHOW, *names],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **environment},
-        capture_output=True,
-        text=True,
-    )
-
-
-def settings_of(environment: dict[str, str], *names: str) -> list[Any]:
-    done = start(environment, *names)
-    assert done.returncode == 0, done.stderr
-    values: list[Any] = json.loads(done.stdout)
-    return values
-
-
-def problems(environment: dict[str, str]) -> list[str]:
-    """The lines of the error, one a variable."""
-    done = start(environment)
-    assert done.returncode != 0, "it started"
-    assert "ImproperlyConfigured" in done.stderr
-    told = done.stderr.partition("need your attention:\n")[2].splitlines()
-    assert told, done.stderr
-    return [line.strip() for line in told]
 
 
 def without(*names: str, **more: str) -> dict[str, str]:
-    return {k: v for k, v in good.items() if k not in names} | more
+    return {k: v for k, v in GOOD_ENVIRONMENT.items() if k not in names} | more
 
 
 def test_an_empty_environment_is_told_every_variable_and_what_to_set() -> None:
-    told = problems({})
+    told = list_problems({})
     assert len(told) == len(REQUIRED)
     for name in REQUIRED:
         assert [line for line in told if name in line and "Set" in line], name
@@ -77,7 +38,7 @@ def test_an_empty_environment_is_told_every_variable_and_what_to_set() -> None:
 @pytest.mark.parametrize("value", [None, "", "  "])
 def test_a_variable_that_is_missing_or_blank_is_named_alone(name: str, value: str | None) -> None:
     environment = without(name, **({name: value} if value is not None else {}))
-    (told,) = problems(environment)
+    (told,) = list_problems(environment)
     assert told.startswith(f"{name} is not set. Set it to ")
 
 
@@ -154,14 +115,14 @@ def test_a_variable_that_is_missing_or_blank_is_named_alone(name: str, value: st
     ],
 )
 def test_a_malformed_variable_is_named_alone(variables: dict[str, str], named: str) -> None:
-    (told,) = problems(good | variables)
+    (told,) = list_problems(GOOD_ENVIRONMENT | variables)
     assert named in told
     assert "Set" in told
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
     bad = {"HTTPS": "maybe", "DATABASE_URL": "nonsense", "CLEANUP_LIMIT_OBJECTS": "many"}
-    told = "\n".join(problems(without("R2_BUCKET_NAME", **bad)))
+    told = "\n".join(list_problems(without("R2_BUCKET_NAME", **bad)))
     for name in (*bad, "R2_BUCKET_NAME"):
         assert name in told
 
@@ -178,7 +139,7 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
 def test_no_secret_is_told(url: str) -> None:
     secret = {name: f"hunter2-{name}" for name in ("SECRET_KEY", "R2_SECRET_ACCESS_KEY")}
     secret["R2_ACCESS_KEY_ID"] = "hunter2"
-    done = start(good | secret | {"DATABASE_URL": url, "HTTPS": "maybe"})
+    done = start_site(GOOD_ENVIRONMENT | secret | {"DATABASE_URL": url, "HTTPS": "maybe"})
     assert done.returncode != 0
     assert "HTTPS" in done.stderr
     assert "hunter2" not in done.stderr + done.stdout
@@ -186,15 +147,19 @@ def test_no_secret_is_told(url: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["ftp", "https"])
 def test_a_password_in_the_address_of_the_store_is_not_told(scheme: str) -> None:
-    done = start(good | {"R2_ENDPOINT_URL": f"{scheme}://u:hunter2@r2.example.com"})
+    done = start_site(
+        GOOD_ENVIRONMENT | {"R2_ENDPOINT_URL": f"{scheme}://u:hunter2@r2.example.com"}
+    )
     assert "R2_ENDPOINT_URL" in done.stderr
     assert "hunter2" not in done.stderr
 
 
 def test_the_least_that_starts_and_its_defaults() -> None:
     names = ["DEBUG", "ALLOWED_HOSTS", "SECURE_SSL_REDIRECT", "SESSION_COOKIE_SECURE"]
-    assert settings_of(good, *names) == [False, ["example.com"], True, True]
-    databases, queue, storage = settings_of(good, "DATABASES", "Q_CLUSTER", "STORAGE_AUDIT")
+    assert read_settings(GOOD_ENVIRONMENT, *names) == [False, ["example.com"], True, True]
+    databases, queue, storage = read_settings(
+        GOOD_ENVIRONMENT, "DATABASES", "Q_CLUSTER", "STORAGE_AUDIT"
+    )
     assert databases["default"]["ENGINE"] == "django.db.backends.sqlite3"
     assert databases["default"]["NAME"] == str(ROOT / "db.sqlite3")
     assert databases["default"]["OPTIONS"]["transaction_mode"] == "IMMEDIATE"
@@ -217,19 +182,23 @@ def test_the_example_of_an_environment_says_the_defaults() -> None:
     of_theirs = ("ALLOWED_HOSTS", "BEHIND_PROXY", "DATABASE_URL", "NOTIFY_SITE_URL")
     given = {name: value for name, value in example.items() if name not in of_theirs}
     names = ("STORAGE_AUDIT", "MAIL_SERVER", "SECRET_KEY_FALLBACKS", "LOGGING")
-    assert settings_of(given | good, *names) == settings_of(good, *names)
+    assert read_settings(given | GOOD_ENVIRONMENT, *names) == read_settings(
+        GOOD_ENVIRONMENT, *names
+    )
 
 
 def test_former_keys_are_kept_from_errors() -> None:
     former = {"SECRET_KEY_FALLBACKS": "hunter2, hunter3"}
-    assert settings_of(good | former, "SECRET_KEY_FALLBACKS") == [["hunter2", "hunter3"]]
-    done = start(good | former | {"HTTPS": "maybe"})
+    assert read_settings(GOOD_ENVIRONMENT | former, "SECRET_KEY_FALLBACKS") == [
+        ["hunter2", "hunter3"]
+    ]
+    done = start_site(GOOD_ENVIRONMENT | former | {"HTTPS": "maybe"})
     assert done.returncode != 0
     assert "hunter" not in done.stderr + done.stdout
 
 
 def test_what_is_set_is_used() -> None:
-    environment = good | {
+    environment = GOOD_ENVIRONMENT | {
         "DATABASE_URL": "postgres://u:p%40ss@%2Fvar%2Frun/name?disable_server_side_cursors=true",
         "QUEUE_WORKERS": "3",
         "ALLOWED_HOSTS": "a.example, b.example,",
@@ -248,8 +217,10 @@ def test_what_is_set_is_used() -> None:
         "RECONCILE_EVERY_HOURS": "0",
     }
     names = ["ALLOWED_HOSTS", "SECURE_SSL_REDIRECT", "SECURE_HSTS_SECONDS", "DEBUG"]
-    assert settings_of(environment, *names) == [["a.example", "b.example"], False, 0, True]
-    databases, queue, storage = settings_of(environment, "DATABASES", "Q_CLUSTER", "STORAGE_AUDIT")
+    assert read_settings(environment, *names) == [["a.example", "b.example"], False, 0, True]
+    databases, queue, storage = read_settings(
+        environment, "DATABASES", "Q_CLUSTER", "STORAGE_AUDIT"
+    )
     database = databases["default"]
     assert database["ENGINE"] == "django.db.backends.postgresql"
     assert (database["HOST"], database["NAME"]) == ("/var/run", "name")
@@ -278,7 +249,7 @@ def test_what_is_set_is_used() -> None:
 def test_the_log_is_as_it_is_asked_for(
     variables: dict[str, str], level: str, others: str, form: str, keys: str
 ) -> None:
-    (logging,) = settings_of(good | variables, "LOGGING")
+    (logging,) = read_settings(GOOD_ENVIRONMENT | variables, "LOGGING")
     assert logging["root"]["level"] == level
     assert logging["handlers"]["console"]["formatter"] == form
     loggers = logging["loggers"].items()
@@ -295,9 +266,11 @@ def test_the_log_is_as_it_is_asked_for(
 
 
 def test_a_proxy_is_trusted_only_when_there_is_one() -> None:
-    (header,) = settings_of(good | {"BEHIND_PROXY": "true"}, "SECURE_PROXY_SSL_HEADER")
+    (header,) = read_settings(
+        GOOD_ENVIRONMENT | {"BEHIND_PROXY": "true"}, "SECURE_PROXY_SSL_HEADER"
+    )
     assert header == ["HTTP_X_FORWARDED_PROTO", "https"]
-    assert start(good, "SECURE_PROXY_SSL_HEADER").returncode != 0
+    assert start_site(GOOD_ENVIRONMENT, "SECURE_PROXY_SSL_HEADER").returncode != 0
 
 
 @pytest.mark.parametrize(
@@ -310,12 +283,12 @@ def test_a_proxy_is_trusted_only_when_there_is_one() -> None:
 )
 def test_the_address_of_an_account(jurisdiction: str, expected: str) -> None:
     environment = without("R2_ENDPOINT_URL", R2_ACCOUNT_ID=ACCOUNT, R2_JURISDICTION=jurisdiction)
-    (storage,) = settings_of(environment, "STORAGE_AUDIT")
+    (storage,) = read_settings(environment, "STORAGE_AUDIT")
     assert storage["ENDPOINT_URL"] == expected
 
 
 def test_sqlite_has_one_worker_whatever_is_asked() -> None:
-    (queue,) = settings_of(good | {"QUEUE_WORKERS": "4"}, "Q_CLUSTER")
+    (queue,) = read_settings(GOOD_ENVIRONMENT | {"QUEUE_WORKERS": "4"}, "Q_CLUSTER")
     assert (queue["workers"], queue["queue_limit"], queue["bulk"]) == (1, 1, 1)
 
 

@@ -16,9 +16,18 @@ from storage_audit.audit.work import Work
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.models import CleanupOperation, Incident, R2Object
 from storage_audit.storage import Upload
-from tests.conftest import Bucket
-from tests.promises import Status, check, late_check, outcomes, reason, requested, run
-from tests.test_vouching import gone, steal
+from tests.bucket import Bucket
+from tests.promises import (
+    Status,
+    check,
+    late_check,
+    list_gone,
+    outcomes,
+    reason,
+    requested,
+    run,
+    take_over_lease,
+)
 
 pytestmark = pytest.mark.database
 
@@ -66,12 +75,12 @@ def test_worker_that_dies_while_it_settles_leaves_what_it_has_settled(
     keys = fill(bucket)
     operation = requested("proj_1")
     die_while_settling(monkeypatch, operation)
-    assert gone(operation) == set(keys[:2])
+    assert list_gone(operation) == set(keys[:2])
     # Each row went with the word on its item.
     assert set(R2Object.objects.values_list("key", flat=True)) == set(keys[2:])
     check_progress(operation)
     times = [operation.cursor[name] for name in ("began", "ended")]
-    operation = steal(operation)
+    operation = take_over_lease(operation)
     assert operation.status == Status.CLEAN and operation.deleted == 5
     assert not R2Object.objects.exists()
     # It went on from there, and took no second look.
@@ -91,7 +100,7 @@ def test_settling_that_takes_longer_than_a_turn_ends(bucket: Bucket, settings: S
         if "ended" in operation.cursor:
             check_progress(operation)
             assert operation.attempts == operation.takeovers == 0
-            settled.append(len(gone(operation)))
+            settled.append(len(list_gone(operation)))
     assert operation.status == Status.CLEAN
     assert settled == [2, 4, 5]
 
@@ -179,7 +188,7 @@ def test_settling_goes_on_only_from_a_recent_look(
     operation.refresh_from_db()
     old = {"seen_at": (timezone.now() - OLD_AFTER).isoformat()}
     bucket.put(keys[0], keys[4], body=b"somebody else's")
-    operation = steal(operation, cursor=operation.cursor | old)
+    operation = take_over_lease(operation, cursor=operation.cursor | old)
     assert outcomes(operation) == dict.fromkeys(keys[1:4], "deleted") | {
         keys[0]: "protected",
         keys[4]: "protected",
@@ -198,7 +207,7 @@ def test_files_that_are_still_there_are_tried_again_some_at_a_time(
     assert list(outcomes(operation).values()).count("planned") == 2
     check_progress(operation)
     store.rules.clear()
-    operation = steal(operation)
+    operation = take_over_lease(operation)
     assert outcomes(operation) == dict.fromkeys(keys, "deleted")
     looks = operation.events.filter(step="verify").order_by("pk")
     assert "5 to be tried again" in looks[0].message and len(looks) == 2

@@ -6,9 +6,8 @@ import pytest
 from pytest_django import Settings
 
 from storage_audit.audit import requests
-from tests.conftest import Bucket
-from tests.promises import alive, check, delete, deleted, outcomes, run, track
-from tests.test_verify import verify
+from tests.bucket import Bucket
+from tests.promises import alive, check, delete, deleted, outcomes, run, track, verify_project
 
 # Each with a spelling that its prefixes do not cover.
 IDS = [("caf\u00e9", "cafe\u0301"), ("K1", "\u212a1"), ("\u00e91", "e\u03011")]
@@ -39,7 +38,7 @@ def test_verification_finds_a_file_that_is_listed_outside_of_the_prefixes(
 ) -> None:
     deleted(project_id)
     key = tracked(bucket, project_id, other)
-    operation = verify(project_id)
+    operation = verify_project(project_id)
     assert operation.error == "1 left behind, 1 seen absent."
     gone = key_of(project_id, "gone.mp4")
     assert outcomes(operation) == {key: "failed", gone: "already_absent"}
@@ -51,7 +50,7 @@ def test_verification_of_a_live_project_does_not_call_it_missing(
 ) -> None:
     alive(project_id)
     key = tracked(bucket, project_id, other)
-    operation = verify(project_id)
+    operation = verify_project(project_id)
     assert operation.error.endswith("1 missing, 0 untracked.")
     assert outcomes(operation).get(key) in (None, "protected")
 
@@ -86,5 +85,5 @@ def test_file_under_a_prefix_in_one_spelling_is_not_looked_for_alone(
 ) -> None:
     deleted("proj_1")
     track(bucket, normalize("NFC", key_of("proj_1", "e\u0301.mp4")), "proj_1")
-    operation = verify("proj_1")
+    operation = verify_project("proj_1")
     assert [item.span is None for item in operation.items.all()] == [False]

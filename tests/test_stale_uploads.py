@@ -31,10 +31,10 @@ from storage_audit.bucket.errors import Broken, StoreError
 from storage_audit.bucket.listing import is_too_long
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, CleanupOperation, Finding, R2Object, Sighting
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.commands import run_command
 from tests.network import faulty_network
 from tests.promises import alive, deleted, track
-from tests.test_commands import run
 
 KEY = "projects/proj_1/scenes/s1/media/big one?.mp4"
 LATER = KEY + ".later"
@@ -456,9 +456,9 @@ def test_command_aborts_them(tree: Bucket, old: None) -> None:
     findings(tree)
     asked = ["findings", "--kind", "unfinished", "--abort-uploads"]
     planned = f"  {KEY} -> would be aborted\n"
-    assert run(*asked, "--dry-run")[0].endswith(planned)
+    assert run_command(*asked, "--dry-run")[0].endswith(planned)
     assert there(tree) == [KEY]
-    assert run(*asked) == (f"Findings dealt with: 1.\n  {KEY} -> aborted\n", "", 0)
+    assert run_command(*asked) == (f"Findings dealt with: 1.\n  {KEY} -> aborted\n", "", 0)
     assert not there(tree)
 
 

@@ -28,7 +28,7 @@ from devtools.faults.proxy import FaultyStore
 from devtools.local_r2 import LocalR2
 from storage_audit.bucket import r2
 from storage_audit.models import CleanupOperation, Installation
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.network import faulty_network
 from tests.stateful.end import come_to_rest
 from tests.stateful.play import Play

@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from configparser import ConfigParser
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -26,16 +25,15 @@ from storage_audit import tasks
 from storage_audit.audit import cleanup
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, OperationEvent, Project
-from tests.conftest import Bucket
-from tests.promises import skip_pauses
-from tests.test_health import fetch
-from tests.test_queue import OTHER, Cluster, stopping
-from tests.test_transitions import claim, state
+from tests.bucket import Bucket
+from tests.keys import KEY_OF_PROJ_10
+from tests.paths import ROOT
+from tests.processes import fetch, read_service
+from tests.promises import acquire_lease, dump_cleanup, skip_pauses
+from tests.queues import Cluster, print_log_on_failure
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parent.parent
-UNITS = ROOT / "deploy" / "systemd"
 GUNICORN = ROOT / "deploy" / "gunicorn.conf.py"
 BIN = "/opt/autoshorts/.venv/bin/"
 # Whatever a stop takes here, where turns are short, is far less than a unit allows.
@@ -59,21 +57,13 @@ urlpatterns = [path("slow/", slow)]
 """
 
 
-def service(name: str) -> dict[str, str]:
-    """The [Service] section of a unit, over what systemd does when nothing is said."""
-    unit = ConfigParser(interpolation=None)
-    unit.optionxform = str  # type: ignore[assignment, method-assign]
-    unit.read(UNITS / f"autoshorts-{name}.service")
-    return {"KillMode": "control-group", "KillSignal": "SIGTERM", **unit["Service"]}
-
-
 def seconds_to_stop(name: str) -> int:
-    return int(service(name)["TimeoutStopSec"])
+    return int(read_service(name)["TimeoutStopSec"])
 
 
 def stop(child: Child, name: str, *, patience: float = SOON) -> float:
     """Stop it as systemd stops the unit, but kill it sooner. Gives the seconds until it ended."""
-    unit = service(name)
+    unit = read_service(name)
     send = {"mixed": os.kill, "control-group": os.killpg}[unit["KillMode"]]
     started = time.monotonic()
     send(child.pid, signal.Signals[unit["KillSignal"]])
@@ -88,7 +78,7 @@ def stop(child: Child, name: str, *, patience: float = SOON) -> float:
 @pytest.fixture
 def deleted(bucket: Bucket) -> None:
     """Projects that take a worker some turns each."""
-    bucket.put(OTHER)
+    bucket.put(KEY_OF_PROJ_10)
     for project_id in ("proj_1", "proj_2", "proj_3"):
         bucket.upload(project_id)
         bucket.put(*(f"projects/{project_id}/scenes/s2/media/{n:03}.mp4" for n in range(20)))
@@ -118,9 +108,9 @@ def assert_finishes(cluster: Cluster, bucket: Bucket) -> None:
         skip_pauses()
         return {each.status for each in cleanups()} == {Status.CLEAN}
 
-    with stopping(cluster):
+    with print_log_on_failure(cluster):
         cluster.wait_until(are_clean)
-    assert bucket.keys() == {OTHER}
+    assert bucket.keys() == {KEY_OF_PROJ_10}
     for each in cleanups():
         assert each.found == 21 == each.deleted + each.already_absent
 
@@ -189,17 +179,17 @@ def test_a_worker_that_sleeps_past_its_lease_writes_and_sends_nothing_when_it_wa
 
         store.rules.append(on(moment, then(fall_asleep), times=1))
         Project.objects.get().delete()
-        with stopping(cluster):
+        with print_log_on_failure(cluster):
             cluster.wait_until(asleep.is_set)
         let_lease_run_out()
         (another,) = cleanups()
-        assert claim(another)
-        before, sent_before = state(another), len(store.asked(is_delete_batch))
+        assert acquire_lease(another)
+        before, sent_before = dump_cleanup(another), len(store.asked(is_delete_batch))
         os.kill(cluster.worker(), signal.SIGCONT)
-        with stopping(cluster):
+        with print_log_on_failure(cluster):
             cluster.wait_until(Task.objects.filter(group="storage_audit").exists)
         assert "is no longer held by this worker" in cluster.said
-    assert state(another) == before
+    assert dump_cleanup(another) == before
     assert len(store.asked(is_delete_batch)) == sent_before == (moment is is_delete_batch)
     assert not OrmQ.objects.exists()
     another.hand_over()
@@ -225,7 +215,7 @@ class Web(Child):
         (folder / "slow_settings.py").write_text(SETTINGS)
         (folder / "slow_urls.py").write_text(URLS)
         self.port = free_port(0)
-        program, *words = shlex.split(service("web")["ExecStart"].removeprefix(BIN))
+        program, *words = shlex.split(read_service("web")["ExecStart"].removeprefix(BIN))
         argv = [str(Path(sys.executable).parent / program), *words]
         environment = os.environ | made_up_environment() | {"HTTPS": "false"}
         environment |= {"DJANGO_SETTINGS_MODULE": "slow_settings", "PYTHONPATH": str(folder)}
@@ -261,5 +251,5 @@ def test_units_and_procfile_start_the_same_programs() -> None:
     procfile = dict(line.split(": ", 1) for line in lines)
     for name in ("web", "worker"):
         # Without exec the signal reaches a shell, which ends and leaves the program running.
-        assert procfile[name] == f"exec {service(name)['ExecStart'].removeprefix(BIN)}"
+        assert procfile[name] == f"exec {read_service(name)['ExecStart'].removeprefix(BIN)}"
     assert procfile["worker"] == "exec python manage.py qcluster"

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
-from functools import cache
 from http.client import HTTPConnection
 from socket import socket
 from typing import Any
@@ -27,20 +26,24 @@ from storages.backends.s3 import S3Storage
 
 from devtools.faults.matching import on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
-from devtools.local_r2 import LocalR2
 from storage_audit.audit import cleanup
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Broken, StoreError, Unavailable
 from storage_audit.models import CleanupItem, CleanupOperation, Project, R2Object
 from storage_audit.querysets import R2ObjectQuerySet
 from storage_audit.storage import KeyBeingDeleted, TrackedStorage, Upload, durably, key_for
-from tests.conftest import Bucket
-from tests.test_signals import Rollback
+from tests.bucket import Bucket
+from tests.database import Rollback
+from tests.uploads import (
+    NAME,
+    State,
+    assert_row_matches_object,
+    mark_as_being_deleted,
+    read_row,
+)
 
-State = R2Object.State
 ON_POSTGRESQL = connection.vendor == "postgresql"
 PART = 5 * 1024 * 1024
-NAME = "projects/proj_1/scenes/s1/media/take.mp4"
 
 
 class Spy(ContentFile):  # type: ignore[type-arg]
@@ -76,37 +79,8 @@ def put(name: str = NAME, content: bytes = b"content") -> str:
     return default_storage.save(name, ContentFile(content))
 
 
-def row(key: str = NAME) -> R2Object:
-    return R2Object.objects.get(key=key)
-
-
 def overwriting() -> TrackedStorage:
     return TrackedStorage(file_overwrite=True)
-
-
-client = cache(LocalR2.client)
-
-
-def last_modified(bucket: Bucket, key: str = NAME) -> Any:
-    return client(bucket.r2).head_object(Bucket=bucket.name, Key=key)["LastModified"]
-
-
-def assert_told_as_it_is(bucket: Bucket, key: str) -> None:
-    found = row(key)
-    assert found.state == State.STORED
-    assert (found.size, found.etag) == bucket.facts()[key]
-    assert found.last_modified == last_modified(bucket, key)
-
-
-@contextmanager
-def being_deleted(key: str = NAME, bucket: str = "tests") -> Iterator[None]:
-    """A worker is between its mark and its proof."""
-    operation = CleanupOperation.objects.request(kind="objects", bucket=bucket, trigger="deleted")
-    CleanupItem.objects.create(
-        operation=operation, key=key, identity=key, found_in="both", outcome="deleting"
-    )
-    yield
-    operation.items.update(outcome="deleted")
 
 
 @pytest.fixture
@@ -140,8 +114,8 @@ def test_the_row_is_there_before_the_first_byte_is_read(bucket: Bucket) -> None:
 def test_the_row_says_what_the_bucket_says(bucket: Bucket) -> None:
     Project.objects.create(pk="proj_1")
     assert put(content=b"some content") == NAME
-    assert_told_as_it_is(bucket, NAME)
-    found = row()
+    assert_row_matches_object(bucket, NAME)
+    found = read_row()
     assert (found.bucket, found.size, found.source) == ("tests", 12, R2Object.Source.UPLOAD)
     assert (found.project_id, found.scene_id, found.layout) == ("proj_1", "s1", "hierarchical")
     assert found.file_type == "mp4"
@@ -149,15 +123,15 @@ def test_the_row_says_what_the_bucket_says(bucket: Bucket) -> None:
 
 def test_an_empty_file_can_be_saved(bucket: Bucket) -> None:
     put(content=b"")
-    assert row().size == 0
-    assert_told_as_it_is(bucket, NAME)
+    assert read_row().size == 0
+    assert_row_matches_object(bucket, NAME)
 
 
 def test_a_large_file_goes_in_parts_and_comes_back(bucket: Bucket) -> None:
     content = b"0123456789" * 2_000_000
     put(content=content)
-    assert row().size == len(content)
-    assert_told_as_it_is(bucket, NAME)
+    assert read_row().size == len(content)
+    assert_row_matches_object(bucket, NAME)
     with default_storage.open(NAME) as stored:
         assert stored.read() == content
 
@@ -172,28 +146,28 @@ def test_a_second_file_of_the_name_gets_another_name_and_row(bucket: Bucket) -> 
 
 def test_overwriting_brings_the_row_up_to_date(bucket: Bucket) -> None:
     put(content=b"old")
-    before = row()
+    before = read_row()
     assert overwriting().save(NAME, ContentFile(b"newer")) == NAME
-    assert row().pk == before.pk
-    assert row().etag != before.etag
-    assert_told_as_it_is(bucket, NAME)
+    assert read_row().pk == before.pk
+    assert read_row().etag != before.etag
+    assert_row_matches_object(bucket, NAME)
 
 
 def test_a_file_that_says_nothing_of_a_project_is_tracked_all_the_same(bucket: Bucket) -> None:
     put("misc/readme.txt")
-    found = row("misc/readme.txt")
+    found = read_row("misc/readme.txt")
     assert (found.project_id, found.layout) == (None, "")
 
 
 def test_an_ambiguous_name_names_no_project(bucket: Bucket) -> None:
     put("proj_1_x_y_media.mp4")
-    assert row("proj_1_x_y_media.mp4").project_id is None
+    assert read_row("proj_1_x_y_media.mp4").project_id is None
 
 
 def test_content_that_cannot_be_read_leaves_a_failed_row_and_no_object(bucket: Bucket) -> None:
     with pytest.raises(Rollback):
         default_storage.save(NAME, Breaking(b"content"))
-    assert row().state == State.UPLOAD_FAILED
+    assert read_row().state == State.UPLOAD_FAILED
     assert bucket.keys() == set()
 
 
@@ -201,7 +175,7 @@ def test_a_failed_upload_can_be_repeated_under_its_name(bucket: Bucket) -> None:
     with suppress(Rollback):
         default_storage.save(NAME, Breaking(b"content"))
     assert put() == NAME
-    assert_told_as_it_is(bucket, NAME)
+    assert_row_matches_object(bucket, NAME)
 
 
 def test_a_store_that_cannot_be_reached_leaves_a_failed_row_and_raises(
@@ -210,10 +184,10 @@ def test_a_store_that_cannot_be_reached_leaves_a_failed_row_and_raises(
     storage = TrackedStorage(file_overwrite=True)  # Which asks nothing before it writes.
     with pytest.raises(BotoCoreError):
         storage.save(NAME, ContentFile(b"content"))
-    assert row().state == State.UPLOAD_FAILED
+    assert read_row().state == State.UPLOAD_FAILED
     with pytest.raises(BotoCoreError), storage.open("other", "w") as file:
         file.write("text")
-    assert row("other").state == State.UPLOAD_FAILED
+    assert read_row("other").state == State.UPLOAD_FAILED
 
 
 def test_a_store_that_takes_no_more_after_the_upload_leaves_an_unconfirmed_row(
@@ -225,7 +199,7 @@ def test_a_store_that_takes_no_more_after_the_upload_leaves_an_unconfirmed_row(
     monkeypatch.setattr(r2, "head", no_head)
     with pytest.raises(Unavailable):
         put()
-    assert row().state == State.UPLOAD_FAILED
+    assert read_row().state == State.UPLOAD_FAILED
     assert bucket.keys() == {NAME}
 
 
@@ -245,7 +219,7 @@ def test_upload_is_not_confirmed_by_an_answer_that_cannot_be_stored(
     store.rules.append(on(lambda request: request.method == "HEAD", change))
     with pytest.raises(Broken, match="The store's answer is unreadable"):
         overwriting().save(NAME, ContentFile(b"content"))
-    assert row().state == State.UPLOAD_FAILED
+    assert read_row().state == State.UPLOAD_FAILED
     assert bucket.keys() == {NAME}
 
 
@@ -294,7 +268,7 @@ def test_a_rolled_back_transaction_leaves_no_stray_without_a_row(bucket: Bucket)
         raise Rollback
     assert bucket.keys() == {NAME}
     if ON_POSTGRESQL:
-        assert_told_as_it_is(bucket, NAME)
+        assert_row_matches_object(bucket, NAME)
     else:
         assert not R2Object.objects.exists()
 
@@ -304,7 +278,7 @@ def test_a_row_is_seen_by_others_during_the_upload_in_a_transaction(bucket: Buck
     with transaction.atomic():
         default_storage.save(NAME, spy)
     assert spy.seen == ([(NAME, "uploading")] if ON_POSTGRESQL else [])
-    assert_told_as_it_is(bucket, NAME)
+    assert_row_matches_object(bucket, NAME)
 
 
 @pytest.mark.only_on("postgresql")
@@ -344,7 +318,7 @@ def elsewhere(effect: Callable[[], object]) -> None:
 @pytest.mark.only_on("postgresql")
 def test_upload_sees_a_mark_that_its_own_transaction_is_too_old_to_see(bucket: Bucket) -> None:
     with ExitStack() as stack, old_snapshot():
-        elsewhere(lambda: stack.enter_context(being_deleted()))
+        elsewhere(lambda: stack.enter_context(mark_as_being_deleted()))
         assert not CleanupItem.objects.exists()
         with pytest.raises(KeyBeingDeleted):
             default_storage.open(NAME, "w")
@@ -359,13 +333,13 @@ def test_row_taken_away_during_an_upload_with_an_old_snapshot_is_made_again(
     with old_snapshot(), default_storage.open(NAME, "w") as file:
         file.write("text")
         elsewhere(R2Object.objects.all().forget)
-    assert_told_as_it_is(bucket, NAME)
+    assert_row_matches_object(bucket, NAME)
 
 
 def test_a_project_made_in_the_same_transaction_may_have_uploads(bucket: Bucket) -> None:
     with transaction.atomic():
         bucket.upload("proj_1")
-    assert row().project_id == Project.objects.get().pk
+    assert read_row().project_id == Project.objects.get().pk
 
 
 def test_a_file_is_replaced_within_one_transaction(bucket: Bucket) -> None:
@@ -373,7 +347,7 @@ def test_a_file_is_replaced_within_one_transaction(bucket: Bucket) -> None:
     with transaction.atomic():
         default_storage.delete(NAME)
         assert put(content=b"new") == NAME
-    assert_told_as_it_is(bucket, NAME)
+    assert_row_matches_object(bucket, NAME)
     assert bucket.r2.read(NAME) == b"new"
 
 
@@ -395,7 +369,7 @@ def test_an_upload_to_a_key_whose_row_the_same_transaction_holds_does_not_hang(
     with refused, transaction.atomic():
         R2Object.objects.update(scene_id="s2")
         overwriting().save(NAME, ContentFile(b"new"))
-    assert_told_as_it_is(bucket, NAME)
+    assert_row_matches_object(bucket, NAME)
 
 
 # Files that are written bit by bit
@@ -406,11 +380,11 @@ def test_a_file_opened_for_writing_is_tracked(
     mode: str, content: str | bytes, bucket: Bucket
 ) -> None:
     with default_storage.open(NAME, mode) as file:
-        assert row().state == State.UPLOADING
+        assert read_row().state == State.UPLOADING
         file.write(content)
-        assert row().state == State.UPLOADING
-    assert_told_as_it_is(bucket, NAME)
-    assert row().size == len(content)
+        assert read_row().state == State.UPLOADING
+    assert_row_matches_object(bucket, NAME)
+    assert read_row().size == len(content)
 
 
 def test_a_file_of_several_parts_is_tracked(bucket: Bucket) -> None:
@@ -418,14 +392,14 @@ def test_a_file_of_several_parts_is_tracked(bucket: Bucket) -> None:
         for _ in range(3):
             file.write(b"x" * PART)
         file.write(b"y")
-    assert row().size == 3 * PART + 1
-    assert_told_as_it_is(bucket, NAME)
+    assert read_row().size == 3 * PART + 1
+    assert_row_matches_object(bucket, NAME)
 
 
 def test_a_file_closed_without_a_word_is_an_empty_object(bucket: Bucket) -> None:
     default_storage.open(NAME, "w").close()
-    assert row().size == 0
-    assert_told_as_it_is(bucket, NAME)
+    assert read_row().size == 0
+    assert_row_matches_object(bucket, NAME)
 
 
 def test_closing_twice_is_harmless(bucket: Bucket) -> None:
@@ -433,7 +407,7 @@ def test_closing_twice_is_harmless(bucket: Bucket) -> None:
     file.write("text")
     file.close()
     file.close()
-    assert_told_as_it_is(bucket, NAME)
+    assert_row_matches_object(bucket, NAME)
 
 
 @pytest.mark.parametrize("size", [0, 4, PART + 1])
@@ -444,7 +418,7 @@ def test_a_block_that_raises_leaves_no_object_and_a_failed_row(size: int, bucket
         raise Rollback
     assert file.closed
     assert bucket.keys() == set()
-    assert row().state == State.UPLOAD_FAILED
+    assert read_row().state == State.UPLOAD_FAILED
 
 
 def test_a_block_that_raises_leaves_the_former_object_and_says_so(bucket: Bucket) -> None:
@@ -453,7 +427,7 @@ def test_a_block_that_raises_leaves_the_former_object_and_says_so(bucket: Bucket
         file.write(b"new")
         raise Rollback
     assert bucket.r2.read(NAME) == b"former"
-    assert (row().size, row().etag) == bucket.facts()[NAME]
+    assert (read_row().size, read_row().etag) == bucket.facts()[NAME]
 
 
 def test_a_block_that_raises_tells_its_own_error_when_the_store_is_gone_too(
@@ -464,7 +438,7 @@ def test_a_block_that_raises_tells_its_own_error_when_the_store_is_gone_too(
         monkeypatch.setattr(file._multipart, "abort", lambda: 1 / 0)  # type: ignore[attr-defined]
         raise Rollback
     assert file.closed
-    assert row().state == State.UPLOAD_FAILED
+    assert read_row().state == State.UPLOAD_FAILED
 
 
 def test_a_file_that_cannot_be_closed_leaves_a_failed_row(
@@ -475,7 +449,7 @@ def test_a_file_that_cannot_be_closed_leaves_a_failed_row(
     monkeypatch.setattr(file._multipart, "complete", lambda **kwargs: 1 / 0)  # type: ignore[attr-defined]
     with pytest.raises(ZeroDivisionError):
         file.close()
-    assert row().state == State.UPLOAD_FAILED
+    assert read_row().state == State.UPLOAD_FAILED
 
 
 def test_reading_works_and_tracks_nothing(bucket: Bucket) -> None:
@@ -493,7 +467,7 @@ def test_reading_works_and_tracks_nothing(bucket: Bucket) -> None:
 
 
 def test_a_new_file_of_a_name_being_deleted_gets_another(bucket: Bucket) -> None:
-    with being_deleted():
+    with mark_as_being_deleted():
         assert default_storage.exists(NAME)
         other = put()
     assert other != NAME
@@ -503,19 +477,19 @@ def test_a_new_file_of_a_name_being_deleted_gets_another(bucket: Bucket) -> None
 
 
 def test_an_overwriting_storage_does_not_overwrite_what_is_being_deleted(bucket: Bucket) -> None:
-    with being_deleted():
+    with mark_as_being_deleted():
         assert overwriting().save(NAME, ContentFile(b"content")) != NAME
 
 
 def test_a_file_of_a_name_being_deleted_is_not_opened_for_writing(bucket: Bucket) -> None:
-    with being_deleted(), pytest.raises(KeyBeingDeleted, match="take.mp4"):
+    with mark_as_being_deleted(), pytest.raises(KeyBeingDeleted, match="take.mp4"):
         default_storage.open(NAME, "w")
     assert bucket.keys() == set()
     assert not R2Object.objects.filter(state=State.UPLOADING).exists()
 
 
 def test_a_name_being_deleted_in_another_bucket_is_free(bucket: Bucket) -> None:
-    with being_deleted(bucket="other"):
+    with mark_as_being_deleted(bucket="other"):
         assert put() == NAME
 
 
@@ -531,7 +505,7 @@ def test_a_row_being_deleted_bars_its_key(
     assert storage().save(NAME, ContentFile(b"other")) != NAME
     with pytest.raises(KeyBeingDeleted):
         default_storage.open(NAME, "w")
-    assert row().state == State.DELETING
+    assert read_row().state == State.DELETING
 
 
 def test_a_row_left_behind_by_a_dead_process_does_not_bar_its_key_for_ever(bucket: Bucket) -> None:
@@ -541,7 +515,7 @@ def test_a_row_left_behind_by_a_dead_process_does_not_bar_its_key_for_ever(bucke
         state=State.DELETING, updated_at=timezone.now() - timedelta(days=1, seconds=1)
     )
     assert put() == NAME
-    assert_told_as_it_is(bucket, NAME)
+    assert_row_matches_object(bucket, NAME)
 
 
 def test_a_mark_set_after_the_name_was_chosen_is_seen(
@@ -549,7 +523,7 @@ def test_a_mark_set_after_the_name_was_chosen_is_seen(
 ) -> None:
     """The worker marks between the look at the name and the row: at the last moment."""
     monkeypatch.setattr(TrackedStorage, "get_available_name", lambda self, name, max_length: name)
-    with being_deleted():
+    with mark_as_being_deleted():
         with pytest.raises(KeyBeingDeleted):
             put()
         assert not R2Object.objects.exists()
@@ -560,8 +534,8 @@ def test_a_row_taken_away_during_the_upload_is_made_again(bucket: Bucket) -> Non
     with default_storage.open(NAME, "w") as file:
         file.write("text")
         R2Object.objects.all().forget()
-    assert_told_as_it_is(bucket, NAME)
-    assert row().project_id == "proj_1"
+    assert_row_matches_object(bucket, NAME)
+    assert read_row().project_id == "proj_1"
 
 
 def test_an_upload_under_way_is_not_barred_by_a_cleanup(bucket: Bucket) -> None:
@@ -581,14 +555,14 @@ def test_an_upload_that_a_later_one_overtook_does_not_speak_for_it(bucket: Bucke
     with suppress(ZeroDivisionError), pytest.MonkeyPatch.context() as patch:
         patch.setattr(first._multipart, "complete", lambda **kwargs: 1 / 0)  # type: ignore[attr-defined]
         first.close()
-    assert_told_as_it_is(bucket, NAME)
+    assert_row_matches_object(bucket, NAME)
 
 
 def test_upload_that_ends_leaves_another_one_to_its_key_under_way(bucket: Bucket) -> None:
     first, second = default_storage.open(NAME, "w"), default_storage.open(NAME, "w")
     first.write("first")
     first.close()
-    assert row().state == State.UPLOADING
+    assert read_row().state == State.UPLOADING
     second.close()
 
 
@@ -600,7 +574,7 @@ def test_of_two_uploads_the_row_tells_the_one_that_ended_last(bucket: Bucket) ->
     second.close()
     first.close()
     assert bucket.r2.read(NAME) == b"first"
-    assert_told_as_it_is(bucket, NAME)
+    assert_row_matches_object(bucket, NAME)
 
 
 def test_a_cleanup_beside_an_upload_leaves_no_object_without_a_row(bucket: Bucket) -> None:
@@ -621,7 +595,7 @@ def test_names_become_nfc(name: str, bucket: Bucket) -> None:
     composed = normalize("NFC", name)
     assert put(normalize("NFD", name)) == composed
     assert bucket.keys() == {composed}
-    assert_told_as_it_is(bucket, composed)
+    assert_row_matches_object(bucket, composed)
 
 
 def test_one_name_in_two_spellings_makes_two_files(bucket: Bucket) -> None:
@@ -644,7 +618,7 @@ def test_a_crooked_name_opened_for_writing_has_the_row_of_its_object(
     with default_storage.open(name, "w") as file:
         file.write("text")
     assert bucket.keys() == {"x"}
-    assert_told_as_it_is(bucket, "x")
+    assert_row_matches_object(bucket, "x")
 
 
 @pytest.mark.parametrize(
@@ -654,7 +628,7 @@ def test_a_crooked_name_opened_for_writing_has_the_row_of_its_object(
 def test_a_hostile_name_is_tracked_as_it_is_stored(name: str, bucket: Bucket) -> None:
     saved = put(name)
     assert bucket.keys() == {saved}
-    assert_told_as_it_is(bucket, saved)
+    assert_row_matches_object(bucket, saved)
     with default_storage.open(saved) as file:
         assert file.read() == b"content"
 
@@ -730,7 +704,7 @@ def test_a_row_stays_with_its_object_when_that_does_not_go(
     monkeypatch.setattr(S3Storage, "delete", lambda self, name: None)
     with pytest.raises(StoreError, match="still in the bucket"):
         default_storage.delete(NAME)
-    assert_told_as_it_is(bucket, NAME)
+    assert_row_matches_object(bucket, NAME)
 
 
 def test_a_row_stays_when_the_store_cannot_be_reached(
@@ -740,7 +714,7 @@ def test_a_row_stays_when_the_store_cannot_be_reached(
     point_at(settings, ENDPOINT_URL=nobody)
     with pytest.raises(StoreError):
         default_storage.delete(NAME)
-    assert row().state == State.STORED
+    assert read_row().state == State.STORED
 
 
 def test_a_failed_row_stays_a_failed_one_when_it_cannot_be_deleted(
@@ -753,7 +727,7 @@ def test_a_failed_row_stays_a_failed_one_when_it_cannot_be_deleted(
     monkeypatch.setattr(S3Storage, "delete", lambda self, name: None)
     with pytest.raises(StoreError):
         default_storage.delete(NAME)
-    assert row().state == State.UPLOAD_FAILED
+    assert read_row().state == State.UPLOAD_FAILED
 
 
 def test_a_row_barred_by_a_cleanup_stays_barred_when_it_cannot_be_deleted(
@@ -764,7 +738,7 @@ def test_a_row_barred_by_a_cleanup_stays_barred_when_it_cannot_be_deleted(
     monkeypatch.setattr(S3Storage, "delete", lambda self, name: None)
     with pytest.raises(StoreError):
         default_storage.delete(NAME)
-    assert row().state == State.DELETING
+    assert read_row().state == State.DELETING
 
 
 def test_of_two_spellings_that_the_store_keeps_apart_one_is_deleted(bucket: Bucket) -> None:
@@ -824,7 +798,7 @@ def test_threads_share_a_storage(bucket: Bucket) -> None:
     assert save_in_threads(names, TrackedStorage()) == names
     for number, name in enumerate(names):
         assert bucket.r2.read(name) == f"{number}".encode()
-        assert_told_as_it_is(bucket, name)
+        assert_row_matches_object(bucket, name)
 
 
 def test_files_saved_under_one_name_at_once_are_all_kept(bucket: Bucket) -> None:
@@ -832,7 +806,7 @@ def test_files_saved_under_one_name_at_once_are_all_kept(bucket: Bucket) -> None
     assert {bucket.r2.read(name) for name in saved} == {f"{n}".encode() for n in range(6)}
     assert bucket.keys() == set(saved)
     for name in saved:
-        assert_told_as_it_is(bucket, name)
+        assert_row_matches_object(bucket, name)
 
 
 def test_a_file_of_a_name_that_is_being_written_gets_another(bucket: Bucket) -> None:
@@ -842,7 +816,7 @@ def test_a_file_of_a_name_that_is_being_written_gets_another(bucket: Bucket) -> 
     assert bucket.r2.read(NAME) == b"written bit by bit"
     assert bucket.r2.read(other) == b"saved at once"
     for name in (NAME, other):
-        assert_told_as_it_is(bucket, name)
+        assert_row_matches_object(bucket, name)
 
 
 def test_a_file_that_came_to_its_end_after_the_name_was_chosen_is_kept(
@@ -854,7 +828,7 @@ def test_a_file_that_came_to_its_end_after_the_name_was_chosen_is_kept(
     assert other != NAME
     assert (bucket.r2.read(NAME), bucket.r2.read(other)) == (b"first", b"second")
     for name in (NAME, other):
-        assert_told_as_it_is(bucket, name)
+        assert_row_matches_object(bucket, name)
 
 
 def test_a_file_is_kept_that_head_does_not_show(store: FaultyStore, bucket: Bucket) -> None:
@@ -865,14 +839,14 @@ def test_a_file_is_kept_that_head_does_not_show(store: FaultyStore, bucket: Buck
     assert other != NAME
     assert (bucket.r2.read(NAME), bucket.r2.read(other)) == (b"first", b"second")
     for name in (NAME, other):
-        assert_told_as_it_is(bucket, name)
+        assert_row_matches_object(bucket, name)
 
 
 def test_a_file_is_saved_again_when_its_object_is_missing(bucket: Bucket) -> None:
     put()
     bucket.r2.remove(NAME, bucket.name)
     assert put() == NAME
-    assert_told_as_it_is(bucket, NAME)
+    assert_row_matches_object(bucket, NAME)
 
 
 # Put together
@@ -884,6 +858,6 @@ def test_the_storage_is_the_default_one_and_follows_the_settings(
     assert isinstance(storages["default"], TrackedStorage)
     point_at(settings, BUCKET="other")
     put()
-    assert row().bucket == "other"
+    assert read_row().bucket == "other"
     assert NAME in bucket.r2.keys("other")
     bucket.r2.remove(NAME, "other")

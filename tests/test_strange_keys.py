@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from datetime import timedelta
 from html import escape as html
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from botocore.exceptions import ClientError
@@ -24,66 +23,21 @@ from storage_audit.bucket.listing import escape
 from storage_audit.models import CleanupOperation, Finding, R2Object
 from storage_audit.redaction import visible
 from tests.admin_client import page, superuser
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.commands import run_command, run_json
 from tests.network import faulty_network
 from tests.promises import again, alive, check, delete, outcomes, reason, run, track
-from tests.test_commands import run as command
-from tests.test_commands import run_json
+from tests.strange_keys import (
+    KEYS,
+    LONG,
+    STRANGE,
+    TRAPS,
+    UNDER,
+    complete_key,
+    select_remaining,
+)
 
-UNDER = "projects/proj_1/scenes/s1/media/"
-# Folders, as there are stores that take no name of more than 255 bytes between slashes.
-LONG = ("é" * 100 + "/") * 4
 LONG += "x" * (1024 - len((UNDER + LONG).encode()))
-
-
-class Strange(NamedTuple):
-    """A key, after UNDER or as a whole, what it could be taken for, and what becomes of it."""
-
-    name: str
-    traps: tuple[str, ...]
-    outcome: str = "deleted"
-
-
-# Of each kind one.
-STRANGE = {
-    "markup": Strange(
-        "<script>alert(1)</script>", ("alert(1)", "&lt;script&gt;alert(1)&lt;/script&gt;")
-    ),
-    "formula": Strange("=cmd()", ("cmd()", "'=cmd()")),
-    "formula with a plus": Strange("+1+cmd()", (" 1 cmd()", "%2B1%2Bcmd()")),
-    "up": Strange("../up", ("up", "projects/proj_1/scenes/s1/up")),
-    "far up": Strange("../../../../../stranger", ("stranger", "/stranger")),
-    "dot": Strange("./dot", ("dot",)),
-    "empty folder": Strange("b//c", ("b/c",)),
-    "leading slash": Strange("/lead", ("lead",)),
-    "leading slash of all": Strange("/projects/proj_1/a", ("projects/proj_1/a",)),
-    "trailing slash": Strange("d/", ("d",)),
-    "control": Strange("a\x01b", ("ab", "a%01b", "a\\x01b")),
-    "tab": Strange("t\tb", ("t b", "tb", "t%09b")),
-    "delete": Strange("a\x7fb", ("a%7Fb",)),
-    "newline": Strange("n\nb", ("n b", "nb", "n", "n%0Ab"), "failed"),
-    "control and dots": Strange("x/../c\x01", ("c\x01", "c"), "failed"),
-    "percent": Strange("e%2Fb", ("e/b", "e%252Fb")),
-    "percent NUL": Strange("z%00b", ("zb", "z")),
-    "plus": Strange("f+b", ("f b", "f%2Bb")),
-    "spaces": Strange(" g ", ("g", " g", "g ")),
-    "backslash": Strange("h\\b", ("h/b",)),
-    "query": Strange("i?b#c", ("i", "i?b")),
-    "capital": Strange("J", ("j",)),
-    "composed": Strange("k\u00e9", ("ke\u0301", "ke")),
-    "decomposed": Strange("le\u0301", ("l\u00e9", "le")),
-    "compatible": Strange("\ufb01", ("fi",)),
-    "1,024 bytes": Strange(LONG, (LONG[:-1],)),
-}
-
-
-def whole(name: str) -> str:
-    wholes = ("projects/", "/projects/", "stranger", "/stranger")
-    return name if name.startswith(wholes) else UNDER + name
-
-
-KEYS = {whole(each.name): each.outcome for each in STRANGE.values()}
-TRAPS = {whole(trap) for each in STRANGE.values() for trap in each.traps}
 
 
 @pytest.fixture
@@ -94,11 +48,6 @@ def full(bucket: Bucket) -> Bucket:
     return bucket
 
 
-def left(before: dict[str, tuple[int, str]]) -> dict[str, tuple[int, str]]:
-    """What must still be there when all has gone that can go."""
-    return {key: facts for key, facts in before.items() if KEYS.get(key) != "deleted"}
-
-
 def test_rows_of_strange_keys_delete_these_very_objects(full: Bucket) -> None:
     before = full.facts()
     for key in (*KEYS, *TRAPS):
@@ -107,7 +56,7 @@ def test_rows_of_strange_keys_delete_these_very_objects(full: Bucket) -> None:
     # These rows know no time, so what was written in the second of their deletion would stay.
     CleanupOperation.objects.update(created_at=timezone.now() + timedelta(seconds=1))
     assert outcomes(run(CleanupOperation.objects.get())) == KEYS
-    assert full.facts() == left(before)
+    assert full.facts() == select_remaining(before)
     assert set(R2Object.objects.values_list("key", flat=True)) == TRAPS
     check(full)
 
@@ -124,7 +73,7 @@ def test_a_cleanup_deletes_strange_keys_and_no_object_of_another_project(
         if tracked or not key.startswith(UNDER):
             track(full, key, "proj_1")
     assert outcomes(delete("proj_1")) == KEYS
-    assert full.facts() == left(before)
+    assert full.facts() == select_remaining(before)
     assert set(R2Object.objects.filter(project_id="proj_2").values_list("key", flat=True)) == TRAPS
     check(full)
 
@@ -148,7 +97,10 @@ def tree(seaweedfs: SeaweedFS, transactional_db: None) -> Iterator[Bucket]:
 
 @pytest.mark.parametrize("kind", STRANGE)
 def test_a_store_that_is_a_tree_of_folders_loses_no_other_object(tree: Bucket, kind: str) -> None:
-    key, traps = whole(STRANGE[kind].name), {whole(trap) for trap in STRANGE[kind].traps}
+    key, traps = (
+        complete_key(STRANGE[kind].name),
+        {complete_key(trap) for trap in STRANGE[kind].traps},
+    )
     if kind not in {*ABSENT, "empty folder", "leading slash"}:
         tree.put(key)
     tree.put(*traps)
@@ -216,7 +168,7 @@ def test_a_key_with_a_nul_is_gone_though_the_one_that_it_is_shown_as_stays(bucke
 
 def assert_nameless(bucket: Bucket, shown: str) -> None:
     """A backfill and a cleanup tell of the key, and leave it."""
-    out, _err, _code = command("backfill_r2")
+    out, _err, _code = run_command("backfill_r2")
     assert visible(shown) in out
     assert Finding.objects.get().key == shown
     assert not R2Object.objects.exclude(project_id="proj_2").exists()
@@ -232,10 +184,10 @@ def assert_nameless(bucket: Bucket, shown: str) -> None:
 
 @pytest.mark.parametrize("kind", STRANGE)
 def test_an_upload_goes_where_its_row_says_or_is_refused(bucket: Bucket, kind: str) -> None:
-    bucket.put(*(whole(trap) for trap in STRANGE[kind].traps), body=b"trap")
+    bucket.put(*(complete_key(trap) for trap in STRANGE[kind].traps), body=b"trap")
     before = bucket.facts()
     try:
-        name = default_storage.save(whole(STRANGE[kind].name), ContentFile(b"new"))
+        name = default_storage.save(complete_key(STRANGE[kind].name), ContentFile(b"new"))
     except (SuspiciousOperation, ValueError, ClientError) as refusal:
         assert str(refusal)
         assert bucket.facts() == before
@@ -254,7 +206,7 @@ def is_plain(text: str) -> bool:
 def test_strange_keys_are_shown_as_text_and_nothing_else(full: Bucket) -> None:
     for trap in TRAPS:
         track(full, trap, "proj_2")
-    out, err, _code = command("backfill_r2")
+    out, err, _code = run_command("backfill_r2")
     assert is_plain(out + err)
     client, told = superuser(), set[str]()
     for model in (R2Object, Finding):
@@ -270,7 +222,7 @@ def test_strange_keys_are_shown_as_text_and_nothing_else(full: Bucket) -> None:
     for key in outcomes(operation):
         assert html(visible(key)) in shown
     for asked in (["verify_cleanup", "proj_1"], ["cleanup_project", "proj_1", "--dry-run"]):
-        out, err, _code = command(*asked)
+        out, err, _code = run_command(*asked)
         assert is_plain(out + err)
     facts, _code = run_json("verify_cleanup", str(operation.pk))
     left = {key for key, outcome in KEYS.items() if outcome == "failed"}

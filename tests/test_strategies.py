@@ -24,7 +24,8 @@ from storage_audit.bucket import wrangler
 from storage_audit.clocks import monotonic
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, R2Object
-from tests.conftest import BUCKETS, Bucket
+from tests.bucket import BUCKETS, Bucket
+from tests.commands import run_command
 from tests.promises import (
     FLAT,
     HIERARCHICAL,
@@ -33,6 +34,7 @@ from tests.promises import (
     check,
     delete,
     deleted,
+    fill_project,
     late_check,
     make_due,
     outcomes,
@@ -41,9 +43,8 @@ from tests.promises import (
     send,
     track,
 )
-from tests.test_commands import run as command
-from tests.test_pace import BROKEN, BUSY, fill
-from tests.test_strange_keys import KEYS, TRAPS, UNDER, left
+from tests.store_replies import BROKEN, BUSY
+from tests.strange_keys import KEYS, TRAPS, UNDER, select_remaining
 
 NEIGHBOURS = ("proj_10_s1_media.mp4", "projects/proj_10/scenes/s1/media/old.mp4")
 OUTSIDE = "elsewhere/proj_1.mp4"
@@ -88,7 +89,7 @@ def test_single_calls_delete_strange_keys_and_no_object_of_another_project(
             track(bucket, key, owner)
     with configured(STRATEGY=strategy):
         assert outcomes(delete("proj_1")) == KEYS
-    assert bucket.facts() == left(before)
+    assert bucket.facts() == select_remaining(before)
     check(bucket)
 
 
@@ -97,7 +98,7 @@ def test_single_calls_delete_strange_keys_and_no_object_of_another_project(
 def test_trouble_slows_single_calls_down_and_loses_nothing(
     store: FaultyStore, bucket: Bucket, strategy: str, trouble: Any
 ) -> None:
-    fill(bucket, 7)
+    fill_project(bucket, 7)
     store.rules.append(on(is_delete_single, trouble, times=2))
     with configured(STRATEGY=strategy):
         operation = delete("proj_1")
@@ -187,11 +188,11 @@ def test_the_command_makes_a_plan_in_the_chosen_way_and_runs_it_in_the_same(
     deleted("proj_1")
     bucket.put(FLAT)
     track(bucket, FLAT, "proj_1")
-    _out, _err, code = command("cleanup_project", "proj_1", "--dry-run", *options)
+    _out, _err, code = run_command("cleanup_project", "proj_1", "--dry-run", *options)
     plan = CleanupOperation.objects.get()
     assert (code, plan.discovery, plan.strategy) == (0, *expected)
     assert bucket.keys() == {FLAT}
-    _out, _err, code = command("cleanup_project", "proj_1", "--plan", str(plan.pk), "--sync")
+    _out, _err, code = run_command("cleanup_project", "proj_1", "--plan", str(plan.pk), "--sync")
     plan.refresh_from_db()
     assert (code, plan.status, plan.discovery, plan.strategy) == (0, Status.CLEAN, *expected)
     assert not bucket.keys()
@@ -210,7 +211,7 @@ def test_the_command_refuses_ways_that_contradict_each_other_or_are_none(
     bucket: Bucket, options: list[str]
 ) -> None:
     deleted("proj_1")
-    assert command("cleanup_project", "proj_1", *options)[2] == 2
+    assert run_command("cleanup_project", "proj_1", *options)[2] == 2
     assert not CleanupOperation.objects.exists()
 
 
@@ -221,7 +222,7 @@ def test_the_command_refuses_ways_that_contradict_each_other_or_are_none(
 def few_for_wrangler(store: FaultyStore, bucket: Bucket) -> Iterator[list[str]]:
     """The files of a project, one more than wrangler is started for."""
     with configured(STRATEGY="wrangler", WRANGLER_LIMIT=2):
-        yield fill(bucket, 3)
+        yield fill_project(bucket, 3)
 
 
 def test_wrangler_is_not_started_for_many_objects(
@@ -407,7 +408,7 @@ def test_a_wrangler_that_hangs_is_not_asked_for_its_version_by_each_lane(
 def test_what_was_in_no_call_does_not_count_as_deleted_when_it_is_gone(
     store: FaultyStore, bucket: Bucket
 ) -> None:
-    keys, calls = fill(bucket, 60), list[Request]()
+    keys, calls = fill_project(bucket, 60), list[Request]()
 
     def first_call_meets_an_accident(request: Request, forward: Forward) -> Reply | None:
         if not is_delete_single(request) or calls:

@@ -11,7 +11,7 @@ from django.utils import timezone
 from storage_audit import tasks
 from storage_audit.audit import cleanup, deletion, plan_summary, succession
 from storage_audit.models import CleanupOperation, Project
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.promises import Status, alive, check, requested, run
 
 pytestmark = pytest.mark.database

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -29,8 +28,11 @@ from storage_audit.models import (
     R2Object,
 )
 from storage_audit.transitions import SPREAD
-from tests.conftest import YEAR, Bucket
-from tests.test_signals import Rollback, enqueued_ids, track
+from tests.bucket import Bucket
+from tests.builders import create_lost_cleanup, track_keys
+from tests.database import Rollback
+from tests.queues import list_enqueued_ids
+from tests.times import YEAR
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
 Status, Trigger = CleanupOperation.Status, CleanupOperation.Trigger
@@ -40,21 +42,6 @@ NOTHING = {"vanished": 0, "enqueued": 0}
 def delete_with_sql(project_id: str) -> None:
     with connection.cursor() as cursor:
         cursor.execute("DELETE FROM storage_audit_project WHERE id = %s", [project_id])
-
-
-def forgotten(**values: Any) -> CleanupOperation:
-    """An operation that is due, as if its task was lost long ago."""
-    long_ago = timezone.now() - timedelta(hours=1)
-    return CleanupOperation.objects.request(
-        **{
-            "kind": CleanupOperation.Kind.OBJECTS,
-            "bucket": "tests",
-            "trigger": Trigger.DELETED,
-            "next_attempt_at": long_ago,
-            "enqueued_at": long_ago,
-            **values,
-        }
-    )
 
 
 # Projects that vanish
@@ -83,7 +70,7 @@ def test_a_project_deleted_past_django_is_noticed_once(way: str) -> None:
 
 def test_a_vanished_project_with_objects_in_two_buckets_is_one_project() -> None:
     Project.objects.create(pk="proj_1")
-    track("a", bucket="other")
+    track_keys("a", bucket="other")
     delete_with_sql("proj_1")
     assert tasks.sweep()["vanished"] == 1
     assert {each.status for each in CleanupOperation.objects.all()} == {Status.BLOCKED}
@@ -97,7 +84,7 @@ def test_a_released_operation_of_a_vanished_project_is_enqueued() -> None:
     operation = CleanupOperation.objects.get()
     operation.release("ada")
     assert tasks.sweep() == {"vanished": 0, "enqueued": 1}
-    assert enqueued_ids() == [str(operation.pk)]
+    assert list_enqueued_ids() == [str(operation.pk)]
 
 
 def test_a_project_made_without_a_signal_is_remembered_and_its_vanishing_noticed() -> None:
@@ -158,11 +145,11 @@ def test_a_project_restored_before_it_is_recorded_is_left_alone() -> None:
 def test_trouble_with_vanished_projects_does_not_keep_lost_tasks_from_the_queue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    operation = forgotten()
+    operation = create_lost_cleanup()
     monkeypatch.setattr(vanished, "notice", lambda: 1 / 0)
     with suppress(ZeroDivisionError):
         tasks.sweep()
-    assert enqueued_ids() == [str(operation.pk)]
+    assert list_enqueued_ids() == [str(operation.pk)]
 
 
 def test_a_rolled_back_project_does_not_vanish() -> None:
@@ -189,26 +176,26 @@ def test_a_deletion_whose_task_was_lost_is_enqueued_again() -> None:
     assert tasks.sweep() == NOTHING  # Its task was there a moment ago.
     CleanupOperation.objects.update(enqueued_at=timezone.now() - timedelta(seconds=61))
     assert tasks.sweep() == {"vanished": 0, "enqueued": 1}
-    assert enqueued_ids() == [str(operation.pk)]
+    assert list_enqueued_ids() == [str(operation.pk)]
     assert tasks.sweep() == NOTHING
 
 
 def test_a_deletion_that_was_never_enqueued_is_enqueued() -> None:
-    operation = forgotten(enqueued_at=None, next_attempt_at=timezone.now())
+    operation = create_lost_cleanup(enqueued_at=None, next_attempt_at=timezone.now())
     tasks.sweep()
-    assert enqueued_ids() == [str(operation.pk)]
+    assert list_enqueued_ids() == [str(operation.pk)]
 
 
 @pytest.mark.parametrize("status", ["pending", "running", "incomplete", "failed"])
 def test_what_is_due_is_enqueued(status: str) -> None:
-    operation = forgotten(status=status)
+    operation = create_lost_cleanup(status=status)
     tasks.sweep()
-    assert enqueued_ids() == [str(operation.pk)]
+    assert list_enqueued_ids() == [str(operation.pk)]
 
 
 @pytest.mark.parametrize("status", ["planned", "clean", "blocked", "superseded"])
 def test_what_waits_for_a_person_or_has_ended_is_not_enqueued(status: str) -> None:
-    forgotten(status=status)
+    create_lost_cleanup(status=status)
     assert tasks.sweep() == NOTHING
 
 
@@ -216,18 +203,18 @@ def test_what_waits_for_a_person_or_has_ended_is_not_enqueued(status: str) -> No
 def test_what_a_worker_holds_is_enqueued_only_when_its_lease_is_over(
     seconds: int, expected: int
 ) -> None:
-    forgotten(status="running", lease_until=timezone.now() + timedelta(seconds=seconds))
+    create_lost_cleanup(status="running", lease_until=timezone.now() + timedelta(seconds=seconds))
     assert tasks.sweep() == {"vanished": 0, "enqueued": expected}
 
 
 def test_what_is_not_due_yet_is_not_enqueued() -> None:
-    forgotten(status="incomplete", next_attempt_at=timezone.now() + timedelta(seconds=30))
+    create_lost_cleanup(status="incomplete", next_attempt_at=timezone.now() + timedelta(seconds=30))
     assert tasks.sweep() == NOTHING
 
 
 def test_a_queue_that_is_stuck_is_not_filled_up() -> None:
     for _ in range(103):
-        forgotten()
+        create_lost_cleanup()
     assert tasks.sweep() == {"vanished": 0, "enqueued": 100}
     CleanupOperation.objects.update(enqueued_at=None)
     assert tasks.sweep() == NOTHING
@@ -241,7 +228,7 @@ def test_a_queue_that_is_stuck_is_not_filled_up() -> None:
 def test_tasks_of_another_cluster_do_not_keep_ours_from_the_queue() -> None:
     waiting = timezone.now() - timedelta(hours=1)
     OrmQ.objects.bulk_create(OrmQ(key="mails", payload="", lock=waiting) for _ in range(100))
-    operation = forgotten()
+    operation = create_lost_cleanup()
     assert tasks.sweep() == {"vanished": 0, "enqueued": 1}
     (task,) = OrmQ.objects.filter(key="autoshorts")
     assert task.task["args"] == (str(operation.pk),)
@@ -251,16 +238,16 @@ def test_tasks_of_another_cluster_do_not_keep_ours_from_the_queue() -> None:
 def test_tasks_of_the_site_in_our_cluster_do_not_keep_ours_from_the_queue() -> None:
     for number in range(100):
         async_task("newsroom.mails.send", number, group="mails")
-    operation = forgotten()
+    operation = create_lost_cleanup()
     assert tasks.sweep()["enqueued"] == 1
-    assert str(operation.pk) in enqueued_ids()
+    assert str(operation.pk) in list_enqueued_ids()
 
 
 def test_only_the_latest_tasks_are_asked_whether_they_are_ours(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(queue, "LATEST", 2)
-    operations = [forgotten() for _ in range(5)]
+    operations = [create_lost_cleanup() for _ in range(5)]
     for operation in operations:
         tasks.enqueue(operation.pk)
     assert queue.own_ready_tasks(timezone.now()) == 2
@@ -268,14 +255,14 @@ def test_only_the_latest_tasks_are_asked_whether_they_are_ours(
 
 def test_the_longest_due_are_enqueued_first() -> None:
     now = timezone.now()
-    later = forgotten(next_attempt_at=now - timedelta(minutes=2))
-    sooner = forgotten(next_attempt_at=now - timedelta(minutes=3))
+    later = create_lost_cleanup(next_attempt_at=now - timedelta(minutes=2))
+    sooner = create_lost_cleanup(next_attempt_at=now - timedelta(minutes=3))
     tasks.sweep()
-    assert enqueued_ids() == [str(sooner.pk), str(later.pk)]
+    assert list_enqueued_ids() == [str(sooner.pk), str(later.pk)]
 
 
 def test_a_task_of_an_operation_that_does_not_exist_is_not_made() -> None:
-    operation = forgotten()
+    operation = create_lost_cleanup()
     pk = operation.pk
     CleanupOperation.objects.all().delete()
     tasks.enqueue(pk)
@@ -335,7 +322,7 @@ def test_pauses_that_were_meant_are_kept() -> None:
         ("failed", Trigger.DELETED, settings.failed_retry * SPREAD),
     ]
     for status, trigger, pause in longest:
-        forgotten(status=status, trigger=trigger, next_attempt_at=now + pause)
+        create_lost_cleanup(status=status, trigger=trigger, next_attempt_at=now + pause)
     due = set(CleanupOperation.objects.values_list("next_attempt_at", flat=True))
     assert tasks.sweep() == NOTHING
     assert set(CleanupOperation.objects.values_list("next_attempt_at", flat=True)) == due
@@ -355,7 +342,7 @@ def test_jobs_and_scans_of_a_clock_that_was_ahead_get_a_worker(
     a_year_ahead()
     OrmQ.objects.all().delete()
     tasks.sweep()
-    assert enqueued_ids() == [str(job.pk), str(scan.pk)]
+    assert list_enqueued_ids() == [str(job.pk), str(scan.pk)]
     assert not scan.shards.all().held_by(token).exists()
     assert scan.shards.all().claim(uuid4(), 1) == [shard]
 
@@ -418,7 +405,7 @@ def test_what_a_person_changed_in_the_schedule_stays() -> None:
 
 
 def test_the_sweep_touches_no_row_of_an_object() -> None:
-    rows = track("a")
+    rows = track_keys("a")
     Project.objects.create(pk="proj_1")
     delete_with_sql("proj_1")
     tasks.sweep()
@@ -428,7 +415,7 @@ def test_the_sweep_touches_no_row_of_an_object() -> None:
 def test_what_waits_for_another_cleanup_of_its_project_follows_it_at_once(bucket: Bucket) -> None:
     Project.objects.create(pk="proj_1")
     of_project = {"kind": CleanupOperation.Kind.VERIFY, "project_id": "proj_1"}
-    first, second = forgotten(**of_project), forgotten(**of_project)
-    forgotten(project_id="proj_2")
+    first, second = create_lost_cleanup(**of_project), create_lost_cleanup(**of_project)
+    create_lost_cleanup(project_id="proj_2")
     tasks.run_operation(str(first.pk))
-    assert enqueued_ids() == [str(second.pk)]
+    assert list_enqueued_ids() == [str(second.pk)]

@@ -12,15 +12,17 @@ from pytest_django.fixtures import Settings
 from storage_audit.audit import cleanup, sending, verification
 from storage_audit.audit.work import Work
 from storage_audit.conf import conf
-from storage_audit.models import CleanupItem, CleanupOperation, IllegalTransition, LeaseLost
-from tests.conftest import Bucket
+from storage_audit.models import CleanupOperation, IllegalTransition, LeaseLost
+from tests.bucket import Bucket
 from tests.promises import (
     Status,
+    acquire_lease,
     alive,
     between_batch_and_verification,
     between_plan_and_batch,
     check,
     delete,
+    dump_cleanup,
     outcomes,
     requested,
     run,
@@ -35,14 +37,9 @@ def make(**values: object) -> CleanupOperation:
     return CleanupOperation.objects.create(**facts | values)
 
 
-def claim(operation: CleanupOperation) -> bool:
-    with transaction.atomic():
-        return operation.claim()
-
-
 def held(**values: object) -> CleanupOperation:
     operation = make(**values)
-    assert claim(operation)
+    assert acquire_lease(operation)
     return operation
 
 
@@ -53,21 +50,21 @@ def take_over(operation: CleanupOperation) -> CleanupOperation:
         lease_until=a_moment_ago, next_attempt_at=a_moment_ago
     )
     other = CleanupOperation.objects.get(pk=operation.pk)
-    assert claim(other)
+    assert acquire_lease(other)
     return other
 
 
 def test_operation_is_held_by_one_worker_at_a_time() -> None:
     operation = held()
-    assert not claim(CleanupOperation.objects.get(pk=operation.pk))
+    assert not acquire_lease(CleanupOperation.objects.get(pk=operation.pk))
     assert cleanup.run_slice(operation.pk) is None
 
 
 def test_two_who_read_it_at_once_do_not_both_get_it() -> None:
     one = make()
     other = CleanupOperation.objects.get(pk=one.pk)
-    assert claim(one)
-    assert not claim(other)
+    assert acquire_lease(one)
+    assert not acquire_lease(other)
     assert other.lease_token is None
 
 
@@ -76,31 +73,31 @@ def test_turn_that_ended_after_the_other_looked_is_no_worker_that_died() -> None
     other = CleanupOperation.objects.get(pk=one.pk)
     one.progress(cursor={"after": "key"})
     one.hand_over()
-    assert claim(other)
+    assert acquire_lease(other)
     assert other.takeovers == 0
     assert other.cursor == one.cursor
 
 
 def test_operations_of_one_project_in_one_bucket_run_one_after_the_other() -> None:
     first, second = held(), make()
-    assert not claim(second)
-    assert claim(make(bucket="other"))
-    assert claim(make(project_id="proj_10"))
+    assert not acquire_lease(second)
+    assert acquire_lease(make(bucket="other"))
+    assert acquire_lease(make(project_id="proj_10"))
     first.hand_over()
-    assert claim(second)
-    assert not claim(first)
+    assert acquire_lease(second)
+    assert not acquire_lease(first)
 
 
 def test_operations_of_several_projects_wait_for_nobody() -> None:
     held(kind="objects", project_id=None)
-    assert claim(make(kind="objects", project_id=None))
+    assert acquire_lease(make(kind="objects", project_id=None))
 
 
 def test_turns_of_one_attempt_count_once() -> None:
     operation = held(attempts=1, troubled_since=timezone.now())
     for _turn in range(3):
         operation.hand_over()
-        assert claim(operation)
+        assert acquire_lease(operation)
     assert operation.attempts == 2
     operation.progress()
     operation.hand_over()
@@ -108,15 +105,15 @@ def test_turns_of_one_attempt_count_once() -> None:
 
 
 def test_operation_is_not_claimed_before_its_time() -> None:
-    assert not claim(make(next_attempt_at=timezone.now() + timedelta(minutes=1)))
-    assert not claim(make(next_attempt_at=None))
+    assert not acquire_lease(make(next_attempt_at=timezone.now() + timedelta(minutes=1)))
+    assert not acquire_lease(make(next_attempt_at=None))
 
 
 @pytest.mark.parametrize(
     "status", ["planned", "clean", "clean_with_protected", "blocked", "superseded"]
 )
 def test_operation_that_waits_for_a_person_or_has_ended_is_not_claimed(status: str) -> None:
-    assert not claim(make(status=status))
+    assert not acquire_lease(make(status=status))
 
 
 def test_worker_that_lost_its_lease_can_write_nothing() -> None:
@@ -151,12 +148,12 @@ def test_lease_further_ahead_than_twice_its_length_is_void(lengths: float, is_fr
     assert CleanupOperation.objects.held(now).exists() is not is_free
     assert CleanupOperation.objects.due(now).exists() is is_free
     other = CleanupOperation.objects.get(pk=operation.pk)
-    assert claim(make()) is is_free, "a rival"
+    assert acquire_lease(make()) is is_free, "a rival"
     CleanupOperation.objects.exclude(pk=operation.pk).delete()
     if is_free:
         with pytest.raises(LeaseLost):
             operation.renew()
-    assert claim(other) is is_free
+    assert acquire_lease(other) is is_free
     assert other.takeovers == int(is_free)
 
 
@@ -188,7 +185,7 @@ def test_stalled_worker_changes_nothing_and_the_next_one_ends_the_work(
         # The other worker stalls too, and its lease runs out.
         other = take_over(CleanupOperation.objects.get(pk=operation.pk))
         CleanupOperation.objects.filter(pk=other.pk).update(lease_until=timezone.now())
-        seen.update(state(operation))
+        seen.update(dump_cleanup(operation))
 
     with monkeypatch.context() as patch:
         if moment == "before the batch":
@@ -206,7 +203,7 @@ def test_stalled_worker_changes_nothing_and_the_next_one_ends_the_work(
             patch.setattr(sending, "send", send)
         cleanup.run_slice(operation.pk)
     assert seen
-    assert state(operation) == seen
+    assert dump_cleanup(operation) == seen
     if moment == "before the batch":
         assert bucket.keys() == set(KEYS)
     check(bucket)
@@ -214,15 +211,6 @@ def test_stalled_worker_changes_nothing_and_the_next_one_ends_the_work(
     assert run(operation).status == Status.CLEAN
     assert not bucket.keys()
     check(bucket)
-
-
-def state(operation: CleanupOperation) -> dict[str, object]:
-    """All that is stored of it."""
-    return {
-        "operation": CleanupOperation.objects.values().get(pk=operation.pk),
-        "items": list(CleanupItem.objects.order_by("pk").values()),
-        "events": operation.events.count(),
-    }
 
 
 ILLEGAL: dict[str, list[str]] = {
@@ -310,7 +298,7 @@ def test_work_that_kills_its_worker_waits_longer_each_time() -> None:
 
 def test_work_of_a_worker_that_dies_waits_for_no_outage_that_is_over() -> None:
     operation = make(status="incomplete", attempts=5, troubled_since=timezone.now())
-    assert claim(operation)
+    assert acquire_lease(operation)
     assert operation.next_attempt_at and operation.lease_until
     assert operation.next_attempt_at <= operation.lease_until
 

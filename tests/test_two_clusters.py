@@ -11,9 +11,10 @@ from devtools.faults.proxy import FaultyStore, faulty_store
 from devtools.local_r2 import LocalR2
 from storage_audit import tasks
 from storage_audit.models import CleanupOperation, OperationEvent, Project
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.keys import KEY_OF_PROJ_10
 from tests.promises import Status, check
-from tests.test_queue import OTHER, Cluster, stopping
+from tests.queues import Cluster, print_log_on_failure
 
 PROJECTS = [f"proj_{letter}" for letter in "abcdef"]
 FILES = 8
@@ -27,7 +28,7 @@ def store(local_r2: LocalR2) -> Iterator[FaultyStore]:
 
 
 def fill(bucket: Bucket) -> set[str]:
-    bucket.put(OTHER)
+    bucket.put(KEY_OF_PROJ_10)
     keys = {
         f"projects/{project_id}/scenes/s1/media/{n:02}.mp4"
         for project_id in PROJECTS
@@ -50,17 +51,17 @@ def test_two_clusters_share_the_work_and_send_each_key_once(
         Cluster(tmp_path, slice_seconds=0.3, **variables) as other,
     ):
         for cluster in (one, other):
-            with stopping(cluster):
+            with print_log_on_failure(cluster):
                 cluster.wait_until(lambda: "ready for work" in cluster.said)  # noqa: B023
         Project.objects.all().delete()
         operations = CleanupOperation.objects.filter(parent=None)
         for operation in (*operations, *operations):
             tasks.enqueue(operation.pk)
         clean = operations.filter(status=Status.CLEAN)
-        with stopping(one), stopping(other):
+        with print_log_on_failure(one), print_log_on_failure(other):
             one.wait_until(lambda: clean.count() == len(PROJECTS), timeout=120)
     assert sent(store) == dict.fromkeys(keys, 1)
-    assert bucket.keys() == {OTHER}
+    assert bucket.keys() == {KEY_OF_PROJ_10}
     assert list(operations.values_list("deleted", flat=True)) == [FILES] * len(PROJECTS)
     assert not OperationEvent.objects.filter(step="takeover").exists()
     assert min(turns(one), turns(other)) > 0

@@ -33,7 +33,10 @@ from storage_audit.audit.work import Work
 from storage_audit.bucket import r2
 from storage_audit.bucket.uploads import Upload
 from storage_audit.models import CleanupOperation, Finding, R2Object
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.builders import create_findings, list_ids
+from tests.keys import NFC, NFD
+from tests.orphans import request_deletion
 from tests.promises import (
     again,
     alive,
@@ -48,10 +51,7 @@ from tests.promises import (
     track,
 )
 from tests.scanning import backfill, findings
-from tests.test_decisions import ask, find, ids
 
-NFD = "projects/proj_1/scenes/s/media/e\u0301.mp4"
-NFC = normalize("NFC", NFD)
 OWN = "projects/proj_1/scenes/s/media/own.mp4"
 # Which of the two rows is written, and found, last must make no difference.
 each_order = pytest.mark.parametrize("mine, other", [(NFC, NFD), (NFD, NFC)])
@@ -171,7 +171,7 @@ def test_orphan_that_two_rows_name_is_kept(
     assert findings() == {("ambiguous", NFD)}
     Finding.objects.all().delete()
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(microseconds=1)}
-    operation = run(ask(find(folding, NFD)))
+    operation = run(request_deletion(create_findings(folding, NFD)))
     assert outcomes(operation) == {NFD: "protected"}
     assert NFD in folding.facts()
 
@@ -405,7 +405,7 @@ def test_row_of_either_spelling_says_which_blocked_cleanup_covers_the_object(
     track(folding, other, "proj_2", "adopted")
     blocked = delete("proj_2")
     assert blocked.status == blocked.Status.BLOCKED
-    [left] = decisions.adopt(ids(find(folding, NFC)), "proj_3").left
+    [left] = decisions.adopt(list_ids(create_findings(folding, NFC)), "proj_3").left
     assert str(blocked.pk) in left.reason
     for name in (NFC, NFD):
         default_storage.delete(name)

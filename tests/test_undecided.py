@@ -13,7 +13,7 @@ from devtools.faults.proxy import FaultyStore, Reply
 from storage_audit.audit import meaning, requests
 from storage_audit.audit.modes import MODES, Mode
 from storage_audit.models import CleanupOperation, R2Object
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.promises import (
     Status,
     again,
@@ -27,7 +27,7 @@ from tests.promises import (
     run,
     track,
 )
-from tests.test_faults import lists_uploads
+from tests.store_replies import list_uploads
 
 LATE = {f"projects/proj_1/scenes/s1/media/{n}.mp4" for n in range(30)}
 
@@ -121,7 +121,7 @@ def test_upload_that_a_blocked_cleanup_covers_is_not_aborted(
     assert blocked.status == Status.BLOCKED
     settings.STORAGE_AUDIT = usual
     own = "projects/proj_9_x/scenes/s1/media/big.mp4"
-    store.rules += [lists_uploads(SHARED, own), on(is_abort, Reply(204))]
+    store.rules += [list_uploads(SHARED, own), on(is_abort, Reply(204))]
     other = run(other)
     assert outcomes(other) == {SHARED: "protected"}
     assert [request.path.partition("/tests/")[2] for request in store.asked(is_abort)] == [own]

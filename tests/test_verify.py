@@ -27,7 +27,8 @@ from storage_audit.models import (
     R2Object,
 )
 from storage_audit.storage import Upload
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.keys import NFC, NFD
 from tests.promises import (
     FLAT,
     HIERARCHICAL,
@@ -43,13 +44,8 @@ from tests.promises import (
     reason,
     run,
     track,
+    verify_project,
 )
-from tests.test_two_rows import NFC, NFD
-
-
-def verify(project_id: str) -> CleanupOperation:
-    (operation,) = requests.verify_project(project_id)
-    return run(operation)
 
 
 def dry_run(project_id: str) -> CleanupOperation:
@@ -60,7 +56,7 @@ def dry_run(project_id: str) -> CleanupOperation:
 def test_live_project_whose_bucket_and_table_agree_is_in_step(bucket: Bucket) -> None:
     bucket.upload("proj_1")
     bucket.upload("proj_10")
-    operation = verify("proj_1")
+    operation = verify_project("proj_1")
     assert operation.status == Status.CLEAN
     assert operation.error == "1 in step, 0 missing, 0 untracked."
     check(bucket)
@@ -71,7 +67,7 @@ def test_live_project_with_missing_and_untracked_objects(bucket: Bucket) -> None
     track(bucket, HIERARCHICAL, "proj_1")
     track(bucket, "odd/key", "proj_1")
     bucket.put(FLAT)
-    operation = verify("proj_1")
+    operation = verify_project("proj_1")
     assert operation.status == Status.INCOMPLETE
     assert operation.next_attempt_at is None
     assert operation.error == "1 in step, 2 missing, 1 untracked."
@@ -85,10 +81,10 @@ def test_live_project_with_missing_and_untracked_objects(bucket: Bucket) -> None
 def test_object_that_is_changing_is_not_called_missing(bucket: Bucket, state: str) -> None:
     alive("proj_1")
     track(bucket, HIERARCHICAL, "proj_1", state=state)
-    assert verify("proj_1").error == "0 in step, 0 missing, 0 untracked."
+    assert verify_project("proj_1").error == "0 in step, 0 missing, 0 untracked."
     # Nobody has it in hand any more: the process was killed.
     R2Object.objects.update(updated_at=timezone.now() - timedelta(hours=25))
-    assert verify("proj_1").error == "0 in step, 1 missing, 0 untracked."
+    assert verify_project("proj_1").error == "0 in step, 1 missing, 0 untracked."
 
 
 def test_upload_that_ends_while_the_bucket_is_listed_is_not_called_missing(
@@ -103,7 +99,7 @@ def test_upload_that_ends_while_the_bucket_is_listed_is_not_called_missing(
 
     alive("proj_1")
     monkeypatch.setattr(discovery, "discover_tracked", discover_tracked)
-    assert verify("proj_1").error == "1 in step, 0 missing, 0 untracked."
+    assert verify_project("proj_1").error == "1 in step, 0 missing, 0 untracked."
 
 
 def test_tracked_object_whose_key_names_another_project_is_not_called_missing(
@@ -113,7 +109,7 @@ def test_tracked_object_whose_key_names_another_project_is_not_called_missing(
     key = "projects/proj_2/scenes/s1/media/a.mp4"
     bucket.put(key)
     track(bucket, key, "proj_1", "backfill")
-    operation = verify("proj_1")
+    operation = verify_project("proj_1")
     assert outcomes(operation) == {key: "protected"}
     check(bucket)
 
@@ -140,7 +136,7 @@ def test_file_of_an_upload_that_ends_behind_the_listing_is_not_called_absent(
     upload = Upload(bucket.name, LATE).begin()
     delete("proj_1")
     behind_the_listing(monkeypatch, lambda: bucket.put(LATE), upload.confirm)
-    found = verify("proj_1")
+    found = verify_project("proj_1")
     assert found.error == "1 left behind, 0 seen absent."
     assert outcomes(found) == {LATE: "failed"}
 
@@ -149,7 +145,7 @@ def test_key_with_an_upload_under_way_is_not_called_absent(bucket: Bucket) -> No
     bucket.upload("proj_1")
     delete("proj_1")
     Upload(bucket.name, LATE).begin()
-    assert verify("proj_1").error == "0 left behind, 0 seen absent."
+    assert verify_project("proj_1").error == "0 left behind, 0 seen absent."
 
 
 def test_file_that_an_upload_stores_behind_the_last_look_is_not_called_absent(
@@ -223,7 +219,7 @@ def test_deleted_project_with_leftovers(bucket: Bucket) -> None:
     deleted("proj_1")
     bucket.put(HIERARCHICAL, FLAT)
     track(bucket, "projects/proj_1/scenes/s1/media/gone.mp4", "proj_1")
-    operation = verify("proj_1")
+    operation = verify_project("proj_1")
     assert operation.status == Status.INCOMPLETE
     assert operation.error == "2 left behind, 1 seen absent."
     assert bucket.keys() == {HIERARCHICAL, FLAT}
@@ -234,7 +230,7 @@ def test_deleted_project_with_leftovers(bucket: Bucket) -> None:
 def test_deleted_project_with_nothing_left_is_clean(bucket: Bucket) -> None:
     deleted("proj_1")
     bucket.put("proj_10_s1_media.mp4")
-    assert verify("proj_1").status == Status.CLEAN
+    assert verify_project("proj_1").status == Status.CLEAN
 
 
 def test_verification_of_a_cleanup(bucket: Bucket) -> None:
@@ -361,7 +357,7 @@ def test_verification_of_deleted_objects_looks_twice_for_what_it_would_call_abse
 def test_verification_is_never_turned_into_a_deletion(bucket: Bucket) -> None:
     deleted("proj_1")
     bucket.put(HIERARCHICAL)
-    operation = verify("proj_1")
+    operation = verify_project("proj_1")
     with pytest.raises(IllegalTransition):
         requests.force_delete_operation(operation)
     operation.retry()

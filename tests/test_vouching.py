@@ -33,7 +33,7 @@ from storage_audit.bucket import listing, r2
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.r2 import Listed
 from storage_audit.models import CleanupOperation, R2Object
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.promises import (
     FLAT,
     HIERARCHICAL,
@@ -46,9 +46,11 @@ from tests.promises import (
     delete,
     hide,
     let_the_pause_end,
+    list_gone,
     outcomes,
     requested,
     run,
+    take_over_lease,
     track,
 )
 
@@ -77,18 +79,6 @@ def filled(bucket: Bucket) -> Bucket:
     return bucket
 
 
-def steal(operation: CleanupOperation, **values: Any) -> CleanupOperation:
-    """Let the lease of a worker that died end, so that the next one may go on."""
-    past = timezone.now() - timedelta(seconds=1)
-    CleanupOperation.objects.filter(lease_until__isnull=False).update(lease_until=past)
-    CleanupOperation.objects.filter(pk=operation.pk).update(next_attempt_at=past, **values)
-    return run(operation)
-
-
-def gone(operation: CleanupOperation) -> set[str]:
-    return {key for key, out in outcomes(operation).items() if out in ("deleted", "already_absent")}
-
-
 @pytest.mark.parametrize("slice_", [timedelta(0), timedelta(seconds=30)], ids=["cut", "whole"])
 @pytest.mark.parametrize("moment", [between_plan_and_batch, between_batch_and_verification])
 def test_copied_bucket_that_answers_from_now_on_calls_nothing_gone(
@@ -105,7 +95,7 @@ def test_copied_bucket_that_answers_from_now_on_calls_nothing_gone(
     operation = delete("proj_1")
     if moment is between_plan_and_batch:
         assert operation.status == Status.BLOCKED and "another marker" in operation.error
-    assert not gone(operation)
+    assert not list_gone(operation)
     store.rules.clear()
     check(filled)
 
@@ -146,9 +136,9 @@ def test_page_that_no_sighting_followed_is_forgotten_when_its_worker_dies(
         die_between_page_and_sighting(patch, store, step)
         run(operation)
     store.rules.clear()
-    assert not gone(operation)
+    assert not list_gone(operation)
     assert not operation.items.filter(answer=NOT_LISTED).exists()
-    assert steal(operation).status == Status.CLEAN
+    assert take_over_lease(operation).status == Status.CLEAN
     assert outcomes(operation) == dict.fromkeys((FLAT, HIERARCHICAL, OUTSIDE), "deleted")
     check(filled)
 
@@ -168,7 +158,7 @@ def test_named_object_that_no_vouched_page_showed_is_looked_for_again(
         die_between_page_and_sighting(patch, store, Step.PLAN)
         run(operation)
     store.rules.clear()
-    assert steal(operation).status == Status.CLEAN
+    assert take_over_lease(operation).status == Status.CLEAN
     assert outcomes(operation) == {key: "deleted"}
 
 
@@ -278,7 +268,7 @@ def test_pass_starts_again_when_what_its_position_rests_on_has_changed(
         CHANGES[change](operation, **others)
     late = HIERARCHICAL.replace("old", "late")
     filled.put(late)
-    operation = steal(operation)
+    operation = take_over_lease(operation)
     started_again = operation.events.filter(message__contains="from the beginning").exists()
     assert started_again == (change in CHANGES)
     if started_again or step == Step.PLAN:  # Else no listing has shown it.
@@ -313,7 +303,7 @@ def test_listing_during_which_the_bucket_was_claimed_again_is_not_used(
     between_batch_and_verification(monkeypatch, filled.set_marker)
     operation = delete("proj_1")
     assert operation.status == Status.INCOMPLETE and "claimed again" in operation.error
-    assert not gone(operation)
+    assert not list_gone(operation)
     assert again(operation).status == Status.CLEAN
     check(filled)
 
@@ -326,7 +316,7 @@ def test_file_that_somebody_else_deleted_is_already_gone_after_a_second_look(
 ) -> None:
     between_plan_and_batch(monkeypatch, lambda: filled.r2.remove(FLAT, filled.name))
     operation, before = delete("proj_1"), r2.client()
-    assert not gone(operation)
+    assert not list_gone(operation)
     assert operation.next_attempt_at and operation.next_attempt_at > timezone.now()
     assert operation.events.filter(message__contains="again in a minute").exists()
     operation = let_the_pause_end(operation)
@@ -360,7 +350,7 @@ def test_file_that_is_listed_again_after_a_minute_is_not_called_gone(
     """Both looks that follow the plan leave it out, and show the marker."""
     between_plan_and_batch(monkeypatch, lambda: hide(store, key))
     operation = delete("proj_1")
-    assert not gone(operation)
+    assert not list_gone(operation)
     store.rules.clear()
     operation = let_the_pause_end(operation)
     assert operation.status == Status.CLEAN

@@ -29,7 +29,7 @@ from storage_audit.bucket.listing import (
 from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.wire import NONE, Entries, Entry
 from storage_audit.storage import is_listed
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.network import faulty_network
 
 Cut = Callable[[bytes], tuple[bytes, Entries]]

@@ -15,7 +15,6 @@ from time import sleep
 from urllib.parse import quote
 
 import pytest
-from django.conf import settings as django_settings
 from pytest_django import Settings
 
 from devtools.cloudflare_api import CloudflareApi
@@ -35,7 +34,8 @@ from storage_audit.bucket.r2 import DELETED, Answer
 from storage_audit.bucket.wrangler import Command
 from storage_audit.bucket.wrangler_errors import Unusable
 from storage_audit.clocks import monotonic
-from tests.conftest import BUCKETS, Bucket
+from tests.bucket import BUCKETS, Bucket
+from tests.fake_wrangler import FakeWrangler, configure_wrangler
 
 # What it asks is no database.
 pytestmark = pytest.mark.only_on("sqlite")
@@ -105,10 +105,6 @@ def delete(key: str, ran: list[Command], bucket: str = HERE, until: float | None
     return wrangler.delete(bucket, key, until=until or soon(), ran=ran.append)
 
 
-def configure(settings: Settings, **values: str) -> None:
-    settings.STORAGE_AUDIT = {**django_settings.STORAGE_AUDIT, **values}
-
-
 def target(api: CloudflareApi, key: str, bucket: str = HERE) -> str:
     path = f"/client/v4/accounts/{api.account_id}/r2/buckets/{bucket}/objects/"
     return path + quote(key, safe="/")
@@ -171,7 +167,7 @@ def test_a_name_that_no_bucket_has_is_refused(
 def test_nothing_is_deleted_where_the_account_would_be_guessed(
     cloudflare_api: CloudflareApi, settings: Settings, ran: list[Command]
 ) -> None:
-    configure(settings, ACCOUNT_ID="")
+    configure_wrangler(settings, ACCOUNT_ID="")
     with pytest.raises(Unusable, match="R2_ACCOUNT_ID"):
         delete("k", ran)
     assert not ran
@@ -199,7 +195,7 @@ def test_the_jurisdiction_is_passed_on_and_absence_is_no_failure(
     cloudflare_api: CloudflareApi, bucket: Bucket, settings: Settings, ran: list[Command]
 ) -> None:
     """Where there is no such bucket wrangler says what it always says."""
-    configure(settings, JURISDICTION="eu")
+    configure_wrangler(settings, JURISDICTION="eu")
     bucket.put("k")
     assert delete("k", ran) == DELETED
     assert bucket.keys() == {"k"}
@@ -230,10 +226,10 @@ def test_a_failure_leads_to_what_it_means(
     cloudflare_api.limit = 0
     assert failure(Overloaded).retry_after == 300
     cloudflare_api.reset()
-    configure(settings, API_TOKEN=cloudflare_api.read_only_token)
+    configure_wrangler(settings, API_TOKEN=cloudflare_api.read_only_token)
     barred = failure(Unusable)
     assert "CLOUDFLARE_API_TOKEN" in str(barred) and "batch" in str(barred.advice)
-    configure(settings, API_TOKEN=cloudflare_api.token, API_URL=NOWHERE)
+    configure_wrangler(settings, API_TOKEN=cloudflare_api.token, API_URL=NOWHERE)
     assert not failure(Unavailable).answered
     assert bucket.keys() == {"locked", "k"}
 
@@ -280,7 +276,7 @@ def test_who_it_is(cloudflare_api: CloudflareApi, settings: Settings, ran: list[
     identity = wrangler.whoami(ran=ran.append)
     assert identity.logged_in and identity.auth_type and identity.email == "staff@example.com"
     assert identity.accounts == [(cloudflare_api.account_id, "Local R2")]
-    configure(settings, API_TOKEN="x" * 40)
+    configure_wrangler(settings, API_TOKEN="x" * 40)
     with pytest.raises(Unusable, match="CLOUDFLARE_API_TOKEN"):
         wrangler.whoami(ran=ran.append)
     assert [command.exit_code for command in ran] == [0, 1]
@@ -297,7 +293,7 @@ def test_nobody_is_logged_in(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("CLOUDFLARE_API_KEY", "k" * 37)
     monkeypatch.setenv("CLOUDFLARE_EMAIL", "staff@example.com")
-    configure(settings, API_TOKEN="")
+    configure_wrangler(settings, API_TOKEN="")
     assert wrangler.whoami(ran=ran.append) == wrangler.Identity(False, "", "", [])
     with pytest.raises(Unusable, match="CLOUDFLARE_API_TOKEN"):
         delete("k", ran)
@@ -320,7 +316,7 @@ def test_the_login_of_our_user_serves_where_there_is_no_token(
     login.write_text(
         f'oauth_token = "{cloudflare_api.token}"\nexpiration_time = "2100-01-01T00:00:00.000Z"\n'
     )
-    configure(settings, API_TOKEN="")
+    configure_wrangler(settings, API_TOKEN="")
     bucket.put("k")
     assert delete("k", ran) == DELETED
     assert not bucket.keys()
@@ -338,7 +334,7 @@ def test_the_buckets_that_it_sees(
     kept.parent.mkdir(parents=True)
     kept.write_text(json.dumps({"account": {"id": "e" * 32, "name": "not ours"}}))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    configure(settings, ACCOUNT_ID="")
+    configure_wrangler(settings, ACCOUNT_ID="")
     assert wrangler.buckets(ran=ran.append) == BUCKETS
     cloudflare_api.failures = [500]
     with pytest.raises(Unavailable):
@@ -369,34 +365,14 @@ def test_a_node_that_failed_once_is_asked_again(
 # A program that does what the real one does seldom
 
 
-class Program:
-    """In the place of wrangler, a program of a few lines; `CLOUDFLARE_API_TOKEN` is set."""
-
-    def __init__(self, folder: Path, settings: Settings) -> None:
-        self.path, self.folder = folder / "wrangler", folder
-        configure(settings, WRANGLER=str(self.path), API_TOKEN="s3cret-t0ken", ACCOUNT_ID="a" * 32)
-
-    def does(self, lines: str, version: str = "4.164.0") -> None:
-        self.path.unlink(missing_ok=True)
-        self.path.write_text(
-            f'#!/bin/sh\nif [ "$1" = --version ]; then echo x >> {self.folder}/asked;'
-            f" echo {version}; exit; fi\n{lines}\n"
-        )
-        self.path.chmod(0o700)
-
-    def asked(self) -> int:
-        """How often it was asked for its version."""
-        return len((self.folder / "asked").read_text().split())
-
-
 @pytest.fixture
-def program(tmp_path: Path, settings: Settings) -> Program:
-    made = Program(tmp_path, settings)
+def program(tmp_path: Path, settings: Settings) -> FakeWrangler:
+    made = FakeWrangler(tmp_path, settings)
     made.does("echo 'Resource location: remote '; echo 'Delete complete.'")
     return made
 
 
-def test_the_local_simulator_is_not_believed(program: Program, ran: list[Command]) -> None:
+def test_the_local_simulator_is_not_believed(program: FakeWrangler, ran: list[Command]) -> None:
     program.does("echo 'Resource location: local '; echo 'Delete complete.'")
     with pytest.raises(Broken, match="simulator"):
         delete("k", ran)
@@ -405,14 +381,16 @@ def test_the_local_simulator_is_not_believed(program: Program, ran: list[Command
 
 def test_a_part_of_the_token_is_not_told_where_a_long_error_is_cut(settings: Settings) -> None:
     token = "T0ken" * 8
-    configure(settings, API_TOKEN=token)
+    configure_wrangler(settings, API_TOKEN=token)
     for before in range(360, 400):
         said = wrangler_errors.Said(1, "", "x" * before + token + "y" * 2000)
         assert "T0ken" not in str(wrangler_errors.trouble(said))
 
 
 @pytest.mark.parametrize("version", ["3.114.0", "4.9.1", "4.64.2"])
-def test_an_old_one_is_given_nothing(program: Program, ran: list[Command], version: str) -> None:
+def test_an_old_one_is_given_nothing(
+    program: FakeWrangler, ran: list[Command], version: str
+) -> None:
     program.does("touch given", version)
     with pytest.raises(Unusable, match=f"{version}.*npm install -g wrangler.*WRANGLER_PATH"):
         delete("k", ran)
@@ -420,7 +398,7 @@ def test_an_old_one_is_given_nothing(program: Program, ran: list[Command], versi
 
 
 def test_one_that_is_not_there_or_does_not_run_says_what_to_do(
-    program: Program, settings: Settings, ran: list[Command]
+    program: FakeWrangler, settings: Settings, ran: list[Command]
 ) -> None:
     def why() -> str:
         with pytest.raises(Unusable) as caught:
@@ -440,13 +418,13 @@ def test_one_that_is_not_there_or_does_not_run_says_what_to_do(
     assert "does not run" in why()
     program.path.write_text("#!/usr/bin/env no-such-node\n")
     assert "no-such-node" in why() and "Node 22.12" in why()
-    configure(settings, WRANGLER="no-such-wrangler")
+    configure_wrangler(settings, WRANGLER="no-such-wrangler")
     assert "no-such-wrangler" in why()
     assert not ran
 
 
 def test_it_is_asked_for_its_version_once_and_again_when_it_changes(
-    program: Program, ran: list[Command]
+    program: FakeWrangler, ran: list[Command]
 ) -> None:
     for _again in range(2):
         delete("k", ran)
@@ -459,7 +437,7 @@ def test_it_is_asked_for_its_version_once_and_again_when_it_changes(
 
 
 def test_it_gets_no_more_of_our_environment_than_it_needs(
-    program: Program, ran: list[Command], monkeypatch: pytest.MonkeyPatch
+    program: FakeWrangler, ran: list[Command], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("CLOUDFLARE_API_KEY", "NODE_OPTIONS", "WRANGLER_LOG", "DATABASE_URL"):
         monkeypatch.setenv(name, "of ours")
@@ -482,7 +460,7 @@ def test_it_gets_no_more_of_our_environment_than_it_needs(
 
 
 def test_what_it_says_is_kept_short_and_without_secrets(
-    program: Program, ran: list[Command]
+    program: FakeWrangler, ran: list[Command]
 ) -> None:
     program.does(
         "printf '\\033[31mResource location: remote\\033[0m\\n'; seq 9999; echo \"$@\";"
@@ -499,9 +477,9 @@ def test_what_it_says_is_kept_short_and_without_secrets(
 
 
 def test_a_token_that_node_would_quote_is_not_passed_on(
-    program: Program, settings: Settings, ran: list[Command]
+    program: FakeWrangler, settings: Settings, ran: list[Command]
 ) -> None:
-    configure(settings, API_TOKEN="s3cret\nt0ken")
+    configure_wrangler(settings, API_TOKEN="s3cret\nt0ken")
     with pytest.raises(Unusable, match="CLOUDFLARE_API_TOKEN") as caught:
         delete("k", ran)
     assert "s3cret" not in str(caught.value)
@@ -510,14 +488,14 @@ def test_a_token_that_node_would_quote_is_not_passed_on(
 # Time
 
 
-def wait_for_another(program: Program, then: str = "") -> None:
+def wait_for_another(program: FakeWrangler, then: str = "") -> None:
     """Have it start another process, as wrangler does."""
     program.does(f"sleep 30 & echo $! > {program.folder}/pid; {then} wait")
     wrangler.version()
 
 
 def test_nothing_of_it_lives_on_when_its_time_is_over(
-    program: Program, ran: list[Command], monkeypatch: pytest.MonkeyPatch
+    program: FakeWrangler, ran: list[Command], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wait_for_another(program)
     monkeypatch.setattr(wrangler, "SHORTEST", 0)
@@ -530,7 +508,7 @@ def test_nothing_of_it_lives_on_when_its_time_is_over(
 
 
 def test_nothing_of_it_lives_on_when_our_work_is_broken_off(
-    program: Program, ran: list[Command]
+    program: FakeWrangler, ran: list[Command]
 ) -> None:
     """As django-q2 does when a task takes too long: by an exception at any place."""
     # Not at once: we are to wait for it by then, and not to be starting it.
@@ -544,7 +522,7 @@ def test_nothing_of_it_lives_on_when_our_work_is_broken_off(
     check_that_all_is_over(program)
 
 
-def check_that_all_is_over(program: Program) -> None:
+def check_that_all_is_over(program: FakeWrangler) -> None:
     child = int((program.folder / "pid").read_text())
     started = monotonic()
     while is_alive(child):
@@ -560,7 +538,7 @@ def is_alive(pid: int) -> bool:
 
 
 def test_it_is_not_started_when_it_could_not_end_in_time(
-    program: Program, ran: list[Command]
+    program: FakeWrangler, ran: list[Command]
 ) -> None:
     wrangler.version()
     with pytest.raises(TooLate):
@@ -570,7 +548,7 @@ def test_it_is_not_started_when_it_could_not_end_in_time(
 
 
 def test_starts_keep_their_distance(
-    program: Program, ran: list[Command], monkeypatch: pytest.MonkeyPatch
+    program: FakeWrangler, ran: list[Command], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wrangler, "APART", 0.2)
     monkeypatch.setattr(wrangler, "_next_start", 0.0)

@@ -18,8 +18,9 @@ from playwright.sync_api import (
 
 from devtools.chromium import chromium
 from devtools.demo.site import ROOT, web_server
-from tests.conftest import Bucket
-from tests.test_queue import Cluster, database_url
+from tests.bucket import Bucket
+from tests.processes import database_url
+from tests.queues import Cluster
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

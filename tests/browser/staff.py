@@ -63,3 +63,6 @@ def watch(page: Page, sentence: str) -> None:
         assert time.monotonic() < deadline, page.get_by_role("main").inner_text()
         time.sleep(0.2)
         page.reload()
+
+
+GONE = "Done: complete listings of the bucket show none of its objects any more."

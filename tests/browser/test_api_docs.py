@@ -4,7 +4,7 @@ from playwright.sync_api import Page, expect
 
 from storage_audit.models import CleanupOperation, Project
 from tests.browser.staff import come_as_superuser
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 
 DOCS, DARK = "/api/docs", "rgb(28, 32, 34)"
 

@@ -6,9 +6,9 @@ from playwright.sync_api import Page, expect
 
 from tests.admin_client import page as path
 from tests.browser.staff import come_as_superuser, row
-from tests.conftest import Bucket
+from tests.bucket import Bucket
+from tests.commands import run_command
 from tests.promises import delete
-from tests.test_commands import run
 
 
 def test_certificate_is_read_taken_along_and_held_to_what_it_said(
@@ -26,9 +26,9 @@ def test_certificate_is_read_taken_along_and_held_to_what_it_said(
             page.get_by_role("link", name=f"Download as {kind}").click()
         file = tmp_path / download.value.suggested_filename
         download.value.save_as(file)
-        out, err, code = run("verify_certificate", str(file))
+        out, err, code = run_command("verify_certificate", str(file))
         assert code == 0, out + err
         file.write_text(file.read_text().replace("scenes/s1", "scenes/s2", 1))
-        out, err, code = run("verify_certificate", str(file))
+        out, err, code = run_command("verify_certificate", str(file))
         assert code == 1, out + err
         assert "Altered: Its digest is not that of what it says" in out

@@ -4,12 +4,11 @@ from playwright.sync_api import Page, expect
 
 from storage_audit.models import CleanupOperation, Project, R2Object
 from tests.admin_client import page as path
-from tests.browser.staff import act, act_on, come_as_superuser, row, watch
-from tests.conftest import Bucket
-from tests.test_queue import Cluster
+from tests.browser.staff import GONE, act, act_on, come_as_superuser, row, watch
+from tests.bucket import Bucket
+from tests.queues import Cluster
 
 OTHER = "projects/proj_10/scenes/s1/media/other.mp4"
-GONE = "Done: complete listings of the bucket show none of its objects any more."
 
 
 def test_deleted_project_is_followed_to_the_proof_that_its_objects_are_gone(

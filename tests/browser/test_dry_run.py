@@ -11,8 +11,8 @@ from storage_audit.audit import requests
 from storage_audit.models import CleanupOperation, Project
 from tests.admin_client import page as path
 from tests.browser.staff import act, act_on, come_as_superuser, row, watch
-from tests.conftest import Bucket
-from tests.test_queue import Cluster
+from tests.bucket import Bucket
+from tests.queues import Cluster
 
 RUN = "Run exactly this plan"
 

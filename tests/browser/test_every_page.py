@@ -16,7 +16,7 @@ from storage_audit.models import CleanupOperation, Incident, Job, Project
 from storage_audit.pages.base import lookup_of
 from tests.admin_client import page as path
 from tests.browser.staff import come_as_superuser
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 
 RUN = "window.ran = true"
 IMAGE = f"<img src=x onerror='{RUN}'>"

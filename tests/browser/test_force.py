@@ -8,9 +8,9 @@ from playwright.sync_api import Page, expect
 from storage_audit.models import CleanupOperation, Project
 from tests.admin_client import page as path
 from tests.browser.staff import act, come_as_superuser, row, watch
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.promises import delete
-from tests.test_queue import Cluster
+from tests.queues import Cluster
 
 
 def test_blocked_cleanup_runs_when_it_is_forced(

@@ -3,7 +3,7 @@
 from playwright.sync_api import Page, expect
 
 from tests.browser.staff import come_as_superuser
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.promises import delete
 
 

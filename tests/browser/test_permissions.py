@@ -13,7 +13,7 @@ from storage_audit.models import CleanupOperation, Project, R2Object
 from storage_audit.pages.operations import figures_of
 from tests.admin_client import page as path
 from tests.browser.staff import come_to_look
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 
 BUTTONS = re.compile("^(Dry-run|Verify|Force|Untrack|Delete|Save|Run|Go)")
 LINKS = re.compile("^(Add|Delete$|Clean up)")

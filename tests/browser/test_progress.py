@@ -13,10 +13,9 @@ from devtools.local_r2 import LocalR2
 from storage_audit.audit import cleanup, jobs
 from storage_audit.models import CleanupOperation, Job, Project
 from tests.admin_client import page as path
-from tests.browser.staff import come_as_superuser
-from tests.browser.test_deletion import GONE
-from tests.conftest import Bucket
-from tests.test_queue import Cluster
+from tests.browser.staff import GONE, come_as_superuser
+from tests.bucket import Bucket
+from tests.queues import Cluster
 
 KEYS = [f"projects/proj_1/scenes/s1/media/{n:03}.mp4" for n in range(300)]
 WIDTHS = """() => Object.fromEntries(

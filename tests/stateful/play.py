@@ -25,7 +25,7 @@ from storage_audit.models import (
 )
 from storage_audit.origin import Origin
 from storage_audit.storage import KeyBeingDeleted
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.stateful.model import Model
 from tests.stateful.watch import Watch
 from tests.stateful.world import World

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from storage_audit.audit import installation
 from storage_audit.models import CleanupItem, CleanupOperation, R2Object
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 from tests.promises import check_books
 from tests.stateful.model import Fate, Model
 

@@ -1,0 +1,106 @@
+"""Locks, threads, copies and dumps of the test database."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from django.apps import apps
+from django.contrib.admin.models import LogEntry
+from django.contrib.sessions.models import Session
+from django.db import connection
+from django_q.models import OrmQ
+from django_q.signing import SignedPackage
+
+from storage_audit import migrations, querysets
+from storage_audit.models import StoreCalls
+from tests.bucket import Bucket
+
+T = TypeVar("T")
+SECONDS = 20  # for what takes a fraction of one
+MIGRATIONS = Path(migrations.__file__ or "").parent
+LATEST_MIGRATION = max(path.stem for path in MIGRATIONS.glob("0*.py"))
+
+
+@contextmanager
+def lock_table(monkeypatch: pytest.MonkeyPatch, table: str) -> Iterator[None]:
+    """Somebody else has the table for himself; on SQLite there is one lock for all."""
+    monkeypatch.setattr(querysets, "PATIENCE", 200)
+    other = connection.copy()
+    try:
+        with other.cursor() as cursor:
+            of_table = f"BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"
+            cursor.execute(of_table if other.vendor == "postgresql" else "BEGIN IMMEDIATE")
+            yield
+            cursor.execute("ROLLBACK")
+    finally:
+        other.close()
+
+
+@contextmanager
+def copy_database(tmp_path: Path) -> Iterator[None]:
+    """Work on a copy of the database, as a process does whose DATABASE_URL points at one."""
+    name = str(connection.settings_dict["NAME"])
+    copy = str(tmp_path / "copy.sqlite3")
+    if connection.vendor == "sqlite":
+        with connection.cursor() as cursor:
+            cursor.execute("VACUUM INTO %s", [copy])
+    else:
+        copy = f"{name}_copy"
+        connection.close()
+        with connection._nodb_cursor() as cursor:
+            cursor.execute(f'CREATE DATABASE "{copy}" TEMPLATE "{name}"')
+    connection.close()
+    connection.settings_dict["NAME"] = copy
+    try:
+        yield
+    finally:
+        connection.close()
+        connection.settings_dict["NAME"] = name
+        if connection.vendor == "postgresql":
+            with connection._nodb_cursor() as cursor:
+                cursor.execute(f'DROP DATABASE "{copy}"')
+
+
+def dump_everything(bucket: Bucket) -> dict[str, Any]:
+    """Every row of every table, and every object; but for the sessions, the log of who saved
+    a form, also one of a row that has nothing to change, and how often the store was called."""
+    left_out = (LogEntry, Session, StoreCalls)
+    tables = [m for m in apps.get_models() if m not in left_out and not m._meta.proxy]
+    rows: dict[str, Any] = {
+        m._meta.label: sorted(map(repr, m._base_manager.values())) for m in tables
+    }
+    return {**rows, "bucket": bucket.facts()}
+
+
+def on_own_connection(effect: Callable[[], T]) -> Callable[[], T]:
+    def closing() -> T:
+        try:
+            return effect()
+        finally:
+            connection.close()
+
+    return closing
+
+
+@contextmanager
+def meanwhile(work: Callable[[], object]) -> Iterator[Future[object]]:
+    """Do this in another thread; it must have ended, and well, when the block ends."""
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(on_own_connection(work))
+        yield future
+        future.result(SECONDS)
+
+
+def list_stored_values() -> Iterator[tuple[str, str]]:
+    for model in apps.get_models():
+        for row in model._base_manager.values():
+            yield model._meta.label, repr(row)
+    for task in OrmQ.objects.all():
+        yield "payload", repr(SignedPackage.loads(task.payload))
+
+
+class Rollback(Exception):
+    pass

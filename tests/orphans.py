@@ -1,0 +1,20 @@
+"""Deleting orphans as people do, through their findings."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from storage_audit.audit import decisions
+from storage_audit.models import CleanupOperation, Finding
+from tests.builders import list_ids
+from tests.promises import run
+
+
+def request_deletion(found: Iterable[Finding], **how: Any) -> CleanupOperation:
+    decision = decisions.delete_orphans(list_ids(found), **how)
+    assert decision.left == []
+    [operation] = decision.operations
+    return operation
+
+
+def delete_orphans(found: Iterable[Finding]) -> CleanupOperation:
+    return run(request_deletion(found))

@@ -1,0 +1,20 @@
+"""Answers of a store in trouble, and rules that give them."""
+
+from devtools.faults.kinds import error
+from devtools.faults.matching import is_uploads_listing, on
+from devtools.faults.proxy import Forward, Reply, Request, Rule
+
+UPLOADS = """<ListMultipartUploadsResult><IsTruncated>false</IsTruncated>{}
+</ListMultipartUploadsResult>"""
+UPLOAD = """<Upload><Key>{}</Key><UploadId>u1</UploadId>
+<Initiated>2026-01-01T00:00:00.000Z</Initiated></Upload>"""
+BUSY = Reply(503, error("SlowDown"))
+BROKEN = Reply(500, error("InternalError"))
+
+
+def list_uploads(*keys: str) -> Rule:
+    def rule(request: Request, forward: Forward) -> Reply:
+        under = [key for key in keys if key.startswith(request.query["prefix"])]
+        return Reply(200, UPLOADS.format("".join(map(UPLOAD.format, under))).encode())
+
+    return on(is_uploads_listing, rule)

@@ -97,6 +97,13 @@ def create_findings(
     return found
 
 
+def create_unlisted_findings(*keys: str, **values: Any) -> list[Finding]:
+    """Findings of which nobody looks into a bucket."""
+    scan = BucketScan.objects.create(bucket="tests", status="complete")
+    facts = {"bucket": "tests", "kind": "orphaned", "first_scan": scan, "last_scan": scan}
+    return [Finding.objects.create(key=key, **facts | values) for key in keys]
+
+
 def create_orphans(bucket: Bucket, *keys: str, **values: Any) -> list[Finding]:
     """Put these files there, and make findings of them."""
     bucket.put(*keys)

@@ -1,5 +1,6 @@
 """What the tests of cleanups do and demand again and again."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -12,7 +13,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from devtools.faults.kinds import changed
-from devtools.faults.matching import is_listing, on
+from devtools.faults.matching import is_delete_batch, is_listing, keys_sent, on
 from devtools.faults.pages import contents, with_contents
 from devtools.faults.proxy import FaultyStore
 from storage_audit import tasks
@@ -220,3 +221,9 @@ def take_over_lease(operation: CleanupOperation, **values: Any) -> CleanupOperat
 
 def list_gone(operation: CleanupOperation) -> set[str]:
     return {key for key, out in outcomes(operation).items() if out in ("deleted", "already_absent")}
+
+
+def count_sent(store: FaultyStore) -> Counter[str]:
+    """How often the store was asked to delete each key."""
+    calls = store.asked(is_delete_batch)
+    return Counter(key for call in calls for key in keys_sent(call))

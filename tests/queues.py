@@ -100,5 +100,5 @@ def lose_all_tasks() -> None:
 
 
 def list_enqueued_ids() -> list[str]:
-    """The operations that the queue's tasks name, in order."""
+    """Of the cleanups or scans that the queue's tasks are for, in order."""
     return [SignedPackage.loads(task.payload)["args"][0] for task in OrmQ.objects.order_by("pk")]

@@ -13,12 +13,12 @@ from django_q.models import OrmQ
 from storage_audit.audit.decisions import base
 from storage_audit.bucket import uploads
 from storage_audit.conf import conf
-from storage_audit.models import BucketScan, CleanupOperation, Finding, Project, R2Object
+from storage_audit.models import CleanupOperation, Finding, Project, R2Object
 from storage_audit.pages import acts
 from storage_audit.places import place
 from tests.admin_client import act, confirm, page, person, superuser, text_of, yes_to
 from tests.bucket import Bucket
-from tests.builders import create_findings, create_orphans, read_states
+from tests.builders import create_findings, create_orphans, create_unlisted_findings, read_states
 from tests.keys import ESCAPED, FOLDER, HOSTILE, KEY, OTHER_KEY
 from tests.promises import alive, run
 
@@ -30,13 +30,6 @@ OLD, NEW = (f"projects/{name}/scenes/s1/media/a.mp4" for name in ("proj_proj_1",
 TYPED = {"acknowledge": {"note": "ours"}, "adopt": {"project_id": "proj_1"}}
 ASKING = ["acknowledge", "delete_orphans", "adopt", "track", "untrack", "rename", "abort_uploads"]
 LOOKING = ["adopt", "track", "untrack", "rename", "abort_uploads"]
-
-
-def listed(*keys: str, **values: Any) -> list[Finding]:
-    """Findings of which nobody looks into a bucket."""
-    scan = BucketScan.objects.create(bucket="tests", status="complete")
-    facts = {"bucket": "tests", "kind": "orphaned", "first_scan": scan, "last_scan": scan}
-    return [Finding.objects.create(key=key, **facts | values) for key in keys]
 
 
 def pks(found: list[Finding]) -> list[int]:
@@ -82,7 +75,7 @@ def test_hostile_keys_are_escaped_and_visible(
 
 @pytest.mark.parametrize("action", ["acknowledge", "adopt", "track", "untrack"])
 def test_of_many_the_first_are_shown_and_the_rest_counted(db: None, action: str) -> None:
-    found = listed(*(f"{n:02}" for n in range(25)))
+    found = create_unlisted_findings(*(f"{n:02}" for n in range(25)))
     shown = act(superuser(), "finding", action, *pks(found))
     assert all(f">{n:02}</code>" in shown for n in range(acts.SHOWN))
     assert ">20</code>" not in shown and "… and 5 more" in shown
@@ -105,7 +98,7 @@ def test_the_page_of_a_finding_offers_what_fits(
 ) -> None:
     """From Django 6.1 on it has Django's own form, with all of them."""
     monkeypatch.setattr("storage_audit.pages.base.DJANGO_6_1", False)
-    [one] = listed("a", **facts)
+    [one] = create_unlisted_findings("a", **facts)
     shown = text_of(superuser().get(page("finding", "change", one.pk)))
     offered = {a.name for a in acts.ACTS if f'name="action" value="{a.name}"' in shown}
     assert offered == fitting
@@ -115,14 +108,14 @@ def test_the_page_of_a_finding_offers_what_fits(
 
 
 def test_all_are_decided_on_by_the_list_that_was_seen(db: None) -> None:
-    listed(*(f"{n:03}" for n in range(120)))
-    listed("other", kind="missing")
+    create_unlisted_findings(*(f"{n:03}" for n in range(120)))
+    create_unlisted_findings("other", kind="missing")
     client, url = superuser(), page("finding") + "?kind__exact=orphaned"
     data: dict[str, Any] = {"action": "acknowledge", "_selected_action": "all", **ACROSS}
     shown = text_of(client.post(url, data))
     assert shown.count('name="_selected_action"') == 1 and "… and 100 more" in shown
     fields = dict(re.findall('type="hidden" name="(.*?)" value="(.*?)"', shown))
-    listed("new")
+    create_unlisted_findings("new")
     changed = text_of(client.post(url, fields | {"note": "ours"}, follow=True))
     assert "Nothing was done: your selection changed" in changed
     assert set(read_states().values()) == {"open"}
@@ -137,7 +130,7 @@ def test_all_are_decided_on_by_the_list_that_was_seen(db: None) -> None:
 def test_to_ask_costs_as_many_queries_for_all_as_for_one(db: None) -> None:
     client, counts = superuser(), list[int]()
     for more in (1, 150):
-        listed(*(f"{more}-{n}" for n in range(more)))
+        create_unlisted_findings(*(f"{more}-{n}" for n in range(more)))
         for action in ("acknowledge", "delete_orphans"):
             act(client, "finding", action, "all", **ACROSS)
             with CaptureQueriesContext(connection) as captured:
@@ -150,7 +143,10 @@ def test_to_ask_costs_as_many_queries_for_all_as_for_one(db: None) -> None:
 
 
 def test_findings_are_acknowledged_with_a_note_and_reopened(db: None) -> None:
-    found = [*listed("a", "b"), *listed("c", state="resolved", note="gone")]
+    found = [
+        *create_unlisted_findings("a", "b"),
+        *create_unlisted_findings("c", state="resolved", note="gone"),
+    ]
     shown = decide("acknowledge", found, note="made by <b>")
     assert "2 findings are acknowledged." in shown
     assert "1 finding is left as it is:" in shown
@@ -320,7 +316,7 @@ def test_unfinished_uploads_are_aborted(bucket: Bucket, monkeypatch: pytest.Monk
 
 
 def test_of_many_reasons_the_first_are_told_and_the_rest_counted(db: None) -> None:
-    found = listed(*(f"{n:02}" for n in range(25)), state="resolved", note="gone")
+    found = create_unlisted_findings(*(f"{n:02}" for n in range(25)), state="resolved", note="gone")
     shown = decide("acknowledge", found)
     assert "25 findings are left as they are:" in shown
     assert shown.count("It is resolved: gone") == 20 and "<br>… and 5 more" in shown
@@ -357,7 +353,7 @@ def test_trouble_is_told_and_nothing_is_done(bucket: Bucket, action: str) -> Non
 
 
 def test_what_asks_nothing_of_the_store_needs_no_place_there(db: None) -> None:
-    [one] = listed("a")
+    [one] = create_unlisted_findings("a")
     with ExitStack() as all_places:
         for _place in range(conf().api_waits):
             all_places.enter_context(place())
@@ -367,7 +363,7 @@ def test_what_asks_nothing_of_the_store_needs_no_place_there(db: None) -> None:
 
 @pytest.mark.parametrize("action", [*ASKING, "reopen", "plan_deletion"])
 def test_who_may_only_look_is_offered_nothing_and_does_nothing(db: None, action: str) -> None:
-    [one] = listed("a", state="acknowledged" if action == "reopen" else "open")
+    [one] = create_unlisted_findings("a", state="acknowledged" if action == "reopen" else "open")
     client = person("view_finding", "force_cleanup", "verify_cleanup")
     assert f'value="{action}"' not in text_of(client.get(page("finding")))
     confirmed = {"post": "yes", "figures": "0-0", **TYPED.get(action, {})}

@@ -12,7 +12,6 @@ from django.db import connection
 from django.test import Client
 from django.utils import timezone, translation
 from django.utils.html import escape
-from django_q.models import OrmQ
 from pytest_django import Settings
 
 from storage_audit import tasks
@@ -26,6 +25,7 @@ from tests.admin_client import act, count_queries, page, person, superuser, text
 from tests.bucket import Bucket
 from tests.builders import create_finding, create_scan, track_keys
 from tests.keys import ESCAPED, HOSTILE
+from tests.queues import list_enqueued_ids
 
 pytestmark = pytest.mark.django_db
 KINDS = Finding.Kind.values
@@ -196,10 +196,6 @@ def test_every_column_sorts(model: str) -> None:
 # To begin, stop and resume one
 
 
-def enqueued() -> list[str]:
-    return [task.task["args"][0] for task in OrmQ.objects.order_by("pk")]
-
-
 def begin(client: Client, **fields: object) -> str:
     given = {"purpose": "reconcile", "begin": "yes", **fields}
     return text_of(client.post(page("bucketscan", "add"), given, follow=True))
@@ -223,7 +219,7 @@ def test_who_may_begins_a_scan_that_a_worker_does(
     for name, value in {**usual, "ceiling": conf().scan_ceiling, **scope}.items():
         assert getattr(scan, name) == value
     assert (scan.status, scan.requested_by) == ("running", "ben")
-    assert enqueued() == [str(scan.pk)]
+    assert list_enqueued_ids() == [str(scan.pk)]
     assert "The scan is begun: a worker takes it up next." in shown
     assert LogEntry.objects.get().object_id == str(scan.pk)
 
@@ -250,7 +246,7 @@ def test_the_cost_is_said_first_and_nothing_is_begun() -> None:
     R2Object.objects.update(created_at=timezone.now() - timedelta(days=1))
     shown = text_of(superuser().post(page("bucketscan", "add"), {"purpose": "reconcile"}))
     assert "Objects: about 3. Requests: 1 (R2: Class A), $0.0000." in shown
-    assert not BucketScan.objects.exists() and not enqueued()
+    assert not BucketScan.objects.exists() and not list_enqueued_ids()
 
 
 @pytest.mark.parametrize(
@@ -267,7 +263,7 @@ def test_what_cannot_be_scanned_is_refused_with_the_reason(
     fields: dict[str, object], says: str
 ) -> None:
     assert says in begin(superuser(), **fields)
-    assert not BucketScan.objects.exists() and not enqueued()
+    assert not BucketScan.objects.exists() and not list_enqueued_ids()
 
 
 def test_beside_a_scan_of_the_whole_bucket_no_other_is_begun_but_one_of_a_part() -> None:
@@ -289,7 +285,7 @@ def test_beside_a_scan_of_the_whole_bucket_no_other_goes_on_and_none_twice() -> 
         client, "bucketscan", "resume", running.pk
     )
     stopped.refresh_from_db()
-    assert stopped.status == "stopped" and not enqueued()
+    assert stopped.status == "stopped" and not list_enqueued_ids()
     assert not LogEntry.objects.exists()
 
 
@@ -312,7 +308,7 @@ def test_of_those_who_ask_for_the_same_scan_at_once_one_gets_it(bucket: Bucket, 
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(ask, range(4)))
-    assert enqueued() == [str(BucketScan.objects.running().get().pk)]
+    assert list_enqueued_ids() == [str(BucketScan.objects.running().get().pk)]
 
 
 def test_without_workers_no_scan_is_begun(settings: Settings) -> None:
@@ -345,13 +341,13 @@ def test_a_scan_is_stopped_and_goes_on() -> None:
     assert "1 scan is stopped, and nothing is concluded from it." in shown
     scan.refresh_from_db()
     assert (scan.status, scan.error) == ("stopped", "Stopped by anna. Resume it to go on.")
-    assert not enqueued()
+    assert not list_enqueued_ids()
     shown = act(client, "bucketscan", "resume", scan.pk, over.pk)
     assert "The scan goes on where it was" in shown
     assert f"Scan {over.pk} is complete, or older than a day." in shown
     scan.refresh_from_db()
     assert scan.status == "running"
-    assert enqueued() == [str(scan.pk)]
+    assert list_enqueued_ids() == [str(scan.pk)]
     scan.stop("later")
     BucketScan.objects.update(marker_seen_at=timezone.now() - timedelta(hours=2))
     assert "The scan starts again from the beginning" in act(

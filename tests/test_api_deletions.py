@@ -24,6 +24,7 @@ from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, Project
 from tests.api_client import API, Program, program, read_all_pages, refused, staff, told
 from tests.bucket import Bucket
+from tests.builders import create_cleanup
 from tests.processes import HOST, database_url, fetch, run_site
 from tests.promises import FLAT, delete, requested, run
 
@@ -36,11 +37,6 @@ def reader() -> Program:
     return program(staff(LOOK), may_write=False)
 
 
-def made(**values: Any) -> CleanupOperation:
-    facts = {"kind": "project", "project_id": "proj_1", "bucket": "tests", "trigger": "deleted"}
-    return CleanupOperation.objects.request(**facts | values)
-
-
 def path_of(operation: CleanupOperation, query: str = "") -> str:
     return f"/deletions/{operation.pk}{query}"
 
@@ -51,9 +47,11 @@ def path_of(operation: CleanupOperation, query: str = "") -> str:
 @pytest.mark.django_db
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 8, 200])
 def test_pages_have_each_deletion_once_the_latest_first(limit: int) -> None:
-    first = made()
-    same = [made(created_at=first.created_at) for _number in range(5)]
-    latest = made()
+    first = create_cleanup(project_id="proj_1")
+    same = [
+        create_cleanup(project_id="proj_1", created_at=first.created_at) for _number in range(5)
+    ]
+    latest = create_cleanup(project_id="proj_1")
     ids = [each["deletion_id"] for each in read_all_pages(reader(), "/deletions", limit)]
     assert (ids[0], len(ids)) == (str(latest.pk), 7)
     assert set(ids[1:]) == {str(each.pk) for each in [first, *same]}
@@ -61,17 +59,20 @@ def test_pages_have_each_deletion_once_the_latest_first(limit: int) -> None:
 
 @pytest.mark.django_db
 def test_a_page_holds_its_place_when_something_new_comes() -> None:
-    old = [str(made().pk) for _number in range(3)]
+    old = [str(create_cleanup(project_id="proj_1").pk) for _number in range(3)]
     come = reader()
     page = come.get("/deletions?limit=1")
-    made()
+    create_cleanup(project_id="proj_1")
     rest = come.get(f"/deletions?cursor={page['next_cursor']}")["items"]
     assert [each["deletion_id"] for each in rest] == [old[1], old[0]]
 
 
 @pytest.mark.django_db
 def test_filters() -> None:
-    blocked, other = made(status="blocked", project_id="proj_2"), made()
+    blocked, other = (
+        create_cleanup(status="blocked", project_id="proj_2"),
+        create_cleanup(project_id="proj_1"),
+    )
     come = reader()
 
     def found(query: str) -> set[str]:
@@ -144,7 +145,7 @@ def test_while_it_is_open_the_items_make_the_books(bucket: Bucket) -> None:
 
 @pytest.mark.django_db
 def test_of_a_long_timeline_the_latest_lines_are_told() -> None:
-    operation = made()
+    operation = create_cleanup(project_id="proj_1")
     for number in range(200):
         operation.record("tick", number)
     answer = reader().get(path_of(operation))
@@ -185,7 +186,7 @@ def test_items_have_their_keys_as_they_are(bucket: Bucket) -> None:
 
 @pytest.mark.django_db
 def test_a_key_that_cannot_be_written_is_shown_escaped() -> None:
-    operation = made()
+    operation = create_cleanup(project_id="proj_1")
     operation.items.create(key=r"a\x00\xff", identity="x", escaped=True, found_in="listed")
     (item,) = reader().get(path_of(operation, "/items"))["items"]
     assert (item["key"], item["escaped"]) == (r"a\x00\xff", True)
@@ -214,7 +215,9 @@ def test_a_verification_is_a_deletion_to_follow(bucket: Bucket) -> None:
 
 @pytest.mark.django_db
 def test_what_has_no_objects_cannot_be_verified() -> None:
-    operation = made(kind="vanished", status="blocked", next_attempt_at=None)
+    operation = create_cleanup(
+        project_id="proj_1", kind="vanished", status="blocked", next_attempt_at=None
+    )
     problem = refused(program().ask("POST", path_of(operation, "/verify")), 409, "wrong-state")
     assert problem["deletion_id"] == str(operation.pk)
     assert "Verify the projects instead" in problem["detail"]
@@ -248,7 +251,7 @@ def soon(operation: CleanupOperation, **values: Any) -> Iterator[None]:
 
 @pytest.mark.django_db(transaction=True)
 def test_the_answer_comes_when_the_status_changes() -> None:
-    operation, come = made(), reader()
+    operation, come = create_cleanup(project_id="proj_1"), reader()
     with soon(operation, status="running"):
         answer, seconds = timed(come, path_of(operation, "?wait=20"))
     assert answer["status"] == "running"
@@ -257,7 +260,10 @@ def test_the_answer_comes_when_the_status_changes() -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_it_comes_when_nothing_more_will_happen() -> None:
-    operation, come = made(kind="verify", status="incomplete"), reader()
+    operation, come = (
+        create_cleanup(project_id="proj_1", kind="verify", status="incomplete"),
+        reader(),
+    )
     with soon(operation, next_attempt_at=None):
         answer, seconds = timed(come, path_of(operation, "?wait=20"))
     assert answer["over"]
@@ -266,7 +272,7 @@ def test_it_comes_when_nothing_more_will_happen() -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_it_comes_when_the_time_is_over() -> None:
-    answer, seconds = timed(reader(), path_of(made(), "?wait=1"))
+    answer, seconds = timed(reader(), path_of(create_cleanup(project_id="proj_1"), "?wait=1"))
     assert answer["status"] == "pending"
     assert 1 <= seconds < 5
 
@@ -274,14 +280,14 @@ def test_it_comes_when_the_time_is_over() -> None:
 @pytest.mark.django_db
 @pytest.mark.parametrize("status", ["clean", "blocked", "planned"])
 def test_what_is_over_is_not_waited_for(status: str) -> None:
-    operation = made(status=status, next_attempt_at=None)
+    operation = create_cleanup(project_id="proj_1", status=status, next_attempt_at=None)
     assert timed(reader(), path_of(operation, "?wait=30"))[1] < 5
 
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("wait", ["-1", "30.1", "nan", "inf", "long"])
 def test_nobody_waits_longer_than_half_a_minute(wait: str) -> None:
-    path = path_of(made(), f"?wait={wait}")
+    path = path_of(create_cleanup(project_id="proj_1"), f"?wait={wait}")
     refused(reader().ask("GET", path), 422, "invalid-values")
 
 
@@ -289,7 +295,7 @@ def test_nobody_waits_longer_than_half_a_minute(wait: str) -> None:
 def test_so_many_may_wait_and_the_next_is_answered_at_once(settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"API_WAITS": 1}
     places.places.cache_clear()
-    operation, come = made(), reader()
+    operation, come = create_cleanup(project_id="proj_1"), reader()
     statuses = list[str]()
 
     def wait() -> None:
@@ -311,7 +317,7 @@ def test_so_many_may_wait_and_the_next_is_answered_at_once(settings: Settings) -
 
 @pytest.mark.django_db
 def test_one_person_waits_in_half_of_the_places_at_most() -> None:
-    operation = made()
+    operation = create_cleanup(project_id="proj_1")
     greedy, other = staff(LOOK), staff(LOOK)
     with waiting.place_of(greedy.pk), waiting.place_of(greedy.pk):
         for _token in range(2):
@@ -331,7 +337,7 @@ def test_no_transaction_is_open_meanwhile(monkeypatch: pytest.MonkeyPatch) -> No
         sleep(seconds)
 
     monkeypatch.setattr(time, "sleep", note_and_sleep)
-    reader().get(path_of(made(), "?wait=1"))
+    reader().get(path_of(create_cleanup(project_id="proj_1"), "?wait=1"))
     assert inside and not any(inside)
 
 
@@ -347,7 +353,7 @@ def test_a_web_server_full_of_those_who_wait_answers_others(
     """As deploy/gunicorn.conf.py has it, and one process."""
     monkeypatch.setenv("WEB_CONCURRENCY", "1")
     monkeypatch.setenv("HTTPS", "false")
-    operation, people = made(), [reader(), reader()]
+    operation, people = create_cleanup(project_id="proj_1"), [reader(), reader()]
     with run_site(database_url(), tmp_path / "web.log") as address, ThreadPoolExecutor(12) as pool:
         assert fetch(f"{address}/healthz")[0] == 200
         url = f"{address}{API}{path_of(operation, '?wait=20')}"

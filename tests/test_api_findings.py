@@ -13,11 +13,11 @@ from storage_audit.api import findings
 from storage_audit.audit.decisions import base
 from storage_audit.bucket import uploads
 from storage_audit.conf import conf
-from storage_audit.models import BucketScan, CleanupOperation, Finding, Project, R2Object
+from storage_audit.models import CleanupOperation, Finding, Project, R2Object
 from storage_audit.places import place
 from tests.api_client import API, Program, program, read_all_pages, refused, staff, told
 from tests.bucket import Bucket
-from tests.builders import create_findings, create_orphans, read_states
+from tests.builders import create_findings, create_orphans, create_unlisted_findings, read_states
 from tests.keys import FOLDER, KEY, OTHER_KEY
 from tests.promises import run
 from tests.strange_keys import STRANGE_ORPHANS
@@ -33,14 +33,6 @@ def decided(act: str, *expected: int, **body: Any) -> Any:
     return told(post(program(), act, **body), *(expected or (200,)))
 
 
-def listed(*keys: str, **values: Any) -> None:
-    """Findings of which nobody looks into a bucket."""
-    scan = BucketScan.objects.create(bucket="tests", status="complete")
-    for key in keys:
-        facts = {"bucket": "tests", "kind": "orphaned", "first_scan": scan, "last_scan": scan}
-        Finding.objects.create(key=key, **facts | values)
-
-
 def keys_of(query: str = "") -> list[str]:
     return [each["key"] for each in program().get(f"/findings?{query}")["items"]]
 
@@ -51,15 +43,15 @@ def keys_of(query: str = "") -> list[str]:
 @pytest.mark.django_db
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 8, 200])
 def test_pages_have_each_finding_once(limit: int) -> None:
-    listed(*"gcaebfd")
+    create_unlisted_findings(*"gcaebfd")
     found = [each["key"] for each in read_all_pages(program(), "/findings", limit)]
     assert found == [*"gcaebfd"]
 
 
 @pytest.mark.django_db
 def test_filters() -> None:
-    listed("a/1", "a/2", "A/3", project_id="proj_1")
-    listed("b/1", kind="missing", state="resolved")
+    create_unlisted_findings("a/1", "a/2", "A/3", project_id="proj_1")
+    create_unlisted_findings("b/1", kind="missing", state="resolved")
     assert keys_of() == ["a/1", "a/2", "A/3", "b/1"]
     assert keys_of("kind=missing") == keys_of("state=resolved") == keys_of("prefix=b/") == ["b/1"]
     assert keys_of("prefix=a/&project=proj_1") == ["a/1", "a/2"]
@@ -77,7 +69,7 @@ def test_a_bad_query_is_told_what_is_wrong(query: str) -> None:
 
 @pytest.mark.django_db
 def test_keys_are_as_they_are() -> None:
-    listed(*STRANGE_ORPHANS, evidence="<b>\x1b")
+    create_unlisted_findings(*STRANGE_ORPHANS, evidence="<b>\x1b")
     assert set(keys_of()) == set(STRANGE_ORPHANS)
     one = Finding.objects.get(key=STRANGE_ORPHANS[0])
     answer = program().get(f"/findings/{one.pk}")
@@ -89,7 +81,7 @@ def test_keys_are_as_they_are() -> None:
 def test_what_is_not_there_is_not_found() -> None:
     refused(program().ask("GET", "/findings/7"), 404, "not-found")
     refused(program().ask("GET", f"/findings/{2**63}"), 422, "invalid-values")
-    listed("a")
+    create_unlisted_findings("a")
     mine = Finding.objects.get().pk
     for act in ("reopen", "track", "delete-orphans"):
         problem = refused(post(program(), act, findings=[mine, mine + 5]), 404, "not-found")
@@ -101,8 +93,8 @@ def test_what_is_not_there_is_not_found() -> None:
 
 @pytest.mark.django_db
 def test_findings_are_acknowledged_with_a_note_and_reopened() -> None:
-    listed("a", "b")
-    listed("c", kind="missing")
+    create_unlisted_findings("a", "b")
+    create_unlisted_findings("c", kind="missing")
     who = program(staff("view_finding", "change_finding"))
     body = {"findings": {"kind": "orphaned"}, "note": " made by the web site "}
     assert told(post(who, "acknowledge", **body), 200)["done"] == 2
@@ -117,7 +109,7 @@ def test_findings_are_acknowledged_with_a_note_and_reopened() -> None:
 
 @pytest.mark.django_db
 def test_what_is_left_has_its_reason() -> None:
-    listed("a", state="acknowledged", note="mine")
+    create_unlisted_findings("a", state="acknowledged", note="mine")
     answer = decided("acknowledge", findings={"state": "acknowledged"}, note="x")
     assert answer["done"] == 0 and answer["counts"] == {"left": 1, "results": 0}
     assert answer["left"] == [{"key": "a", "reason": "It is acknowledged: mine"}]
@@ -126,7 +118,7 @@ def test_what_is_left_has_its_reason() -> None:
 @pytest.mark.django_db
 def test_of_a_long_list_the_first_are_told_and_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(findings, "SHOWN", 2)
-    listed(*"abc")
+    create_unlisted_findings(*"abc")
     answer = decided("reopen", findings={"state": "open"})
     assert (len(answer["left"]), answer["counts"]["left"], answer["is_cut"]) == (2, 3, True)
 
@@ -154,8 +146,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.django_db
 @pytest.mark.parametrize(("act", "body"), BAD)
 def test_a_bad_body_is_told_what_is_wrong_and_does_nothing(act: str, body: dict[str, Any]) -> None:
-    listed("a")
-    listed("b", state="acknowledged")
+    create_unlisted_findings("a")
+    create_unlisted_findings("b", state="acknowledged")
     problem = refused(post(program(), act, **body), 422, "invalid-values")
     assert problem["errors"][0]["where"][0] == "body"
     assert read_states() == {"a": "open", "b": "acknowledged"}

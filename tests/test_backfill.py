@@ -37,6 +37,7 @@ from storage_audit.models import (
 )
 from tests import promises, scanning
 from tests.bucket import Bucket
+from tests.scanning import list_open_findings
 
 pytestmark = pytest.mark.database
 
@@ -64,10 +65,6 @@ def rows() -> list[dict[str, Any]]:
 def kinds() -> dict[str, str]:
     """The open findings, by key."""
     return dict(Finding.objects.filter(state="open").values_list("key", "kind"))
-
-
-def open_findings() -> set[tuple[str, str]]:
-    return set(Finding.objects.filter(state="open").values_list("key", "kind"))
 
 
 def after_listing(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
@@ -420,7 +417,11 @@ def test_a_prefix_leaves_all_else_as_it_is(bucket: Bucket) -> None:
         bucket.r2.remove(key, bucket.name)
     found = backfill("a")
     assert figures(found) == (1, 0, 0, 1)
-    assert open_findings() == {("a1", "unrecognised"), ("a2", "missing"), ("b1", "unrecognised")}
+    assert list_open_findings() == {
+        ("a1", "unrecognised"),
+        ("a2", "missing"),
+        ("b1", "unrecognised"),
+    }
 
 
 def test_a_dry_run_counts_the_same_and_writes_nothing(bucket: Bucket) -> None:

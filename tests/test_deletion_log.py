@@ -19,6 +19,7 @@ from storage_audit.audit import cleanup
 from storage_audit.management.commands import deletion_log
 from storage_audit.models import CleanupOperation
 from tests.bucket import Bucket
+from tests.builders import create_cleanup
 from tests.commands import run_command
 from tests.paths import ROOT
 from tests.processes import database_url
@@ -27,11 +28,6 @@ from tests.promises import requested
 Status = CleanupOperation.Status
 OVER = (Status.CLEAN, Status.CLEAN_WITH_PROTECTED, Status.SUPERSEDED, Status.PLANNED)
 pytestmark = [pytest.mark.usefixtures("transactional_db"), pytest.mark.slow]
-
-
-def request(**values: Any) -> CleanupOperation:
-    facts = {"kind": "project", "bucket": "tests", "trigger": "deleted", "project_id": "proj_1"}
-    return CleanupOperation.objects.request(**facts | values)
 
 
 def printed(operation: CleanupOperation, *options: str) -> tuple[list[dict[str, Any]], int]:
@@ -102,7 +98,7 @@ def test_each_line_of_json_is_an_object(done: CleanupOperation) -> None:
 
 def test_books_of_what_is_open_are_what_its_items_say(bucket: Bucket) -> None:
     bucket.put("projects/proj_1/scenes/s1/media/a.mp4")
-    made = request(dry_run=True)
+    made = create_cleanup(project_id="proj_1", dry_run=True)
     cleanup.run(made.pk)
     lines, _code = printed(made)
     assert (lines[-1]["status"], lines[-1]["found"]) == ("planned", 1)
@@ -115,7 +111,7 @@ def test_nothing_is_changed(done: CleanupOperation) -> None:
 
 
 def test_what_is_pruned_says_where_it_is() -> None:
-    made = request()
+    made = create_cleanup(project_id="proj_1")
     end(made, "clean", pruned_at=timezone.now(), archive="a.gz", archive_digest="0" * 64)
     assert "exported to the file a.gz" in run_command("deletion_log", str(made.pk))[0]
 
@@ -134,7 +130,11 @@ def test_an_id_that_is_none_is_wrong_use(given: str, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("status", [s for s in Status if s not in ("pending", "running")])
 def test_it_ends_when_the_operation_is_at_rest(status: str) -> None:
-    made = request(kind="verify") if status == "incomplete" else request()
+    made = (
+        create_cleanup(project_id="proj_1", kind="verify")
+        if status == "incomplete"
+        else create_cleanup(project_id="proj_1")
+    )
     end(made, status)
     _lines, code = printed(made, "--follow")
     assert code == (0 if status in OVER else 1)
@@ -145,7 +145,7 @@ def test_one_that_fails_is_followed_no_further_and_one_that_is_tried_soon_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     soon = timezone.now() + timedelta(minutes=1)
-    made = request()
+    made = create_cleanup(project_id="proj_1")
     end(made, "failed", next_attempt_at=soon)
     assert printed(made, "--follow")[1] == 1
     end(made, "incomplete", next_attempt_at=soon)
@@ -156,7 +156,7 @@ def test_one_that_fails_is_followed_no_further_and_one_that_is_tried_soon_is(
 def test_each_event_is_printed_once_and_in_order_also_one_that_is_committed_late(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = request()
+    made = create_cleanup(project_id="proj_1")
     steps = [["plan", "delete"], [], ["late"], ["closed"]]
 
     def sleep(seconds: float) -> None:
@@ -177,7 +177,7 @@ def test_each_event_is_printed_once_and_in_order_also_one_that_is_committed_late
 
 
 def test_what_changes_while_one_looks_is_said_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = request()
+    made = create_cleanup(project_id="proj_1")
     monkeypatch.setattr(time, "sleep", lambda seconds: end(made, "clean", attempts=2))
     head, _, rest = run_command("deletion_log", str(made.pk), "--follow")[0].partition(
         "\ntimeline:\n"
@@ -203,7 +203,7 @@ def following(operation: CleanupOperation) -> Iterator["subprocess.Popen[str]"]:
 
 
 def test_another_process_follows_what_happens_here_until_it_is_told_to_stop() -> None:
-    made = request()
+    made = create_cleanup(project_id="proj_1")
     with following(made) as child:
         assert child.stdout and child.stderr
         assert json.loads(child.stdout.readline())["step"] == "request"
@@ -217,7 +217,7 @@ def test_another_process_follows_what_happens_here_until_it_is_told_to_stop() ->
 
 
 def test_it_ends_quietly_when_its_reader_has_read_enough() -> None:
-    made = request()
+    made = create_cleanup(project_id="proj_1")
     with following(made) as child:
         assert child.stdout and child.stderr
         child.stdout.readline()

@@ -38,6 +38,7 @@ from storage_audit.models import CleanupOperation, OperationEvent, Project
 from storage_audit.redaction import HIDDEN, visible
 from tests.admin_client import page, superuser
 from tests.bucket import Bucket
+from tests.builders import create_cleanup
 from tests.paths import ROOT
 from tests.processes import database_url
 from tests.promises import requested
@@ -289,11 +290,6 @@ def test_the_middleware_is_the_first(settings: Settings) -> None:
 # The timeline
 
 
-def request(**values: Any) -> CleanupOperation:
-    facts = {"kind": "project", "bucket": "tests", "trigger": "deleted", "project_id": "proj_1"}
-    return CleanupOperation.objects.request(**facts | values)
-
-
 def told(lines: Lines) -> list[str]:
     return [line["message"] for line in lines.of("storage_audit.timeline")]
 
@@ -301,7 +297,7 @@ def told(lines: Lines) -> list[str]:
 @pytest.mark.django_db(transaction=True)
 def test_an_event_is_a_line_once_it_is_committed(lines: Lines) -> None:
     with transaction.atomic():
-        made = request()
+        made = create_cleanup(project_id="proj_1")
         made.record("plan", "50 % done", found=3)
         assert told(lines) == []
     assert told(lines) == ["deletion", "50 % done"]
@@ -313,7 +309,7 @@ def test_an_event_is_a_line_once_it_is_committed(lines: Lines) -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_nothing_is_told_of_what_was_rolled_back(lines: Lines) -> None:
-    made = request()
+    made = create_cleanup(project_id="proj_1")
     with pytest.raises(ValueError), transaction.atomic():
         made.record("plan", "all")
         raise ValueError
@@ -330,7 +326,7 @@ def test_nothing_is_told_of_what_was_rolled_back(lines: Lines) -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_what_may_need_a_person_is_a_warning(lines: Lines) -> None:
-    made = request()
+    made = create_cleanup(project_id="proj_1")
     steps = ("plan", "delete", "verify", "closed", "superseded", "pace", "retry", "force")
     worse = ("blocked", "failed", "incomplete", "takeover", "vanished")
     for step in (*steps, *worse):
@@ -349,7 +345,7 @@ def test_a_log_that_fails_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     fail.__qualname__ = "fail"
     monkeypatch.setattr(OperationEvent, "log", fail)
     with transaction.atomic():
-        made = request()
+        made = create_cleanup(project_id="proj_1")
     assert made.events.count() == 1
 
 
@@ -421,7 +417,7 @@ def test_what_could_not_be_enqueued_is_a_line_of_its_deletion(
 def test_an_error_that_nobody_foresaw_is_a_line_of_its_deletion(
     lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = request()
+    made = create_cleanup(project_id="proj_1")
     OperationEvent.objects.filter(operation=made).update(data={"request_id": "asked"})
     monkeypatch.setattr(Work, "begin", lambda operation: 1 / 0)
     async_task("storage_audit.tasks.run_operation", str(made.pk), task_name=str(made.pk))
@@ -490,7 +486,7 @@ def test_keys_are_told_only_to_those_who_ask(
 def test_a_command_run_for_a_key_is_for_those_who_ask(
     lines: Lines, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = request()
+    made = create_cleanup(project_id="proj_1")
     made.record("command", "one")
     caplog.set_level(logging.DEBUG, logs.keys.name)
     made.record("command", "two")

@@ -1,6 +1,5 @@
 """Something else happens in the middle of a cleanup, at the moment when it would do most harm."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ from devtools.faults.matching import (
     is_delete_batch,
     is_listing,
     is_plain,
-    keys_sent,
     on,
     then,
 )
@@ -40,6 +38,7 @@ from tests.promises import (
     again,
     alive,
     check,
+    count_sent,
     delete,
     late_check,
     make_due,
@@ -90,12 +89,6 @@ def writing(key: str) -> Matches:
 def at(store: FaultyStore, moment: Matches, *effects: Callable[[], object]) -> None:
     """Let these happen once, just before the first such request reaches the store."""
     store.rules.append(on(moment, then(*effects), times=1))
-
-
-def sent(store: FaultyStore) -> Counter[str]:
-    """How often the store was asked to delete each key."""
-    calls = store.asked(is_delete_batch)
-    return Counter(key for call in calls for key in keys_sent(call))
 
 
 def is_neighbour(key: str) -> bool:
@@ -204,7 +197,7 @@ def test_project_created_again_before_the_batch_is_sent_keeps_everything(
     at(store, moment, lambda: Project.objects.create(pk="proj_1"))
     operation = delete("proj_1")
     assert operation.status == Status.SUPERSEDED
-    assert not sent(store)
+    assert not count_sent(store)
     assert of_project(bucket) == files
     check(bucket)
 
@@ -256,7 +249,7 @@ def test_project_created_again_and_not_yet_committed_keeps_what_it_uploads(
             assert_cleanup_waits(operation)
         finally:
             may_commit.set()
-    assert not sent(store)
+    assert not count_sent(store)
     assert again(operation).status == Status.SUPERSEDED
     assert of_project(bucket) == files | new
     check(bucket)
@@ -288,7 +281,7 @@ def test_project_that_was_called_gone_is_created_again_while_that_is_released(
             wait([released], 3)
             may_commit.set()
     assert bucket.keys() >= files | new
-    assert not set(sent(store)) & (files | new)
+    assert not set(count_sent(store)) & (files | new)
     check(bucket)
 
 
@@ -350,7 +343,7 @@ def test_upload_that_ends_after_the_look_and_before_the_proof_keeps_its_object(
     assert outcomes(operation) == {AMBIGUOUS: "protected"}
     assert reason(operation, AMBIGUOUS).startswith("An upload to this key")
     assert bucket.r2.read(AMBIGUOUS) == b"new"
-    assert not sent(store)
+    assert not count_sent(store)
     assert R2Object.objects.get().state == R2Object.State.STORED
     check(bucket)
 
@@ -371,7 +364,7 @@ def test_key_overwritten_past_the_application_before_the_proof_stays(
     assert of_project(bucket) == {key}
     assert bucket.r2.read(key) == body
     assert "overwritten" in reason(operation, key)
-    assert key not in sent(store)
+    assert key not in count_sent(store)
     check(bucket)
 
 
@@ -429,7 +422,7 @@ def test_row_that_is_being_changed_for_long_holds_up_nobody_else(
             assert run(operation).status == Status.INCOMPLETE
         finally:
             may_commit.set()
-    assert not sent(store)
+    assert not count_sent(store)
     operation = again(operation)
     assert operation.status == Status.CLEAN
     assert operation.events.filter(message__startswith="Somebody is changing").exists()
@@ -475,7 +468,7 @@ def test_of_two_operations_of_one_project_the_second_waits_and_finds_nothing(
     assert run(first).status == Status.CLEAN
     assert refused == [None] * 4
     assert (run(second).status, run(second).found) == (Status.CLEAN, 0)
-    assert sent(store) == dict.fromkeys(files, 1)
+    assert count_sent(store) == dict.fromkeys(files, 1)
     assert not of_project(bucket)
     check(bucket)
 
@@ -530,7 +523,7 @@ def test_force_delete_of_an_operation_that_runs_is_refused_and_changes_nothing(
     at(store, moment, force)
     assert run(operation).status == Status.CLEAN
     assert refusals == [f"Cannot try again operation {operation.pk}: it is running."]
-    assert sent(store) == dict.fromkeys(files, 1)
+    assert count_sent(store) == dict.fromkeys(files, 1)
     check(bucket)
 
 
@@ -551,7 +544,7 @@ def test_project_created_again_and_force_deleted_during_a_run_is_cleaned_up_once
     assert first.status == (Status.CLEAN if moment is sending else Status.SUPERSEDED)
     assert second.status == Status.CLEAN
     assert second.released_by == "me"
-    assert sent(store) == dict.fromkeys(files, 1)
+    assert count_sent(store) == dict.fromkeys(files, 1)
     assert not of_project(bucket)
     check(bucket)
 
@@ -573,7 +566,7 @@ def test_backfill_during_a_cleanup_neither_saves_nor_loses_an_object(
     assert of_project(bucket) == {"projects/proj_2/scenes/s1/media/stray.mp4"}
     assert not R2Object.objects.filter(project_id="proj_1").exists()
     assert R2Object.objects.get(project_id="proj_2").state == R2Object.State.STORED
-    assert set(sent(store).values()) == {1}
+    assert set(count_sent(store).values()) == {1}
     check(bucket)
 
 
@@ -584,6 +577,6 @@ def test_task_that_two_workers_run_at_once_does_its_work_once(
     for moment in (planning, proving, sending, verifying(store)):
         at(store, moment, lambda: run(make_due(operation)))
     assert run(operation).status == Status.CLEAN
-    assert sent(store) == dict.fromkeys(files, 1)
+    assert count_sent(store) == dict.fromkeys(files, 1)
     assert operation.events.filter(step="takeover").count() == 0
     check(bucket)

@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,15 @@ from django_q.models import OrmQ, Schedule
 from pytest_django import Settings
 
 from devtools.faults.matching import is_listing_under, on, then
-from devtools.faults.proxy import FaultyStore, faulty_store
-from devtools.local_r2 import LocalR2
+from devtools.faults.proxy import FaultyStore
 from storage_audit import queue, tasks
 from storage_audit.audit import installation, scan
 from storage_audit.models import BucketScan, Finding, ScanShard
 from tests.bucket import Bucket
-from tests.queues import Cluster, list_results, print_log_on_failure
+from tests.queues import Cluster, list_enqueued_ids, list_results, print_log_on_failure
 from tests.scanning import begin_in_four_parts
 
 LONG_AGO = timedelta(hours=25)
-
-
-def enqueued() -> list[str]:
-    return [task.task["args"][0] for task in OrmQ.objects.order_by("pk")]
 
 
 def set_(settings: Settings, **entries: Any) -> None:
@@ -55,7 +49,7 @@ def test_a_worker_does_all_of_a_scan_in_one_slice_if_it_can(bucket: Bucket) -> N
     made = begun()
     assert tasks.take_part(str(made.pk)) == "complete"
     assert Finding.objects.count() == 1
-    assert enqueued() == []
+    assert list_enqueued_ids() == []
     assert tasks.take_part(str(made.pk)) == "over, or not there any more"
 
 
@@ -65,7 +59,7 @@ def test_a_worker_whose_slice_is_over_leaves_the_rest_to_another_task(
     made = begin_in_four_parts(bucket)
     set_(settings, SLICE=timedelta(0))
     assert tasks.take_part(str(made.pk)) == "running"
-    assert enqueued() == [str(made.pk)]
+    assert list_enqueued_ids() == [str(made.pk)]
     assert not made.shards.exclude(lease_token=None).exists()
     set_(settings, SLICE=timedelta(seconds=60))
     assert tasks.take_part(str(made.pk)) == "complete"
@@ -87,7 +81,7 @@ def test_a_worker_waits_for_a_part_for_one_slice_and_no_longer(
     made.shards.update(lease_until=timezone.now() + timedelta(minutes=1))
     set_(settings, SLICE=timedelta(seconds=0.5))
     assert tasks.take_part(str(made.pk)) == "running"
-    assert enqueued() == []
+    assert list_enqueued_ids() == []
     made.shards.update(lease_until=timezone.now() + timedelta(seconds=1))
     set_(settings, SLICE=timedelta(seconds=60))
     assert tasks.take_part(str(made.pk)) == "complete"
@@ -106,7 +100,7 @@ def test_a_scan_that_fails_in_a_worker_is_in_its_log_with_what_to_do(
     [record] = [each for each in caplog.records if each.levelno == logging.ERROR]
     assert f"Scan {made.pk} failed: " in record.getMessage()
     assert "run: manage.py claim_bucket" in record.getMessage()
-    assert enqueued() == []
+    assert list_enqueued_ids() == []
 
 
 # The sweep
@@ -115,9 +109,9 @@ def test_a_scan_that_fails_in_a_worker_is_in_its_log_with_what_to_do(
 def test_the_sweep_sends_one_worker_for_a_scan_that_lost_its_own(bucket: Bucket) -> None:
     made = begun()
     tasks.sweep()
-    assert enqueued() == [str(made.pk)]
+    assert list_enqueued_ids() == [str(made.pk)]
     tasks.sweep()
-    assert enqueued() == [str(made.pk)]
+    assert list_enqueued_ids() == [str(made.pk)]
 
 
 @pytest.mark.parametrize(
@@ -133,14 +127,14 @@ def test_the_sweep_sends_one_worker_for_a_scan_that_lost_its_own(bucket: Bucket)
 def test_the_sweep_sends_nobody_where_nobody_is_missed(bucket: Bucket, values: Any) -> None:
     begun(**{name: timezone.now() if each == "now" else each for name, each in values.items()})
     tasks.sweep()
-    assert enqueued() == []
+    assert list_enqueued_ids() == []
 
 
 def test_the_sweep_sends_nobody_for_a_scan_that_somebody_is_at(bucket: Bucket) -> None:
     made = begun()
     made.shards.update(lease_until=timezone.now() + timedelta(seconds=30))
     tasks.sweep()
-    assert enqueued() == []
+    assert list_enqueued_ids() == []
 
 
 def test_the_sweep_does_not_fill_a_queue_that_is_stuck(
@@ -149,7 +143,7 @@ def test_the_sweep_does_not_fill_a_queue_that_is_stuck(
     begun()
     monkeypatch.setattr(tasks, "QUEUE_IS_LONG", 0)
     tasks.sweep()
-    assert enqueued() == []
+    assert list_enqueued_ids() == []
 
 
 def test_where_there_are_no_workers_none_is_sent(bucket: Bucket, settings: Settings) -> None:
@@ -157,7 +151,7 @@ def test_where_there_are_no_workers_none_is_sent(bucket: Bucket, settings: Setti
     set_(settings, SYNC=True)
     tasks.sweep()
     assert tasks.reconcile() == "there are no workers"
-    assert enqueued() == []
+    assert list_enqueued_ids() == []
     assert BucketScan.objects.count() == 1
 
 
@@ -169,7 +163,7 @@ def test_the_sweep_gives_up_a_scan_that_nobody_went_on_with_for_a_day(
     tasks.sweep()
     old.refresh_from_db()
     assert (old.status, old.error) == ("failed", "Nobody went on with it for a day.")
-    assert enqueued() == []
+    assert list_enqueued_ids() == []
 
 
 def test_the_sweep_does_not_give_up_a_long_scan_that_somebody_is_at(bucket: Bucket) -> None:
@@ -180,7 +174,7 @@ def test_the_sweep_does_not_give_up_a_long_scan_that_somebody_is_at(bucket: Buck
     for each in (in_hand, waiting):
         each.refresh_from_db()
         assert each.status == "running"
-    assert enqueued() == []
+    assert list_enqueued_ids() == []
 
 
 # The schedule
@@ -189,7 +183,7 @@ def test_the_sweep_does_not_give_up_a_long_scan_that_somebody_is_at(bucket: Buck
 def test_a_scheduled_scan_compares_the_whole_bucket(bucket: Bucket) -> None:
     bucket.put("README.txt")
     made = tasks.reconcile()
-    assert enqueued() == [made]
+    assert list_enqueued_ids() == [made]
     assert tasks.take_part(made) == "complete"
     done = BucketScan.objects.whole(bucket.name).get()
     assert (done.purpose, done.dry_run, done.unrecognised) == ("reconcile", False, 1)
@@ -209,7 +203,7 @@ def test_scans_of_parts_and_those_given_up_are_in_nobodys_way(bucket: Bucket) ->
     begun(enqueued_at=None, started_at=timezone.now() - LONG_AGO)
     assert tasks.reconcile() == "another scan is running"
     tasks.sweep()
-    assert tasks.reconcile() in enqueued()
+    assert tasks.reconcile() in list_enqueued_ids()
 
 
 def test_a_scheduled_scan_that_costs_too_much_is_not_begun_and_the_log_says_what_to_do(
@@ -252,13 +246,6 @@ def test_the_first_scan_is_due_after_one_period_however_often_migrate_runs(db: N
 
 
 # Real clusters
-
-
-@pytest.fixture
-def way(local_r2: LocalR2) -> Iterator[FaultyStore]:
-    """Only the clusters reach the bucket through it."""
-    with faulty_store(local_r2.environment["R2_ENDPOINT_URL"]) as running:
-        yield running
 
 
 def workers_at(made: BucketScan) -> int:

@@ -40,6 +40,7 @@ from tests.promises import (
     reason,
     run,
     track,
+    verify_project,
 )
 
 SAME = "Cloudflare's own API shows the same: %d objects."
@@ -126,11 +127,6 @@ HIDES = altered(lambda content: content["result"].clear())
 
 def listed(bucket: Bucket, prefix: str = "") -> set[str]:
     return {o.key for page in cloudflare.pages(bucket.name, prefix) for o in page}
-
-
-def verify(project_id: str) -> CleanupOperation:
-    (operation,) = requests.verify_project(project_id)
-    return run(operation)
 
 
 def told(operation: CleanupOperation) -> str:
@@ -274,7 +270,7 @@ def test_what_is_missing_is_said(
     with pytest.raises(Refused, match=advice):
         listed(bucket)
     deleted("proj_1")
-    operation = verify("proj_1")
+    operation = verify_project("proj_1")
     assert operation.status == Status.CLEAN
     assert told(operation).startswith("Cloudflare's own API was not asked.")
     assert advice in told(operation)
@@ -288,7 +284,7 @@ def test_both_show_the_same(bucket: Bucket, rest: FaultyStore) -> None:
     alive("proj_1")
     bucket.put(HIERARCHICAL, FLAT, "odd/key")
     track(bucket, "odd/key", "proj_1")
-    assert told(verify("proj_1")) == SAME % 3
+    assert told(verify_project("proj_1")) == SAME % 3
     operation = run(requests.verify_operation(delete("proj_1")))
     assert operation.status == Status.CLEAN
     assert operation.error == "0 left behind, 3 seen absent."
@@ -330,7 +326,7 @@ def test_of_a_live_project_too(bucket: Bucket, rest: FaultyStore) -> None:
     kept = bucket.upload("proj_1")
     track(bucket, FLAT, "proj_1")
     rest.rules.append(on(under("proj_1_"), shows(FLAT)))
-    operation = verify("proj_1")
+    operation = verify_project("proj_1")
     assert outcomes(operation) == {FLAT: "failed"}
     assert "second look" in reason(operation, FLAT)
     assert operation.error.startswith("1 in step, 0 missing, 0 untracked. Cloudflare's own API")
@@ -342,7 +338,7 @@ def test_what_it_shows_once_and_not_again_raises_no_doubt(
 ) -> None:
     deleted("proj_1")
     rest.rules.append(on(under("proj_1_"), shows(FLAT), times=1))
-    operation = verify("proj_1")
+    operation = verify_project("proj_1")
     assert operation.status == Status.CLEAN
     assert not operation.items.exists()
 
@@ -350,7 +346,7 @@ def test_what_it_shows_once_and_not_again_raises_no_doubt(
 def test_what_came_between_the_two_looks_counts_as_seen(bucket: Bucket, rest: FaultyStore) -> None:
     deleted("proj_1")
     rest.rules.append(on(under("proj_1_"), then(lambda: bucket.put(FLAT)), times=1))
-    operation = verify("proj_1")
+    operation = verify_project("proj_1")
     assert operation.error == "1 left behind, 0 seen absent."
     assert reason(operation, FLAT) == "Still in the bucket. Clean up after its project again."
 
@@ -358,7 +354,7 @@ def test_what_came_between_the_two_looks_counts_as_seen(bucket: Bucket, rest: Fa
 def test_what_came_to_a_live_project_is_untracked(bucket: Bucket, rest: FaultyStore) -> None:
     alive("proj_1")
     rest.rules.append(on(under("proj_1_"), then(lambda: bucket.put(FLAT)), times=1))
-    assert "0 in step, 0 missing, 1 untracked" in verify("proj_1").error
+    assert "0 in step, 0 missing, 1 untracked" in verify_project("proj_1").error
 
 
 NUL = "proj_1_\0_media.mp4"
@@ -372,7 +368,7 @@ def test_key_with_a_nul_and_its_look_alike_are_two_files(
     deleted("proj_1")
     bucket.put(there)
     rest.rules.append(on(is_asked("proj_1_"), shows(only)))
-    operation = verify("proj_1")
+    operation = verify_project("proj_1")
     reasons = dict(operation.items.values_list("escaped", "reason"))
     assert "second look" in reasons.pop(only == NUL)
     assert "second look" not in reasons.pop(there == NUL)
@@ -385,7 +381,7 @@ def test_look_alike_that_came_between_the_two_looks_hides_no_doubt(
     deleted("proj_1")
     came = on(is_asked("proj_1_"), then(lambda: bucket.put(LOOK_ALIKE)), times=1)
     rest.rules += [came, on(is_asked("proj_1_"), shows(NUL))]
-    operation = verify("proj_1")
+    operation = verify_project("proj_1")
     reasons = dict(operation.items.values_list("escaped", "reason"))
     assert "second look" in reasons.pop(True)
     assert reasons.pop(False).startswith("Still in the bucket.")
@@ -411,7 +407,7 @@ def test_a_token_that_is_none_makes_no_verification_fail(
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {
         "API_TOKEN": "t\N{LATIN SMALL LETTER O WITH DIAERESIS}k of eight"
     }
-    operation = verify("proj_1")
+    operation = verify_project("proj_1")
     assert operation.status == Status.CLEAN
     assert "CLOUDFLARE_API_TOKEN has characters that no token has" in told(operation)
 
@@ -421,7 +417,7 @@ def test_what_only_s3_shows_is_told_and_changes_nothing(bucket: Bucket, rest: Fa
     bucket.put("odd/key")
     track(bucket, "odd/key", "proj_1")
     rest.rules.append(on(lambda request: not is_asked(MARKER)(request), HIDES))
-    operation = verify("proj_1")
+    operation = verify_project("proj_1")
     assert operation.status == Status.CLEAN
     assert operation.error == "2 in step, 0 missing, 0 untracked."
     assert told(operation) == "Cloudflare's own API does not show 2 objects that S3 showed."
@@ -444,7 +440,7 @@ def test_an_api_that_fails_makes_a_verification_neither_fail_nor_clean(
     deleted("proj_1", "proj_2")
     bucket.put("proj_2_s1_media.mp4")
     rest.rules.append(on(under(where), lie))
-    clean, leftover = verify("proj_1"), verify("proj_2")
+    clean, leftover = verify_project("proj_1"), verify_project("proj_2")
     assert (clean.status, clean.error) == (Status.CLEAN, "0 left behind, 0 seen absent.")
     assert leftover.error == "1 left behind, 0 seen absent."
     for operation in (clean, leftover):
@@ -456,7 +452,7 @@ def test_another_bucket_raises_no_doubt(bucket: Bucket, rest: FaultyStore) -> No
     deleted("proj_1")
     other = altered(lambda content: content["result"][0].update(etag="other"))
     rest.rules += [on(is_asked(MARKER), other), on(under("proj_1_"), shows(FLAT))]
-    operation = verify("proj_1")
+    operation = verify_project("proj_1")
     assert operation.status == Status.CLEAN
     assert "marker" in told(operation)
 
@@ -466,14 +462,14 @@ def test_a_listing_that_is_empty_from_now_on_is_not_called_the_same(
 ) -> None:
     deleted("proj_1")
     rest.rules.append(on(is_asked(MARKER), lambda request, forward: forward(), HIDES))
-    assert "marker" in told(verify("proj_1"))
+    assert "marker" in told(verify_project("proj_1"))
 
 
 def test_doubt_stays_though_the_api_fails_later(bucket: Bucket, rest: FaultyStore) -> None:
     deleted("proj_1")
     rest.rules.append(on(under("proj_1_"), shows(FLAT)))
     rest.rules.append(on(under("projects/"), RESET))
-    operation = verify("proj_1")
+    operation = verify_project("proj_1")
     assert outcomes(operation) == {FLAT: "failed"}
     assert "asked in vain" in told(operation)
 
@@ -484,7 +480,7 @@ def test_trouble_with_s3_is_no_trouble_of_the_second_look(
     deleted("proj_1")
     rest.rules.append(on(under("proj_1_"), shows(FLAT)))
     rest.rules.insert(0, then(lambda: store.rules.append(on(is_listing_under(""), Reply(503)))))
-    operation = verify("proj_1")
+    operation = verify_project("proj_1")
     assert operation.status == Status.INCOMPLETE
     assert operation.next_attempt_at is not None
     assert not operation.events.filter(message__contains="own API").exists()
@@ -498,11 +494,11 @@ def test_it_takes_no_longer_than_it_may(
     track(bucket, "odd/1", "proj_1")
     track(bucket, "odd/2", "proj_1")
     monkeypatch.setattr(second_look, "LONE_KEYS", 1)
-    assert told(verify("proj_1")).endswith("It was not asked for 1 more keys.")
+    assert told(verify_project("proj_1")).endswith("It was not asked for 1 more keys.")
     with pytest.raises(StoreError, match="outside"):
         remaining(bucket)
     monkeypatch.setattr(second_look, "LONGEST", -1.0)
-    operation = verify("proj_1")
+    operation = verify_project("proj_1")
     assert operation.status == Status.CLEAN
     assert "took longer" in told(operation)
 

@@ -1,19 +1,17 @@
 """Two clusters with two workers each share the work, and do none of it twice."""
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from devtools.faults.matching import is_delete_batch, keys_sent
 from devtools.faults.proxy import FaultyStore, faulty_store
 from devtools.local_r2 import LocalR2
 from storage_audit import tasks
 from storage_audit.models import CleanupOperation, OperationEvent, Project
 from tests.bucket import Bucket
 from tests.keys import KEY_OF_PROJ_10
-from tests.promises import Status, check
+from tests.promises import Status, check, count_sent
 from tests.queues import Cluster, print_log_on_failure
 
 PROJECTS = [f"proj_{letter}" for letter in "abcdef"]
@@ -60,18 +58,12 @@ def test_two_clusters_share_the_work_and_send_each_key_once(
         clean = operations.filter(status=Status.CLEAN)
         with print_log_on_failure(one), print_log_on_failure(other):
             one.wait_until(lambda: clean.count() == len(PROJECTS), timeout=120)
-    assert sent(store) == dict.fromkeys(keys, 1)
+    assert count_sent(store) == dict.fromkeys(keys, 1)
     assert bucket.keys() == {KEY_OF_PROJ_10}
     assert list(operations.values_list("deleted", flat=True)) == [FILES] * len(PROJECTS)
     assert not OperationEvent.objects.filter(step="takeover").exists()
     assert min(turns(one), turns(other)) > 0
     check(bucket)
-
-
-def sent(store: FaultyStore) -> Counter[str]:
-    """How often the store was asked to delete each key."""
-    calls = store.asked(is_delete_batch)
-    return Counter(key for call in calls for key in keys_sent(call))
 
 
 def turns(cluster: Cluster) -> int:

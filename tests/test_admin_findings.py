@@ -265,11 +265,11 @@ def test_objects_are_tracked_and_others_left_with_the_reason(bucket: Bucket) -> 
 
 
 def test_acknowledged_file_is_not_tracked_and_the_page_says_what_to_do(bucket: Bucket) -> None:
-    found = orphaned(bucket, KEY, kind="untracked", state="acknowledged", note="ours")
+    found = create_orphans(bucket, KEY, kind="untracked", state="acknowledged", note="ours")
     who = person("view_finding", "change_r2object")
     shown = confirm(who, "finding", "track", *pks(found))
     assert "It is acknowledged. Reopen the finding first." in shown
-    assert states() == {KEY: "acknowledged"} and not R2Object.objects.exists()
+    assert read_states() == {KEY: "acknowledged"} and not R2Object.objects.exists()
 
 
 def test_rows_of_what_is_missing_are_removed(bucket: Bucket) -> None:

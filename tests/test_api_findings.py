@@ -214,11 +214,11 @@ def test_objects_are_adopted_and_tracked(bucket: Bucket) -> None:
 
 
 def test_acknowledged_file_is_not_tracked_and_the_answer_says_what_to_do(bucket: Bucket) -> None:
-    orphaned(bucket, KEY, kind="untracked", state="acknowledged", note="ours")
+    create_orphans(bucket, KEY, kind="untracked", state="acknowledged", note="ours")
     answer = decided("track", findings={"state": "acknowledged"})
     told = "It is acknowledged. Reopen the finding first."
     assert (answer["done"], answer["left"]) == (0, [{"key": KEY, "reason": told}])
-    assert states() == {KEY: "acknowledged"}
+    assert read_states() == {KEY: "acknowledged"}
 
 
 def test_only_a_live_project_is_given_an_object(bucket: Bucket) -> None:

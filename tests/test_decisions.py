@@ -933,11 +933,11 @@ DECIDE: dict[str, tuple[str, Callable[[list[int]], Decision]]] = {
 def test_acknowledged_finding_is_left_until_it_is_reopened(bucket: Bucket, name: str) -> None:
     kind, decide = DECIDE[name]
     alive("proj_1")
-    found = orphaned(bucket, KEY, kind=kind)
+    found = create_orphans(bucket, KEY, kind=kind)
     keep(found)
     told = "It is acknowledged. Reopen the finding first."
-    assert whys(decide(ids(found))) == {KEY: told}
-    assert states() == {KEY: "acknowledged"} and not R2Object.objects.exists()
+    assert whys(decide(list_ids(found))) == {KEY: told}
+    assert read_states() == {KEY: "acknowledged"} and not R2Object.objects.exists()
 
 
 @pytest.mark.parametrize("name", DECIDE)
@@ -947,7 +947,9 @@ def test_finding_acknowledged_during_a_decision_stays_so(
     kind, decide = DECIDE[name]
     alive("proj_1")
     [finding] = (
-        find(bucket, KEY, kind=kind) if kind == "missing" else orphaned(bucket, KEY, kind=kind)
+        create_findings(bucket, KEY, kind=kind)
+        if kind == "missing"
+        else create_orphans(bucket, KEY, kind=kind)
     )
     if kind == "missing":
         track(bucket, KEY, "proj_9")

@@ -196,11 +196,11 @@ def test_objects_are_adopted_tracked_and_untracked(bucket: Bucket) -> None:
 
 
 def test_acknowledged_file_is_not_tracked_and_the_command_says_what_to_do(bucket: Bucket) -> None:
-    orphaned(bucket, KEY, kind="untracked", state="acknowledged", note="ours")
-    out, err, code = run("findings", "--key", KEY, "--state", "acknowledged", "--track")
+    create_orphans(bucket, KEY, kind="untracked", state="acknowledged", note="ours")
+    out, err, code = run_command("findings", "--key", KEY, "--state", "acknowledged", "--track")
     told = "It is acknowledged. Reopen the finding first."
     assert told in out + err and code == 1
-    assert states() == {KEY: "acknowledged"}
+    assert read_states() == {KEY: "acknowledged"}
 
 
 def test_json_tells_all_of_an_act(bucket: Bucket) -> None:

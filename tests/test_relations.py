@@ -13,7 +13,7 @@ from django.http import HttpRequest
 from storage_audit.models import CleanupOperation, R2Object
 from storage_audit.pages.base import ModelAdmin
 from tests.admin_client import confirm, person, superuser, text_of
-from tests.conftest import Bucket
+from tests.bucket import Bucket
 
 CASCADE = {"on_delete": models.CASCADE, "db_constraint": False}
 PROTECT = {"on_delete": models.PROTECT, "db_constraint": False}

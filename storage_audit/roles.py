@@ -17,6 +17,8 @@ from django.db.models.deletion import get_candidate_relations_to_delete
 from django.http import HttpRequest
 from django.utils.translation import gettext as _
 
+from storage_audit import projects
+
 LOOKED_AT = (
     "project",
     "r2object",
@@ -53,6 +55,9 @@ ADMIN = OPERATOR | {
 # From the least to the most: the first that holds a permission is the one to ask for.
 ROLES = {"Storage viewer": VIEWER, "Storage operator": OPERATOR, "Storage admin": ADMIN}
 
+# How an admin deletes.
+ADMIN_DELETIONS = "delete_model", "delete_queryset"
+
 
 def make_groups(apps: Any, using: str) -> None:
     """Make the groups that are missing, and give each what it lacks; nobody loses anything.
@@ -87,10 +92,10 @@ def all_admin_sites() -> list[AdminSite]:
     return list(dict.fromkeys([admin.site, *all_sites]))
 
 
-def with_child_rows(row: Model) -> list[Model]:
-    """The row, and the rows of child models that go with it."""
-    rows = [row]
-    for each in rows:
+def parts_of(row: Model) -> list[Model]:
+    """The row, and those of child and parent models that go with it."""
+    parts = [row]
+    for each in parts:
         # Of a proxy, Django does not list the children.
         meta = (each._meta.concrete_model or type(each))._meta
         links: Any = get_candidate_relations_to_delete(meta)
@@ -98,39 +103,54 @@ def with_child_rows(row: Model) -> list[Model]:
             if link.parent_link:
                 # No manager of the model's own, as it may hide rows.
                 children: QuerySet[Any] = QuerySet(link.related_model, using=DEFAULT_DB_ALIAS)
-                rows += children.filter(**{link.field.name: each})
-    return rows
+                found = children.filter(**{link.field.name: each})
+                parts += [child for child in found if child not in parts]
+        parents = (getattr(each, link.name) for link in meta.parents.values() if link)
+        parts += [parent for parent in parents if parent not in parts]
+    return parts
 
 
 def pages_of(row: Model) -> "list[ModelAdmin[Any]]":
-    """The admins of its model, on every site. Those of proxies only where the model has none: they
-    often show a part of the rows."""
+    """The admins of its model, and of the project model where that is a proxy of it, on every site.
+    Those of other proxies only where there is none: they often show a part of the rows."""
     concrete = row._meta.concrete_model
     registered = [pair for site in all_admin_sites() for pair in site._registry.items()]
-    own = [page for model, page in registered if model is concrete]
-    return own or [page for model, page in registered if model._meta.concrete_model is concrete]
+    mine = [(model, page) for model, page in registered if model._meta.concrete_model is concrete]
+    own = [page for model, page in mine if model in (concrete, projects.model())]
+    return own or [page for _model, page in mine]
 
 
-def is_hidden(request: HttpRequest, row: Model) -> bool:
-    """Whether an admin does not show this person the row, or a child's row that goes with it."""
+def is_hidden(request: HttpRequest, project: Model) -> bool:
+    """Whether an admin does not show this person the project, or a row that goes with it. A list
+    of what the project model derives from may well show others only."""
     return not all(
         page.get_queryset(request).filter(pk=each.pk).exists()
-        for each in with_child_rows(row)
+        for each in parts_of(project)
+        if each == project or not isinstance(project, type(each))
         for page in pages_of(each)
     )
 
 
-def has_own_deletion(rows: Iterable[Model]) -> bool:
-    """Whether an admin says how one of the rows, or a child's row that goes with it, is deleted,
-    such as by archiving it. Only Django's own pages of deletion call these methods as their authors
-    expect."""
-    methods = "delete_model", "delete_queryset"
-    going = (each for row in rows for each in with_child_rows(row))
-    return any(
-        getattr(type(page), name) is not getattr(ModelAdmin, name)
-        for each in going
-        for page in pages_of(each)
-        for name in methods
+def has_own_deletion(
+    request: HttpRequest, rows: Iterable[Model], acting: "ModelAdmin[Any] | None" = None
+) -> bool:
+    """Whether the site says how one of the rows, or a row that goes with it, is deleted, such as by
+    archiving it: in one of the admins, or in the delete() of a model or queryset. We call only that
+    of the project model; the others are called only by Django's own pages of deletion."""
+    parts = [each for row in rows for each in parts_of(row)]
+    pages = {page for each in parts for page in pages_of(each)} | ({acting} if acting else set())
+    models: set[type[Model]] = {projects.model(), *map(type, parts)}
+    models |= {page.model for page in pages}
+    listed = [page.get_queryset(request) for page in pages]
+    listed += [manager.get_queryset() for model in models for manager in model._meta.managers]
+    return (
+        any(
+            getattr(type(page), each) is not getattr(ModelAdmin, each)
+            for page in pages
+            for each in ADMIN_DELETIONS
+        )
+        or any(model.delete not in (Model.delete, projects.model().delete) for model in models)
+        or any(type(each).delete is not QuerySet.delete for each in listed)
     )
 
 
@@ -138,15 +158,24 @@ def deletion_obstacles(request: HttpRequest, row: Model) -> tuple[set[str], list
     """What of the row, and of those that would go with it, the admin does not let this person
     delete, and the rows that need it."""
     lacking, needing = set[str](), list[Any]()
-    pages = [(each, page) for each in with_child_rows(row) for page in pages_of(each)]
-    asked = [*all_admin_sites()[:1], *(page.admin_site for _each, page in pages)]
-    for site in dict.fromkeys(asked):
-        _shown, _counts, refused, protected = get_deleted_objects([row], request, site)
+    pages = [
+        (as_instance_of(page.model, each), page)
+        for each in parts_of(row)
+        for page in pages_of(each)
+    ]
+    found = [page.get_deleted_objects([each], request) for each, page in pages]
+    sites = {page.admin_site for _each, page in pages}
+    found += [
+        get_deleted_objects([row], request, site)
+        for site in all_admin_sites()[:1]
+        if site not in sites
+    ]
+    for _shown, _counts, refused, protected in found:
         lacking |= set(map(str, refused))
         needing += [each for each in protected if each not in needing]
     # Django asks no admin of a proxy.
     for each, page in pages:
-        if not page.has_delete_permission(request, as_instance_of(page.model, each)):
+        if not page.has_delete_permission(request, each):
             lacking.add(str(page.opts.verbose_name))
     return lacking, needing
 

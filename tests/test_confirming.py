@@ -125,6 +125,16 @@ def test_page_does_not_confirm_what_changes_while_it_is_made(
     assert read_states() == {KEY: "open"}
 
 
+@pytest.mark.parametrize("across", ["1", "on"])
+def test_rows_that_no_page_showed_are_not_taken_for_confirmed(db: None, across: str) -> None:
+    """Django takes "on" for a yes, too."""
+    for number in range(2):
+        Project.objects.create(pk=f"proj_{number}")
+    answer = {"select_across": across, "post": "yes"}
+    assert CHANGED in act(superuser(), "project", "delete_selected", "proj_0", **answer)
+    assert Project.objects.count() == 2
+
+
 def recreate() -> None:
     KnownProject.objects.update(last_created_at=timezone.now())
 

@@ -36,7 +36,7 @@ from storage_audit.roles import (
     is_hidden,
     make_groups,
 )
-from tests.admin_client import confirm, page, signed_in, superuser, text_of
+from tests.admin_client import act, confirm, page, signed_in, superuser, text_of
 from tests.api_client import program
 from tests.bucket import Bucket
 from tests.owner_models import create_table, forget_model
@@ -101,6 +101,19 @@ def test_no_group_of_ours_is_said_to_help_with_the_model_of_another_application(
     told = dict(site.get_model_admin(Project).refused(request, Project(pk="proj_1")))  # type: ignore[attr-defined]
     assert told["Delete"] == "You may not do this. Ask an administrator for the permission."
     assert told["Verify cleanup"].endswith("the group “Storage operator”.")
+
+
+@pytest.mark.parametrize("client", [superuser, lambda: member("Storage viewer")])
+def test_deletion_that_the_site_disabled_is_not_offered(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, client: Any
+) -> None:
+    Project.objects.create(pk="proj_1")
+    shown = text_of((browser := client()).get(page("project")))
+    assert "Delete selected projects" in shown
+    monkeypatch.delitem(site._actions, "delete_selected")
+    assert "Delete selected projects" not in text_of(browser.get(page("project")))
+    act(browser, "project", "delete_selected", "proj_1", post="yes")
+    assert Project.objects.exists()
 
 
 def archive(modeladmin: object, request: object, queryset: object) -> None: ...

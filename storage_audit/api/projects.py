@@ -60,17 +60,17 @@ def delete_project(
 
 
 def delete(request: HttpRequest, project: Model) -> list[CleanupOperation]:
-    refuse_own_deletion(project)
+    refuse_own_deletion(request, project)
     refuse_to_take_along(request, project)
     history.log(request, project, DELETION, "")
     return requests.delete_project(project)
 
 
-def refuse_own_deletion(project: Model) -> None:
-    if has_own_deletion([project]):
+def refuse_own_deletion(request: HttpRequest, project: Model) -> None:
+    if has_own_deletion(request, [project]):
         text = _(
-            "Nothing was deleted. This site's admin has its own way to delete this project. Delete"
-            " it there."
+            "Nothing was deleted. This site has its own way to delete this project. Delete it in"
+            " the admin."
         )
         raise Problem("refused", text)
 

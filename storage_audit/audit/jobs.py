@@ -15,7 +15,7 @@ from storage_audit.audit.named_files import cascading_models
 from storage_audit.models import CleanupOperation, Job, KnownProject
 from storage_audit.origin import Origin, acting_as
 from storage_audit.redaction import redact, visible
-from storage_audit.roles import deletion_obstacles, is_hidden
+from storage_audit.roles import deletion_obstacles, has_own_deletion, is_hidden
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +157,8 @@ def obstacle(job: Job, project_id: str, user: Any) -> str:
     request.user = user
     if is_hidden(request, project):
         return "the admin does not show it to this person"
-    lacking, _needing = deletion_obstacles(request, project)
-    names = ", ".join(sorted(lacking))
+    if has_own_deletion(request, [project]):
+        return "the site deletes it in its own way"
+    lacking, needing = deletion_obstacles(request, project)
+    names = ", ".join([*sorted(lacking), *(visible(str(each)) for each in needing)])
     return f"the admin does not let this person delete {names}" if names else ""

@@ -131,9 +131,11 @@ def deletion_of(project_id: str) -> list[CleanupOperation]:
 
 def force_delete_project(project: Model, origin: Origin) -> list[CleanupOperation]:
     """Delete the project's row, and clean up without limits. `origin` must be `forced`, so that the
-    receiver makes the operation a released one. Raises StillAlive as `delete_project` does."""
+    receiver makes the operation a released one. Raises StillAlive as `delete_project` does.
+
+    A row of a child or proxy is deleted as the project that it is, so by that model's delete()."""
     with acting_as(origin):
-        return delete_project(project)
+        return delete_project_by_id(projects.id_of(project))
 
 
 @transaction.atomic

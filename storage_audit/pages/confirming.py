@@ -86,11 +86,16 @@ class ConfirmingAdmin(AuditAdmin[M]):
         if "post" not in request.POST:
             return False
         seen = request.POST.get("digest")
-        is_named = seen is None and request.POST.get("select_across") != "1"
+        is_named = seen is None and not self.is_across(request)
         if is_named or seen == digest:
             return True
         self.ask_again(request)
         return False
+
+    def is_across(self, request: HttpRequest) -> bool:
+        """Whether all rows are meant, read as Django does: it takes "on" for a yes, too."""
+        field = self.action_form.base_fields["select_across"]
+        return bool(field.clean(request.POST.get("select_across")))
 
     def ask_again(self, request: HttpRequest) -> None:
         """Say why, and take the request for one that was not confirmed, as Django's own deletion
@@ -106,10 +111,9 @@ class ConfirmingAdmin(AuditAdmin[M]):
 
     def hidden_fields(self, request: HttpRequest, selection: Selection) -> dict[str, Any]:
         """What a confirmation page repeats."""
-        across = request.POST.get("select_across") == "1"
         return {
             "queryset": selection.rows,
-            "select_across": across,
+            "select_across": self.is_across(request),
             "digest": selection.digest,
         }
 
@@ -128,6 +132,14 @@ class ConfirmingAdmin(AuditAdmin[M]):
 
 class DeletingAdmin(ConfirmingAdmin[M]):
     """The stock deletion, which here is followed by a cleanup."""
+
+    def get_action(self, action: Any, *args: Any, **kwargs: Any) -> Any:
+        """None for the deletion where the site disabled it: ours has the name of Django's."""
+        if action == "delete_selected" and action not in {
+            name for name, _ in self.admin_site.actions
+        }:
+            return None
+        return super().get_action(action, *args, **kwargs)
 
     def refused(self, request: HttpRequest, row: M | None = None) -> list[tuple[str, str]]:
         found = super().refused(request, row)

@@ -19,6 +19,7 @@ from django.db.models.functions import Upper
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.defaultfilters import filesizeformat
+from django.template.response import TemplateResponse
 from django.utils.formats import number_format
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
@@ -42,14 +43,13 @@ from storage_audit.pages.base import (
     list_of,
     lookup_of,
     page_of,
-    will_go,
 )
 from storage_audit.pages.confirming import DeletingAdmin, Selection
+from storage_audit.pages.going_along import GoingAlong
 from storage_audit.pages.jobs import may_see_jobs
-from storage_audit.pages.used_files import KEPT, used_lines
 from storage_audit.querysets import COUNTED, SUMMED, starts_with, with_storage
 from storage_audit.redaction import visible
-from storage_audit.roles import has_own_deletion
+from storage_audit.roles import has_own_deletion, pages_of
 
 # What `with_storage` says of each project.
 STORAGE = (
@@ -131,13 +131,11 @@ class OwnerAdmin(DeletingAdmin[M]):
             "pk", "storage_audit_id", "storage_audit_deleted_at", "storage_audit_created_at"
         )
 
-    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
-        listed, counts, *rest = super().get_deleted_objects(objs, request)
-        tracked = R2Object.objects.filter(project_id__in=map(projects.id_of, objs))
-        listed += [will_go(*figures) for figures in tracked.by_bucket()]
-        listed += used_lines(tracked, KEPT, list(objs))
-        total = amount(*tracked.totals())
-        return listed, counts | {R2Object._meta.verbose_name_plural: total}, *rest
+    def render_delete_form(self, request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
+        going = GoingAlong([context["object"]])
+        context["deleted_objects"] = [*context["deleted_objects"], *going.lines()]
+        context["model_count"] = [*context["model_count"], going.total()]
+        return super().render_delete_form(request, context)
 
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
@@ -199,13 +197,24 @@ class OwnerAdmin(DeletingAdmin[M]):
 
     def delete_selection(self, request: HttpRequest, selection: Selection) -> HttpResponse | None:
         rows = selection.rows
-        if not selection.is_confirmed or not is_many(rows):
-            return super().delete_selection(request, selection)
-        *_shown, lacking, protected = self.get_deleted_objects(rows, request)
-        # The stock page says what stands in the way, and refuses.
-        if lacking or protected or has_own_deletion(rows):
-            return super().delete_selection(request, selection)
-        return self.ask_for_many(request, Job.Action.DELETE, ids_of(rows))
+        if selection.is_confirmed and self.is_for_a_job(rows):
+            *_shown, lacking, protected = self.get_deleted_objects(rows, request)
+            # The stock page says what stands in the way, and refuses.
+            if not (lacking or protected or has_own_deletion(request, rows, self)):
+                return self.ask_for_many(request, Job.Action.DELETE, ids_of(rows))
+        response = super().delete_selection(request, selection)
+        if isinstance(response, TemplateResponse) and response.context_data is not None:
+            context, going = response.context_data, GoingAlong(rows)
+            listed = context["deletable_objects"]
+            context["deletable_objects"] = [[*each, *going.lines()] for each in listed]
+            context["model_count"] = [*context["model_count"], going.total()]
+        return response
+
+    def is_for_a_job(self, owners: QuerySet[M]) -> bool:
+        """So many that their deletion would take longer than a proxy waits for an answer. A job
+        asks the rules of no other admin than these."""
+        is_many = owners.count() > jobs.SLICE
+        return is_many and any(page.model is self.model for page in pages_of(owners[0]))
 
     def has_force_permission(self, request: HttpRequest) -> bool:
         """To skip the limits, and to delete: the first alone deletes nothing."""
@@ -223,7 +232,7 @@ class OwnerAdmin(DeletingAdmin[M]):
         if not selection.is_confirmed:
             return self.confirm_force(request, selection)
         owners = selection.rows
-        if is_many(owners):
+        if self.is_for_a_job(owners):
             return self.ask_for_many(request, Job.Action.FORCE, ids_of(owners))
         origin = of_request(request, forced=True)
         try:
@@ -239,14 +248,14 @@ class OwnerAdmin(DeletingAdmin[M]):
     def goes_too_far(self, request: HttpRequest, owners: QuerySet[M]) -> bool:
         """Whether this person may not delete the projects, or rows of other models that would go
         with them, or the site deletes in its own way; if so, says that nothing was done."""
-        if has_own_deletion(owners):
+        if has_own_deletion(request, owners, self):
             text = _(
                 "Nothing was deleted: Force-delete would skip this site's own deletion steps. Use"
                 " “Delete selected”. If the cleanup is blocked, force-delete that cleanup."
             )
             self.message_user(request, text, messages.ERROR)
             return True
-        *_shown, lacking, _protected = self.get_deleted_objects(owners, request)
+        *_shown, lacking, protected = self.get_deleted_objects(owners, request)
         if self.opts.verbose_name in lacking:
             text = _("Nothing was deleted. %s") % self.reason(request, "delete")
             self.message_user(request, text, messages.ERROR)
@@ -256,10 +265,15 @@ class OwnerAdmin(DeletingAdmin[M]):
                 " for the permission, or delete it first."
             )
             self.message_user(request, text % ", ".join(others), messages.ERROR)
-        return bool(lacking)
+        elif protected:
+            text = _(
+                "Nothing was deleted: other rows need the projects. “Delete selected” lists them."
+            )
+            self.message_user(request, text, messages.ERROR)
+        return bool(lacking or protected)
 
     def confirm_force(self, request: HttpRequest, selection: Selection) -> HttpResponse:
-        owners = selection.rows
+        going = GoingAlong(selection.rows)
         return self.confirm(
             request,
             selection,
@@ -274,33 +288,17 @@ class OwnerAdmin(DeletingAdmin[M]):
                     "It lifts limits, never the ownership rule: files that may belong to another"
                     " project, or whose owner is unknown, are kept."
                 ),
-                *used_lines(
-                    R2Object.objects.filter(project_id__in=map(projects.id_of, owners)),
-                    KEPT,
-                    list(owners),
-                ),
+                *going.others(),
+                *going.used(),
             ),
             heads=(_("Project"), _("Tracked objects"), _("Bytes")),
-            rows=tracked_of(owners),
+            rows=going.table(),
             button=_("Yes, delete without limits"),
         )
 
 
-def is_many(owners: QuerySet[Any]) -> bool:
-    """So many that their deletion would take longer than a proxy waits for an answer."""
-    return owners.count() > jobs.SLICE
-
-
 def ids_of(owners: QuerySet[Any]) -> list[str]:
     return list(owners.order_by("pk").values_list("storage_audit_id", flat=True))
-
-
-def tracked_of(owners: Sequence[Any] | QuerySet[Any]) -> list[tuple[str, int, str]]:
-    """Each project with its objects and bytes, all counted."""
-    ids = {project: projects.id_of(project) for project in owners}
-    held = R2Object.objects.filter(project_id__in=ids.values()).by_project()
-    figures = ((project, *held.get(one, (0, 0))) for project, one in ids.items())
-    return [(str(project), count, filesizeformat(size)) for project, count, size in figures]
 
 
 @admin.register(Project)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from django.db.models import Model
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
@@ -18,14 +17,12 @@ DELETED = gettext_lazy("Deleted although in use: %(key)s is used by %(row)s.")
 
 
 def used_lines(
-    rows: R2ObjectQuerySet, text: str | Promise, projects: list[Model] | None = None
+    rows: R2ObjectQuerySet, text: str | Promise, removed: Cascade | None = None
 ) -> list[str]:
-    """A line for each of the first files in use, but for what uses them and goes with the
-    projects."""
+    """A line for each of the first files in use, but for what uses them and goes along."""
     lines = list[str]()
     if not asks_anything():
         return lines
-    removed = Cascade(projects) if projects else None
     for bucket, *_figures in rows.by_bucket():
         here = rows.in_bucket(bucket)
         used = uses_of_rows(bucket, here, removed=removed, seconds=SECONDS)

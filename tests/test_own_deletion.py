@@ -1,0 +1,326 @@
+"""What a site says of how, or whether, a project is deleted holds for jobs, the API and
+Force-delete too."""
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+import pytest
+from django.conf import settings as django_settings
+from django.contrib import admin
+from django.contrib.admin.utils import get_deleted_objects
+from django.contrib.auth.models import User
+from django.contrib.messages.storage.cookie import CookieStorage
+from django.db import models
+from django.http import HttpRequest, QueryDict
+from django.test import RequestFactory
+from django.urls import resolve
+from pytest_django import Settings
+
+from storage_audit import roles, signals
+from storage_audit.audit import jobs
+from storage_audit.models import Job, Project, R2Object
+from storage_audit.origin import Origin, acting_as
+from storage_audit.pages.base import ModelAdmin
+from storage_audit.pages.confirming import Selection
+from storage_audit.pages.projects import OwnerAdmin, ProjectAdmin
+from storage_audit.querysets import with_storage
+from storage_audit.roles import deletion_obstacles, has_own_deletion, is_hidden
+from tests.admin_client import confirm, page, superuser
+from tests.api_client import program, refused
+from tests.owner_models import create_table, forget_model
+
+pytestmark = pytest.mark.usefixtures("transactional_db")
+Register = Callable[[type[models.Model], Any], Any]
+
+
+class SoftQuerySet(models.QuerySet[Any]):
+    def delete(self) -> tuple[int, dict[str, int]]:
+        return self.update(title="archived"), {}
+
+
+class Archiving(ModelAdmin[Any]):
+    def delete_model(self, request: HttpRequest, obj: Any) -> None:
+        self.delete_queryset(request, self.model._default_manager.filter(pk=obj.pk))
+
+    def delete_queryset(self, request: HttpRequest, queryset: models.QuerySet[Any]) -> None:
+        queryset.update(title="archived")
+
+
+class ArchivingOwner(Archiving, OwnerAdmin[Any]): ...
+
+
+class Hiding(ModelAdmin[Any]):
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet[Any]:
+        return super().get_queryset(request).none()
+
+
+class SoftlyDeleting(ModelAdmin[Any]):
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet[Any]:
+        return SoftQuerySet(self.model)
+
+
+@pytest.fixture(autouse=True)
+def register(monkeypatch: pytest.MonkeyPatch) -> Register:
+    """Gives a model an admin on the default site, the only one."""
+    # It is made of the site of now, before a test has another one.
+    import_module(django_settings.ROOT_URLCONF)
+    monkeypatch.setattr(roles, "all_sites", set())
+    monkeypatch.setattr(jobs, "SLICE", 3)
+    registry: dict[Any, Any] = admin.site._registry
+
+    def register(model: type[models.Model], page_class: Any) -> Any:
+        monkeypatch.setitem(registry, model, page_class(model, admin.site))
+        return registry[model]
+
+    return register
+
+
+@pytest.fixture
+def asking(rf: RequestFactory) -> Any:
+    """The request of a superuser who says yes."""
+    request: Any = rf.post("/", {"post": "yes"})
+    request.user = User.objects.create_superuser("zoe")
+    request._messages = CookieStorage(request)
+    return request
+
+
+@pytest.fixture
+def proxy() -> Iterator[Any]:
+    class Legal(Project):
+        class Meta:
+            app_label = "storage_audit"
+            proxy = True
+
+    signals.connect()
+    yield Legal
+    forget_model(Legal)
+
+
+def make(count: int) -> None:
+    for number in range(count):
+        Project.objects.create(pk=f"proj_{number}")
+
+
+def confirmed(model: Any) -> Selection:
+    pages = admin.site._registry[model]
+    return Selection(pages.get_queryset(HttpRequest()), "", is_confirmed=True)
+
+
+def archived() -> int:
+    return Project.objects.filter(title="archived").count()
+
+
+# How a site deletes in its own way
+
+
+def softly(pages: ProjectAdmin, request: HttpRequest) -> models.QuerySet[Any]:
+    return with_storage(SoftQuerySet(Project))
+
+
+def test_queryset_with_its_own_deletion_archives_many_projects_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make(4)
+    pks, client = [f"proj_{number}" for number in range(4)], superuser()
+    with acting_as(Origin("anna", "web")):
+        earlier: Any = Job.objects.request(Job.Action.DELETE, pks)
+    monkeypatch.setattr(ProjectAdmin, "get_queryset", softly)
+    confirm(client, "project", "delete_selected", *pks)
+    assert (archived(), Job.objects.count()) == (4, 1)
+    shown = confirm(client, "project", "force_delete", *pks)
+    assert "Nothing was deleted: Force-delete would skip this site" in shown
+    answer = program().ask("DELETE", "/projects/proj_0")
+    assert "its own way to delete this project" in refused(answer, 409, "refused")["detail"]
+    while not earlier.finished_at:
+        jobs.take_up(earlier)
+    assert (archived(), Job.objects.count()) == (4, 1)
+
+
+def soft_row(self: Any) -> tuple[int, dict[str, int]]:
+    return 0, {}
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        {"delete": soft_row},
+        {"objects": SoftQuerySet.as_manager()},
+        {"objects": models.Manager(), "soft": SoftQuerySet.as_manager()},
+    ],
+)
+def test_child_model_with_its_own_deletion_is_left_to_the_admin(
+    register: Register, asking: Any, ways: dict[str, Any]
+) -> None:
+    meta = {"Meta": type("Meta", (), {"app_label": "storage_audit"}), "__module__": __name__}
+    film: Any = type("Film", (Project,), {**meta, **ways})
+    with create_table(film):
+        register(film, OwnerAdmin)
+        film(pk="proj_1", id="proj_1").save()
+        Project.objects.create(pk="proj_2")
+        for number, own in ((1, True), (2, False)):
+            project = Project.objects.get(pk=f"proj_{number}")
+            assert has_own_deletion(asking, [project]) == own
+        assert has_own_deletion(asking, film.objects.all())
+
+
+def test_delete_of_the_project_model_is_called_and_stands_in_no_way(
+    register: Register, asking: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Project, "delete", soft_row)
+    make(1)
+    assert not has_own_deletion(asking, Project.objects.all())
+
+
+@pytest.mark.parametrize("page_class", [Archiving, SoftlyDeleting, Hiding])
+def test_admin_of_a_childs_other_parent_is_asked(
+    register: Register, asking: Any, page_class: Any
+) -> None:
+    class Asset(models.Model):  # noqa: DJ008
+        number = models.AutoField(primary_key=True)
+
+        class Meta:
+            app_label = "storage_audit"
+
+    class Film(Project, Asset):  # noqa: DJ008
+        class Meta:
+            app_label = "storage_audit"
+
+    with create_table(Asset), create_table(Film):
+        Film.objects.create(project_ptr_id="proj_1", id="proj_1")
+        project = Project.objects.get()
+        assert not (has_own_deletion(asking, [project]) or is_hidden(asking, project))
+        register(Asset, page_class)
+        assert has_own_deletion(asking, [project]) == (page_class is not Hiding)
+        assert is_hidden(asking, project) == (page_class is Hiding)
+
+
+def test_list_of_what_the_project_model_derives_from_hides_no_project(
+    register: Register, asking: Any, settings: Settings
+) -> None:
+    class Film(Project):
+        class Meta:
+            app_label = "storage_audit"
+
+    settings.STORAGE_AUDIT_PROJECT_MODEL = "storage_audit.Film"
+    with create_table(Film):
+        film = Film.objects.create(pk="proj_1", id="proj_1")
+        register(Project, Hiding)
+        assert not is_hidden(asking, film)
+        register(Film, Hiding)
+        assert is_hidden(asking, film)
+
+
+# Admins of proxies
+
+
+@pytest.mark.parametrize(
+    ("page_class", "status", "kind"),
+    [(Hiding, 404, "not-found"), (Archiving, 409, "refused")],
+)
+def test_admin_of_the_project_model_is_asked_where_that_is_a_proxy(
+    register: Register, proxy: Any, settings: Settings, page_class: Any, status: int, kind: str
+) -> None:
+    make(1)
+    settings.STORAGE_AUDIT_PROJECT_MODEL = "storage_audit.Legal"
+    register(proxy, page_class)
+    assert Project in admin.site._registry
+    refused(program().ask("DELETE", "/projects/proj_0"), status, kind)
+    assert proxy.objects.exists()
+
+
+def test_admin_of_a_proxy_with_its_own_deletion_is_asked_when_it_acts(
+    register: Register, proxy: Any, asking: Any
+) -> None:
+    make(4)
+    pages = register(proxy, ArchivingOwner)
+    assert pages.goes_too_far(asking, confirmed(proxy).rows)
+    [said] = asking._messages
+    assert "Force-delete would skip this site" in str(said)
+    pages.delete_selection(asking, confirmed(proxy))
+    assert (archived(), Job.objects.count()) == (4, 0)
+
+
+class Keeping(OwnerAdmin[Any]):
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return obj is None or obj.pk != "proj_0"
+
+
+def test_no_job_takes_over_from_an_admin_that_it_does_not_ask(
+    register: Register, proxy: Any, asking: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job asks the admins of the model, and that of a proxy only where there is none."""
+    make(4)
+    pages = register(proxy, Keeping)
+    rows = confirmed(proxy).rows
+    assert not pages.is_for_a_job(rows)
+    assert admin.site._registry[Project].is_for_a_job(confirmed(Project).rows)  # type: ignore[attr-defined]
+    registry: dict[Any, Any] = admin.site._registry
+    monkeypatch.delitem(registry, Project)
+    assert pages.is_for_a_job(rows)
+    assert deletion_obstacles(asking, Project(pk="proj_0"))[0] == {"legal"}
+
+
+# What an admin protects
+
+
+def protect(pages: ProjectAdmin, objs: Any, request: HttpRequest) -> Any:
+    *found, _protected = get_deleted_objects(objs, request, pages.admin_site)
+    return *found, [f"an invoice for {one}" for one in objs if one.title]
+
+
+def test_project_that_its_admin_protects_stays(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(5)
+    Project.objects.filter(pk="proj_0").update(title="published")
+    client = superuser()
+    with acting_as(Origin("anna", "web")):
+        job: Any = Job.objects.request(Job.Action.DELETE, ["proj_0", "proj_1"])
+    monkeypatch.setattr(ProjectAdmin, "get_deleted_objects", protect)
+    for action in ("delete_selected", "force_delete"):
+        shown = confirm(client, "project", action, "proj_0", "proj_2")
+        assert ("an invoice for published" in shown) == (action == "delete_selected")
+    assert "Nothing was deleted: other rows need the projects." in shown
+    problem = refused(program().ask("DELETE", "/projects/proj_0"), 409, "in-use")
+    assert problem["detail"] == "Delete first what needs it: an invoice for published (proj_0)."
+    while not job.finished_at:
+        jobs.take_up(job)
+    assert "does not let this person delete an invoice for published" in caplog.text
+    assert set(Project.objects.values_list("pk", flat=True)) == {f"proj_{n}" for n in (0, 2, 3, 4)}
+
+
+# What a page says
+
+
+def test_deletion_pages_count_projects_that_depend_on_the_selected_ones(
+    register: Register, settings: Settings, asking: Any
+) -> None:
+    class Series(models.Model):
+        id = models.TextField(primary_key=True)
+        parent = models.ForeignKey("self", models.CASCADE, null=True)
+
+        class Meta:
+            app_label = "storage_audit"
+
+        def __str__(self) -> str:
+            return self.id
+
+    settings.STORAGE_AUDIT_PROJECT_MODEL = "storage_audit.Series"
+    with create_table(Series) as series:
+        one = series.objects.create(id="proj_1")
+        series.objects.create(id="proj_2", parent=series.objects.create(id="proj_3", parent=one))
+        R2Object.objects.create(
+            bucket="tests", key="k", project_id="proj_2", size=7, state="stored"
+        )
+        pages, asking.resolver_match = register(Series, OwnerAdmin), resolve(page("project"))
+        selected = pages.get_queryset(asking).filter(pk="proj_1")
+        shown = pages.confirm_force(asking, Selection(selected, "", is_confirmed=False))
+        listed = [cells[0][1] for cells in shown.context_data["rows"]]
+        assert (listed[0], sorted(listed)) == ("proj_1", ["proj_1", "proj_2", "proj_3"])
+        assert any("2 more projects" in each for each in shown.context_data["sentences"])
+        asking.POST = QueryDict()
+        stock = pages.delete_selection(asking, Selection(selected, "", is_confirmed=False))
+        assert ("R2 objects", "1 object, 7\xa0bytes") in stock.context_data["model_count"]
+        [listed] = stock.context_data["deletable_objects"]
+        assert listed[-1] == "1 object, 7\xa0bytes in bucket tests will be deleted from R2"

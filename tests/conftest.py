@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from datetime import timedelta
 from pathlib import Path
 from random import SystemRandom
@@ -21,7 +21,7 @@ from django.test import TransactionTestCase
 from django.utils import timezone
 from django_q.models import OrmQ, Schedule, Task
 from hypothesis import settings
-from pytest_django import Settings
+from pytest_django import DjangoDbBlocker, Settings
 
 from devtools import wrangler
 from devtools.cloudflare_api import CloudflareApi
@@ -43,6 +43,7 @@ from storage_audit.models import (
 )
 from tests.bucket import BUCKETS, Bucket
 from tests.keys import KEY_OF_PROJ_10
+from tests.leftovers import connections_of_others, left_since, threads_and_processes
 from tests.network import faulty_network
 from tests.selection import is_of_another, is_of_the_store_alone, needs_others
 from tests.times import YEAR
@@ -139,6 +140,28 @@ def empty_the_tables(case: TransactionTestCase) -> None:
             if is_filled:
                 cursor.execute(f"DELETE FROM {table}")
         tasks.create_schedule()
+
+
+# What fixtures of the whole session started.
+of_the_session = set[int]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Generator[None, object, object]:
+    before = threads_and_processes().keys()
+    result = yield
+    if fixturedef.scope == "session":
+        of_the_session.update(threads_and_processes().keys() - before)
+    return result
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left_behind(django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+    before = threads_and_processes().keys()
+    yield
+    assert left_since(before | of_the_session) == []
+    with django_db_blocker.unblock():
+        assert connection.connection is None or connections_of_others() == 0
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,58 @@
+"""What a test file may not leave behind: a thread, a process, or a connection to the database."""
+
+import os
+import threading
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+
+from django.db import connection
+
+TASKS = Path("/proc/self/task")
+FILES = Path("/proc/self/fd")
+
+
+def threads_and_processes() -> dict[int, str]:
+    """By their numbers. A child may run another program later."""
+    children = [int(pid) for task in TASKS.iterdir() for pid in children_of(task).split()]
+    threads = {thread.native_id: thread.name for thread in threading.enumerate()}
+    return {
+        **{number: f"thread {name}" for number, name in threads.items() if number},
+        **{pid: f"process {command_of(pid)}" for pid in children},
+    }
+
+
+def left_since(before: AbstractSet[int]) -> list[str]:
+    """What has begun since, and does not end within seconds."""
+    for thread in threading.enumerate():
+        if thread.native_id not in before and thread is not threading.current_thread():
+            thread.join(5)
+    return [what for number, what in threads_and_processes().items() if number not in before]
+
+
+def children_of(task: Path) -> str:
+    try:
+        return (task / "children").read_text()
+    except FileNotFoundError:
+        return ""  # The thread has ended.
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path("/proc", str(pid), "cmdline").read_text().replace("\0", " ").strip()
+    except FileNotFoundError:
+        return "has ended"
+
+
+def connections_of_others() -> int:
+    """To the database, beside that of this thread."""
+    if connection.vendor != "postgresql":
+        path = os.path.realpath(str(connection.settings_dict["NAME"]))
+        opened = [os.path.realpath(file) for file in FILES.iterdir()]
+        return max(opened.count(path) - 1, 0)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        [(others,)] = cursor.fetchall()
+    return int(others)

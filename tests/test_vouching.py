@@ -404,6 +404,39 @@ def test_each_piece_of_a_listing_is_followed_by_a_sighting_before_it_is_given(
     assert 2 <= told.count("sighting") <= 3
 
 
+def test_at_most_four_ranges_are_listed_before_a_sighting_and_none_is_given_before_it(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    alive("proj_1")
+    operation = requested("proj_1")
+    operation.ranges = [f"p{number}/" for number in range(6)]
+    bucket.put("p1/a", "p5/b")
+    work = Work.begin(operation)
+    store.seen.clear()
+    given = list[tuple[int, int]]()
+    for piece in work.list_ranges(1):
+        assert not is_page(store.seen[-1])
+        given.append((piece.span, len(piece.page)))
+    assert [is_page(request) for request in store.seen] == [True] * 4 + [False, True, False]
+    assert given == [(1, 1), (2, 0), (3, 0), (4, 0), (5, 1)]
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_ranges_before_a_failure_are_given_and_no_range_behind_it(
+    bucket: Bucket, store: FaultyStore, place: int
+) -> None:
+    alive("proj_1")
+    operation = requested("proj_1")
+    operation.ranges = [f"p{number}/" for number in range(4)]
+    work = Work.begin(operation)
+    store.rules.append(on(is_listing_under(f"p{place}/"), Reply(403)))
+    given = list[int]()
+    with pytest.raises(StoreError):
+        for piece in work.list_ranges(0):
+            given.append(piece.span)
+    assert given == list(range(place))
+
+
 def test_pieces_hold_some_pages_and_an_empty_listing_is_one() -> None:
     assert list(gather(iter([[]]))) == [[]]
     one = [Listed("k", 1, "e", datetime(2026, 1, 1, tzinfo=UTC))] * r2.PAGE

@@ -57,9 +57,9 @@ def discover(work: Work) -> None:
     assert operation.project_id is not None
     if "span" not in operation.cursor:
         operation.renew(ranges=ranges_of(operation.project_id))
-    for span in range(operation.cursor.get("span", 0), len(operation.ranges)):
-        discover_listed(work, span)
-        discover_tracked(work, span)
+    if "tracked" in operation.cursor:
+        discover_tracked(work, operation.cursor["span"])
+    discover_listed(work)
     discover_outside(work)
 
 
@@ -78,21 +78,27 @@ def ranges_of(project_id: str) -> list[str]:
     )
 
 
-def discover_listed(work: Work, span: int) -> None:
+def discover_listed(work: Work) -> None:
+    """And, once a range was listed to its end, the rows whose objects it did not show."""
     operation = work.operation
-    if "tracked" in operation.cursor:
-        return
-    after = operation.cursor.get("after", "")
-    for page in work.pages(operation.ranges[span], after):
-        before, after = after, end_of(page, after)
-        rows = list(described(work, page, span))
-        with transaction.atomic():
-            so_far = headway.found(operation, rows)
-            operation.progress(cursor=work.move(span=span, after=after), headway=so_far)
-            insert_values(CleanupItem, rows)
-        if after != before:
+    first, after = operation.cursor.get("span", 0), operation.cursor.get("after", "")
+    for span, page, is_last in work.list_ranges(first, after):
+        before = operation.cursor.get("after")
+        if page:
+            save_listed(work, page, span)
+        if is_last:
+            operation.progress(cursor=work.move(span=span, after=None, tracked=""))
+            discover_tracked(work, span)
+        if page and (is_last or operation.cursor["after"] != before):
             work.breathe()
-    operation.progress(cursor=work.move(span=span, after=None, tracked=""))
+
+
+def save_listed(work: Work, page: Sequence[Listed], span: int) -> None:
+    operation, rows = work.operation, list(described(work, page, span))
+    with transaction.atomic():
+        so_far = headway.found(operation, rows)
+        operation.progress(cursor=work.move(span=span, after=end_of(page)), headway=so_far)
+        insert_values(CleanupItem, rows)
 
 
 def discover_tracked(work: Work, span: int) -> None:

@@ -68,13 +68,13 @@ class Alike(NamedTuple):
 
     def behind(self, page: Sequence[Listed], keys: Sequence[str]) -> Self:
         found = self.found | spelled_as(page, keys)
-        return self._replace(after=end_of(page, self.after), found=found)
+        return self._replace(after=end_of(page) if page else self.after, found=found)
 
     def write(self) -> dict[str, Any]:
         found = [[o.key, o.size, o.etag, o.last_modified.isoformat()] for o in self.found.values()]
         return {**self._asdict(), "found": found}
 
 
-def end_of(page: Sequence[Listed], after: str) -> str:
+def end_of(page: Sequence[Listed]) -> str:
     """Where to go on. What is listed twice is an item already."""
-    return storable_part(page[-1].key) if page else after
+    return storable_part(page[-1].key)

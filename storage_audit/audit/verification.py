@@ -49,8 +49,7 @@ def look(work: Work) -> None:
         with transaction.atomic():
             operation.renew(cursor=work.move(span=0, began=timezone.now().isoformat()))
             operation.items.filter(present_at__isnull=False).update(present_at=None)
-    for span in range(operation.cursor["span"], len(operation.ranges)):
-        look_under_prefix(work, span)
+    look_under_prefixes(work)
     look_at_keys(work)
     work.look_again()
     if not operation.released_by and (reason := limits.gone_unsent(operation)):
@@ -59,18 +58,20 @@ def look(work: Work) -> None:
     operation.renew(cursor=work.move(ended=timezone.now().isoformat()))
 
 
-def look_under_prefix(work: Work, span: int) -> None:
+def look_under_prefixes(work: Work) -> None:
     operation = work.operation
-    after = operation.cursor.get("after", "")
-    for page in work.pages(operation.ranges[span], after):
-        before, after = after, end_of(page, after)
-        with transaction.atomic():
-            so_far = headway.passed(operation, len(page))
-            operation.renew(cursor=work.move(span=span, after=after), headway=so_far)
-            mark_present(work, page, span)
-        if after != before:
+    first, after = operation.cursor["span"], operation.cursor.get("after", "")
+    for span, page, is_last in work.list_ranges(first, after):
+        before = operation.cursor.get("after")
+        if page:
+            with transaction.atomic():
+                so_far = headway.passed(operation, len(page))
+                operation.renew(cursor=work.move(span=span, after=end_of(page)), headway=so_far)
+                mark_present(work, page, span)
+        if is_last:
+            operation.renew(cursor=work.move(span=span + 1, after=""))
+        if page and (is_last or operation.cursor["after"] != before):
             work.breathe()
-    operation.renew(cursor=work.move(span=span + 1, after=""))
 
 
 def mark_present(work: Work, page: Sequence[Listed], span: int) -> None:

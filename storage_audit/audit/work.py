@@ -1,14 +1,15 @@
 """One worker's turn on one operation."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
-from itertools import chain, islice, takewhile
+from itertools import chain, groupby, islice, takewhile
+from operator import attrgetter
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.utils import timezone
 
@@ -35,7 +36,9 @@ QUICK, SLOW = 2.0, 10.0
 
 # Pages that are asked for before they are wanted, and that one sighting of the marker vouches for.
 AHEAD = 5
-# Fewer of them if they take longer, as the lease is not renewed meanwhile. Seconds.
+# And so many ranges, where these are short.
+RANGES_AT_ONCE = 4
+# Less if they take longer, as the lease is not renewed meanwhile. Seconds.
 GATHERING = 5.0
 
 
@@ -125,6 +128,22 @@ class Work:
         cursor = {**self.operation.cursor, **where, **self.basis.write(self.seen_at)}
         return {name: value for name, value in cursor.items() if value is not None}
 
+    def list_ranges(self, span: int, after: str = "") -> Iterator["Piece"]:
+        """The operation's ranges from this one on, this one from behind `after`, in pieces that
+        may be written as those of `pages`."""
+        for pieces in hold(self.read_ranges(span, after)):
+            self.see_marker()
+            for number, of_one in groupby(pieces, key=attrgetter("span")):
+                some = list(of_one)
+                yield Piece(number, joined(some), some[-1].is_last)
+
+    def read_ranges(self, span: int, after: str) -> Iterator["Piece"]:
+        for number, prefix in islice(enumerate(self.operation.ranges), span, None):
+            for page in ahead(listing.pages(self.operation.bucket, prefix, after)):
+                yield Piece(number, page)
+            yield Piece(number, [], is_last=True)
+            after = ""
+
     def pages(self, prefix: str, after: str = "") -> Iterator[list[Listed]]:
         """A listing, in pieces that may be written: the marker was seen after each. Complete when
         the iteration ends without an exception. Raises Mismatch and StoreError."""
@@ -208,24 +227,45 @@ class Work:
             raise OutOfTime
 
 
+class Piece(NamedTuple):
+    """Of the listing of one range, which ends with its last."""
+
+    span: int
+    page: list[Listed]
+    is_last: bool = False
+
+
+def joined(pieces: Iterable[Piece]) -> list[Listed]:
+    return list(chain.from_iterable(piece.page for piece in pieces))
+
+
 def gather(pages: Iterator[list[Listed]]) -> Iterator[list[Listed]]:
-    """Join some pages to one. None is kept back for long, so that the lease outlasts them. Those
-    before a failure are given, so that the next try goes on behind them, unless an answer was
-    malformed."""
-    gathered, until = list[list[Listed]](), monotonic() + GATHERING
+    """Join some pages to one, as `hold` gives them."""
+    return map(joined, hold(Piece(0, page) for page in pages))
+
+
+def hold(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
+    """Some at a time. None is kept back for long, so that the lease outlasts them. Those before a
+    failure are given, so that the next try goes on behind them, unless an answer was malformed."""
+    held, until = list[Piece](), monotonic() + GATHERING
     trouble: StoreError | None = None
     try:
-        for page in pages:
-            gathered.append(page)
-            if sum(map(len, gathered)) >= AHEAD * r2.PAGE or monotonic() > until:
-                yield list(chain(*gathered))
-                gathered, until = [], monotonic() + GATHERING
+        for piece in pieces:
+            held.append(piece)
+            if is_enough(held) or monotonic() > until:
+                yield held
+                held, until = [], monotonic() + GATHERING
     except StoreError as error:
         trouble = error
-    if gathered and not isinstance(trouble, Broken):
-        yield list(chain(*gathered))
+    if held and not isinstance(trouble, Broken):
+        yield held
     if trouble:
         raise trouble
+
+
+def is_enough(held: Sequence[Piece]) -> bool:
+    ended = sum(piece.is_last for piece in held)
+    return ended >= RANGES_AT_ONCE or sum(len(piece.page) for piece in held) >= AHEAD * r2.PAGE
 
 
 def ahead(pages: Iterator[list[Listed]]) -> Iterator[list[Listed]]:

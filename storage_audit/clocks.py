@@ -17,6 +17,8 @@ from storage_audit.conf import conf
 
 # Linux has one that goes on while the machine is suspended.
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+# More than enough: no store accepts a request whose clock is wrong by more than 15 minutes.
+CLOCKS_DIFFER = timedelta(hours=1)
 
 
 def monotonic() -> float:
@@ -51,14 +53,26 @@ def before(field: str, moment: Any) -> Q:
     return Q(**{f"{field}__lt": moment}) | Q(**{f"{field}__gt": latest()})
 
 
+def maybe_since(field: str, moment: Any) -> Q:
+    """Rows whose time may be `moment` or later. For what protects a file or a person's decision:
+    to `before`, all that a clock some minutes ahead writes is old, though it was written just now.
+    """
+    return Q(**{f"{field}__gte": moment, f"{field}__lte": latest_accepted()})
+
+
+def latest_accepted() -> datetime:
+    """The latest time that a clock can have written by now whose requests the store accepts."""
+    return timezone.now() + CLOCKS_DIFFER
+
+
 def was_ahead(at: datetime, followed_at: datetime | None = None) -> bool:
     """Whether the clock was ahead that wrote `at`: it is still to come, or what followed it has an
     earlier time."""
     return at > min(latest(), (followed_at or timezone.now()) + apart())
 
 
-def is_before(at: datetime, moment: datetime) -> bool:
-    return at < moment or at > latest()
+def is_maybe_since(at: datetime, moment: datetime) -> bool:
+    return moment <= at <= latest_accepted()
 
 
 def after_outer(field: str, outer: str) -> Q:

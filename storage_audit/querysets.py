@@ -17,7 +17,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from storage_audit import projects
-from storage_audit.clocks import before, lately
+from storage_audit.clocks import lately, maybe_since
 from storage_audit.conf import conf
 from storage_audit.fields import after_prefix, in_any_spelling, spellings
 
@@ -402,7 +402,7 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
 
     def changing_since(self, moment: datetime | None) -> Self:
         """Rows that are in hand, or that were written since."""
-        return self.filter(in_hand() | ~before("updated_at", moment))
+        return self.filter(in_hand() | maybe_since("updated_at", moment))
 
     def have_stored(self) -> Self:
         """Rows at rest of which an upload has stored an object, though a later one may have

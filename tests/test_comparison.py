@@ -29,6 +29,7 @@ from tests.commands import run_command, run_json
 from tests.database import dump_everything
 from tests.keys import NFC, NFD
 from tests.promises import FLAT, HIERARCHICAL, alive, delete, deleted, track
+from tests.times import AHEAD
 
 TRACKED, LISTED, PARSED = Way
 BOTH_NAMES = "proj_1_a_s1_media.mp4"
@@ -123,6 +124,8 @@ def test_each_key_that_not_all_find_says_why(
     left = differing(compare("proj_1"))
     assert left[paths["f"]] == ((TRACKED,), (Why.NEVER_STORED,))
     assert left[paths["h"]] == ((TRACKED,), (Why.GONE,))
+    R2Object.objects.filter(key=paths["e"]).update(updated_at=timezone.now() + AHEAD)
+    assert differing(compare("proj_1"))[paths["e"]] == ((TRACKED,), (Why.IN_HAND,))
 
 
 def test_what_the_application_finds_is_what_a_cleanup_deletes(bucket: Bucket) -> None:

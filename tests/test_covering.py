@@ -43,6 +43,7 @@ from tests.promises import (
     run,
     track,
 )
+from tests.times import AHEAD
 
 pytestmark = [pytest.mark.database, pytest.mark.usefixtures("young_orphans_may_go")]
 KEY = "projects/proj_9/scenes/s1/media/old.mp4"
@@ -234,12 +235,17 @@ def test_file_that_an_open_cleanup_spells_otherwise_is_no_orphan(bucket: Bucket)
     [
         ("blocked", 0, {}),
         ("clean", 0, {KEY: "orphaned"}),
+        ("clean", -AHEAD / timedelta(hours=1), {KEY: "orphaned"}),
         ("clean", 1, {KEY: "orphaned", OTHER_KEY: "orphaned"}),
     ],
-    ids=["open", "over", "over before the scan"],
+    ids=["open", "over", "over by a clock ahead", "over before the scan"],
 )
 def test_orphan_seen_before_its_cleanup_was_asked_for_is_not_published(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, status: str, hours: int, found: dict[str, str]
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    status: str,
+    hours: float,
+    found: dict[str, str],
 ) -> None:
     alive("proj_1")
     bucket.put(KEY, OTHER_KEY)

@@ -26,6 +26,7 @@ from tests.scanning import (
     resume,
     track,
 )
+from tests.times import AHEAD
 
 pytestmark = pytest.mark.django_db
 State = R2Object.State
@@ -186,17 +187,18 @@ def test_a_missing_file_stays_one_while_its_row_is_changing(listing: Listing, st
     listing.remove(KEYS[5])
     complete()
     Finding.objects.acknowledge("lost in 2024", "zoe")
-    soon = timezone.now() + timedelta(seconds=30)
-    R2Object.objects.filter(key=KEYS[5]).update(updated_at=soon, state=state)
+    R2Object.objects.filter(key=KEYS[5]).update(updated_at=timezone.now() + AHEAD, state=state)
     complete()
     finding = Finding.objects.get()
     assert (finding.state, finding.note) == ("acknowledged", "lost in 2024")
 
 
-def test_a_row_that_changed_after_its_page_was_asked_for_is_not_missing(listing: Listing) -> None:
+@pytest.mark.parametrize("ahead", [timedelta(minutes=1), AHEAD])
+def test_a_row_that_changed_after_its_page_was_asked_for_is_not_missing(
+    listing: Listing, ahead: timedelta
+) -> None:
     listing.remove(KEYS[5])
-
-    R2Object.objects.filter(key=KEYS[5]).update(updated_at=timezone.now() + timedelta(minutes=1))
+    R2Object.objects.filter(key=KEYS[5]).update(updated_at=timezone.now() + ahead)
     assert complete().missing == 0
     assert not Sighting.objects.exists()
     assert findings() == set()
@@ -206,16 +208,17 @@ def test_a_row_that_is_gone_or_changed_at_the_end_is_not_missing(
     listing: Listing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row that is written again may be so at any moment until the scan says something."""
-    for key in KEYS[2:5]:
+    for key in KEYS[2:6]:
         listing.remove(key)
 
     def change() -> None:
-        assert Sighting.objects.filter(kind="missing").count() == 3
+        assert Sighting.objects.filter(kind="missing").count() == 4
         rows = R2Object.objects.filter(bucket=conf().bucket)
         rows.filter(key=KEYS[2]).forget()
         lately = timezone.now() - timedelta(minutes=5)
         rows.filter(key=KEYS[3]).update(state=State.UPLOADING, updated_at=lately)
         rows.filter(key=KEYS[4]).update(updated_at=timezone.now())
+        rows.filter(key=KEYS[5]).update(updated_at=timezone.now() + AHEAD)
 
     before_publication(monkeypatch, change)
     found = complete()
@@ -422,7 +425,10 @@ def test_a_scan_that_was_overtaken_by_a_later_one_says_nothing_old(
     assert findings() == set()
 
 
-def test_a_finding_that_a_person_resolved_meanwhile_stays_so(listing: Listing) -> None:
+@pytest.mark.parametrize("ahead", [timedelta(0), AHEAD])
+def test_a_finding_that_a_person_resolved_meanwhile_stays_so(
+    listing: Listing, ahead: timedelta
+) -> None:
     listing.add("README.txt")
     complete()
     slow = scanning.begin()
@@ -431,6 +437,7 @@ def test_a_finding_that_a_person_resolved_meanwhile_stays_so(listing: Listing) -
         next(steps)
     listing.remove("README.txt")
     Finding.objects.all().resolve("deleted", "zoe")
+    Finding.objects.update(decided_at=timezone.now() + ahead)
     for _batch in steps:
         pass
     slow.refresh_from_db()

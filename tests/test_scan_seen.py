@@ -38,6 +38,7 @@ from tests.scanning import (
     resume,
     track,
 )
+from tests.times import AHEAD
 
 pytestmark = pytest.mark.django_db
 ORPHAN = a(1, "proj_9")
@@ -180,7 +181,7 @@ def test_a_finding_outlasts_a_scan_that_meets_its_row_in_hand(
     R2Object.objects.filter(key=a(2)).update(size=99)
     complete()
     in_hand = R2Object.objects.filter(key=a(2))
-    in_hand.update(updated_at=timezone.now() + timedelta(seconds=30))
+    in_hand.update(updated_at=timezone.now() + AHEAD)
     scan_again()
     assert Finding.objects.get(key=a(2)).state == "open"
     Finding.objects.filter(key=a(2)).acknowledge("on purpose", "zoe")

@@ -28,6 +28,7 @@ from tests.promises import (
     run,
     take_over_lease,
 )
+from tests.times import AHEAD
 
 pytestmark = pytest.mark.database
 
@@ -105,11 +106,11 @@ def test_settling_that_takes_longer_than_a_turn_ends(bucket: Bucket, settings: S
     assert settled == [2, 4, 5]
 
 
-@pytest.mark.parametrize("behind", [timedelta(0), timedelta(seconds=30)])
+@pytest.mark.parametrize("behind", [timedelta(0), AHEAD, -AHEAD], ids=["right", "behind", "ahead"])
 def test_file_of_an_upload_that_ends_between_look_and_settling_is_not_called_absent(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, behind: timedelta
 ) -> None:
-    """The clock of the web server may be behind."""
+    """The clock of the web server may be behind, or ahead."""
     fill(bucket, 1)
     upload = Upload(bucket.name, LATE).begin()
     lost = used_files.lost

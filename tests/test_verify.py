@@ -46,6 +46,7 @@ from tests.promises import (
     track,
     verify_project,
 )
+from tests.times import AHEAD
 
 
 def dry_run(project_id: str) -> CleanupOperation:
@@ -81,6 +82,8 @@ def test_live_project_with_missing_and_untracked_objects(bucket: Bucket) -> None
 def test_object_that_is_changing_is_not_called_missing(bucket: Bucket, state: str) -> None:
     alive("proj_1")
     track(bucket, HIERARCHICAL, "proj_1", state=state)
+    assert verify_project("proj_1").error == "0 in step, 0 missing, 0 untracked."
+    R2Object.objects.update(state="stored", updated_at=timezone.now() + AHEAD)
     assert verify_project("proj_1").error == "0 in step, 0 missing, 0 untracked."
     # Nobody has it in hand any more: the process was killed.
     R2Object.objects.update(updated_at=timezone.now() - timedelta(hours=25))
@@ -148,8 +151,9 @@ def test_key_with_an_upload_under_way_is_not_called_absent(bucket: Bucket) -> No
     assert verify_project("proj_1").error == "0 left behind, 0 seen absent."
 
 
+@pytest.mark.parametrize("ahead", [timedelta(0), AHEAD])
 def test_file_that_an_upload_stores_behind_the_last_look_is_not_called_absent(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, ahead: timedelta
 ) -> None:
     key = bucket.upload("proj_1")
     operation = requests.verify_operation(delete("proj_1"))
@@ -157,6 +161,7 @@ def test_file_that_an_upload_stores_behind_the_last_look_is_not_called_absent(
 
     def upload_first(look: SecondLook) -> str:
         default_storage.save(key, ContentFile(b"again"))
+        R2Object.objects.update(updated_at=timezone.now() + ahead)
         return take(look)
 
     monkeypatch.setattr(SecondLook, "take", upload_first)

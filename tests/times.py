@@ -5,3 +5,5 @@ from datetime import UTC, datetime, timedelta
 YEAR = timedelta(days=365)
 DELETED_AT = datetime(2026, 6, 1, tzinfo=UTC)
 OLDER, YOUNGER = DELETED_AT - timedelta(days=1), DELETED_AT + timedelta(seconds=1)
+# The clock of another machine may differ by so much, and the store takes its requests.
+AHEAD = timedelta(minutes=12)

@@ -31,7 +31,7 @@ from storage_audit.audit.work import LONE_KEYS
 from storage_audit.bucket import listing, r2
 from storage_audit.bucket.listing import Identity, escape, storable
 from storage_audit.bucket.r2 import Listed
-from storage_audit.clocks import is_before, monotonic
+from storage_audit.clocks import is_maybe_since, monotonic
 from storage_audit.conf import conf
 from storage_audit.fields import spellings
 from storage_audit.models import KnownProject, R2Object
@@ -296,7 +296,7 @@ class Look:
                 self.result.add(row.key, [Way.TRACKED], [why], row.get_source_display())
 
     def why_missing(self, row: R2Object, in_hand: Collection[int]) -> Why:
-        if row.pk in in_hand or not is_before(row.updated_at, self.began):
+        if row.pk in in_hand or is_maybe_since(row.updated_at, self.began):
             return Why.IN_HAND
         failed = row.state in (State.UPLOADING, State.UPLOAD_FAILED)
         return Why.NEVER_STORED if failed and not row.etag else Why.GONE

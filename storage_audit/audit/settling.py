@@ -17,7 +17,7 @@ from storage_audit.audit import headway, used_files
 from storage_audit.audit.deletion import NOT_LISTED, barred_by, what_decides
 from storage_audit.audit.work import Work
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
-from storage_audit.clocks import apart, before
+from storage_audit.clocks import CLOCKS_DIFFER, maybe_since
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
 from storage_audit.querysets import AT_REST, under_way
@@ -88,9 +88,9 @@ def settle_sent(
 def doubt_what_was_uploaded(operation: CleanupOperation, unsent: CleanupItemQuerySet) -> None:
     """The look does not show what an upload stored behind it."""
     # Uploads are dated by other machines. Rows that were barred are none of theirs.
-    earliest = datetime.fromisoformat(operation.cursor["began"]) - apart()
+    earliest = datetime.fromisoformat(operation.cursor["began"]) - CLOCKS_DIFFER
     rows = R2Object.objects.in_bucket(operation.bucket)
-    written = Q(state__in=AT_REST) & ~before("updated_at", earliest)
+    written = Q(state__in=AT_REST) & maybe_since("updated_at", earliest)
     rows = rows.filter(under_way() | written)
     ended = rows.filter(key__in=[OuterRef("key"), OuterRef("identity")])
     reason = _("An upload to this key is under way, or has just ended.")

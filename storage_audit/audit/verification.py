@@ -21,7 +21,7 @@ from storage_audit.bucket import r2
 from storage_audit.bucket.listing import escape, nfc, spellings, storable, storable_part, unescape
 from storage_audit.bucket.r2 import DELETED, Listed
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
-from storage_audit.clocks import before
+from storage_audit.clocks import maybe_since
 from storage_audit.models import CleanupItem, CleanupOperation, R2Object
 from storage_audit.querysets import starts_with
 
@@ -212,7 +212,7 @@ def compare_live(operation: CleanupOperation) -> str:
     at_rest = (
         R2Object.objects.in_bucket(operation.bucket)
         .at_rest()
-        .filter(before("updated_at", operation.started_at), key=OuterRef("key"))
+        .filter(~maybe_since("updated_at", operation.started_at), key=OuterRef("key"))
     )
     # The row changed while the bucket was listed: the listing says nothing of it.
     missing.exclude(Exists(at_rest)).delete()

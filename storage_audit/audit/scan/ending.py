@@ -1,6 +1,5 @@
 """What a scan says once all was listed: its sightings become findings, or nothing does."""
 
-from datetime import timedelta
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -25,7 +24,7 @@ from storage_audit.bucket.listing import (
     nfc,
     show_all_spellings,
 )
-from storage_audit.clocks import after, before
+from storage_audit.clocks import CLOCKS_DIFFER, after, before, maybe_since
 from storage_audit.conf import conf
 from storage_audit.findings import IN_HAND, OF_NO_OBJECT, Difference, FindingQuerySet, Kind
 from storage_audit.models import (
@@ -42,8 +41,6 @@ from storage_audit.querysets import starts_with_any
 CHUNK = 5000
 # Missing keys that are looked for at once: those that start alike are found in one listing.
 TOGETHER = 20_000
-# More than enough: no store accepts a request whose clock is wrong by more than 15 minutes.
-CLOCKS_DIFFER = timedelta(days=1)
 NAMES = ", ".join(field.attname for field in Difference._meta.local_concrete_fields)
 # It is still the difference, and the object, that the finding was about.
 SAME = """finding.state <> 'resolved' AND finding.etag = excluded.etag
@@ -145,7 +142,7 @@ def note_unlisted(scan: BucketScan) -> None:
         .have_stored()
         .filter(
             starts_with_any("key", scan.prefixes),
-            before("updated_at", scan.started_at),
+            ~maybe_since("updated_at", scan.started_at),
         )
     )
     after = ""
@@ -224,7 +221,7 @@ def take_back(scan: BucketScan) -> None:
     # A row that was written, or went, while the scan was under way is not missing any more, nor is
     # one whose object is listed in another spelling.
     same = R2Object.objects.filter(bucket=OuterRef("bucket"), key=OuterRef("key"))
-    tracked = Exists(same.have_stored().filter(before("updated_at", scan.started_at)))
+    tracked = Exists(same.have_stored().exclude(maybe_since("updated_at", scan.started_at)))
     listed = Exists(scan.listed_keys.filter(key=OuterRef("key")))
     found, _each = scan.sightings.filter(~tracked | listed, kind=Kind.MISSING).delete()
     scan.count(missing=-found)
@@ -244,11 +241,12 @@ def take_back(scan: BucketScan) -> None:
 
 def deleted_since(scan: BucketScan) -> QuerySet[CleanupItem]:
     return CleanupItem.objects.filter(
+        maybe_since("changed_at", scan.started_at),
         operation__bucket=OuterRef("bucket"),
         identity=OuterRef("key"),
         escaped=OuterRef("escaped"),
         outcome__in=["deleted", "already_absent"],
-    ).exclude(before("changed_at", scan.started_at))
+    )
 
 
 def open_overwritten(scan: BucketScan, gone: set[int]) -> None:
@@ -261,7 +259,7 @@ def publish(scan: BucketScan) -> None:
     """Seen first at the end of the scan, and last at its beginning: a resumed one can have seen it
     at any time between."""
     adapt = connection.ops.adapt_datetimefield_value
-    first, last, latest = map(adapt, (timezone.now(), scan.started_at, clocks.latest()))
+    first, last, latest = map(adapt, (timezone.now(), scan.started_at, clocks.latest_accepted()))
     with connection.cursor() as cursor:
         cursor.execute(PUBLISH, [first, last, database_id(scan), latest, latest])
 
@@ -276,7 +274,10 @@ def unseen_by(scan: BucketScan) -> FindingQuerySet:
     as_it_was = Q(kind=OuterRef("kind"), size=OuterRef("size"), etag=OuterRef("etag"))
     seen = scan.sightings.filter(as_it_was | Q(kind=IN_HAND), **same)
     return Finding.objects.filter(
-        is_in(scan), before("last_seen_at", scan.started_at), ~Exists(seen), bucket=scan.bucket
+        is_in(scan),
+        ~maybe_since("last_seen_at", scan.started_at),
+        ~Exists(seen),
+        bucket=scan.bucket,
     )
 
 

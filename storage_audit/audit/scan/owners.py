@@ -27,7 +27,7 @@ from storage_audit.audit.ownership import (
 )
 from storage_audit.bucket.listing import Identity, exact
 from storage_audit.bucket.r2 import Listed
-from storage_audit.clocks import is_before
+from storage_audit.clocks import is_maybe_since
 from storage_audit.findings import Kind
 from storage_audit.models import CleanupItem, CleanupOperation, R2Object
 
@@ -98,7 +98,7 @@ def recognise(
         name = identity(listed.key)
         # A row that changed after the page was asked for knows more than the page.
         in_hand = name in to_be_deleted or any(
-            row.pk in busy or not is_before(row.updated_at, asked) for row in its_rows
+            row.pk in busy or is_maybe_since(row.updated_at, asked) for row in its_rows
         )
         elsewhere = [row.key for row in its_rows if row.key != listed.key]
         row, is_covered = row_of(listed, its_rows), name in covering

@@ -9,7 +9,7 @@ from storage_audit.audit.scan.owners import Owner, Seen
 from storage_audit.audit.scan.rows import difference
 from storage_audit.bucket.listing import escape
 from storage_audit.bucket.r2 import Listed
-from storage_audit.clocks import before
+from storage_audit.clocks import maybe_since
 from storage_audit.fields import insert_new
 from storage_audit.findings import IN_HAND, Kind
 from storage_audit.models import BucketScan, R2Object, Sighting
@@ -71,7 +71,7 @@ def missing(scan: BucketScan, keys: Collection[str], asked: datetime) -> Iterato
     listing was asked for knows more than the listing.
     """
     rows = R2Object.objects.in_bucket(scan.bucket).have_stored()
-    rows = rows.filter(before("updated_at", asked))
+    rows = rows.exclude(maybe_since("updated_at", asked))
     todo = sorted(keys)
     for start in range(0, len(todo), CHUNK):
         for row in rows.filter(key__in=todo[start : start + CHUNK]):

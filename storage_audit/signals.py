@@ -30,7 +30,7 @@ def connect() -> None:
     for model in apps.get_models():
         connect_model(model)
     # A site may define a model once all applications are ready, such as a proxy in its admin.
-    class_prepared.connect(connect_model, dispatch_uid="storage_audit.defined")
+    class_prepared.connect(connect_late_model, dispatch_uid="storage_audit.defined")
     post_migrate.connect(
         tasks.create_schedule,
         apps.get_app_config("storage_audit"),
@@ -39,7 +39,12 @@ def connect() -> None:
     request_finished.connect(counting.keep_after_request, dispatch_uid="storage_audit.counted")
 
 
-def connect_model(sender: type[models.Model], **kwargs: Any) -> None:
+def connect_late_model(sender: type[models.Model], **kwargs: Any) -> None:
+    if apps.models_ready:  # Else they are being loaded again, and `connect` is called after that.
+        connect_model(sender)
+
+
+def connect_model(sender: type[models.Model]) -> None:
     """Connect the receivers that the model needs, for proxies too: a signal's sender is the proxy,
     not its base. https://code.djangoproject.com/ticket/9318
 

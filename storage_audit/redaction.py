@@ -1,6 +1,8 @@
 """Keeps secrets out of what is stored and shown."""
 
+import os
 import re
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -35,12 +37,16 @@ CREDENTIALS = [
     # A proxy may have no scheme. Only with a port, or keys such as 10:30@2x.png would be hidden.
     re.compile(r"(?<![^\s/])()[^/\s:]+:[^/\s]*(?=@[^/\s@]+:\d)"),
 ]
-USER_OF_PROXY = re.compile(r"^(\w+://)?.*@", re.DOTALL)
+USER_OF_PROXY = re.compile(r"^(\w+://)?(.*)@", re.DOTALL)
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+# Where a parser may cut a password in which they are not escaped.
+MARK_OF_ADDRESS = re.compile(r"[/?#:@]")
 
 
 def redact(value: Any) -> Any:
     """The same text, list or dict without the store's credentials, the webhook's address and
-    secret, SECRET_KEY, and what looks like a credential."""
+    secret, SECRET_KEY, the passwords of proxies, mail and databases, and what looks like a
+    credential."""
     if isinstance(value, dict):
         return {redact(key): redact(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -69,12 +75,41 @@ def hide_credentials(text: str) -> str:
 
 
 def secrets() -> list[str]:
-    """Those that are long enough: hidden everywhere, a short one would garble ordinary words."""
-    keys = map(force_str, [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS])
+    """Those that are long enough: hidden everywhere, a short one would garble ordinary words. The
+    longest comes first, as others may be parts of it."""
+    keys = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS]
     ours = (conf().secret_access_key, conf().access_key_id, conf().api_token)
     # Many a webhook asks for no more than that its address is known.
     webhook = (conf().notify_webhook_url, conf().notify_webhook_secret.removeprefix(SECRET_PREFIX))
-    return [key for key in (*ours, *webhook, *keys) if len(key) >= SHORTEST_SECRET]
+    others = (*of_proxies(), *of_mail(), *of_databases())
+    found = {force_str(key) for key in (*ours, *webhook, *keys, *others) if key}
+    return sorted((key for key in found if len(key) >= SHORTEST_SECRET), key=len, reverse=True)
+
+
+def of_proxies() -> Iterator[str]:
+    """Passwords, and the parts that errors quote when a parser of addresses cut them."""
+    for name in PROXIES:
+        if found := USER_OF_PROXY.match(os.environ.get(name, "")):
+            user = found[2]
+            start = user.find(":") + 1
+            yield from (user, user[start:], *MARK_OF_ADDRESS.split(user[start:]))
+            yield from (user[: mark.start()] for mark in MARK_OF_ADDRESS.finditer(user, start))
+
+
+def of_mail() -> Iterator[Any]:
+    """From Django 6.1 on MAILERS has them, and reading the older setting warns."""
+    for mailer in getattr(settings, "MAILERS", {}).values():
+        yield mailer.get("OPTIONS", {}).get("password")
+    if settings.is_overridden("EMAIL_HOST_PASSWORD"):
+        yield settings.EMAIL_HOST_PASSWORD
+
+
+def of_databases() -> Iterator[Any]:
+    """But for those that are names, such as postgres, which other words would hold."""
+    for database in settings.DATABASES.values():
+        password = database.get("PASSWORD")
+        if password not in (database.get("USER"), database.get("NAME")):
+            yield password
 
 
 def visible(text: str) -> str:

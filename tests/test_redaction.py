@@ -7,6 +7,7 @@ from time import process_time
 from typing import Any
 from urllib.parse import quote
 
+import django
 import pytest
 from django.conf import settings as django_settings
 from django.core.files.base import ContentFile
@@ -68,6 +69,35 @@ def test_a_token_of_our_own_is_hidden_wherever_it_stands(shape: str) -> None:
     token = ApiToken().draw()
     assert redact(shape.replace("{}", token)) == shape.replace("{}", HIDDEN)
     assert redact(f"visa_{token[3:]}") == f"visa_{token[3:]}"
+
+
+@pytest.mark.parametrize("mark", "/#?")
+def test_password_of_a_proxy_is_hidden_whole_and_where_a_parser_cuts_it(
+    monkeypatch: pytest.MonkeyPatch, mark: str
+) -> None:
+    """The parsers of urllib3 and httpx take what is before the mark for host and port."""
+    monkeypatch.setenv("https_proxy", f"http://svc:planted{mark}word-99{mark}x@proxy:3128")
+    for part in (f"planted{mark}word-99{mark}x", "svc:planted", f"svc:planted{mark}word-99"):
+        assert redact(f"Failed to parse: '{part}' is no port") == (
+            f"Failed to parse: '{HIDDEN}' is no port"
+        )
+    monkeypatch.setenv("https_proxy", f"svc:first{mark}planted-word@proxy:3128")
+    assert redact("Invalid port: 'planted-word' of svc") == f"Invalid port: '{HIDDEN}' of svc"
+
+
+def test_passwords_of_mail_and_database_are_hidden(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = django_settings.DATABASES["default"]
+    monkeypatch.setitem(database, "USER", "clips-of-ours")
+    monkeypatch.setitem(database, "PASSWORD", "planted-database")
+    if django.VERSION >= (6, 1):
+        settings.MAILERS = {"default": {"OPTIONS": {"password": "planted-mail"}}, "spare": {}}
+    else:
+        settings.EMAIL_HOST_PASSWORD = "planted-mail"  # noqa: S105
+    assert redact("535 no planted-mail; planted-database") == f"535 no {HIDDEN}; {HIDDEN}"
+    monkeypatch.setitem(database, "PASSWORD", "clips-of-ours")
+    assert redact("bucket clips-of-ours") == "bucket clips-of-ours"
 
 
 def test_short_access_key_id_leaves_other_words_readable(planted: None, settings: Settings) -> None:

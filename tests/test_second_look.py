@@ -412,6 +412,27 @@ def test_a_token_that_is_none_makes_no_verification_fail(
     assert "CLOUDFLARE_API_TOKEN has characters that no token has" in told(operation)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("NO_PROXY", "127.0.0.1,[::1]"),
+        ("HTTPS_PROXY", "http://svc:pw/ord@127.0.0.1:3128"),
+        ("HTTPS_PROXY", "ftp://127.0.0.1:1"),
+    ],
+)
+def test_proxy_setting_that_httpx_does_not_understand_makes_no_verification_fail(
+    bucket: Bucket, rest: FaultyStore, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """Its error quotes the setting, so only its name is shown."""
+    deleted("proj_1")
+    monkeypatch.setenv(name, value)
+    operation = verify_project("proj_1")
+    assert operation.status == Status.CLEAN
+    assert told(operation).startswith("Cloudflare's own API was asked in vain")
+    assert "Check HTTPS_PROXY" in told(operation) and "pw" not in told(operation)
+    assert not rest.seen
+
+
 def test_what_only_s3_shows_is_told_and_changes_nothing(bucket: Bucket, rest: FaultyStore) -> None:
     kept = bucket.upload("proj_1")
     bucket.put("odd/key")

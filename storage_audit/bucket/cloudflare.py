@@ -70,7 +70,16 @@ def client() -> "Cloudflare":
     if reason := why_not():
         raise Refused(_("Cloudflare's API cannot be asked. %s") % reason)
     with _creating:
-        return _client(conf(), os.getpid())
+        try:
+            return _client(conf(), os.getpid())
+        except Exception as error:  # noqa: BLE001 - it reads the proxies of the environment
+            text = _(
+                "Cloudflare's API cannot be asked: there is no client for it (%s). Check"
+                " HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY."
+            )
+            # Its own text is left out, as it quotes these, and with them passwords.
+            name = type(error).__name__
+            raise Unavailable(text % name, name) from None
 
 
 def pages(bucket: str, prefix: str, after: str = "") -> Iterator[list[Listed]]:

@@ -1,5 +1,6 @@
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from django.apps import apps
@@ -17,6 +18,7 @@ from django.db import (
     router,
 )
 from django.db.models.deletion import get_candidate_relations_to_delete
+from django.utils.module_loading import import_string
 
 from storage_audit import projects, queue
 from storage_audit.audit import references
@@ -25,12 +27,14 @@ from storage_audit.audit.named_files import columns_of_projects, sample_key
 from storage_audit.audit.ownership import about_refused, layouts, refused_ids
 from storage_audit.conf import conf
 from storage_audit.models import R2Object
+from storage_audit.origin import OriginMiddleware
 
 
 def register_checks() -> None:
     register(check_settings, Tags.compatibility)
     register(check_times, Tags.compatibility)
     register(check_routers, Tags.compatibility)
+    register(check_middleware, Tags.compatibility)
     register(check_queue, Tags.compatibility)
     register(check_notices, Tags.compatibility)
     register(check_schedule, Tags.database)
@@ -102,6 +106,24 @@ def check_routers(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> lis
     names = ", ".join(dict.fromkeys(elsewhere))
     text = f"DATABASE_ROUTERS send {names} to another database than the default one."
     return [Error(text, hint=hint, id="storage_audit.E007")]
+
+
+def check_middleware(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """A subclass will do. Middleware that cannot be imported stops the start in any case."""
+    if not any(map(apps.is_installed, ("django.contrib.admin", "ninja"))):
+        return []
+    for name in settings.MIDDLEWARE:
+        with suppress(ImportError, TypeError):
+            if issubclass(import_string(name), OriginMiddleware):
+                return []
+    hint = (
+        'Add "storage_audit.origin.OriginMiddleware" to MIDDLEWARE, after AuthenticationMiddleware.'
+    )
+    text = (
+        "Requests do not record who asked for a deletion. Deletions of many projects stop, as"
+        " nobody's permissions can be looked up."
+    )
+    return [Warning(text, hint=hint, id="storage_audit.W010")]
 
 
 def check_queue(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:

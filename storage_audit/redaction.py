@@ -100,7 +100,7 @@ def of_mail() -> Iterator[Any]:
     """From Django 6.1 on MAILERS has them, and reading the older setting warns."""
     for mailer in getattr(settings, "MAILERS", {}).values():
         yield mailer.get("OPTIONS", {}).get("password")
-    if settings.is_overridden("EMAIL_HOST_PASSWORD"):
+    if settings.is_overridden("EMAIL_HOST_PASSWORD"):  # type: ignore[misc]
         yield settings.EMAIL_HOST_PASSWORD
 
 

@@ -16,6 +16,7 @@ from pytest_django import Settings
 from devtools.environment import made_up_environment
 from storage_audit import queue, tasks
 from storage_audit.models import Finding
+from storage_audit.origin import OriginMiddleware
 from tests.paths import ROOT
 from tests.site_settings import run_system_checks
 
@@ -88,6 +89,34 @@ def test_router_that_sends_our_tables_to_another_database_is_an_error(
     assert bool(error) == expected
     if error:
         assert "storage_audit.Finding" in error.msg and '"default"' in str(error.hint)
+
+
+class OurOrigin(OriginMiddleware):
+    """As an adopter may extend it."""
+
+
+@pytest.mark.parametrize(
+    ("middleware", "apps", "expected"),
+    [
+        ([], ["django.contrib.admin"], True),
+        (["no.such.Middleware", "storage_audit.logs.RequestIdMiddleware"], ["ninja"], True),
+        ([f"{__name__}.OurOrigin"], ["django.contrib.admin"], False),
+        ([], [], False),
+    ],
+)
+def test_missing_origin_middleware_is_a_warning_where_people_can_delete(
+    middleware: list[str],
+    apps: list[str],
+    expected: bool,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings.MIDDLEWARE = middleware
+    monkeypatch.setattr("django.apps.apps.is_installed", apps.__contains__)
+    warning = run_system_checks().get("storage_audit.W010")
+    assert bool(warning) == expected
+    if warning:
+        assert "storage_audit.origin.OriginMiddleware" in str(warning.hint)
 
 
 def test_without_a_database_nothing_is_asked_of_it() -> None:

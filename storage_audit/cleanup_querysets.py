@@ -357,6 +357,11 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
         named = operations.filter(kind__in=["objects", "orphans"])
         return self.filter(operation__in=named).exclude(outcome="protected")
 
+    def of_deleted_rows(self, bucket: str) -> Self:
+        """The objects of deleted rows that named a project, but for those that were seen gone."""
+        items = self.filter(operation__kind="objects", operation__bucket=bucket, escaped=False)
+        return items.exclude(outcome__in=["deleted", "already_absent"]).exclude(project_id=None)
+
     def nameless(self) -> Self:
         """What no request can name, and so nobody deletes from here."""
         return self.filter(outcome="failed", escaped=True)

@@ -16,10 +16,24 @@ from storage_audit.audit.ownership import is_given
 from storage_audit.bucket import uploads
 from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.uploads import Upload
-from storage_audit.models import Finding, R2Object
+from storage_audit.models import CleanupOperation, Finding, R2Object
 from tests.bucket import Bucket, fold_unicode
+from tests.builders import create_orphans, list_ids
 from tests.keys import AMBIGUOUS
-from tests.promises import Status, alive, delete, outcomes, reason, track
+from tests.promises import (
+    Status,
+    again,
+    alive,
+    between_plan_and_batch,
+    delete,
+    deleted,
+    late_check,
+    outcomes,
+    reason,
+    requested,
+    run,
+    track,
+)
 from tests.scanning import backfill, complete, findings
 
 # Of proj_a, or of proj_a_b.
@@ -27,6 +41,7 @@ NFC = normalize("NFC", "proj_a_b_é_media.mp4")
 NFD = normalize("NFD", NFC)
 THEN = timezone.now()
 PLAIN = "projects/proj_a_b/scenes/s1/media/a.mp4"
+OF_PROJ_2 = "projects/proj_2/scenes/s1/media/a.mp4"
 
 
 def adopt(key: str, project_id: str = "proj_a") -> None:
@@ -150,3 +165,65 @@ def test_object_is_given_only_as_it_was_when_a_person_decided(
     assert not is_given([row], None)
     uploaded = R2Object(key="another spelling", source="upload", upload_id=uuid4(), **facts)
     assert not is_given([row, uploaded], listed)
+
+
+@pytest.mark.parametrize("has_run", [False, True], ids=["waiting", "over"])
+def test_newer_file_of_a_deleted_row_is_kept_from_the_project_that_its_key_names(
+    bucket: Bucket, has_run: bool
+) -> None:
+    """The row alone said whose the file is, and its own cleanup keeps the newer file."""
+    alive("proj_1")
+    bucket.upload("proj_2")
+    operation = delete("proj_2")
+    bucket.put(OF_PROJ_2)
+    adopt(OF_PROJ_2, "proj_1")
+    bucket.put(OF_PROJ_2, body=b"newer")
+    R2Object.objects.get().delete()
+    if has_run:
+        assert outcomes(run(of_deleted_row())) == {OF_PROJ_2: "protected"}
+    found = late_check(operation)
+    assert outcomes(found) == {OF_PROJ_2: "protected"}
+    assert "live project proj_1" in reason(found, OF_PROJ_2)
+    # Once that project is gone, too, the key decides.
+    delete("proj_1")
+    last = again(operation.children.filter(status="pending").order_by("next_attempt_at")[0])
+    assert outcomes(last) == {OF_PROJ_2: "deleted"}
+
+
+def of_deleted_row() -> CleanupOperation:
+    return CleanupOperation.objects.get(kind="objects", parent=None)
+
+
+def test_file_whose_row_is_deleted_after_the_plan_is_kept_from_another_project(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1", "proj_2")
+    bucket.put(OF_PROJ_2)
+    operation = requested("proj_2")
+    between_plan_and_batch(
+        monkeypatch, lambda: track(bucket, OF_PROJ_2, "proj_1", "adopted").delete()
+    )
+    assert outcomes(run(operation)) == {OF_PROJ_2: "protected"}
+    assert bucket.keys() == {OF_PROJ_2}
+
+
+def test_row_of_a_later_upload_decides_over_a_deleted_one(bucket: Bucket) -> None:
+    alive("proj_1", "proj_2")
+    bucket.put(OF_PROJ_2)
+    track(bucket, OF_PROJ_2, "proj_1", "adopted", etag="older").delete()
+    assert outcomes(run(of_deleted_row())) == {OF_PROJ_2: "protected"}
+    track(bucket, OF_PROJ_2, "proj_2")
+    assert outcomes(delete("proj_2")) == {OF_PROJ_2: "deleted"}
+
+
+@pytest.mark.usefixtures("young_orphans_may_go")
+def test_deleting_orphans_keeps_the_newer_file_of_a_deleted_row(bucket: Bucket) -> None:
+    alive("proj_1")
+    deleted("proj_2")
+    bucket.put(OF_PROJ_2)
+    track(bucket, OF_PROJ_2, "proj_1", "adopted", etag="older").delete()
+    run(of_deleted_row())
+    found = create_orphans(bucket, OF_PROJ_2, project_id="proj_2")
+    [operation] = decisions.delete_orphans(list_ids(found)).operations
+    assert outcomes(run(operation)) == {OF_PROJ_2: "protected"}
+    assert "live project proj_1" in reason(operation, OF_PROJ_2)

@@ -5,13 +5,22 @@ decide on it there. An object whose finding is acknowledged is not deleted at al
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 
 from django.db.models import Q
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.key_format import Readings
-from storage_audit.audit.ownership import Facts, Row, may_be_outdated, named_in, telling
-from storage_audit.bucket.listing import storable
+from storage_audit.audit.ownership import (
+    Facts,
+    Row,
+    alive_of,
+    may_be_outdated,
+    named_in,
+    shorten,
+    telling,
+)
+from storage_audit.bucket.listing import Identity, storable
 from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.uploads import Upload
 from storage_audit.cleanup_querysets import CleanupOperationQuerySet
@@ -26,10 +35,24 @@ def possible_owners(
 ) -> set[str]:
     """The projects whose cleanups may take the object. Rows that may be about an earlier object
     than the one that is stored rule nobody out."""
-    told = telling(rows)
-    if told and not may_be_outdated(rows, stored):
-        return set(told)
+    if rows_decide(rows, stored):
+        return set(telling(rows))
     return readings.projects | named_in(rows)
+
+
+def rows_decide(rows: Sequence[Row], stored: Facts | None) -> bool:
+    return bool(telling(rows)) and not may_be_outdated(rows, stored)
+
+
+def unsure_among(
+    keys: Iterable[str],
+    rows: Mapping[str, Sequence[Row]],
+    found: Mapping[str, Listed],
+    identity: Identity,
+) -> list[str]:
+    """Those whose owner no row is sure of."""
+    names = {key: identity(key) for key in keys}
+    return [k for k, name in names.items() if not rows_decide(rows.get(name, ()), found.get(name))]
 
 
 def find_covering(
@@ -67,6 +90,29 @@ def find_undecided(
     # Requests and columns can carry no other keys, so no cleanup has them as items.
     others = {key: names for key, names in owners.items() if storable(key)}
     return {key: why_covered(cleanup) for key, cleanup in cover(cleanups, others).items()}
+
+
+def find_untracked(
+    bucket: str, keys: Iterable[str], project_id: str | None = None
+) -> dict[str, str]:
+    """By key, why a file is kept of which no row decides any more: a deleted row named a live
+    project, other than the asking one. The row's own cleanup keeps what is not the object of that
+    row, so by its key alone the file could be taken for another project's."""
+    forms = group_by_form(filter(storable, keys))
+    items = CleanupItem.objects.of_deleted_rows(bucket).exclude(project_id=project_id)
+    found = items.filter(identity__any_of=forms).values_list("identity", "project_id")
+    owners = defaultdict[str, set[str]](set)
+    for form, owner in found if forms else ():
+        for key in forms[form]:
+            owners[key].add(owner or "")
+    alive = alive_of(chain.from_iterable(owners.values())) if owners else set[str]()
+    text = _(
+        "Kept: a deleted row gave this file to the live project %s, and the file may be newer than"
+        " that row. Adopt the file into a project. If the file is to go, delete its row after that."
+    )
+    return {
+        key: text % shorten(sorted(names & alive)) for key, names in owners.items() if names & alive
+    }
 
 
 def find_acknowledged(bucket: str, seen: Iterable[Listed]) -> dict[str, str]:
@@ -158,17 +204,22 @@ def find_by_project(
 def find_by_item(
     cleanups: CleanupOperationQuerySet, keys: Collection[str]
 ) -> dict[str, CleanupOperation]:
-    # An item may spell the same object otherwise, in its identity as well as in its key.
-    keys_by_form = defaultdict[str, list[str]](list)
-    for key in keys:
-        for form in spellings(key):
-            keys_by_form[form].append(key)
+    keys_by_form = group_by_form(keys)
     items = CleanupItem.objects.named_by(cleanups)
     items = items.filter(identity__any_of=keys_by_form, escaped=False)
     found = items.values_list("operation", "identity") if keys_by_form else ()
     named = {key: operation for operation, form in found for key in keys_by_form[form]}
     operations = cleanups.in_bulk(set(named.values()))
     return {key: operations[pk] for key, pk in named.items() if pk in operations}
+
+
+def group_by_form(keys: Iterable[str]) -> dict[str, list[str]]:
+    """An item may spell the same object otherwise, in its identity as well as in its key."""
+    found = defaultdict[str, list[str]](list)
+    for key in keys:
+        for form in spellings(key):
+            found[form].append(key)
+    return dict(found)
 
 
 def why_covered(cleanup: CleanupOperation) -> str:

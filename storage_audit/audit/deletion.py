@@ -251,9 +251,9 @@ def undecided_of(
     found: Mapping[str, Listed],
 ) -> dict[str, str]:
     """Which of these keys a person has to decide on elsewhere, and why that keeps them."""
-    operation = work.operation
-    asking = asked_by(operation)
-    return undecided_among(operation.bucket, readings, rows, found, work.identity, asking)
+    operation, project_id = work.operation, work.project.project_id
+    facts = readings, rows, found, work.identity
+    return undecided_among(operation.bucket, project_id, *facts, asked_by(operation))
 
 
 def look_at(work: Work, batch: list[Planned]) -> dict[str, Listed]:

@@ -21,7 +21,9 @@ from storage_audit.audit.covering import (
     asked_by,
     find_acknowledged,
     find_undecided,
+    find_untracked,
     possible_owners,
+    unsure_among,
 )
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.key_format import Readings
@@ -188,7 +190,7 @@ def save_alone(work: Work, keys: Sequence[str], **where: object) -> None:
 
 
 def judged(work: Work, page: Sequence[Listed], span: int | None) -> list[CleanupItem]:
-    """The listed objects that are the project's, or may be, as items; three queries in all."""
+    """The listed objects that are the project's, or may be, as items; some queries in all."""
     return [CleanupItem(**values) for values in described(work, page, span)]
 
 
@@ -213,7 +215,7 @@ def verdicts(
     rows = to_judge(R2Object.objects.in_bucket(bucket), readings, identity)
     alive = alive_among(readings.values(), named_in(chain.from_iterable(rows.values())))
     found = {identity(listed.key): listed for listed in page}
-    keeping = undecided_among(bucket, readings, rows, found, identity, asking)
+    keeping = undecided_among(bucket, project.project_id, readings, rows, found, identity, asking)
     keeping |= find_acknowledged(bucket, page)
     for listed in page:
         its_rows = rows.get(identity(listed.key), ())
@@ -226,15 +228,17 @@ def verdicts(
 
 def undecided_among(
     bucket: str,
+    project_id: str,
     readings: Mapping[str, Readings],
     rows: Mapping[str, Sequence[Row]],
     found: Mapping[str, Listed],
     identity: Identity,
     asking: Q,
 ) -> dict[str, str]:
-    """Which of these keys a blocked cleanup covers too, and why that keeps them. Rows and objects
-    are given by identity."""
-    return find_undecided(bucket, owners_of(readings, rows, found, identity), asking)
+    """Which of these keys a blocked cleanup covers too, or a deleted row gave to another project,
+    and why that keeps them. Rows and objects are given by identity."""
+    kept = find_untracked(bucket, unsure_among(readings, rows, found, identity), project_id)
+    return kept | find_undecided(bucket, owners_of(readings, rows, found, identity), asking)
 
 
 def owners_of(

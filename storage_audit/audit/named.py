@@ -20,6 +20,8 @@ from storage_audit.audit.covering import (
     find_acknowledged,
     find_covering,
     find_undecided,
+    find_untracked,
+    unsure_among,
     why_covered,
 )
 from storage_audit.audit.discovery import owners_of, rows_by_identity
@@ -246,13 +248,14 @@ def doubts_of(work: Work, readings: ByKey, rows: ByIdentity) -> dict[str, str]:
     operation, identity = work.operation, work.identity
     names = named_by(readings, rows)
     owners = owners_of(readings, rows, {}, identity)
+    kept = find_untracked(operation.bucket, unsure_among(readings, rows, {}, identity))
     covering = find_covering(operation.bucket, owners, operation)
     alive = alive_among(readings.values(), names)
     known = known_among(names) | alive
     return {
         key: why_covered(covering[key])
         if key in covering
-        else doubt(ways, rows.get(identity(key), ()), known, alive)
+        else kept.get(key) or doubt(ways, rows.get(identity(key), ()), known, alive)
         for key, ways in readings.items()
     }
 

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,16 @@ class LocalR2(Store):
 
     def keys(self, bucket: str | None = None) -> dict[str, tuple[int, str]]:
         """Listed without S3."""
-        found: dict[str, tuple[int, str]] = {}
+        return {key: (size, etag) for key, size, etag, _uploaded in self.facts(bucket)}
+
+    def facts(self, bucket: str | None = None) -> Iterator[list[Any]]:
+        """Key, size, ETag and time of each object."""
         going_on: dict[str, str] = {}
         while True:
             page = self.page(bucket or self.buckets[0], **going_on)
-            found |= {key: (size, etag) for key, size, etag, _uploaded in page["objects"]}
+            yield from page["objects"]
             if page["cursor"] is None:
-                return found
+                return
             going_on = {"cursor": page["cursor"]}
 
     def page(self, bucket: str, **options: str) -> dict[str, Any]:

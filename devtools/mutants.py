@@ -168,7 +168,7 @@ def trouble(child: Child) -> str:
     match child.wait():
         case 0:
             return "survived"
-        case 1:
+        case 1 if "\nFAILED " in child.tail():
             return ""
         case code:
             return f"pytest ended with exit code {code}\n{child.tail()}"

@@ -65,7 +65,7 @@ def command_line() -> ArgumentParser:
     parser.add_argument(
         "--only",
         choices=["check", "fast"],
-        help="the checks alone, or the fast tests alone, as make check and make test-fast do"
+        help="the checks alone, or the fast tests alone on SQLite, as make check and make test-fast do"
         " (default: all)",
     )
     return parser

@@ -4,6 +4,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from random import SystemRandom
@@ -238,31 +239,48 @@ def announce(*changed: str) -> None:
         setting_changed.send(sender=None, setting=name, value=value, enter=True)
 
 
+@dataclass
+class Claim:
+    """Serves all tests of the session, as to probe the store again takes a tenth of a second."""
+
+    row: Installation
+    marker: bytes
+    # Of the object, as a listing shows it.
+    facts: list[object]
+
+
 @pytest.fixture(scope="session")
-def claims() -> list[tuple[Installation, bytes]]:
-    """The row and the marker of this session, once there are any: they serve all of its tests, as
-    to probe the store anew takes a tenth of a second."""
+def claims() -> list[Claim]:
+    """Empty before the first."""
     return []
 
 
 @pytest.fixture
-def bucket(
-    local_r2: LocalR2, transactional_db: None, claims: list[tuple[Installation, bytes]]
-) -> Bucket:
+def bucket(local_r2: LocalR2, transactional_db: None, claims: list[Claim]) -> Bucket:
     """An empty bucket that this database has claimed."""
-    found = Bucket(local_r2)
-    found.wipe()
-    if claims:
-        [(row, marker)] = claims
-        row.save(force_insert=True)
-        found.put(installation.MARKER, body=marker)
-        installation.record_marker(found.name)
+    found, kept = Bucket(local_r2), claims[0].facts if claims else []
+    there = list(local_r2.facts(found.name))
+    for facts in there:
+        if facts != kept:
+            local_r2.remove(str(facts[0]), found.name)
+    if kept in there:
+        claims[0].row.save(force_insert=True)
     else:
-        installation.claim(found.name)
-        claims.append((Installation.objects.get(), local_r2.read(installation.MARKER, found.name)))
+        claim_as_before(found, claims)
+        marker = local_r2.read(installation.MARKER, found.name)
+        claims[:] = [Claim(Installation.objects.get(), marker, *local_r2.facts(found.name))]
     with calls.take():
         pass
     return found
+
+
+def claim_as_before(bucket: Bucket, claims: list[Claim]) -> None:
+    if claims:
+        claims[0].row.save(force_insert=True)
+        bucket.put(installation.MARKER, body=claims[0].marker)
+        installation.record_marker(bucket.name)
+    else:
+        installation.claim(bucket.name)
 
 
 @pytest.fixture(scope="module")

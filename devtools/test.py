@@ -65,8 +65,8 @@ def command_line() -> ArgumentParser:
     parser.add_argument(
         "--only",
         choices=["check", "fast"],
-        help="the checks alone, or the fast tests alone on SQLite, as make check and make test-fast do"
-        " (default: all)",
+        help="the checks alone, or the fast tests on SQLite alone, as make check and make test-fast"
+        " do (default: all)",
     )
     return parser
 

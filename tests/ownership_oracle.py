@@ -26,7 +26,8 @@ def claim(project: str, key: str, row: Row | None, *, is_older: bool, living: Se
     misfits = {id for id in living if not ID.fullmatch(id)}
     wanted = bool(set(map(nfc, texts_in(key))) & set(map(nfc, misfits)))
     if row and row.of_upload and row.project:
-        # An upload's row has its project from the key alone.
+        # An upload's row has its project from the key alone, as the settings of then read it.
+        wanted |= bool(named_by(key) & living - {project})
         mine: Claim = "protected" if wanted else "owned"
         return mine if row.project == project else "elsewhere"
     # What a backfill wrote grants nothing, and protects all the same.

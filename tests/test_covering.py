@@ -16,6 +16,7 @@ from storage_audit.audit import cleanup, decisions, lookup, meaning, requests, s
 from storage_audit.audit.covering import find_covering
 from storage_audit.audit.lookup import live
 from storage_audit.audit.scan import ending, worker
+from storage_audit.bucket import r2
 from storage_audit.models import (
     CleanupItem,
     CleanupOperation,
@@ -143,14 +144,19 @@ def test_file_of_an_upload_with_unclear_owner_waits_for_the_blocked_cleanup(
     assert bucket.keys() == {KEY, SHARED}
 
 
-def test_confirmed_upload_decides_who_covers_the_file(
-    bucket: Bucket, settings: Settings, blocked: CleanupOperation
+@pytest.mark.parametrize(
+    "source, outcome", [("adopted", "deleted"), ("upload", "protected")], ids=["adopted", "upload"]
+)
+def test_person_decides_who_covers_the_file_and_an_upload_under_other_settings_does_not(
+    bucket: Bucket, settings: Settings, blocked: CleanupOperation, source: str, outcome: str
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"COMMIT_TIMEOUT": timedelta(0)}
     alive("proj_9_x")
     bucket.put(SHARED)
-    track(bucket, SHARED, "proj_9_x", upload_id=uuid4(), etag="of the upload")
-    assert outcomes(delete("proj_9_x")) == {SHARED: "deleted"}
+    seen = r2.head(bucket.name, SHARED)
+    facts = {"size": seen.size, "etag": seen.etag, "last_modified": seen.last_modified}
+    track(bucket, SHARED, "proj_9_x", source, **facts)
+    assert outcomes(delete("proj_9_x")) == {SHARED: outcome}
 
 
 def test_file_is_kept_whose_other_cleanup_was_blocked_after_the_plan(
@@ -336,12 +342,15 @@ def test_orphan_goes_beside_follow_ups_previews_and_verifications(bucket: Bucket
     assert delete_orphans(create_findings(bucket, KEY)).deleted == 1
 
 
-def test_row_of_another_project_decides_who_covers_the_file(
+def test_orphan_whose_row_names_another_project_waits_for_the_blocked_cleanup(
     bucket: Bucket, blocked: CleanupOperation
 ) -> None:
+    """An upload's row may be from other settings, under which the key was not proj_9's."""
     deleted("proj_2")
     track(bucket, KEY, "proj_2")
-    assert delete_orphans(create_findings(bucket, KEY, project_id="proj_2")).deleted == 1
+    operation = delete_orphans(create_findings(bucket, KEY, project_id="proj_2"))
+    assert outcomes(operation) == {KEY: "protected"}
+    assert f"Cleanup {blocked.pk} covers this file" in reason(operation, KEY)
 
 
 def test_files_of_projects_that_disappeared_together_are_deleted_by_no_other_way(

@@ -58,7 +58,11 @@ def verdict(
         # An upload row that names a project decides, whatever the key says.
         (ONE, row("proj_1"), OLDER, [], OWNED),
         (ODD, row("proj_1"), OLDER, [], OWNED),
-        (SEVERAL, row("proj_1"), OLDER, ["proj_1_x"], OWNED),
+        (SEVERAL, row("proj_1"), OLDER, ["proj_1"], OWNED),
+        (SEVERAL, row("proj_1"), OLDER, [], OWNED),
+        # Unless it is from other settings, as the key can be read as a live project's today.
+        (SEVERAL, row("proj_1"), OLDER, ["proj_1_x"], PROTECTED),
+        (ONE, row("proj_2"), OLDER, ["proj_1"], ELSEWHERE),
         (SEVERAL, row("proj_1"), YOUNGER, [], OWNED),
         (ONE, row("proj_2"), OLDER, [], ELSEWHERE),
         (SEVERAL, row("proj_1_x"), OLDER, [], ELSEWHERE),

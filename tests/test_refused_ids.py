@@ -1,5 +1,6 @@
 """Rows of projects whose ids the setting PROJECT_ID refuses: what could be theirs is kept."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from unicodedata import normalize
@@ -9,6 +10,7 @@ from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.db import transaction
 from django.utils import timezone
+from pytest_django import Settings
 
 from storage_audit import projects
 from storage_audit.audit import deletion, incidents, lookup, overview, ownership
@@ -16,7 +18,7 @@ from storage_audit.audit.layouts import Layouts
 from storage_audit.audit.ownership import alive_among, layouts
 from storage_audit.audit.work import Work
 from storage_audit.bucket.uploads import Upload
-from storage_audit.models import Finding, Incident, Project
+from storage_audit.models import Finding, Incident, Project, R2Object
 from tests.bucket import Bucket
 from tests.promises import (
     alive,
@@ -43,6 +45,14 @@ COULD_BE = {
     "proj_1/x": "audio/proj_1/x/s1/a.mp3",
     "proj_proj_1_é": "proj_proj_1_e\u0301_s1_media.mp4",
 }
+
+
+def accept(settings: Settings, project_id: str) -> None:
+    """As check W007 advises."""
+    assert not layouts().is_project_id(project_id)
+    any_id = r"proj_[A-Za-z0-9][A-Za-z0-9_-]*"
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"PROJECT_ID": any_id}
+    assert layouts().is_project_id(project_id)
 
 
 def past_all_checks(*ids: str) -> None:
@@ -83,6 +93,52 @@ def test_an_upload_of_a_refused_id_is_no_evidence_for_another_project(bucket: Bu
     operation = delete("proj_1")
     assert outcomes(operation) == {DOUBLED: "protected"}
     assert "proj_proj_1" in reason(operation, DOUBLED)
+    assert bucket.keys() == {DOUBLED}
+
+
+@pytest.mark.parametrize("scan", [None, backfill])
+def test_an_upload_of_a_refused_id_is_kept_once_that_id_is_accepted(
+    bucket: Bucket, settings: Settings, scan: Callable[[], object] | None
+) -> None:
+    """Under the settings of then, the key could name proj_1 alone, and so does its row."""
+    alive("proj_1")
+    past_all_checks("proj_proj_1")
+    default_storage.save(DOUBLED, ContentFile(b"the other's own"))
+    accept(settings, "proj_proj_1")
+    if scan:
+        R2Object.objects.update(updated_at=timezone.now() - timedelta(hours=1))
+        scan()
+        assert findings() == {("ambiguous", DOUBLED)}
+    operation = delete("proj_1")
+    assert outcomes(operation) == {DOUBLED: "protected"}
+    assert "Its key could also name the live project proj_proj_1." in reason(operation, DOUBLED)
+    assert bucket.keys() == {DOUBLED}
+
+
+def test_an_upload_of_a_refused_id_goes_once_that_id_is_accepted_and_lives_no_more(
+    bucket: Bucket, settings: Settings
+) -> None:
+    alive("proj_1")
+    default_storage.save(DOUBLED, ContentFile(b"of proj_1"))
+    accept(settings, "proj_proj_1")
+    deleted("proj_proj_1")
+    assert outcomes(delete("proj_1")) == {DOUBLED: "deleted"}
+
+
+@pytest.mark.parametrize("has_row", [False, True])
+def test_the_blocked_cleanup_of_a_refused_id_covers_what_could_be_its(
+    bucket: Bucket, settings: Settings, has_row: bool
+) -> None:
+    alive("proj_1")
+    past_all_checks("proj_proj_1")
+    store = default_storage.save if has_row else lambda key, file: bucket.put(key)
+    store(DOUBLED, ContentFile(b"the other's own"))
+    blocked = delete("proj_proj_1")
+    assert "proj_proj_1 is no project id" in blocked.error
+    operation = delete("proj_1")
+    assert outcomes(operation) == {DOUBLED: "protected"}
+    assert f"Cleanup {blocked.pk} covers this file and is blocked" in reason(operation, DOUBLED)
+    default_storage.delete(DOUBLED)
     assert bucket.keys() == {DOUBLED}
 
 

@@ -42,6 +42,22 @@ def overwritten(bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPa
     return bucket
 
 
+def test_file_uploaded_under_other_layouts_stays_with_a_live_project(
+    bucket: Bucket, settings: Settings
+) -> None:
+    """The row names whom the key could name then. It may have been stored by the other one, whose
+    layout was forgotten in the settings."""
+    usual = settings.STORAGE_AUDIT | {"PROJECT_ID": "[a-z-]+"}
+    settings.STORAGE_AUDIT = usual | {"LAYOUTS": OLD}
+    alive("a", "a-b")
+    default_storage.save(KEY, ContentFile(b"of a-b"))
+    settings.STORAGE_AUDIT = usual | {"LAYOUTS": {"new": "{project}/{filename}", **OLD}}
+    operation = delete("a")
+    assert outcomes(operation) == {KEY: "protected"}
+    assert "live project a-b. Adopt it into that project" in reason(operation, KEY)
+    assert bucket.keys() == {KEY}
+
+
 def test_file_of_an_unconfirmed_upload_stays_with_a_live_project(overwritten: Bucket) -> None:
     operation = delete("a")
     assert outcomes(operation) == {KEY: "protected"}

@@ -15,6 +15,7 @@ from storage_audit.audit.ownership import (
     Facts,
     Row,
     alive_of,
+    is_given,
     may_be_outdated,
     named_in,
     shorten,
@@ -33,11 +34,9 @@ Status = CleanupOperation.Status
 def possible_owners(
     readings: Readings, rows: Sequence[Row], stored: Facts | None = None
 ) -> set[str]:
-    """The projects whose cleanups may take the object. Rows that may be about an earlier object
-    than the one that is stored rule nobody out."""
-    if rows_decide(rows, stored):
-        return set(telling(rows))
-    return readings.projects | named_in(rows)
+    """The projects whose cleanups may take the object, also those whose ids the grammar refuses.
+    Only a person's decision about this very object rules any of them out."""
+    return named_in(rows) if is_given(rows, stored) else readings.owners | named_in(rows)
 
 
 def rows_decide(rows: Sequence[Row], stored: Facts | None) -> bool:

@@ -203,7 +203,7 @@ def undecided_at_proof(
 ) -> dict[str, str]:
     """Which of the objects behind deleted rows a person has to decide on elsewhere, and why that
     keeps them. A row may have named a project that the key does not."""
-    owners = {key: set(ways.projects) for key, ways in readings.items()}
+    owners = {key: set(ways.owners) for key, ways in readings.items()}
     for key, project_id in items.exclude(project_id=None).values_list("key", "project_id"):
         owners[key].add(project_id or "")
     return find_undecided(operation.bucket, owners, asked_by(operation))

@@ -241,8 +241,7 @@ def judge_by_rows(
     if readings.too_many and not is_given(rows, stored):
         return Verdict(Claim.PROTECTED, evidence, too_many_owners())
     if rivals := rivals_of(readings, rows, alive, stored):
-        reason = uploaded_since(rivals) if was_given(rows) else could_be(rivals)
-        return Verdict(Claim.PROTECTED, evidence, reason)
+        return Verdict(Claim.PROTECTED, evidence, could_be(rivals, rows))
     return Verdict(Claim.OWNED, evidence)
 
 
@@ -275,14 +274,13 @@ def was_given(rows: Iterable[Row]) -> bool:
 def rivals_of(
     readings: Readings, rows: Sequence[Row], alive: set[str], stored: Facts | None
 ) -> set[str]:
-    """The live projects that could own an object though its rows name others. An upload's row has
-    its project from the key, so it is no evidence against an id that the grammar refuses; a
-    person's decision is evidence against all. Neither is evidence against anyone once it may be
-    outdated."""
+    """The live projects that could own an object though its rows name others. A person's decision
+    about this very object is evidence against all of them. An upload's row is evidence against
+    none: it names a project only if the key could name no other one, under the settings of then."""
+    if is_given(rows, stored):
+        return set()
     told = telling(rows)
-    if told and may_be_outdated(rows, stored):
-        return readings.owners & alive - told.keys()
-    return set() if is_given(rows, stored) else alive & readings.others
+    return alive & (readings.owners if told else readings.others) - told.keys()
 
 
 def may_be_outdated(rows: Sequence[Row], stored: Facts | None) -> bool:
@@ -313,9 +311,16 @@ def too_many_owners() -> str:
     )
 
 
-def could_be(rivals: Collection[str]) -> str:
-    """Why an object stays that could belong to these live projects."""
+def could_be(rivals: Collection[str], rows: Sequence[Row] = ()) -> str:
+    """Why an object stays that could belong to these live projects, whatever its rows say."""
+    if was_given(rows):
+        return uploaded_since(rivals)
     text = _("It could also belong to the live project %s. It goes with that project.")
+    if telling(rows):
+        text = _(
+            "Its key could also name the live project %s. Adopt it into that project, or delete its"
+            " row if it is to go."
+        )
     if not all(map(layouts().is_project_id, rivals)):
         text = _(
             "It could also belong to project %s. The setting PROJECT_ID does not accept that id:"

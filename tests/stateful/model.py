@@ -99,9 +99,12 @@ class Model:
             return Fate.GOES if self.stirred[key] == there.asked else Fate.MAY_GO
         owner = self.uploads.get(key)
         names = {owner} if owner else named_by(key)
-        dead = names & self.deleted.keys()
-        if not dead or (not owner and names & (self.living | self.silent)):
+        dead, rivals = names & self.deleted.keys(), named_by(key) - {owner}
+        if not dead or rivals & (self.living | self.silent):
             return Fate.STAYS
+        if owner and rivals & self.deleted.keys():
+            # It was kept while one of them lived, and is while its cleanup is blocked.
+            return Fate.MAY_GO
         last = max(self.deleted[id] for id in dead)
         if not owner and len(names) > 1 and there.put > last:
             return Fate.STAYS

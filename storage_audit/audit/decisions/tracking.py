@@ -119,9 +119,6 @@ def kept_by_rows(rows: R2ObjectQuerySet) -> dict[int, Left]:
             pks = {key: pk for _bucket, key, pk in some}
             # Rows of other spellings may stay. No store is asked here whether it folds them.
             owners = find_owners(bucket, pks, nfc, {}, without=going)
-            # They may also be of another object, and must not say whose this one is.
-            for key, names in owners.items():
-                owners[key] = {*names, *layouts().readings(key).projects}
             for key, cleanup in find_covering(bucket, owners, follow_ups=True).items():
                 words = {"id": cleanup.pk, "status": cleanup.get_status_display()}
                 kept[pks[key]] = Left(key, text % words)

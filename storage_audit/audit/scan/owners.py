@@ -16,9 +16,9 @@ from storage_audit.audit.ownership import (
     alive_among,
     could_be,
     evidence_of,
+    is_given,
     known_among,
     layouts,
-    may_be_outdated,
     named_in,
     plain_under,
     rivals_of,
@@ -146,13 +146,13 @@ def attribute(
         return Owner(None, None, Kind.AMBIGUOUS, evidence)
     names = set(told) or readings.projects
     if names and (rivals := rivals_of(readings, rows, alive, stored)):
-        return Owner(None, None, Kind.AMBIGUOUS, f"{evidence}; {could_be(rivals)}")
+        return Owner(None, None, Kind.AMBIGUOUS, f"{evidence}; {could_be(rivals, rows)}")
     candidates = names & known or names
     if len(candidates) == 1:
         [project_id] = candidates
         reading = next((r for r in readings if r.project == project_id), None)
         # What the key may also name can become a rival.
-        possible = names | readings.owners if may_be_outdated(rows, stored) else names
+        possible = names if is_given(rows, stored) else names | readings.projects
         owner = Owner(project_id, reading, plain_under=plain_under(possible, reading))
         if project_id in alive:
             return owner

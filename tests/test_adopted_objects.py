@@ -40,6 +40,7 @@ from tests.scanning import backfill, complete, findings
 NFC = normalize("NFC", "proj_a_b_é_media.mp4")
 NFD = normalize("NFD", NFC)
 THEN = timezone.now()
+UNREAD = "shared/logo.png"
 PLAIN = "projects/proj_a_b/scenes/s1/media/a.mp4"
 OF_PROJ_2 = "projects/proj_2/scenes/s1/media/a.mp4"
 
@@ -87,6 +88,36 @@ def test_object_uploaded_past_the_application_over_an_adopted_one_is_kept(
     adopt(key, "proj_a_b")
     assert delete("proj_a_b").status == Status.CLEAN
     assert not bucket.keys()
+
+
+@pytest.mark.parametrize("between", ["no scan", "backfill"])
+def test_another_object_than_the_adopted_one_is_kept_where_no_key_format_reads_the_key(
+    bucket: Bucket, between: str
+) -> None:
+    alive("proj_a", "proj_b")
+    bucket.put(UNREAD)
+    adopt(UNREAD)
+    bucket.put(UNREAD, body=b"put there by proj_b")
+    SCANS[between]()
+    operation = delete("proj_a")
+    assert outcomes(operation) == {UNREAD: "protected"}
+    assert "not the one that a person adopted" in reason(operation, UNREAD)
+    look()
+    assert findings() == {("unrecognised", UNREAD)}
+    adopt(UNREAD, "proj_b")
+    assert delete("proj_b").status == Status.CLEAN
+    assert not bucket.keys()
+
+
+def test_upload_to_the_key_of_an_adopted_file_that_no_key_format_reads_is_kept(
+    bucket: Bucket,
+) -> None:
+    alive("proj_a")
+    bucket.put(UNREAD)
+    adopt(UNREAD)
+    with default_storage.open(UNREAD, "wb") as file:
+        file.write(b"of nobody knows whom")
+    assert outcomes(delete("proj_a")) == {UNREAD: "protected"}
 
 
 def test_object_over_an_adopted_one_waits_for_the_blocked_cleanup_of_another_project(

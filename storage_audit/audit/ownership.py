@@ -240,6 +240,12 @@ def judge_by_rows(
         return Verdict(Claim.PROTECTED, evidence, reason % shorten(sorted(told)))
     if readings.too_many and not is_given(rows, stored):
         return Verdict(Claim.PROTECTED, evidence, too_many_owners())
+    if is_of_nobody(readings, rows, stored):
+        reason = _(
+            "No key format reads this key, and the file is not the one that a person adopted. Adopt"
+            " it, or delete its row if it is to go."
+        )
+        return Verdict(Claim.PROTECTED, evidence, reason)
     if rivals := rivals_of(readings, rows, alive, stored):
         return Verdict(Claim.PROTECTED, evidence, could_be(rivals, rows))
     return Verdict(Claim.OWNED, evidence)
@@ -254,6 +260,12 @@ def is_given(rows: Sequence[Row], stored: Facts | None) -> bool:
         row.source == R2Object.Source.ADOPTED and row.upload_id is None and is_same(row, stored)
         for row in rows
     )
+
+
+def is_of_nobody(readings: Readings, rows: Sequence[Row], stored: Facts | None) -> bool:
+    """Whether neither the key nor a person says whose this object is, but only whose another one
+    was."""
+    return not readings and was_given(rows) and not is_given(rows, stored)
 
 
 def is_same(row: Facts, stored: Facts) -> bool:

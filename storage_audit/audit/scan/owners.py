@@ -17,6 +17,7 @@ from storage_audit.audit.ownership import (
     could_be,
     evidence_of,
     is_given,
+    is_of_nobody,
     known_among,
     layouts,
     named_in,
@@ -144,6 +145,9 @@ def attribute(
     evidence = shorten(told.values(), "; ") if told else evidence_of(readings)
     if len(told) > 1 or (readings.too_many and not told):
         return Owner(None, None, Kind.AMBIGUOUS, evidence)
+    if stored and is_of_nobody(readings, rows, stored):
+        kind = Kind.AMBIGUOUS if readings.too_many else Kind.UNRECOGNISED
+        return Owner(None, None, kind, evidence)
     names = set(told) or readings.projects
     if names and (rivals := rivals_of(readings, rows, alive, stored)):
         return Owner(None, None, Kind.AMBIGUOUS, f"{evidence}; {could_be(rivals, rows)}")

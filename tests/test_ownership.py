@@ -2,14 +2,39 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
 
 import pytest
+from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest_django import Settings
 
 from storage_audit.audit import decisions
-from storage_audit.audit.ownership import Claim, Deleted, Verdict, judge, layouts
+from storage_audit.audit.covering import possible_owners, unsure_among
+from storage_audit.audit.key_format import Readings
+from storage_audit.audit.ownership import (
+    LONGEST,
+    SHOWN,
+    Claim,
+    Deleted,
+    Verdict,
+    could_be,
+    is_given,
+    is_unconfirmed,
+    judge,
+    layouts,
+    may_be_outdated,
+    rivals_of,
+    shorten,
+    too_young,
+    version,
+)
+from storage_audit.audit.scan.owners import Owner, attribute
+from storage_audit.bucket.listing import exact
+from storage_audit.bucket.r2 import Listed
+from storage_audit.clocks import apart
 from storage_audit.models import Finding, R2Object
 from tests.bucket import Bucket
 from tests.promises import (
@@ -112,6 +137,219 @@ def test_each_rule(
 
 def test_reason_names_the_live_project_that_the_key_could_belong_to() -> None:
     assert "proj_1_x" in verdict(SEVERAL, living=["proj_1_x"]).reason
+
+
+# What rows say, and what they leave open
+
+UPLOAD = UUID(int=1)
+OBJECT = Listed("k", 1, "x", OLDER)
+ANOTHER = OBJECT._replace(etag="y")
+
+
+def described(source: str = "adopted", project_id: str = "proj_1", **other: Any) -> R2Object:
+    """A row of that object."""
+    facts: dict[str, Any] = {"size": 1, "etag": "x", "last_modified": OLDER}
+    return R2Object(project_id=project_id, source=source, **facts | other)
+
+
+# Each with the object, and whether a person said whose this one is.
+GIVEN: list[tuple[list[R2Object], Listed | None, bool]] = [
+    ([described()], OBJECT, True),
+    ([described(), described()], OBJECT, True),
+    ([], OBJECT, False),
+    ([described()], None, False),
+    ([described()], ANOTHER, False),
+    ([described(upload_id=UPLOAD)], OBJECT, False),
+    ([described("upload")], OBJECT, False),
+    ([described("backfill")], OBJECT, False),
+    ([described(), described("upload")], OBJECT, False),
+]
+
+
+@pytest.mark.parametrize("rows, stored, given", GIVEN)
+def test_only_a_persons_decision_about_this_object_rules_out_other_owners(
+    rows: list[R2Object], stored: Listed | None, given: bool
+) -> None:
+    assert is_given(rows, stored) is given
+    readings, told = layouts().readings(SEVERAL), any(row.source != "backfill" for row in rows)
+    living = {"proj_1", "proj_1_x", "proj_2"}
+    rivals = {"proj_1_x"} if told and not given else set()
+    assert rivals_of(readings, rows, living, stored) == rivals
+    others = set() if given else {"proj_1_x"}
+    assert (
+        others <= possible_owners(readings, rows, stored) - {"proj_1"} <= others | readings.others
+    )
+    key_of_nobody = judge_rows(ODD, rows, stored)
+    adopted = any(row.source == "adopted" for row in rows)
+    assert (key_of_nobody.claim is OWNED) == (given or (told and not adopted))
+    assert ("not the one that a person adopted" in key_of_nobody.reason) == (adopted and not given)
+
+
+@pytest.mark.parametrize("rows, stored, given", GIVEN)
+def test_row_is_sure_of_an_object_that_was_uploaded_or_given_and_not_replaced(
+    rows: list[R2Object], stored: Listed | None, given: bool
+) -> None:
+    uploaded = [row.source for row in rows] == ["upload"]
+    assert may_be_outdated(rows, stored) == any(row.source == "adopted" for row in rows) - given
+    assert not may_be_outdated([described("upload", upload_id=UPLOAD)], stored)
+    assert may_be_outdated([described("upload", upload_id=UPLOAD, etag="")], stored)
+    found = {"k": stored} if stored else {}
+    assert (unsure_among("k", {"k": rows}, found, exact) == []) == (given or uploaded)
+
+
+def judge_rows(
+    key: str | Readings,
+    rows: list[R2Object],
+    stored: Listed | None,
+    living: Sequence[str] = (),
+) -> Verdict:
+    readings = layouts().readings(key) if isinstance(key, str) else key
+    return judge(Deleted("proj_1", DELETED_AT), readings, rows, OLDER, set(living), stored)
+
+
+def test_refused_id_that_lives_is_a_rival_of_all_but_the_adopting_project() -> None:
+    readings = layouts().readings(ONE)
+    assert "1" in readings.others
+    for rows, rivals in (
+        ([], {"1"}),
+        ([described("upload")], {"1"}),
+        ([described("upload", "1")], set()),
+        ([described()], set()),
+    ):
+        assert rivals_of(readings, rows, {"1"}, OBJECT) == rivals
+
+
+def test_rows_of_two_projects_keep_the_object() -> None:
+    found = judge_rows(ONE, [described(), described("upload", "proj_2")], OBJECT)
+    assert found.claim is PROTECTED
+    assert "for different projects: proj_1, proj_2." in found.reason
+
+
+def test_too_many_owners_keep_an_object_unless_a_person_gave_it() -> None:
+    many = Readings(too_many=True)
+    assert judge_rows(many, [described()], OBJECT).claim is OWNED
+    for rows in ([described("upload")], [described(upload_id=UPLOAD)]):
+        assert "too many possible owners" in judge_rows(many, rows, OBJECT).reason
+
+
+@pytest.mark.parametrize(
+    "rows, living, said",
+    [
+        ([], "proj_1_x", "also belong to the live project proj_1_x. It goes with that project."),
+        ([described("backfill")], "proj_1_x", "proj_1_x. It goes with that project."),
+        ([described("upload")], "proj_1_x", "also name the live project proj_1_x. Adopt it into"),
+        ([described(etag="")], "proj_1_x", "after a person had adopted the file, so it could"),
+        ([described(etag="")], "proj", "after a person had adopted the file, so it could"),
+        ([described("upload")], "proj", "project proj. The setting PROJECT_ID does not accept"),
+        ([], "proj", "project proj. The setting PROJECT_ID does not accept"),
+    ],
+)
+def test_reason_says_what_the_rows_leave_open(rows: list[R2Object], living: str, said: str) -> None:
+    found = judge_rows(SEVERAL, rows, OBJECT, [living])
+    assert found.claim is PROTECTED
+    assert said in found.reason
+    assert found.reason == could_be([living], rows)
+
+
+def test_one_refused_id_among_several_is_told() -> None:
+    assert "PROJECT_ID does not accept" in could_be(["proj_1", "proj"])
+    assert "proj, proj_1" in could_be(["proj_1", "proj"])
+
+
+@pytest.mark.parametrize(
+    "state, etag, upload_id, unconfirmed",
+    [
+        ("stored", "x", UPLOAD, False),
+        ("stored", "", UPLOAD, True),
+        ("uploading", "x", UPLOAD, True),
+        ("upload_failed", "x", UPLOAD, True),
+        ("deleting", "x", UPLOAD, False),
+        ("deleting", "", UPLOAD, True),
+        ("stored", "", None, False),
+        ("uploading", "x", None, False),
+        ("upload_failed", "", None, False),
+    ],
+)
+def test_upload_is_unconfirmed_until_it_said_what_it_stored(
+    state: str, etag: str, upload_id: UUID | None, unconfirmed: bool
+) -> None:
+    row = R2Object(state=state, etag=etag, upload_id=upload_id)
+    assert is_unconfirmed(row) is unconfirmed
+
+
+def attributed(key: str | Readings, row: R2Object, stored: Listed | None = OBJECT) -> Owner:
+    readings = layouts().readings(key) if isinstance(key, str) else key
+    return attribute(readings, [row], {"proj_1"}, {"proj_1"}, stored)
+
+
+def test_scan_looks_again_at_a_key_of_which_another_project_can_come() -> None:
+    assert attributed(SEVERAL, described()).plain_under == version()
+    assert attributed(ONE, described("upload")).plain_under == version()
+    for row in (described("upload"), described(upload_id=UPLOAD)):
+        assert attributed(SEVERAL, row) == Owner("proj_1", layouts().readings(SEVERAL)[0])
+
+
+def test_scan_says_of_an_object_of_nobody_that_nobody_knows_it() -> None:
+    another = described(upload_id=UPLOAD)
+    assert attributed(ODD, another).difference == "unrecognised"
+    assert attributed(Readings(too_many=True), another).difference == "ambiguous"
+    for key, row, stored in (
+        (ODD, described(), OBJECT),
+        (ODD, described("upload"), OBJECT),
+        (ODD, another, None),
+        (ONE, another, OBJECT),
+    ):
+        assert not attributed(key, row, stored).difference
+
+
+NOW, TICK = DELETED_AT + timedelta(days=1), timedelta(microseconds=1)
+
+
+@pytest.fixture
+def at_noon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timezone, "now", lambda: NOW)
+
+
+@pytest.mark.usefixtures("at_noon")
+def test_object_of_several_projects_is_too_young_from_these_moments_on(settings: Settings) -> None:
+    commit = timedelta(hours=1)
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"COMMIT_TIMEOUT": commit}
+    assert commit > apart() > timedelta(0)
+    for deleted_at, since, why in (
+        (DELETED_AT, DELETED_AT, "is younger than the deletion"),
+        (DELETED_AT, DELETED_AT - apart(), "the clocks differ"),
+        (NOW, NOW - commit, "may be just being created"),
+    ):
+        project = Deleted("proj_1", deleted_at)
+        assert why in too_young(project, since)
+        assert why not in too_young(project, since - TICK)
+    assert not too_young(Deleted("proj_1", DELETED_AT), DELETED_AT - apart() - TICK)
+    assert not too_young(Deleted("proj_1", NOW), NOW - commit - TICK)
+
+
+@pytest.mark.usefixtures("at_noon")
+def test_every_object_of_several_projects_may_be_younger_than_an_unknown_deletion() -> None:
+    for unknown in (None, NOW + apart() + TICK):
+        assert "the clocks differ" in too_young(Deleted("proj_1", unknown), OLDER)
+    assert not too_young(Deleted("proj_1", NOW + apart()), OLDER)
+
+
+@pytest.mark.usefixtures("at_noon")
+def test_commit_timeout_bounds_how_far_clocks_count_as_different(settings: Settings) -> None:
+    short = timedelta(seconds=1)
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"COMMIT_TIMEOUT": short}
+    project = Deleted("proj_1", DELETED_AT)
+    assert "the clocks differ" in too_young(project, DELETED_AT - short)
+    assert not too_young(project, DELETED_AT - short - TICK)
+
+
+def test_stored_texts_are_few_and_short() -> None:
+    assert shorten([]) == ""
+    few = [f"{n}" for n in range(SHOWN)]
+    assert shorten(few) == ", ".join(few)
+    assert shorten([*few, "a", "b"], "; ") == "; ".join([*few, "2 more"])
+    assert shorten(["a" * LONGEST]) == "a" * LONGEST
+    assert shorten(["a" * (LONGEST + 1), "b"]) == "a" * (LONGEST - 1) + "…, b"
 
 
 IDS = st.text("1x_-p", min_size=1, max_size=5).map("proj_".__add__)

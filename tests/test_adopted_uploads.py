@@ -204,3 +204,21 @@ def test_adopting_once_more_decides_again_after_an_upload(adopted: Bucket) -> No
     R2Object.objects.update(project_id="proj_q")
     adopt(KEY, "proj_p")
     assert row()["upload_id"] is None
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_file_adopted_after_an_upload_that_failed_goes_with_its_project(
+    bucket: Bucket, dies: bool
+) -> None:
+    """The name could be another live project's, so that only the decision tells whose it is."""
+    alive("proj_1", "proj_1_x")
+    bucket.put(AMBIGUOUS)
+    adopt(AMBIGUOUS, "proj_1")
+    upload = Upload(bucket.name, AMBIGUOUS).begin()
+    if not dies:
+        upload.fail()
+    R2Object.objects.update(updated_at=timezone.now() - timedelta(days=1, minutes=1))
+    adopt(AMBIGUOUS, "proj_1")
+    assert row()["state"] == State.STORED
+    assert delete("proj_1").status == Status.CLEAN
+    assert not bucket.keys()

@@ -245,7 +245,8 @@ def give(held: Iterable[R2Object], project_id: str) -> set[int]:
             still, now = unchanged(held), timezone.now()
             for row in still:
                 row.project_id, row.source = project_id, R2Object.Source.ADOPTED
-                row.updated_at, row.upload_id = now, None
+                # The decision is about what is there, however the last upload to the key ended.
+                row.state, row.updated_at, row.upload_id = R2Object.State.STORED, now, None
                 describe(row, project_id)
             R2Object.objects.bulk_update(still, GIVEN, batch_size=200)
             # Whoever deletes it waits for us and finds these rows, or was faster.

@@ -4,7 +4,8 @@ from devtools.faults.kinds import error
 from devtools.faults.matching import is_uploads_listing, on
 from devtools.faults.proxy import Forward, Reply, Request, Rule
 
-UPLOADS = """<ListMultipartUploadsResult><IsTruncated>false</IsTruncated>{}
+UPLOADS = """<ListMultipartUploadsResult><IsTruncated>false</IsTruncated>
+<EncodingType>url</EncodingType>{}
 </ListMultipartUploadsResult>"""
 UPLOAD = """<Upload><Key>{}</Key><UploadId>u1</UploadId>
 <Initiated>2026-01-01T00:00:00.000Z</Initiated></Upload>"""

@@ -737,6 +737,20 @@ def test_aborting_many_uploads_leaves_time_for_the_deletions(
     assert [is_abort(call) for call in calls] == [True, False, *[True] * (tried - 1)]
 
 
+def test_uploads_that_turns_leave_are_aborted_in_the_order_of_their_bytes(
+    bucket: Bucket, store: FaultyStore, settings: Settings
+) -> None:
+    """A turn is over after each. Text can only hold the last key as it is; escaped, the others are
+    behind it."""
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SLICE": timedelta(0)}
+    alive("proj_1")
+    keys = [f"projects/proj_1/scenes/s1/media/{name}" for name in ("a%00b", "a%00c", "aB")]
+    store.rules += [list_uploads(*keys), on(is_abort, Reply(204), times=9)]
+    assert delete("proj_1").status == Status.CLEAN
+    tried = [r.path.partition("/tests/")[2] for r in store.asked(is_abort)]
+    assert tried == list(map(unquote, keys))
+
+
 def test_upload_is_not_aborted_by_a_worker_that_was_stopped_after_its_look(
     bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """What a blocked cleanup covers waits for a person's decision: no other way deletes it."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.core.files.base import ContentFile
@@ -10,7 +11,7 @@ from pytest_django import Settings
 
 from devtools.faults.matching import is_abort, on
 from devtools.faults.proxy import FaultyStore, Reply
-from storage_audit.audit import meaning, requests
+from storage_audit.audit import deletion, meaning, requests
 from storage_audit.audit.modes import MODES, Mode
 from storage_audit.models import CleanupOperation, R2Object
 from tests.bucket import Bucket
@@ -127,6 +128,28 @@ def test_upload_that_a_blocked_cleanup_covers_is_not_aborted(
     assert [request.path.partition("/tests/")[2] for request in store.asked(is_abort)] == [own]
     said = other.events.get(message__startswith="Unfinished multipart uploads")
     assert said.data["keys"] == [own]
+
+
+def test_upload_is_not_aborted_once_its_cleanup_was_blocked_during_another_one(
+    bucket: Bucket, settings: Settings, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, abort = settings.STORAGE_AUDIT, deletion.abort_upload
+    alive("proj_9", "proj_9_x", "proj_1")
+    bucket.upload("proj_9")
+    other, rival = requested("proj_9_x"), requested("proj_9")
+
+    def abort_behind_the_block(*args: Any) -> bool:
+        settings.STORAGE_AUDIT = usual | {"LIMIT_OBJECTS": 0}
+        assert run(rival).status == Status.BLOCKED
+        settings.STORAGE_AUDIT = usual
+        return abort(*args)
+
+    monkeypatch.setattr(deletion, "abort_upload", abort_behind_the_block)
+    store.rules += [list_uploads(SHARED), on(is_abort, Reply(204))]
+    other = run(other)
+    assert not store.asked(is_abort)
+    said = other.events.get(message__startswith="Unfinished upload not aborted")
+    assert f"Cleanup {rival.pk} covers" in said.message
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ A batch is what one look proves; it goes in one call, or in some at once.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, groupby
-from operator import attrgetter
 from uuid import UUID
 
 from django.db import OperationalError, transaction
@@ -28,7 +27,7 @@ from storage_audit.audit.sending import Flight, Planned, Proof, among, record_co
 from storage_audit.audit.work import OutOfTime, Reborn, Scattered, Undecided, Work
 from storage_audit.bucket import r2, uploads
 from storage_audit.bucket.errors import StoreError, TooLate
-from storage_audit.bucket.listing import escape
+from storage_audit.bucket.listing import as_bytes, escape
 from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.uploads import Upload
 from storage_audit.bucket.wrangler import Command
@@ -43,7 +42,7 @@ Outcome = CleanupItem.Outcome
 NOT_LISTED = "not in the listing before the deletion"
 PROOF_LASTS = 30.0  # seconds
 # The place of the last unfinished upload that was tried, in the operation's position.
-ABORTED = "aborted"
+ABORTED = "aborted_up_to"
 
 
 def delete(work: Work) -> None:
@@ -396,7 +395,7 @@ def owned_uploads(work: Work, page: list[Upload]) -> Iterator[tuple[Upload, str]
     # No row is about an object that is still to come.
     undecided = undecided_of(work, readings, rows, {})
     acknowledged = find_acknowledged_uploads(work.operation.bucket, page)
-    for upload in sorted(page, key=attrgetter("key")):
+    for upload in sorted(page, key=place_of):
         its_rows = rows.get(work.identity(upload.key), ())
         verdict = judge(work.project, readings[upload.key], its_rows, upload.initiated, alive)
         if verdict.claim is Claim.OWNED:
@@ -406,27 +405,35 @@ def owned_uploads(work: Work, page: list[Upload]) -> Iterator[tuple[Upload, str]
 def abort_uploads(work: Work) -> bool:
     """Abort them for half of the turn, as the deletions must go on as well. Each is tried once,
     unless the deletions begin again. Returns whether the next turn is for the others."""
-    start = place = work.operation.cursor.get(ABORTED, "")
+    start = last = work.operation.cursor.get(ABORTED, "")
     aborted = False
-    for upload, reason in unfinished_uploads(work) or ():
-        if (key := escape(upload.key)) <= start:
+    for upload, _reason in unfinished_uploads(work) or ():
+        if (place := place_of(upload)) <= start:
             continue
-        if start < place < key and work.is_half_over():
+        if start < last < place and work.is_half_over():
             return aborted
-        aborted |= abort_upload(work, upload, reason)
-        place = key
+        aborted |= abort_upload(work, upload)
+        last = place
     return False
 
 
-def abort_upload(work: Work, upload: Upload, reason: str) -> bool:
-    """Whether it is aborted, or kept for the reason: the store had no trouble with it."""
+def place_of(upload: Upload) -> str:
+    """Its key as text that the database can hold, whatever its bytes, and in the order of the
+    listing."""
+    return as_bytes(upload.key).hex()
+
+
+def abort_upload(work: Work, upload: Upload) -> bool:
+    """Whether it is aborted, or kept for a reason: the store had no trouble with it."""
     operation, until = work.operation, proof_ends()
     if operation.kind == CleanupOperation.Kind.PROJECT:
         refuse_reborn(operation)
     operation.renew()
     # A page of uploads may take minutes.
-    acknowledged = find_acknowledged_uploads(operation.bucket, [upload])
-    kept, trouble = reason or acknowledged.get(upload.upload_id, ""), ""
+    reasons = dict(owned_uploads(work, [upload]))
+    if upload not in reasons:
+        return False
+    kept, trouble = reasons[upload], ""
     try:
         if not kept:
             with r2.sent_until(until):
@@ -437,9 +444,8 @@ def abort_upload(work: Work, upload: Upload, reason: str) -> bool:
     failed = kept or trouble
     said = not_aborted(failed) if failed else _("Unfinished upload aborted.")
     with transaction.atomic():
-        key = escape(upload.key)
-        operation.renew(cursor={**operation.cursor, ABORTED: key})
-        operation.record("delete", said, key=key)
+        operation.renew(cursor={**operation.cursor, ABORTED: place_of(upload)})
+        operation.record("delete", said, key=escape(upload.key))
     return not trouble
 
 

@@ -13,6 +13,7 @@ from django.utils.translation import gettext_lazy as _
 
 from storage_audit.access import ApiToken
 from storage_audit.bucket.wire import LONGEST_ETAG
+from storage_audit.clocks import is_recent
 from storage_audit.conf import conf
 from storage_audit.fields import Bytewise, BytewiseTextField
 from storage_audit.findings import Finding, Sighting
@@ -179,6 +180,12 @@ class R2Object(models.Model):
 
     def __str__(self) -> str:
         return visible(self.key)
+
+    @property
+    def is_being_uploaded(self) -> bool:
+        """As querysets.under_way() has it."""
+        uploading = self.state == self.State.UPLOADING
+        return uploading and is_recent(self.updated_at, conf().upload_timeout)
 
 
 class Installation(models.Model):

@@ -32,11 +32,13 @@ class Row(NamedTuple):
     last_modified: datetime | None
     # Of a renamed object: the key of its copy.
     copied_to: str | None = None
+    # Why its object stays, if it does.
+    kept: str = ""
 
     @classmethod
-    def of(cls, tracked: models.Model) -> "Row":
+    def of(cls, tracked: models.Model, kept: str) -> "Row":
         given = (name for name in cls._fields if name not in cls._field_defaults)
-        return cls(*(getattr(tracked, name) for name in given))
+        return cls(*(getattr(tracked, name) for name in given))._replace(kept=kept)
 
 
 class CleanupOperation(Transitions):
@@ -279,6 +281,7 @@ class CleanupOperation(Transitions):
 
     def add_rows(self, rows: list[Row], evidence: str = "") -> None:
         """Make these deleted rows items of the operation: delete these very objects."""
+        outcomes = CleanupItem.Outcome
         if any(row.project_id != self.project_id for row in rows):
             self.change(Q(), project_id=None)
         self.items.bulk_create(
@@ -294,6 +297,8 @@ class CleanupOperation(Transitions):
                     copied_to=row.copied_to,
                     found_in=CleanupItem.FoundIn.TRACKED,
                     evidence=evidence or str(_("its tracking row was deleted")),
+                    outcome=outcomes.PROTECTED if row.kept else outcomes.PLANNED,
+                    reason=row.kept,
                 )
                 for row in rows
             ],

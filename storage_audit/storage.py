@@ -27,7 +27,7 @@ from storage_audit.bucket import listing, r2
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, R2Object
-from storage_audit.querysets import R2ObjectQuerySet, barred, impatient, under_way
+from storage_audit.querysets import AT_REST, R2ObjectQuerySet, barred, impatient, under_way
 from storage_audit.redaction import visible
 
 logger = logging.getLogger(__name__)
@@ -181,6 +181,7 @@ class TrackedStorage(S3Storage):
         row then stays.
         """
         bucket, key = self.bucket_name, self.key(name)
+        refuse_reserved(key)
         identity = identity_in(bucket, key)
         keys = {key, identity(key)}
         if reason := why_undecided(bucket, key, identity):
@@ -201,6 +202,14 @@ class TrackedStorage(S3Storage):
         # A backfill may have listed the object before it went and written its row after our mark.
         backfilled = Q(state=State.STORED, source=R2Object.Source.BACKFILL)
         durably(rows.filter(backfilled | Q(state=State.DELETING)).forget)
+
+
+def refuse_reserved(key: str) -> None:
+    """No scan or cleanup looks at our own objects, and without the marker none works. Raises
+    ValueError."""
+    if key.startswith(OWN_PREFIX):
+        text = _("%r is reserved for storage_audit. Use a name outside %s.")
+        raise ValueError(text % (key, OWN_PREFIX))
 
 
 def why_undecided(bucket: str, key: str, identity: listing.Identity) -> str:
@@ -224,18 +233,19 @@ def identity_in(bucket: str, key: str) -> listing.Identity:
     return listing.exact if marker.get("folds_unicode") is False else listing.nfc
 
 
-def bar(bucket: str, keys: Collection[str]) -> dict[str, str]:
-    """Mark the rows of these keys as being deleted; returns the states that they had."""
+def bar(bucket: str, keys: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Mark the rows of these keys as being deleted; returns what that changes, as it was."""
     rows = R2Object.objects.in_bucket(bucket).filter(key__in=keys)
-    before = dict(rows.values_list("key", "state"))
+    facts = rows.values_list("key", "state", "etag")
+    before = {key: {"state": state, "etag": etag} for key, state, etag in facts}
     rows.bar()
     return before
 
 
-def unbar(bucket: str, before: dict[str, str]) -> None:
-    for key, state in before.items():
+def unbar(bucket: str, before: dict[str, dict[str, Any]]) -> None:
+    for key, values in before.items():
         rows = R2Object.objects.in_bucket(bucket).filter(key=key, state=State.DELETING)
-        rows.update(state=state, updated_at=timezone.now())
+        rows.update(**values, updated_at=timezone.now())
 
 
 def is_barred(bucket: str, key: str) -> bool:
@@ -262,32 +272,22 @@ class Upload:
             raise
 
     def begin(self, *, alone: bool = False) -> "Upload":
-        """Raises KeyBeingDeleted, and with `alone` NameTaken when another upload is under way.
-
-        The row is written first and the cleanup's mark read after, as a cleanup marks first and
-        reads the rows after: so at least one of the two sees the other.
-        """
+        """Raises KeyBeingDeleted, and with `alone` NameTaken when another upload is under way."""
         if not listing.storable(self.key):
             raise ValueError(_("%r cannot be a key.") % self.key)
-        if self.key.startswith(OWN_PREFIX):
-            # No scan or cleanup looks at what is there.
-            text = _("%r is reserved for storage_audit. Use a name outside %s.")
-            raise ValueError(text % (self.key, OWN_PREFIX))
+        refuse_reserved(self.key)
         if not layouts().readings(self.key):
             text = "No key format reads %s, so no cleanup deletes it with its project."
             logger.warning(text, visible(self.key))
         self._intend(alone=alone)
-        # The caller's transaction may be too old to see the mark.
-        if durably(partial(CleanupItem.objects.being_deleted, self.bucket, self.key)):
-            self.withdraw()
-            raise KeyBeingDeleted(_("%s is being deleted. Use another name.") % self.key)
         return self
 
     def confirm(self) -> None:
         seen = r2.head(self.bucket, self.key)
         facts = {"size": seen.size, "etag": seen.etag, "last_modified": seen.last_modified}
         if not self._settle(State.STORED, **facts) and not durably(self.rows.exists):
-            # A cleanup saw no object, and took the row away, before this upload ended.
+            # The row went before this upload ended: a cleanup saw no object, or somebody deleted
+            # the row, and a cleanup may be deleting what this upload stored.
             self._intend()
             self._settle(State.STORED, **facts)
 
@@ -299,10 +299,12 @@ class Upload:
         mine = self.rows.filter(upload_id=self.id)
         if self.before is None:
             durably(mine.forget)
-        elif self.before["state"] in (State.STORED, State.UPLOAD_FAILED):
-            durably(partial(mine.update, **self.before))
-        else:
-            # Whoever had it in hand may be done by now, and would leave that state to nobody.
+            return
+        # Whoever had it in hand may be done by now, and would leave that state to nobody.
+        is_restored = self.before["state"] in AT_REST and durably(
+            partial(mine.filter(state=State.UPLOADING).update, **self.before)
+        )
+        if not is_restored:
             self.fail()
 
     @property
@@ -310,7 +312,13 @@ class Upload:
         return R2Object.objects.in_bucket(self.bucket).filter(key=self.key)
 
     def _intend(self, *, alone: bool = False) -> None:
+        """The row is written first and the cleanup's mark read after, as a cleanup marks first and
+        reads the rows after: so at least one of the two sees the other."""
         self.before = durably(partial(intend, self.bucket, self.key, self.id, alone=alone))
+        # The caller's transaction may be too old to see the mark.
+        if durably(partial(CleanupItem.objects.being_deleted, self.bucket, self.key)):
+            self.withdraw()
+            raise KeyBeingDeleted(_("%s is being deleted. Use another name.") % self.key)
 
     def _settle(self, state: str, **facts: Any) -> int:
         return durably(partial(settle, self.bucket, self.key, self.id, state, facts))

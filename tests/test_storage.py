@@ -26,7 +26,7 @@ from storages.backends.s3 import S3Storage
 
 from devtools.faults.matching import on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
-from storage_audit.audit import cleanup
+from storage_audit.audit import cleanup, installation
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Broken, StoreError, Unavailable
 from storage_audit.models import CleanupItem, CleanupOperation, Project, R2Object
@@ -538,6 +538,29 @@ def test_a_row_taken_away_during_the_upload_is_made_again(bucket: Bucket) -> Non
     assert read_row().project_id == "proj_1"
 
 
+def test_upload_is_not_confirmed_while_a_cleanup_deletes_its_key(bucket: Bucket) -> None:
+    """The row was deleted meanwhile, and with it the mark of this upload."""
+    file = default_storage.open(NAME, "w")
+    file.write("text")
+    R2Object.objects.all().forget()
+    with mark_as_being_deleted(), pytest.raises(KeyBeingDeleted, match="take.mp4"):
+        file.close()
+    assert not R2Object.objects.exists()
+
+
+@pytest.mark.parametrize(("hours", "outcome"), [(0, "protected"), (25, "deleted")])
+def test_deleting_a_row_keeps_its_file_while_an_upload_to_it_is_under_way(
+    bucket: Bucket, hours: int, outcome: str
+) -> None:
+    put()
+    Upload(bucket.name, NAME).begin()
+    R2Object.objects.update(updated_at=timezone.now() - timedelta(hours=hours))
+    read_row().delete()
+    operation = cleanup.run(CleanupOperation.objects.get().pk)
+    assert operation.items.get().outcome == outcome
+    assert bucket.keys() == ({NAME} if outcome == "protected" else set())
+
+
 def test_an_upload_under_way_is_not_barred_by_a_cleanup(bucket: Bucket) -> None:
     with default_storage.open(NAME, "w") as file:
         file.write("text")
@@ -650,6 +673,12 @@ def test_a_name_among_our_own_objects_is_refused(name: str, bucket: Bucket) -> N
     assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
 
 
+def test_deleting_our_own_objects_is_refused(bucket: Bucket) -> None:
+    with pytest.raises(ValueError, match="reserved"):
+        default_storage.delete(installation.MARKER)
+    assert bucket.r2.read(installation.MARKER, bucket.name)
+
+
 def test_a_key_is_built_by_the_one_current_layout() -> None:
     assert key_for("proj_1", scene="s1", filename="take.mp4") == NAME
 
@@ -720,14 +749,29 @@ def test_a_row_stays_when_the_store_cannot_be_reached(
 def test_a_failed_row_stays_a_failed_one_when_it_cannot_be_deleted(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bucket.put(NAME)
-    R2Object.objects.create(
-        bucket="tests", key=NAME, source=R2Object.Source.UPLOAD, state=State.UPLOAD_FAILED
-    )
+    put()
+    Upload(bucket.name, NAME).begin().fail()
+    etag = read_row().etag
     monkeypatch.setattr(S3Storage, "delete", lambda self, name: None)
     with pytest.raises(StoreError):
         default_storage.delete(NAME)
-    assert read_row().state == State.UPLOAD_FAILED
+    assert (read_row().state, read_row().etag) == (State.UPLOAD_FAILED, etag)
+    assert etag
+
+
+def test_upload_withdrawn_during_a_deletion_leaves_no_row_of_a_stored_file(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put()
+    upload, delete = Upload(bucket.name, NAME).begin(), S3Storage.delete
+
+    def withdraw_and_delete(self: S3Storage, name: str) -> None:
+        upload.withdraw()
+        delete(self, name)
+
+    monkeypatch.setattr(S3Storage, "delete", withdraw_and_delete)
+    default_storage.delete(NAME)
+    assert not R2Object.objects.exclude(state=State.UPLOAD_FAILED).exists()
 
 
 def test_a_row_barred_by_a_cleanup_stays_barred_when_it_cannot_be_deleted(

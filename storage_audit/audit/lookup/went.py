@@ -7,7 +7,6 @@ from storage_audit.audit.layouts import OWN_PREFIX
 from storage_audit.audit.lookup.facts import ALL, GONE, NO_OBJECT, Facts, Life
 from storage_audit.audit.lookup.sentence import Answer, Sentence, moment
 from storage_audit.audit.ownership import Claim
-from storage_audit.clocks import is_recent
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
 
@@ -27,11 +26,9 @@ def own_object(facts: Facts) -> Answer:
 
 def being_uploaded(facts: Facts) -> Answer:
     row = facts.row
-    if not row or row.state != R2Object.State.UPLOADING:
+    if not row or not row.is_being_uploaded:
         return None
     until = row.updated_at + conf().upload_timeout
-    if not is_recent(row.updated_at, conf().upload_timeout):
-        return None
     text = _(
         "An upload to it is under way since %(at)s, and until %(until)s no cleanup touches it. Look"
         " again when it is over."

@@ -175,10 +175,8 @@ def test_only_a_persons_decision_about_this_object_rules_out_other_owners(
     living = {"proj_1", "proj_1_x", "proj_2"}
     rivals = {"proj_1_x"} if told and not given else set()
     assert rivals_of(readings, rows, living, stored) == rivals
-    others = set() if given else {"proj_1_x"}
-    assert (
-        others <= possible_owners(readings, rows, stored) - {"proj_1"} <= others | readings.others
-    )
+    owners = {"proj_1"} if given else readings.owners
+    assert possible_owners(readings, rows, stored) == owners
     key_of_nobody = judge_rows(ODD, rows, stored)
     adopted = any(row.source == "adopted" for row in rows)
     assert (key_of_nobody.claim is OWNED) == (given or (told and not adopted))
@@ -217,6 +215,12 @@ def test_refused_id_that_lives_is_a_rival_of_all_but_the_adopting_project() -> N
         ([described()], set()),
     ):
         assert rivals_of(readings, rows, {"1"}, OBJECT) == rivals
+
+
+def test_cleanup_of_each_project_that_key_or_row_names_may_take_an_object() -> None:
+    readings, uploaded = layouts().readings(ONE), [described("upload", "proj_2")]
+    assert possible_owners(readings, uploaded, OBJECT) == {"proj_2", *readings.owners}
+    assert {"proj_1", "1"} <= readings.owners
 
 
 def test_rows_of_two_projects_keep_the_object() -> None:
@@ -348,6 +352,7 @@ def test_stored_texts_are_few_and_short() -> None:
     few = [f"{n}" for n in range(SHOWN)]
     assert shorten(few) == ", ".join(few)
     assert shorten([*few, "a", "b"], "; ") == "; ".join([*few, "2 more"])
+    assert shorten([*few, "a"]) == ", ".join([*few, "1 more"])
     assert shorten(["a" * LONGEST]) == "a" * LONGEST
     assert shorten(["a" * (LONGEST + 1), "b"]) == "a" * (LONGEST - 1) + "…, b"
 

@@ -44,7 +44,7 @@ from storage_audit.models import (
 )
 from tests.bucket import BUCKETS, Bucket
 from tests.keys import KEY_OF_PROJ_10
-from tests.leftovers import connections_of_others, left_since, threads_and_processes
+from tests.leftovers import connections_left, left_since, threads_and_processes
 from tests.network import faulty_network
 from tests.selection import is_of_another, is_of_the_store_alone, needs_others
 from tests.times import YEAR
@@ -162,7 +162,7 @@ def nothing_is_left_behind(django_db_blocker: DjangoDbBlocker) -> Iterator[None]
     yield
     assert left_since(before | of_the_session) == []
     with django_db_blocker.unblock():
-        assert connection.connection is None or connections_of_others() == 0
+        assert connection.connection is None or connections_left() == 0
 
 
 @pytest.fixture(autouse=True)

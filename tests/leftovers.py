@@ -4,11 +4,14 @@ import os
 import threading
 from collections.abc import Set as AbstractSet
 from pathlib import Path
+from time import monotonic, sleep
 
 from django.db import connection
 
 TASKS = Path("/proc/self/task")
 FILES = Path("/proc/self/fd")
+# Seconds that they may take to end.
+PATIENCE = 5.0
 
 
 def threads_and_processes() -> dict[int, str]:
@@ -17,15 +20,15 @@ def threads_and_processes() -> dict[int, str]:
     threads = {thread.native_id: thread.name for thread in threading.enumerate()}
     return {
         **{number: f"thread {name}" for number, name in threads.items() if number},
-        **{pid: f"process {command_of(pid)}" for pid in children},
+        **{pid: f"process {command}" for pid in children if (command := command_of(pid))},
     }
 
 
 def left_since(before: AbstractSet[int]) -> list[str]:
-    """What has begun since, and does not end within seconds."""
+    """What has begun since and does not end."""
     for thread in threading.enumerate():
         if thread.native_id not in before and thread is not threading.current_thread():
-            thread.join(5)
+            thread.join(PATIENCE)
     return [what for number, what in threads_and_processes().items() if number not in before]
 
 
@@ -37,14 +40,22 @@ def children_of(task: Path) -> str:
 
 
 def command_of(pid: int) -> str:
+    """Nothing of one that has ended."""
     try:
         return Path("/proc", str(pid), "cmdline").read_text().replace("\0", " ").strip()
     except FileNotFoundError:
-        return "has ended"
+        return ""
+
+
+def connections_left() -> int:
+    """To the database, beside that of this thread, once those of processes that ended are over."""
+    until = monotonic() + PATIENCE
+    while (left := connections_of_others()) and monotonic() < until:
+        sleep(0.05)
+    return left
 
 
 def connections_of_others() -> int:
-    """To the database, beside that of this thread."""
     if connection.vendor != "postgresql":
         path = os.path.realpath(str(connection.settings_dict["NAME"]))
         opened = [os.path.realpath(file) for file in FILES.iterdir()]
@@ -53,6 +64,7 @@ def connections_of_others() -> int:
         cursor.execute(
             "SELECT count(*) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            " AND backend_type = 'client backend'"
         )
         [(others,)] = cursor.fetchall()
     return int(others)

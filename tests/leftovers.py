@@ -10,6 +10,8 @@ from django.db import connection
 
 TASKS = Path("/proc/self/task")
 FILES = Path("/proc/self/fd")
+# Python's own, which ends with the process that started it.
+OF_PYTHON = "multiprocessing.resource_tracker"
 # Seconds that they may take to end.
 PATIENCE = 5.0
 
@@ -29,7 +31,8 @@ def left_since(before: AbstractSet[int]) -> list[str]:
     for thread in threading.enumerate():
         if thread.native_id not in before and thread is not threading.current_thread():
             thread.join(PATIENCE)
-    return [what for number, what in threads_and_processes().items() if number not in before]
+    now = threads_and_processes()
+    return [now[number] for number in now.keys() - before if OF_PYTHON not in now[number]]
 
 
 def children_of(task: Path) -> str:

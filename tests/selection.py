@@ -11,7 +11,7 @@ OTHERS = {*STORES, "local_cloudflare", "browser", "network", "proxy"}
 # What a test uses when it is about the database: transactions, raw SQL, locks, threads, and workers
 # that die.
 OF_THE_DATABASE = {
-    *("atomic", "cursor", "execute", "select_for_update", "Thread", "meanwhile", "take_over_lease"),
+    *("atomic", "connection", "select_for_update", "Thread", "meanwhile", "take_over_lease"),
     *("DatabaseError", "OperationalError", "IntegrityError", "KeyboardInterrupt"),
     *("SIGKILL", "kill"),
 }

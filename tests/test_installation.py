@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from devtools.faults.kinds import changed
-from devtools.faults.matching import is_listing, on
+from devtools.faults.matching import is_abort, is_listing, is_uploads_listing, on
 from devtools.faults.pages import empty
-from devtools.faults.proxy import FaultyStore, Request
+from devtools.faults.proxy import FaultyStore, Reply, Request
 from devtools.local_r2 import LocalR2
 from storage_audit.audit import deletion, installation, requests, sending
 from storage_audit.audit.installation import MARKER, Mismatch, Traits
@@ -36,6 +36,7 @@ from tests.promises import (
     run,
     track,
 )
+from tests.store_replies import list_uploads
 
 ECHOES = tuple(
     f"ListBucketResult.{name}"
@@ -355,7 +356,25 @@ def test_each_batch_is_preceded_by_a_look_at_the_marker(
 
     monkeypatch.setattr(Work, "look_again", look_again)
     delete("proj_1")
-    assert [looks.count(step) for step in ("plan", "delete", "verify")] == [1, 2, 1]
+    assert [looks.count(step) for step in ("plan", "delete", "verify")] == [1, 1, 1]
+
+
+def test_no_upload_is_aborted_in_a_bucket_whose_marker_is_gone_since_the_plan(
+    bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    own = "projects/proj_1/scenes/s1/media/a"
+    store.rules += [list_uploads(own), on(is_abort, Reply(204))]
+    abort_uploads = deletion.abort_uploads
+
+    def abort_later(work: Work) -> bool:
+        bucket.r2.remove(MARKER, bucket.name)
+        return abort_uploads(work)
+
+    monkeypatch.setattr(deletion, "abort_uploads", abort_later)
+    operation = delete("proj_1")
+    assert operation.status == CleanupOperation.Status.BLOCKED
+    assert store.asked(is_uploads_listing) and not store.asked(is_abort)
 
 
 def test_store_whose_listings_lack_what_was_just_written_is_not_claimed(

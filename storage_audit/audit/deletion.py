@@ -48,7 +48,6 @@ ABORTED = "aborted_up_to"
 def delete(work: Work) -> None:
     """Send every planned item once. Raises OutOfTime, StoreError, Mismatch and LeaseLost."""
     operation = work.operation
-    work.look_again()
     uploads_left = abort_uploads(work)
     with Flight(work) as flight:
         while batch := next_batch(work):
@@ -406,12 +405,15 @@ def abort_uploads(work: Work) -> bool:
     """Abort them for half of the turn, as the deletions must go on as well. Each is tried once,
     unless the deletions begin again. Returns whether the next turn is for the others."""
     start = last = work.operation.cursor.get(ABORTED, "")
-    aborted = False
+    has_looked = aborted = False
     for upload, _reason in unfinished_uploads(work) or ():
         if (place := place_of(upload)) <= start:
             continue
         if start < last < place and work.is_half_over():
             return aborted
+        if not has_looked:
+            work.look_again()
+            has_looked = True
         aborted |= abort_upload(work, upload)
         last = place
     return False

@@ -309,6 +309,25 @@ def test_object_whose_two_rows_are_deleted_counts_once(bucket: Bucket, etag: str
     check(bucket)
 
 
+@each_order
+@pytest.mark.parametrize("facts", [{}, {"size": 7, "etag": "of an earlier object"}])
+def test_deleting_two_rows_keeps_the_file_that_an_upload_to_one_of_them_stores(
+    folding: Bucket, mine: str, other: str, facts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not the rows say the same of it."""
+    alive("proj_1")
+    folding.put(NFD)
+    track(folding, mine, "proj_1", state="upload_failed")
+    track(folding, other, "proj_1", state="uploading", **facts)
+    R2Object.objects.all().delete()
+    later = timezone.now() + timedelta(hours=2)
+    CleanupOperation.objects.update(created_at=later)
+    monkeypatch.setattr(timezone, "now", lambda: later)
+    operation = run(CleanupOperation.objects.get())
+    assert folding.keys() == {NFD}
+    assert operation.found == operation.protected == (2 if facts else 1)
+
+
 def claim_again(
     bucket: Bucket, patch: pytest.MonkeyPatch, module: Any, name: str, *, folds_unicode: bool = True
 ) -> None:

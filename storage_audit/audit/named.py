@@ -112,7 +112,7 @@ def compare(operation: CleanupOperation, item: CleanupItem, listed: Listed) -> N
 def merge_spellings(work: Work) -> None:
     """Items that came with the request have their keys as identities, or what an earlier pass took
     for the same: nobody knew yet which spellings are one object. Two that describe the same one
-    become one."""
+    become one, and what keeps one of them keeps the object."""
     operation = work.operation
     given = operation.items.filter(escaped=False)
     if work.identity is exact:
@@ -127,7 +127,8 @@ def merge_spellings(work: Work) -> None:
 def merge(work: Work, stale: Sequence[CleanupItem]) -> None:
     items = work.operation.items
     names = [work.identity(item.key) for item in stale]
-    taken = items.filter(escaped=False, identity__any_of=names)
+    taken = list(items.filter(escaped=False, identity__any_of=names))
+    protect_with_others(work, [*taken, *stale])
     known = {item.identity: facts_of(item) for item in taken}
     named, same = list[CleanupItem](), list[int]()
     for item, name in zip(stale, names, strict=True):
@@ -138,6 +139,19 @@ def merge(work: Work, stale: Sequence[CleanupItem]) -> None:
             same.append(item.pk)
     items.bulk_update(named, ["identity"])
     items.filter(pk__any_of=same).delete()
+
+
+def protect_with_others(work: Work, given: Sequence[CleanupItem]) -> None:
+    """Protect those that may be the same object as one that is protected."""
+    kept = {
+        work.identity(item.key): item.reason for item in given if item.outcome == Outcome.PROTECTED
+    }
+    alike = defaultdict[str, list[int]](list)
+    for item in given:
+        if item.outcome == Outcome.PLANNED and (reason := kept.get(work.identity(item.key))):
+            alike[reason].append(item.pk)
+    for reason, pks in alike.items():
+        work.operation.items.filter(pk__any_of=pks).mark(Outcome.PROTECTED, reason)
 
 
 def facts_of(item: CleanupItem) -> tuple[int | None, str, datetime | None]:

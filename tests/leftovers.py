@@ -2,52 +2,56 @@
 
 import os
 import threading
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 
 from django.db import connection
 
-TASKS = Path("/proc/self/task")
+PROCESSES = Path("/proc")
 FILES = Path("/proc/self/fd")
-# Python's own, which ends with the process that started it.
-OF_PYTHON = "multiprocessing.resource_tracker"
+# Python's own, which ends with the process that started it; and a server's, which ends with the
+# connection, that clients may keep.
+IGNORED = ("multiprocessing.resource_tracker", "(process_request_thread)")
 # Seconds that they may take to end.
 PATIENCE = 5.0
 
 
 def threads_and_processes() -> dict[int, str]:
     """By their numbers. A child may run another program later."""
-    children = [int(pid) for task in TASKS.iterdir() for pid in children_of(task).split()]
     threads = {thread.native_id: thread.name for thread in threading.enumerate()}
     return {
         **{number: f"thread {name}" for number, name in threads.items() if number},
-        **{pid: f"process {command}" for pid in children if (command := command_of(pid))},
+        **{pid: f"process {command}" for pid in children() if (command := command_of(pid))},
     }
+
+
+def children() -> Iterator[int]:
+    """Linux's own list of them may lack some while others end."""
+    for process in PROCESSES.glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[1]) == os.getpid():
+                yield int(process.name)
 
 
 def left_since(before: AbstractSet[int]) -> list[str]:
     """What has begun since and does not end."""
     for thread in threading.enumerate():
-        if thread.native_id not in before and thread is not threading.current_thread():
+        if thread.native_id not in before and IGNORED[1] not in thread.name:
             thread.join(PATIENCE)
     now = threads_and_processes()
-    return [now[number] for number in now.keys() - before if OF_PYTHON not in now[number]]
-
-
-def children_of(task: Path) -> str:
-    try:
-        return (task / "children").read_text()
-    except FileNotFoundError:
-        return ""  # The thread has ended.
+    new = [now[number] for number in now.keys() - before]
+    return [what for what in new if not any(name in what for name in IGNORED)]
 
 
 def command_of(pid: int) -> str:
     """Nothing of one that has ended."""
-    try:
-        return Path("/proc", str(pid), "cmdline").read_text().replace("\0", " ").strip()
-    except FileNotFoundError:
-        return ""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return (PROCESSES / str(pid) / "cmdline").read_text().replace("\0", " ").strip()
+    return ""
 
 
 def connections_left() -> int:

@@ -20,7 +20,7 @@ from storage_audit import tasks
 from storage_audit.audit import cleanup, deletion, requests, retention, verification
 from storage_audit.audit.sending import Planned, Proof
 from storage_audit.audit.work import Work
-from storage_audit.bucket import deleters
+from storage_audit.bucket import deleters, listing
 from storage_audit.bucket.deleters import Sent
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, Project, R2Object
 from tests.bucket import Bucket
@@ -127,6 +127,13 @@ def track(
     """A tracking row, whether or not there is such an object."""
     facts = {"bucket": bucket.name, "state": "stored", "source": source, **values}
     return R2Object.objects.create(key=key, project_id=project_id, **facts)
+
+
+def give(bucket: Bucket, key: str, project_id: str, *, spelled: str = "") -> R2Object:
+    """A row by which a person gave the object that is there to the project."""
+    [its] = [each for page in listing.pages(bucket.name, key) for each in page if each.key == key]
+    facts = {"size": its.size, "etag": its.etag, "last_modified": its.last_modified}
+    return track(bucket, spelled or key, project_id, "adopted", **facts)
 
 
 def check(bucket: Bucket) -> None:

@@ -65,6 +65,7 @@ HARD = [
 UNDER = "projects/proj_1/scenes/s1/media/"
 # Folders, as there are stores that take no name of more than 255 bytes between slashes.
 LONG = ("é" * 100 + "/") * 4
+LONG += "x" * (1024 - len((UNDER + LONG).encode()))
 
 
 class Strange(NamedTuple):

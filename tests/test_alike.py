@@ -14,7 +14,7 @@ from storage_audit.bucket.r2 import Page
 from storage_audit.bucket.wire import Entries
 from storage_audit.models import CleanupOperation, R2Object
 from tests.bucket import Bucket
-from tests.promises import Status, alive, check, outcomes, requested, track
+from tests.promises import Status, alive, check, give, outcomes, requested, track
 
 MINE = "projects/proj_1/scenes/s1/media/a.mp4"
 OTHERS = [f"projects/proj_2/scenes/s1/media/{n:02}.mp4" for n in range(24)]
@@ -78,8 +78,8 @@ def test_absent_key_is_looked_for_in_all_of_the_bucket_turn_after_turn(
 def test_file_that_an_earlier_turn_saw_in_another_spelling_is_not_forgotten(
     large: Bucket,
 ) -> None:
-    track(large, TRACKED, "proj_1", "adopted", etag="x", size=1)
     large.put(LISTED)
+    give(large, LISTED, "proj_1", spelled=TRACKED)
     operation = requested("proj_1")
     while is_open(operation):
         turn(operation)
@@ -93,8 +93,8 @@ def test_look_for_other_keys_does_not_go_on_from_this_one(
 ) -> None:
     monkeypatch.setattr(discovery, "LONE_KEYS", 1)
     other = track(large, "\u00dca.pdf", "proj_1", "adopted", etag="x", size=1)
-    track(large, TRACKED, "proj_1", "adopted", etag="x", size=1)
     large.put(LISTED)
+    give(large, LISTED, "proj_1", spelled=TRACKED)
     operation = requested("proj_1")
     while operation.cursor.get("alike", {}).get("after", "") < LISTED:
         turn(operation)

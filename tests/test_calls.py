@@ -109,6 +109,7 @@ def test_a_store_cannot_make_up_results(store: FaultyStore) -> None:
 
 
 def test_the_total_grows_and_is_not_taken(bucket: Bucket) -> None:
+    r2.list_page("tests", "")  # A process reads the marker before its first page.
     before = calls.total()
     r2.list_page("tests", "")
     waiting()

@@ -24,6 +24,7 @@ from tests.promises import (
     between_plan_and_batch,
     check,
     delete,
+    give,
     late_check,
     outcomes,
     reason,
@@ -404,7 +405,7 @@ def test_key_with_spaces_at_its_ends_takes_no_other_key_with_it(bucket: Bucket) 
     for space in (" ", "\u00a0", "\u3000", "\ufeff", "\t"):
         for key in (f"{space}{trimmed}", f"{trimmed}{space}"):
             bucket.put(key)
-            track(bucket, key, "proj_1")
+            give(bucket, key, "proj_1")
     bucket.put(trimmed)
     assert delete("proj_1").status == Status.CLEAN
     assert bucket.keys() == {trimmed}

@@ -47,6 +47,7 @@ from tests.promises import (
     check,
     delete,
     deleted,
+    give,
     hide,
     let_the_pause_end,
     make_due,
@@ -539,7 +540,8 @@ def test_a_dry_run_says_which_files_would_be_kept(library: Bucket) -> None:
 def test_a_file_that_a_person_gave_to_the_project_goes_with_it(library: Bucket) -> None:
     alive("proj_1")
     key = still("proj_1")
-    R2Object.objects.filter(key=key).update(project_id="proj_1", source="adopted")
+    R2Object.objects.filter(key=key).forget()
+    give(library, key, "proj_1")
     assert outcomes(delete("proj_1")) == {key: "deleted"}
 
 

@@ -26,18 +26,15 @@ from tests.admin_client import page, superuser
 from tests.bucket import Bucket
 from tests.commands import run_command, run_json
 from tests.network import faulty_network
-from tests.promises import again, alive, check, delete, outcomes, reason, run, track
+from tests.promises import again, alive, check, delete, give, outcomes, reason, run, track
 from tests.strange_keys import (
     KEYS,
-    LONG,
     STRANGE,
     TRAPS,
     UNDER,
     complete_key,
     select_remaining,
 )
-
-LONG += "x" * (1024 - len((UNDER + LONG).encode()))
 
 
 @pytest.fixture
@@ -127,7 +124,7 @@ def test_a_key_with_a_nul_is_left_and_said_and_is_no_other(bucket: Bucket) -> No
     key, trap = f"{UNDER}a\0b", f"{UNDER}a\\x00b"
     bucket.put(key, trap, f"{UNDER}ab")
     for name in (trap, f"{UNDER}ab"):
-        track(bucket, name, "proj_2")
+        give(bucket, name, "proj_2")
     before = bucket.facts()
     assert_nameless(bucket, escape(key))
     assert bucket.facts() == before
@@ -137,7 +134,7 @@ def test_a_key_that_is_no_utf_8_is_left_and_said_and_is_no_other(bucket: Bucket)
     """R2 has no such keys, so a listing is made up; the store has an object behind it."""
     alive("proj_1", "proj_2")
     bucket.put(f"{UNDER}bad\u00e9", trap := f"{UNDER}bad\ufffd")
-    track(bucket, trap, "proj_2")
+    give(bucket, trap, "proj_2")
     before = bucket.facts()
     with faulty_network(bucket.r2) as store:
         store.rules[:] = [on(is_listing, changed(lambda xml: xml.replace("bad%C3%A9", "bad%C3")))]

@@ -40,7 +40,7 @@ CREDENTIALS = [
 USER_OF_PROXY = re.compile(r"^(\w+://)?(.*)@", re.DOTALL)
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 # Where a parser may cut a password in which they are not escaped.
-MARK_OF_ADDRESS = re.compile(r"[/?#:@]")
+MARK_OF_ADDRESS = re.compile(r"[/?#:@\\]")
 
 
 def redact(value: Any) -> Any:
@@ -55,7 +55,7 @@ def redact(value: Any) -> Any:
         return value
     text = str(value)
     for secret in secrets():
-        text = text.replace(secret, HIDDEN).replace(quote(secret, safe=""), HIDDEN)
+        text = text.replace(secret, HIDDEN)
     text = hide_credentials(text)
     # An answer from outside may hold what cannot be stored: NUL, and bytes that are not UTF-8.
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
@@ -75,22 +75,31 @@ def hide_credentials(text: str) -> str:
 
 
 def secrets() -> list[str]:
-    """Those that are long enough: hidden everywhere, a short one would garble ordinary words. The
-    longest comes first, as others may be parts of it."""
+    """Each form of those that are long enough: hidden everywhere, a short one would garble ordinary
+    words. The longest comes first, as others may be parts of it."""
     keys = [settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS]
     ours = (conf().secret_access_key, conf().access_key_id, conf().api_token)
     # Many a webhook asks for no more than that its address is known.
     webhook = (conf().notify_webhook_url, conf().notify_webhook_secret.removeprefix(SECRET_PREFIX))
     others = (*of_proxies(), *of_mail(), *of_databases())
     found = {force_str(key) for key in (*ours, *webhook, *keys, *others) if key}
-    return sorted((key for key in found if len(key) >= SHORTEST_SECRET), key=len, reverse=True)
+    long = (key for key in found if len(key) >= SHORTEST_SECRET)
+    return sorted({form for key in long for form in forms_of(key)}, key=len, reverse=True)
+
+
+def forms_of(secret: str) -> Iterator[str]:
+    """As it is, in an address, and in an error that quotes it; `repr` escapes an apostrophe only if
+    the text has the other quote too."""
+    yield from (secret, quote(secret, safe="", errors="surrogateescape"))
+    yield from (repr(secret)[1:-1], repr(f'"{secret}')[2:-1])
 
 
 def of_proxies() -> Iterator[str]:
-    """Passwords, and the parts that errors quote when a parser of addresses cut them."""
+    """Passwords, and the parts that errors quote when a parser of addresses cut them. A name alone
+    may be an ordinary word."""
     for name in PROXIES:
-        if found := USER_OF_PROXY.match(os.environ.get(name, "")):
-            user = found[2]
+        found = USER_OF_PROXY.match(os.environ.get(name, ""))
+        if found and MARK_OF_ADDRESS.search(user := found[2]):
             start = user.find(":") + 1
             yield from (user, user[start:], *MARK_OF_ADDRESS.split(user[start:]))
             yield from (user[: mark.start()] for mark in MARK_OF_ADDRESS.finditer(user, start))
@@ -99,7 +108,7 @@ def of_proxies() -> Iterator[str]:
 def of_mail() -> Iterator[Any]:
     """From Django 6.1 on MAILERS has them, and reading the older setting warns."""
     for mailer in getattr(settings, "MAILERS", {}).values():
-        yield mailer.get("OPTIONS", {}).get("password")
+        yield (mailer.get("OPTIONS") or {}).get("password")
     if settings.is_overridden("EMAIL_HOST_PASSWORD"):  # type: ignore[misc]
         yield settings.EMAIL_HOST_PASSWORD
 

@@ -71,7 +71,7 @@ def test_a_token_of_our_own_is_hidden_wherever_it_stands(shape: str) -> None:
     assert redact(f"visa_{token[3:]}") == f"visa_{token[3:]}"
 
 
-@pytest.mark.parametrize("mark", "/#?")
+@pytest.mark.parametrize("mark", "/#?\\")
 def test_password_of_a_proxy_is_hidden_whole_and_where_a_parser_cuts_it(
     monkeypatch: pytest.MonkeyPatch, mark: str
 ) -> None:
@@ -83,6 +83,29 @@ def test_password_of_a_proxy_is_hidden_whole_and_where_a_parser_cuts_it(
         )
     monkeypatch.setenv("https_proxy", f"svc:first{mark}planted-word@proxy:3128")
     assert redact("Invalid port: 'planted-word' of svc") == f"Invalid port: '{HIDDEN}' of svc"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [r"planted\word", "planted'word", "planted'\"word", "planted\tword", "planted\udcffword"],
+)
+def test_secret_is_hidden_as_errors_quote_it(settings: Settings, secret: str) -> None:
+    settings.SECRET_KEY_FALLBACKS = [secret]
+    for shown in (secret, f'"{secret}', f"'\"{secret}"):
+        text = repr(shown)
+        assert "word" not in redact(text) and HIDDEN in redact(text)
+
+
+def test_user_name_of_a_proxy_without_a_password_is_no_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", "http://mediateam@proxy:3128")
+    assert redact("scenes/mediateam-cut.mp4") == "scenes/mediateam-cut.mp4"
+    monkeypatch.setenv("ALL_PROXY", "http://planted/token@proxy:3128")
+    assert (
+        redact("no way to http://planted/token@proxy:3128")
+        == f"no way to http://{HIDDEN}@proxy:3128"
+    )
 
 
 def test_passwords_of_mail_and_database_are_hidden(
@@ -98,6 +121,11 @@ def test_passwords_of_mail_and_database_are_hidden(
     assert redact("535 no planted-mail; planted-database") == f"535 no {HIDDEN}; {HIDDEN}"
     monkeypatch.setitem(database, "PASSWORD", "clips-of-ours")
     assert redact("bucket clips-of-ours") == "bucket clips-of-ours"
+
+
+def test_mailer_without_options_has_no_password(settings: Settings) -> None:
+    settings.MAILERS = {"default": {"OPTIONS": None}}
+    assert redact("no answer") == "no answer"
 
 
 def test_short_access_key_id_leaves_other_words_readable(planted: None, settings: Settings) -> None:

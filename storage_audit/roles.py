@@ -55,8 +55,9 @@ ADMIN = OPERATOR | {
 # From the least to the most: the first that holds a permission is the one to ask for.
 ROLES = {"Storage viewer": VIEWER, "Storage operator": OPERATOR, "Storage admin": ADMIN}
 
-# How an admin deletes.
-ADMIN_DELETIONS = "delete_model", "delete_queryset"
+# How an admin deletes, and the packages whose ways are no site's own.
+ADMIN_DELETIONS = "delete_model", "delete_queryset", "delete_selected"
+STOCK = "django", "storage_audit"
 
 
 def make_groups(apps: Any, using: str) -> None:
@@ -144,14 +145,23 @@ def has_own_deletion(
     listed = [page.get_queryset(request) for page in pages]
     listed += [manager.get_queryset() for model in models for manager in model._meta.managers]
     return (
-        any(
-            getattr(type(page), each) is not getattr(ModelAdmin, each)
-            for page in pages
-            for each in ADMIN_DELETIONS
-        )
+        any(map(has_own_ways, pages))
         or any(model.delete not in (Model.delete, projects.model().delete) for model in models)
         or any(type(each).delete is not QuerySet.delete for each in listed)
     )
+
+
+def has_own_ways(page: "ModelAdmin[Any]") -> bool:
+    """Whether the admin, or the action of its site, deletes otherwise than Django's and ours do."""
+    methods = [getattr(type(page), name, None) for name in ADMIN_DELETIONS]
+    ways = filter(None, [deletion_of_site(page.admin_site), *methods])
+    return any(way.__module__.partition(".")[0] not in STOCK for way in ways)
+
+
+def deletion_of_site(site: AdminSite) -> Any:
+    """What the site runs as "Delete selected"; None where it is disabled."""
+    actions: Any = site.actions
+    return dict(actions).get("delete_selected")
 
 
 def deletion_obstacles(request: HttpRequest, row: Model) -> tuple[set[str], list[Any]]:

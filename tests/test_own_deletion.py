@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.conf import settings as django_settings
 from django.contrib import admin
+from django.contrib.admin.models import LogEntry
 from django.contrib.admin.utils import get_deleted_objects
 from django.contrib.auth.models import User
 from django.contrib.messages.storage.cookie import CookieStorage
@@ -19,7 +20,7 @@ from pytest_django import Settings
 
 from storage_audit import roles, signals
 from storage_audit.audit import jobs
-from storage_audit.models import Job, Project, R2Object
+from storage_audit.models import CleanupOperation, Job, Project, R2Object
 from storage_audit.origin import Origin, acting_as
 from storage_audit.pages.base import ModelAdmin
 from storage_audit.pages.confirming import Selection
@@ -170,6 +171,92 @@ def test_delete_of_the_project_model_is_called_and_stands_in_no_way(
     monkeypatch.setattr(Project, "delete", soft_row)
     make(1)
     assert not has_own_deletion(asking, Project.objects.all())
+
+
+def keep(project: Any) -> None:
+    raise models.ProtectedError("An invoice needs it.", set())
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("delete", [soft_row, keep])
+def test_selected_projects_that_their_model_keeps_stay(
+    monkeypatch: pytest.MonkeyPatch, count: int, delete: Any
+) -> None:
+    """A job takes up more than three."""
+    monkeypatch.setattr(Project, "delete", delete)
+    make(count)
+    pks = [f"proj_{number}" for number in range(count)]
+    shown = confirm(superuser(), "project", "delete_selected", *pks)
+    for job in Job.objects.all():
+        jobs.take_up(job)
+    assert Project.objects.count() == count and not CleanupOperation.objects.exists()
+    if count == 2:
+        reason = {soft_row: "Project proj_0 was not deleted", keep: "An invoice needs it."}[delete]
+        assert f"Nothing was deleted. {reason}" in shown and not LogEntry.objects.exists()
+
+
+def take_all(project: Any) -> tuple[int, dict[str, int]]:
+    return models.QuerySet(Project).delete()
+
+
+def test_selected_projects_are_each_deleted_by_their_models_own_delete_and_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make(3)
+    monkeypatch.setattr(Project, "delete", take_all)
+    shown = confirm(superuser(), "project", "delete_selected", "proj_0", "proj_1")
+    assert "Successfully deleted 2 projects" in shown and not Project.objects.exists()
+    assert CleanupOperation.objects.count() == 3
+
+
+def test_own_delete_of_a_proxy_is_called_from_the_admin_of_the_model_below(
+    register: Register, asking: Any, settings: Settings
+) -> None:
+    class Film(models.Model):  # noqa: DJ008
+        class Meta:
+            app_label = "storage_audit"
+
+    class Legal(Film):  # noqa: DJ008
+        delete = soft_row  # type: ignore[assignment]
+
+        class Meta:
+            app_label = "storage_audit"
+            proxy = True
+
+    settings.STORAGE_AUDIT_PROJECT_MODEL = "storage_audit.Legal"
+    with create_table(Film) as film:
+        film.objects.create()
+        pages = register(Film, OwnerAdmin)
+        asking.POST = QueryDict("post=yes")
+        pages.delete_selection(asking, confirmed(film))
+        [said] = asking._messages
+        assert "Nothing was deleted." in str(said) and film.objects.exists()
+    forget_model(Legal)
+
+
+def archive_all(pages: Any, request: HttpRequest, queryset: Any) -> None:
+    queryset.update(title="archived")
+
+
+def archive_none(pages: Any, request: HttpRequest, queryset: Any) -> None: ...
+
+
+@pytest.mark.parametrize("is_of_site", [False, True])
+@pytest.mark.parametrize("is_of_admin", [False, True])
+def test_action_of_the_site_or_the_admin_runs_instead_of_the_deletion_that_it_replaces(
+    monkeypatch: pytest.MonkeyPatch, asking: Any, is_of_site: bool, is_of_admin: bool
+) -> None:
+    site: Any = admin.site
+    if is_of_admin:
+        monkeypatch.setattr(ProjectAdmin, "delete_selected", archive_all)
+    if is_of_site:
+        action = archive_none if is_of_admin else archive_all
+        monkeypatch.setitem(site._actions, "delete_selected", action)
+    make(1)
+    is_own = is_of_site or is_of_admin
+    assert has_own_deletion(asking, Project.objects.all()) == is_own
+    confirm(superuser(), "project", "delete_selected", "proj_0")
+    assert (archived(), Project.objects.count()) == ((1, 1) if is_own else (0, 0))
 
 
 @pytest.mark.parametrize("page_class", [Archiving, SoftlyDeleting, Hiding])

@@ -21,6 +21,7 @@ from storage_audit.fields import AnyOf
 from storage_audit.models import CleanupOperation
 from storage_audit.pages.base import AuditAdmin, M
 from storage_audit.querysets import read_in_steps
+from storage_audit.roles import deletion_of_site
 
 deletes = admin.action(
     permissions=["delete"],
@@ -134,11 +135,13 @@ class DeletingAdmin(ConfirmingAdmin[M]):
     """The stock deletion, which here is followed by a cleanup."""
 
     def get_action(self, action: Any, *args: Any, **kwargs: Any) -> Any:
-        """None for the deletion where the site disabled it: ours has the name of Django's."""
-        if action == "delete_selected" and action not in {
-            name for name, _ in self.admin_site.actions
-        }:
-            return None
+        """None for the deletion where the site disabled it, or has another one in its place, which
+        Django then offers: ours has the name of Django's."""
+        if action == "delete_selected":
+            of_site = deletion_of_site(self.admin_site)
+            is_ours = type(self).delete_selected is DeletingAdmin.delete_selected
+            if of_site is None or (is_ours and of_site is not delete_selected):
+                return None
         return super().get_action(action, *args, **kwargs)
 
     def refused(self, request: HttpRequest, row: M | None = None) -> list[tuple[str, str]]:

@@ -5,8 +5,9 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.widgets import AdminTextInputWidget
-from django.db import transaction
+from django.db import DEFAULT_DB_ALIAS, transaction
 from django.db.models import (
+    Model,
     OuterRef,
     ProtectedError,
     Q,
@@ -58,6 +59,10 @@ STORAGE = (
     "storage_audit_last_operation_id",
     "storage_audit_last_operation_status",
 )
+
+
+# Of a deletion of several projects: then none is deleted.
+REFUSALS = requests.StillAlive, ProtectedError, RestrictedError
 
 
 class OwnerAdmin(DeletingAdmin[M]):
@@ -202,13 +207,34 @@ class OwnerAdmin(DeletingAdmin[M]):
             # The stock page says what stands in the way, and refuses.
             if not (lacking or protected or has_own_deletion(request, rows, self)):
                 return self.ask_for_many(request, Job.Action.DELETE, ids_of(rows))
-        response = super().delete_selection(request, selection)
+        try:
+            response = super().delete_selection(request, selection)
+        except REFUSALS as refusal:
+            self.say_refused(request, refusal)
+            return None
         if isinstance(response, TemplateResponse) and response.context_data is not None:
             context, going = response.context_data, GoingAlong(rows)
             listed = context["deletable_objects"]
             context["deletable_objects"] = [[*each, *going.lines()] for each in listed]
             context["model_count"] = [*context["model_count"], going.total()]
         return response
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[M]) -> None:
+        """Row by row where the model has a delete() of its own: Django's deletion of a queryset
+        does not call it. Raises StillAlive for a row that it keeps."""
+        model = self.model if self.model.delete is not Model.delete else projects.model()
+        if model.delete is Model.delete or type(queryset).delete is not QuerySet.delete:
+            super().delete_queryset(request, queryset)
+            return
+        rows: QuerySet[Any] = QuerySet(model, using=DEFAULT_DB_ALIAS)
+        for pk in list(queryset.order_by("pk").values_list("pk", flat=True)):
+            # None where one before took the row along.
+            for project in rows.filter(pk=pk):
+                requests.delete_project(project)
+
+    def say_refused(self, request: HttpRequest, refusal: Exception) -> None:
+        text = _("Nothing was deleted. %s") % visible(str(refusal.args[0]))
+        self.message_user(request, text, messages.ERROR)
 
     def is_for_a_job(self, owners: QuerySet[M]) -> bool:
         """So many that their deletion would take longer than a proxy waits for an answer. A job
@@ -239,8 +265,8 @@ class OwnerAdmin(DeletingAdmin[M]):
             with transaction.atomic():
                 self.log_deletions(request, owners)
                 made = [requests.force_delete_project(project, origin) for project in owners]
-        except (requests.StillAlive, ProtectedError, RestrictedError) as refusal:
-            self.message_user(request, visible(str(refusal.args[0])), messages.ERROR)
+        except REFUSALS as refusal:
+            self.say_refused(request, refusal)
             return None
         text = _("Deleted. A cleanup without limits now deletes the files from R2.")
         return self.announce(request, text, sum(made, []))

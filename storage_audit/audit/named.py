@@ -40,7 +40,7 @@ from storage_audit.audit.work import Undecided, Work
 from storage_audit.bucket.listing import exact
 from storage_audit.bucket.r2 import Listed
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
-from storage_audit.clocks import was_ahead
+from storage_audit.clocks import CLOCKS_DIFFER, was_ahead
 from storage_audit.findings import Kind
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2Object
 from storage_audit.querysets import read_in_steps
@@ -165,13 +165,12 @@ def why_another(operation: CleanupOperation, item: CleanupItem, listed: Listed) 
     then, now = item.last_modified, listed.last_modified
     # An upload took the row's time from a HEAD, which counts in whole seconds, as do some listings.
     second, asked_at = now.replace(microsecond=0), operation.created_at
-    if then is None and operation.deletes and was_ahead(asked_at, operation.started_at):
+    may_be_younger = was_ahead(asked_at, operation.started_at) or now >= asked_at - CLOCKS_DIFFER
+    if then is None and operation.deletes and may_be_younger:
         reason = _(
-            "The clock was ahead when the row was deleted, so nobody knows whether the object was"
-            " written later."
+            "The object may have been written after its row was deleted. The row does not say when"
+            " its object was written, and clocks may differ by an hour."
         )
-    elif then is None and operation.deletes and second >= asked_at.replace(microsecond=0):
-        reason = _("The object was written after its row was deleted.")
     elif item.etag and (item.etag, item.size) != (listed.etag, listed.size):
         reason = _("The object is not the one that the row described: it was overwritten.")
     elif then not in (None, now, second):

@@ -199,6 +199,17 @@ def test_own_secrets_go_no_further(db: None, settings: Settings) -> None:
             assert quote(secret, "") not in without_secrets(text)
 
 
+@pytest.mark.parametrize("text", [KEY.replace("a.mp4", "planted-word.mp4"), "planted-word"])
+def test_text_with_a_hidden_part_is_not_looked_up(db: None, settings: Settings, text: str) -> None:
+    """Or the answer, and a look into the bucket, would be about another key."""
+    settings.SECRET_KEY_FALLBACKS = ["planted-word"]
+    shown = ask(text)
+    assert "We did not look up" in shown and HIDDEN in shown
+    assert "Look into the bucket now" not in shown and "Nothing here tells of" not in shown
+    create_row(text.replace("planted-word", HIDDEN))
+    assert "We did not look up" not in ask(text.replace("planted-word", HIDDEN))
+
+
 ODD = ["%", "25", "41", "C3", "A9", "e2", "3A", "2F", "https", ":", "/", "//", "?", "#", "@", "="]
 ODD += [
     "r2",

@@ -15,7 +15,7 @@ from pytest_django import Settings
 
 from storage_audit.audit import lookup
 from storage_audit.audit.lookup import project
-from storage_audit.audit.lookup.facts import Seen, Sight
+from storage_audit.audit.lookup.facts import ALL, Seen, Sight
 from storage_audit.audit.lookup.pasted import Named
 from storage_audit.audit.lookup.sentence import Sentence
 from storage_audit.bucket.r2 import Listed
@@ -480,6 +480,16 @@ def test_file_that_was_tracked_and_untracked_since_is_not_called_gone(db: None) 
     Finding.objects.update(state="open")
     Finding.objects.all().resolve("A complete scan did not see it again.")
     assert why().startswith("Deleted")
+
+
+@pytest.mark.parametrize("world", [gone, gone_by_itself])
+def test_only_a_look_into_the_bucket_says_that_a_file_is_still_gone(
+    db: None, world: Callable[[], None]
+) -> None:
+    """The row of a later upload may have been untracked."""
+    world()
+    by_tables, absent, _there = sentences_of(KEY, ALL)
+    assert by_tables == f"{absent} It may have come back since: look into the bucket."
 
 
 @pytest.mark.parametrize("kinds", list(permutations(["orphaned", "unfinished"])))

@@ -57,6 +57,7 @@ def context(request: HttpRequest, text: str) -> dict[str, Any]:
     return found | {
         "query": urlencode({"q": text}),
         "is_known": told.is_known,
+        "is_redacted": told.is_redacted,
         "hidden": hidden_from(request),
         "operation": told.operation,
         "meaning": [visible(each) for each in meaning(told.operation)] if told.operation else [],

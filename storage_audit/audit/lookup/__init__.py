@@ -14,6 +14,7 @@ from storage_audit.audit.lookup.sentence import Answer, Sentence
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, Finding, R2Object
 from storage_audit.querysets import buckets_in
+from storage_audit.redaction import HIDDEN
 
 WHY: tuple[Callable[[Facts], Answer], ...] = (
     went.own_object,
@@ -56,13 +57,14 @@ BY_ROWS = frozenset(
 
 class LookedUp(NamedTuple):
     """All that the text may mean of which something is known; if there is nothing, all that was
-    tried."""
+    tried, which is nothing where a part of the text is hidden."""
 
     understood: Understood
     is_known: bool
     operation: CleanupOperation | None
     project: ProjectFacts | None
     objects: Sequence[Facts]
+    is_redacted: bool = False
 
 
 def why(facts: Facts) -> Sentence:
@@ -78,7 +80,11 @@ def look_up(text: str, sight: Sight = ALL) -> LookedUp:
     of_project = understood.project_id and project.facts_of(understood.project_id, buckets, sight)
     objects = facts_of(understood.keys, buckets, sight) if understood.keys else []
     told = LookedUp(understood, False, operation, of_project or None, objects)
-    return only_known(told) or told
+    known = only_known(told)
+    if HIDDEN in text and not (known and known.is_known):
+        # Nobody asked about a key with this word in it.
+        return told._replace(project=None, objects=[], is_redacted=True)
+    return known or told
 
 
 def buckets_for(sight: Sight) -> set[str]:

@@ -103,7 +103,14 @@ def gone(facts: Facts) -> Answer:
     later = to_delete_it(facts)
     if later and not later.parent_id and later.created_at > item.changed_at:
         return None
-    return Sentence(how_it_went(item) + still(facts), item.operation)
+    return Sentence(how_it_went(item) + (still(facts) or since(facts)), item.operation)
+
+
+def since(facts: Facts) -> str:
+    """The row of a later upload leaves no trace once somebody untracks it."""
+    if facts.is_seen_absent:
+        return ""
+    return " " + _("It may have come back since: look into the bucket.")
 
 
 def still(facts: Facts) -> str:

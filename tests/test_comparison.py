@@ -161,19 +161,30 @@ def test_another_spelling_is_no_other_object_and_none_that_is_gone(
     }
 
 
+@pytest.mark.parametrize(
+    ("behind", "is_there", "why"),
+    [
+        (timedelta(0), False, Why.IN_HAND),
+        (AHEAD, True, Why.IN_HAND),
+        (AHEAD, False, Why.GONE),
+    ],
+)
 def test_a_row_that_changed_meanwhile_is_not_called_gone(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, behind: timedelta, is_there: bool, why: Why
 ) -> None:
+    """By the clock of the web server that wrote it, this may have been earlier."""
     alive("proj_1")
     real = listing.pages
 
     def pages(*args: Any) -> Iterator[Any]:
         yield from real(*args)
         R2Object.objects.all().forget()
-        track(bucket, HIERARCHICAL, "proj_1")
+        track(bucket, HIERARCHICAL, "proj_1", updated_at=timezone.now() - behind)
+        if is_there and args[1] == "projects/proj_1/scenes/":
+            bucket.put(HIERARCHICAL)
 
     monkeypatch.setattr(listing, "pages", pages)
-    assert differing(compare("proj_1")) == {HIERARCHICAL: ((TRACKED,), (Why.IN_HAND,))}
+    assert differing(compare("proj_1")) == {HIERARCHICAL: ((TRACKED,), (why,))}
 
 
 def test_counts_are_exact_where_only_the_first_keys_are_kept(

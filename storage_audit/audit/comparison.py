@@ -31,7 +31,7 @@ from storage_audit.audit.work import LONE_KEYS
 from storage_audit.bucket import listing, r2
 from storage_audit.bucket.listing import Identity, escape, storable
 from storage_audit.bucket.r2 import Listed
-from storage_audit.clocks import is_maybe_since, monotonic
+from storage_audit.clocks import CLOCKS_DIFFER, is_maybe_since, monotonic
 from storage_audit.conf import conf
 from storage_audit.fields import spellings
 from storage_audit.models import KnownProject, R2Object
@@ -290,7 +290,7 @@ class Look:
         """Rows of the project whose keys the listing did not show."""
         while some := list(islice(rows, LONE_KEYS)):
             elsewhere = self.spelled_otherwise(some)
-            in_hand = R2Object.objects.in_hand_among(some)
+            in_hand = R2Object.objects.in_hand_among(some) | self.stored_meanwhile(some)
             for row in some:
                 why = Why.SPELLING if row.key in elsewhere else self.why_missing(row, in_hand)
                 self.result.add(row.key, [Way.TRACKED], [why], row.get_source_display())
@@ -300,6 +300,14 @@ class Look:
             return Why.IN_HAND
         failed = row.state in (State.UPLOADING, State.UPLOAD_FAILED)
         return Why.NEVER_STORED if failed and not row.etag else Why.GONE
+
+    def stored_meanwhile(self, rows: Sequence[R2Object]) -> set[int]:
+        """Those whose object is there after all. The clock of the server that wrote the row may be
+        behind ours."""
+        since = self.began - CLOCKS_DIFFER
+        keys = {row.key: row.pk for row in rows if is_maybe_since(row.updated_at, since)}
+        there = {self.identity(o.key) for o in self.find(keys)} if keys else set()
+        return {pk for key, pk in keys.items() if self.identity(key) in there}
 
     def spelled_otherwise(self, rows: Sequence[R2Object]) -> set[str]:
         """The keys of those whose object is there under another spelling."""

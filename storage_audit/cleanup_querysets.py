@@ -16,7 +16,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from storage_audit import logs, projects
-from storage_audit.bucket.errors import LOCKED, UNDECIDED
+from storage_audit.bucket.errors import LOCKED
 from storage_audit.clocks import after, after_outer, before, lately, leased
 from storage_audit.conf import conf
 from storage_audit.fields import spellings
@@ -345,6 +345,11 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         return self.filter(parent=None, dry_run=False).exclude(kind="verify")
 
 
+def maybe_under_way() -> Q:
+    """Items for which a call got no answer, as long as the store may still obey it."""
+    return lately("unanswered_at", conf().deletion_timeout)
+
+
 class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
     def planned(self) -> Self:
         return self.filter(outcome="planned")
@@ -415,12 +420,13 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
     def being_deleted(self, bucket: str, key: str) -> bool:
         """Whether a cleanup is deleting this key, or a spelling of it that may be the same; or has
         asked for that, and nobody knows whether the store is still at it."""
-        same = spellings(key)
-        undecided = reduce(or_, (Q(answer__startswith=code) for code in UNDECIDED))
-        may_go = Q(outcome="deleting") | Q(undecided, outcome__in=["planned", "failed"])
-        marked = self.filter(may_go, operation__bucket=bucket, identity__in=same)
-        # Nothing is sent that was not marked anew just before.
-        return marked.filter(lately("changed_at", conf().deletion_timeout)).exists()
+        same = self.filter(operation__bucket=bucket, identity__in=spellings(key))
+        # Nothing is sent that was not marked again just before.
+        deleting = Q(lately("changed_at", conf().deletion_timeout), outcome="deleting")
+        return same.filter(deleting | maybe_under_way()).exists()
+
+    def maybe_under_way(self) -> Self:
+        return self.filter(maybe_under_way())
 
     def names(self) -> models.QuerySet[Any, Any]:
         """What tracking rows may call the items' objects."""

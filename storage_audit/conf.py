@@ -169,8 +169,11 @@ class Conf:
                 )
 
     def _check_times(self) -> None:
-        if self.retention < timedelta(days=1):
-            raise ImproperlyConfigured("STORAGE_AUDIT['RETENTION'] must be at least one day.")
+        # An item says until when the store may obey a call that got no answer.
+        if self.retention < max(timedelta(days=1), self.deletion_timeout):
+            raise ImproperlyConfigured(
+                "STORAGE_AUDIT['RETENTION'] must be at least one day, and DELETION_TIMEOUT."
+            )
         for name in ("orphan_gap", "orphan_age", "notify_overdue"):
             if getattr(self, name) <= timedelta(0):
                 raise ImproperlyConfigured(f"STORAGE_AUDIT[{name.upper()!r}] must be above 0.")

@@ -52,6 +52,8 @@ class CleanupItem(models.Model):
     tries = models.PositiveSmallIntegerField(_("tries"), default=0)
     # Those that named the key, or may have: a worker that dies does not say what it still sent.
     calls = models.PositiveSmallIntegerField(_("calls to the store"), default=0, editable=False)
+    # The store may still obey such a call, whatever became of the object since.
+    unanswered_at = models.DateTimeField(null=True, editable=False)
     present_at = models.DateTimeField(_("last seen in the bucket"), null=True)
     changed_at = models.DateTimeField(_("changed"), default=timezone.now)
 
@@ -81,6 +83,11 @@ class CleanupItem(models.Model):
         indexes = [
             models.Index(fields=["operation", "outcome", "span", "key"], name="item_work"),
             models.Index(fields=["identity"], name="item_identity"),
+            models.Index(
+                fields=["unanswered_at"],
+                condition=Q(unanswered_at__isnull=False),
+                name="item_unanswered",
+            ),
         ]
 
     def __str__(self) -> str:

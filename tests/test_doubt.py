@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import pytest
+from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.core.management import CommandError, call_command
 from django.test import override_settings
@@ -11,7 +12,7 @@ from pytest_django import Settings
 
 from devtools.faults.kinds import error, for_other_keys
 from devtools.faults.matching import is_delete_batch, on
-from devtools.faults.proxy import FaultyStore, Reply, Rule
+from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, Rule
 from storage_audit.audit import (
     cleanup,
     deletion,
@@ -21,6 +22,7 @@ from storage_audit.audit import (
     verification,
 )
 from storage_audit.audit.installation import Mismatch
+from storage_audit.audit.scan import rows
 from storage_audit.audit.work import Work
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.conf import conf
@@ -246,6 +248,50 @@ def test_key_whose_deletion_was_not_answered_stays_barred_for_a_while(
     assert outcomes(again(operation)) == {key: "protected"}
 
 
+@pytest.mark.parametrize("count", [1, 2], ids=["alone", "together"])
+def test_deletion_that_reaches_the_store_late_deletes_no_later_file(
+    count: int, bucket: Bucket, store: FaultyStore
+) -> None:
+    """The cleanup has sent it again by then, has seen the file gone, and has ended."""
+    keys = [bucket.upload("proj_1", f"{number}.mp4") for number in range(count)]
+    R2Object.objects.all().delete()
+    on_its_way = list[Forward]()
+
+    def hold_up(request: Request, forward: Forward) -> Reply:
+        on_its_way.append(forward)
+        return Reply(500, error("InternalError"))
+
+    store.rules.append(on(is_delete_batch, hold_up, times=1))
+    operation = run(CleanupOperation.objects.get())
+    if operation.status != Status.CLEAN:
+        operation = again(operation)
+    assert (operation.status, bucket.keys()) == (Status.CLEAN, set())
+    saved = {default_storage.save(key, ContentFile(b"another")) for key in keys}
+    on_its_way[0]()
+    assert saved == bucket.keys()
+    assert saved.isdisjoint(keys)
+
+
+def test_key_is_free_once_an_unanswered_deletion_is_too_old_to_be_obeyed(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker died: only the next one says that nobody wrote down an answer."""
+    key = bucket.upload("proj_1")
+    with monkeypatch.context() as patch:
+        fails(patch, sending, "send", Unavailable("no answer"))
+        operation = delete("proj_1")
+    assert again(operation).status == Status.CLEAN
+    assert default_storage.save(key, ContentFile(b"another")) != key
+    CleanupItem.objects.update(unanswered_at=timezone.now() - timedelta(minutes=16))
+    assert default_storage.save(key, ContentFile(b"another")) == key
+
+
+def test_key_whose_deletion_was_answered_is_free_at_once(bucket: Bucket) -> None:
+    key = bucket.upload("proj_1")
+    assert delete("proj_1").status == Status.CLEAN
+    assert default_storage.save(key, ContentFile(b"another")) == key
+
+
 def test_late_checks_follow_a_clean_end_also_when_they_followed_a_failure(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,7 +331,9 @@ def test_uploads_are_barred_while_a_deletion_may_be_under_way(
     assert CleanupItem.objects.being_deleted(bucket.name, key) == stays_barred
     assert outcomes(again(operation)) == {key: "failed"}
     assert CleanupItem.objects.being_deleted(bucket.name, key) == stays_barred
-    CleanupItem.objects.update(changed_at=timezone.now() - conf().deletion_timeout)
+    assert (key in rows.being_deleted(bucket.name, {key})) == stays_barred
+    long_ago = timezone.now() - conf().deletion_timeout
+    CleanupItem.objects.update(changed_at=long_ago, unanswered_at=long_ago)
     assert not CleanupItem.objects.being_deleted(bucket.name, key)
 
 

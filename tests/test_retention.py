@@ -494,9 +494,13 @@ def test_the_settings_say_how_long(tmp_path: Path, settings: Settings) -> None:
         "Operations pruned: 0.\n"
     )
     assert "Operations pruned: 1.\n" in run_command("prune_operations", "--to", str(tmp_path))[0]
-    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "RETENTION": timedelta(hours=23)}
-    with pytest.raises(ImproperlyConfigured, match="RETENTION"):
-        conf()
+    usual = settings.STORAGE_AUDIT
+    # Until then its items say which keys are barred.
+    longer = {"RETENTION": timedelta(days=2), "DELETION_TIMEOUT": timedelta(days=3)}
+    for wrong in ({"RETENTION": timedelta(hours=23)}, longer):
+        settings.STORAGE_AUDIT = {**usual, **wrong}
+        with pytest.raises(ImproperlyConfigured, match="RETENTION"):
+            conf()
 
 
 def test_the_page_says_where_the_details_are_and_verifies_nothing_that_it_does_not_know(

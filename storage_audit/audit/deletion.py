@@ -9,7 +9,8 @@ from itertools import chain, groupby
 from uuid import UUID
 
 from django.db import OperationalError, transaction
-from django.db.models import F, Q
+from django.db.models import Case, F, Q, Value, When
+from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
@@ -92,7 +93,7 @@ def delete_batch(work: Work, batch: list[Planned], flight: Flight) -> None:
         # Whatever a pass has seen by now, it was before this.
         cursor = {name: at for name, at in operation.cursor.items() if name == ABORTED}
         operation.renew(cursor=cursor)
-        among(batch).mark(Outcome.DELETING, answer="")
+        among(batch).mark(Outcome.DELETING, answer="", unanswered_at=last_unanswered())
         bar_uploads(operation, batch)
     until = proof_ends()
     try:
@@ -109,6 +110,12 @@ def delete_batch(work: Work, batch: list[Planned], flight: Flight) -> None:
         operation.renew(headway=headway.moved(operation, deleting=proof.gone, protected=stay))
         record_proof(operation, proof)
     flight.depart(proof, until=until)
+
+
+def last_unanswered() -> Case:
+    """A worker that died, or lost its lease, wrote down no answer to what it had sent."""
+    unwritten = When(calls__gt=0, answer="", then=Value(timezone.now()))
+    return Case(unwritten, default="unanswered_at")
 
 
 def proof_ends() -> float:

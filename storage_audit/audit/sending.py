@@ -5,7 +5,7 @@ While the store keeps up, the next batch is proved meanwhile; the database is le
 
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import datetime
@@ -16,6 +16,7 @@ from typing import NamedTuple, Self
 
 from django.db import transaction
 from django.db.models import F
+from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit import logs
@@ -24,7 +25,7 @@ from storage_audit.audit.pace import Pace
 from storage_audit.audit.work import OutOfTime, Undecided, Work
 from storage_audit.bucket import deleters
 from storage_audit.bucket.deleters import Answers, Sent
-from storage_audit.bucket.errors import Barred, StoreError
+from storage_audit.bucket.errors import UNDECIDED, Barred, StoreError
 from storage_audit.bucket.r2 import DELETED
 from storage_audit.bucket.wrangler import Command
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
@@ -211,12 +212,22 @@ def write_answers(items: list[Planned], sent: Sent) -> None:
     for answer, group in groupby(answered, key=answer_of):
         # The verification would forget when it was seen, at the price of another look at the row.
         among(group).update(answer=answer, present_at=None)
+    if unanswered := list(find_unanswered(items, sent)):
+        among(unanswered).update(unanswered_at=timezone.now())
     if names := set(sent.unasked):
         unasked = [item for item in items if item.key in names]
         # What was in no call does not count as deleted when it is gone.
         among(unasked).update(calls=F("calls") - 1)
         untried = [item for item in unasked if item.key not in sent.answers]
         among(untried).update(tries=F("tries") - 1)
+
+
+def find_unanswered(items: list[Planned], sent: Sent) -> Iterator[Planned]:
+    """Those of which nobody knows whether the store is still at it."""
+    for item in items:
+        answer = sent.answers.get(item.key)
+        if answer.code in UNDECIDED if answer else item.key not in sent.unasked:
+            yield item
 
 
 def record_commands(operation: CleanupOperation, commands: Iterable[Command]) -> None:

@@ -254,10 +254,13 @@ def find_in_any_order(
 
 
 def being_deleted(bucket: str, identities: Collection[str]) -> set[str]:
-    marked = CleanupItem.objects.marked().filter(operation__bucket=bucket)
-    if not marked.exists():
-        return set()
-    return set(marked.filter(identity__any_of=identities).values_list("identity", flat=True))
+    """Those that a cleanup is deleting, or that the store may still be deleting."""
+    items, found = CleanupItem.objects.filter(operation__bucket=bucket), set[str]()
+    for marked in (items.marked(), items.maybe_under_way()):
+        if marked.exists():
+            same = marked.filter(identity__any_of=identities)
+            found.update(same.values_list("identity", flat=True))
+    return found
 
 
 def in_chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -13,14 +13,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ssl import SSLCertVerificationError
 from threading import Barrier, Event, Thread, Timer
 from typing import Any, NamedTuple
+from urllib.error import URLError
+from urllib.request import Request
 from uuid import uuid4
 
 import django
@@ -724,7 +727,7 @@ def test_a_channel_that_fails_stops_neither_the_other_nor_the_sweep(
     sweep()
     assert len(mailed) == 1
     failed = Delivery.objects.get(channel="webhook")
-    assert failed.state == State.WAITING and "Connection refused" in failed.error
+    assert failed.state == State.WAITING and "ConnectionRefusedError" in failed.error
 
     def break_down(*args: object) -> None:
         raise ValueError("nobody thought of it")
@@ -795,9 +798,23 @@ def test_the_webhook_s_address_and_secret_are_nowhere(
         *run_command("notify")[:2],
     ]
     shown += [text for name, text in list_stored_values() if "CleanupOperation" not in name]
-    assert "Connection refused" in "".join(shown) and "[redacted]" in "".join(shown)
+    assert "ConnectionRefusedError" in "".join(shown) and "[redacted]" in "".join(shown)
     for secret in ("planted-path", "planted-query", SECRET, SECRET.removeprefix("whsec_")):
         assert not [text for text in shown if secret in text], secret
+
+
+def test_host_of_the_webhook_is_not_shown_where_its_certificate_is_of_another(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(request: Request, status: Future[int]) -> None:
+        error = SSLCertVerificationError(1, "certificate is not valid for 'planted.example.com'")
+        error.verify_code = 62
+        status.set_exception(URLError(error))
+
+    monkeypatch.setattr(webhook, "ask", refuse)
+    blocked()
+    sweep()
+    assert Delivery.objects.get().error.endswith("breaks off: SSLCertVerificationError 62")
 
 
 def test_django_s_pages_about_an_error_do_not_show_the_webhook_s_address(

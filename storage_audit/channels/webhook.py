@@ -6,6 +6,7 @@ import json
 from base64 import b64encode
 from concurrent.futures import Future
 from http.client import HTTPException
+from ssl import SSLCertVerificationError
 from threading import Thread
 from time import time
 from typing import Any
@@ -59,10 +60,17 @@ def post(body: bytes, sent: dict[str, str]) -> int:
     try:
         return status.result(PATIENCE)
     except (OSError, HTTPException) as error:
-        # Not the error itself, whose text may have the address in it.
-        reason = error.reason if isinstance(error, URLError) else type(error).__name__
         text = _("The webhook's receiver cannot be reached, or breaks off: %s")
-        raise Undelivered(text % reason) from error
+        raise Undelivered(text % name_of(error)) from error
+
+
+def name_of(error: OSError | HTTPException) -> str:
+    """Not its text, which may have the address in it, or a host that is a secret. Of a certificate
+    also OpenSSL's number for what is wrong with it."""
+    below = error.reason if isinstance(error, URLError) else None
+    error = below if isinstance(below, OSError) else error
+    code = error.verify_code if isinstance(error, SSLCertVerificationError) else ""
+    return f"{type(error).__name__} {code}".rstrip()
 
 
 def ask(request: Request, status: Future[int]) -> None:

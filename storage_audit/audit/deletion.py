@@ -410,7 +410,8 @@ def owned_uploads(work: Work, page: list[Upload]) -> Iterator[tuple[Upload, str]
 
 def abort_uploads(work: Work) -> bool:
     """Abort them for half of the turn, as the deletions must go on as well. Each is tried once,
-    unless the deletions begin again. Returns whether the next turn is for the others."""
+    unless the deletions begin again. Returns whether the next turn is for the others: where the
+    store refuses all that a turn tried, they are left to the late checks, or expire."""
     start = last = work.operation.cursor.get(ABORTED, "")
     has_looked = aborted = False
     for upload, _reason in unfinished_uploads(work) or ():

@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from storage_audit import logs, projects
 from storage_audit.bucket.errors import LOCKED
-from storage_audit.clocks import after, after_outer, before, lately, leased
+from storage_audit.clocks import DatabaseNow, after, after_outer, before, lately, leased
 from storage_audit.conf import conf
 from storage_audit.fields import spellings
 from storage_audit.origin import current_origin
@@ -55,10 +55,12 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
     def request(self, **values: Any) -> CleanupOperation:
         """Create an operation, with who asked and from where; in the transaction that deletes."""
         origin = current_origin()
-        asked = {"requested_by": origin.user, "origin": origin.place}
+        asked: dict[str, Any] = {"requested_by": origin.user, "origin": origin.place}
+        asked["next_attempt_at"] = DatabaseNow()
         if values["kind"] != "verify":
             asked |= {"discovery": conf().discovery, "strategy": conf().strategy}
         operation = self.create(**asked | values)
+        operation.defer_times()
         asked_by = logs.current().request_id
         joins = {"request_id": asked_by} if asked_by else {}
         operation.record("request", operation.get_trigger_display(), **joins)
@@ -112,8 +114,8 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         list(self.select_for_update().order_by("pk").values_list("pk"))
         return self.all()
 
-    def held(self, now: datetime) -> Self:
-        return self.filter(leased(now))
+    def held(self) -> Self:
+        return self.filter(leased())
 
     def worked_on_since(self, moment: datetime) -> Self:
         """Those whose lease a worker has taken or renewed since, or that it has brought to their
@@ -125,9 +127,13 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
             status="superseded"
         )
 
-    def due(self, now: datetime) -> Self:
-        """Operations that a worker may take: their time has come and nobody has them."""
-        ready = self.filter(~leased(now), status__in=self.model.WORKABLE, next_attempt_at__lte=now)
+    def due(self, late: timedelta = timedelta(0)) -> Self:
+        """Operations that a worker may take: their time has come, so long ago, and nobody has had
+        them since."""
+        since = DatabaseNow(-late)
+        ready = self.filter(
+            ~leased(since), status__in=self.model.WORKABLE, next_attempt_at__lte=since
+        )
         return ready.waiting_for_nobody()
 
     def behind_blocked(self) -> Self:
@@ -147,7 +153,7 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         behind = self.model.objects.behind_blocked().filter(pk=OuterRef("pk"))
         return self.filter(~Exists(behind))
 
-    def put_off_too_far(self, now: datetime) -> Self:
+    def put_off_too_far(self) -> Self:
         """Operations whose next attempt is further ahead than twice the longest pause that they can
         have: the clock that set it was ahead."""
         waits = Q(status="pending", trigger="late_check")
@@ -156,7 +162,9 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
             (Q(status="failed"), conf().failed_retry),
             (waits, max(conf().late_checks, default=timedelta(0))),
         )
-        too_far = (which & Q(next_attempt_at__gt=now + 2 * pause) for which, pause in longest)
+        too_far = (
+            which & Q(next_attempt_at__gt=DatabaseNow(2 * pause)) for which, pause in longest
+        )
         return self.filter(reduce(or_, too_far))
 
     def not_enqueued_since(self, moment: datetime) -> Self:

@@ -9,8 +9,10 @@ from datetime import datetime, timedelta
 from time import clock_gettime
 from typing import Any
 
-from django.db.models import OuterRef, Q, Value
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import DateTimeField, Func, OuterRef, Q, Value
 from django.db.models.lookups import GreaterThan
+from django.db.models.sql.compiler import SQLCompiler
 from django.utils import timezone
 
 from storage_audit.conf import conf
@@ -27,6 +29,29 @@ def monotonic() -> float:
     return clock_gettime(CLOCK)
 
 
+class DatabaseNow(Func):
+    """The time by the database's clock, or so much later. Workers on several machines agree on it,
+    so that none takes over early what another one holds. SQLite has the clock of its one machine.
+    """
+
+    output_field = DateTimeField()
+
+    def __init__(self, later: timedelta = timedelta(0)) -> None:
+        super().__init__()
+        self.later = later
+
+    def as_sql(  # type: ignore[override]
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any
+    ) -> Any:
+        return compiler.compile(Value(timezone.now() + self.later, self.output_field))
+
+    def as_postgresql(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any
+    ) -> Any:
+        # Not now(), which is when the transaction began.
+        return "(STATEMENT_TIMESTAMP() + %s)", (self.later,)
+
+
 def latest() -> datetime:
     """The latest time that clocks of several machines can have written by now. A later one is void:
     the clock was ahead, and nobody knows since when it is over."""
@@ -38,9 +63,10 @@ def apart() -> timedelta:
     return 2 * conf().lease
 
 
-def leased(at: datetime, of: str = "") -> Q:
-    """Rows whose lease runs at this moment, or ran later."""
-    return after(f"{of}lease_until", at)
+def leased(at: Any = None, of: str = "") -> Q:
+    """Rows whose lease runs at this moment (now), or ran later, and is not void."""
+    until = f"{of}lease_until"
+    return Q(**{f"{until}__gt": at or DatabaseNow(), f"{until}__lte": DatabaseNow(apart())})
 
 
 def after(field: str, moment: Any) -> Q:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection
-from datetime import datetime
 from typing import Self
 
 from django.db import models, transaction
-from django.utils import timezone
+from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
-from storage_audit.clocks import leased
+from storage_audit.clocks import DatabaseNow, leased
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
 from storage_audit.redaction import visible
@@ -25,27 +24,26 @@ class ScanShardQuerySet(models.QuerySet["ScanShard"]):
     def unfinished(self) -> Self:
         return self.filter(complete=False)
 
-    def free(self, now: datetime) -> Self:
+    def free(self) -> Self:
         """Those that nobody has, or whose worker is not heard of any more."""
-        return self.unfinished().filter(~leased(now))
+        return self.unfinished().filter(~leased())
 
     def claim(self, token: uuid.UUID, count: int) -> list[ScanShard]:
         """Take up to so many free ones for the lease, past those that others are taking."""
-        now = timezone.now()
         with transaction.atomic():
-            free = self.free(now).order_by("prefix", "after").select_for_update(skip_locked=True)
+            free = self.free().order_by("prefix", "after").select_for_update(skip_locked=True)
             mine = list(free[:count])
             taken = self.filter(pk__in=[shard.pk for shard in mine])
-            taken.update(lease_token=token, lease_until=now + conf().lease)
+            taken.update(lease_token=token, lease_until=DatabaseNow(conf().lease))
         for shard in mine:
-            shard.lease_token, shard.lease_until = token, now + conf().lease
+            shard.lease_token = token
         return mine
 
     def held_by(self, token: uuid.UUID) -> Self:
-        return self.filter(leased(timezone.now()), lease_token=token)
+        return self.filter(leased(), lease_token=token)
 
     def under_way(self) -> Self:
-        return self.unfinished().filter(leased(timezone.now()))
+        return self.unfinished().filter(leased())
 
     def large(self) -> Self:
         """Those under way of which several pages were listed already, and more may be to come."""
@@ -56,8 +54,13 @@ class ScanShardQuerySet(models.QuerySet["ScanShard"]):
         with transaction.atomic():
             return self.held_by(token).locked().prolong()
 
+    def noting_to_prolong(self) -> Self:
+        """Not each time, and long enough before the end of its lease for three tries of a page."""
+        due = Q(lease_until__lt=DatabaseNow(conf().lease * 0.9))
+        return self.annotate(is_to_prolong=due)
+
     def prolong(self) -> int:
-        return self.update(lease_until=timezone.now() + conf().lease)
+        return self.update(lease_until=DatabaseNow(conf().lease))
 
     def locked(self) -> Self:
         """Locked until the commit, in the same order for all: so of two that want several of them,
@@ -93,6 +96,8 @@ class ScanShard(models.Model):
     lease_token = models.UUIDField(null=True, editable=False)
     lease_until = models.DateTimeField(null=True, editable=False)
 
+    is_to_prolong: bool  # Of those of `noting_to_prolong`.
+
     objects = ScanShardQuerySet.as_manager()
 
     class Meta:
@@ -106,11 +111,6 @@ class ScanShard(models.Model):
         """In memory; `ScanShardQuerySet.keep` writes it."""
         self.cursor, self.complete = cursor, complete
         self.listed += more
-
-    @property
-    def is_to_prolong(self) -> bool:
-        """Not each time, and long enough before the end of its lease for three tries of a page."""
-        return self.lease_until is None or self.lease_until < timezone.now() + conf().lease * 0.9
 
     @property
     def done(self) -> str:

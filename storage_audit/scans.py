@@ -51,11 +51,11 @@ class BucketScanQuerySet(models.QuerySet["BucketScan"]):
         return self.idle().filter(unsent, before("started_at", moment))
 
     def idle(self) -> Self:
-        return self.running().exclude(pk__in=self.held(timezone.now()).values("pk"))
+        return self.running().exclude(pk__in=self.held().values("pk"))
 
-    def held(self, now: datetime) -> Self:
+    def held(self, at: Any = None) -> Self:
         """Those of which a worker has a part."""
-        return self.filter(leased(now, "shards__")).distinct()
+        return self.filter(leased(at, "shards__")).distinct()
 
     def finish(self, scan: BucketScan) -> bool:
         """Lock the scan for a step of its ending, which is one worker's in one transaction; whether
@@ -152,9 +152,9 @@ class BucketScan(models.Model):
     def writes_rows(self) -> bool:
         return self.purpose == self.Purpose.BACKFILL and not self.dry_run
 
-    def has_room(self, now: datetime) -> bool:
+    def has_room(self) -> bool:
         """Whether a worker more would find something to do."""
-        return self.status == self.Status.RUNNING and self.shards.free(now).exists()
+        return self.status == self.Status.RUNNING and self.shards.free().exists()
 
     def before(self) -> BucketScan | None:
         """The latest complete scan of the same keys that began earlier."""

@@ -22,6 +22,7 @@ from storage_audit.audit import scan as scans
 from storage_audit.audit.counting import counted
 from storage_audit.audit.diagnostics.comparison import WORKER_ANSWERS_WITHIN
 from storage_audit.audit.scan import TooCostly
+from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
 from storage_audit.models import (
     BucketScan,
@@ -94,7 +95,7 @@ def run_operation(operation_id: str) -> str:
     if operation is None:
         return queue.HELD
     running = CleanupOperation.objects.filter(pk=operation.pk, status="running")
-    if running.due(timezone.now()).exists():
+    if running.due().exists():
         enqueue(operation.pk)
     else:
         enqueue_next(operation)
@@ -103,7 +104,7 @@ def run_operation(operation_id: str) -> str:
 
 def enqueue_next(operation: CleanupOperation) -> None:
     """Only one operation of a project is worked on at a time: let the next one have its turn."""
-    waiting = CleanupOperation.objects.rivals(operation).due(timezone.now())
+    waiting = CleanupOperation.objects.rivals(operation).due()
     if next_one := waiting.order_by("next_attempt_at").first():
         enqueue(next_one.pk)
 
@@ -117,7 +118,7 @@ def sweep() -> dict[str, int]:
     now = timezone.now()
     bring_forward(now)
     forgotten = (
-        CleanupOperation.objects.due(now)
+        CleanupOperation.objects.due()
         .not_enqueued_since(now - ENQUEUE_AGAIN_AFTER)
         .order_by("next_attempt_at")
         .values_list("pk", flat=True)[: max(0, QUEUE_IS_LONG - queue.own_ready_tasks(now))]
@@ -138,7 +139,7 @@ def sweep() -> dict[str, int]:
 
 def bring_forward(now: datetime) -> None:
     """Let what a clock that was ahead has put off to that clock's date be done now."""
-    CleanupOperation.objects.put_off_too_far(now).update(next_attempt_at=now)
+    CleanupOperation.objects.put_off_too_far().update(next_attempt_at=DatabaseNow())
     Delivery.objects.put_off_too_far(now).update(next_try_at=now)
     queue.bring_sweeps_forward(now)
 
@@ -256,7 +257,7 @@ def take_part(scan_id: str) -> str:
         return queue.OVER
     for _batch in scans.work(scan, seconds=conf().slice.total_seconds()):
         pass
-    if scan.has_room(timezone.now()):
+    if scan.has_room():
         share(scan, 1)
     elif scan.error:
         logger.error("Scan %s %s: %s", scan.pk, scan.status, scan.error)

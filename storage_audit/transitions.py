@@ -1,7 +1,7 @@
 """The states of a cleanup operation, and who may change them when."""
 
 import uuid
-from datetime import timedelta
+from datetime import datetime, timedelta
 from random import uniform
 from typing import Any
 
@@ -11,7 +11,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from storage_audit.cleanup_querysets import CleanupOperationQuerySet
-from storage_audit.clocks import leased
+from storage_audit.clocks import DatabaseNow, leased
 from storage_audit.conf import conf
 
 SPREAD = 1.25  # times the pause, at most
@@ -82,12 +82,19 @@ class Transitions(models.Model):
         if changed:
             for name, value in values.items():
                 setattr(self, name, value)
+            self.defer_times()
         return changed
+
+    def defer_times(self) -> None:
+        """What the database's clock was asked for is read when it is wanted, which is seldom."""
+        for name in ("lease_until", "next_attempt_at"):
+            if isinstance(vars(self).get(name), DatabaseNow):
+                delattr(self, name)
 
     def change_as_holder(self, **values: Any) -> None:
         """Write as the worker that holds the lease, or raise LeaseLost and write nothing."""
         mine = Q(status=self.Status.RUNNING, lease_token=self.lease_token)
-        held = mine & leased(timezone.now())
+        held = mine & leased()
         if self.lease_token is None or not self.change(held, **values):
             raise LeaseLost(f"Operation {self.pk} is no longer held by this worker.")
 
@@ -100,12 +107,11 @@ class Transitions(models.Model):
         Must be called inside a transaction.
         """
         self.lock()
-        now = timezone.now()
         # A lease that nobody gave back: its worker died, or was too slow for it.
         takeovers = self.takeovers + 1 if self.lease_until else 0
-        free = Q(status__in=self.WORKABLE, next_attempt_at__lte=now) & ~leased(now)
+        free = Q(status__in=self.WORKABLE, next_attempt_at__lte=DatabaseNow()) & ~leased()
         operations = type(self).objects
-        if operations.rivals(self).held(now).exists():
+        if operations.rivals(self).held().exists():
             return False
         if operations.behind_blocked().filter(pk=self.pk).exists():
             return False
@@ -113,10 +119,10 @@ class Transitions(models.Model):
             free,
             status=self.Status.RUNNING,
             lease_token=uuid.uuid4(),
-            lease_until=now + conf().lease,
+            next_attempt_at=DatabaseNow(self.pause_after(takeovers + 1)),
+            lease_until=DatabaseNow(conf().lease),
             attempts=self.attempts + 1,
-            next_attempt_at=now + self.pause_after(takeovers + 1),
-            started_at=self.started_at or now,
+            started_at=self.started_at or timezone.now(),
             finished_at=None,
             takeovers=takeovers,
         )
@@ -130,6 +136,11 @@ class Transitions(models.Model):
         self.refresh_from_db()
         self.lease_token = None  # of another worker, for whom this one must not write
 
+    def read_database_clock(self) -> datetime:
+        """For what a worker writes down for the next one, which may have another clock."""
+        now: datetime = type(self).objects.values_list(DatabaseNow(), flat=True).get(pk=self.pk)
+        return now
+
     @staticmethod
     def pause_after(attempts: int) -> timedelta:
         doublings = max(0, min(attempts - 1, 20))
@@ -137,7 +148,7 @@ class Transitions(models.Model):
 
     def renew(self, **values: Any) -> None:
         """Lengthen the lease, and write `values` with it. Raises LeaseLost."""
-        self.change_as_holder(lease_until=timezone.now() + conf().lease, **values)
+        self.change_as_holder(lease_until=DatabaseNow(conf().lease), **values)
 
     def progress(self, **values: Any) -> None:
         """Renew after something was done for good: the attempts before it no longer count."""
@@ -148,14 +159,14 @@ class Transitions(models.Model):
         self.change_as_holder(
             lease_token=None,
             lease_until=None,
-            next_attempt_at=timezone.now() + after,
+            next_attempt_at=DatabaseNow(after),
             # A turn that ended by itself is no attempt that failed.
             attempts=max(0, self.attempts - 1),
         )
 
     def make_due(self) -> None:
         """Let a worker take it from now on, if it waits for a later time and none has it."""
-        self.change(Q(status=self.Status.PENDING), next_attempt_at=timezone.now())
+        self.change(Q(status=self.Status.PENDING), next_attempt_at=DatabaseNow())
 
     def freeze(self, **values: Any) -> None:
         """End the planning of a dry run: what was found stays as it is until a person runs it."""
@@ -190,7 +201,7 @@ class Transitions(models.Model):
             error=reason,
             troubled_since=since,
             finished_at=now,
-            next_attempt_at=now + max(pause, after),
+            next_attempt_at=DatabaseNow(max(pause, after)),
         )
 
     def _leave(self, status: str, **values: Any) -> None:
@@ -222,7 +233,7 @@ class Transitions(models.Model):
             error=reason,
             lease_token=None,
             lease_until=None,
-            next_attempt_at=timezone.now(),
+            next_attempt_at=DatabaseNow(),
             enqueued_at=None,
         )
 
@@ -239,7 +250,7 @@ class Transitions(models.Model):
     def _is_free(self) -> Q:
         """It is open, and no worker has it."""
         is_open = Q(status__in=[*self.WORKABLE, self.Status.BLOCKED])
-        return is_open & ~leased(timezone.now())
+        return is_open & ~leased()
 
     def _blocked_as_shown(self) -> Q:
         return Q(status=self.Status.BLOCKED, plan_digest=self.plan_digest, error=self.error)
@@ -256,7 +267,7 @@ class Transitions(models.Model):
         self._start_again(Q(status=self.Status.PLANNED), _("run"), **values)
 
     def _start_again(self, allowed: Q, verb: Any, **values: Any) -> None:
-        values |= {"next_attempt_at": timezone.now(), "attempts": 0, "troubled_since": None}
+        values |= {"next_attempt_at": DatabaseNow(), "attempts": 0, "troubled_since": None}
         self._decide(allowed, verb, status=self.Status.PENDING, enqueued_at=None, **values)
 
     def _decide(self, allowed: Q, verb: Any, **values: Any) -> None:

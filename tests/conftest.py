@@ -34,6 +34,7 @@ from devtools.seaweedfs import SeaweedFS
 from storage_audit import tasks
 from storage_audit.audit import cleanup, incidents, installation, pace, scan, verification
 from storage_audit.bucket import calls
+from storage_audit.clocks import DatabaseNow
 from storage_audit.models import (
     ApiToken,
     CleanupOperation,
@@ -360,9 +361,10 @@ def world(bucket: Bucket, settings: Settings, caplog: pytest.LogCaptureFixture) 
 
 @pytest.fixture
 def a_year_ahead(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """The clock is a year ahead, until the function that it gives is called."""
+    """All clocks are a year ahead, until the function that it gives is called."""
     now = timezone.now
     with monkeypatch.context() as patch:
+        patch.delattr(DatabaseNow, "as_postgresql")
         patch.setattr(timezone, "now", lambda: now() + YEAR)
         yield patch.undo
 

@@ -2,8 +2,10 @@
 and nothing waits for them."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
 from django.db.models import F, Model
@@ -14,6 +16,7 @@ from devtools.faults.matching import is_listing
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from storage_audit import storage, tasks
 from storage_audit.audit import delays, overview, requests
+from storage_audit.clocks import DatabaseNow
 from storage_audit.models import (
     BucketScan,
     CleanupOperation,
@@ -25,7 +28,22 @@ from storage_audit.models import (
 )
 from storage_audit.storage import Upload, bar, is_barred, key_for
 from tests.bucket import Bucket
-from tests.promises import alive, delete, deleted, late_check, outcomes, reason, run, track
+from tests.builders import create_lost_cleanup
+from tests.promises import (
+    acquire_lease,
+    alive,
+    between_plan_and_batch,
+    delete,
+    deleted,
+    hide,
+    late_check,
+    make_due,
+    outcomes,
+    reason,
+    requested,
+    run,
+    track,
+)
 from tests.scanning import begin, complete, findings, reconcile, work
 from tests.times import YEAR
 
@@ -236,6 +254,7 @@ def late(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[timedelta], None
     """Gives a function that lets the clock be ahead by so much."""
     now = timezone.now
     with monkeypatch.context() as patch:
+        patch.delattr(DatabaseNow, "as_postgresql")
         yield lambda by: patch.setattr(timezone, "now", lambda: now() + by)
 
 
@@ -313,3 +332,85 @@ def test_scan_sees_a_file_that_a_clock_behind_dates_before_it(
     assert not store.rules
     assert not found.missing
     assert not findings()
+
+
+# Workers on several machines go by the database's clock
+
+on_several_machines = pytest.mark.only_on("postgresql")
+
+
+@contextmanager
+def clock_of_another_machine(seconds: int) -> Iterator[None]:
+    """Our clock differs by so much; the database's does not."""
+    now = timezone.now
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timezone, "now", lambda: now() + timedelta(seconds=seconds))
+        yield
+
+
+@on_several_machines
+@pytest.mark.parametrize("of_first, of_second", [(0, 70), (-70, 0), (0, 600)])
+@pytest.mark.django_db(transaction=True)
+def test_worker_whose_clock_differs_takes_no_cleanup_that_another_has(
+    of_first: int, of_second: int
+) -> None:
+    operation = create_lost_cleanup()
+    with clock_of_another_machine(of_first):
+        assert acquire_lease(operation)
+        operation.renew()
+    CleanupOperation.objects.update(next_attempt_at=timezone.now() - timedelta(hours=1))
+    with clock_of_another_machine(of_second):
+        assert not acquire_lease(CleanupOperation.objects.get())
+        assert not CleanupOperation.objects.due().exists()
+    operation.renew()
+
+
+@on_several_machines
+@pytest.mark.parametrize("of_first, of_second", [(0, 70), (-70, 0)])
+@pytest.mark.django_db
+def test_worker_whose_clock_differs_takes_no_part_of_a_scan_that_another_has(
+    of_first: int, of_second: int
+) -> None:
+    parts = BucketScan.objects.create(bucket="tests").shards
+    parts.create(prefix="")
+    token = uuid4()
+    with clock_of_another_machine(of_first):
+        assert parts.all().claim(token, 1)
+        assert parts.all().renew(token) == 1
+    with clock_of_another_machine(of_second):
+        assert not parts.all().claim(uuid4(), 1)
+    assert parts.all().held_by(token).exists()
+
+
+@on_several_machines
+def test_second_look_waits_its_minute_though_the_clocks_of_two_workers_differ(
+    bucket: Bucket, store: FaultyStore, unhurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store hides the file for a few seconds only."""
+    key = bucket.upload("proj_1")
+    operation = requested("proj_1")
+    between_plan_and_batch(monkeypatch, lambda: hide(store, key))
+    with clock_of_another_machine(-120):
+        run(operation)
+    assert outcomes(run(operation)) == {key: "deleting"}
+    make_due(operation)
+    with clock_of_another_machine(120):
+        run(operation)
+    assert outcomes(operation) == {key: "deleting"}
+
+
+@on_several_machines
+@pytest.mark.parametrize("seconds", [-120, 120])
+@pytest.mark.django_db(transaction=True)
+def test_cleanup_is_due_at_once_though_the_clock_that_asked_for_it_differs(seconds: int) -> None:
+    project = Project.objects.create(pk="proj_1")
+    with clock_of_another_machine(seconds):
+        project.delete()
+    assert CleanupOperation.objects.due().exists()
+    operation = CleanupOperation.objects.get()
+    with clock_of_another_machine(seconds):
+        assert acquire_lease(operation)
+        operation.hand_over(after=timedelta(minutes=1))
+    assert operation.next_attempt_at
+    left = operation.next_attempt_at - timezone.now()
+    assert timedelta(seconds=50) < left <= timedelta(minutes=1)

@@ -183,14 +183,14 @@ def test_follow_up_check_waits_while_its_cleanup_is_blocked(
     cleanup.late_check(blocked, timedelta(0))
     follow_up = blocked.children.get()
     waits = f"It waits until a person has decided on cleanup {blocked.pk}."
-    assert not CleanupOperation.objects.due(timezone.now()).exists()
+    assert not CleanupOperation.objects.due().exists()
     assert run(follow_up).attempts == 0
     assert bucket.keys() == {KEY}
     assert waits in meaning.meaning(follow_up)
     verification = run(requests.verify_operation(blocked))
     assert verification.status == Status.INCOMPLETE
     requests.force_delete_operation(blocked)
-    assert set(CleanupOperation.objects.due(timezone.now())) == {blocked, follow_up}
+    assert set(CleanupOperation.objects.due()) == {blocked, follow_up}
     assert run(blocked).status == Status.CLEAN
     follow_up = run(follow_up)
     assert follow_up.status == Status.CLEAN
@@ -472,7 +472,7 @@ def test_next_deletion_supersedes_the_open_cleanup(bucket: Bucket, status: str) 
     second = reborn()
     first.refresh_from_db()
     assert (first.status, first.enqueued_at) == (Status.PENDING, None)
-    assert CleanupOperation.objects.due(timezone.now()).contains(first)
+    assert CleanupOperation.objects.due().contains(first)
     first = run(first)
     assert (first.status, first.protected, first.protected_bytes) == ("superseded", 1, 4)
     assert first.next_attempt_at is None and first.finished_at

@@ -56,7 +56,7 @@ def declare_again(mode: Mode | None = None) -> CleanupOperation:
 def assert_waits(follow_up: CleanupOperation, blocked: CleanupOperation, bucket: Bucket) -> None:
     assert blocked.status == Status.BLOCKED
     assert follow_up.attempts == 0
-    assert not CleanupOperation.objects.due(timezone.now()).contains(follow_up)
+    assert not CleanupOperation.objects.due().contains(follow_up)
     assert bucket.keys() == LATE
     waits = f"It waits until a person has decided on cleanup {blocked.pk}."
     assert waits in meaning.meaning(follow_up)

@@ -35,6 +35,7 @@ from storage_audit.audit.work import OutOfTime, Reborn, Undecided, Work
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Barred, StoreError
 from storage_audit.bucket.listing import escape
+from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
 from storage_audit.models import (
     CleanupItem,
@@ -381,7 +382,7 @@ def late_check(operation: CleanupOperation, delay: timedelta) -> None:
         discovery=operation.discovery,
         strategy=operation.strategy,
         trigger=CleanupOperation.Trigger.LATE_CHECK,
-        next_attempt_at=timezone.now() + delay,
+        next_attempt_at=DatabaseNow(delay),
     )
 
 

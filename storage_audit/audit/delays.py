@@ -67,10 +67,10 @@ def gets_on() -> bool:
 def idle_operations() -> Delay | None:
     """Operations that nobody works on though nothing of their project is in their way."""
     now = timezone.now()
-    rivals = CleanupOperation.objects.held(now).filter(
+    rivals = CleanupOperation.objects.held().filter(
         bucket=OuterRef("bucket"), project_id=OuterRef("project_id")
     )
-    idle = CleanupOperation.objects.due(now - LATE).filter(~Exists(rivals))
+    idle = CleanupOperation.objects.due(LATE).filter(~Exists(rivals))
     oldest = list(idle.order_by("next_attempt_at")[:IDS_SHOWN])
     if not oldest:
         return None

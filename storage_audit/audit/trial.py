@@ -26,6 +26,7 @@ from storage_audit.bucket import calls, r2, wrangler
 from storage_audit.bucket.calls import Calls
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import pages
+from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation, KnownProject
 from storage_audit.origin import current_origin
@@ -177,7 +178,7 @@ def record(project_id: str, strategy: str, hold: timedelta = HOLD) -> CleanupOpe
         discovery=Discovery.LISTED,
         strategy=strategy,
         released_by=current_origin().user or "command",
-        next_attempt_at=timezone.now() + hold,
+        next_attempt_at=DatabaseNow(hold),
     )
     return operation
 

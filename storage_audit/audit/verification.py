@@ -151,7 +151,7 @@ def confirm_absence(work: Work) -> None:
         return
     if "again_at" not in operation.cursor:
         put_off_conclusion(work, count)
-    left = datetime.fromisoformat(operation.cursor["again_at"]) - timezone.now()
+    left = datetime.fromisoformat(operation.cursor["again_at"]) - operation.read_database_clock()
     if left > timedelta(0):
         raise OutOfTime(left)
     r2.forget_connections()
@@ -166,7 +166,7 @@ def put_off_conclusion(work: Work, count: int) -> None:
         count,
     )
     with transaction.atomic():
-        again_at = timezone.now() + ABSENCE_PAUSE
+        again_at = work.operation.read_database_clock() + ABSENCE_PAUSE
         work.operation.renew(cursor=work.move(again_at=again_at.isoformat()))
         work.operation.record("verify", text % count)
     raise OutOfTime(ABSENCE_PAUSE)

@@ -11,7 +11,6 @@ from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.db import connection, models, transaction
 from django.db.models import F
-from django.utils import timezone
 
 from storage_audit import tasks
 from storage_audit.audit import requests, scan
@@ -252,7 +251,7 @@ class Play:
         return list(workable.order_by("created_at"))
 
     def due(self) -> list[CleanupOperation]:
-        return list(CleanupOperation.objects.due(timezone.now()).order_by("next_attempt_at"))
+        return list(CleanupOperation.objects.due().order_by("next_attempt_at"))
 
 
 def age(model: type[models.Model], time: timedelta, *names: str) -> None:

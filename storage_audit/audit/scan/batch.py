@@ -186,7 +186,7 @@ def lock(token: UUID, stretches: Sequence[Stretch]) -> dict[int, ScanShard]:
     """All shards that this worker has, by primary key, for which others wait until the commit.
     Raises LeaseLost when those that were listed are not among them."""
     locked = ScanShard.objects.held_by(token).select_for_update().order_by("pk")
-    held = {shard.pk: shard for shard in locked.only("until", "lease_until")}
+    held = {shard.pk: shard for shard in locked.noting_to_prolong().only("until")}
     if not held.keys() >= {each.shard.pk for each in stretches}:
         raise lease_lost()
     return held

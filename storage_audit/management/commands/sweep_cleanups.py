@@ -58,7 +58,7 @@ class Command(DocumentedCommand):
 
     def run_due(self) -> None:
         tasks.bring_forward(timezone.now())
-        due = CleanupOperation.objects.due(timezone.now()).order_by("next_attempt_at")
+        due = CleanupOperation.objects.due().order_by("next_attempt_at")
         ids = list(due.values_list("pk", flat=True))
         broken = [operation_id for operation_id in ids if not self.run(operation_id)]
         self.stdout.write(f"Operations run: {len(ids)}.")

@@ -404,7 +404,9 @@ def test_second_look_waits_its_minute_though_the_clocks_of_two_workers_differ(
 @pytest.mark.django_db(transaction=True)
 def test_cleanup_is_due_at_once_though_the_clock_that_asked_for_it_differs(seconds: int) -> None:
     project = Project.objects.create(pk="proj_1")
-    with clock_of_another_machine(seconds):
+    of_model = CleanupOperation._meta.get_field("next_attempt_at")
+    with clock_of_another_machine(seconds), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(of_model, "_get_default", timezone.now)  # It has kept the real clock.
         project.delete()
     assert CleanupOperation.objects.due().exists()
     operation = CleanupOperation.objects.get()

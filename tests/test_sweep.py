@@ -272,13 +272,7 @@ def test_a_task_of_an_operation_that_does_not_exist_is_not_made() -> None:
 # Clocks that were ahead
 
 
-def requested() -> None:
-    # The field has kept the real clock as its default.
-    CleanupOperation.objects.update(next_attempt_at=timezone.now())
-
-
 def claimed() -> CleanupOperation:
-    requested()
     [operation] = CleanupOperation.objects.all()
     with transaction.atomic():
         assert operation.claim()
@@ -293,7 +287,7 @@ def postponed(*, hopeless: bool = False) -> None:
 @pytest.mark.parametrize(
     "at",
     [
-        requested,
+        lambda: None,
         claimed,
         lambda: claimed().hand_over(),
         postponed,

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -43,9 +43,9 @@ from storage_audit.models import (
     Job,
     Project,
 )
+from tests import leftovers
 from tests.bucket import BUCKETS, Bucket
 from tests.keys import KEY_OF_PROJ_10
-from tests.leftovers import connections_left, left_since, threads_and_processes
 from tests.network import faulty_network
 from tests.selection import is_of_another, is_of_the_store_alone, needs_others
 from tests.times import YEAR
@@ -68,6 +68,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ordinary"))
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    # What a session's fixture is about, a hook in this file is not asked.
+    config.pluginmanager.register(leftovers)
     if settings.get_current_profile_name() == "crash" and not config.option.hypothesis_seed:
         config.option.hypothesis_seed = str(SystemRandom().randrange(2**32))
 
@@ -144,26 +146,13 @@ def empty_the_tables(case: TransactionTestCase) -> None:
         tasks.create_schedule()
 
 
-# What fixtures of the whole session started.
-of_the_session = set[int]()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Generator[None, object, object]:
-    before = threads_and_processes().keys()
-    result = yield
-    if fixturedef.scope == "session":
-        of_the_session.update(threads_and_processes().keys() - before)
-    return result
-
-
 @pytest.fixture(scope="module", autouse=True)
 def nothing_is_left_behind(django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
-    before = threads_and_processes().keys()
+    before = leftovers.threads_and_processes().keys()
     yield
-    assert left_since(before | of_the_session) == []
+    assert leftovers.left_since(before) == []
     with django_db_blocker.unblock():
-        assert connection.connection is None or connections_left() == 0
+        assert connection.connection is None or leftovers.connections_left() == 0
 
 
 @pytest.fixture(autouse=True)

@@ -2,12 +2,13 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 
+import pytest
 from django.db import connection
 
 PROCESSES = Path("/proc")
@@ -15,6 +16,8 @@ FILES = Path("/proc/self/fd")
 # Python's own, which ends with the process that started it; and a server's, which ends with the
 # connection, that clients may keep.
 IGNORED = ("multiprocessing.resource_tracker", "(process_request_thread)")
+# What fixtures of the whole session started.
+of_the_session = set[int]()
 # Seconds that they may take to end.
 PATIENCE = 5.0
 
@@ -37,13 +40,22 @@ def children() -> Iterator[int]:
                 yield int(process.name)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Generator[None, object, object]:
+    before = threads_and_processes().keys()
+    result = yield
+    if fixturedef.scope == "session":
+        of_the_session.update(threads_and_processes().keys() - before)
+    return result
+
+
 def left_since(before: AbstractSet[int]) -> list[str]:
-    """What has begun since and does not end."""
+    """What has begun since and does not end, but for what serves the whole session."""
     for thread in threading.enumerate():
         if thread.native_id not in before and IGNORED[1] not in thread.name:
             thread.join(PATIENCE)
     now = threads_and_processes()
-    new = [now[number] for number in now.keys() - before]
+    new = [now[number] for number in now.keys() - before - of_the_session]
     return [what for what in new if not any(name in what for name in IGNORED)]
 
 

@@ -135,6 +135,19 @@ def test_rows_in_the_hands_of_an_upload_or_a_cleanup_are_not_untracked(db: None)
     assert sorted(R2Object.objects.values_list("key", flat=True)) == ["a", "b"]
 
 
+@pytest.mark.parametrize("kind", ["changed", "missing"])
+def test_row_of_an_acknowledged_file_is_not_untracked(db: None, kind: str) -> None:
+    rows = [create_row(name) for name in "abcd"]
+    create_finding("a", kind=kind, state="acknowledged")
+    create_finding("b", kind=kind)
+    create_finding("c", kind="unfinished", state="acknowledged")
+    create_finding("d", kind=kind, state="acknowledged", bucket="another")
+    shown = confirm(superuser(), "r2object", "untrack", *[row.pk for row in rows])
+    assert "3 rows are forgotten" in shown and "1 row was kept:" in shown
+    assert "It is acknowledged. Reopen the finding first." in shown
+    assert R2Object.objects.get().key == "a"
+
+
 @pytest.mark.parametrize("action", ["delete_selected", "untrack"])
 def test_nothing_is_done_to_rows_without_the_permission_to_delete(db: None, action: str) -> None:
     tracked = create_row("a")

@@ -961,7 +961,9 @@ def test_finding_acknowledged_during_a_decision_stays_so(
 
     monkeypatch.setattr(tracking, "find", find_meanwhile)
     decision = decide([finding.pk])
-    assert (decision.done, "acknowledged meanwhile" in whys(decision)[KEY]) == (0, True)
+    assert (decision.done, "It is acknowledged" in whys(decision)[KEY]) == (0, kind == "missing")
+    assert ("acknowledged meanwhile" in whys(decision)[KEY]) == (kind != "missing")
+    assert R2Object.objects.exists(), "the row of a missing file stays, the others are written"
     assert (the(finding).state, finding.note) == ("acknowledged", "Evidence in a law suit")
 
 

@@ -162,8 +162,9 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
                 % amount(*rows.totals()),
                 _(
                     "A later cleanup judges these keys by their names alone. Rows with an upload"
-                    " or a deletion under way are kept. So are rows without which a cleanup, or a"
-                    " follow-up check that is due, could delete the file."
+                    " or a deletion under way are kept. So are rows of acknowledged files, and rows"
+                    " without which a cleanup, or a follow-up check that is due, could delete the"
+                    " file."
                 ),
             ),
             heads=(_("Key"),),

@@ -107,7 +107,8 @@ def untrack(findings: Findings) -> Decision:
 
 def kept_by_rows(rows: R2ObjectQuerySet) -> dict[int, Left]:
     """By id, the rows that alone keep their objects from an open cleanup, or from a follow-up check
-    that is yet to begin: without its row a key is judged by its name."""
+    that is yet to begin: without its row a key is judged by its name. And those of files that a
+    person has acknowledged."""
     found = sorted(rows.values_list("bucket", "key", "pk"))
     text = _(
         "Cleanup %(id)s could delete this file once its row is gone, so the row was kept. That"
@@ -122,6 +123,11 @@ def kept_by_rows(rows: R2ObjectQuerySet) -> dict[int, Left]:
             for key, cleanup in find_covering(bucket, owners, follow_ups=True).items():
                 words = {"id": cleanup.pk, "status": cleanup.get_status_display()}
                 kept[pks[key]] = Left(key, text % words)
+            of_files = Finding.objects.filter(bucket=bucket, key__in=pks).exclude(
+                kind=Kind.UNFINISHED
+            )
+            for finding in of_files.filter(state=State.ACKNOWLEDGED):
+                kept[pks[finding.key]] = Left(finding.key, acknowledged())
     return kept
 
 
@@ -173,8 +179,12 @@ def unfit(finding: Finding, kinds: Collection[str]) -> str:
     if finding.escaped:
         return _("No row can name this key.")
     if finding.state == State.ACKNOWLEDGED:
-        return _("It is acknowledged. Reopen the finding first.")
+        return acknowledged()
     return as_it_is(finding) if finding.state == State.RESOLVED else ""
+
+
+def acknowledged() -> str:
+    return _("It is acknowledged. Reopen the finding first.")
 
 
 def gone(seen: Seen | None) -> str:

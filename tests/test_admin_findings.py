@@ -215,6 +215,33 @@ def test_no_more_is_deleted_than_the_page_said(bucket: Bucket) -> None:
     assert not CleanupOperation.objects.exists()
 
 
+def test_page_asks_again_when_another_file_of_the_same_size_would_go(bucket: Bucket) -> None:
+    one, young = create_orphans(bucket, KEY, OTHER_KEY)
+    seen_once = young.last_seen_at
+    Finding.objects.filter(pk=young.pk).update(first_seen_at=seen_once)
+    client, chosen = superuser(), pks([one, young])
+    asked = act(client, "finding", "delete_orphans", *chosen)
+    Finding.objects.filter(pk=young.pk).update(first_seen_at=one.first_seen_at)
+    Finding.objects.filter(pk=one.pk).update(first_seen_at=seen_once)
+    again = act(client, "finding", "delete_orphans", *chosen, **yes_to(asked))
+    assert "Nothing was done: your selection changed" in again
+    assert "1 object, 7 bytes" in asked and "1 object, 7 bytes" in again
+    assert not CleanupOperation.objects.exists()
+
+
+def test_page_asks_again_when_more_would_be_renamed_than_it_said(bucket: Bucket) -> None:
+    alive("proj_1")
+    second = "projects/proj_proj_2/scenes/s1/media/a.mp4"
+    found = create_orphans(bucket, OLD, kind="misnamed", project_id="proj_1")
+    found += create_orphans(bucket, second, kind="misnamed", project_id="proj_2")
+    client, chosen = superuser(), pks(found)
+    asked = act(client, "finding", "rename", *chosen)
+    alive("proj_2")
+    again = act(client, "finding", "rename", *chosen, **yes_to(asked))
+    assert "1 stays as it is" in asked and "Nothing was done: your selection changed" in again
+    assert bucket.keys() == {OLD, second}
+
+
 def test_page_asks_again_when_a_scan_found_another_object(bucket: Bucket) -> None:
     alive("proj_1")
     [one] = create_findings(bucket, "report.bin", kind="unrecognised", project_id=None)
@@ -305,8 +332,11 @@ def test_where_nothing_can_be_renamed_there_is_no_button(bucket: Bucket) -> None
 def test_unfinished_uploads_are_aborted(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Local R2 cannot list them; tests/test_stale_uploads.py has a store that can."""
     found = create_findings(bucket, KEY, kind="unfinished", upload_id="x", last_modified=None)
-    assert "The store cannot list unfinished uploads." in decide("abort_uploads", found)
+    asked = act(superuser(), "finding", "abort_uploads", *pks(found))
+    assert "The store cannot list unfinished uploads." in asked
     monkeypatch.setattr(uploads, "unfinished", lambda bucket, prefix: iter([[]]))
+    again = act(superuser(), "finding", "abort_uploads", *pks(found), **yes_to(asked))
+    assert "Nothing was done: your selection changed" in again
     assert "not listed any more" in act(superuser(), "finding", "abort_uploads", *pks(found))
     assert "1 finding is resolved." in decide("abort_uploads", found)
     assert read_states() == {KEY: "resolved"}

@@ -283,7 +283,7 @@ def test_orphan_path_leaves_what_a_blocked_cleanup_covers(
     assert (decision.operations, key) == ([], KEY)
     assert why.startswith(f"Cleanup {blocked.pk} covers this file and is blocked. Force-delete")
     would = decisions.would_delete(list_ids(found), 5)
-    assert (would.objects, would.stay, would.left) == (0, 1, [(KEY, why)])
+    assert (len(would.going), would.stay, would.left) == (0, 1, [(KEY, why)])
     assert not Finding.objects.deletable().exists()
 
 

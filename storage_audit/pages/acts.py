@@ -1,6 +1,7 @@
 """What staff can decide about findings, and what the page shows that asks first."""
 
-from collections.abc import Callable, Collection, Iterable
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from django import forms
@@ -43,6 +44,7 @@ def planned(decide: Callable[..., Decision]) -> Callable[[FindingQuerySet], dict
         decision = decide(findings, dry_run=True)
         return {
             "heads": (_("Key"), _("What becomes of it")),
+            "figures": digest_of(decision.results),
             "rows": [(shown_key(key), visible(result)) for key, result in decision.results],
             **staying(decision.left, len(decision.left)),
             **({} if decision.results else NOTHING),
@@ -54,12 +56,17 @@ def planned(decide: Callable[..., Decision]) -> Callable[[FindingQuerySet], dict
 def deletion(findings: FindingQuerySet) -> dict[str, Any]:
     would = decisions.would_delete(findings, SHOWN)
     return {
-        "figures": f"{would.objects}-{would.bytes}",
-        "rows": [(amount(would.objects, would.bytes),)],
+        "figures": digest_of(would.going),
+        "rows": [(amount(len(would.going), would.bytes),)],
         "heads": (_("To be deleted from R2"),),
         **staying(would.left, would.stay),
-        **({} if would.objects else NOTHING),
+        **({} if would.going else NOTHING),
     }
+
+
+def digest_of(facts: Sequence[object]) -> str:
+    """What a page sends that was shown these: another one was not confirmed."""
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def staying(left: list[decisions.Left], count: int) -> dict[str, Any]:

@@ -184,18 +184,14 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         selection = self.select(request, findings) if act.asks else all_now
         if not selection:
             return None
-        if (
-            act is acts.DELETE
-            and selection.is_confirmed
-            and self.has_other_figures(request, selection)
-        ):
-            self.ask_again(request)
-            selection = selection._replace(is_confirmed=False)
-        form = act.form(request.POST if selection.is_confirmed else None)
         try:
             with place() if act.asks_store else nullcontext():
                 if act.looks:
                     decisions.refuse_many(selection.rows)
+                if selection.is_confirmed and self.has_other_figures(request, act, selection):
+                    self.ask_again(request)
+                    selection = selection._replace(is_confirmed=False)
+                form = act.form(request.POST if selection.is_confirmed else None)
                 if not form.is_valid():
                     return self.ask(request, selection, act, form)
                 decision = act.decide(selection.rows, **form.cleaned_data)
@@ -204,9 +200,11 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
             return None
         return self.tell(request, act, decision)
 
-    def has_other_figures(self, request: HttpRequest, selection: Selection) -> bool:
-        """Whether something else would be deleted of the same findings than the page said."""
-        figures: str = acts.deletion(selection.rows)["figures"]
+    def has_other_figures(self, request: HttpRequest, act: Act, selection: Selection) -> bool:
+        """Whether something else would be done about the same findings than the page said."""
+        if act.foresee is acts.listed:
+            return False
+        figures: str = act.foresee(selection.rows)["figures"]
         return request.POST.get("figures") != figures
 
     def ask(

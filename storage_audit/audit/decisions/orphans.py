@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from django.db import transaction
-from django.db.models import Count, Exists, OuterRef, Q, Sum
+from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.timezone import localtime
@@ -35,10 +35,10 @@ FACTS = ("key", "project_id", "size", "etag", "last_modified", "evidence")
 
 
 class Deletion(NamedTuple):
-    """How many objects would be asked to be deleted, and how many findings left: the first of
-    these, and why."""
+    """Which findings' objects would be asked to be deleted, and how many findings left: the first
+    of these, and why."""
 
-    objects: int
+    going: list[int]
     bytes: int
     stay: int
     left: list[Left]
@@ -46,18 +46,18 @@ class Deletion(NamedTuple):
 
 def would_delete(findings: Findings, examples: int) -> Deletion:
     """What `delete_orphans` would do, as far as the tables know: nothing is asked of the store."""
-    found, whole = chosen(findings), Deletion(0, 0, 0, [])
+    found, whole = chosen(findings), Deletion([], 0, 0, [])
     for bucket in buckets_of(found):
         there = found.filter(bucket=bucket)
         judged = with_judgement(there)
         covered = Finding.objects.covered() | Q(pk__any_of=covered_otherwise_spelled(there))
-        going = Q(may_go=True) & ~covered
-        sums = judged.filter(going).aggregate(objects=Count("pk"), bytes=Sum("size", default=0))
-        some = with_cleanups(judged.exclude(going)[: examples - len(whole.left)])
+        may_go = Q(may_go=True) & ~covered
+        going = list(read_in_steps(judged.filter(may_go).values_list("pk", "size")))
+        some = with_cleanups(judged.exclude(may_go)[: examples - len(whole.left)])
         whole = Deletion(
-            whole.objects + sums["objects"],
-            whole.bytes + sums["bytes"],
-            whole.stay + judged.count() - sums["objects"],
+            whole.going + [pk for pk, _size in going],
+            whole.bytes + sum(size or 0 for _pk, size in going),
+            whole.stay + judged.count() - len(going),
             whole.left + [Left(one.key, why_it_stays(one)) for one in some],
         )
     return whole

@@ -249,6 +249,16 @@ def test_a_model_that_keeps_its_row_when_it_is_deleted_cannot_be_forced(
         requests.force_delete_project(project, Origin("anna", forced=True))
 
 
+def test_force_delete_of_projects_that_are_gone_by_now_says_so(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Project.objects.create(pk="proj_1")
+    monkeypatch.setattr(projects, "lock", lambda project_id: None)
+    shown = confirm(superuser(), "project", "force_delete", "proj_1")
+    assert "none of the selected projects is there any more." in shown
+    assert not LogEntry.objects.exists()
+
+
 def named(settings: Settings, **entries: object) -> None:
     """Groups own objects by their names."""
     settings.STORAGE_AUDIT_PROJECT_MODEL = "auth.Group"

@@ -263,10 +263,16 @@ class OwnerAdmin(DeletingAdmin[M]):
         origin = of_request(request, forced=True)
         try:
             with transaction.atomic():
-                self.log_deletions(request, owners)
-                made = [requests.force_delete_project(project, origin) for project in owners]
+                # The history names none that somebody else has deleted meanwhile.
+                there: Any = [each for each in owners if projects.lock(projects.id_of(each))]
+                self.log_deletions(request, there)
+                made = [requests.force_delete_project(project, origin) for project in there]
         except REFUSALS as refusal:
             self.say_refused(request, refusal)
+            return None
+        if not there:
+            text = _("Nothing was done: none of the selected projects is there any more.")
+            self.message_user(request, text, messages.WARNING)
             return None
         text = _("Deleted. A cleanup without limits now deletes the files from R2.")
         return self.announce(request, text, sum(made, []))

@@ -34,11 +34,15 @@ class Row(NamedTuple):
     copied_to: str | None = None
     # Why its object stays, if it does.
     kept: str = ""
+    # When somebody asked for the deletion of its object, and nobody noted an answer.
+    unanswered_at: datetime | None = None
 
     @classmethod
-    def of(cls, tracked: models.Model, kept: str) -> "Row":
+    def of(cls, tracked: Any, kept: str) -> "Row":
         given = (name for name in cls._fields if name not in cls._field_defaults)
-        return cls(*(getattr(tracked, name) for name in given))._replace(kept=kept)
+        asked_at = tracked.updated_at if tracked.state == "deleting" else None
+        values = (getattr(tracked, name) for name in given)
+        return cls(*values)._replace(kept=kept, unanswered_at=asked_at)
 
 
 class CleanupOperation(Transitions):
@@ -295,6 +299,7 @@ class CleanupOperation(Transitions):
                     etag=row.etag,
                     last_modified=row.last_modified,
                     copied_to=row.copied_to,
+                    unanswered_at=row.unanswered_at,
                     found_in=CleanupItem.FoundIn.TRACKED,
                     evidence=evidence or str(_("its tracking row was deleted")),
                     outcome=outcomes.PROTECTED if row.kept else outcomes.PLANNED,

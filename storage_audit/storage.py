@@ -5,6 +5,7 @@ import posixpath
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -20,11 +21,12 @@ from storages.utils import clean_name
 
 from storage_audit.audit import installation
 from storage_audit.audit.covering import find_undecided
+from storage_audit.audit.deletion import proof_ends
 from storage_audit.audit.discovery import find_owners
 from storage_audit.audit.layouts import OWN_PREFIX
 from storage_audit.audit.ownership import layouts, plain_under
 from storage_audit.bucket import listing, r2
-from storage_audit.bucket.errors import Unavailable
+from storage_audit.bucket.errors import Refused, StoreError, TooLate, Unavailable
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, R2Object
 from storage_audit.querysets import AT_REST, R2ObjectQuerySet, barred, impatient, under_way
@@ -175,10 +177,11 @@ class TrackedStorage(S3Storage):
 
     def delete(self, name: str) -> None:
         """Delete one of the application's own files now; its row goes once it is seen gone. A file
-        on which a person has to decide is left to the blocked cleanup that covers it.
+        on which a person has to decide is left to the blocked cleanup that covers it. Where the
+        store gives no answer, a new cleanup goes on with the file.
 
-        Raises StoreError when that cannot be seen, and Mismatch in a bucket that is not ours; the
-        row then stays.
+        Raises StoreError when the store refuses, or when that cannot be seen, and Mismatch in a
+        bucket that is not ours; the row then stays.
         """
         bucket, key = self.bucket_name, self.key(name)
         refuse_reserved(key)
@@ -187,10 +190,18 @@ class TrackedStorage(S3Storage):
         if reason := why_undecided(bucket, key, identity):
             logger.warning("%s is not deleted now. %s", visible(key), reason)
             return
-        before = durably(partial(bar, bucket, keys))
+        until = proof_ends()
+        before, is_in_doubt = durably(partial(bar, bucket, key, keys))
         try:
-            with r2.own_errors():
-                super().delete(name)
+            with r2.sent_until(until):
+                r2.delete_single(bucket, key)
+        except (Refused, TooLate):
+            durably(partial(unbar, bucket, before))
+            raise
+        except StoreError as error:
+            leave_to_cleanup(bucket, keys, error)
+            return
+        try:
             there = listing.find(bucket, [key], identity)
             installation.see_marker(bucket)
             if there:
@@ -198,10 +209,10 @@ class TrackedStorage(S3Storage):
         except BaseException:
             durably(partial(unbar, bucket, before))
             raise
-        rows = R2Object.objects.in_bucket(bucket).filter(key__in=keys)
-        # A backfill may have listed the object before it went and written its row after our mark.
-        backfilled = Q(state=State.STORED, source=R2Object.Source.BACKFILL)
-        durably(rows.filter(backfilled | Q(state=State.DELETING)).forget)
+        if is_in_doubt:
+            leave_to_cleanup(bucket, keys, _("An earlier call may still be under way."))
+        else:
+            durably(being_deleted(bucket, keys).forget)
 
 
 def refuse_reserved(key: str) -> None:
@@ -233,19 +244,49 @@ def identity_in(bucket: str, key: str) -> listing.Identity:
     return listing.exact if marker.get("folds_unicode") is False else listing.nfc
 
 
-def bar(bucket: str, keys: Collection[str]) -> dict[str, dict[str, Any]]:
-    """Mark the rows of these keys as being deleted; returns what that changes, as it was."""
+def bar(bucket: str, key: str, keys: Collection[str]) -> tuple[dict[str, dict[str, Any]], bool]:
+    """Mark the rows of these keys as being deleted, and one of `key` where there is none. Returns
+    what that changes, as it was, and whether a call for them may be under way already."""
     rows = R2Object.objects.in_bucket(bucket).filter(key__in=keys)
     facts = rows.values_list("key", "state", "etag")
-    before = {key: {"state": state, "etag": etag} for key, state, etag in facts}
+    before = {name: {"state": state, "etag": etag} for name, state, etag in facts}
+    is_in_doubt = rows.filter(barred()).exists()
+    if not before:
+        row = R2Object(bucket=bucket, key=key, state=State.DELETING, **says(key))
+        R2Object.objects.bulk_create([row], ignore_conflicts=True)
+        before = {key: {}}
     rows.bar()
-    return before
+    return before, is_in_doubt
 
 
 def unbar(bucket: str, before: dict[str, dict[str, Any]]) -> None:
     for key, values in before.items():
-        rows = R2Object.objects.in_bucket(bucket).filter(key=key, state=State.DELETING)
-        rows.update(**values, updated_at=timezone.now())
+        rows = being_deleted(bucket, [key])
+        if values:
+            rows.update(**values, updated_at=timezone.now())
+        else:
+            rows.forget()
+
+
+def being_deleted(bucket: str, keys: Collection[str]) -> R2ObjectQuerySet:
+    return R2Object.objects.in_bucket(bucket).filter(key__in=keys, state=State.DELETING)
+
+
+def leave_to_cleanup(bucket: str, keys: Collection[str], reason: object) -> None:
+    """Delete the rows, so that a cleanup follows. Its items bar the keys as long as the store may
+    obey a call that it did not answer."""
+
+    def delete_rows() -> UUID | None:
+        with transaction.atomic():
+            rows = being_deleted(bucket, keys)
+            rows.bar()
+            rows.delete()
+            items = CleanupItem.objects.filter(operation__bucket=bucket, key__in=keys)
+            return items.order_by("pk").values_list("operation_id", flat=True).last()
+
+    made = durably(delete_rows)
+    shown = ", ".join(map(visible, sorted(keys)))
+    logger.warning("%s: cleanup %s goes on with the deletion. %s", shown, made, reason)
 
 
 def is_barred(bucket: str, key: str) -> bool:
@@ -410,4 +451,5 @@ def durably(write: Callable[[], T]) -> T:
             connection.close()
 
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(on_own_connection).result()
+        # A cleanup that is requested here says who asked for it.
+        return thread.submit(copy_context().run, on_own_connection).result()

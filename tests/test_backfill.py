@@ -14,7 +14,6 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
-from storages.backends.s3 import S3Storage
 
 from storage_audit.audit import cleanup, installation, scan
 from storage_audit.audit.ownership import version
@@ -517,13 +516,13 @@ def test_row_backfilled_while_the_application_deletes_the_object_goes_with_it(
 ) -> None:
     Project.objects.create(pk="proj_1")
     bucket.put(KEY)
-    real = S3Storage.delete
+    real = r2.delete_single
 
-    def backfill_first(self: S3Storage, name: str) -> None:
+    def backfill_first(*args: str) -> r2.Answer:
         backfill()
-        real(self, name)
+        return real(*args)
 
-    monkeypatch.setattr(S3Storage, "delete", backfill_first)
+    monkeypatch.setattr(r2, "delete_single", backfill_first)
     default_storage.delete(KEY)
     assert bucket.keys() == set()
     assert not R2Object.objects.exists()

@@ -173,7 +173,7 @@ def test_upload_that_died_takes_no_name(bucket: Bucket, a_year_ahead: Callable[[
 
 def test_deletion_that_died_bars_no_key(bucket: Bucket, a_year_ahead: Callable[[], None]) -> None:
     key = bucket.upload("proj_1")
-    bar(bucket.name, [key])
+    bar(bucket.name, key, [key])
     a_year_ahead()
     assert not is_barred(bucket.name, key)
 

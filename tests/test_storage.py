@@ -22,18 +22,19 @@ from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 from psycopg2.extensions import ISOLATION_LEVEL_REPEATABLE_READ
 from pytest_django import Settings
-from storages.backends.s3 import S3Storage
 
-from devtools.faults.matching import on
+from devtools.faults.kinds import error
+from devtools.faults.matching import is_delete_single, on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
-from storage_audit.audit import cleanup, installation
+from storage_audit.audit import cleanup, deletion, installation
 from storage_audit.bucket import r2
-from storage_audit.bucket.errors import Broken, StoreError, Unavailable
+from storage_audit.bucket.errors import Broken, StoreError, TooLate, Unavailable
 from storage_audit.models import CleanupItem, CleanupOperation, Project, R2Object
 from storage_audit.querysets import R2ObjectQuerySet
 from storage_audit.storage import KeyBeingDeleted, TrackedStorage, Upload, durably, key_for
 from tests.bucket import Bucket
 from tests.database import Rollback
+from tests.promises import run
 from tests.uploads import (
     NAME,
     State,
@@ -730,20 +731,84 @@ def test_a_row_stays_with_its_object_when_that_does_not_go(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put()
-    monkeypatch.setattr(S3Storage, "delete", lambda self, name: None)
+    monkeypatch.setattr(r2, "delete_single", lambda bucket, key: r2.DELETED)
     with pytest.raises(StoreError, match="still in the bucket"):
         default_storage.delete(NAME)
     assert_row_matches_object(bucket, NAME)
 
 
-def test_a_row_stays_when_the_store_cannot_be_reached(
+def test_a_cleanup_deletes_a_file_when_the_store_cannot_be_reached(
     bucket: Bucket, settings: Settings, nobody: str
 ) -> None:
     put()
+    usual = settings.STORAGE_AUDIT
     point_at(settings, ENDPOINT_URL=nobody)
-    with pytest.raises(StoreError):
+    default_storage.delete(NAME)
+    settings.STORAGE_AUDIT = usual
+    assert bucket.keys() == {NAME}
+    operation = run(CleanupOperation.objects.get())
+    assert (operation.status, bucket.keys()) == ("clean", set())
+
+
+@pytest.mark.parametrize("is_tracked", [True, False])
+def test_a_deletion_that_reaches_the_store_late_deletes_no_later_file(
+    is_tracked: bool, bucket: Bucket, store: FaultyStore
+) -> None:
+    put()
+    if not is_tracked:
+        R2Object.objects.all().forget()
+    on_its_way = list[Forward]()
+
+    def hold_up(request: Request, forward: Forward) -> Reply:
+        on_its_way.append(forward)
+        return Reply(500, error("InternalError"))
+
+    store.rules.append(on(is_delete_single, hold_up))
+    default_storage.delete(NAME)
+    assert len(on_its_way) == 1
+    run(CleanupOperation.objects.get())
+    store.rules.clear()
+    default_storage.delete(NAME)
+    assert bucket.keys() == set()
+    saved = put()
+    on_its_way[0]()
+    assert bucket.keys() == {saved} != {NAME}
+    CleanupItem.objects.update(unanswered_at=timezone.now() - timedelta(minutes=16))
+    assert put() == NAME
+
+
+@pytest.mark.parametrize("by_cleanup", [True, False])
+def test_a_key_stays_barred_after_a_process_died_that_deleted_its_file(
+    by_cleanup: bool, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put()
+
+    def die(*args: str) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(r2, "delete_single", die)
         default_storage.delete(NAME)
-    assert read_row().state == State.STORED
+    with pytest.raises(KeyBeingDeleted):
+        default_storage.open(NAME, "w")
+    if by_cleanup:
+        Project.objects.create(pk="proj_1").delete()
+    else:
+        default_storage.delete(NAME)
+    assert run(CleanupOperation.objects.get()).status == "clean"
+    assert bucket.keys() == set()
+    with pytest.raises(KeyBeingDeleted):
+        default_storage.open(NAME, "w")
+
+
+def test_a_process_that_slept_before_its_deletion_left_deletes_nothing(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put()
+    monkeypatch.setattr(deletion, "PROOF_LASTS", -1.0)
+    with pytest.raises(TooLate):
+        default_storage.delete(NAME)
+    assert_row_matches_object(bucket, NAME)
 
 
 def test_a_failed_row_stays_a_failed_one_when_it_cannot_be_deleted(
@@ -752,7 +817,7 @@ def test_a_failed_row_stays_a_failed_one_when_it_cannot_be_deleted(
     put()
     Upload(bucket.name, NAME).begin().fail()
     etag = read_row().etag
-    monkeypatch.setattr(S3Storage, "delete", lambda self, name: None)
+    monkeypatch.setattr(r2, "delete_single", lambda bucket, key: r2.DELETED)
     with pytest.raises(StoreError):
         default_storage.delete(NAME)
     assert (read_row().state, read_row().etag) == (State.UPLOAD_FAILED, etag)
@@ -763,13 +828,13 @@ def test_upload_withdrawn_during_a_deletion_leaves_no_row_of_a_stored_file(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put()
-    upload, delete = Upload(bucket.name, NAME).begin(), S3Storage.delete
+    upload, delete = Upload(bucket.name, NAME).begin(), r2.delete_single
 
-    def withdraw_and_delete(self: S3Storage, name: str) -> None:
+    def withdraw_and_delete(*args: str) -> r2.Answer:
         upload.withdraw()
-        delete(self, name)
+        return delete(*args)
 
-    monkeypatch.setattr(S3Storage, "delete", withdraw_and_delete)
+    monkeypatch.setattr(r2, "delete_single", withdraw_and_delete)
     default_storage.delete(NAME)
     assert not R2Object.objects.exclude(state=State.UPLOAD_FAILED).exists()
 
@@ -779,7 +844,7 @@ def test_a_row_barred_by_a_cleanup_stays_barred_when_it_cannot_be_deleted(
 ) -> None:
     put()
     R2Object.objects.update(state=State.DELETING)
-    monkeypatch.setattr(S3Storage, "delete", lambda self, name: None)
+    monkeypatch.setattr(r2, "delete_single", lambda bucket, key: r2.DELETED)
     with pytest.raises(StoreError):
         default_storage.delete(NAME)
     assert read_row().state == State.DELETING

@@ -36,7 +36,7 @@ from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import monotonic
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2Object
-from storage_audit.querysets import R2ObjectQuerySet, impatient
+from storage_audit.querysets import R2ObjectQuerySet, barred, impatient
 
 Outcome = CleanupItem.Outcome
 # Compared in the database by whoever goes on with it, in whatever language: not translated.
@@ -160,9 +160,13 @@ def barred_by(operation: CleanupOperation) -> R2ObjectQuerySet:
 
 
 def bar_uploads(operation: CleanupOperation, batch: list[Planned]) -> None:
-    keys = {name for item in batch for name in (item.key, item.identity)}
+    keys, rows = {name for item in batch for name in (item.key, item.identity)}, own_rows(operation)
+    # `storage.delete` may have asked for these, and its process may have died.
+    asked_for = rows.filter(barred(), key__any_of=keys).values("key")
+    same = Q(key__in=asked_for) | Q(identity__in=asked_for)
+    among(batch).filter(same, calls=0).update(unanswered_at=timezone.now())
     with waiting_for_rows():
-        own_rows(operation).lock_for_deletion(keys)
+        rows.lock_for_deletion(keys)
 
 
 def barred_rows(work: Work, batch: list[Planned]) -> Mapping[str, Sequence[Row]]:

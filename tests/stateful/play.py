@@ -58,7 +58,7 @@ class Play:
         """Whatever waits for the clock has waited so much longer."""
         age(CleanupOperation, time, "next_attempt_at", "lease_until", "troubled_since")
         age(CleanupOperation, time, "enqueued_at", "finished_at")
-        age(CleanupItem, time, "changed_at")
+        age(CleanupItem, time, "changed_at", "unanswered_at")
         age(R2Object, time, "updated_at")
 
     # The application
@@ -116,10 +116,16 @@ class Play:
             self.watch.window.discard(row.key)
 
     def storage_delete(self, key: str) -> None:
+        left = CleanupItem.objects.filter(key=key, operation__kind="objects").order_by("pk")
+        before = left.count()
         with self.mishaps():
             default_storage.delete(key)
         if key not in self.bucket.facts(key):
             self.model.removed(key)
+        elif left.count() > before:  # The store gave no answer.
+            item = left.last()
+            assert item
+            self.model.row_deleted(key, item.etag, self.describes(item))
 
     def hand_over(self, key: str, project: str) -> None:
         R2Object.objects.filter(key=key).update(project_id=project)
@@ -169,7 +175,7 @@ class Play:
             assert asked.exclude(operation__status__in=CleanupOperation.ENDED).exists()
             self.model.row_deleted(key, row.etag, self.describes(row))
 
-    def describes(self, row: R2Object) -> bool:
+    def describes(self, row: R2Object | CleanupItem) -> bool:
         """Whether the object there, if any, has the row's time."""
         listing = self.bucket.r2.client().list_objects_v2(Bucket=self.bucket.name, Prefix=row.key)
         there = (one for one in listing.get("Contents", []) if one["Key"] == row.key)

@@ -1,5 +1,6 @@
 """Every test talks to real parts: Cloudflare's local R2, and the database of DATABASE_URL."""
 
+import json
 import logging
 import os
 from collections import Counter
@@ -259,6 +260,8 @@ def bucket(local_r2: LocalR2, transactional_db: None, claims: list[Claim]) -> Bu
         claim_as_before(found, claims)
         marker = local_r2.read(installation.MARKER, found.name)
         claims[:] = [Claim(Installation.objects.get(), marker, *local_r2.facts(found.name))]
+    # Or the first page that is read at this address would ask for the marker.
+    installation.traits_in(found.name, json.loads(claims[0].marker))
     with calls.take():
         pass
     return found

@@ -131,9 +131,17 @@ def track(
 
 def give(bucket: Bucket, key: str, project_id: str, *, spelled: str = "") -> R2Object:
     """A row by which a person gave the object that is there to the project."""
-    [its] = [each for page in listing.pages(bucket.name, key) for each in page if each.key == key]
-    facts = {"size": its.size, "etag": its.etag, "last_modified": its.last_modified}
+    facts = list_facts(bucket)[key]
     return track(bucket, spelled or key, project_id, "adopted", **facts)
+
+
+def list_facts(bucket: Bucket) -> dict[str, dict[str, Any]]:
+    """What a row says of each object."""
+    listed = (each for page in listing.pages(bucket.name, "") for each in page)
+    return {
+        each.key: {"size": each.size, "etag": each.etag, "last_modified": each.last_modified}
+        for each in listed
+    }
 
 
 def check(bucket: Bucket) -> None:

@@ -258,4 +258,4 @@ def test_a_cheap_look_and_a_second_one_do_not_grow_either(
     assert found.shards.claim(token, 1)
     few = asked(monkeypatch, lambda: rows.being_deleted("tests", {a(n) for n in range(3)}))
     many = asked(monkeypatch, lambda: rows.being_deleted("tests", {a(n) for n in range(3000)}))
-    assert few == many == 2
+    assert few == many == 1

@@ -26,7 +26,18 @@ from tests.admin_client import page, superuser
 from tests.bucket import Bucket
 from tests.commands import run_command, run_json
 from tests.network import faulty_network
-from tests.promises import again, alive, check, delete, give, outcomes, reason, run, track
+from tests.promises import (
+    again,
+    alive,
+    check,
+    delete,
+    give,
+    list_facts,
+    outcomes,
+    reason,
+    run,
+    track,
+)
 from tests.strange_keys import (
     KEYS,
     STRANGE,
@@ -46,12 +57,10 @@ def full(bucket: Bucket) -> Bucket:
 
 
 def test_rows_of_strange_keys_delete_these_very_objects(full: Bucket) -> None:
-    before = full.facts()
+    before, facts = full.facts(), list_facts(full)
     for key in (*KEYS, *TRAPS):
-        track(full, key, "proj_1")
+        track(full, key, "proj_1", **facts[key])
     R2Object.objects.filter(key__in=KEYS).delete()
-    # These rows know no time, so what was written in the second of their deletion would stay.
-    CleanupOperation.objects.update(created_at=timezone.now() + timedelta(seconds=1))
     assert outcomes(run(CleanupOperation.objects.get())) == KEYS
     assert full.facts() == select_remaining(before)
     assert set(R2Object.objects.values_list("key", flat=True)) == TRAPS

@@ -46,6 +46,7 @@ from tests.promises import (
     delete,
     hide,
     let_the_pause_end,
+    list_facts,
     list_gone,
     outcomes,
     requested,
@@ -150,9 +151,8 @@ def test_named_object_that_no_vouched_page_showed_is_looked_for_again(
     """The cleanup of a deleted row, whose look-up shows nothing to a worker that then dies."""
     if key == FLAT:
         track(filled, FLAT, "proj_1")
+    R2Object.objects.filter(key=key).update(**list_facts(filled)[key])
     R2Object.objects.get(key=key).delete()
-    # The row knows no time, so what was written in the second of its deletion would stay.
-    CleanupOperation.objects.update(created_at=timezone.now() + timedelta(seconds=1))
     operation = CleanupOperation.objects.get()
     with monkeypatch.context() as patch, suppress(SystemExit):
         die_between_page_and_sighting(patch, store, Step.PLAN)

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from django.db import connection, transaction
+from django.db.models import Q, Subquery
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -255,12 +256,14 @@ def find_in_any_order(
 
 def being_deleted(bucket: str, identities: Collection[str]) -> set[str]:
     """Those that a cleanup is deleting, or that the store may still be deleting."""
-    items, found = CleanupItem.objects.filter(operation__bucket=bucket), set[str]()
-    for marked in (items.marked(), items.maybe_under_way()):
-        if marked.exists():
-            same = marked.filter(identity__any_of=identities)
-            found.update(same.values_list("identity", flat=True))
-    return found
+    items = CleanupItem.objects.filter(operation__bucket=bucket).order_by()
+    marked, under_way = items.marked(), items.maybe_under_way()
+    # Mostly there are none, and one query says so.
+    first = Q(pk=Subquery(marked.values("pk")[:1])) | Q(pk=Subquery(under_way.values("pk")[:1]))
+    if not CleanupItem.objects.filter(first).exists():
+        return set()
+    found = (each.filter(identity__any_of=identities) for each in (marked, under_way))
+    return {identity for same in found for identity in same.values_list("identity", flat=True)}
 
 
 def in_chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -371,7 +371,7 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
         return self.filter(operation__in=named).exclude(outcome="protected")
 
     def of_deleted_rows(self, bucket: str) -> Self:
-        """The objects of deleted rows that named a project, but for those that were seen gone."""
+        """The objects of deleted rows that named a project, unless they were seen gone."""
         items = self.filter(operation__kind="objects", operation__bucket=bucket, escaped=False)
         return items.exclude(outcome__in=["deleted", "already_absent"]).exclude(project_id=None)
 

@@ -75,7 +75,7 @@ def look_at(finding: Finding) -> tuple[str, Upload | None]:
     if finding.escaped:
         return _("No request can name this upload. R2 ends it by itself after seven days."), None
     upload = seen(finding)
-    # What is decided while the store answers counts, and what was since the findings were read.
+    # A decision counts that was made since the findings were read, or while the store answers.
     if reason := why_kept(finding):
         return reason, upload
     moment = timezone.now() - conf().upload_timeout

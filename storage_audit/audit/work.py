@@ -36,7 +36,7 @@ QUICK, SLOW = 2.0, 10.0
 
 # Pages that are asked for before they are wanted, and that one sighting of the marker vouches for.
 AHEAD = 5
-# And so many ranges, where these are short.
+# At most so many ranges, if they are short.
 RANGES_AT_ONCE = 4
 # Less if they take longer, as the lease is not renewed meanwhile. Seconds.
 GATHERING = 5.0

@@ -55,6 +55,15 @@ def processes_of(folder: Path) -> dict[int, str]:
     return found
 
 
+def workers_of(folder: Path) -> list[int]:
+    """The queue worker that the demo began, without the processes that this one began."""
+    # A program that is about to become the worker names it too, and while it does so no words
+    # can be read.
+    lines = processes_of(folder).items()
+    workers = [pid for pid, line in lines if "qcluster" in line and "prctl" not in line]
+    return [pid for pid in workers if os.getpgid(pid) == pid]
+
+
 def printed(pattern: str, output: str) -> str:
     found = re.search(pattern, output, re.MULTILINE)
     assert found, output
@@ -117,8 +126,9 @@ def hold_port(port: int) -> Iterator[None]:
 
 def test_when_the_worker_dies_the_rest_is_stopped(tmp_path: Path) -> None:
     with served(tmp_path / "demo") as (child, _output):
-        workers = [pid for pid, line in processes_of(tmp_path).items() if "qcluster" in line]
-        [first] = [pid for pid in workers if os.getpgid(pid) == pid]
+        # It begins just before the demo says how to stop it.
+        child.wait_until(lambda: bool(workers_of(tmp_path)))
+        [first] = workers_of(tmp_path)
         os.kill(first, signal.SIGKILL)
         assert child.wait() == 1
         assert child.log and "the queue worker ended by itself" in child.log.read_text()

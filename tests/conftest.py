@@ -1,5 +1,6 @@
 """Every test talks to real parts: Cloudflare's local R2, and the database of DATABASE_URL."""
 
+import functools
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from random import SystemRandom
 
 import pytest
+from botocore.loaders import JSONFileLoader
 from django.apps import apps
 from django.conf import settings as django_settings
 from django.contrib.admin.sites import all_sites
@@ -123,6 +125,16 @@ def plain_http() -> None:
         "BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"
     }
     announce("STORAGES")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def models_of_aws_read_once() -> Iterator[None]:
+    """Each client reads hundreds of kilobytes of JSON, and a test with settings of its own makes
+    one or two. No client changes what it has read, as those of one session share it."""
+    load = functools.cache(JSONFileLoader().load_file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", lambda _loader, path: load(path))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -295,7 +295,10 @@ def test_acknowledged_file_is_not_tracked_and_the_page_says_what_to_do(bucket: B
     found = create_orphans(bucket, KEY, kind="untracked", state="acknowledged", note="ours")
     who = person("view_finding", "change_r2object")
     shown = confirm(who, "finding", "track", *pks(found))
-    assert "It is acknowledged. Reopen the finding first." in shown
+    told = (
+        f"Somebody acknowledged finding {found[0].pk} about this file. Reopen that finding first."
+    )
+    assert told in shown
     assert read_states() == {KEY: "acknowledged"} and not R2Object.objects.exists()
 
 

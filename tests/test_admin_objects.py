@@ -10,7 +10,7 @@ from storage_audit.models import CleanupOperation, KnownProject, R2Object
 from tests.admin_client import act, confirm, count_queries, page, person, superuser, text_of, yes_to
 from tests.bucket import Bucket
 from tests.builders import create_finding, create_row, track_files
-from tests.keys import ESCAPED, HOSTILE
+from tests.keys import ESCAPED, HOSTILE, NFC, NFD
 
 
 def test_rows_whose_project_is_gone_are_listed_with_its_id(db: None) -> None:
@@ -138,14 +138,26 @@ def test_rows_in_the_hands_of_an_upload_or_a_cleanup_are_not_untracked(db: None)
 @pytest.mark.parametrize("kind", ["changed", "missing"])
 def test_row_of_an_acknowledged_file_is_not_untracked(db: None, kind: str) -> None:
     rows = [create_row(name) for name in "abcd"]
-    create_finding("a", kind=kind, state="acknowledged")
+    kept = create_finding("a", kind=kind, state="acknowledged")
     create_finding("b", kind=kind)
     create_finding("c", kind="unfinished", state="acknowledged")
     create_finding("d", kind=kind, state="acknowledged", bucket="another")
     shown = confirm(superuser(), "r2object", "untrack", *[row.pk for row in rows])
     assert "3 rows are forgotten" in shown and "1 row was kept:" in shown
-    assert "It is acknowledged. Reopen the finding first." in shown
+    told = f"Somebody acknowledged finding {kept.pk} about this file. Reopen that finding first."
+    assert told in shown
     assert R2Object.objects.get().key == "a"
+
+
+@pytest.mark.parametrize("tracked", [NFC, NFD], ids=["NFC", "NFD"])
+def test_row_of_a_file_acknowledged_in_another_spelling_is_not_untracked(
+    db: None, tracked: str
+) -> None:
+    row = create_row(tracked)
+    create_finding(NFD if tracked == NFC else NFC, kind="changed", state="acknowledged")
+    shown = confirm(superuser(), "r2object", "untrack", row.pk)
+    assert "1 row was kept:" in shown and "Reopen that finding first." in shown
+    assert R2Object.objects.exists()
 
 
 @pytest.mark.parametrize("action", ["delete_selected", "untrack"])

@@ -214,9 +214,9 @@ def test_objects_are_adopted_and_tracked(bucket: Bucket) -> None:
 
 
 def test_acknowledged_file_is_not_tracked_and_the_answer_says_what_to_do(bucket: Bucket) -> None:
-    create_orphans(bucket, KEY, kind="untracked", state="acknowledged", note="ours")
+    [one] = create_orphans(bucket, KEY, kind="untracked", state="acknowledged", note="ours")
     answer = decided("track", findings={"state": "acknowledged"})
-    told = "It is acknowledged. Reopen the finding first."
+    told = f"Somebody acknowledged finding {one.pk} about this file. Reopen that finding first."
     assert (answer["done"], answer["left"]) == (0, [{"key": KEY, "reason": told}])
     assert read_states() == {KEY: "acknowledged"}
 

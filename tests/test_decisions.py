@@ -935,9 +935,43 @@ def test_acknowledged_finding_is_left_until_it_is_reopened(bucket: Bucket, name:
     alive("proj_1")
     found = create_orphans(bucket, KEY, kind=kind)
     keep(found)
-    told = "It is acknowledged. Reopen the finding first."
+    told = f"zoe acknowledged finding {found[0].pk} about this file. Reopen that finding first."
     assert whys(decide(list_ids(found))) == {KEY: told}
     assert read_states() == {KEY: "acknowledged"} and not R2Object.objects.exists()
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("name", DECIDE)
+def test_file_that_another_finding_keeps_is_left_until_that_one_is_reopened(
+    bucket: Bucket, name: str, form: Literal["NFC", "NFD"]
+) -> None:
+    fold_unicode(bucket)
+    kind, decide = DECIDE[name]
+    alive("proj_1")
+    listed = FOLDER + "e\u0301"
+    row = track(bucket, normalize("NFC", listed), "proj_9") if kind == "missing" else None
+    other = create_orphans(bucket, listed, kind="changed")
+    Finding.objects.update(key=normalize(form, listed))
+    keep(other)
+    if row:
+        bucket.r2.remove(listed)
+    found = create_findings(bucket, row.key if row else listed, kind=kind)
+    [left] = decide(list_ids(found)).left
+    told = f"zoe acknowledged finding {other[0].pk} about this file. Reopen that finding first."
+    assert left.reason == told and the(found[0]).state == "open"
+    assert [*R2Object.objects.all()] == [row] * (kind == "missing")
+    decisions.reopen(list_ids(other))
+    assert decide(list_ids(found)).done == 1
+
+
+@pytest.mark.parametrize("name", ["track", "adopt"])
+def test_overwritten_file_of_an_acknowledged_finding_is_kept_by_none(
+    bucket: Bucket, name: str
+) -> None:
+    kind, decide = DECIDE[name]
+    alive("proj_1")
+    keep(create_findings(bucket, KEY, kind="changed", etag="another", size=7))
+    assert decide(list_ids(create_orphans(bucket, KEY, kind=kind))).done == 1
 
 
 @pytest.mark.parametrize("name", DECIDE)
@@ -953,16 +987,17 @@ def test_finding_acknowledged_during_a_decision_stays_so(
     )
     if kind == "missing":
         track(bucket, KEY, "proj_9")
-    original = listing.find
+    meanwhile = "find" if kind == "missing" else "written"
+    original = getattr(tracking, meanwhile)
 
-    def find_meanwhile(*args: Any) -> Any:
+    def acknowledge_first(*args: Any) -> Any:
         keep([finding])
         return original(*args)
 
-    monkeypatch.setattr(tracking, "find", find_meanwhile)
+    monkeypatch.setattr(tracking, meanwhile, acknowledge_first)
     decision = decide([finding.pk])
-    assert (decision.done, "It is acknowledged" in whys(decision)[KEY]) == (0, kind == "missing")
-    assert ("acknowledged meanwhile" in whys(decision)[KEY]) == (kind != "missing")
+    told = "Reopen that finding first." if kind == "missing" else "acknowledged meanwhile"
+    assert decision.done == 0 and told in whys(decision)[KEY]
     assert R2Object.objects.exists(), "the row of a missing file stays, the others are written"
     assert (the(finding).state, finding.note) == ("acknowledged", "Evidence in a law suit")
 

@@ -196,9 +196,9 @@ def test_objects_are_adopted_tracked_and_untracked(bucket: Bucket) -> None:
 
 
 def test_acknowledged_file_is_not_tracked_and_the_command_says_what_to_do(bucket: Bucket) -> None:
-    create_orphans(bucket, KEY, kind="untracked", state="acknowledged", note="ours")
+    [one] = create_orphans(bucket, KEY, kind="untracked", state="acknowledged", note="ours")
     out, err, code = run_command("findings", "--key", KEY, "--state", "acknowledged", "--track")
-    told = "It is acknowledged. Reopen the finding first."
+    told = f"Somebody acknowledged finding {one.pk} about this file. Reopen that finding first."
     assert told in out + err and code == 1
     assert read_states() == {KEY: "acknowledged"}
 

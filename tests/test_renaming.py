@@ -32,6 +32,7 @@ from storage_audit.models import (
     R2Object,
 )
 from tests.bucket import Bucket
+from tests.builders import create_findings
 from tests.commands import run_command, run_json
 from tests.network import faulty_network
 from tests.promises import Status, alive, check, late_check, outcomes, requested, run, track
@@ -93,6 +94,15 @@ def test_acknowledged_file_keeps_its_name(bucket: Bucket, misnamed: Finding) -> 
     Finding.objects.reopen("zoe")
     rename_findings(misnamed)
     assert_renamed(bucket, misnamed)
+
+
+def test_file_acknowledged_in_another_finding_keeps_its_name(
+    bucket: Bucket, misnamed: Finding
+) -> None:
+    [other] = create_findings(bucket, A, kind="changed", state="acknowledged")
+    [one] = rename_findings(misnamed)
+    assert one.objection.startswith(f"Somebody acknowledged finding {other.pk} about this file")
+    assert bucket.keys() == {A}
 
 
 def test_file_acknowledged_while_it_is_renamed_stays_under_its_old_name(

@@ -4,7 +4,7 @@ An object that an open cleanup covers is deleted by no other way: a person, or a
 decide on it there. An object whose finding is acknowledged is not deleted at all."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
 from django.db.models import Q
@@ -26,6 +26,7 @@ from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.uploads import Upload
 from storage_audit.cleanup_querysets import CleanupOperationQuerySet
 from storage_audit.fields import spellings
+from storage_audit.findings import FindingQuerySet
 from storage_audit.models import CleanupItem, CleanupOperation, Finding, KnownProject
 
 Status = CleanupOperation.Status
@@ -123,15 +124,27 @@ def find_keeping(bucket: str, seen: Iterable[Listed]) -> dict[str, Finding]:
     """By key as it is listed, by which finding a person keeps the object: it is acknowledged, and
     describes the object as it still is."""
     objects = {each.key: (each.size, each.etag) for each in seen if storable(each.key)}
-    forms = set[str]().union(*map(spellings, objects))
-    found = Finding.objects.keeping().filter(bucket=bucket, key__any_of=forms) if forms else ()
-    keeping = {(finding.key, finding.size, finding.etag): finding for finding in found}
     return {
-        key: keeping[form, *facts]
-        for key, facts in objects.items()
-        for form in spellings(key)
-        if (form, *facts) in keeping
+        key: finding
+        for key, finding in find_about(Finding.objects.keeping(), bucket, objects)
+        if objects[key] == (finding.size, finding.etag)
     }
+
+
+def find_about(
+    findings: FindingQuerySet, bucket: str, keys: Iterable[str]
+) -> Iterator[tuple[str, Finding]]:
+    """Those of the findings that are about one of these keys, with the key as it is given."""
+    forms = group_by_form(keys)
+    for finding in findings.filter(bucket=bucket, key__any_of=forms) if forms else ():
+        for key in forms[finding.key]:
+            yield key, finding
+
+
+def why_left(finding: Finding) -> str:
+    """Why a decision about the file leaves it as it is: a person acknowledged the finding."""
+    text = _("%(person)s acknowledged finding %(id)s about this file. Reopen that finding first.")
+    return text % {"person": finding.decided_by or _("Somebody"), "id": finding.pk}
 
 
 def why_acknowledged(finding: Finding) -> str:

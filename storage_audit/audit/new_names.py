@@ -10,7 +10,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit import projects
 from storage_audit.audit import installation
-from storage_audit.audit.covering import find_keeping
+from storage_audit.audit.covering import find_keeping, why_left
 from storage_audit.audit.discovery import rows_by_identity
 from storage_audit.audit.key_format import Reading
 from storage_audit.audit.ownership import known_among, layouts, too_many_owners
@@ -220,12 +220,7 @@ def against_old(one: Renaming, look: Look) -> str:
     if not one.is_of(old):
         return Over(_("The object was changed since the scan. The next scan tells what it is now."))
     if keeping := look.kept.get(old.key):
-        text = _(
-            "%(person)s acknowledged finding %(id)s about this file, which keeps it as it is. To"
-            " rename the file, reopen that finding."
-        )
-        named = {"person": keeping.decided_by or _("Somebody"), "id": keeping.pk}
-        return Over(text % named)
+        return Over(why_left(keeping))
     if old.size > copies.LARGEST:
         return _("The store copies no object of more than 5 GiB. Upload it again by hand.")
     if row and row.state not in (State.STORED, State.UPLOAD_FAILED):

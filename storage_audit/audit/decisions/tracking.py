@@ -13,7 +13,13 @@ from django.utils.translation import gettext as _
 
 from storage_audit import projects
 from storage_audit.audit import installation
-from storage_audit.audit.covering import find_covering, why_covered
+from storage_audit.audit.covering import (
+    find_about,
+    find_covering,
+    find_keeping,
+    why_covered,
+    why_left,
+)
 from storage_audit.audit.decisions.base import (
     CHUNK,
     Decision,
@@ -108,13 +114,15 @@ def untrack(findings: Findings) -> Decision:
 def kept_by_rows(rows: R2ObjectQuerySet) -> dict[int, Left]:
     """By id, the rows that alone keep their objects from an open cleanup, or from a follow-up check
     that is yet to begin: without its row a key is judged by its name. And those of files that a
-    person has acknowledged."""
+    person has acknowledged, in any spelling."""
     found = sorted(rows.values_list("bucket", "key", "pk"))
     text = _(
         "Cleanup %(id)s could delete this file once its row is gone, so the row was kept. That"
         " cleanup is %(status)s. Untrack the file when the cleanup is over."
     )
     kept, going = dict[int, Left](), {pk for _bucket, _key, pk in found}
+    acknowledged = Finding.objects.filter(state=State.ACKNOWLEDGED, escaped=False)
+    acknowledged = acknowledged.exclude(kind=Kind.UNFINISHED)
     for start in range(0, len(found), CHUNK):
         for bucket, some in groupby(found[start : start + CHUNK], itemgetter(0)):
             pks = {key: pk for _bucket, key, pk in some}
@@ -123,11 +131,8 @@ def kept_by_rows(rows: R2ObjectQuerySet) -> dict[int, Left]:
             for key, cleanup in find_covering(bucket, owners, follow_ups=True).items():
                 words = {"id": cleanup.pk, "status": cleanup.get_status_display()}
                 kept[pks[key]] = Left(key, text % words)
-            of_files = Finding.objects.filter(bucket=bucket, key__in=pks).exclude(
-                kind=Kind.UNFINISHED
-            )
-            for finding in of_files.filter(state=State.ACKNOWLEDGED):
-                kept[pks[finding.key]] = Left(finding.key, acknowledged())
+            for key, finding in find_about(acknowledged, bucket, pks):
+                kept[pks[key]] = Left(key, why_left(finding))
     return kept
 
 
@@ -164,13 +169,13 @@ def looks(findings: Findings, kinds: Collection[str], decision: Decision) -> Ite
         fit = [one for one in chunk if not decision.leave(one, unfit(one, kinds))]
         objects = list(find(bucket, [finding.key for finding in fit], identity).values())
         installation.see_marker(bucket)
+        keeping = find_keeping(bucket, objects)
         keys = {listed.key for listed in objects} | {finding.key for finding in fit}
         known = recognise(bucket, objects, keys, identity, asked)
         by_name = {identity(seen.listed.key): seen for seen in known}
         pairs = [(finding, by_name.get(identity(finding.key))) for finding in fit]
-        yield Look(
-            bucket, identity, [(f, s) for f, s in pairs if not decision.leave(f, gone(s)) and s]
-        )
+        there = [(f, s) for f, s in pairs if not decision.leave(f, why_stays(s, keeping)) and s]
+        yield Look(bucket, identity, there)
 
 
 def unfit(finding: Finding, kinds: Collection[str]) -> str:
@@ -179,18 +184,18 @@ def unfit(finding: Finding, kinds: Collection[str]) -> str:
     if finding.escaped:
         return _("No row can name this key.")
     if finding.state == State.ACKNOWLEDGED:
-        return acknowledged()
+        return why_left(finding)
     return as_it_is(finding) if finding.state == State.RESOLVED else ""
 
 
-def acknowledged() -> str:
-    return _("It is acknowledged. Reopen the finding first.")
-
-
-def gone(seen: Seen | None) -> str:
+def why_stays(seen: Seen | None, keeping: Mapping[str, Finding]) -> str:
+    """Why nothing can be done about the object of a finding; `keeping` are the findings, about any
+    of its spellings, by which a person keeps it."""
     if seen is None:
         return _("It is not in the bucket any more. The next complete scan resolves this.")
-    return in_hand() if seen.in_hand else ""
+    if seen.in_hand:
+        return in_hand()
+    return why_left(keeping[seen.listed.key]) if seen.listed.key in keeping else ""
 
 
 def in_hand() -> str:

@@ -4,6 +4,7 @@ import json
 import logging
 from contextlib import suppress
 from time import process_time
+from traceback import format_exception
 from typing import Any
 from urllib.parse import quote
 
@@ -19,7 +20,7 @@ from pytest_django import Settings
 
 from storage_audit.audit import cleanup
 from storage_audit.bucket import r2
-from storage_audit.bucket.errors import Refused, StoreError
+from storage_audit.bucket.errors import Refused, StoreError, Unavailable
 from storage_audit.conf import conf
 from storage_audit.models import ApiToken, CleanupItem, CleanupOperation, OperationEvent, Project
 from storage_audit.redaction import HIDDEN, redact
@@ -71,7 +72,7 @@ def test_a_token_of_our_own_is_hidden_wherever_it_stands(shape: str) -> None:
     assert redact(f"visa_{token[3:]}") == f"visa_{token[3:]}"
 
 
-@pytest.mark.parametrize("mark", "/#?\\")
+@pytest.mark.parametrize("mark", "/#?\\[]")
 def test_password_of_a_proxy_is_hidden_whole_and_where_a_parser_cuts_it(
     monkeypatch: pytest.MonkeyPatch, mark: str
 ) -> None:
@@ -83,6 +84,22 @@ def test_password_of_a_proxy_is_hidden_whole_and_where_a_parser_cuts_it(
         )
     monkeypatch.setenv("https_proxy", f"svc:first{mark}planted-word@proxy:3128")
     assert redact("Invalid port: 'planted-word' of svc") == f"Invalid port: '{HIDDEN}' of svc"
+
+
+@pytest.mark.parametrize("password", ["ab[pw99]cd", "ab]cd[pw99", "pw99/word"])
+def test_no_part_of_a_password_is_in_the_error_of_a_proxy_that_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, password: str
+) -> None:
+    """Parts that are too short to be hidden everywhere."""
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ENDPOINT_URL": "https://store.example"}
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", f"http://svc:{password}@127.0.0.1:9")
+    r2.forget_connections()
+    with pytest.raises(Unavailable) as raised:
+        r2.head("tests", "a")
+    shown = "".join(format_exception(raised.value))
+    assert "Check R2_ENDPOINT_URL, HTTPS_PROXY" in shown and "pw99" not in shown
 
 
 @pytest.mark.parametrize(

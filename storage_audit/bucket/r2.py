@@ -269,6 +269,10 @@ def bars(bucket: str, error: StoreError) -> bool:
     return False
 
 
+NO_ADDRESS = (
+    "The store cannot be reached: an address cannot be read ({}). Check R2_ENDPOINT_URL,"
+    " HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY."
+)
 # botocore's parser has no error of its own for an element that comes twice or has others in it.
 UNREADABLE = (
     BotoCoreError,
@@ -287,6 +291,10 @@ def own_errors() -> Iterator[None]:
     except ClientError as error:
         raise translate(error) from error
     except (NoConnection, HTTPClientError) as error:
+        if isinstance(cause := error.kwargs.get("error"), ValueError):
+            # Its own text is left out, as it quotes parts of the address, and so of passwords.
+            name = type(cause).__name__
+            raise Unavailable(NO_ADDRESS.format(name), name) from None
         raise Unavailable(f"The store cannot be reached: {error}", type(error).__name__) from error
     except UNREADABLE as error:
         raise Broken(f"The store's answer is unreadable: {error}", type(error).__name__) from error

@@ -382,6 +382,51 @@ def test_object_of_two_rows_counts_once_when_the_bucket_is_claimed_again(
     check(bucket)
 
 
+@each_order
+def test_upload_that_keeps_one_row_keeps_both_when_the_bucket_is_claimed_again(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, mine: str, other: str
+) -> None:
+    """The first pass saw the object of the one row, and none of the other."""
+    alive("proj_1")
+    bucket.put(mine)
+    seen = r2.head(bucket.name, mine)._asdict()
+    track(bucket, seen.pop("key"), "proj_1", state="uploading")
+    track(bucket, other, "proj_1", **seen)
+    R2Object.objects.all().delete()
+    claim_again(bucket, monkeypatch, cleanup, "look_for_uploads")
+    operation = run(CleanupOperation.objects.get())
+    assert "claimed again" in operation.error
+    assert again(operation).deleted == 0
+    assert bucket.keys() == {mine}
+
+
+@each_order
+@each_moment
+def test_plan_that_starts_again_deletes_the_file_of_the_row_that_describes_it(
+    folding: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    mine: str,
+    other: str,
+    module: Any,
+    name: str,
+) -> None:
+    """As it does without a pause. The other row describes an earlier file of the key."""
+    alive("proj_1")
+    folding.put(NFD)
+    seen = r2.head(folding.name, NFD)._asdict()
+    seen.pop("key")
+    track(folding, mine, "proj_1", **seen)
+    track(folding, other, "proj_1", **seen | {"etag": "of an earlier file"})
+    R2Object.objects.all().delete()
+    claim_again(folding, monkeypatch, module, name)
+    operation = run(CleanupOperation.objects.get())
+    assert "claimed again" in operation.error
+    operation = again(operation)
+    assert (operation.found, operation.deleted, operation.protected) == (2, 1, 1)
+    assert not folding.keys()
+    check(folding)
+
+
 def test_two_files_are_two_items_once_the_bucket_tells_their_spellings_apart(
     folding: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

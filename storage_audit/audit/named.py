@@ -129,29 +129,39 @@ def merge(work: Work, stale: Sequence[CleanupItem]) -> None:
     names = [work.identity(item.key) for item in stale]
     taken = list(items.filter(escaped=False, identity__any_of=names))
     protect_with_others(work, [*taken, *stale])
-    known = {item.identity: facts_of(item) for item in taken}
+    known = {item.identity: item for item in taken}
     named, same = list[CleanupItem](), list[int]()
     for item, name in zip(stale, names, strict=True):
         if name not in known:
-            item.identity, known[name] = name, facts_of(item)
+            item.identity, known[name] = name, item
             named.append(item)
-        elif known[name] == facts_of(item):
+        elif is_same(known[name], item):
             same.append(item.pk)
     items.bulk_update(named, ["identity"])
     items.filter(pk__any_of=same).delete()
 
 
 def protect_with_others(work: Work, given: Sequence[CleanupItem]) -> None:
-    """Protect those that may be the same object as one that is protected."""
-    kept = {
-        work.identity(item.key): item.reason for item in given if item.outcome == Outcome.PROTECTED
-    }
+    """Protect those that may be the same object as one that is protected. Where an earlier pass
+    saw the object of both, it held each against its own row."""
+    protected = [item for item in given if item.outcome == Outcome.PROTECTED]
+    protected.sort(key=lambda item: item.present_at is None)
+    kept = {work.identity(item.key): item for item in protected}
     alike = defaultdict[str, list[int]](list)
     for item in given:
-        if item.outcome == Outcome.PLANNED and (reason := kept.get(work.identity(item.key))):
-            alike[reason].append(item.pk)
+        other = kept.get(work.identity(item.key))
+        judged_both = item.present_at and other and other.present_at
+        if item.outcome == Outcome.PLANNED and other and not judged_both:
+            item.outcome = Outcome.PROTECTED
+            alike[other.reason].append(item.pk)
     for reason, pks in alike.items():
         work.operation.items.filter(pk__any_of=pks).mark(Outcome.PROTECTED, reason)
+
+
+def is_same(one: CleanupItem, other: CleanupItem) -> bool:
+    """Whether two items ask for the same. Of an item that an earlier pass protected the facts are
+    those of the object that it saw, and not what the row said."""
+    return (one.outcome, facts_of(one)) == (other.outcome, facts_of(other))
 
 
 def facts_of(item: CleanupItem) -> tuple[int | None, str, datetime | None]:

@@ -6,8 +6,11 @@ from datetime import UTC, datetime
 from time import thread_time
 
 import pytest
+from django.core.files.base import ContentFile
+from django.core.files.storage import default_storage
 from django.db import connection
 from django.utils import timezone
+from pytest_django import Settings
 
 from storage_audit import projects
 from storage_audit.audit import ownership
@@ -19,8 +22,10 @@ from storage_audit.audit.ownership import Deleted, alive_of, judge, known_among,
 from storage_audit.audit.scan.owners import recognise
 from storage_audit.bucket.listing import nfc
 from storage_audit.bucket.r2 import Listed
-from storage_audit.models import KnownProject
+from storage_audit.models import Finding, KnownProject, R2Object
 from tests.bucket import Bucket
+from tests.builders import create_findings
+from tests.orphans import delete_orphans
 from tests.promises import alive, check, delete, deleted, outcomes, reason
 from tests.scanning import backfill, findings, reconcile
 from tests.times import OLDER
@@ -92,6 +97,33 @@ def test_cleanup_and_scans_keep_such_keys_and_go_on(bucket: Bucket) -> None:
     check(bucket)
     assert reconcile().status == "complete"
     assert ambiguous <= findings()
+
+
+@pytest.mark.usefixtures("young_orphans_may_go")
+def test_upload_stays_once_its_key_has_too_many_possible_owners_unless_a_person_gave_it(
+    bucket: Bucket, settings: Settings
+) -> None:
+    before = {"dotted": "{project}.{filename}"}
+    usual = settings.STORAGE_AUDIT | {"PROJECT_ID": "[a-z_]+", "CURRENT_LAYOUT": "dotted"}
+    settings.STORAGE_AUDIT = usual | {"LAYOUTS": before}
+    owner = "a" + "_a" * MOST_WAYS + "_a"
+    alive(owner, "a")
+    key = default_storage.save(f"{owner}.mp4", ContentFile(b"x"))
+    assert R2Object.objects.get().project_id == owner
+    settings.STORAGE_AUDIT = usual | {"LAYOUTS": before | {"flat": "{project}_{scene}.{ext}"}}
+    assert outcomes(delete(owner)) == {key: "protected"}
+    [found] = create_findings(bucket, key, project_id=owner)
+    orphans = delete_orphans([found])
+    assert outcomes(orphans) == {key: "protected"}
+    assert "no orphan any more, but ambiguous" in reason(orphans, key)
+    R2Object.objects.update(updated_at=OLDER)
+    reconcile()
+    assert findings() == {("ambiguous", key)}
+    given = {"source": "adopted", "upload_id": None, "last_modified": found.last_modified}
+    R2Object.objects.update(**given)
+    Finding.objects.all().delete()
+    orphans = delete_orphans(create_findings(bucket, key, project_id=owner))
+    assert outcomes(orphans) == {key: "deleted"}
 
 
 def shown(make: Callable[[int], str]) -> list[Listed]:

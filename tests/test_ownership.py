@@ -234,6 +234,8 @@ def test_too_many_owners_keep_an_object_unless_a_person_gave_it() -> None:
     assert judge_rows(many, [described()], OBJECT).claim is OWNED
     for rows in ([described("upload")], [described(upload_id=UPLOAD)]):
         assert "too many possible owners" in judge_rows(many, rows, OBJECT).reason
+        assert attribute(many, rows, {"proj_1"}, set(), OBJECT).difference == "ambiguous"
+    assert attribute(many, [described()], {"proj_1"}, set(), OBJECT).difference == "orphaned"
 
 
 @pytest.mark.parametrize(
@@ -296,11 +298,11 @@ def test_scan_looks_again_at_a_key_of_which_another_project_can_come() -> None:
 def test_scan_says_of_an_object_of_nobody_that_nobody_knows_it() -> None:
     another = described(upload_id=UPLOAD)
     assert attributed(ODD, another).difference == "unrecognised"
+    assert attributed(ODD, another, None).difference == "unrecognised"
     assert attributed(Readings(too_many=True), another).difference == "ambiguous"
     for key, row, stored in (
         (ODD, described(), OBJECT),
         (ODD, described("upload"), OBJECT),
-        (ODD, another, None),
         (ONE, another, OBJECT),
     ):
         assert not attributed(key, row, stored).difference

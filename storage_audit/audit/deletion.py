@@ -220,7 +220,7 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
         rows = barred_rows(work, batch)
     alive = alive_among(readings.values(), named_in(chain.from_iterable(rows.values())))
     if operation.kind == CleanupOperation.Kind.ORPHANS:
-        doubts = named.doubts_at_proof(work, readings, rows)
+        doubts = named.doubts_at_proof(work, readings, rows, found)
     elif operation.kind == CleanupOperation.Kind.OBJECTS:
         doubts = named.lost_copies(work, batch, found)
         doubts |= named.undecided_at_proof(operation, among(batch), readings)

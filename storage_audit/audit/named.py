@@ -194,8 +194,9 @@ def judge_orphans(work: Work, looked: Looked) -> None:
     """Those that are not what the finding says any more, or no orphans, stay."""
     readings = {item.key: layouts().readings(item.key) for item, listed in looked if listed}
     rows = rows_by_identity(work.operation.bucket, readings, work.identity)
-    doubts, alike = doubts_of(work, readings, rows), defaultdict(list)
     there = [listed for _item, listed in looked if listed]
+    found = {work.identity(listed.key): listed for listed in there}
+    doubts, alike = doubts_of(work, readings, rows, found), defaultdict(list)
     acknowledged = find_acknowledged(work.operation.bucket, there)
     for item, listed in looked:
         if listed:
@@ -232,11 +233,13 @@ def undecided_at_proof(
     return find_undecided(operation.bucket, owners, asked_by(operation))
 
 
-def doubts_at_proof(work: Work, readings: ByKey, rows: ByIdentity) -> dict[str, str]:
+def doubts_at_proof(
+    work: Work, readings: ByKey, rows: ByIdentity, found: Mapping[str, Listed]
+) -> dict[str, str]:
     """The same once nobody is just creating one of the projects. Raises Undecided."""
     if KnownProject.objects.are_changing(named_by(readings, rows)):
         raise Undecided(_("A project that could want these objects is just being created."))
-    return doubts_of(work, readings, rows)
+    return doubts_of(work, readings, rows, found)
 
 
 def lost_copies(
@@ -265,20 +268,23 @@ def is_tracked(listed: Listed | None, rows: Sequence[R2Object]) -> bool:
     )
 
 
-def doubts_of(work: Work, readings: ByKey, rows: ByIdentity) -> dict[str, str]:
+def doubts_of(
+    work: Work, readings: ByKey, rows: ByIdentity, found: Mapping[str, Listed]
+) -> dict[str, str]:
     """Why each of these keys may be no orphan's, going by the tables as they are now; empty where
-    it is one. `rows` are by identity, and were read before."""
+    it is one. Rows and objects are given by identity, and were read before."""
     operation, identity = work.operation, work.identity
     names = named_by(readings, rows)
-    owners = owners_of(readings, rows, {}, identity)
-    kept = find_untracked(operation.bucket, unsure_among(readings, rows, {}, identity))
+    owners = owners_of(readings, rows, found, identity)
+    kept = find_untracked(operation.bucket, unsure_among(readings, rows, found, identity))
     covering = find_covering(operation.bucket, owners, operation)
     alive = alive_among(readings.values(), names)
     known = known_among(names) | alive
     return {
         key: why_covered(covering[key])
         if key in covering
-        else kept.get(key) or doubt(ways, rows.get(identity(key), ()), known, alive)
+        else kept.get(key)
+        or doubt(ways, rows.get(identity(key), ()), known, alive, found.get(identity(key)))
         for key, ways in readings.items()
     }
 
@@ -288,11 +294,17 @@ def named_by(readings: ByKey, rows: ByIdentity) -> set[str]:
     return by_rows.union(*(ways.projects for ways in readings.values()))
 
 
-def doubt(readings: Readings, rows: Sequence[Row], known: set[str], alive: set[str]) -> str:
+def doubt(
+    readings: Readings,
+    rows: Sequence[Row],
+    known: set[str],
+    alive: set[str],
+    stored: Listed | None,
+) -> str:
     names = readings.owners | named_in(rows)
     if living := names & alive:
         return could_be(living)
-    owner = attribute(readings, rows, known, alive)
+    owner = attribute(readings, rows, known, alive, stored)
     if owner.difference != Kind.ORPHANED:
         return _("It is no orphan any more, but %s.") % Kind(owner.difference).label
     return ""

@@ -200,7 +200,7 @@ def judge_by_evidence(
     if told := telling(rows):
         return judge_by_rows(project, readings, rows, told, alive, stored)
     names, evidence = readings.projects, evidence_of(readings)
-    if readings.too_many:
+    if has_too_many_owners(readings, rows, stored):
         return Verdict(Claim.PROTECTED, evidence, too_many_owners())
     if not names:
         reason = _(
@@ -238,7 +238,7 @@ def judge_by_rows(
     if len(told) > 1:
         reason = _("Two tracking rows name this object for different projects: %s. Delete one.")
         return Verdict(Claim.PROTECTED, evidence, reason % shorten(sorted(told)))
-    if readings.too_many and not is_given(rows, stored):
+    if has_too_many_owners(readings, rows, stored):
         return Verdict(Claim.PROTECTED, evidence, too_many_owners())
     if is_of_nobody(readings, rows, stored):
         reason = _(
@@ -260,6 +260,12 @@ def is_given(rows: Sequence[Row], stored: Facts | None) -> bool:
         row.source == R2Object.Source.ADOPTED and row.upload_id is None and is_same(row, stored)
         for row in rows
     )
+
+
+def has_too_many_owners(readings: Readings, rows: Sequence[Row], stored: Facts | None) -> bool:
+    """Whether more projects could own this object than are looked at, so that some may be alive.
+    An upload's row rules out none of them, as it may be from other settings."""
+    return readings.too_many and not is_given(rows, stored)
 
 
 def is_of_nobody(readings: Readings, rows: Sequence[Row], stored: Facts | None) -> bool:

@@ -16,6 +16,7 @@ from storage_audit.audit.ownership import (
     alive_among,
     could_be,
     evidence_of,
+    has_too_many_owners,
     is_given,
     is_of_nobody,
     known_among,
@@ -137,17 +138,18 @@ def attribute(
     rows: Sequence[Row],
     known: set[str],
     alive: set[str],
-    stored: Facts | None = None,
+    stored: Facts | None,
 ) -> Owner:
     """`known` are the projects that ever lived, `alive` those that live now, `stored` the object:
     a person's decision holds for no other one."""
     told = telling(rows)
     evidence = shorten(told.values(), "; ") if told else evidence_of(readings)
-    if len(told) > 1 or (readings.too_many and not told):
+    if has_too_many_owners(readings, rows, stored):
+        return Owner(None, None, Kind.AMBIGUOUS, evidence_of(readings))
+    if len(told) > 1:
         return Owner(None, None, Kind.AMBIGUOUS, evidence)
-    if stored and is_of_nobody(readings, rows, stored):
-        kind = Kind.AMBIGUOUS if readings.too_many else Kind.UNRECOGNISED
-        return Owner(None, None, kind, evidence)
+    if is_of_nobody(readings, rows, stored):
+        return Owner(None, None, Kind.UNRECOGNISED, evidence)
     names = set(told) or readings.projects
     if names and (rivals := rivals_of(readings, rows, alive, stored)):
         return Owner(None, None, Kind.AMBIGUOUS, f"{evidence}; {could_be(rivals, rows)}")

@@ -41,7 +41,7 @@ def sighted(scan: BucketScan, page: list[Upload]) -> Iterator[Sighting]:
     alive = alive_among(readings.values())
     known = known_among(names) | alive
     for upload in page:
-        owner = attribute(readings[upload.key], (), known, alive)
+        owner = attribute(readings[upload.key], (), known, alive, None)
         yield Sighting(
             scan=scan,
             bucket=scan.bucket,

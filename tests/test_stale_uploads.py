@@ -22,13 +22,14 @@ from devtools.faults.pages import (
 )
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from devtools.seaweedfs import SeaweedFS
-from storage_audit.audit import installation, scan, stale_uploads
+from storage_audit.audit import deletion, installation, scan, stale_uploads
 from storage_audit.audit.covering import why_covered
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.scan import unfinished
-from storage_audit.bucket import frame, uploads
+from storage_audit.bucket import frame, r2, uploads
 from storage_audit.bucket.errors import Broken, StoreError
 from storage_audit.bucket.listing import is_too_long
+from storage_audit.bucket.uploads import Upload
 from storage_audit.conf import conf
 from storage_audit.models import BucketScan, CleanupOperation, Finding, R2Object, Sighting
 from tests.bucket import Bucket
@@ -380,6 +381,25 @@ def test_abortion_is_believed_when_it_is_seen(tree: Bucket, old: None, proxy: Fa
         assert Finding.objects.get().state == "open"
     proxy.rules.clear()
     assert aborted(*found) == ["aborted"]
+
+
+def test_upload_is_not_aborted_by_a_process_that_was_stopped_after_its_look(
+    tree: Bucket, old: None, proxy: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(tree, KEY)
+    now, abort = [0.0], uploads.abort
+
+    def stop_and_abort(bucket: str, upload: Upload) -> None:
+        now[0] += deletion.PROOF_LASTS + 1
+        abort(bucket, upload)
+
+    monkeypatch.setattr(uploads, "abort", stop_and_abort)
+    for module in (deletion, r2):
+        monkeypatch.setattr(module, "monotonic", lambda: now[0])
+    [told] = aborted(*findings(tree))
+    assert told.startswith("Not sent: the look before it is too old by now.")
+    assert not proxy.asked(is_abort) and there(tree) == [KEY]
+    assert Finding.objects.get().state == "open"
 
 
 def test_listing_that_fails_resolves_nothing(tree: Bucket, old: None, proxy: FaultyStore) -> None:

@@ -8,8 +8,9 @@ from django.utils.translation import gettext as _
 
 from storage_audit.audit import installation
 from storage_audit.audit.covering import find_covering, possible_owners, why_covered
+from storage_audit.audit.deletion import proof_ends
 from storage_audit.audit.ownership import layouts
-from storage_audit.bucket import uploads
+from storage_audit.bucket import r2, uploads
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.uploads import Upload
 from storage_audit.conf import conf
@@ -48,6 +49,7 @@ def would_abort(finding: Finding) -> Aborted:
 
 
 def abort_one(finding: Finding) -> Aborted:
+    until = proof_ends()
     objection, upload = look_at(finding)
     if objection:
         return Aborted(finding, objection=objection)
@@ -55,12 +57,12 @@ def abort_one(finding: Finding) -> Aborted:
         return Aborted(finding, ended())
     resolution, trouble = _("aborted"), ""
     try:
-        uploads.abort(finding.bucket, upload)
+        with r2.sent_until(until):
+            uploads.abort(finding.bucket, upload)
     except StoreError as error:
         resolution, trouble = ended(), f"{str(error).rstrip('.')}. "
     if seen(finding):
-        still = _("The upload is still listed after it was aborted. Try again.")
-        return Aborted(finding, objection=trouble + still)
+        return Aborted(finding, objection=trouble + _("The upload is still listed. Try again."))
     return Aborted(finding, resolution)
 
 

@@ -13,7 +13,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from storage_audit.audit import cleanup, decisions, lookup, meaning, requests, scan, vanished
-from storage_audit.audit.covering import find_covering
+from storage_audit.audit.covering import Owners, find_covering
 from storage_audit.audit.lookup import live
 from storage_audit.audit.scan import ending, worker
 from storage_audit.bucket import r2
@@ -92,7 +92,7 @@ def test_both_spellings_of_an_id_are_covered_in_one_look(
     CleanupOperation.objects.request(
         kind="project", project_id=names[of_cleanup], bucket=bucket.name, trigger="deleted"
     )
-    owners = {f"{form}.mp4": [name] for form, name in names.items()}
+    owners = {f"{form}.mp4": Owners({name}) for form, name in names.items()}
     assert find_covering(bucket.name, owners).keys() == owners.keys()
 
 

@@ -222,6 +222,22 @@ def test_a_double_prefix_is_never_part_of_an_id() -> None:
     assert ways("audio/proj_proj_proj_1/s/voice.mp3") == []
 
 
+DOUBLED = Layouts(
+    {"plain": "video/{project}/{filename}", "doubled": "audio/proj_{project}/{filename}"},
+    project_id=Conf.project_id,
+    kinds=(),
+    current="plain",
+)
+
+
+@given(keys)
+@example("audio/proj_proj_1/a")
+def test_key_begins_like_those_of_each_id_that_it_could_name(key: str) -> None:
+    for grammar in (LAYOUTS, DOUBLED):
+        for owner in grammar.readings(key).owners:
+            assert key.startswith(tuple(grammar.starts(owner)))
+
+
 def test_object_of_the_application_is_of_no_project_whatever_the_settings_say() -> None:
     mine = Layouts({"any": "{project}/{filename}"}, project_id=".+", kinds=(), current="any")
     assert mine.readings("a/b").projects == {"a"}

@@ -176,7 +176,7 @@ def test_only_a_persons_decision_about_this_object_rules_out_other_owners(
     rivals = {"proj_1_x"} if told and not given else set()
     assert rivals_of(readings, rows, living, stored) == rivals
     owners = {"proj_1"} if given else readings.owners
-    assert possible_owners(readings, rows, stored) == owners
+    assert possible_owners(readings, rows, stored) == (owners, False)
     key_of_nobody = judge_rows(ODD, rows, stored)
     adopted = any(row.source == "adopted" for row in rows)
     assert (key_of_nobody.claim is OWNED) == (given or (told and not adopted))
@@ -219,7 +219,8 @@ def test_refused_id_that_lives_is_a_rival_of_all_but_the_adopting_project() -> N
 
 def test_cleanup_of_each_project_that_key_or_row_names_may_take_an_object() -> None:
     readings, uploaded = layouts().readings(ONE), [described("upload", "proj_2")]
-    assert possible_owners(readings, uploaded, OBJECT) == {"proj_2", *readings.owners}
+    every = {"proj_2", *readings.owners}
+    assert possible_owners(readings, uploaded, OBJECT) == (every, False)
     assert {"proj_1", "1"} <= readings.owners
 
 

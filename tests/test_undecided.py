@@ -11,10 +11,13 @@ from pytest_django import Settings
 
 from devtools.faults.matching import is_abort, on
 from devtools.faults.proxy import FaultyStore, Reply
-from storage_audit.audit import deletion, meaning, requests
+from storage_audit.audit import decisions, deletion, meaning, requests, vanished
+from storage_audit.audit.key_format import MOST_WAYS
 from storage_audit.audit.modes import MODES, Mode
-from storage_audit.models import CleanupOperation, R2Object
+from storage_audit.audit.ownership import layouts
+from storage_audit.models import CleanupOperation, Project, R2Object
 from tests.bucket import Bucket
+from tests.builders import create_findings, list_ids
 from tests.promises import (
     Status,
     again,
@@ -204,3 +207,60 @@ def test_storage_leaves_a_file_to_the_blocked_cleanup(
     requests.force_delete_operation(blocked)
     assert run(blocked).status == Status.CLEAN
     assert bucket.keys() == set()
+
+
+# It can be read in more ways than are looked at.
+MANY = "proj_{}_s" + "_a" * MOST_WAYS + "_media.mp4"
+
+
+@pytest.fixture
+def many(bucket: Bucket, blocked: CleanupOperation) -> str:
+    """A file that could be of proj_9, or of one of too many others."""
+    key = default_storage.save(MANY.format(9), ContentFile(b"x"))
+    assert layouts().readings(key).too_many and not layouts().readings(key)
+    return key
+
+
+def test_storage_leaves_a_file_of_too_many_owners_to_the_blocked_cleanup_of_one(
+    bucket: Bucket, blocked: CleanupOperation, many: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = default_storage.save(MANY.format(8), ContentFile(b"x"))
+    default_storage.delete(many)
+    default_storage.delete(other)
+    assert bucket.keys() & {many, other} == {many}
+    assert f"Cleanup {blocked.pk} covers this file" in caplog.text
+    requests.force_delete_operation(blocked)
+    assert run(blocked).status == Status.CLEAN_WITH_PROTECTED
+    default_storage.delete(many)
+    assert not bucket.keys()
+
+
+def test_file_of_too_many_owners_whose_row_is_deleted_waits_for_the_blocked_cleanup_of_one(
+    bucket: Bucket, blocked: CleanupOperation, many: str
+) -> None:
+    R2Object.objects.get(key=many).delete()
+    operation = run(CleanupOperation.objects.get(kind="objects"))
+    assert outcomes(operation) == {many: "protected"}
+    assert reason(operation, many).startswith(f"Cleanup {blocked.pk} covers this file")
+    assert bucket.keys() >= {many}
+
+
+def test_file_of_too_many_owners_is_not_adopted_while_the_cleanup_of_one_is_blocked(
+    bucket: Bucket, blocked: CleanupOperation, many: str
+) -> None:
+    found = create_findings(bucket, many, kind="ambiguous", project_id=None)
+    [left] = decisions.adopt(list_ids(found), "proj_1").left
+    assert left.reason.startswith(f"Cleanup {blocked.pk} covers this file")
+
+
+def test_file_of_too_many_owners_waits_for_a_person_where_many_projects_disappeared(
+    bucket: Bucket, settings: Settings, many: str
+) -> None:
+    CleanupOperation.objects.all().delete()
+    limit(settings, LIMIT_VANISHED=0)
+    alive("proj_9")
+    Project.objects.filter(pk="proj_9")._raw_delete("default")
+    vanished.notice()
+    assert CleanupOperation.objects.get().kind == "vanished"
+    default_storage.delete(many)
+    assert bucket.keys() >= {many}

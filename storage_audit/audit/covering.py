@@ -6,6 +6,7 @@ decide on it there. An object whose finding is acknowledged is not deleted at al
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from typing import NamedTuple
 
 from django.db.models import Q
 from django.utils.translation import gettext as _
@@ -15,13 +16,15 @@ from storage_audit.audit.ownership import (
     Facts,
     Row,
     alive_of,
+    has_too_many_owners,
     is_given,
+    layouts,
     may_be_outdated,
     named_in,
     shorten,
     telling,
 )
-from storage_audit.bucket.listing import Identity, storable
+from storage_audit.bucket.listing import Identity, nfc, storable
 from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.uploads import Upload
 from storage_audit.cleanup_querysets import CleanupOperationQuerySet
@@ -32,12 +35,18 @@ from storage_audit.models import CleanupItem, CleanupOperation, Finding, KnownPr
 Status = CleanupOperation.Status
 
 
-def possible_owners(
-    readings: Readings, rows: Sequence[Row], stored: Facts | None = None
-) -> set[str]:
+class Owners(NamedTuple):
+    """Projects that an object may belong to. With `too_many` others can own it as well."""
+
+    names: set[str]
+    too_many: bool = False
+
+
+def possible_owners(readings: Readings, rows: Sequence[Row], stored: Facts | None = None) -> Owners:
     """The projects whose cleanups may take the object, also those whose ids the grammar refuses.
     Only a person's decision about this very object rules any of them out."""
-    return named_in(rows) if is_given(rows, stored) else readings.owners | named_in(rows)
+    names = named_in(rows) if is_given(rows, stored) else readings.owners | named_in(rows)
+    return Owners(names, has_too_many_owners(readings, rows, stored))
 
 
 def rows_decide(rows: Sequence[Row], stored: Facts | None) -> bool:
@@ -57,7 +66,7 @@ def unsure_among(
 
 def find_covering(
     bucket: str,
-    owners: Mapping[str, Collection[str]],
+    owners: Mapping[str, Owners],
     asking: CleanupOperation | None = None,
     *,
     follow_ups: bool = False,
@@ -76,7 +85,7 @@ def find_covering(
 
 
 def find_undecided(
-    bucket: str, owners: Mapping[str, Collection[str]], asking: Q | None = None
+    bucket: str, owners: Mapping[str, Owners], asking: Q | None = None
 ) -> dict[str, str]:
     """By key, why a file is kept: a blocked cleanup, other than the asking one, covers the file
     too, and a person has yet to decide there. Of two blocked ones the last to be approved takes
@@ -180,15 +189,37 @@ def of_project(project_id: str | None) -> Q:
 
 
 def cover(
-    cleanups: CleanupOperationQuerySet, owners: Mapping[str, Collection[str]]
+    cleanups: CleanupOperationQuerySet, owners: Mapping[str, Owners]
 ) -> dict[str, CleanupOperation]:
     cleanups = cleanups.only("kind", "status", "project_id")
-    by_project = find_by_project(cleanups, set[str]().union(*owners.values()))
+    unnamed = find_unnamed_owners(cleanups, [k for k, each in owners.items() if each.too_many])
+    names = {key: each.names | unnamed.get(key, set()) for key, each in owners.items()}
+    by_project = find_by_project(cleanups, set[str]().union(*names.values()))
     covering = find_by_item(cleanups, owners)
-    for key, names in owners.items():
-        for name in sorted(by_project.keys() & names):
+    for key, its_names in names.items():
+        for name in sorted(by_project.keys() & its_names):
             covering[key] = by_project[name]
     return covering
+
+
+def find_unnamed_owners(
+    cleanups: CleanupOperationQuerySet, keys: Collection[str]
+) -> dict[str, set[str]]:
+    """By key, those projects of the cleanups whose keys begin as this one does: it has too many
+    possible owners to ask for them all."""
+    if not keys:
+        return {}
+    ids = set(cleanups.of_projects().values_list("project_id", flat=True))
+    ids.update(*(each.cursor["projects"] for each in cleanups.disappearances().only("cursor")))
+    by_start = defaultdict[str, set[str]](set)
+    for project_id in filter(None, ids):
+        for start in layouts().starts(project_id):
+            by_start[nfc(start)].add(project_id)
+    lengths = set(map(len, by_start))
+    return {
+        key: set[str]().union(*(by_start.get(nfc(key)[:length], ()) for length in lengths))
+        for key in keys
+    }
 
 
 def find_by_project(

@@ -18,6 +18,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit.audit import headway
 from storage_audit.audit.covering import (
+    Owners,
     asked_by,
     find_acknowledged,
     find_undecided,
@@ -246,7 +247,7 @@ def owners_of(
     rows: Mapping[str, Sequence[Row]],
     found: Mapping[str, Listed],
     identity: Identity,
-) -> dict[str, set[str]]:
+) -> dict[str, Owners]:
     """By key, the projects whose cleanups may take the object."""
     return {
         key: possible_owners(ways, rows.get(identity(key), ()), found.get(identity(key)))
@@ -260,7 +261,7 @@ def find_owners(
     identity: Identity,
     found: Mapping[str, Listed],
     without: Collection[int] = (),
-) -> dict[str, set[str]]:
+) -> dict[str, Owners]:
     """The same as the rows of all spellings say now, or would say without some of them."""
     readings = layouts().readings_of(keys)
     rows = {

@@ -152,6 +152,10 @@ class Layout:
     def prefixes(self, project: str) -> list[str]:
         """What to list to see every key of the project. Raises ValueError for a bad id."""
         self._check_project(project)
+        return self.starts(project)
+
+    def starts(self, project: str) -> list[str]:
+        """How a key begins in which this text stands where an id does."""
         return [head + project + self._separator for head in self.heads]
 
     def _check_project(self, project: str) -> None:

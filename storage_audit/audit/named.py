@@ -21,6 +21,7 @@ from storage_audit.audit.covering import (
     find_covering,
     find_undecided,
     find_untracked,
+    possible_owners,
     unsure_among,
     why_covered,
 )
@@ -227,9 +228,9 @@ def undecided_at_proof(
 ) -> dict[str, str]:
     """Which of the objects behind deleted rows a person has to decide on elsewhere, and why that
     keeps them. A row may have named a project that the key does not."""
-    owners = {key: set(ways.owners) for key, ways in readings.items()}
+    owners = {key: possible_owners(ways, ()) for key, ways in readings.items()}
     for key, project_id in items.exclude(project_id=None).values_list("key", "project_id"):
-        owners[key].add(project_id or "")
+        owners[key].names.add(project_id or "")
     return find_undecided(operation.bucket, owners, asked_by(operation))
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from django.db.models import QuerySet
 from django.utils.translation import gettext as _
 
-from storage_audit.audit.covering import find_covering
+from storage_audit.audit.covering import Owners, find_covering, possible_owners
 from storage_audit.audit.ownership import layouts
 from storage_audit.findings import FindingQuerySet
 from storage_audit.models import CleanupOperation, Finding
@@ -85,9 +85,10 @@ def acknowledge(findings: Findings, note: str) -> Decision:
 def warn_of_cleanups(acknowledged: FindingQuerySet) -> Iterator[Result]:
     """Of those whose object an open cleanup covers, that it may be too late."""
     for bucket, some in groupby(acknowledged.order_by("bucket", "key"), attrgetter("bucket")):
-        owners = {
-            one.key: layouts().readings(one.key).projects | {one.project_id or ""} for one in some
-        }
+        owners = dict[str, Owners]()
+        for one in some:
+            owners[one.key] = possible_owners(layouts().readings(one.key), ())
+            owners[one.key].names.add(one.project_id or "")
         text = _(
             "Cleanup %s covers this file. The file stays, unless its deletion was sent already."
             " That cleanup's page says what became of it."

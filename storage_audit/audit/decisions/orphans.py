@@ -13,7 +13,7 @@ from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 
 from storage_audit.audit import installation
-from storage_audit.audit.covering import find_covering, why_covered
+from storage_audit.audit.covering import Owners, find_covering, why_covered
 from storage_audit.audit.decisions.base import (
     CHUNK,
     Decision,
@@ -120,9 +120,9 @@ def with_cleanups(found: Iterable[Any], asking: CleanupOperation | None = None) 
     return some
 
 
-def owners_of(found: Iterable[Finding]) -> dict[str, set[str]]:
+def owners_of(found: Iterable[Finding]) -> dict[str, Owners]:
     """What the key may be read as was decided by the scan, which knew the row as well."""
-    return {one.key: {one.project_id} if one.project_id else set() for one in found}
+    return {one.key: Owners({one.project_id} if one.project_id else set()) for one in found}
 
 
 def covered_otherwise_spelled(found: FindingQuerySet) -> list[int]:

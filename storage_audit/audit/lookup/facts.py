@@ -12,7 +12,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy
 
 from storage_audit import projects
-from storage_audit.audit.covering import find_covering, possible_owners
+from storage_audit.audit.covering import Owners, find_covering, possible_owners
 from storage_audit.audit.key_format import Readings
 from storage_audit.audit.lookup.pasted import Named
 from storage_audit.audit.ownership import Deleted, Verdict, alive_among, judge, layouts
@@ -303,11 +303,12 @@ def with_projects(facts: Sequence[Facts]) -> list[Facts]:
 
 
 def covering_of(facts: Sequence[Facts]) -> dict[tuple[str, str], CleanupOperation]:
-    owners: dict[str, dict[str, set[str]]] = defaultdict(dict)
+    owners: dict[str, dict[str, Owners]] = defaultdict(dict)
     for one in facts:
         if not one.named.escaped:
-            names = possible_owners(one.readings, one.rows, one.listed or one.row)
-            owners[one.bucket][one.key] = set(filter(storable, names))
+            every = possible_owners(one.readings, one.rows, one.listed or one.row)
+            names = set(filter(storable, every.names))
+            owners[one.bucket][one.key] = every._replace(names=names)
     return {
         (bucket, key): cleanup
         for bucket, of_keys in owners.items()

@@ -8,14 +8,14 @@ from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
-from django.db.models import F, Model
+from django.db.models import F, Model, Value
 from django.utils import timezone
 from pytest_django import Settings
 
 from devtools.faults.matching import is_listing
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from storage_audit import storage, tasks
-from storage_audit.audit import delays, overview, requests
+from storage_audit.audit import cleanup, delays, overview, requests
 from storage_audit.clocks import DatabaseNow
 from storage_audit.models import (
     BucketScan,
@@ -31,6 +31,7 @@ from tests.bucket import Bucket
 from tests.builders import create_lost_cleanup
 from tests.promises import (
     acquire_lease,
+    again,
     alive,
     between_plan_and_batch,
     delete,
@@ -42,6 +43,7 @@ from tests.promises import (
     reason,
     requested,
     run,
+    skip_pause,
     track,
 )
 from tests.scanning import begin, complete, findings, reconcile, work
@@ -397,6 +399,43 @@ def test_second_look_waits_its_minute_though_the_clocks_of_two_workers_differ(
     with clock_of_another_machine(120):
         run(operation)
     assert outcomes(operation) == {key: "deleting"}
+
+
+@on_several_machines
+def test_pass_goes_on_though_the_clocks_of_two_workers_differ(
+    bucket: Bucket, settings: Settings
+) -> None:
+    key = bucket.upload("proj_1")
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SLICE": timedelta(0)}
+    operation = requested("proj_1")
+    for seconds in (120, 0, 120, 0):
+        with clock_of_another_machine(seconds):
+            assert cleanup.run_slice(operation.pk)
+    assert outcomes(run(operation)) == {key: "deleted"}
+    assert not operation.events.filter(message__contains="from the beginning").exists()
+
+
+def test_second_look_follows_though_the_database_clock_was_a_day_ahead(
+    bucket: Bucket, store: FaultyStore, unhurried: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, day = bucket.upload("proj_1"), timedelta(days=1)
+    operation = requested("proj_1")
+    between_plan_and_batch(monkeypatch, lambda: bucket.r2.remove(key, bucket.name))
+    with monkeypatch.context() as patch:
+        patch.delattr(DatabaseNow, "as_postgresql")
+        patch.setattr(
+            DatabaseNow,
+            "as_sql",
+            lambda now, compiler, *others, **context: compiler.compile(
+                Value(timezone.now() + now.later + day, now.output_field)
+            ),
+        )
+        assert "again_at" in run(operation).cursor
+    tasks.sweep()
+    operation = run(operation)
+    assert operation.next_attempt_at
+    assert operation.next_attempt_at < timezone.now() + timedelta(minutes=2)
+    assert outcomes(again(skip_pause(operation))) == {key: "already_absent"}
 
 
 @on_several_machines

@@ -693,8 +693,7 @@ def test_neighbours_are_looked_at_together_and_cost_few_queries(
 ) -> None:
     monkeypatch.setattr(work, "LONE_KEYS", 10)
     monkeypatch.setattr(Work, "together", 10)
-    seen_at, *_others = Work.__init__.__defaults__ or ()
-    monkeypatch.setattr(Work.__init__, "__defaults__", (seen_at, 0, 10, False))
+    monkeypatch.setattr(Work.__init__, "__defaults__", (0, 10, False))
     keys = [f"{FOLDER}{n:03}" for n in range(400)]
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(bucket.put, keys))

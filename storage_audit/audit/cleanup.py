@@ -207,7 +207,7 @@ def is_trusted(work: Work) -> bool:
         assert operation.project_id is not None
         ranges = ranges_of(operation.project_id)
         basis = Basis.of(work.marker, operation.bucket, ranges)
-    return basis.supports(operation.cursor)
+    return basis.supports(operation.cursor, work.read_clock())
 
 
 def forget_pass(operation: CleanupOperation) -> None:

@@ -4,7 +4,7 @@ The pace is kept in the operation, so that its next turn begins with what the st
 """
 
 from random import uniform
-from time import monotonic, sleep
+from time import sleep
 from typing import NamedTuple
 
 from django.db import transaction
@@ -17,6 +17,7 @@ from storage_audit.bucket.errors import (
     StoreError,
     TooLate,
 )
+from storage_audit.clocks import monotonic
 from storage_audit.conf import conf
 from storage_audit.models import CleanupOperation
 

@@ -11,8 +11,6 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from django.utils import timezone
-
 from storage_audit.bucket.listing import nfc, spelled_as, storable_part
 from storage_audit.bucket.r2 import Listed
 from storage_audit.conf import conf
@@ -38,10 +36,10 @@ class Basis:
     def write(self, seen_at: datetime) -> dict[str, Any]:
         return {"marker": self.marker, "place": self.place, "seen_at": seen_at.isoformat()}
 
-    def supports(self, cursor: dict[str, Any]) -> bool:
-        """Whether a pass may go on from this position."""
-        age = timezone.now() - datetime.fromisoformat(cursor["seen_at"])
-        # From a clock that was ahead nobody knows how old it is; by a minute they may differ.
+    def supports(self, cursor: dict[str, Any], now: datetime) -> bool:
+        """Whether a pass may go on from this position, by the clock that wrote it."""
+        age = now - datetime.fromisoformat(cursor["seen_at"])
+        # A clock that was ahead does not tell how old it is. A correction by seconds is usual.
         is_recent = -conf().lease <= age <= OLD_AFTER
         return is_recent and (cursor["marker"], cursor["place"]) == (self.marker, self.place)
 

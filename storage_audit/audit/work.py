@@ -8,10 +8,7 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import chain, groupby, islice, takewhile
 from operator import attrgetter
-from time import monotonic
 from typing import Any, NamedTuple
-
-from django.utils import timezone
 
 from storage_audit import logs
 from storage_audit.audit import installation, limits
@@ -23,7 +20,7 @@ from storage_audit.bucket.errors import Broken, StoreError
 from storage_audit.bucket.listing import Identity, exact, show_all_spellings, spelled_as
 from storage_audit.bucket.r2 import PAGE, Listed
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
-from storage_audit.clocks import was_ahead
+from storage_audit.clocks import monotonic, was_ahead
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation
 
@@ -68,9 +65,12 @@ class Work:
     operation: CleanupOperation
     traits: Traits
     deadline: float
-    # The marker that this turn goes by, and when a listing showed it last.
+    # When our monotonic clock was at zero, by the database's clock.
+    clock_zero: datetime
+    # The marker that this turn goes by, and when a listing showed it last, by the database's clock:
+    # the next turn may be on a machine with another one.
     marker: str
-    seen_at: datetime = field(default_factory=timezone.now)
+    seen_at: datetime = field(init=False)
     # In a row, though no less can be asked of the store.
     troubles: int = 0
     # Lone keys at one look.
@@ -78,15 +78,19 @@ class Work:
     # wrangler was seen to look into the same bucket as we do.
     wrangler_is_here: bool = False
 
+    def __post_init__(self) -> None:
+        self.seen_at = self.read_clock()
+
     @classmethod
     def begin(cls, operation: CleanupOperation) -> "Work":
         """Raises Mismatch and StoreError."""
         ends = monotonic() + conf().slice.total_seconds()
+        clock_zero = operation.read_database_clock() - timedelta(seconds=monotonic())
         # Before the traits: if the bucket is claimed again, nothing is seen under this name.
         marker = installation.recorded_marker(operation.bucket) or ""
         traits = installation.check(operation.bucket)
         limits.refuse_empty_table()
-        return cls(operation, traits, ends, marker)
+        return cls(operation, traits, ends, clock_zero, marker)
 
     @property
     def identity(self) -> Identity:
@@ -116,7 +120,11 @@ class Work:
         seen = installation.see_marker(self.operation.bucket)
         if seen != self.marker:
             raise installation.claimed_again(self.operation.bucket)
-        self.seen_at = timezone.now()
+        self.seen_at = self.read_clock()
+
+    def read_clock(self) -> datetime:
+        """The database's clock, which was asked as the turn began."""
+        return self.clock_zero + timedelta(seconds=monotonic())
 
     @property
     def basis(self) -> Basis:

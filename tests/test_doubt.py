@@ -10,7 +10,7 @@ from django.test import override_settings
 from django.utils import timezone
 from pytest_django import Settings
 
-from devtools.faults.kinds import error, for_other_keys
+from devtools.faults.kinds import error, for_other_keys, per_key
 from devtools.faults.matching import is_delete_batch, on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, Rule
 from storage_audit.audit import (
@@ -38,12 +38,12 @@ from storage_audit.storage import KeyBeingDeleted
 from tests.api_client import program, refused
 from tests.bucket import Bucket, fold_unicode
 from tests.keys import AMBIGUOUS, NFC, NFD
-from tests.promises import again, alive, delete, outcomes, requested, run
+from tests.promises import again, alive, delete, outcomes, requested, run, take_over_lease
 
 Status = CleanupOperation.Status
 
 
-def fails(monkeypatch: pytest.MonkeyPatch, module: object, name: str, error: Exception) -> None:
+def fails(monkeypatch: pytest.MonkeyPatch, module: object, name: str, error: BaseException) -> None:
     def raising(*args: object, **kwargs: object) -> None:
         raise error
 
@@ -292,6 +292,19 @@ def test_key_whose_deletion_was_answered_is_free_at_once(bucket: Bucket) -> None
     assert default_storage.save(key, ContentFile(b"another")) == key
 
 
+def test_key_is_free_at_once_when_its_worker_died_before_the_call(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next worker finds a barred row, and no other process has barred it."""
+    key = bucket.upload("proj_1")
+    operation = requested("proj_1")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        fails(patch, deletion, "prove", SystemExit())
+        run(operation)
+    assert take_over_lease(operation).status == Status.CLEAN
+    assert default_storage.save(key, ContentFile(b"another")) == key
+
+
 def test_late_checks_follow_a_clean_end_also_when_they_followed_a_failure(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,15 +318,25 @@ def test_late_checks_follow_a_clean_end_also_when_they_followed_a_failure(
     assert operation.children.filter(finished_at=None).count() == 3
 
 
+def unknown_for_each_key(request: Request, forward: Forward) -> Reply:
+    xml = "<Error><Key>{}</Key><Code>InternalFailure</Code></Error>"
+    return per_key(request, xml.format)
+
+
 @pytest.mark.parametrize(
     ("answer", "stays_barred"),
     [
         (for_other_keys, True),
         (Reply(200, b"<DeleteResult></DeleteResult>"), True),
         (Reply(500, error("InternalError")), True),
+        (Reply(500, error("InternalFailure")), True),
+        (Reply(408), True),
+        (Reply(409, error("OperationAborted")), True),
+        (unknown_for_each_key, True),
         (Reply(403, error("AccessDenied")), False),
+        (Reply(503, error("SlowDown")), False),
     ],
-    ids=["other keys", "no keys", "500", "403"],
+    ids=["other keys", "no keys", "500", "unknown 500", "408", "409", "unknown key", "403", "503"],
 )
 def test_uploads_are_barred_while_a_deletion_may_be_under_way(
     bucket: Bucket,

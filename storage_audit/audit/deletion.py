@@ -93,8 +93,8 @@ def delete_batch(work: Work, batch: list[Planned], flight: Flight) -> None:
         # Whatever a pass has seen by now, it was before this.
         cursor = {name: at for name, at in operation.cursor.items() if name == ABORTED}
         operation.renew(cursor=cursor)
-        among(batch).mark(Outcome.DELETING, answer="", unanswered_at=last_unanswered())
         bar_uploads(operation, batch)
+        among(batch).mark(Outcome.DELETING, answer="", unanswered_at=last_unanswered())
     until = proof_ends()
     try:
         proof = prove(work, batch)
@@ -161,10 +161,11 @@ def barred_by(operation: CleanupOperation) -> R2ObjectQuerySet:
 
 def bar_uploads(operation: CleanupOperation, batch: list[Planned]) -> None:
     keys, rows = {name for item in batch for name in (item.key, item.identity)}, own_rows(operation)
-    # `storage.delete` may have asked for these, and its process may have died.
+    # `storage.delete` may have asked for these, and its process may have died. Rows of items that
+    # are not planned any more were barred by this operation.
     asked_for = rows.filter(barred(), key__any_of=keys).values("key")
     same = Q(key__in=asked_for) | Q(identity__in=asked_for)
-    among(batch).filter(same, calls=0).update(unanswered_at=timezone.now())
+    among(batch).planned().filter(same, calls=0).update(unanswered_at=timezone.now())
     with waiting_for_rows():
         rows.lock_for_deletion(keys)
 

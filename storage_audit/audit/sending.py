@@ -25,7 +25,7 @@ from storage_audit.audit.pace import Pace
 from storage_audit.audit.work import OutOfTime, Undecided, Work
 from storage_audit.bucket import deleters
 from storage_audit.bucket.deleters import Answers, Sent
-from storage_audit.bucket.errors import UNDECIDED, Barred, StoreError
+from storage_audit.bucket.errors import Barred, StoreError
 from storage_audit.bucket.r2 import DELETED
 from storage_audit.bucket.wrangler import Command
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
@@ -226,7 +226,7 @@ def find_unanswered(items: list[Planned], sent: Sent) -> Iterator[Planned]:
     """Those of which nobody knows whether the store is still at it."""
     for item in items:
         answer = sent.answers.get(item.key)
-        if answer.code in UNDECIDED if answer else item.key not in sent.unasked:
+        if answer.is_open if answer else item.key not in sent.unasked:
             yield item
 
 

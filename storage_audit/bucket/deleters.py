@@ -164,7 +164,7 @@ def ask(deleter: Deleter, bucket: str, keys: list[str], until: float, sent: Sent
         alone = len(keys) == 1 and error.answered and not isinstance(error, Barred)
         if not alone or isinstance(error, Unavailable):
             sent.troubles.append(error)
-        return {keys[0]: r2.refusal(error.code, str(error))} if alone else {}
+        return {keys[0]: r2.refusal(error.code, str(error), type(error))} if alone else {}
 
 
 def troubles_told_in(answers: Answers) -> Iterator[StoreError]:

@@ -90,12 +90,6 @@ BY_CODE: dict[str, type[StoreError]] = {
     "NoSuchBucket": Barred,
     UNANSWERED: Broken,
 }
-# With these answers to a deletion the store may still be at it.
-UNDECIDED = tuple(
-    code
-    for code, kind in BY_CODE.items()
-    if issubclass(kind, Unavailable | Broken) and not issubclass(kind, Overloaded)
-)
 # 520 to 530 are of Cloudflare's edge.
 BY_STATUS: dict[int, type[StoreError]] = (
     {401: Barred, 403: Refused}
@@ -106,3 +100,8 @@ BY_STATUS: dict[int, type[StoreError]] = (
 
 def classify(code: str, status: int = 0) -> type[StoreError]:
     return BY_CODE.get(code) or BY_STATUS.get(status, StoreError)
+
+
+def leaves_open(kind: type[StoreError]) -> bool:
+    """Whether the store may still obey a deletion that it answered so."""
+    return not issubclass(kind, Overloaded | Refused)

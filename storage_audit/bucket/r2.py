@@ -31,6 +31,7 @@ from storage_audit.bucket.errors import (
     TooLate,
     Unavailable,
     classify,
+    leaves_open,
 )
 from storage_audit.bucket.wire import Entries, Entry
 from storage_audit.clocks import monotonic
@@ -78,14 +79,16 @@ class Answer:
 
     code: str
     message: str = ""
+    # The store may still obey the call.
+    is_open: bool = False
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}" if self.message else self.code
 
 
 DELETED = Answer("Deleted")
-SILENCE = Answer(UNANSWERED, "the store's answer does not mention this key")
-FOREIGN = Answer(UNANSWERED, "the store answered a request for other keys")
+SILENCE = Answer(UNANSWERED, "the store's answer does not mention this key", is_open=True)
+FOREIGN = Answer(UNANSWERED, "the store answered a request for other keys", is_open=True)
 
 
 def client_config(attempts: int, patience: int = 12) -> Config:
@@ -398,11 +401,12 @@ def delete_batch(bucket: str, keys: list[str]) -> dict[str, Answer]:
         return dict.fromkeys(keys, FOREIGN)
     told = dict.fromkeys(keys, SILENCE) | dict.fromkeys(named, DELETED)
     for failure in failures:
-        told[failure["Key"]] = refusal(failure.get("Code", ""), failure.get("Message", ""))
+        code, message = failure.get("Code", ""), failure.get("Message", "")
+        told[failure["Key"]] = refusal(code, message, classify(code))
     return told
 
 
-def refusal(code: str, message: str) -> Answer:
+def refusal(code: str, message: str, kind: type[StoreError]) -> Answer:
     """The answer for a key that the store would not delete, with what to do where we know it."""
     if code == LOCKED:
         message = _(
@@ -410,7 +414,7 @@ def refusal(code: str, message: str) -> Answer:
             " until its time is over; then try again. The store says: %s"
         ) % (message or code)
     # Without any text it would count as no answer, and the key would be sent again and again.
-    return Answer(code or "Error", redact(message))
+    return Answer(code or "Error", redact(message), leaves_open(kind))
 
 
 def delete_single(bucket: str, key: str) -> Answer:

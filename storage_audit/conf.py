@@ -21,6 +21,9 @@ STRATEGIES = ("batch", "parallel", "sequential", "wrangler", "wrangler_sequentia
 SECRET_PREFIX = "whsec_"
 # Characters. A shorter secret stands in ordinary words too, which nobody could read with it hidden.
 SHORTEST_SECRET = 8
+# The store obeys a call until its signature is 15 minutes old, and accepts clocks that are wrong by
+# as much. A call leaves up to 30 seconds after its mark.
+SHORTEST_DELETION_TIMEOUT = timedelta(minutes=31)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -82,8 +85,8 @@ class Conf:
     upload_timeout: timedelta = timedelta(days=1)
     # So long a transaction may be open that makes a project and uploads its files.
     commit_timeout: timedelta = timedelta(hours=1)
-    # So long after a delete call was sent, the store cannot be at it any more.
-    deletion_timeout: timedelta = timedelta(minutes=15)
+    # So long after a deletion was marked, the store cannot obey its call any more.
+    deletion_timeout: timedelta = SHORTEST_DELETION_TIMEOUT
     late_checks: tuple[timedelta, ...] = (timedelta(hours=1), timedelta(days=1), timedelta(days=8))
     # An orphan may be deleted when complete scans saw it so far apart, and it is so old.
     orphan_gap: timedelta = timedelta(hours=4)
@@ -169,6 +172,11 @@ class Conf:
                 )
 
     def _check_times(self) -> None:
+        if self.deletion_timeout < SHORTEST_DELETION_TIMEOUT:
+            raise ImproperlyConfigured(
+                "STORAGE_AUDIT['DELETION_TIMEOUT'] must be at least 31 minutes: the store obeys a"
+                " call for 15 minutes, and clocks may be wrong by 15 minutes."
+            )
         # An item says until when the store may obey a call that got no answer.
         if self.retention < max(timedelta(days=1), self.deletion_timeout):
             raise ImproperlyConfigured(

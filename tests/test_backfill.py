@@ -37,6 +37,7 @@ from storage_audit.models import (
 from tests import promises, scanning
 from tests.bucket import Bucket
 from tests.scanning import list_open_findings
+from tests.times import STALE_CALL
 
 pytestmark = pytest.mark.database
 
@@ -268,7 +269,7 @@ def test_an_object_that_a_cleanup_is_deleting_gets_no_row(bucket: Bucket) -> Non
     operation.items.create(
         key=KEY, identity=KEY, found_in="listed", outcome=CleanupItem.Outcome.DELETING
     )
-    long_ago = timezone.now() - timedelta(minutes=16)
+    long_ago = timezone.now() - STALE_CALL
     CleanupItem.objects.update(changed_at=long_ago)
     assert figures(backfill()) == (1, 0, 0, 1)
     assert rows() == []

@@ -15,7 +15,7 @@ from pytest_django import Settings
 from devtools.faults.matching import is_listing
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from storage_audit import storage, tasks
-from storage_audit.audit import cleanup, delays, overview, requests
+from storage_audit.audit import cleanup, delays, deletion, overview, requests, sending
 from storage_audit.clocks import DatabaseNow
 from storage_audit.models import (
     BucketScan,
@@ -44,12 +44,15 @@ from tests.promises import (
     requested,
     run,
     skip_pause,
+    take_over_lease,
     track,
 )
 from tests.scanning import begin, complete, findings, reconcile, work
-from tests.times import YEAR
+from tests.times import AHEAD, YEAR
 
 Status = BucketScan.Status
+# After that the store refuses a request.
+SIGNATURE_LASTS = timedelta(minutes=15)
 
 
 def started_now(found: BucketScan) -> BucketScan:
@@ -187,6 +190,24 @@ def test_marks_of_a_machine_that_is_some_minutes_ahead_count(bucket: Bucket) -> 
     assert is_barred(bucket.name, key)
     rows.update(state="uploading", updated_at=moment)
     assert not rows.lock_for_deletion([key])
+
+
+@pytest.mark.parametrize("of_sender", [-AHEAD, AHEAD], ids=["behind", "ahead"])
+@pytest.mark.parametrize("of_web", [-AHEAD, AHEAD], ids=["web behind", "web ahead"])
+@pytest.mark.parametrize("ago", [timedelta(0), SIGNATURE_LASTS], ids=["just sent", "still obeyed"])
+@pytest.mark.django_db
+def test_key_is_barred_while_the_store_may_obey_a_call_though_clocks_differ(
+    late: Callable[[timedelta], None], of_sender: timedelta, of_web: timedelta, ago: timedelta
+) -> None:
+    """The store accepts the requests of both machines, and goes by the sender's signature."""
+    sent_at = timezone.now() + of_sender
+    marked_at = sent_at - timedelta(seconds=deletion.PROOF_LASTS)
+    unanswered, deleting = create_lost_cleanup().items, create_lost_cleanup().items
+    unanswered.create(key="a", identity="a", outcome="deleted", unanswered_at=sent_at)
+    deleting.create(key="b", identity="b", outcome="deleting", changed_at=marked_at)
+    R2Object.objects.create(bucket="tests", key="c", state="deleting", updated_at=marked_at)
+    late((of_sender if ago else timedelta(0)) + ago + of_web)
+    assert [key for key in "abcd" if is_barred("tests", key)] == ["a", "b", "c"]
 
 
 # Cleanups and verifications
@@ -342,7 +363,7 @@ on_several_machines = pytest.mark.only_on("postgresql")
 
 
 @contextmanager
-def clock_of_another_machine(seconds: int) -> Iterator[None]:
+def clock_of_another_machine(seconds: float) -> Iterator[None]:
     """Our clock differs by so much; the database's does not."""
     now = timezone.now
     with pytest.MonkeyPatch.context() as patch:
@@ -415,6 +436,25 @@ def test_pass_goes_on_though_the_clocks_of_two_workers_differ(
     assert not operation.events.filter(message__contains="from the beginning").exists()
 
 
+@on_several_machines
+def test_key_stays_barred_when_a_worker_whose_clock_is_behind_takes_over(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = bucket.upload("proj_1")
+    operation = requested("proj_1")
+
+    def die(*args: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(sending, "record_answers", die)
+        run(operation)
+    with clock_of_another_machine(-AHEAD.total_seconds()):
+        assert outcomes(take_over_lease(operation)) == {key: "deleted"}
+    with clock_of_another_machine((SIGNATURE_LASTS + AHEAD).total_seconds()):
+        assert is_barred(bucket.name, key)
+
+
 def test_second_look_follows_though_the_database_clock_was_a_day_ahead(
     bucket: Bucket, store: FaultyStore, unhurried: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -444,7 +484,10 @@ def test_second_look_follows_though_the_database_clock_was_a_day_ahead(
 def test_cleanup_is_due_at_once_though_the_clock_that_asked_for_it_differs(seconds: int) -> None:
     project = Project.objects.create(pk="proj_1")
     of_model = CleanupOperation._meta.get_field("next_attempt_at")
-    with clock_of_another_machine(seconds), pytest.MonkeyPatch.context() as patch:
+    with (
+        clock_of_another_machine(seconds),
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setattr(of_model, "_get_default", timezone.now)  # It has kept the real clock.
         project.delete()
     assert CleanupOperation.objects.due().exists()

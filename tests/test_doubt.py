@@ -39,6 +39,7 @@ from tests.api_client import program, refused
 from tests.bucket import Bucket, fold_unicode
 from tests.keys import AMBIGUOUS, NFC, NFD
 from tests.promises import again, alive, delete, outcomes, requested, run, take_over_lease
+from tests.times import STALE_CALL
 
 Status = CleanupOperation.Status
 
@@ -240,7 +241,7 @@ def test_key_whose_deletion_was_not_answered_stays_barred_for_a_while(
     assert operation.status == Status.INCOMPLETE
     with pytest.raises(KeyBeingDeleted):
         default_storage.open(key, "w")
-    long_ago = timezone.now() - timedelta(minutes=16)
+    long_ago = timezone.now() - STALE_CALL
     CleanupItem.objects.update(changed_at=long_ago)
     R2Object.objects.update(updated_at=long_ago)
     with default_storage.open(key, "w") as file:
@@ -282,7 +283,7 @@ def test_key_is_free_once_an_unanswered_deletion_is_too_old_to_be_obeyed(
         operation = delete("proj_1")
     assert again(operation).status == Status.CLEAN
     assert default_storage.save(key, ContentFile(b"another")) != key
-    CleanupItem.objects.update(unanswered_at=timezone.now() - timedelta(minutes=16))
+    CleanupItem.objects.update(unanswered_at=timezone.now() - STALE_CALL)
     assert default_storage.save(key, ContentFile(b"another")) == key
 
 
@@ -397,7 +398,7 @@ def test_key_whose_deletion_was_not_answered_stays_barred_when_the_id_lives_agai
     assert "lived again" in operation.items.get().reason
     with pytest.raises(KeyBeingDeleted):
         default_storage.open(key, "w")
-    CleanupItem.objects.update(changed_at=timezone.now() - timedelta(minutes=16))
+    CleanupItem.objects.update(changed_at=timezone.now() - STALE_CALL)
     with default_storage.open(key, "w") as file:
         file.write(b"the new project's")
 

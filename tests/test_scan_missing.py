@@ -26,7 +26,7 @@ from tests.scanning import (
     resume,
     track,
 )
-from tests.times import AHEAD
+from tests.times import AHEAD, STALE_CALL
 
 pytestmark = pytest.mark.django_db
 State = R2Object.State
@@ -107,7 +107,7 @@ def test_a_row_that_an_upload_or_a_cleanup_has_is_not_missing(listing: Listing, 
     assert findings() == set()
 
 
-LEFT_BEHIND = [(State.UPLOADING, timedelta(hours=25)), (State.DELETING, timedelta(minutes=16))]
+LEFT_BEHIND = [(State.UPLOADING, timedelta(hours=25)), (State.DELETING, STALE_CALL)]
 
 
 @pytest.mark.parametrize("state, ago", LEFT_BEHIND)
@@ -140,7 +140,7 @@ def test_a_row_is_in_hand_for_as_long_as_its_cleanup_takes(listing: Listing) -> 
     cleanup = CleanupOperation.objects.request(
         kind="project", project_id="proj_1", bucket=conf().bucket, trigger="deleted"
     )
-    mark = {"outcome": "deleting", "changed_at": timezone.now() - timedelta(minutes=16)}
+    mark = {"outcome": "deleting", "changed_at": timezone.now() - STALE_CALL}
     cleanup.items.create(key=KEYS[5], identity=KEYS[5], found_in="both", **mark)
     complete()
     assert findings() == set()

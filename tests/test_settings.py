@@ -343,6 +343,7 @@ def errors() -> list[str]:
         ("ORPHAN_AGE", 24, "ORPHAN_AGE"),
         ("RECONCILE_EVERY", timedelta(hours=501), "RECONCILE_EVERY"),
         ("RECONCILE_EVERY", timedelta(minutes=90), "RECONCILE_EVERY"),
+        ("DELETION_TIMEOUT", timedelta(minutes=30), "DELETION_TIMEOUT"),
         ("LEASE", 60, "LEASE"),
         ("TRIES", 0, "TRIES"),
         ("API_WAITS", 0, "API_WAITS"),

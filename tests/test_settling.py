@@ -28,7 +28,7 @@ from tests.promises import (
     run,
     take_over_lease,
 )
-from tests.times import AHEAD
+from tests.times import AHEAD, STALE_CALL
 
 pytestmark = pytest.mark.database
 
@@ -158,7 +158,7 @@ def test_row_of_a_file_uploaded_after_it_was_sent_for_deletion_stays(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(sending, "record_answers", raise_interrupt)
         run(operation)
-    ago = timezone.now() - timedelta(minutes=16)
+    ago = timezone.now() - STALE_CALL
     operation.items.update(changed_at=ago)
     R2Object.objects.update(updated_at=ago)
     CleanupOperation.objects.update(lease_until=ago, next_attempt_at=ago)

@@ -51,7 +51,7 @@ KEYS = [
     "proj_1_notes.txt",
     "somewhere/else.bin",
 ]
-TIMES = [timedelta(minutes=2), timedelta(minutes=20), timedelta(hours=2), timedelta(days=2)]
+TIMES = [timedelta(minutes=2), timedelta(minutes=40), timedelta(hours=2), timedelta(days=2)]
 # The late ones only take time.
 FAULTS = sorted(KINDS.keys() - {"late-answer", "late-request"})
 OF_DELETIONS = [name for name in FAULTS if KINDS[name].fits is is_delete_batch]

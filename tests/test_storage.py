@@ -35,6 +35,7 @@ from storage_audit.storage import KeyBeingDeleted, TrackedStorage, Upload, durab
 from tests.bucket import Bucket
 from tests.database import Rollback
 from tests.promises import run
+from tests.times import STALE_CALL
 from tests.uploads import (
     NAME,
     State,
@@ -773,7 +774,7 @@ def test_a_deletion_that_reaches_the_store_late_deletes_no_later_file(
     saved = put()
     on_its_way[0]()
     assert bucket.keys() == {saved} != {NAME}
-    CleanupItem.objects.update(unanswered_at=timezone.now() - timedelta(minutes=16))
+    CleanupItem.objects.update(unanswered_at=timezone.now() - STALE_CALL)
     assert put() == NAME
 
 

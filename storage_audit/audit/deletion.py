@@ -9,7 +9,7 @@ from itertools import chain, groupby
 from uuid import UUID
 
 from django.db import OperationalError, transaction
-from django.db.models import Case, F, Q, Value, When
+from django.db.models import Case, F, Q, When
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -113,8 +113,9 @@ def delete_batch(work: Work, batch: list[Planned], flight: Flight) -> None:
 
 
 def last_unanswered() -> Case:
-    """A worker that died, or lost its lease, wrote down no answer to what it had sent."""
-    unwritten = When(calls__gt=0, answer="", then=Value(timezone.now()))
+    """A worker that died, or lost its lease, wrote down no answer to what it had sent. The mark
+    goes by its own clock, as the signature of its call did."""
+    unwritten = When(calls__gt=0, answer="", then="changed_at")
     return Case(unwritten, default="unanswered_at")
 
 

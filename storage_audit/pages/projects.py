@@ -1,4 +1,4 @@
-"""Projects, and the ids that ever were one."""
+"""Projects: our own, and what the admin of any other model of projects needs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,20 +29,17 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit import projects, tasks
 from storage_audit.audit import jobs, requests
-from storage_audit.audit.meaning import KNOWN
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
 from storage_audit.models import Job, KnownProject, Project, R2Object
 from storage_audit.origin import of_request
 from storage_audit.pages.base import (
     M,
-    ReadOnlyAdmin,
     action,
     amount,
     badge,
     comparison_of,
     list_of,
-    lookup_of,
     page_of,
 )
 from storage_audit.pages.confirming import DeletingAdmin, Selection
@@ -359,28 +356,3 @@ class ProjectAdmin(OwnerAdmin[Project]):
     ) -> tuple[str, ...]:
         # An id that changed would leave its objects behind: Django saves a second row.
         return ("id", "storage", "last_cleanup", "created_at") if obj else ()
-
-
-@admin.register(KnownProject)
-class KnownProjectAdmin(ReadOnlyAdmin[KnownProject]):
-    list_display = ("shown", "evidence", "first_seen_at", "deleted_at")
-    list_filter = ("evidence",)
-    search_fields = ("id",)
-    search_help_text = gettext_lazy("The beginning of an id, such as proj_1. Case counts.")
-    prefix_field = "id"
-    ordering = ("pk",)
-    fields = ("shown", "why", "evidence", "means", "first_seen_at", "deleted_at")
-
-    @admin.display(description=gettext_lazy("id"), ordering="id")
-    def shown(self, known: KnownProject) -> str:
-        return visible(known.pk)
-
-    @admin.display(description=gettext_lazy("what became of its files"))
-    def why(self, known: KnownProject) -> SafeString:
-        return format_html('<a href="{}">{}</a>', lookup_of(known.pk), _("Why?"))
-
-    @admin.display(description=gettext_lazy("what that means"))
-    def means(self, known: KnownProject) -> str:
-        return str(KNOWN[KnownProject.Evidence(known.evidence)])
-
-    sortable_by = ("id",)

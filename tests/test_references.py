@@ -632,6 +632,19 @@ def test_file_of_a_project_that_is_deleted_in_the_same_call_is_left_to_its_own_c
         assert outcomes(operation) == ({key: "deleted"} if project_id == owner else {})
 
 
+@pytest.mark.parametrize("owner, other", [("proj_1", "proj_2"), ("proj_2", "proj_1")])
+def test_file_of_a_project_that_was_deleted_just_before_is_left_to_its_own_cleanup(
+    library: Bucket, owner: str, other: str
+) -> None:
+    alive(owner, other)
+    key = library.upload(owner)
+    library_rows("Clip").create(project_id=other, file=key)
+    cleanups = [requested(project_id) for project_id in (owner, other)]
+    later, first = run(cleanups[1]), run(cleanups[0])
+    assert (later.status, first.status) == (Status.CLEAN, Status.CLEAN)
+    assert (outcomes(later), outcomes(first)) == ({}, {key: "deleted"})
+
+
 # A row that needs its project
 
 

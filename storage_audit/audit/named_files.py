@@ -78,8 +78,9 @@ def note(
     named: Iterable[Named],
     deleted: Collection[str] = (),
 ) -> None:
-    """Make them items of the cleanup in their bucket that stay, but for files of the other projects
-    that are `deleted` with this one: their own cleanups decide on these."""
+    """Make them items of the cleanup in their bucket that stay, but for files of other projects
+    whose own cleanups decide on them: of those `deleted` in the same call, and of those deleted
+    just before."""
     named = list(named)
     for operation in operations:
         here = {each.key: each for each in named if each.bucket == operation.bucket}
@@ -96,9 +97,10 @@ def items(
     rows = R2Object.objects.in_bucket(operation.bucket).filter(key__any_of=keys)
     given = {row.key: {row.project_id or ""} for row in rows if told_by(row)}
     owners = {key: given.get(key) or layouts().readings(key).projects for key in keys}
-    alive = alive_of({owner for some in owners.values() for owner in some})
+    others = {owner for some in owners.values() for owner in some}
+    decided = alive_of(others) | about_to_be_cleaned(operation.bucket, others)
     for each in named:
-        if not owners[each.key] & {*alive, *deleted, operation.project_id}:
+        if not owners[each.key] & {*decided, *deleted, operation.project_id}:
             yield CleanupItem(
                 operation=operation,
                 key=each.key,
@@ -109,6 +111,13 @@ def items(
                 outcome=Outcome.PROTECTED,
                 reason=reason(each, owners[each.key]),
             )
+
+
+def about_to_be_cleaned(bucket: str, owners: set[str]) -> set[str]:
+    """Those of which no worker has begun the cleanup, which so still looks for all their files."""
+    cleanups = CleanupOperation.objects.cleanups().filter(bucket=bucket, project_id__in=owners)
+    new = cleanups.filter(kind=CleanupOperation.Kind.PROJECT, status="pending", started_at=None)
+    return set(new.values_list("project_id", flat=True))
 
 
 def reason(named: Named, owners: set[str]) -> str:

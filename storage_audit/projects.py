@@ -17,7 +17,7 @@ from django.db.models import F, Value
 from django.db.models.functions import Cast, Collate, Concat, Substr
 
 from storage_audit.conf import conf
-from storage_audit.fields import BYTEWISE, in_any_spelling, spellings
+from storage_audit.fields import BYTEWISE, find_in_chunks, in_any_spelling, spellings
 
 CHUNK = 10_000
 # What the database writes as Python does.
@@ -98,6 +98,12 @@ def ids() -> Iterator[str]:
 def alive(ids: Iterable[str]) -> set[str]:
     """Which of these ids have a row, also one that spells the id with other code points."""
     return in_any_spelling(ids, have_rows)
+
+
+def present(ids: Iterable[str]) -> set[str]:
+    """Which of these ids have a row that spells them just so."""
+    asked = set(ids)
+    return asked & find_in_chunks(asked, have_rows)
 
 
 def spelled_alike(project_id: str) -> set[str]:

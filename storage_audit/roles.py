@@ -1,12 +1,13 @@
 """What each of the three groups may do, and which of them to ask for."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from django.apps import apps as current
 from django.conf import settings
 from django.contrib import admin
+from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.options import ModelAdmin
 from django.contrib.admin.sites import AdminSite, all_sites
 from django.contrib.admin.utils import get_deleted_objects
@@ -19,6 +20,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit import projects
 
+F = TypeVar("F", bound=Callable[..., Any])
 LOOKED_AT = (
     "project",
     "r2object",
@@ -55,9 +57,10 @@ ADMIN = OPERATOR | {
 # From the least to the most: the first that holds a permission is the one to ask for.
 ROLES = {"Storage viewer": VIEWER, "Storage operator": OPERATOR, "Storage admin": ADMIN}
 
-# How an admin deletes, and the packages whose ways are no site's own.
+# How an admin deletes, and the functions that are no site's own: the very same ones, as another
+# that wraps one of them has its name and its module.
 ADMIN_DELETIONS = "delete_model", "delete_queryset", "delete_selected"
-STOCK = "django", "storage_audit"
+STOCK: set[Any] = {ModelAdmin.delete_model, ModelAdmin.delete_queryset, delete_selected}
 
 
 def make_groups(apps: Any, using: str) -> None:
@@ -132,6 +135,12 @@ def is_hidden(request: HttpRequest, project: Model) -> bool:
     )
 
 
+def stock_deletion(function: F) -> F:
+    """Marks a way in which our own pages delete."""
+    STOCK.add(function)
+    return function
+
+
 def has_own_deletion(
     request: HttpRequest, rows: Iterable[Model], acting: "ModelAdmin[Any] | None" = None
 ) -> bool:
@@ -145,17 +154,29 @@ def has_own_deletion(
     listed = [page.get_queryset(request) for page in pages]
     listed += [manager.get_queryset() for model in models for manager in model._meta.managers]
     return (
-        any(map(has_own_ways, pages))
+        any(has_own_ways(request, page) for page in pages)
         or any(model.delete not in (Model.delete, projects.model().delete) for model in models)
         or any(type(each).delete is not QuerySet.delete for each in listed)
     )
 
 
-def has_own_ways(page: "ModelAdmin[Any]") -> bool:
-    """Whether the admin, or the action of its site, deletes otherwise than Django's and ours do."""
-    methods = [getattr(type(page), name, None) for name in ADMIN_DELETIONS]
-    ways = filter(None, [deletion_of_site(page.admin_site), *methods])
-    return any(way.__module__.partition(".")[0] not in STOCK for way in ways)
+def has_own_ways(request: HttpRequest, page: "ModelAdmin[Any]") -> bool:
+    """Whether the admin, or an action that it or its site offers in the place of the deletion,
+    deletes otherwise than Django's and our pages do."""
+    ways = [getattr(type(page), name, None) for name in ADMIN_DELETIONS]
+    ways.append(deletion_of_site(page.admin_site))
+    # What the admin lists is its own way also for a person to whom it is not offered.
+    listed: list[Any] = [page.get_action(each) for each in page.actions or ()]
+    for action in filter(None, [*listed, *page.get_actions(request).values()]):
+        function, name = read_action(action)
+        if name == "delete_selected":
+            ways.append(function)
+    return not STOCK.issuperset(filter(None, ways))
+
+
+def read_action(action: Any) -> tuple[Any, str]:
+    """Its function and name: Django 6.1 has a class for them, and before that a tuple."""
+    return action[:2] if isinstance(action, tuple) else (action.func, action.name)
 
 
 def deletion_of_site(site: AdminSite) -> Any:

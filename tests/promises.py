@@ -18,11 +18,13 @@ from devtools.faults.pages import contents, with_contents
 from devtools.faults.proxy import FaultyStore
 from storage_audit import tasks
 from storage_audit.audit import cleanup, deletion, requests, retention, verification
+from storage_audit.audit.project_deletion import delete_project_by_id
 from storage_audit.audit.sending import Planned, Proof
 from storage_audit.audit.work import Work
 from storage_audit.bucket import deleters, listing
 from storage_audit.bucket.deleters import Sent
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, Project, R2Object
+from storage_audit.origin import Origin, acting_as
 from tests.bucket import Bucket
 
 Status = CleanupOperation.Status
@@ -44,6 +46,11 @@ def requested(project_id: str) -> CleanupOperation:
     """Delete the project; the cleanup that this makes, not yet run."""
     Project.objects.get(pk=project_id).delete()
     return CleanupOperation.objects.filter(project_id=project_id).latest("created_at")
+
+
+def force_delete(project_id: str, user: str) -> list[CleanupOperation]:
+    with acting_as(Origin(user, "a test", forced=True)):
+        return delete_project_by_id(project_id)
 
 
 def run(operation: CleanupOperation) -> CleanupOperation:

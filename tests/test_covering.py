@@ -26,7 +26,6 @@ from storage_audit.models import (
     Project,
     R2Object,
 )
-from storage_audit.origin import Origin
 from tests.bucket import Bucket
 from tests.builders import create_findings, list_ids
 from tests.keys import OTHER_KEY
@@ -38,6 +37,7 @@ from tests.promises import (
     check,
     delete,
     deleted,
+    force_delete,
     outcomes,
     reason,
     requested,
@@ -559,8 +559,7 @@ def test_forced_deletion_of_the_next_life_supersedes_a_blocked_cleanup(
     bucket: Bucket, blocked: CleanupOperation
 ) -> None:
     alive("proj_9")
-    origin = Origin("zoe", "a test", forced=True)
-    [forced] = requests.force_delete_project(Project.objects.get(pk="proj_9"), origin)
+    [forced] = force_delete("proj_9", "zoe")
     assert run(forced).status == Status.CLEAN
     blocked.refresh_from_db()
     assert (blocked.status, forced.released_by) == (Status.SUPERSEDED, "zoe")

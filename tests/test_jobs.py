@@ -16,6 +16,7 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
 from django.db import OperationalError, connection, transaction
 from django.db.models import ProtectedError, QuerySet
+from django.db.models.signals import pre_delete
 from django.http import HttpRequest
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -603,19 +604,21 @@ def test_a_worker_that_dies_between_the_operations_and_their_tasks_forgets_none(
     assert not CleanupOperation.objects.filter(enqueued_at=None).exists()
 
 
-def test_project_that_kills_each_worker_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    job, delete = asked(4, Action.DELETE), Project.delete
+def test_project_that_kills_each_worker_is_left_out() -> None:
+    job = asked(4, Action.DELETE)
 
-    def kill(project: Project, *args: Any, **kwargs: Any) -> Any:
-        if project.pk == "proj_001":
+    def kill(instance: Project, **kwargs: Any) -> None:
+        if instance.pk == "proj_001":
             raise Died
-        return delete(project, *args, **kwargs)
 
-    monkeypatch.setattr(Project, "delete", kill)
-    for _worker in range(jobs.ATTEMPTS + 1):
-        with pytest.raises(Died):
-            tasks.run_job(str(job.pk))
-    tasks.run_job(str(job.pk))
+    pre_delete.connect(kill, Project)
+    try:
+        for _worker in range(jobs.ATTEMPTS + 1):
+            with pytest.raises(Died):
+                tasks.run_job(str(job.pk))
+        tasks.run_job(str(job.pk))
+    finally:
+        pre_delete.disconnect(kill, Project)
     assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
 
 

@@ -2,12 +2,14 @@
 Force-delete too."""
 
 from collections.abc import Callable, Iterator
+from functools import wraps
 from importlib import import_module
 from typing import Any
 
 import pytest
 from django.conf import settings as django_settings
 from django.contrib import admin
+from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.models import LogEntry
 from django.contrib.admin.utils import get_deleted_objects
 from django.contrib.auth.models import User
@@ -20,6 +22,7 @@ from pytest_django import Settings
 
 from storage_audit import roles, signals
 from storage_audit.audit import jobs
+from storage_audit.audit.requests import StillAlive
 from storage_audit.models import CleanupOperation, Job, Project, R2Object
 from storage_audit.origin import Origin, acting_as
 from storage_audit.pages.base import ModelAdmin
@@ -27,7 +30,7 @@ from storage_audit.pages.confirming import Selection
 from storage_audit.pages.projects import OwnerAdmin, ProjectAdmin
 from storage_audit.querysets import with_storage
 from storage_audit.roles import deletion_obstacles, has_own_deletion, is_hidden
-from tests.admin_client import confirm, page, superuser
+from tests.admin_client import act, confirm, page, superuser
 from tests.api_client import program, refused
 from tests.owner_models import create_table, forget_model
 
@@ -191,8 +194,9 @@ def test_selected_projects_that_their_model_keeps_stay(
         jobs.take_up(job)
     assert Project.objects.count() == count and not CleanupOperation.objects.exists()
     if count == 2:
-        reason = {soft_row: "Project proj_0 was not deleted", keep: "An invoice needs it."}[delete]
-        assert f"Nothing was deleted. {reason}" in shown and not LogEntry.objects.exists()
+        reason = {soft_row: "its model keeps such rows.", keep: "An invoice needs it."}[delete]
+        assert all(f"Project {pk} was not deleted: {reason}" in shown for pk in pks)
+        assert not LogEntry.objects.exists()
 
 
 def take_all(project: Any) -> tuple[int, dict[str, int]]:
@@ -230,7 +234,10 @@ def test_own_delete_of_a_proxy_is_called_from_the_admin_of_the_model_below(
         asking.POST = QueryDict("post=yes")
         pages.delete_selection(asking, confirmed(film))
         [said] = asking._messages
-        assert "Nothing was deleted." in str(said) and film.objects.exists()
+        assert "Project 1 was not deleted" in str(said)
+        with pytest.raises(StillAlive):
+            pages.delete_model(asking, film.objects.get())
+        assert film.objects.exists()
     forget_model(Legal)
 
 
@@ -257,6 +264,82 @@ def test_action_of_the_site_or_the_admin_runs_instead_of_the_deletion_that_it_re
     assert has_own_deletion(asking, Project.objects.all()) == is_own
     confirm(superuser(), "project", "delete_selected", "proj_0")
     assert (archived(), Project.objects.count()) == ((1, 1) if is_own else (0, 0))
+
+
+def wrap(function: Any) -> Any:
+    """As a decorator does: with the name and the module of what it stands for."""
+
+    @wraps(function)
+    def archive(pages: Any, request: HttpRequest, queryset: Any) -> None:
+        queryset.update(title="archived")
+
+    return archive
+
+
+def wrap_method_of_admin(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ProjectAdmin, "delete_queryset", wrap(OwnerAdmin.delete_queryset))
+
+
+def wrap_action_of_admin(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ProjectAdmin, "delete_selected", wrap(OwnerAdmin.delete_selected))
+
+
+def for_nobody(patch: pytest.MonkeyPatch) -> Any:
+    patch.setattr(admin.ModelAdmin, "has_archive_permission", lambda *args: False, raising=False)
+    return admin.action(permissions=["archive"])(wrap(delete_selected))
+
+
+def wrap_action_of_site(patch: pytest.MonkeyPatch) -> None:
+    site: Any = admin.site
+    patch.setitem(site._actions, "delete_selected", wrap(delete_selected))
+
+
+def wrap_action_of_site_for_nobody(patch: pytest.MonkeyPatch) -> None:
+    site: Any = admin.site
+    patch.setitem(site._actions, "delete_selected", for_nobody(patch))
+
+
+def list_function(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ProjectAdmin, "actions", [wrap(delete_selected), "force_delete"])
+
+
+def list_function_for_nobody(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ProjectAdmin, "actions", [for_nobody(patch), "force_delete"])
+
+
+def offer_function(patch: pytest.MonkeyPatch) -> None:
+    def get_actions(pages: Any, request: HttpRequest) -> Any:
+        offered = super(ProjectAdmin, pages).get_actions(request)
+        return offered | {"delete_selected": (wrap(delete_selected), "delete_selected", "Archive")}
+
+    patch.setattr(ProjectAdmin, "get_actions", get_actions)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        wrap_method_of_admin,
+        wrap_action_of_admin,
+        wrap_action_of_site,
+        wrap_action_of_site_for_nobody,
+        list_function,
+        list_function_for_nobody,
+        offer_function,
+    ],
+)
+def test_function_that_only_looks_like_the_stock_deletion_is_the_sites_own(
+    monkeypatch: pytest.MonkeyPatch, change: Any
+) -> None:
+    make(4)
+    change(monkeypatch)
+    client = superuser()
+    shown = confirm(client, "project", "force_delete", "proj_0")
+    assert "Nothing was deleted: Force-delete would skip this site" in shown
+    refused(program().ask("DELETE", "/projects/proj_0"), 409, "refused")
+    if change not in (list_function_for_nobody, wrap_action_of_site_for_nobody):
+        confirm(client, "project", "delete_selected", *(f"proj_{number}" for number in range(4)))
+        assert archived() == 4
+    assert (Project.objects.count(), Job.objects.count()) == (4, 0)
 
 
 @pytest.mark.parametrize("page_class", [Archiving, SoftlyDeleting, Hiding])
@@ -366,7 +449,7 @@ def test_project_that_its_admin_protects_stays(
         job: Any = Job.objects.request(Job.Action.DELETE, ["proj_0", "proj_1"])
     monkeypatch.setattr(ProjectAdmin, "get_deleted_objects", protect)
     for action in ("delete_selected", "force_delete"):
-        shown = confirm(client, "project", action, "proj_0", "proj_2")
+        shown = act(client, "project", action, "proj_0", "proj_2", post="yes")
         assert ("an invoice for published" in shown) == (action == "delete_selected")
     assert "Nothing was deleted: other rows need the projects." in shown
     problem = refused(program().ask("DELETE", "/projects/proj_0"), 409, "in-use")

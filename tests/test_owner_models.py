@@ -12,8 +12,8 @@ from django.db import models, transaction
 from pytest_django import Settings
 
 from storage_audit import projects
-from storage_audit.audit import requests
 from storage_audit.audit.decisions import Refusal, tracking
+from storage_audit.audit.project_deletion import delete_project_by_id
 from storage_audit.models import CleanupOperation, Finding, KnownProject, Project
 from storage_audit.querysets import with_storage
 from tests.api_client import program
@@ -164,7 +164,7 @@ def test_saving_some_fields_makes_no_id_known_that_no_row_has(by_title: None) ->
 
 def test_project_is_locked_and_deleted_whatever_its_model_orders_by(ordered: Any) -> None:
     ordered.objects.create(id="proj_1")
-    assert [each.project_id for each in requests.delete_project_by_id("proj_1")] == ["proj_1"]
+    assert [each.project_id for each in delete_project_by_id("proj_1")] == ["proj_1"]
     assert not ordered.objects.exists()
 
 

@@ -16,8 +16,8 @@ from pytest_django import Settings
 
 from storage_audit import projects
 from storage_audit.audit import cleanup, installation, requests, vanished
+from storage_audit.audit.project_deletion import delete_project
 from storage_audit.models import CleanupOperation, KnownProject, Project, R2Object
-from storage_audit.origin import Origin
 from storage_audit.querysets import with_storage
 from storage_audit.signals import project_deleted, project_to_be_deleted
 from tests.admin_client import confirm, superuser
@@ -246,7 +246,7 @@ def test_a_model_that_keeps_its_row_when_it_is_deleted_cannot_be_forced(
     assert "proj_1 was not deleted" in shown
     assert not LogEntry.objects.exists()
     with pytest.raises(requests.StillAlive, match="proj_1 was not deleted"):
-        requests.force_delete_project(project, Origin("anna", forced=True))
+        delete_project(project)
 
 
 def test_force_delete_of_projects_that_are_gone_by_now_says_so(

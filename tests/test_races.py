@@ -28,7 +28,6 @@ from devtools.faults.matching import (
 from devtools.faults.proxy import FaultyStore, Request
 from storage_audit.audit import cleanup, requests, vanished
 from storage_audit.models import CleanupOperation, IllegalTransition, Project, R2Object
-from storage_audit.origin import Origin
 from storage_audit.storage import KeyBeingDeleted, TrackedStorage, key_for
 from tests.bucket import Bucket
 from tests.database import SECONDS, meanwhile, on_own_connection
@@ -40,6 +39,7 @@ from tests.promises import (
     check,
     count_sent,
     delete,
+    force_delete,
     late_check,
     make_due,
     outcomes,
@@ -534,8 +534,8 @@ def test_project_created_again_and_force_deleted_during_a_run_is_cleaned_up_once
     forced = list[CleanupOperation]()
 
     def force() -> None:
-        project = Project.objects.create(pk="proj_1")
-        forced.extend(requests.force_delete_project(project, Origin("me", "a test", forced=True)))
+        Project.objects.create(pk="proj_1")
+        forced.extend(force_delete("proj_1", "me"))
 
     at(store, moment, force)
     first = delete("proj_1")

@@ -6,6 +6,8 @@ import pytest
 from pytest_django import Settings
 
 from storage_audit.audit import requests
+from storage_audit.audit.project_deletion import delete_project_by_id
+from storage_audit.models import Project
 from tests.bucket import Bucket
 from tests.promises import alive, check, delete, deleted, outcomes, run, track, verify_project
 
@@ -87,3 +89,14 @@ def test_file_under_a_prefix_in_one_spelling_is_not_looked_for_alone(
     track(bucket, normalize("NFC", key_of("proj_1", "e\u0301.mp4")), "proj_1")
     operation = verify_project("proj_1")
     assert [item.span is None for item in operation.items.all()] == [False]
+
+
+@each_id
+def test_project_is_deleted_beside_one_whose_id_only_looks_the_same(
+    settings: Settings, project_id: str, other: str
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"PROJECT_ID": r"[\w\u0301]+"}
+    alive(project_id, other)
+    [cleanup] = delete_project_by_id(project_id)
+    assert cleanup.project_id == project_id
+    assert [project.pk for project in Project.objects.all()] == [other]

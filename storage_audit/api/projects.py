@@ -15,7 +15,7 @@ from storage_audit.api.deletions import status_url
 from storage_audit.api.openapi import refusals
 from storage_audit.api.problems import Problem, refuse_unread
 from storage_audit.api.schemas import OneDeletion, ProjectDeleted
-from storage_audit.audit import requests
+from storage_audit.audit import project_deletion, requests
 from storage_audit.models import CleanupOperation
 from storage_audit.redaction import visible
 from storage_audit.roles import deletion_obstacles, has_own_deletion, is_hidden
@@ -63,7 +63,7 @@ def delete(request: HttpRequest, project: Model) -> list[CleanupOperation]:
     refuse_own_deletion(request, project)
     refuse_to_take_along(request, project)
     history.log(request, project, DELETION, "")
-    return requests.delete_project(project)
+    return project_deletion.delete_project(project)
 
 
 def refuse_own_deletion(request: HttpRequest, project: Model) -> None:

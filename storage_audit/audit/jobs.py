@@ -12,6 +12,7 @@ from django.utils.translation import gettext as _
 from storage_audit import projects
 from storage_audit.audit import requests
 from storage_audit.audit.named_files import cascading_models
+from storage_audit.audit.project_deletion import delete_project_by_id, has_own_delete
 from storage_audit.models import CleanupOperation, Job, KnownProject
 from storage_audit.origin import Origin, acting_as
 from storage_audit.redaction import redact, visible
@@ -26,8 +27,8 @@ ATTEMPTS = 5
 MAKE: dict[str, Callable[[str], list[CleanupOperation]]] = {
     Job.Action.DRY_RUN: requests.dry_run,
     Job.Action.VERIFY: requests.verify_project,
-    Job.Action.DELETE: requests.delete_project_by_id,
-    Job.Action.FORCE: requests.delete_project_by_id,
+    Job.Action.DELETE: delete_project_by_id,
+    Job.Action.FORCE: delete_project_by_id,
 }
 
 
@@ -65,9 +66,11 @@ def refusal(job: Job, user: Any) -> str:
 def take_up(job: Job) -> list[CleanupOperation]:
     """The operations of the next projects. The position stays as it was where another worker was
     quicker. A slice that fails as a whole, or that cost a worker its life, is taken up one project
-    at a time, so that a project that cannot be taken up stops no other."""
+    at a time, so that a project that cannot be taken up stops no other. So are projects that have
+    a delete() of their own."""
     end, made = job.position + SLICE, list[CleanupOperation]()
-    if not job.attempts and may_go_on(job) and job.begin_attempt():
+    at_once = not job.attempts and not (job.action in Job.DELETIONS and has_own_delete())
+    if at_once and may_go_on(job) and job.begin_attempt():
         try:
             return take(job, SLICE)
         except DatabaseError:

@@ -4,7 +4,6 @@ from contextlib import suppress
 from datetime import datetime
 
 from django.db import transaction
-from django.db.models import Model
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
@@ -18,7 +17,7 @@ from storage_audit.models import (
     KnownProject,
     validate_project_id,
 )
-from storage_audit.origin import Origin, acting_as, current_origin
+from storage_audit.origin import current_origin
 from storage_audit.redaction import visible
 
 Kind, Status, Trigger = (
@@ -95,24 +94,6 @@ def refuse_pruned(operation: CleanupOperation) -> None:
         raise IllegalTransition(text % {"id": pruned.pk, "archive": pruned.archive})
 
 
-@transaction.atomic
-def delete_project(project: Model) -> list[CleanupOperation]:
-    """Delete the project's row, of which the cleanups follow, in one transaction. Raises StillAlive
-    when the model's own delete() keeps the row."""
-    project_id = projects.id_of(project)
-    project.delete()
-    if projects.is_alive(project_id):
-        raise StillAlive(_("Project %s was not deleted: its model keeps such rows.") % project_id)
-    return deletion_of(project_id)
-
-
-@transaction.atomic
-def delete_project_by_id(project_id: str) -> list[CleanupOperation]:
-    """The same for the row with this id; nothing happens where there is none any more."""
-    project = projects.lock(project_id)
-    return delete_project(project) if project else []
-
-
 def deletion_of(project_id: str) -> list[CleanupOperation]:
     """The cleanups that the project's deletion led to, one for each bucket, that of the settings
     first; none where nobody said that it is deleted."""
@@ -127,15 +108,6 @@ def deletion_of(project_id: str) -> list[CleanupOperation]:
     # Later ones of the same deletion were asked for apart.
     by_bucket = {each.bucket: each for each in made.order_by("-created_at", "-pk")}
     return sorted(by_bucket.values(), key=lambda each: (each.bucket != conf().bucket, each.bucket))
-
-
-def force_delete_project(project: Model, origin: Origin) -> list[CleanupOperation]:
-    """Delete the project's row, and clean up without limits. `origin` must be `forced`, so that the
-    receiver makes the operation a released one. Raises StillAlive as `delete_project` does.
-
-    A row of a child or proxy is deleted as the project that it is, so by that model's delete()."""
-    with acting_as(origin):
-        return delete_project_by_id(projects.id_of(project))
 
 
 @transaction.atomic

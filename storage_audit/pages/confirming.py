@@ -21,7 +21,7 @@ from storage_audit.fields import AnyOf
 from storage_audit.models import CleanupOperation
 from storage_audit.pages.base import AuditAdmin, M
 from storage_audit.querysets import read_in_steps
-from storage_audit.roles import deletion_of_site
+from storage_audit.roles import deletion_of_site, stock_deletion
 
 deletes = admin.action(
     permissions=["delete"],
@@ -150,6 +150,7 @@ class DeletingAdmin(ConfirmingAdmin[M]):
             found.append((_("Delete"), self.reason(request, "delete")))
         return found
 
+    @stock_deletion
     @deletes
     def delete_selected(
         self, request: HttpRequest, queryset: models.QuerySet[M]

@@ -1,26 +1,20 @@
 """Projects: our own, and what the admin of any other model of projects needs."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from django.contrib import admin, messages
+from django.contrib.admin.utils import model_ngettext
 from django.contrib.admin.widgets import AdminTextInputWidget
-from django.db import DEFAULT_DB_ALIAS, transaction
-from django.db.models import (
-    Model,
-    OuterRef,
-    ProtectedError,
-    Q,
-    QuerySet,
-    RestrictedError,
-    Subquery,
-    Value,
-)
+from django.db import transaction
+from django.db.models import OuterRef, Q, QuerySet, Subquery, Value
 from django.db.models.functions import Upper
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.defaultfilters import filesizeformat
 from django.template.response import TemplateResponse
+from django.utils import timezone
 from django.utils.formats import number_format
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
@@ -28,11 +22,13 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit import projects, tasks
-from storage_audit.audit import jobs, requests
+from storage_audit.audit import jobs, project_deletion
+from storage_audit.audit.project_deletion import REFUSALS, Deletion
+from storage_audit.audit.requests import StillAlive
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
 from storage_audit.models import Job, KnownProject, Project, R2Object
-from storage_audit.origin import of_request
+from storage_audit.origin import acting_as, of_request
 from storage_audit.pages.base import (
     M,
     action,
@@ -41,13 +37,14 @@ from storage_audit.pages.base import (
     comparison_of,
     list_of,
     page_of,
+    told,
 )
 from storage_audit.pages.confirming import DeletingAdmin, Selection
 from storage_audit.pages.going_along import GoingAlong
 from storage_audit.pages.jobs import may_see_jobs
 from storage_audit.querysets import COUNTED, SUMMED, starts_with, with_storage
 from storage_audit.redaction import visible
-from storage_audit.roles import has_own_deletion, pages_of
+from storage_audit.roles import has_own_deletion, pages_of, stock_deletion
 
 # What `with_storage` says of each project.
 STORAGE = (
@@ -56,10 +53,6 @@ STORAGE = (
     "storage_audit_last_operation_id",
     "storage_audit_last_operation_status",
 )
-
-
-# Of a deletion of several projects: then none is deleted.
-REFUSALS = requests.StillAlive, ProtectedError, RestrictedError
 
 
 class OwnerAdmin(DeletingAdmin[M]):
@@ -197,17 +190,33 @@ class OwnerAdmin(DeletingAdmin[M]):
             return None
         return redirect("admin:storage_audit_job_change", job.pk)
 
+    def delete_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        try:
+            return super().delete_view(request, object_id, extra_context)
+        except REFUSALS as refusal:
+            text = _("The project was not deleted. %s") % refusal.args[0]
+            shown = str(refusal) if isinstance(refusal, StillAlive) else text
+            self.message_user(request, visible(shown), messages.ERROR)
+            return redirect(request.get_full_path())
+
     def delete_selection(self, request: HttpRequest, selection: Selection) -> HttpResponse | None:
         rows = selection.rows
-        if selection.is_confirmed and self.is_for_a_job(rows):
+        if selection.is_confirmed:
             *_shown, lacking, protected = self.get_deleted_objects(rows, request)
             # The stock page says what stands in the way, and refuses.
-            if not (lacking or protected or has_own_deletion(request, rows, self)):
-                return self.ask_for_many(request, Job.Action.DELETE, ids_of(rows))
+            if not (lacking or protected):
+                if self.is_for_a_job(rows) and not has_own_deletion(request, rows, self):
+                    return self.ask_for_many(request, Job.Action.DELETE, ids_of(rows))
+                if self.deletes_as_we_do(rows):
+                    self.delete_confirmed(request, rows)
+                    return None
         try:
             response = super().delete_selection(request, selection)
         except REFUSALS as refusal:
-            self.say_refused(request, refusal)
+            text = _("None of the selected projects was deleted. %s")
+            self.message_user(request, text % visible(str(refusal.args[0])), messages.ERROR)
             return None
         if isinstance(response, TemplateResponse) and response.context_data is not None:
             context, going = response.context_data, GoingAlong(rows)
@@ -216,22 +225,42 @@ class OwnerAdmin(DeletingAdmin[M]):
             context["model_count"] = [*context["model_count"], going.total()]
         return response
 
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[M]) -> None:
-        """Row by row where the model has a delete() of its own: Django's deletion of a queryset
-        does not call it. Raises StillAlive for a row that it keeps."""
-        model = self.model if self.model.delete is not Model.delete else projects.model()
-        if model.delete is Model.delete or type(queryset).delete is not QuerySet.delete:
-            super().delete_queryset(request, queryset)
-            return
-        rows: QuerySet[Any] = QuerySet(model, using=DEFAULT_DB_ALIAS)
-        for pk in list(queryset.order_by("pk").values_list("pk", flat=True)):
-            # None where one before took the row along.
-            for project in rows.filter(pk=pk):
-                requests.delete_project(project)
+    def deletes_as_we_do(self, queryset: QuerySet[M]) -> bool:
+        is_ours = type(self).delete_queryset is OwnerAdmin.delete_queryset
+        return is_ours and type(queryset).delete is QuerySet.delete
 
-    def say_refused(self, request: HttpRequest, refusal: Exception) -> None:
-        text = _("Nothing was deleted. %s") % visible(str(refusal.args[0]))
-        self.message_user(request, text, messages.ERROR)
+    def delete_confirmed(self, request: HttpRequest, rows: QuerySet[M]) -> None:
+        began = timezone.now()
+        if count := len(self.delete_projects(request, rows).deleted):
+            words = {"count": count, "items": model_ngettext(self.opts, count)}
+            text = _("Successfully deleted %(count)d %(items)s.") % words
+            self.message_user(request, text, messages.SUCCESS)
+            self.announce_deletion(request, began)
+
+    def delete_projects(self, request: HttpRequest, rows: QuerySet[M]) -> Deletion:
+        """Delete them, and say which ones stay."""
+        log = partial(self.log_deletions, request)
+        deletion = project_deletion.delete_projects(rows.order_by("pk"), log)
+        if deletion.kept:
+            self.message_user(request, told(deletion.kept), messages.ERROR)
+        elif not deletion.deleted:
+            text = _("Nothing was done: none of the selected projects is there any more.")
+            self.message_user(request, text, messages.WARNING)
+        return deletion
+
+    @stock_deletion
+    def delete_model(self, request: HttpRequest, obj: M) -> None:
+        """Raises StillAlive for a row that its model keeps."""
+        project_deletion.delete_project(obj)
+
+    @stock_deletion
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[M]) -> None:
+        """All or none, as a site's own steps that call this expect. Raises StillAlive for a row
+        that its model keeps."""
+        if type(queryset).delete is QuerySet.delete:
+            project_deletion.delete_together(queryset.order_by("pk"))
+        else:
+            super().delete_queryset(request, queryset)
 
     def is_for_a_job(self, owners: QuerySet[M]) -> bool:
         """So many that their deletion would take longer than a proxy waits for an answer. A job
@@ -257,22 +286,10 @@ class OwnerAdmin(DeletingAdmin[M]):
         owners = selection.rows
         if self.is_for_a_job(owners):
             return self.ask_for_many(request, Job.Action.FORCE, ids_of(owners))
-        origin = of_request(request, forced=True)
-        try:
-            with transaction.atomic():
-                # The history names none that somebody else has deleted meanwhile.
-                there: Any = [each for each in owners if projects.lock(projects.id_of(each))]
-                self.log_deletions(request, there)
-                made = [requests.force_delete_project(project, origin) for project in there]
-        except REFUSALS as refusal:
-            self.say_refused(request, refusal)
-            return None
-        if not there:
-            text = _("Nothing was done: none of the selected projects is there any more.")
-            self.message_user(request, text, messages.WARNING)
-            return None
+        with acting_as(of_request(request, forced=True)):
+            deletion = self.delete_projects(request, owners)
         text = _("Deleted. A cleanup without limits now deletes the files from R2.")
-        return self.announce(request, text, sum(made, []))
+        return self.announce(request, text, deletion.operations)
 
     def goes_too_far(self, request: HttpRequest, owners: QuerySet[M]) -> bool:
         """Whether this person may not delete the projects, or rows of other models that would go

@@ -22,9 +22,9 @@ from storage_audit.models import (
     Project,
     R2Object,
 )
-from storage_audit.origin import Origin
 from storage_audit.storage import KeyBeingDeleted
 from tests.bucket import Bucket
+from tests.promises import force_delete
 from tests.stateful.model import Model
 from tests.stateful.watch import Watch
 from tests.stateful.world import World
@@ -144,7 +144,7 @@ class Play:
         row = Project.objects.get(pk=project)
         with self.world.dying(dies_after):
             if forced:
-                requests.force_delete_project(row, Origin("staff", "tests", forced=True))
+                force_delete(project, "staff")
             else:
                 row.delete()
         if not Project.objects.filter(pk=project).exists():

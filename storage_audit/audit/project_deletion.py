@@ -1,0 +1,150 @@
+"""The one way in which the admin, the API and jobs delete projects."""
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db.models import Model, ProtectedError, QuerySet, RestrictedError
+from django.db.models.deletion import Collector
+from django.utils.translation import gettext as _
+
+from storage_audit import projects
+from storage_audit.audit.requests import StillAlive, deletion_of
+from storage_audit.models import CleanupOperation
+from storage_audit.redaction import visible
+
+logger = logging.getLogger(__name__)
+
+# How a deletion says why the row stays.
+REFUSALS = StillAlive, ProtectedError, RestrictedError
+# Writes the history of these rows, in the transaction that deletes them.
+Log = Callable[[list[Any]], object]
+Batch = dict[str, Model]
+
+
+class Deletion(NamedTuple):
+    """What became of the selected projects. Those that were gone before are not in it."""
+
+    deleted: list[str]
+    operations: list[CleanupOperation]
+    # A sentence each, with the reason.
+    kept: list[str]
+
+
+def has_own_delete(owners: Iterable[Model] = ()) -> bool:
+    """Whether the model of the rows, or of the projects, has a delete() of its own. What that did
+    outside the database, such as to files, cannot be rolled back: so it shares no transaction."""
+    models: set[type[Model]] = {projects.model(), *map(type, owners)}
+    return any(model.delete is not Model.delete for model in models)
+
+
+def split(owners: Iterable[Model]) -> list[Batch]:
+    """What is deleted in one transaction, by the projects' ids."""
+    by_id = {projects.id_of(owner): owner for owner in owners}
+    if has_own_delete(by_id.values()):
+        return [{project_id: owner} for project_id, owner in by_id.items()]
+    return [by_id]
+
+
+def delete_projects(owners: Iterable[Model], log: Log) -> Deletion:
+    """Delete those that can be deleted, and say which ones stay. The owners are rows of the project
+    model, of a child or a proxy of it, or of the model that it is a proxy of."""
+    todo, kept = split(owners), dict[str, str]()
+    ids = [project_id for batch in todo for project_id in batch]
+    before = projects.present(ids)
+    while todo:
+        refused = [(batch, error) for batch in todo if (error := try_to_delete(batch, log))]
+        for batch, error in refused:
+            kept |= dict.fromkeys(batch, explain(batch, error))
+        # A row that needed one of them may have gone with another one.
+        again = [batch for batch, error in refused if isinstance(error, RestrictedError)]
+        todo = again if len(refused) < len(todo) else []
+    left = projects.present(ids)
+    deleted = [project_id for project_id in ids if project_id in before - left]
+    operations = [each for project_id in deleted for each in deletion_of(project_id)]
+    # Those that are refused together have one sentence.
+    texts = dict.fromkeys(text for project_id, text in kept.items() if project_id in left)
+    return Deletion(deleted, operations, list(texts))
+
+
+def try_to_delete(batch: Batch, log: Log) -> Exception | None:
+    """Why none of the batch was deleted, or None. Another error is an answer only where a model has
+    its own delete(): the other projects then have answers of their own. Else it is raised."""
+    try:
+        delete_batch(batch, log)
+    except REFUSALS as refusal:
+        return refusal
+    except Exception as error:
+        if not has_own_delete(batch.values()):
+            raise
+        logger.exception("The deletion of project %s failed", *map(visible, batch))
+        return error
+    return None
+
+
+def explain(batch: Batch, error: Exception) -> str:
+    reason = str(error.args[0]) if isinstance(error, REFUSALS) and error.args else ""
+    if len(batch) > 1:
+        return _("None of the selected projects was deleted. %s") % reason
+    if isinstance(error, StillAlive):
+        return reason
+    [project_id] = batch
+    return tell(project_id, reason or _("its deletion failed. The server's log says why."))
+
+
+def tell(project_id: str, reason: str) -> str:
+    words = {"project": project_id, "reason": reason}
+    return _("Project %(project)s was not deleted: %(reason)s") % words
+
+
+@transaction.atomic
+def delete_batch(batch: Batch, log: Log = list) -> None:
+    """Delete those that are still there, all or none: each by its own delete() if it has one.
+    Raises StillAlive if that keeps the row, and whatever else a deletion raises."""
+    # Whoever saves or deletes one waits for the commit (PostgreSQL).
+    rows = {project_id: row for project_id in batch if (row := projects.lock(project_id))}
+    there = [batch[project_id] for project_id in rows]
+    log(there)
+    if has_own_delete(there):
+        for owner, row in zip(there, rows.values(), strict=True):
+            delete_alone(owner, row)
+    else:
+        collector = Collector(DEFAULT_DB_ALIAS)
+        collector.collect(there)
+        collector.delete()
+    for project_id in projects.present(rows):
+        raise StillAlive(tell(project_id, _("its model keeps such rows.")))
+
+
+@transaction.atomic
+def delete_together(owners: Iterable[Model]) -> None:
+    """All of them or none. Raises what `delete_batch` does for the first that stays."""
+    for batch in split(owners):
+        delete_batch(batch)
+
+
+def delete_alone(owner: Model, project: Model) -> None:
+    """By the delete() of the owner's model, or else by that of the project's."""
+    if type(owner).delete is Model.delete:
+        project.delete()
+        return
+    # Read again: another delete() may have changed it since.
+    rows: QuerySet[Any] = QuerySet(type(owner), using=DEFAULT_DB_ALIAS)
+    for row in rows.filter(pk=owner.pk):
+        row.delete()
+
+
+@transaction.atomic
+def delete_project(owner: Model) -> list[CleanupOperation]:
+    """Delete a single project; the cleanups that follow. Raises what `delete_batch` does."""
+    project_id = projects.id_of(owner)
+    delete_batch({project_id: owner})
+    return deletion_of(project_id)
+
+
+@transaction.atomic
+def delete_project_by_id(project_id: str) -> list[CleanupOperation]:
+    """The same of the row with this id; nothing happens where there is none any more."""
+    owner = projects.lock(project_id)
+    return delete_project(owner) if owner else []

@@ -1,0 +1,202 @@
+"""Each way to delete projects deletes the same ones, and says the truth about each."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.contrib import admin
+from django.contrib.admin.models import LogEntry
+from django.db import models
+from django.db.models.signals import pre_delete
+from django.http import HttpRequest
+
+from storage_audit.audit.project_deletion import delete_project, delete_projects
+from storage_audit.audit.requests import StillAlive
+from storage_audit.models import CleanupOperation, Job, Project
+from storage_audit.origin import Origin, acting_as
+from storage_audit.pages.projects import ProjectAdmin
+from storage_audit.tasks import run_job
+from tests.admin_client import confirm, page, superuser, text_of
+from tests.owner_models import create_table
+from tests.promises import alive
+
+pytestmark = pytest.mark.usefixtures("transactional_db")
+Delete = Callable[[Any], Any]
+ACTIONS = ["delete_selected", "force_delete"]
+
+
+class Died(BaseException):
+    """As SIGKILL: nothing catches it."""
+
+
+def keep(project: Any) -> tuple[int, dict[str, int]]:
+    return 0, {}
+
+
+def protect(project: Any) -> None:
+    raise models.ProtectedError("An invoice needs it.", set())
+
+
+def fail(project: Any) -> None:
+    raise ValueError("What only the log should hold.")
+
+
+def die(project: Any) -> None:
+    raise Died
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Gives the project model a delete() of its own, which is another one for some projects."""
+
+    def give(**others: Delete) -> None:
+        stock: Any = models.Model.delete
+
+        def delete(project: Any) -> Any:
+            return others.get(project.pk, stock)(project)
+
+        monkeypatch.setattr(Project, "delete", delete)
+
+    return give
+
+
+def list_projects() -> list[str]:
+    return list(Project.objects.order_by("pk").values_list("pk", flat=True))
+
+
+def list_logged() -> list[str | None]:
+    return list(LogEntry.objects.order_by("object_id").values_list("object_id", flat=True))
+
+
+@pytest.mark.parametrize(
+    ("delete", "text"),
+    [
+        (keep, "Project proj_1 was not deleted: its model keeps such rows."),
+        (protect, "The project was not deleted. An invoice needs it."),
+    ],
+)
+def test_delete_button_of_a_project_that_stays_says_why(
+    own: Any, delete: Delete, text: str
+) -> None:
+    alive("proj_1")
+    own(proj_1=delete)
+    answer = superuser().post(page("project", "delete", "proj_1"), {"post": "yes"}, follow=True)
+    assert text in text_of(answer) and "deleted successfully" not in text_of(answer)
+    assert (list_projects(), list_logged()) == (["proj_1"], [])
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize(
+    ("delete", "reason"),
+    [
+        (keep, "its model keeps such rows."),
+        (protect, "An invoice needs it."),
+        (fail, "its deletion failed. The server's log says why."),
+    ],
+)
+def test_project_that_stays_keeps_no_other_one(
+    own: Any, action: str, delete: Delete, reason: str
+) -> None:
+    alive("proj_1", "proj_2", "proj_3")
+    own(proj_2=delete)
+    shown = confirm(superuser(), "project", action, "proj_1", "proj_2", "proj_3")
+    assert f"Project proj_2 was not deleted: {reason}" in shown.replace("&#x27;", "'")
+    assert "only the log" not in shown and "othing was" not in shown
+    said = {"delete_selected": "Successfully deleted 2 projects.", "force_delete": "Deleted. A"}
+    assert said[action] in shown and "Follow the 2 operations here" in shown
+    assert (list_projects(), list_logged()) == (["proj_2"], ["proj_1", "proj_3"])
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_projects_that_all_stay_are_each_named(own: Any, action: str) -> None:
+    alive("proj_1", "proj_2")
+    own(proj_1=keep, proj_2=protect)
+    shown = confirm(superuser(), "project", action, "proj_1", "proj_2")
+    assert "Project proj_1 was not deleted: its model keeps such rows." in shown
+    assert "Project proj_2 was not deleted: An invoice needs it." in shown
+    assert "Successfully" not in shown and "Deleted. A" not in shown and "here</a>" not in shown
+    assert (list_logged(), CleanupOperation.objects.count()) == ([], 0)
+
+
+def test_each_own_deletion_is_committed_before_the_next_one_begins(own: Any) -> None:
+    """What it did outside the database, such as to files, cannot be rolled back."""
+    alive("proj_1", "proj_2")
+    own(proj_2=die)
+    with pytest.raises(Died):
+        delete_projects(Project.objects.order_by("pk"), list)
+    assert list_projects() == ["proj_2"]
+
+
+def test_job_commits_each_own_deletion_before_the_next_one_begins(own: Any) -> None:
+    alive("proj_1", "proj_2")
+    own(proj_2=die)
+    superuser()
+    with acting_as(Origin("anna", "web")):
+        job: Any = Job.objects.request(Job.Action.DELETE, ["proj_1", "proj_2"])
+    with pytest.raises(Died):
+        run_job(str(job.pk))
+    assert list_projects() == ["proj_2"]
+
+
+def test_stock_deletion_that_fails_deletes_none_and_hides_no_error() -> None:
+    alive("proj_1", "proj_2")
+
+    def fail_at_the_second(instance: Project, **kwargs: Any) -> None:
+        if instance.pk == "proj_2":
+            fail(instance)
+
+    pre_delete.connect(fail_at_the_second, Project)
+    try:
+        with pytest.raises(ValueError, match="only the log"):
+            delete_projects(Project.objects.order_by("pk"), list)
+    finally:
+        pre_delete.disconnect(fail_at_the_second, Project)
+    assert list_projects() == ["proj_1", "proj_2"]
+
+
+def test_projects_that_no_longer_exist_are_neither_deleted_nor_kept(own: Any) -> None:
+    alive("proj_1", "proj_2")
+    owners = list(Project.objects.order_by("pk"))
+    Project.objects.filter(pk="proj_1").delete()
+    logged = list[Any]()
+    assert delete_projects(owners, logged.extend)[::2] == (["proj_2"], [])
+    assert len(logged) == 1
+
+
+@pytest.mark.parametrize("has_own", [False, True])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_row_that_restricts_one_project_goes_with_another_selected_one(
+    own: Any, has_own: bool, action: str
+) -> None:
+    class Link(models.Model):  # noqa: DJ008
+        part = models.ForeignKey(Project, models.CASCADE, related_name="+")
+        whole = models.ForeignKey(Project, models.RESTRICT, related_name="+")
+
+        class Meta:
+            app_label = "storage_audit"
+
+    with create_table(Link) as link:
+        alive("proj_1", "proj_2", "proj_3")
+        link.objects.create(part_id="proj_2", whole_id="proj_1")
+        link.objects.create(part_id="proj_3", whole_id="proj_2")
+        if has_own:
+            own()
+        shown = confirm(superuser(), "project", action, "proj_1", "proj_2", "proj_3")
+        assert "was not deleted" not in shown and not list_projects()
+        assert list_logged() == ["proj_1", "proj_2", "proj_3"]
+
+
+def test_own_step_that_deletes_selected_rows_deletes_all_or_none(own: Any) -> None:
+    alive("proj_1", "proj_2")
+    own(proj_2=keep)
+    with pytest.raises(StillAlive, match="proj_2 was not deleted"):
+        ProjectAdmin(Project, admin.site).delete_queryset(HttpRequest(), Project.objects.all())
+    assert list_projects() == ["proj_1", "proj_2"] and not CleanupOperation.objects.exists()
+
+
+def test_own_deletion_works_on_the_row_as_it_is_now(own: Any) -> None:
+    project = Project.objects.create(pk="proj_1")
+    Project.objects.update(title="published")
+    own(proj_1=lambda row: protect(row) if row.title else models.Model.delete(row))
+    with pytest.raises(models.ProtectedError):
+        delete_project(project)

@@ -24,7 +24,7 @@ from storage_audit.origin import current_origin
 
 if TYPE_CHECKING:
     # Ruff does not see names in the strings of a class's bases.
-    from storage_audit.models import CleanupItem, CleanupOperation  # noqa: F401
+    from storage_audit.models import CleanupItem, CleanupOperation, Row  # noqa: F401
     from storage_audit.transitions import Transitions
 
 KEPT_LATELY = timedelta(days=30)
@@ -64,6 +64,15 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         asked_by = logs.current().request_id
         joins = {"request_id": asked_by} if asked_by else {}
         operation.record("request", operation.get_trigger_display(), **joins)
+        return operation
+
+    def request_for_rows(self, rows: list[Row], evidence: str) -> CleanupOperation:
+        """A deletion of the objects of these rows, of one bucket, which no `delete()` signals."""
+        bucket, project_id = rows[0].bucket, rows[0].project_id
+        operation = self.request(
+            kind="objects", bucket=bucket, project_id=project_id, trigger="deleted"
+        )
+        operation.add_rows(rows, evidence)
         return operation
 
     def request_id(self, pk: UUID) -> str | None:

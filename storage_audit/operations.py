@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from django.db import models
 from django.db.models import Exists, F, Min, Q
 from django.utils import timezone
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from storage_audit.fields import BytewiseTextField
@@ -38,11 +39,21 @@ class Row(NamedTuple):
     unanswered_at: datetime | None = None
 
     @classmethod
-    def of(cls, tracked: Any, kept: str) -> "Row":
+    def of(cls, tracked: Any) -> "Row":
         given = (name for name in cls._fields if name not in cls._field_defaults)
         asked_at = tracked.updated_at if tracked.state == "deleting" else None
         values = (getattr(tracked, name) for name in given)
-        return cls(*values)._replace(kept=kept, unanswered_at=asked_at)
+        return cls(*values)._replace(kept=why_kept(tracked), unanswered_at=asked_at)
+
+
+def why_kept(tracked: Any) -> str:
+    """Nobody can tell the object that an upload is just storing from the one of the row."""
+    if not tracked.is_being_uploaded:
+        return ""
+    return gettext(
+        "An upload to this key was under way when its row was deleted. Track the file, and delete"
+        " that row if it is to go."
+    )
 
 
 class CleanupOperation(Transitions):

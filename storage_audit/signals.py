@@ -17,7 +17,6 @@ from django.db.models.signals import (
     pre_delete,
 )
 from django.utils import timezone
-from django.utils.translation import gettext as _
 
 from storage_audit import projects, tasks
 from storage_audit.audit import counting, named_files, succession
@@ -117,17 +116,7 @@ def project_deleted(instance: models.Model, **kwargs: Any) -> None:
 def object_to_be_deleted(instance: R2Object, **kwargs: Any) -> None:
     if missing := instance.get_deferred_fields() & {*Row._fields, "state", "updated_at"}:
         instance.refresh_from_db(fields=missing)
-    rows_of_call()[instance.pk] = Row.of(instance, why_kept(instance))
-
-
-def why_kept(row: R2Object) -> str:
-    """Nobody can tell the object that an upload is just storing from the one of the row."""
-    if not row.is_being_uploaded:
-        return ""
-    return _(
-        "An upload to this key was under way when its row was deleted. Track the file, and delete"
-        " that row if it is to go."
-    )
+    rows_of_call()[instance.pk] = Row.of(instance)
 
 
 @of_default_database

@@ -2,17 +2,15 @@
 
 import logging
 import posixpath
-from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from contextvars import copy_context
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID, uuid4
 
 from django.core.files.base import File
 from django.core.files.storage import Storage
-from django.db import DEFAULT_DB_ALIAS, connection, connections, transaction
+from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -20,21 +18,17 @@ from storages.backends.s3 import S3File, S3Storage
 from storages.utils import clean_name
 
 from storage_audit.audit import installation
-from storage_audit.audit.covering import find_undecided
-from storage_audit.audit.deletion import proof_ends
-from storage_audit.audit.discovery import find_owners
-from storage_audit.audit.layouts import OWN_PREFIX
-from storage_audit.audit.ownership import layouts, plain_under
+from storage_audit.audit.ownership import layouts
 from storage_audit.bucket import listing, r2
-from storage_audit.bucket.errors import Refused, StoreError, TooLate, Unavailable
 from storage_audit.conf import conf
+from storage_audit.file_deletion import Deletion, folds_spellings, identity_for
 from storage_audit.models import CleanupItem, R2Object
-from storage_audit.querysets import AT_REST, R2ObjectQuerySet, barred, impatient, under_way
+from storage_audit.querysets import AT_REST, R2ObjectQuerySet, barred, under_way
 from storage_audit.redaction import visible
+from storage_audit.tracking_rows import check_key, durably, is_in_transaction_of_sqlite, says
 
 logger = logging.getLogger(__name__)
 State = R2Object.State
-T = TypeVar("T")
 
 
 class KeyBeingDeleted(OSError):
@@ -176,117 +170,35 @@ class TrackedStorage(S3Storage):
             raise
 
     def delete(self, name: str) -> None:
-        """Delete one of the application's own files now; its row goes once it is seen gone. A file
-        on which a person has to decide is left to the blocked cleanup that covers it. Where the
-        store gives no answer, a new cleanup goes on with the file.
+        """Delete one of the application's own files now; its row goes once a listing shows that
+        the file is gone. A file on which a person has to decide is left to the blocked cleanup
+        that covers it. Where the store gives no answer, and in a transaction on SQLite, a cleanup
+        goes on with the file. The cleanup may keep the file, and then says why.
 
-        Raises StoreError when the store refuses, or when that cannot be seen, and Mismatch in a
-        bucket that is not ours; the row then stays.
+        Raises ValueError for an impossible name, StoreError when the store refuses, or when the
+        result cannot be seen, and Mismatch in a bucket that is not ours; the row then stays.
         """
-        bucket, key = self.bucket_name, self.key(name)
-        refuse_reserved(key)
-        identity = identity_in(bucket, key)
-        keys = {key, identity(key)}
-        if reason := why_undecided(bucket, key, identity):
+        key = self.key(name)
+        check_key(key)
+        waits = is_in_transaction_of_sqlite()
+        folds = None if waits else folds_spellings(self.bucket_name, key)
+        deletion = Deletion(self.bucket_name, key, folds=folds)
+        if reason := deletion.why_undecided():
             logger.warning("%s is not deleted now. %s", visible(key), reason)
-            return
-        until = proof_ends()
-        before, is_in_doubt = durably(partial(bar, bucket, key, keys))
-        try:
-            with r2.sent_until(until):
-                r2.delete_single(bucket, key)
-        except (Refused, TooLate):
-            durably(partial(unbar, bucket, before))
-            raise
-        except StoreError as error:
-            leave_to_cleanup(bucket, keys, error)
-            return
-        try:
-            there = listing.find(bucket, [key], identity)
-            installation.see_marker(bucket)
-            if there:
-                raise Unavailable(_("%s is still in the bucket.") % key)
-        except BaseException:
-            durably(partial(unbar, bucket, before))
-            raise
-        if is_in_doubt:
-            leave_to_cleanup(bucket, keys, _("An earlier call may still be under way."))
+        elif waits:
+            # A rollback would take the row's mark back while the call is under way.
+            deletion.leave_to_cleanup(_("Nothing is sent before the transaction is committed."))
         else:
-            durably(being_deleted(bucket, keys).forget)
-
-
-def refuse_reserved(key: str) -> None:
-    """No scan or cleanup looks at our own objects, and without the marker none works. Raises
-    ValueError."""
-    if key.startswith(OWN_PREFIX):
-        text = _("%r is reserved for storage_audit. Use a name outside %s.")
-        raise ValueError(text % (key, OWN_PREFIX))
-
-
-def why_undecided(bucket: str, key: str, identity: listing.Identity) -> str:
-    """What a blocked cleanup that covers the file asks of a person, or nothing."""
-    return find_undecided(bucket, find_owners(bucket, [key], identity, {})).get(key, "")
+            deletion.carry_out()
 
 
 def is_listed(bucket: str, key: str) -> bool:
     """Whether a listing shows the object of a key that has a row. HEAD is no evidence that it is
     gone. Raises StoreError and Mismatch."""
-    there = listing.find(bucket, [key], identity_in(bucket, key))
+    identity = identity_for(folds_spellings(bucket, key))
+    there = listing.find(bucket, [key], identity)
     installation.see_marker(bucket)
     return bool(there)
-
-
-def identity_in(bucket: str, key: str) -> listing.Identity:
-    """What the bucket takes for the same key; asked only for keys where stores differ."""
-    if key.isascii():
-        return listing.exact
-    marker = installation.read_marker(bucket) or {}
-    return listing.exact if marker.get("folds_unicode") is False else listing.nfc
-
-
-def bar(bucket: str, key: str, keys: Collection[str]) -> tuple[dict[str, dict[str, Any]], bool]:
-    """Mark the rows of these keys as being deleted, and one of `key` where there is none. Returns
-    what that changes, as it was, and whether a call for them may be under way already."""
-    rows = R2Object.objects.in_bucket(bucket).filter(key__in=keys)
-    facts = rows.values_list("key", "state", "etag")
-    before = {name: {"state": state, "etag": etag} for name, state, etag in facts}
-    is_in_doubt = rows.filter(barred()).exists()
-    if not before:
-        row = R2Object(bucket=bucket, key=key, state=State.DELETING, **says(key))
-        R2Object.objects.bulk_create([row], ignore_conflicts=True)
-        before = {key: {}}
-    rows.bar()
-    return before, is_in_doubt
-
-
-def unbar(bucket: str, before: dict[str, dict[str, Any]]) -> None:
-    for key, values in before.items():
-        rows = being_deleted(bucket, [key])
-        if values:
-            rows.update(**values, updated_at=timezone.now())
-        else:
-            rows.forget()
-
-
-def being_deleted(bucket: str, keys: Collection[str]) -> R2ObjectQuerySet:
-    return R2Object.objects.in_bucket(bucket).filter(key__in=keys, state=State.DELETING)
-
-
-def leave_to_cleanup(bucket: str, keys: Collection[str], reason: object) -> None:
-    """Delete the rows, so that a cleanup follows. Its items bar the keys as long as the store may
-    obey a call that it did not answer."""
-
-    def delete_rows() -> UUID | None:
-        with transaction.atomic():
-            rows = being_deleted(bucket, keys)
-            rows.bar()
-            rows.delete()
-            items = CleanupItem.objects.filter(operation__bucket=bucket, key__in=keys)
-            return items.order_by("pk").values_list("operation_id", flat=True).last()
-
-    made = durably(delete_rows)
-    shown = ", ".join(map(visible, sorted(keys)))
-    logger.warning("%s: cleanup %s goes on with the deletion. %s", shown, made, reason)
 
 
 def is_barred(bucket: str, key: str) -> bool:
@@ -314,9 +226,7 @@ class Upload:
 
     def begin(self, *, alone: bool = False) -> "Upload":
         """Raises KeyBeingDeleted, and with `alone` NameTaken when another upload is under way."""
-        if not listing.storable(self.key):
-            raise ValueError(_("%r cannot be a key.") % self.key)
-        refuse_reserved(self.key)
+        check_key(self.key)
         if not layouts().readings(self.key):
             text = "No key format reads %s, so no cleanup deletes it with its project."
             logger.warning(text, visible(self.key))
@@ -389,26 +299,6 @@ def intend(bucket: str, key: str, upload_id: UUID, *, alone: bool = False) -> di
             return None
 
 
-def says(key: str) -> dict[str, Any]:
-    """What an upload's row says of the object, going by its key; no project when that may mean
-    several, also where a backfill had written one down: the row is evidence from now on."""
-    source = {"source": R2Object.Source.UPLOAD}
-    readings = layouts().readings(key)
-    names = {reading.project for reading in readings}
-    if len(names) != 1:
-        nothing = {"scene_id": "", "file_type": "", "layout": ""}
-        return {**source, **nothing, "project_id": None, "plain_under": None}
-    reading = readings[0]
-    return {
-        **source,
-        "project_id": reading.project,
-        "scene_id": reading.scene or "",
-        "file_type": reading.file_type[:40],
-        "layout": reading.layout,
-        "plain_under": plain_under(names, reading),
-    }
-
-
 def settle(bucket: str, key: str, upload_id: UUID, state: str, facts: dict[str, Any]) -> int:
     """Record how an upload ended. Only one that stored its object says whose that is, and never
     against a person's decision: `is_given` tells the two apart by the upload's id."""
@@ -423,33 +313,3 @@ def settle(bucket: str, key: str, upload_id: UUID, state: str, facts: dict[str, 
         done = rows.filter(settled).update(**values)
         mine.exclude(source=R2Object.Source.ADOPTED).update(**says(key))
     return done
-
-
-def durably(write: Callable[[], T]) -> T:
-    """Write so that a rollback of the caller's transaction leaves the row: an object without a row
-    is a stray. What is read so is what others have committed by now. SQLite allows no second writer
-    beside an open transaction; there the scan finds it.
-
-    Raises OperationalError when the caller's transaction holds the row, and would wait for itself.
-    """
-    if connection.vendor == "sqlite" or not connection.in_atomic_block:
-        return write()
-
-    def on_own_connection() -> T:
-        # Not one of Django's pool: when transactions that upload have all of these, each of them
-        # would wait for another one to end.
-        own = connection.copy()
-        own.settings_dict["OPTIONS"].pop("pool", None)
-        connections[DEFAULT_DB_ALIAS] = own  # of this thread
-        try:
-            with impatient(), connection.cursor() as cursor:
-                # In other isolation another upload of this key would be an error. It is for this
-                # transaction only: PgBouncer gives the connection to others next.
-                cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-                return write()
-        finally:
-            connection.close()
-
-    with ThreadPoolExecutor(1) as thread:
-        # A cleanup that is requested here says who asked for it.
-        return thread.submit(copy_context().run, on_own_connection).result()

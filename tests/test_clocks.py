@@ -26,7 +26,7 @@ from storage_audit.models import (
     Project,
     R2Object,
 )
-from storage_audit.storage import Upload, bar, is_barred, key_for
+from storage_audit.storage import Upload, is_barred, key_for
 from tests.bucket import Bucket
 from tests.builders import create_lost_cleanup
 from tests.promises import (
@@ -178,7 +178,7 @@ def test_upload_that_died_takes_no_name(bucket: Bucket, a_year_ahead: Callable[[
 
 def test_deletion_that_died_bars_no_key(bucket: Bucket, a_year_ahead: Callable[[], None]) -> None:
     key = bucket.upload("proj_1")
-    bar(bucket.name, key, [key])
+    R2Object.objects.all().bar()
     a_year_ahead()
     assert not is_barred(bucket.name, key)
 

@@ -7,16 +7,23 @@ import pytest
 from django.apps import apps
 from django.contrib import admin
 from django.core.checks import run_checks
-from django.db import connection, models
+from django.core.files.storage import default_storage
+from django.db import connection, models, transaction
 from django.http import HttpRequest
 
+from devtools.faults.kinds import error
+from devtools.faults.matching import is_delete_single, on
+from devtools.faults.proxy import FaultyStore, Reply
+from storage_audit import querysets
 from storage_audit.models import CleanupOperation, R2Object
 from storage_audit.pages.base import ModelAdmin
 from tests.admin_client import confirm, person, superuser, text_of
 from tests.bucket import Bucket
+from tests.promises import run
 
 CASCADE = {"on_delete": models.CASCADE, "db_constraint": False}
 PROTECT = {"on_delete": models.PROTECT, "db_constraint": False}
+SET_NULL = {"on_delete": models.SET_NULL, "null": True, "db_constraint": False}
 CONSTRAINED = {"on_delete": models.SET_NULL, "null": True}
 
 
@@ -99,6 +106,36 @@ def test_object_that_a_constraint_keeps_is_not_untracked(bucket: Bucket, poster:
     shown = confirm(superuser(), "r2object", "untrack", row.pk)
     assert "Nothing was untracked" in shown
     assert R2Object.objects.exists()
+
+
+@pytest.mark.parametrize("poster", [CASCADE, PROTECT, SET_NULL], indirect=True)
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_row_stays_that_refers_to_a_file_which_the_application_deletes(
+    bucket: Bucket, store: FaultyStore, poster: Any, is_answered: bool
+) -> None:
+    row = with_poster(bucket, poster, "free")
+    if not is_answered:
+        store.rules.append(on(is_delete_single, Reply(500, error("InternalError"))))
+    default_storage.delete(row.key)
+    for operation in CleanupOperation.objects.all():
+        assert run(operation).status == "clean"
+    assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
+    assert poster.objects.get().file_id == row.pk
+
+
+@pytest.mark.only_on("postgresql")
+@pytest.mark.parametrize("poster", [CASCADE], indirect=True)
+def test_cleanup_takes_over_a_file_whose_transaction_holds_a_row_that_refers_to_it(
+    bucket: Bucket, store: FaultyStore, poster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(querysets, "PATIENCE", 200)
+    row = with_poster(bucket, poster, "free")
+    store.rules.append(on(is_delete_single, Reply(500, error("InternalError"))))
+    with transaction.atomic():
+        poster.objects.update(title="held")
+        default_storage.delete(row.key)
+    assert run(CleanupOperation.objects.get()).status == "clean"
+    assert poster.objects.get().file_id == row.pk
 
 
 def check_relations() -> list[str]:

@@ -179,8 +179,8 @@ def why_another(operation: CleanupOperation, item: CleanupItem, listed: Listed) 
     may_be_younger = was_ahead(asked_at, operation.started_at) or now >= asked_at - CLOCKS_DIFFER
     if then is None and operation.deletes and may_be_younger:
         reason = _(
-            "The object may have been written after its row was deleted. The row does not say when"
-            " its object was written, and clocks may differ by an hour."
+            "No row says when this file was written. The file may have been written after its"
+            " deletion was asked for, as clocks may differ by an hour."
         )
     elif item.etag and (item.etag, item.size) != (listed.etag, listed.size):
         reason = _("The object is not the one that the row described: it was overwritten.")

@@ -185,13 +185,8 @@ def old_row(one: Renaming, look: Look) -> Row:
 
 def ask_for_deletion(rows: list[Row]) -> None:
     if rows:
-        operation = CleanupOperation.objects.request(
-            kind=Kind.OBJECTS,
-            bucket=rows[0].bucket,
-            project_id=rows[0].project_id,
-            trigger=CleanupOperation.Trigger.DELETED,
-        )
-        operation.add_rows(rows, _("renamed: the object has another key now"))
+        why = _("renamed: the object has another key now")
+        CleanupOperation.objects.request_for_rows(rows, why)
 
 
 def delete_later(renamed: list[Renaming], look: Look) -> None:

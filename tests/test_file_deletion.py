@@ -1,0 +1,222 @@
+"""`storage.delete` where the store gives no answer, or where nothing can be sent yet."""
+
+import pytest
+from django.core.files.base import ContentFile
+from django.core.files.storage import default_storage
+from django.db import transaction
+from pytest_django import Settings
+
+from devtools.faults.kinds import error
+from devtools.faults.matching import is_delete_single, is_marker, on
+from devtools.faults.proxy import FaultyStore, Reply
+from storage_audit.bucket import r2
+from storage_audit.bucket.errors import TooLate, Unavailable
+from storage_audit.models import CleanupItem, CleanupOperation, Project, R2Object
+from storage_audit.storage import KeyBeingDeleted, Upload
+from tests.bucket import Bucket
+from tests.database import Rollback
+from tests.keys import NFC, NFD
+from tests.promises import delete, list_facts, outcomes, reason, run, track
+from tests.uploads import NAME, State, assert_row_matches_object, read_row
+
+NO_ANSWER = Reply(500, error("InternalError"))
+
+
+def put(name: str = NAME) -> str:
+    return default_storage.save(name, ContentFile(b"content"))
+
+
+def delete_without_answer(store: FaultyStore, name: str) -> CleanupOperation:
+    store.rules.append(on(is_delete_single, NO_ANSWER))
+    default_storage.delete(name)
+    store.rules.clear()
+    return CleanupOperation.objects.get()
+
+
+# Spellings
+
+
+@pytest.fixture
+def spelled(bucket: Bucket) -> Bucket:
+    """Two files, each with a row, at a store that keeps their spellings apart."""
+    bucket.set_marker(folds_unicode=False)
+    Project.objects.create(pk="proj_1")
+    for key in (NFC, NFD):
+        bucket.put(key)
+        track(bucket, key, "proj_1", **list_facts(bucket)[key])
+    return bucket
+
+
+def test_file_of_another_spelling_stays_when_the_marker_was_not_read(
+    spelled: Bucket, store: FaultyStore
+) -> None:
+    other = read_row(NFC)
+    store.rules.append(on(is_marker, Reply(404, error("NoSuchKey")), times=1))
+    assert outcomes(run(delete_without_answer(store, NFD))) == {NFD: "deleted"}
+    assert spelled.keys() == {NFC}
+    left = R2Object.objects.get()
+    assert (left.key, left.state, left.etag) == (NFC, State.STORED, other.etag)
+
+
+def test_file_of_another_spelling_stays_when_the_marker_does_not_say(
+    spelled: Bucket, store: FaultyStore
+) -> None:
+    spelled.set_marker(folds_unicode=None)
+    assert outcomes(run(delete_without_answer(store, NFD))).keys() <= {NFD, NFC}
+    assert spelled.keys() >= {NFC}
+    assert read_row(NFC).state == State.STORED
+
+
+def test_row_of_another_spelling_goes_where_the_store_takes_both_for_one_file(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    bucket.set_marker(folds_unicode=True)
+    put(NFC)
+    assert outcomes(run(delete_without_answer(store, NFD))) == {NFC: "deleted"}
+    assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
+
+
+# Rows that change during the call
+
+
+def test_key_is_barred_during_the_deletion_of_a_file_without_a_row(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put(NAME)
+
+    def write(*args: str) -> None:
+        with pytest.raises(KeyBeingDeleted):
+            default_storage.open(NAME, "w")
+        raise TooLate("not sent")
+
+    monkeypatch.setattr(r2, "delete_single", write)
+    with pytest.raises(TooLate):
+        default_storage.delete(NAME)
+    assert not R2Object.objects.exists()
+
+
+def test_key_stays_barred_when_another_process_takes_the_row_during_the_call(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put()
+
+    def lose_row(*args: str) -> None:
+        R2Object.objects.all().forget()
+        raise Unavailable("no answer")
+
+    monkeypatch.setattr(r2, "delete_single", lose_row)
+    default_storage.delete(NAME)
+    with pytest.raises(KeyBeingDeleted):
+        default_storage.open(NAME, "w")
+    item = CleanupItem.objects.get()
+    assert (item.key, item.project_id) == (NAME, "proj_1")
+
+
+def test_row_stays_that_another_process_frees_during_the_call(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later file may be stored there by now."""
+    put()
+
+    def free_row(*args: str) -> None:
+        R2Object.objects.update(state=State.STORED)
+        raise Unavailable("no answer")
+
+    monkeypatch.setattr(r2, "delete_single", free_row)
+    default_storage.delete(NAME)
+    assert outcomes(run(CleanupOperation.objects.get())) == {NAME: "protected"}
+    assert_row_matches_object(bucket, NAME)
+
+
+# What the store refuses, and what it cannot tell from a newer file
+
+
+@pytest.mark.parametrize("name", ["", ".", "nul\0", "x" * 1025, "\u00e9" * 513])
+def test_impossible_name_is_refused(bucket: Bucket, store: FaultyStore, name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be a key"):
+        default_storage.delete(name)
+    assert not store.asked(is_delete_single)
+    assert not (R2Object.objects.exists() or CleanupOperation.objects.exists())
+
+
+@pytest.mark.parametrize("reply", [NO_ANSWER, Reply(400, error("InvalidArgument"))])
+def test_cleanup_goes_on_where_the_store_is_in_trouble(
+    bucket: Bucket, store: FaultyStore, reply: Reply
+) -> None:
+    put()
+    store.rules.append(on(is_delete_single, reply))
+    default_storage.delete(NAME)
+    assert run(CleanupOperation.objects.get()).status == "clean"
+    assert bucket.keys() == set()
+
+
+def test_cleanup_says_that_it_keeps_a_young_file_without_a_row(
+    bucket: Bucket, store: FaultyStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    bucket.put(NAME)
+    operation = run(delete_without_answer(store, NAME))
+    assert operation.status == "clean_with_protected"
+    assert f"{NAME}: cleanup {operation.pk} goes on" in caplog.text
+    assert "No row says when this file was written" in reason(operation, NAME)
+    assert operation.items.get().evidence == "the application deleted the file"
+    assert bucket.keys() == {NAME}
+
+
+# Transactions
+
+on_sqlite = pytest.mark.only_on("sqlite")
+
+
+@on_sqlite
+@pytest.mark.parametrize("is_tracked", [True, False])
+def test_deletion_that_is_rolled_back_sends_nothing(
+    bucket: Bucket, store: FaultyStore, is_tracked: bool
+) -> None:
+    put() if is_tracked else bucket.put(NAME)
+    rows = list(R2Object.objects.values())
+    with pytest.raises(Rollback), transaction.atomic():
+        default_storage.delete(NAME)
+        raise Rollback
+    assert not store.asked(is_delete_single)
+    assert list(R2Object.objects.values()) == rows
+    assert not CleanupOperation.objects.exists()
+
+
+@on_sqlite
+@pytest.mark.parametrize("sync", [True, False])
+def test_file_goes_once_its_deletion_is_committed(
+    bucket: Bucket, settings: Settings, caplog: pytest.LogCaptureFixture, sync: bool
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": sync}
+    put()
+    with transaction.atomic():
+        default_storage.delete(NAME)
+        assert bucket.keys() == {NAME}
+        assert not caplog.records
+    operation = CleanupOperation.objects.get()
+    assert f"{NAME}: cleanup {operation.pk} goes on" in caplog.text
+    assert (bucket.keys() == set()) is sync
+    assert run(operation).status == "clean"
+    assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
+
+
+@on_sqlite
+def test_deletion_in_a_transaction_keeps_the_file_of_an_upload_under_way(bucket: Bucket) -> None:
+    put()
+    Upload(bucket.name, NAME).begin()
+    with transaction.atomic():
+        default_storage.delete(NAME)
+    assert outcomes(run(CleanupOperation.objects.get())) == {NAME: "protected"}
+
+
+@on_sqlite
+def test_deletion_in_a_transaction_leaves_a_file_to_the_blocked_cleanup(
+    bucket: Bucket, settings: Settings
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 0}
+    key = bucket.upload("proj_1")
+    blocked = delete("proj_1")
+    with transaction.atomic():
+        default_storage.delete(key)
+    assert CleanupOperation.objects.get() == blocked
+    assert read_row(key)

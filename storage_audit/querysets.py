@@ -19,7 +19,7 @@ from django.utils import timezone
 from storage_audit import projects
 from storage_audit.clocks import lately, maybe_since
 from storage_audit.conf import conf
-from storage_audit.fields import after_prefix, in_any_spelling, spellings
+from storage_audit.fields import AnyOf, after_prefix, in_any_spelling, spellings
 
 if TYPE_CHECKING:
     # Ruff does not see names in the strings of a class's bases.
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from storage_audit.models import BucketScan, KnownProject, R2Object  # noqa: F401
 
 T = TypeVar("T")
+
+
+def limit_to(queryset: models.QuerySet[Any], pks: Iterable[Any]) -> models.QuerySet[Any]:
+    """Of the rows those with these keys, however many."""
+    convert, database = queryset.model._meta.pk.get_db_prep_value, connections[queryset.db]
+    # The key of a child model is a relation, which has no lookup of ours.
+    return queryset.filter(AnyOf(F("pk"), [convert(pk, database) for pk in pks]))
 
 
 def starts_with(field: str, prefix: str) -> Q:

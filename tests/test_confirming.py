@@ -21,8 +21,9 @@ from storage_audit.models import (
     R2Object,
 )
 from storage_audit.pages import acts
-from storage_audit.pages.confirming import ConfirmingAdmin, limit_to
+from storage_audit.pages.confirming import ConfirmingAdmin
 from storage_audit.pages.projects import OwnerAdmin
+from storage_audit.querysets import limit_to
 from tests.admin_client import act, page, superuser, text_of, yes_to
 from tests.bucket import Bucket
 from tests.builders import create_findings, create_orphans, read_states

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
-from django.db import models
+from django.db import connection, models
 from django.db.models.signals import pre_delete
 from django.http import HttpRequest
+from pytest_django import Settings
 
 from storage_audit.audit.project_deletion import delete_project, delete_projects
 from storage_audit.audit.requests import StillAlive
@@ -17,6 +18,7 @@ from storage_audit.origin import Origin, acting_as
 from storage_audit.pages.projects import ProjectAdmin
 from storage_audit.tasks import run_job
 from tests.admin_client import confirm, page, superuser, text_of
+from tests.api_client import program, refused
 from tests.owner_models import create_table
 from tests.promises import alive
 
@@ -184,6 +186,62 @@ def test_row_that_restricts_one_project_goes_with_another_selected_one(
         shown = confirm(superuser(), "project", action, "proj_1", "proj_2", "proj_3")
         assert "was not deleted" not in shown and not list_projects()
         assert list_logged() == ["proj_1", "proj_2", "proj_3"]
+
+
+@pytest.mark.skipif(connection.vendor == "postgresql", reason="PostgreSQL stores no NUL")
+def test_row_that_no_id_finds_is_not_called_deleted() -> None:
+    Project.objects.bulk_create([Project(pk="proj\0")])
+    with pytest.raises(StillAlive, match="cannot be found by this id"):
+        delete_project(Project.objects.get())
+
+
+def test_later_row_with_the_id_is_not_deleted_in_place_of_the_earlier_one(
+    settings: Settings,
+) -> None:
+    class Film(models.Model):  # noqa: DJ008
+        code = models.TextField(unique=True)
+
+        class Meta:
+            app_label = "storage_audit"
+
+    settings.STORAGE_AUDIT_PROJECT_MODEL = "storage_audit.Film"
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "PROJECT_FIELD": "code"}
+    with create_table(Film) as film:
+        film.objects.create(code="b")
+        earlier = film.objects.create(code="a")
+        film.objects.filter(pk=earlier.pk).delete()
+        film.objects.update(code="a")
+        delete_project(earlier)
+        assert film.objects.get().code == "a"
+
+
+def test_signal_receivers_learn_where_each_deletion_began() -> None:
+    seen = dict[str, Any]()
+
+    def refuse(instance: Project, origin: Any, **kwargs: Any) -> None:
+        """As a site does whose projects go only with the rows that they belong to."""
+        seen[instance.pk] = origin
+        raise models.ProtectedError("Delete its series instead.", {instance})
+
+    alive("proj_1", "proj_2", "proj_3", "proj_4", "proj_5")
+    client = superuser()
+    with acting_as(Origin("anna", "web")):
+        job: Any = Job.objects.request(Job.Action.DELETE, ["proj_5"])
+    pre_delete.connect(refuse, Project)
+    try:
+        client.post(page("project", "delete", "proj_1"), {"post": "yes"}, follow=True)
+        confirm(client, "project", "delete_selected", "proj_2", "proj_3")
+        confirm(client, "project", "force_delete", "proj_3")
+        refused(program().ask("DELETE", "/projects/proj_4"), 409, "in-use")
+        run_job(str(job.pk))
+    finally:
+        pre_delete.disconnect(refuse, Project)
+    assert len(list_projects()) == 5
+    several = seen.pop("proj_2")
+    assert isinstance(several, models.QuerySet) and several.model is Project
+    assert len(several) == 2
+    assert {pk: origin.pk for pk, origin in seen.items()} == {pk: pk for pk in seen}
+    assert set(seen) == {"proj_1", "proj_3", "proj_4", "proj_5"}
 
 
 def test_own_step_that_deletes_selected_rows_deletes_all_or_none(own: Any) -> None:

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 from django.db import DEFAULT_DB_ALIAS, transaction
 from django.db.models import Model, ProtectedError, QuerySet, RestrictedError
-from django.db.models.deletion import Collector
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
 from storage_audit.audit.requests import StillAlive, deletion_of
 from storage_audit.models import CleanupOperation
+from storage_audit.querysets import limit_to
 from storage_audit.redaction import visible
 
 logger = logging.getLogger(__name__)
@@ -103,18 +103,30 @@ def delete_batch(batch: Batch, log: Log = list) -> None:
     """Delete those that are still there, all or none: each by its own delete() if it has one.
     Raises StillAlive if that keeps the row, and whatever else a deletion raises."""
     # Whoever saves or deletes one waits for the commit (PostgreSQL).
-    rows = {project_id: row for project_id in batch if (row := projects.lock(project_id))}
+    rows = {project_id: row for project_id in batch if (row := lock_row(batch[project_id]))}
     there = [batch[project_id] for project_id in rows]
     log(there)
-    if has_own_delete(there):
-        for owner, row in zip(there, rows.values(), strict=True):
-            delete_alone(owner, row)
-    else:
-        collector = Collector(DEFAULT_DB_ALIAS)
-        collector.collect(there)
-        collector.delete()
+    # By Django's own ways, which tell signal receivers the origin of the deletion.
+    if len(there) == 1:
+        delete_alone(there[0], *rows.values())
+    elif there:
+        stored: QuerySet[Any] = QuerySet(type(there[0]), using=DEFAULT_DB_ALIAS)
+        limit_to(stored, [owner.pk for owner in there]).delete()
     for project_id in projects.present(rows):
         raise StillAlive(tell(project_id, _("its model keeps such rows.")))
+
+
+def lock_row(owner: Model) -> Model | None:
+    """The project's row, or None if it is gone. Raises StillAlive for a row that has another id by
+    now, or one that the database cannot look up."""
+    project_id, pk = projects.id_of(owner), projects.pk_of(owner)
+    row = projects.lock(project_id)
+    # Another row may have the id by now.
+    if row and projects.pk_of(row) == pk:
+        return row
+    if projects.every().filter(pk=pk).exists():
+        raise StillAlive(tell(project_id, _("its row is there, but cannot be found by this id.")))
+    return None
 
 
 @transaction.atomic
@@ -125,14 +137,13 @@ def delete_together(owners: Iterable[Model]) -> None:
 
 
 def delete_alone(owner: Model, project: Model) -> None:
-    """By the delete() of the owner's model, or else by that of the project's."""
-    if type(owner).delete is Model.delete:
+    """By the delete() of the owner's model, unless only that of the project's is its own."""
+    if type(owner).delete is Model.delete is not type(project).delete:
         project.delete()
         return
-    # Read again: another delete() may have changed it since.
-    rows: QuerySet[Any] = QuerySet(type(owner), using=DEFAULT_DB_ALIAS)
-    for row in rows.filter(pk=owner.pk):
-        row.delete()
+    # Another delete() may have changed it since.
+    owner.refresh_from_db(from_queryset=QuerySet(type(owner), using=DEFAULT_DB_ALIAS))
+    owner.delete()
 
 
 @transaction.atomic

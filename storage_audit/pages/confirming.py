@@ -1,7 +1,6 @@
 """Actions that destroy, and the page on which they are confirmed first."""
 
 import hashlib
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NamedTuple, cast
 
@@ -9,7 +8,7 @@ from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.options import TO_FIELD_VAR
 from django.contrib.admin.utils import unquote
-from django.db import connections, models, transaction
+from django.db import models, transaction
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.template.response import TemplateResponse
 from django.urls import ResolverMatch
@@ -17,10 +16,9 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit.fields import AnyOf
 from storage_audit.models import CleanupOperation
 from storage_audit.pages.base import AuditAdmin, M
-from storage_audit.querysets import read_in_steps
+from storage_audit.querysets import limit_to, read_in_steps
 from storage_audit.roles import deletion_of_site, stock_deletion
 
 deletes = admin.action(
@@ -202,10 +200,3 @@ class DeletingAdmin(ConfirmingAdmin[M]):
         )
         text = _("A cleanup is deleting the files from R2. Its page shows when they are gone.")
         self.announce(request, text, list(made))
-
-
-def limit_to(queryset: models.QuerySet[M], pks: Iterable[Any]) -> models.QuerySet[M]:
-    """Of the rows those with these keys, however many."""
-    convert, database = queryset.model._meta.pk.get_db_prep_value, connections[queryset.db]
-    # The key of a child model is a relation, which has no lookup of ours.
-    return queryset.filter(AnyOf(models.F("pk"), [convert(pk, database) for pk in pks]))

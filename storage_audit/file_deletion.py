@@ -1,10 +1,12 @@
-"""One of the application's own files is deleted: a row bars its key while the call is under way."""
+"""The application deletes one of its own files."""
 
 import logging
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -15,13 +17,15 @@ from storage_audit.audit.deletion import proof_ends
 from storage_audit.audit.discovery import find_owners
 from storage_audit.bucket import listing, r2
 from storage_audit.bucket.errors import Refused, StoreError, TooLate, Unavailable
+from storage_audit.clocks import DatabaseNow
 from storage_audit.models import CleanupOperation, R2Object, Row
-from storage_audit.querysets import R2ObjectQuerySet, barred
+from storage_audit.querysets import R2ObjectQuerySet, under_way
 from storage_audit.redaction import visible
 from storage_audit.tracking_rows import durably, says
 
 logger = logging.getLogger(__name__)
-State = R2Object.State
+# A deletion with all its looks, at a slow store. The cleanup of one that died begins after it.
+CALL_LASTS = timedelta(minutes=5)
 
 
 def folds_spellings(bucket: str, key: str) -> bool | None:
@@ -39,22 +43,17 @@ def identity_for(folds: bool | None) -> listing.Identity:
 
 
 class Deletion:
-    """The row is marked before the call leaves, and says or goes afterwards, as the call ended."""
+    """A cleanup of this one file is committed before the call leaves: its item bars the key, and
+    nothing else lifts that. It goes once the call was answered; else it goes on with the file."""
 
     def __init__(self, bucket: str, key: str, *, folds: bool | None) -> None:
         self.bucket, self.key, self.identity = bucket, key, identity_for(folds)
         same = {key, self.identity(key)}
-        # Where nobody knows, the rows of other spellings bar their keys too, and describe
-        # another file.
         self.rows = R2Object.objects.in_bucket(bucket).filter(key__in=same)
+        # Where nobody knows, the rows of other spellings describe another file.
         self.own = self.rows.filter(key__in=same if folds else [key])
-        # The rows by key, as far as they were marked, as they were before.
-        self.before = dict[str, dict[str, Any]]()
-        self.is_in_doubt = False
-
-    @property
-    def is_under_way(self) -> bool:
-        return bool(self.before)
+        # When these rows were changed last, as the call began.
+        self.seen = dict[Any, datetime]()
 
     def why_undecided(self) -> str:
         """What a blocked cleanup that covers the file asks of a person, or nothing."""
@@ -63,20 +62,29 @@ class Deletion:
 
     def carry_out(self) -> None:
         """Raises StoreError and Mismatch; the row then stays."""
-        until = proof_ends()
-        durably(self._bar)
+        until, operation = proof_ends(), durably(self._request)
+        # An upload writes its row first and reads our item then.
+        if durably(self.rows.filter(under_way()).exists):
+            reason = _("An upload to this key is under way.")
+            durably(partial(self._hand_over, operation, reason, was_sent=False))
+            return
         try:
             with r2.sent_until(until):
                 r2.delete_single(self.bucket, self.key)
         except (Refused, TooLate):
-            durably(self._unbar)
+            durably(partial(self._withdraw, operation))
             raise
         except StoreError as error:
-            self.leave_to_cleanup(error)
+            durably(partial(self._hand_over, operation, error))
         else:
-            self._confirm()
+            self._confirm(operation)
 
-    def _confirm(self) -> None:
+    @transaction.atomic
+    def leave_to_cleanup(self, reason: object) -> None:
+        """Have a cleanup delete the file, in the caller's transaction. Nothing is sent now."""
+        self._hand_over(self._request(), reason, was_sent=False)
+
+    def _confirm(self, operation: CleanupOperation) -> None:
         """Believe no answer, but a listing."""
         try:
             there = listing.find(self.bucket, [self.key], self.identity)
@@ -84,57 +92,50 @@ class Deletion:
             if there:
                 raise Unavailable(_("%s is still in the bucket.") % self.key)
         except BaseException:
-            durably(self._unbar)
+            durably(partial(self._withdraw, operation))
             raise
-        if self.is_in_doubt:
-            self.leave_to_cleanup(_("An earlier call may still be under way."))
-        else:
-            durably(marked(self.rows).forget)
+        durably(partial(self._forget, operation))
 
-    def leave_to_cleanup(self, reason: object) -> None:
-        """Have a cleanup delete the file. Its item bars the key as long as the store may obey a
-        call that it did not answer."""
-        durably(partial(self._hand_over, reason))
-
-    def _bar(self) -> None:
-        facts = self.rows.values_list("key", "state", "etag")
-        self.before = {key: {"state": state, "etag": etag} for key, state, etag in facts}
-        self.is_in_doubt = self.rows.filter(barred()).exists()
-        if not self.own.exists():
-            row = R2Object(bucket=self.bucket, key=self.key, state=State.DELETING, **says(self.key))
-            R2Object.objects.bulk_create([row], ignore_conflicts=True)
-            self.before[self.key] = {}
-        self.rows.bar()
-
-    def _unbar(self) -> None:
-        for key, values in self.before.items():
-            row = marked(self.rows).filter(key=key)
-            if values:
-                row.update(**values, updated_at=timezone.now())
-            else:
-                row.forget()
-
-    def _hand_over(self, reason: object) -> None:
-        """Give the rows to a cleanup, as Django would with their deletion. No row of another table
-        goes along: here `on_delete` is nobody's decision."""
-        own = marked(self.own) if self.is_under_way else self.own
-        # Others may have taken the row, but only who sent the call knows that no answer came.
+    @transaction.atomic
+    def _request(self) -> CleanupOperation:
+        """No worker takes it before the call has ended, unless our process dies."""
+        now = timezone.now()
+        # The call is not to leave while whoever holds a row keeps us from forgetting it.
+        self.seen = {row.pk: row.updated_at for row in self.rows.select_for_update()}
         unknown = Row(self.bucket, self.key, says(self.key)["project_id"], None, "", None)
-        with transaction.atomic():
-            rows = [Row.of(row) for row in own.select_for_update()] or [unknown]
-            if self.is_under_way:
-                rows = [row._replace(unanswered_at=timezone.now()) for row in rows]
-            why = _("the application deleted the file")
-            operation = CleanupOperation.objects.request_for_rows(rows, why)
-            own.forget()
-            self._unbar()
-            transaction.on_commit(partial(self._log, operation, reason))
-            tasks.enqueue_on_commit([operation])
+        rows = [row._replace(unanswered_at=now) for row in [*map(Row.of, self.own)] or [unknown]]
+        why = _("the application deleted the file")
+        operation = CleanupOperation.objects.request_for_rows(rows, why)
+        operation.change(Q(), next_attempt_at=DatabaseNow(CALL_LASTS))
+        return operation
+
+    @transaction.atomic
+    def _forget(self, operation: CleanupOperation) -> None:
+        self._forget_rows(self.rows)
+        self._withdraw(operation)
+
+    def _forget_rows(self, rows: R2ObjectQuerySet) -> None:
+        """But those that somebody changed during the call. No row of another table goes along:
+        here `on_delete` is nobody's decision."""
+        for pk, updated_at in self.seen.items():
+            rows.filter(pk=pk, updated_at=updated_at).forget()
+
+    def _withdraw(self, operation: CleanupOperation) -> None:
+        """The call was answered, or did not leave."""
+        operation.items.update(unanswered_at=None)
+        CleanupOperation.objects.filter(pk=operation.pk, started_at=None).delete()
+
+    @transaction.atomic
+    def _hand_over(
+        self, operation: CleanupOperation, reason: object, *, was_sent: bool = True
+    ) -> None:
+        if not was_sent:
+            operation.items.update(unanswered_at=None)
+        self._forget_rows(self.own.exclude(under_way()))
+        operation.make_due()
+        transaction.on_commit(partial(self._log, operation, reason))
+        tasks.enqueue_on_commit([operation])
 
     def _log(self, operation: CleanupOperation, reason: object) -> None:
         text = "%s: cleanup %s goes on with the deletion. %s"
         logger.warning(text, visible(self.key), operation.pk, reason)
-
-
-def marked(rows: R2ObjectQuerySet) -> R2ObjectQuerySet:
-    return rows.filter(state=State.DELETING)

@@ -41,9 +41,8 @@ class Row(NamedTuple):
     @classmethod
     def of(cls, tracked: Any) -> "Row":
         given = (name for name in cls._fields if name not in cls._field_defaults)
-        asked_at = tracked.updated_at if tracked.state == "deleting" else None
         values = (getattr(tracked, name) for name in given)
-        return cls(*values)._replace(kept=why_kept(tracked), unanswered_at=asked_at)
+        return cls(*values)._replace(kept=why_kept(tracked))
 
 
 def why_kept(tracked: Any) -> str:

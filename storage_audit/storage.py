@@ -183,7 +183,8 @@ class TrackedStorage(S3Storage):
         waits = is_in_transaction_of_sqlite()
         folds = None if waits else folds_spellings(self.bucket_name, key)
         deletion = Deletion(self.bucket_name, key, folds=folds)
-        if reason := deletion.why_undecided():
+        # Also by what was committed since the caller's transaction began.
+        if reason := deletion.why_undecided() or durably(deletion.why_undecided):
             logger.warning("%s is not deleted now. %s", visible(key), reason)
         elif waits:
             # A rollback would take the row's mark back while the call is under way.

@@ -287,6 +287,20 @@ def test_key_is_free_once_an_unanswered_deletion_is_too_old_to_be_obeyed(
     assert default_storage.save(key, ContentFile(b"another")) == key
 
 
+def test_mark_of_a_clock_that_is_behind_shortens_no_earlier_one(
+    bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.upload("proj_1")
+    with monkeypatch.context() as patch:
+        fails(patch, sending, "send", Unavailable("no answer"))
+        operation = delete("proj_1")
+    ahead = timezone.now() + timedelta(minutes=10)
+    CleanupItem.objects.update(unanswered_at=ahead)
+    store.rules.append(on(is_delete_batch, Reply(500, error("InternalError"))))
+    again(operation)
+    assert CleanupItem.objects.get().unanswered_at == ahead
+
+
 def test_key_whose_deletion_was_answered_is_free_at_once(bucket: Bucket) -> None:
     key = bucket.upload("proj_1")
     assert delete("proj_1").status == Status.CLEAN

@@ -1,16 +1,19 @@
 """`storage.delete` where the store gives no answer, or where nothing can be sent yet."""
 
+from collections.abc import Callable
+
 import pytest
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.db import transaction
+from django.utils import timezone
 from pytest_django import Settings
 
 from devtools.faults.kinds import error
 from devtools.faults.matching import is_delete_single, is_marker, on
 from devtools.faults.proxy import FaultyStore, Reply
 from storage_audit.bucket import r2
-from storage_audit.bucket.errors import TooLate, Unavailable
+from storage_audit.bucket.errors import Refused, TooLate, Unavailable
 from storage_audit.models import CleanupItem, CleanupOperation, Project, R2Object
 from storage_audit.storage import KeyBeingDeleted, Upload
 from tests.bucket import Bucket
@@ -20,6 +23,7 @@ from tests.promises import delete, list_facts, outcomes, reason, run, track
 from tests.uploads import NAME, State, assert_row_matches_object, read_row
 
 NO_ANSWER = Reply(500, error("InternalError"))
+During = Callable[[Callable[[], object]], None]
 
 
 def put(name: str = NAME) -> str:
@@ -112,20 +116,108 @@ def test_key_stays_barred_when_another_process_takes_the_row_during_the_call(
     assert (item.key, item.project_id) == (NAME, "proj_1")
 
 
-def test_row_stays_that_another_process_frees_during_the_call(
+def test_row_stays_that_another_process_changes_during_the_call(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A later file may be stored there by now."""
+    """It may describe another file by now."""
     put()
 
-    def free_row(*args: str) -> None:
-        R2Object.objects.update(state=State.STORED)
+    def change_row(*args: str) -> None:
+        R2Object.objects.update(updated_at=timezone.now())
         raise Unavailable("no answer")
 
-    monkeypatch.setattr(r2, "delete_single", free_row)
+    monkeypatch.setattr(r2, "delete_single", change_row)
     default_storage.delete(NAME)
     assert outcomes(run(CleanupOperation.objects.get())) == {NAME: "protected"}
     assert_row_matches_object(bucket, NAME)
+
+
+@pytest.fixture
+def during_call(monkeypatch: pytest.MonkeyPatch) -> During:
+    """Do this while a deletion is under way, which then gets no answer; it may still be obeyed."""
+
+    def do(this: Callable[[], object]) -> None:
+        def call(*args: str) -> None:
+            patch.undo()
+            this()
+            raise Unavailable("no answer")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(r2, "delete_single", call)
+            default_storage.delete(NAME)
+
+    return do
+
+
+def test_second_deletion_that_is_answered_leaves_the_key_barred_for_the_first(
+    bucket: Bucket, during_call: During
+) -> None:
+    put()
+    during_call(lambda: default_storage.delete(NAME))
+    assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
+    operation = CleanupOperation.objects.get()
+    assert put() != NAME
+    assert run(operation).status == "clean"
+    with pytest.raises(KeyBeingDeleted):
+        default_storage.open(NAME, "w")
+
+
+def test_second_deletion_that_is_refused_leaves_the_key_barred_for_the_first(
+    bucket: Bucket, store: FaultyStore, during_call: During
+) -> None:
+    put()
+    store.rules.append(on(is_delete_single, Reply(403, error("AccessDenied"))))
+
+    def refused() -> None:
+        with pytest.raises(Refused):
+            default_storage.delete(NAME)
+
+    during_call(refused)
+    store.rules.clear()
+    assert outcomes(run(CleanupOperation.objects.get())) == {NAME: "deleted"}
+    assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
+    with pytest.raises(KeyBeingDeleted):
+        default_storage.open(NAME, "w")
+
+
+def test_cleanup_that_ends_during_the_call_leaves_the_key_barred(
+    bucket: Bucket, during_call: During
+) -> None:
+    put()
+
+    def delete_and_create_again() -> None:
+        assert delete("proj_1").status == "clean"
+        Project.objects.create(pk="proj_1")
+        with pytest.raises(KeyBeingDeleted):
+            default_storage.open(NAME, "w")
+
+    Project.objects.create(pk="proj_1")
+    during_call(delete_and_create_again)
+    with pytest.raises(KeyBeingDeleted):
+        default_storage.open(NAME, "w")
+
+
+def test_row_deleted_during_the_call_leaves_the_key_barred(
+    bucket: Bucket, during_call: During
+) -> None:
+    put()
+    row = read_row()
+    during_call(row.delete)
+    with pytest.raises(KeyBeingDeleted):
+        default_storage.open(NAME, "w")
+
+
+def test_answered_deletion_leaves_no_trace(bucket: Bucket, store: FaultyStore) -> None:
+    put()
+    default_storage.delete(NAME)
+    assert not (R2Object.objects.exists() or CleanupOperation.objects.exists())
+    put()
+    store.rules.append(on(is_delete_single, Reply(403, error("AccessDenied"))))
+    with pytest.raises(Refused):
+        default_storage.delete(NAME)
+    assert not CleanupOperation.objects.exists()
+    assert put(NAME) != NAME
+    default_storage.open(NAME, "w").close()
 
 
 # What the store refuses, and what it cannot tell from a newer file

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from django.db import OperationalError, transaction
 from django.db.models import Case, F, Q, When
-from django.utils import timezone
+from django.db.models.functions import Coalesce, Greatest
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
@@ -36,7 +36,7 @@ from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import monotonic
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2Object
-from storage_audit.querysets import R2ObjectQuerySet, barred, impatient
+from storage_audit.querysets import R2ObjectQuerySet, impatient
 
 Outcome = CleanupItem.Outcome
 # Compared in the database by whoever goes on with it, in whatever language: not translated.
@@ -115,7 +115,8 @@ def delete_batch(work: Work, batch: list[Planned], flight: Flight) -> None:
 def last_unanswered() -> Case:
     """A worker that died, or lost its lease, wrote down no answer to what it had sent. The mark
     goes by its own clock, as the signature of its call did."""
-    unwritten = When(calls__gt=0, answer="", then="changed_at")
+    mark = Greatest("changed_at", Coalesce("unanswered_at", "changed_at"))
+    unwritten = When(calls__gt=0, answer="", then=mark)
     return Case(unwritten, default="unanswered_at")
 
 
@@ -161,14 +162,9 @@ def barred_by(operation: CleanupOperation) -> R2ObjectQuerySet:
 
 
 def bar_uploads(operation: CleanupOperation, batch: list[Planned]) -> None:
-    keys, rows = {name for item in batch for name in (item.key, item.identity)}, own_rows(operation)
-    # `storage.delete` may have asked for these, and its process may have died. Rows of items that
-    # are not planned any more were barred by this operation.
-    asked_for = rows.filter(barred(), key__any_of=keys).values("key")
-    same = Q(key__in=asked_for) | Q(identity__in=asked_for)
-    among(batch).planned().filter(same, calls=0).update(unanswered_at=timezone.now())
+    keys = {name for item in batch for name in (item.key, item.identity)}
     with waiting_for_rows():
-        rows.lock_for_deletion(keys)
+        own_rows(operation).lock_for_deletion(keys)
 
 
 def barred_rows(work: Work, batch: list[Planned]) -> Mapping[str, Sequence[Row]]:

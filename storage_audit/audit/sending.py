@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, Value
+from django.db.models.functions import Coalesce, Greatest
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -213,7 +214,10 @@ def write_answers(items: list[Planned], sent: Sent) -> None:
         # The verification would forget when it was seen, at the price of another look at the row.
         among(group).update(answer=answer, present_at=None)
     if unanswered := list(find_unanswered(items, sent)):
-        among(unanswered).update(unanswered_at=timezone.now())
+        # Another worker's clock may have been ahead as it marked an earlier call.
+        now = Value(timezone.now())
+        mark = Greatest(now, Coalesce("unanswered_at", now))
+        among(unanswered).update(unanswered_at=mark)
     if names := set(sent.unasked):
         unasked = [item for item in items if item.key in names]
         # What was in no call does not count as deleted when it is gone.

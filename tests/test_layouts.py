@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable
-from itertools import permutations
+from itertools import permutations, product
 from unicodedata import is_normalized, normalize
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from storage_audit.audit.key_format import MAX_KEY_BYTES, Layout, LayoutError, Reading
 from storage_audit.audit.layouts import DEFAULT_KINDS, DEFAULT_TEMPLATES, Layouts
+from storage_audit.bucket.listing import nfc
 from storage_audit.conf import Conf
 from storage_audit.models import R2Object
 
@@ -222,20 +223,56 @@ def test_a_double_prefix_is_never_part_of_an_id() -> None:
     assert ways("audio/proj_proj_proj_1/s/voice.mp3") == []
 
 
-DOUBLED = Layouts(
-    {"plain": "video/{project}/{filename}", "doubled": "audio/proj_{project}/{filename}"},
-    project_id=Conf.project_id,
-    kinds=(),
-    current="plain",
-)
+DOUBLED_TEMPLATES = {
+    "plain": "video/{project}/{filename}",
+    "doubled": "audio/proj_{project}/{filename}",
+}
+DOUBLED = Layouts(DOUBLED_TEMPLATES, project_id=Conf.project_id, kinds=(), current="plain")
+
+
+def starts_of(project: str, templates: dict[str, str], kinds: tuple[str, ...]) -> set[str]:
+    """How keys begin that could name the project, whether or not it may be an id."""
+    found = set[str]()
+    for template, kind in product(templates.values(), kinds):
+        head, _field, tail = template.replace("{kind}", kind).partition("{project}")
+        end = tail.partition("{")[0]
+        found.add(head + project + end)
+        if head.endswith("proj_") and project.startswith("proj_"):
+            found.add(head + project.removeprefix("proj_") + end)
+    return found
+
+
+@st.composite
+def keys_and_projects(draw: st.DrawFn) -> tuple[str, str]:
+    """Many that match; an id may be one that the grammar refuses."""
+    project = draw(st.sampled_from(["", "proj_", "proj_proj_"])) + draw(projects | names)
+    starts = starts_of(project, DEFAULT_TEMPLATES, DEFAULT_KINDS)
+    return draw(st.sampled_from(["", *sorted(starts)])) + draw(keys), project
+
+
+@given(keys_and_projects())
+@example(("audio/1/a", "1"))
+@example(("audio/proj_proj_1/a", "proj_proj_1"))
+@example(("audio/proj_proj_1/a", "proj_proj_proj_1"))
+@example(("proj__s", "proj_"))
+@example(("audio/proj_ée\u0301/a", "proj_e\u0301é"))
+@example(("audio/proj_\u212a/a", "proj_K"))
+@example(("proj_a__b", "proj_a_"))
+def test_an_id_is_found_in_each_key_that_begins_as_its_keys_do(
+    case: tuple[str, str],
+) -> None:
+    key, project = (nfc(text) for text in case)
+    for grammar, templates in ((LAYOUTS, DEFAULT_TEMPLATES), (DOUBLED, DOUBLED_TEMPLATES)):
+        starts = starts_of(project, templates, DEFAULT_KINDS)
+        found = set(grammar.find_ids(key, len(project)))
+        assert (project in found) == key.startswith(tuple(starts))
 
 
 @given(keys)
 @example("audio/proj_proj_1/a")
-def test_key_begins_like_those_of_each_id_that_it_could_name(key: str) -> None:
+def test_each_possible_owner_is_found_in_the_key(key: str) -> None:
     for grammar in (LAYOUTS, DOUBLED):
-        for owner in grammar.readings(key).owners:
-            assert key.startswith(tuple(grammar.starts(owner)))
+        assert grammar.readings(key).owners <= set(grammar.find_ids(key, MAX_KEY_BYTES))
 
 
 def test_object_of_the_application_is_of_no_project_whatever_the_settings_say() -> None:

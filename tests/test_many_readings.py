@@ -14,7 +14,7 @@ from pytest_django import Settings
 
 from storage_audit import projects
 from storage_audit.audit import ownership
-from storage_audit.audit.covering import of_project
+from storage_audit.audit.covering import Owners, find_covering, of_project
 from storage_audit.audit.discovery import verdicts
 from storage_audit.audit.key_format import MOST_WAYS
 from storage_audit.audit.layouts import DEFAULT_KINDS, Layouts
@@ -24,7 +24,7 @@ from storage_audit.bucket.listing import nfc
 from storage_audit.bucket.r2 import Listed
 from storage_audit.models import Finding, KnownProject, R2Object
 from tests.bucket import Bucket
-from tests.builders import create_findings
+from tests.builders import create_cleanup, create_findings
 from tests.orphans import delete_orphans
 from tests.promises import alive, check, delete, deleted, outcomes, reason
 from tests.scanning import backfill, findings, reconcile
@@ -164,6 +164,17 @@ def test_such_a_key_is_read_in_about_a_millisecond(make: Callable[[int], str]) -
     for n in range(MANY):
         layouts().readings(make(n))
     assert thread_time() - began < 0.01 * MANY
+
+
+@pytest.mark.django_db
+def test_cleanup_of_one_of_too_many_owners_is_found_in_microseconds_for_each_project() -> None:
+    count = 20_000
+    ids = [f"proj_{n}" for n in range(count)]
+    create_cleanup("blocked", kind="vanished", cursor={"projects": ids})
+    owners = {beyond(0): Owners(set(), too_many=True)}
+    began = thread_time()
+    find_covering("tests", owners)
+    assert thread_time() - began < 8e-6 * count
 
 
 @pytest.mark.django_db

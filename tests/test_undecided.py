@@ -12,12 +12,13 @@ from pytest_django import Settings
 from devtools.faults.matching import is_abort, on
 from devtools.faults.proxy import FaultyStore, Reply
 from storage_audit.audit import decisions, deletion, meaning, requests, vanished
+from storage_audit.audit.covering import find_unnamed_owners
 from storage_audit.audit.key_format import MOST_WAYS
 from storage_audit.audit.modes import MODES, Mode
 from storage_audit.audit.ownership import layouts
 from storage_audit.models import CleanupOperation, Project, R2Object
 from tests.bucket import Bucket
-from tests.builders import create_findings, list_ids
+from tests.builders import create_cleanup, create_findings, list_ids
 from tests.promises import (
     Status,
     again,
@@ -264,3 +265,23 @@ def test_file_of_too_many_owners_waits_for_a_person_where_many_projects_disappea
     assert CleanupOperation.objects.get().kind == "vanished"
     default_storage.delete(many)
     assert bucket.keys() >= {many}
+
+
+SPELLED = ["éé", "e\u0301e\u0301", "ée\u0301", "e\u0301é"]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("kind", ["project", "vanished"])
+def test_file_of_too_many_owners_is_covered_by_its_project_in_any_spelling(kind: str) -> None:
+    same = {f"proj_{text}" for text in SPELLED}
+    ids = ["proj_a", "proj_K\u212a", *same]
+    if kind == "project":
+        for project_id in ids:
+            create_cleanup("blocked", project_id=project_id)
+    else:
+        create_cleanup("blocked", kind=kind, cursor={"projects": ids})
+    keys = {text: MANY.format(text) for text in ["b", "KK", "\u212aK", *SPELLED]}
+    found = find_unnamed_owners(CleanupOperation.objects.covering(), keys.values())
+    kelvin = {"proj_K\u212a"}
+    expected = {"b": set(), "KK": kelvin, "\u212aK": kelvin} | dict.fromkeys(SPELLED, same)
+    assert {text: found[key] for text, key in keys.items()} == expected

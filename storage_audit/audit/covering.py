@@ -205,20 +205,19 @@ def cover(
 def find_unnamed_owners(
     cleanups: CleanupOperationQuerySet, keys: Collection[str]
 ) -> dict[str, set[str]]:
-    """By key, those projects of the cleanups whose keys begin as this one does: it has too many
+    """By key, those projects of the cleanups that it could name, in any spelling: it has too many
     possible owners to ask for them all."""
     if not keys:
         return {}
     ids = set(cleanups.of_projects().values_list("project_id", flat=True))
     ids.update(*(each.cursor["projects"] for each in cleanups.disappearances().only("cursor")))
-    by_start = defaultdict[str, set[str]](set)
+    by_form = defaultdict[str, set[str]](set)
     for project_id in filter(None, ids):
-        for start in layouts().starts(project_id):
-            by_start[nfc(start)].add(project_id)
-    lengths = set(map(len, by_start))
+        by_form[nfc(project_id)].add(project_id)
+    longest = max(map(len, by_form), default=0)
+    named = {key: by_form.keys() & layouts().find_ids(nfc(key), longest) for key in keys}
     return {
-        key: set[str]().union(*(by_start.get(nfc(key)[:length], ()) for length in lengths))
-        for key in keys
+        key: set[str]().union(*(by_form[form] for form in forms)) for key, forms in named.items()
     }
 
 

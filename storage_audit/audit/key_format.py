@@ -118,7 +118,7 @@ class Layout:
     def ways(self, key: str) -> Iterator[Reading]:
         """A reading for each text that stands where an id does, the shortest first, whether or not
         it may be an id. Raises TooManyWays before it tries them."""
-        head = next(filter(key.startswith, self.heads), None)
+        head = self._head_of(key)
         if head is None:
             return
         places = self._project_end.finditer(key, len(head) + 1)
@@ -129,6 +129,15 @@ class Layout:
             if tail := self._tail.fullmatch(key, end):
                 fields = {**self.heads[head], **tail.groupdict()}
                 yield Reading(self.name, key[len(head) : end], fields)
+
+    def find_ids(self, key: str, longest: int) -> Iterator[str]:
+        """Each text, up to so long, that stands where an id does: however many there are, and
+        whatever is behind."""
+        if (head := self._head_of(key)) is not None:
+            begin = len(head)
+            most = begin + longest + len(self._separator)
+            for place in self._project_end.finditer(key, begin, most):
+                yield key[begin : place.start()]
 
     def build(self, project: str, **fields: str) -> str:
         """The key for these fields, in NFC.
@@ -152,11 +161,10 @@ class Layout:
     def prefixes(self, project: str) -> list[str]:
         """What to list to see every key of the project. Raises ValueError for a bad id."""
         self._check_project(project)
-        return self.starts(project)
-
-    def starts(self, project: str) -> list[str]:
-        """How a key begins in which this text stands where an id does."""
         return [head + project + self._separator for head in self.heads]
+
+    def _head_of(self, key: str) -> str | None:
+        return next(filter(key.startswith, self.heads), None)
 
     def _check_project(self, project: str) -> None:
         if not self._project_id.fullmatch(project):

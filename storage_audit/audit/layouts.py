@@ -153,14 +153,15 @@ class Layouts:
                 fewest.append(prefix)
         return fewest
 
-    def starts(self, project: str) -> set[str]:
-        """How each key begins that could name the project, also if the grammar refuses its id."""
-        found = {start for layout in self._layouts.values() for start in layout.starts(project)}
-        if project.startswith(self._prefix):
-            # A doubled key can also be of the id with the prefix.
-            inner = project.removeprefix(self._prefix)
-            found.update(*(self._layouts[name].starts(inner) for name in self._doubled))
-        return found
+    def find_ids(self, key: str, longest: int) -> Iterator[str]:
+        """Every id up to so long that the key could name, also if the grammar refuses it, however
+        many there are."""
+        for name, layout in self._layouts.items():
+            for text in layout.find_ids(key, longest):
+                yield text
+                if name in self._doubled:
+                    # A doubled key can also be of the id with the prefix.
+                    yield self._prefix + text
 
     def is_doubled(self, layout: str) -> bool:
         """Whether keys of this layout have the prefix of ids twice, by an old mistake."""

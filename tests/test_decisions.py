@@ -936,6 +936,8 @@ def test_acknowledged_finding_is_left_until_it_is_reopened(bucket: Bucket, name:
     keep(found)
     told = f"zoe acknowledged finding {found[0].pk} about this file. Reopen that finding first."
     assert whys(decide(list_ids(found))) == {KEY: told}
+    bucket.put(KEY, body=b"another file, of which nobody has decided")
+    assert whys(decide(list_ids(found))) == {KEY: told}
     assert read_states() == {KEY: "acknowledged"} and not R2Object.objects.exists()
 
 

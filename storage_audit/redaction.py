@@ -40,7 +40,7 @@ CREDENTIALS = [
 USER_OF_PROXY = re.compile(r"^(\w+://)?(.*)@", re.DOTALL)
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 # Where a parser may cut a password in which they are not escaped.
-MARK_OF_ADDRESS = re.compile(r"[/?#:@\\\[\]]")
+MARK_OF_ADDRESS = re.compile(r"[/?#:@\\\[\]\s]")
 
 
 def redact(value: Any) -> Any:

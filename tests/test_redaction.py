@@ -72,7 +72,7 @@ def test_a_token_of_our_own_is_hidden_wherever_it_stands(shape: str) -> None:
     assert redact(f"visa_{token[3:]}") == f"visa_{token[3:]}"
 
 
-@pytest.mark.parametrize("mark", "/#?\\[]")
+@pytest.mark.parametrize("mark", "/#?\\[] \t")
 def test_password_of_a_proxy_is_hidden_whole_and_where_a_parser_cuts_it(
     monkeypatch: pytest.MonkeyPatch, mark: str
 ) -> None:

@@ -19,7 +19,7 @@ from django.db.models.signals import (
 from django.utils import timezone
 
 from storage_audit import projects, tasks
-from storage_audit.audit import counting, named_files, succession
+from storage_audit.audit import counting, named_files, project_deletion, succession
 from storage_audit.models import CleanupOperation, KnownProject, R2Object, Row
 from storage_audit.origin import current_origin
 
@@ -110,6 +110,7 @@ def project_deleted(instance: models.Model, **kwargs: Any) -> None:
     )
     named_files.note(operations, vars(instance)["storage_audit_named"], projects_of_call())
     tasks.enqueue_on_commit(operations)
+    project_deletion.note(project_id)
 
 
 @of_default_database

@@ -94,6 +94,16 @@ def meanwhile(work: Callable[[], object]) -> Iterator[Future[object]]:
         future.result(SECONDS)
 
 
+def wait_until_somebody_waits_for_us() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SET LOCAL statement_timeout = '20s'")
+        cursor.execute(
+            "DO $$ BEGIN LOOP EXIT WHEN EXISTS (SELECT FROM pg_stat_activity"
+            " WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid)));"
+            " PERFORM pg_sleep(0.02); PERFORM pg_stat_clear_snapshot(); END LOOP; END $$"
+        )
+
+
 def list_stored_values() -> Iterator[tuple[str, str]]:
     for model in apps.get_models():
         for row in model._base_manager.values():

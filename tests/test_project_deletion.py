@@ -1,24 +1,27 @@
 """Each way to delete projects deletes the same ones, and says the truth about each."""
 
 from collections.abc import Callable
+from threading import Event
 from typing import Any
 
 import pytest
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
-from django.db import connection, models
-from django.db.models.signals import pre_delete
+from django.db import connection, models, transaction
+from django.db.models.signals import post_delete, pre_delete
 from django.http import HttpRequest
 from pytest_django import Settings
 
+from storage_audit.audit import project_deletion
 from storage_audit.audit.project_deletion import delete_project, delete_projects
 from storage_audit.audit.requests import StillAlive
 from storage_audit.models import CleanupOperation, Job, Project
 from storage_audit.origin import Origin, acting_as
-from storage_audit.pages.projects import ProjectAdmin
+from storage_audit.pages.projects import OwnerAdmin, ProjectAdmin
 from storage_audit.tasks import run_job
 from tests.admin_client import confirm, page, superuser, text_of
 from tests.api_client import program, refused
+from tests.database import SECONDS, meanwhile, wait_until_somebody_waits_for_us
 from tests.owner_models import create_table
 from tests.promises import alive
 
@@ -193,6 +196,8 @@ def test_row_that_no_id_finds_is_not_called_deleted() -> None:
     Project.objects.bulk_create([Project(pk="proj\0")])
     with pytest.raises(StillAlive, match="cannot be found by this id"):
         delete_project(Project.objects.get())
+    deletion = delete_projects(Project.objects.all(), list)
+    assert (len(deletion.kept), deletion.deleted) == (1, [])
 
 
 def test_later_row_with_the_id_is_not_deleted_in_place_of_the_earlier_one(
@@ -242,6 +247,111 @@ def test_signal_receivers_learn_where_each_deletion_began() -> None:
     assert len(several) == 2
     assert {pk: origin.pk for pk, origin in seen.items()} == {pk: pk for pk in seen}
     assert set(seen) == {"proj_1", "proj_3", "proj_4", "proj_5"}
+
+
+@pytest.mark.only_on("postgresql")  # SQLite has one writer
+@pytest.mark.parametrize("way", [*ACTIONS, "button"])
+def test_deletion_of_somebody_who_was_quicker_is_not_ours(way: str) -> None:
+    alive("proj_1")
+    client, deleted = superuser(), Event()
+
+    def be_quicker() -> None:
+        with acting_as(Origin("bob", "web")), transaction.atomic():
+            Project.objects.get().delete()
+            deleted.set()
+            wait_until_somebody_waits_for_us()
+
+    with meanwhile(be_quicker):
+        assert deleted.wait(SECONDS)
+        if way == "button":
+            address = page("project", "delete", "proj_1")
+            shown = text_of(client.post(address, {"post": "yes"}, follow=True))
+        else:
+            shown = confirm(client, "project", way, "proj_1")
+    assert "Nothing was done: " in shown
+    assert "uccessfully" not in shown and "Deleted. A" not in shown
+    assert not list_logged()
+    assert CleanupOperation.objects.get().requested_by == "bob"
+
+
+def test_delete_button_of_a_project_that_is_already_gone_logs_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alive("proj_1")
+    monkeypatch.setattr(project_deletion, "lock_row", lambda owner: None)
+    answer = superuser().post(page("project", "delete", "proj_1"), {"post": "yes"}, follow=True)
+    assert "Nothing was done: the project is already gone." in text_of(answer)
+    assert "deleted successfully" not in text_of(answer) and not list_logged()
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_project_that_is_created_again_at_once_counts_as_deleted(action: str) -> None:
+    alive("proj_1")
+
+    def create_again(**kwargs: Any) -> None:
+        transaction.on_commit(lambda: alive("proj_1"))
+
+    post_delete.connect(create_again, Project)
+    try:
+        shown = confirm(superuser(), "project", action, "proj_1")
+    finally:
+        post_delete.disconnect(create_again, Project)
+    assert "Follow it here" in shown and "Nothing was done" not in shown
+    assert (list_projects(), list_logged()) == (["proj_1"], ["proj_1"])
+
+
+def test_attributes_that_an_admin_sets_reach_the_models_own_delete(
+    own: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[str]()
+
+    def delete_model(pages: Any, request: HttpRequest, obj: Any) -> None:
+        obj._actor = request.user.get_username()  # type: ignore[attr-defined]
+        OwnerAdmin.delete_model(pages, request, obj)
+
+    monkeypatch.setattr(ProjectAdmin, "delete_model", delete_model)
+    alive("proj_1")
+    own(proj_1=lambda row: seen.append(row._actor) or models.Model.delete(row))
+    client = superuser()
+    client.post(page("project", "delete", "proj_1"), {"post": "yes"})
+    assert len(seen) == 1 and not list_projects()
+
+
+def test_reasons_of_projects_that_stay_hide_secrets(own: Any) -> None:
+    def protect_with_secret(project: Any) -> None:
+        raise models.ProtectedError("See https://zoe:hunter2@invoices.example.", set())
+
+    alive("proj_1")
+    own(proj_1=protect_with_secret)
+    client = superuser()
+    answer = client.post(page("project", "delete", "proj_1"), {"post": "yes"}, follow=True)
+    shown = [confirm(client, "project", action, "proj_1") for action in ACTIONS]
+    for text in (text_of(answer), *shown):
+        assert "See https://[redacted]@invoices.example." in text and "hunter2" not in text
+
+
+def test_admins_own_delete_queryset_that_is_refused_hides_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(pages: Any, request: HttpRequest, queryset: Any) -> None:
+        raise models.ProtectedError("See https://zoe:hunter2@invoices.example.", set())
+
+    monkeypatch.setattr(ProjectAdmin, "delete_queryset", refuse)
+    alive("proj_1")
+    shown = confirm(superuser(), "project", "delete_selected", "proj_1")
+    assert "See https://[redacted]@invoices.example." in shown
+
+
+def test_action_of_the_site_with_the_name_of_one_of_our_steps_is_no_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def delete_projects(pages: Any, request: HttpRequest, queryset: Any) -> None:
+        queryset.update(title="archived")
+
+    monkeypatch.setattr(ProjectAdmin, "delete_projects", delete_projects, raising=False)
+    alive("proj_1")
+    assert "Deleted. A" in confirm(superuser(), "project", "force_delete", "proj_1")
+    assert not list_projects()
 
 
 def test_own_step_that_deletes_selected_rows_deletes_all_or_none(own: Any) -> None:

@@ -14,7 +14,7 @@ from django.conf import settings
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.core.management import call_command
-from django.db import connection, transaction
+from django.db import transaction
 from django.test import override_settings
 
 from devtools.faults.matching import (
@@ -30,7 +30,12 @@ from storage_audit.audit import cleanup, requests, vanished
 from storage_audit.models import CleanupOperation, IllegalTransition, Project, R2Object
 from storage_audit.storage import KeyBeingDeleted, TrackedStorage, key_for
 from tests.bucket import Bucket
-from tests.database import SECONDS, meanwhile, on_own_connection
+from tests.database import (
+    SECONDS,
+    meanwhile,
+    on_own_connection,
+    wait_until_somebody_waits_for_us,
+)
 from tests.owner_models import ON_POSTGRESQL, assert_cleanup_waits
 from tests.promises import (
     Status,
@@ -427,16 +432,6 @@ def test_row_that_is_being_changed_for_long_holds_up_nobody_else(
     assert operation.status == Status.CLEAN
     assert operation.events.filter(message__startswith="Somebody is changing").exists()
     check(bucket)
-
-
-def wait_until_somebody_waits_for_us() -> None:
-    with connection.cursor() as cursor:
-        cursor.execute("SET LOCAL statement_timeout = '20s'")
-        cursor.execute(
-            "DO $$ BEGIN LOOP EXIT WHEN EXISTS (SELECT FROM pg_stat_activity"
-            " WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid)));"
-            " PERFORM pg_sleep(0.02); PERFORM pg_stat_clear_snapshot(); END LOOP; END $$"
-        )
 
 
 def assert_handed_over(bucket: Bucket, key: str) -> None:

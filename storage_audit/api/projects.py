@@ -63,7 +63,7 @@ def delete(request: HttpRequest, project: Model) -> list[CleanupOperation]:
     refuse_own_deletion(request, project)
     refuse_to_take_along(request, project)
     history.log(request, project, DELETION, "")
-    return project_deletion.delete_project(project)
+    return project_deletion.delete_project(project) or []
 
 
 def refuse_own_deletion(request: HttpRequest, project: Model) -> None:

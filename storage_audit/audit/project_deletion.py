@@ -1,7 +1,9 @@
 """The one way in which the admin, the API and jobs delete projects."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from django.db import DEFAULT_DB_ALIAS, transaction
@@ -12,7 +14,7 @@ from storage_audit import projects
 from storage_audit.audit.requests import StillAlive, deletion_of
 from storage_audit.models import CleanupOperation
 from storage_audit.querysets import limit_to
-from storage_audit.redaction import visible
+from storage_audit.redaction import redact, visible
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +23,9 @@ REFUSALS = StillAlive, ProtectedError, RestrictedError
 # Writes the history of these rows, in the transaction that deletes them.
 Log = Callable[[list[Any]], object]
 Batch = dict[str, Model]
+# The cleanups of deleted projects, by the projects' ids.
+Made = dict[str, list[CleanupOperation]]
+_noted: ContextVar[set[str] | None] = ContextVar("storage_audit_noted", default=None)
 
 
 class Deletion(NamedTuple):
@@ -50,29 +55,27 @@ def split(owners: Iterable[Model]) -> list[Batch]:
 def delete_projects(owners: Iterable[Model], log: Log) -> Deletion:
     """Delete those that can be deleted, and say which ones stay. The owners are rows of the project
     model, of a child or a proxy of it, or of the model that it is a proxy of."""
-    todo, kept = split(owners), dict[str, str]()
+    todo, made, kept = split(owners), Made(), dict[str, str]()
     ids = [project_id for batch in todo for project_id in batch]
-    before = projects.present(ids)
     while todo:
-        refused = [(batch, error) for batch in todo if (error := try_to_delete(batch, log))]
+        refused = [(batch, error) for batch in todo if (error := try_to_delete(batch, made, log))]
         for batch, error in refused:
             kept |= dict.fromkeys(batch, explain(batch, error))
         # A row that needed one of them may have gone with another one.
         again = [batch for batch, error in refused if isinstance(error, RestrictedError)]
         todo = again if len(refused) < len(todo) else []
-    left = projects.present(ids)
-    deleted = [project_id for project_id in ids if project_id in before - left]
-    operations = [each for project_id in deleted for each in deletion_of(project_id)]
+    operations = [each for cleanups in made.values() for each in cleanups]
     # Those that are refused together have one sentence.
-    texts = dict.fromkeys(text for project_id, text in kept.items() if project_id in left)
-    return Deletion(deleted, operations, list(texts))
+    texts = dict.fromkeys(text for project_id, text in kept.items() if project_id not in made)
+    return Deletion([each for each in ids if each in made], operations, list(texts))
 
 
-def try_to_delete(batch: Batch, log: Log) -> Exception | None:
-    """Why none of the batch was deleted, or None. Another error is an answer only where a model has
-    its own delete(): the other projects then have answers of their own. Else it is raised."""
+def try_to_delete(batch: Batch, made: Made, log: Log) -> Exception | None:
+    """Why none of the batch was deleted, or None; adds to what was made. Another error is an answer
+    only where a model has its own delete(): the other projects then have answers of their own. Else
+    it is raised."""
     try:
-        delete_batch(batch, log)
+        made |= delete_batch(batch, log)
     except REFUSALS as refusal:
         return refusal
     except Exception as error:
@@ -84,7 +87,7 @@ def try_to_delete(batch: Batch, log: Log) -> Exception | None:
 
 
 def explain(batch: Batch, error: Exception) -> str:
-    reason = str(error.args[0]) if isinstance(error, REFUSALS) and error.args else ""
+    reason = reason_of(error) if isinstance(error, REFUSALS) else ""
     if len(batch) > 1:
         return _("None of the selected projects was deleted. %s") % reason
     if isinstance(error, StillAlive):
@@ -93,27 +96,56 @@ def explain(batch: Batch, error: Exception) -> str:
     return tell(project_id, reason or _("its deletion failed. The server's log says why."))
 
 
+def reason_of(refusal: Exception) -> str:
+    """The site's own words, which may quote anything."""
+    return visible(redact(str(refusal.args[0]))) if refusal.args else ""
+
+
 def tell(project_id: str, reason: str) -> str:
     words = {"project": project_id, "reason": reason}
     return _("Project %(project)s was not deleted: %(reason)s") % words
 
 
 @transaction.atomic
-def delete_batch(batch: Batch, log: Log = list) -> None:
-    """Delete those that are still there, all or none: each by its own delete() if it has one.
-    Raises StillAlive if that keeps the row, and whatever else a deletion raises."""
+def delete_batch(batch: Batch, log: Log = list) -> Made:
+    """Delete those that are still there, all or none: each by its own delete() if it has one. The
+    cleanups of these, and of projects that went along. Those that somebody else deleted are not
+    among them. Raises StillAlive if that keeps the row, and whatever else a deletion raises."""
     # Whoever saves or deletes one waits for the commit (PostgreSQL).
     rows = {project_id: row for project_id in batch if (row := lock_row(batch[project_id]))}
     there = [batch[project_id] for project_id in rows]
     log(there)
-    # By Django's own ways, which tell signal receivers the origin of the deletion.
-    if len(there) == 1:
-        delete_alone(there[0], *rows.values())
-    elif there:
-        stored: QuerySet[Any] = QuerySet(type(there[0]), using=DEFAULT_DB_ALIAS)
-        limit_to(stored, [owner.pk for owner in there]).delete()
-    for project_id in projects.present(rows):
-        raise StillAlive(tell(project_id, _("its model keeps such rows.")))
+    with note_deleted() as noted:
+        # By Django's own ways, which tell signal receivers the origin of the deletion.
+        if len(there) == 1:
+            delete_alone(there[0], *rows.values())
+        elif there:
+            stored: QuerySet[Any] = QuerySet(type(there[0]), using=DEFAULT_DB_ALIAS)
+            limit_to(stored, [owner.pk for owner in there]).delete()
+    gone = dict.fromkeys([*rows, *noted])
+    left = projects.present(gone)
+    for project_id in rows:
+        if project_id in left:
+            raise StillAlive(tell(project_id, _("its model keeps such rows.")))
+    return {project_id: deletion_of(project_id) for project_id in gone if project_id not in left}
+
+
+@contextmanager
+def note_deleted() -> Iterator[set[str]]:
+    """The ids of the projects whose deletion is signalled meanwhile; some of these deletions may
+    have been rolled back."""
+    noted = set[str]()
+    token = _noted.set(noted)
+    try:
+        yield noted
+    finally:
+        _noted.reset(token)
+
+
+def note(project_id: str) -> None:
+    """Add the project to what `note_deleted` gathers, if somebody asked for it."""
+    if (noted := _noted.get()) is not None:
+        noted.add(project_id)
 
 
 def lock_row(owner: Model) -> Model | None:
@@ -146,16 +178,15 @@ def delete_alone(owner: Model, project: Model) -> None:
     owner.delete()
 
 
-@transaction.atomic
-def delete_project(owner: Model) -> list[CleanupOperation]:
-    """Delete a single project; the cleanups that follow. Raises what `delete_batch` does."""
+def delete_project(owner: Model) -> list[CleanupOperation] | None:
+    """Delete a single project; the cleanups that follow. None if it was gone before. Raises what
+    `delete_batch` does."""
     project_id = projects.id_of(owner)
-    delete_batch({project_id: owner})
-    return deletion_of(project_id)
+    return delete_batch({project_id: owner}).get(project_id)
 
 
 @transaction.atomic
 def delete_project_by_id(project_id: str) -> list[CleanupOperation]:
     """The same of the row with this id; nothing happens where there is none any more."""
     owner = projects.lock(project_id)
-    return delete_project(owner) if owner else []
+    return (delete_project(owner) if owner else None) or []

@@ -23,7 +23,7 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit import projects, tasks
 from storage_audit.audit import jobs, project_deletion
-from storage_audit.audit.project_deletion import REFUSALS, Deletion
+from storage_audit.audit.project_deletion import REFUSALS, Deletion, reason_of
 from storage_audit.audit.requests import StillAlive
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
@@ -43,7 +43,6 @@ from storage_audit.pages.confirming import DeletingAdmin, Selection
 from storage_audit.pages.going_along import GoingAlong
 from storage_audit.pages.jobs import may_see_jobs
 from storage_audit.querysets import COUNTED, SUMMED, starts_with, with_storage
-from storage_audit.redaction import visible
 from storage_audit.roles import has_own_deletion, pages_of, stock_deletion
 
 # What `with_storage` says of each project.
@@ -53,6 +52,10 @@ STORAGE = (
     "storage_audit_last_operation_id",
     "storage_audit_last_operation_status",
 )
+
+
+class AlreadyGone(Exception):
+    """Rolls back the history of a deletion that somebody else was quicker with."""
 
 
 class OwnerAdmin(DeletingAdmin[M]):
@@ -196,10 +199,19 @@ class OwnerAdmin(DeletingAdmin[M]):
         try:
             return super().delete_view(request, object_id, extra_context)
         except REFUSALS as refusal:
-            text = _("The project was not deleted. %s") % refusal.args[0]
-            shown = str(refusal) if isinstance(refusal, StillAlive) else text
-            self.message_user(request, visible(shown), messages.ERROR)
+            reason, text = reason_of(refusal), _("The project was not deleted. %s")
+            shown = reason if isinstance(refusal, StillAlive) else text % reason
+            self.message_user(request, shown, messages.ERROR)
             return redirect(request.get_full_path())
+        except AlreadyGone:
+            text = _("Nothing was done: the project is already gone.")
+            self.message_user(request, text, messages.WARNING)
+            return redirect(self.list_address())
+
+    def response_delete(self, request: HttpRequest, obj_display: str, obj_id: Any) -> HttpResponse:
+        if getattr(request, "storage_audit_gone", False):
+            raise AlreadyGone
+        return super().response_delete(request, obj_display, obj_id)
 
     def delete_selection(self, request: HttpRequest, selection: Selection) -> HttpResponse | None:
         rows = selection.rows
@@ -210,13 +222,13 @@ class OwnerAdmin(DeletingAdmin[M]):
                 if self.is_for_a_job(rows) and not has_own_deletion(request, rows, self):
                     return self.ask_for_many(request, Job.Action.DELETE, ids_of(rows))
                 if self.deletes_as_we_do(rows):
-                    self.delete_confirmed(request, rows)
+                    self._delete_confirmed(request, rows)
                     return None
         try:
             response = super().delete_selection(request, selection)
         except REFUSALS as refusal:
             text = _("None of the selected projects was deleted. %s")
-            self.message_user(request, text % visible(str(refusal.args[0])), messages.ERROR)
+            self.message_user(request, text % reason_of(refusal), messages.ERROR)
             return None
         if isinstance(response, TemplateResponse) and response.context_data is not None:
             context, going = response.context_data, GoingAlong(rows)
@@ -229,15 +241,15 @@ class OwnerAdmin(DeletingAdmin[M]):
         is_ours = type(self).delete_queryset is OwnerAdmin.delete_queryset
         return is_ours and type(queryset).delete is QuerySet.delete
 
-    def delete_confirmed(self, request: HttpRequest, rows: QuerySet[M]) -> None:
+    def _delete_confirmed(self, request: HttpRequest, rows: QuerySet[M]) -> None:
         began = timezone.now()
-        if count := len(self.delete_projects(request, rows).deleted):
+        if count := len(self._delete_projects(request, rows).deleted):
             words = {"count": count, "items": model_ngettext(self.opts, count)}
             text = _("Successfully deleted %(count)d %(items)s.") % words
             self.message_user(request, text, messages.SUCCESS)
             self.announce_deletion(request, began)
 
-    def delete_projects(self, request: HttpRequest, rows: QuerySet[M]) -> Deletion:
+    def _delete_projects(self, request: HttpRequest, rows: QuerySet[M]) -> Deletion:
         """Delete them, and say which ones stay."""
         log = partial(self.log_deletions, request)
         deletion = project_deletion.delete_projects(rows.order_by("pk"), log)
@@ -251,7 +263,9 @@ class OwnerAdmin(DeletingAdmin[M]):
     @stock_deletion
     def delete_model(self, request: HttpRequest, obj: M) -> None:
         """Raises StillAlive for a row that its model keeps."""
-        project_deletion.delete_project(obj)
+        # No error, as a site's own delete_queryset may come to rows that went with others.
+        if project_deletion.delete_project(obj) is None:
+            vars(request)["storage_audit_gone"] = True
 
     @stock_deletion
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[M]) -> None:
@@ -287,7 +301,7 @@ class OwnerAdmin(DeletingAdmin[M]):
         if self.is_for_a_job(owners):
             return self.ask_for_many(request, Job.Action.FORCE, ids_of(owners))
         with acting_as(of_request(request, forced=True)):
-            deletion = self.delete_projects(request, owners)
+            deletion = self._delete_projects(request, owners)
         text = _("Deleted. A cleanup without limits now deletes the files from R2.")
         return self.announce(request, text, deletion.operations)
 

@@ -306,14 +306,18 @@ def test_attributes_that_an_admin_sets_reach_the_models_own_delete(
     seen = list[str]()
 
     def delete_model(pages: Any, request: HttpRequest, obj: Any) -> None:
-        obj._actor = request.user.get_username()  # type: ignore[attr-defined]
+        obj._actor = request.user.get_username()
         OwnerAdmin.delete_model(pages, request, obj)
 
     monkeypatch.setattr(ProjectAdmin, "delete_model", delete_model)
     alive("proj_1")
-    own(proj_1=lambda row: seen.append(row._actor) or models.Model.delete(row))
-    client = superuser()
-    client.post(page("project", "delete", "proj_1"), {"post": "yes"})
+
+    def delete(row: Any) -> Any:
+        seen.append(row._actor)
+        return models.Model.delete(row)
+
+    own(proj_1=delete)
+    superuser().post(page("project", "delete", "proj_1"), {"post": "yes"})
     assert len(seen) == 1 and not list_projects()
 
 

@@ -15,7 +15,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from storage_audit import projects
-from storage_audit.audit import cleanup, installation, requests, vanished
+from storage_audit.audit import cleanup, installation, project_deletion, requests, vanished
 from storage_audit.audit.project_deletion import delete_project
 from storage_audit.models import CleanupOperation, KnownProject, Project, R2Object
 from storage_audit.querysets import with_storage
@@ -253,7 +253,7 @@ def test_force_delete_of_projects_that_are_gone_by_now_says_so(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Project.objects.create(pk="proj_1")
-    monkeypatch.setattr(projects, "lock", lambda project_id: None)
+    monkeypatch.setattr(project_deletion, "lock_row", lambda owner: None)
     shown = confirm(superuser(), "project", "force_delete", "proj_1")
     assert "none of the selected projects is there any more." in shown
     assert not LogEntry.objects.exists()

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from storage_audit.transitions import Transitions
 
 KEPT_LATELY = timedelta(days=30)
+# A call of `storage.delete` with all its looks, at a slow store. Its cleanup waits for it as long.
+CALL_LASTS = timedelta(minutes=5)
 # In sums, of those that are incomplete the ones that are tried again by themselves.
 AGAIN = "again"
 
@@ -167,7 +169,10 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         have: the clock that set it was ahead."""
         waits = Q(status="pending", trigger="late_check")
         longest = (
-            (Q(status__in=["pending", "running", "incomplete"]) & ~waits, conf().longest_retry),
+            (
+                Q(status__in=["pending", "running", "incomplete"]) & ~waits,
+                max(conf().longest_retry, CALL_LASTS),
+            ),
             (Q(status="failed"), conf().failed_retry),
             (waits, max(conf().late_checks, default=timedelta(0))),
         )

@@ -1,7 +1,7 @@
 """The application deletes one of its own files."""
 
 import logging
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from storage_audit.audit.deletion import proof_ends
 from storage_audit.audit.discovery import find_owners
 from storage_audit.bucket import listing, r2
 from storage_audit.bucket.errors import Refused, StoreError, TooLate, Unavailable
+from storage_audit.cleanup_querysets import CALL_LASTS
 from storage_audit.clocks import DatabaseNow
 from storage_audit.models import CleanupOperation, R2Object, Row
 from storage_audit.querysets import R2ObjectQuerySet, under_way
@@ -24,8 +25,6 @@ from storage_audit.redaction import visible
 from storage_audit.tracking_rows import durably, says
 
 logger = logging.getLogger(__name__)
-# A deletion with all its looks, at a slow store. The cleanup of one that died begins after it.
-CALL_LASTS = timedelta(minutes=5)
 
 
 def folds_spellings(bucket: str, key: str) -> bool | None:
@@ -54,6 +53,7 @@ class Deletion:
         self.own = self.rows.filter(key__in=same if folds else [key])
         # When these rows were changed last, as the call began.
         self.seen = dict[Any, datetime]()
+        self.asked_at: datetime | None = None
 
     def why_undecided(self) -> str:
         """What a blocked cleanup that covers the file asks of a person, or nothing."""
@@ -99,11 +99,14 @@ class Deletion:
     @transaction.atomic
     def _request(self) -> CleanupOperation:
         """No worker takes it before the call has ended, unless our process dies."""
-        now = timezone.now()
+        self.asked_at = timezone.now()
         # The call is not to leave while whoever holds a row keeps us from forgetting it.
         self.seen = {row.pk: row.updated_at for row in self.rows.select_for_update()}
         unknown = Row(self.bucket, self.key, says(self.key)["project_id"], None, "", None)
-        rows = [row._replace(unanswered_at=now) for row in [*map(Row.of, self.own)] or [unknown]]
+        rows = [
+            row._replace(unanswered_at=self.asked_at)
+            for row in [*map(Row.of, self.own)] or [unknown]
+        ]
         why = _("the application deleted the file")
         operation = CleanupOperation.objects.request_for_rows(rows, why)
         operation.change(Q(), next_attempt_at=DatabaseNow(CALL_LASTS))
@@ -120,15 +123,24 @@ class Deletion:
         for pk, updated_at in self.seen.items():
             rows.filter(pk=pk, updated_at=updated_at).forget()
 
+    @transaction.atomic
     def _withdraw(self, operation: CleanupOperation) -> None:
-        """The call was answered, or did not leave."""
-        operation.items.update(unanswered_at=None)
-        CleanupOperation.objects.filter(pk=operation.pk, started_at=None).delete()
+        """The call was answered, or did not leave. A worker that had the cleanup meanwhile, as our
+        process slept, has marks of its own there."""
+        if untouched := CleanupOperation.objects.still_untouched(operation.pk):
+            untouched.delete()
+        else:
+            ours = operation.items.filter(unanswered_at=self.asked_at, calls=0)
+            ours.update(unanswered_at=None)
 
     @transaction.atomic
     def _hand_over(
         self, operation: CleanupOperation, reason: object, *, was_sent: bool = True
     ) -> None:
+        if not CleanupOperation.objects.still_untouched(operation.pk):
+            # A worker that had it as our process slept has kept the file, which has a row.
+            seen, operation = self.seen, self._request()
+            self.seen = seen
         if not was_sent:
             operation.items.update(unanswered_at=None)
         self._forget_rows(self.own.exclude(under_way()))

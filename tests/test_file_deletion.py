@@ -1,6 +1,7 @@
 """`storage.delete` where the store gives no answer, or where nothing can be sent yet."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 from django.core.files.base import ContentFile
@@ -10,8 +11,10 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from devtools.faults.kinds import error
-from devtools.faults.matching import is_delete_single, is_marker, on
+from devtools.faults.matching import is_delete_batch, is_delete_single, is_marker, on
 from devtools.faults.proxy import FaultyStore, Reply
+from storage_audit import tasks
+from storage_audit.audit import named
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Refused, TooLate, Unavailable
 from storage_audit.models import CleanupItem, CleanupOperation, Project, R2Object
@@ -203,6 +206,49 @@ def test_row_deleted_during_the_call_leaves_the_key_barred(
     put()
     row = read_row()
     during_call(row.delete)
+    with pytest.raises(KeyBeingDeleted):
+        default_storage.open(NAME, "w")
+
+
+def test_file_of_a_deletion_that_slept_is_deleted_though_a_worker_had_its_cleanup(
+    bucket: Bucket, during_call: During, settings: Settings
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LONGEST_RETRY": timedelta(minutes=1)}
+    put()
+
+    def let_worker_have_it() -> None:
+        tasks.bring_forward(timezone.now())
+        operation = CleanupOperation.objects.get()
+        assert run(operation).status == "pending"
+        operation.make_due()
+        assert outcomes(run(operation)) == {NAME: "protected"}
+
+    during_call(let_worker_have_it)
+    assert not R2Object.objects.exists()
+    assert run(CleanupOperation.objects.get(status="pending")).status == "clean"
+    assert bucket.keys() == set()
+    with pytest.raises(KeyBeingDeleted):
+        default_storage.open(NAME, "w")
+
+
+def test_refused_deletion_that_slept_takes_no_mark_of_a_worker_back(
+    bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if the file were an old one.
+    monkeypatch.setattr(named, "CLOCKS_DIFFER", timedelta(hours=-1))
+    bucket.put(NAME)
+    store.rules.append(on(is_delete_batch, NO_ANSWER))
+
+    def sleep_and_refuse(*args: str) -> None:
+        operation = CleanupOperation.objects.get()
+        operation.make_due()
+        run(operation)
+        assert operation.items.get().calls
+        raise Refused("refused")
+
+    monkeypatch.setattr(r2, "delete_single", sleep_and_refuse)
+    with pytest.raises(Refused):
+        default_storage.delete(NAME)
     with pytest.raises(KeyBeingDeleted):
         default_storage.open(NAME, "w")
 

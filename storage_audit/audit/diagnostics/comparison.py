@@ -75,7 +75,8 @@ class Comparison:
         """The run of this diagnosis, with what has been answered so far."""
         if not asked.pk:
             return cls(asked, [asked])
-        run = list(Diagnosis.objects.filter(run=asked.run).order_by("pk"))
+        # Not in the order of their answers: the worker comes last.
+        run = list(Diagnosis.objects.filter(run=asked.run).order_by("context", "pk"))
         missing = set(Context) - {each.context for each in run}
         earlier = Diagnosis.objects.filter(at__lt=asked.at).order_by("-at")
         others = (earlier.filter(context=context).first() for context in sorted(missing))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
-from django.db import connection, models, transaction
+from django.db import models, transaction
 from django.db.models.signals import post_delete, pre_delete
 from django.http import HttpRequest
 from pytest_django import Settings
@@ -191,7 +191,8 @@ def test_row_that_restricts_one_project_goes_with_another_selected_one(
         assert list_logged() == ["proj_1", "proj_2", "proj_3"]
 
 
-@pytest.mark.skipif(connection.vendor == "postgresql", reason="PostgreSQL stores no NUL")
+# PostgreSQL stores no NUL.
+@pytest.mark.only_on("sqlite")
 def test_row_that_no_id_finds_is_not_called_deleted() -> None:
     Project.objects.bulk_create([Project(pk="proj\0")])
     with pytest.raises(StillAlive, match="cannot be found by this id"):

@@ -187,7 +187,7 @@ class TrackedStorage(S3Storage):
         if reason := deletion.why_undecided() or durably(deletion.why_undecided):
             logger.warning("%s is not deleted now. %s", visible(key), reason)
         elif waits:
-            # A rollback would take the row's mark back while the call is under way.
+            # A rollback would take back the cleanup that bars the key while a call is under way.
             deletion.leave_to_cleanup(_("Nothing is sent before the transaction is committed."))
         else:
             deletion.carry_out()

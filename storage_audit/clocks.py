@@ -10,7 +10,7 @@ from time import clock_gettime
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import DateTimeField, Func, OuterRef, Q, Value
+from django.db.models import Case, DateTimeField, F, Func, OuterRef, Q, Value, When
 from django.db.models.lookups import GreaterThan
 from django.db.models.sql.compiler import SQLCompiler
 from django.utils import timezone
@@ -110,10 +110,19 @@ def after_outer(field: str, outer: str) -> Q:
 def lately(field: str, span: timedelta) -> Q:
     """Rows whose time is at most so long ago, or so far ahead: what such a mark protects stays
     protected while the clocks of two machines differ by less than the mark holds anyway."""
-    now = timezone.now()
-    return Q(**{f"{field}__range": (now - span, max(now + span, latest()))})
+    return Q(**{f"{field}__range": (timezone.now() - span, furthest(span))})
 
 
 def is_recent(at: datetime, span: timedelta) -> bool:
-    now = timezone.now()
-    return now - span <= at <= max(now + span, latest())
+    return timezone.now() - span <= at <= furthest(span)
+
+
+def furthest(span: timedelta) -> datetime:
+    """A mark that holds so long is void if its time is later: it protects nothing."""
+    return max(timezone.now() + span, latest())
+
+
+def mark_of(field: str, span: timedelta) -> Case:
+    """A mark that holds so long, as it is passed on: from now on, if it is void."""
+    is_void = Q(**{f"{field}__gt": furthest(span)})
+    return Case(When(is_void, then=Value(timezone.now())), default=F(field))

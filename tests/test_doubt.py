@@ -42,6 +42,7 @@ from tests.promises import again, alive, delete, outcomes, requested, run, take_
 from tests.times import STALE_CALL
 
 Status = CleanupOperation.Status
+NO_ANSWER = Reply(500, error("InternalError"))
 
 
 def fails(monkeypatch: pytest.MonkeyPatch, module: object, name: str, error: BaseException) -> None:
@@ -296,9 +297,35 @@ def test_mark_of_a_clock_that_is_behind_shortens_no_earlier_one(
         operation = delete("proj_1")
     ahead = timezone.now() + timedelta(minutes=10)
     CleanupItem.objects.update(unanswered_at=ahead)
-    store.rules.append(on(is_delete_batch, Reply(500, error("InternalError"))))
+    store.rules.append(on(is_delete_batch, NO_ANSWER))
     again(operation)
     assert CleanupItem.objects.get().unanswered_at == ahead
+
+
+@pytest.mark.parametrize("field", ["changed_at", "unanswered_at"])
+@pytest.mark.parametrize("takes_over", [True, False])
+def test_mark_of_a_clock_that_was_far_ahead_hides_no_later_call(
+    bucket: Bucket,
+    store: FaultyStore,
+    monkeypatch: pytest.MonkeyPatch,
+    field: str,
+    takes_over: bool,
+) -> None:
+    key = bucket.upload("proj_1")
+    with monkeypatch.context() as patch:
+        fails(patch, sending, "send", Unavailable("no answer"))
+        operation = delete("proj_1")
+    ahead = timezone.now() + timedelta(minutes=90)
+    CleanupItem.objects.update(**{"unanswered_at": timezone.now(), field: ahead})
+    if not takes_over:
+        # As if the call had been answered, so that only the next one is in doubt.
+        CleanupItem.objects.update(answer="OK")
+    store.rules.append(on(is_delete_batch, NO_ANSWER, times=1))
+    operation = again(operation)
+    if operation.status != Status.CLEAN:
+        operation = again(operation)
+    assert operation.status == Status.CLEAN
+    assert default_storage.save(key, ContentFile(b"another")) != key
 
 
 def test_key_whose_deletion_was_answered_is_free_at_once(bucket: Bucket) -> None:

@@ -33,7 +33,7 @@ from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.uploads import Upload
 from storage_audit.bucket.wrangler import Command
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
-from storage_audit.clocks import monotonic
+from storage_audit.clocks import mark_of, monotonic
 from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2Object
 from storage_audit.querysets import R2ObjectQuerySet, impatient
@@ -115,7 +115,9 @@ def delete_batch(work: Work, batch: list[Planned], flight: Flight) -> None:
 def last_unanswered() -> Case:
     """A worker that died, or lost its lease, wrote down no answer to what it had sent. The mark
     goes by its own clock, as the signature of its call did."""
-    mark = Greatest("changed_at", Coalesce("unanswered_at", "changed_at"))
+    span = conf().deletion_timeout
+    sent, earlier = mark_of("changed_at", span), mark_of("unanswered_at", span)
+    mark = Greatest(sent, Coalesce(earlier, sent))
     unwritten = When(calls__gt=0, answer="", then=mark)
     return Case(unwritten, default="unanswered_at")
 

@@ -30,6 +30,8 @@ from storage_audit.bucket.errors import Barred, StoreError
 from storage_audit.bucket.r2 import DELETED
 from storage_audit.bucket.wrangler import Command
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
+from storage_audit.clocks import mark_of
+from storage_audit.conf import conf
 from storage_audit.models import CleanupItem, CleanupOperation
 from storage_audit.redaction import visible
 
@@ -215,8 +217,8 @@ def write_answers(items: list[Planned], sent: Sent) -> None:
         among(group).update(answer=answer, present_at=None)
     if unanswered := list(find_unanswered(items, sent)):
         # Another worker's clock may have been ahead as it marked an earlier call.
-        now = Value(timezone.now())
-        mark = Greatest(now, Coalesce("unanswered_at", now))
+        now, earlier = Value(timezone.now()), mark_of("unanswered_at", conf().deletion_timeout)
+        mark = Greatest(now, Coalesce(earlier, now))
         among(unanswered).update(unanswered_at=mark)
     if names := set(sent.unasked):
         unasked = [item for item in items if item.key in names]

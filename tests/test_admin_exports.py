@@ -5,7 +5,8 @@ import json
 import re
 import tracemalloc
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from html import unescape
 from io import StringIO
 from typing import Any
@@ -401,6 +402,18 @@ def test_the_server_gives_the_rows_as_they_are_read() -> None:
         assert cursor.fetchall() == [(False,)]
     rows.close()
     assert not connection.in_atomic_block
+
+
+def test_lists_of_dates_ids_and_decimals_are_cells_too() -> None:
+    """As the fields of a project may hold on PostgreSQL."""
+    day, number = date(2026, 1, 2), UUID(int=7)
+    row = [day, number, Decimal("1.50")]
+    answers = [exports.file(form, "clips", ["parts"], [[row]]) for form in ("json", "csv")]
+    as_json, as_csv = (b"".join(answer).decode() for answer in answers)
+    told = [str(day), str(number), "1.50"]
+    assert json.loads(as_json) == [{"parts": told}]
+    [_names, [cell]] = csv.reader(StringIO(as_csv))
+    assert json.loads(texts.text_of(cell)) == told
 
 
 # Trouble

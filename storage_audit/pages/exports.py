@@ -1,12 +1,12 @@
 """A list as a file: CSV or JSON, sent while it is read, whatever its length."""
 
-import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import chain
 from typing import Any
 
+from django.core.serializers.json import DjangoJSONEncoder
 from django.db.models import QuerySet
 from django.http import StreamingHttpResponse
 from django.utils.http import content_disposition_header
@@ -18,6 +18,8 @@ from storage_audit.querysets import read_in_steps
 
 logger = logging.getLogger(__name__)
 
+# Beside what JSON has, the dates, ids and decimals of a site's own fields.
+ENCODE = DjangoJSONEncoder().encode
 CONTENT_TYPES = {"csv": "text/csv; charset=utf-8", "json": "application/json"}
 
 
@@ -48,7 +50,7 @@ def values(rows: QuerySet[Any], columns: Sequence[str]) -> Iterator[list[Any]]:
 
 
 def as_cells(row: Iterable[Any]) -> list[Any]:
-    return [json.dumps(each) if isinstance(each, dict | list) else each for each in row]
+    return [ENCODE(each) if isinstance(each, dict | list) else each for each in row]
 
 
 def incomplete() -> bytes:

@@ -249,6 +249,17 @@ def test_what_needs_a_row_is_named(group: Group, monkeypatch: pytest.MonkeyPatch
     assert Group.objects.filter(pk=group.pk).exists()
 
 
+def test_refusal_shows_no_secret_of_a_row_that_needs_the_project(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    through = User.groups.through
+    monkeypatch.setattr(through._meta.get_field("group").remote_field, "on_delete", PROTECT)
+    monkeypatch.setattr(through, "__str__", lambda _row: "https://zoe:hunter2@invoices.example")
+    problem = refused(program().ask("DELETE", f"/projects/{group.pk}"), 409, "in-use")
+    assert "https://[redacted]@invoices.example" in problem["detail"]
+    assert "hunter2" not in problem["detail"]
+
+
 def test_a_row_that_something_needs_stays(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Group) -> None:
         raise ProtectedError("an invoice needs it", {group})

@@ -14,9 +14,9 @@ import pytest
 from django.contrib import admin
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
-from django.db import OperationalError, connection, transaction
-from django.db.models import ProtectedError, QuerySet
-from django.db.models.signals import pre_delete
+from django.db import IntegrityError, OperationalError, connection, transaction
+from django.db.models import PROTECT, ForeignKey, Model, ProtectedError, QuerySet, TextField
+from django.db.models.signals import post_delete, pre_delete
 from django.http import HttpRequest
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -35,6 +35,7 @@ from tests.admin_client import act, page, person, signed_in, superuser, text_of,
 from tests.bucket import Bucket
 from tests.builders import track_keys
 from tests.database import Rollback
+from tests.owner_models import create_table
 from tests.queues import list_enqueued_ids
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
@@ -471,6 +472,30 @@ def test_job_keeps_a_project_that_the_admin_does_not_let_go_any_more(
     assert f"Job {job.pk} leaves out project proj_001" in caplog.text
 
 
+def test_log_of_a_job_shows_no_secret_of_a_row_that_needs_a_project(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Invoice(Model):
+        address = TextField()
+        project = ForeignKey(Project, PROTECT, related_name="+")
+
+        class Meta:
+            app_label = "storage_audit"
+
+        def __str__(self) -> str:
+            return self.address
+
+    with create_table(Invoice) as invoices:
+        job = asked(2, Action.DELETE)
+        address = "https://zoe:hunter2@invoices.example"
+        invoices.objects.create(address=address, project_id="proj_001")
+        tasks.enqueue_job(job.pk)
+        work(job)
+        assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
+    assert "this person delete Invoice: https://[redacted]@invoices.example" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
 def archive(page: ProjectAdmin, request: HttpRequest, rows: QuerySet[Project]) -> None:
     rows.update(title="archived")
 
@@ -531,6 +556,39 @@ def test_project_whose_deletion_times_out_for_a_while_is_deleted(failing: list[s
     assert made_for() == once(3)
     job.refresh_from_db()
     assert job.finished_at and not job.attempts
+
+
+@pytest.mark.parametrize("error", [IntegrityError, OperationalError, ConnectionError])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_job_leaves_out_no_project_when_a_step_of_the_site_fails_after_the_commit(
+    at_once: bool,
+    error: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail() -> None:
+        raise error("The message broker is down.")
+
+    def call_later(**kwargs: Any) -> None:
+        transaction.on_commit(fail)
+
+    def delete(project: Project, *args: Any, **kwargs: Any) -> Any:
+        return Model.delete(project, *args, **kwargs)
+
+    if not at_once:
+        monkeypatch.setattr(Project, "delete", delete)
+    job = asked(7, Action.DELETE)
+    tasks.enqueue_job(job.pk)
+    post_delete.connect(call_later, Project)
+    try:
+        work(job)
+    finally:
+        post_delete.disconnect(call_later, Project)
+    assert not Project.objects.exists() and made_for() == once(7)
+    assert set(CleanupOperation.objects.values_list("job", flat=True)) == {job.pk}
+    assert "The message broker is down." in caplog.text and "leaves out" not in caplog.text
+    job.refresh_from_db()
+    assert job.finished_at
 
 
 # Workers

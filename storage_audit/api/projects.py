@@ -17,7 +17,7 @@ from storage_audit.api.problems import Problem, refuse_unread
 from storage_audit.api.schemas import OneDeletion, ProjectDeleted
 from storage_audit.audit import project_deletion, requests
 from storage_audit.models import CleanupOperation
-from storage_audit.redaction import visible
+from storage_audit.redaction import redact, visible
 from storage_audit.roles import deletion_obstacles, has_own_deletion, is_hidden
 
 router = Router(tags=["projects"])
@@ -82,5 +82,5 @@ def refuse_to_take_along(request: HttpRequest, project: Model) -> None:
         text = _("You may not delete what would go: %s.") % ", ".join(sorted(lacking))
         raise Problem("forbidden", text)
     if protected:
-        needing = ", ".join(visible(str(row)) for row in protected)
+        needing = ", ".join(redact(visible(str(row))) for row in protected)
         raise Problem("in-use", _("Delete first what needs it: %s.") % needing)

@@ -72,10 +72,9 @@ def take_up(job: Job) -> list[CleanupOperation]:
     at_once = not job.attempts and not (job.action in Job.DELETIONS and has_own_delete())
     if at_once and may_go_on(job) and job.begin_attempt():
         try:
-            return take(job, SLICE)
+            return take_or_read_progress(job, SLICE)
         except DatabaseError:
             logger.warning("Job %s goes on one project at a time", job.pk, exc_info=True)
-            job.read_progress()
     try:
         while job.position < end and not job.finished_at and may_go_on(job) and job.begin_attempt():
             made += take_alone(job)
@@ -101,17 +100,30 @@ def take_alone(job: Job) -> list[CleanupOperation]:
     position = job.position
     try:
         if job.attempts <= ATTEMPTS:
-            return take(job, 1)
+            return take_or_read_progress(job, 1)
         logger.error("Job %s: %d attempts failed", job.pk, ATTEMPTS)
-    except DatabaseError as error:
-        job.read_progress()
-        if isinstance(error, OperationalError):
-            raise  # It may pass.
+    except OperationalError:
+        raise  # It may pass.
+    except DatabaseError:
         logger.exception("Job %s: the database refuses the commit", job.pk)
     shown = redact(visible(job.project_ids[position]))
     logger.error("Job %s leaves out project %s: see above", job.pk, shown)
     job.advance(1)
     return []
+
+
+def take_or_read_progress(job: Job, count: int) -> list[CleanupOperation]:
+    """As `take`. What the site does after the commit may fail: the projects are taken up then, and
+    the sweep enqueues their operations."""
+    position = job.position
+    try:
+        return take(job, count)
+    except Exception:
+        job.read_progress()
+        if job.position == position:
+            raise
+        logger.exception("Job %s: a step of the site failed after the commit", job.pk)
+        return []
 
 
 @transaction.atomic
@@ -163,5 +175,5 @@ def obstacle(job: Job, project_id: str, user: Any) -> str:
     if has_own_deletion(request, [project]):
         return "the site deletes it in its own way"
     lacking, needing = deletion_obstacles(request, project)
-    names = ", ".join([*sorted(lacking), *(visible(str(each)) for each in needing)])
+    names = ", ".join([*sorted(lacking), *(redact(visible(str(each))) for each in needing)])
     return f"the admin does not let this person delete {names}" if names else ""

@@ -25,9 +25,9 @@ USE_IS_NOTED_EVERY = timedelta(minutes=1)
 
 class ApiTokenQuerySet(models.QuerySet["ApiToken"]):
     def valid(self, at: datetime) -> "ApiTokenQuerySet":
-        """Tokens that are neither revoked nor out of date, of people who may still sign in."""
+        """Tokens that are neither revoked nor out of date. Each may rest all the same."""
         lasts = Q(expires_at=None) | Q(expires_at__gt=at)
-        return self.filter(lasts, revoked_at=None, user__is_active=True, user__is_staff=True)
+        return self.filter(lasts, revoked_at=None)
 
 
 class ApiToken(models.Model):
@@ -67,6 +67,12 @@ class ApiToken(models.Model):
         text = TOKEN_PREFIX + secrets.token_urlsafe(32)
         self.digest = digest_of(text)
         return text
+
+    @property
+    def rests(self) -> bool:
+        """Whether its person may not sign in now. A site's user model may have properties in place
+        of these fields, so no query asks for them."""
+        return not (self.user.is_active and self.user.is_staff)
 
     def note_use(self) -> None:
         """Keep when it was last used, to the minute: a write for each request would be too many.

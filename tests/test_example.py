@@ -49,10 +49,14 @@ CASES = {
     "users": {
         "settings.py": "INSTALLED_APPS.append('users'); AUTH_USER_MODEL = 'users.Editor'",
         "models.py": """
-            from django.contrib.auth.models import AbstractUser
+            from django.contrib.auth.models import AbstractBaseUser, PermissionsMixin
+            from django.db import models
 
-            class Editor(AbstractUser):
-                pass
+            class Editor(AbstractBaseUser, PermissionsMixin):
+                username = models.TextField(unique=True)
+                is_staff = models.BooleanField(default=False)
+                USERNAME_FIELD = "username"
+                people = models.Manager()
             """,
     },
     "default_site": {

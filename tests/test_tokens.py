@@ -155,6 +155,17 @@ def test_the_list_tells_which_are_valid() -> None:
     }
 
 
+def test_token_rests_when_the_user_model_itself_says_that_a_person_may_not_sign_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A site's own user model may have properties in place of these fields, or not have them."""
+    _row, token = ApiToken.issue(name="t", user=User.objects.create_superuser("zoe"))
+    assert Program(token).get("/deletions") and states() == {"t": "valid"}
+    by_name = property(lambda user: user.username != "zoe", lambda user, value: None)
+    monkeypatch.setattr(User, "is_staff", by_name)
+    refused(Program(token).ask("GET", "/deletions"), 401, "unauthenticated")
+
+
 def test_search_takes_the_whole_text_as_a_part_of_the_name() -> None:
     """Django's own search makes a condition of each word: SQLite refuses a thousand."""
     ApiToken.issue(name="the nightly job", user=User.objects.create_user("zoe"))

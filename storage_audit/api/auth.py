@@ -18,7 +18,7 @@ class BearerToken(HttpBearer):
     def authenticate(self, request: HttpRequest, token: str) -> ApiToken:
         valid = ApiToken.objects.valid(timezone.now()).select_related("user")
         row = valid.filter(digest=digest_of(token)).first()
-        if row is None:
+        if row is None or row.rests:
             # Whoever shows a token means it: no session beside it is asked.
             text = _("This token is unknown, revoked or out of date. Staff make them in the admin.")
             header = {"WWW-Authenticate": f'{CHALLENGE}, error="invalid_token"'}

@@ -64,7 +64,9 @@ class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
         return {"user": request.user.pk}
 
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
-        kwargs["queryset"] = get_user_model().objects.filter(is_active=True, is_staff=True)
+        people = get_user_model()
+        fields = {field.name for field in people._meta.get_fields()} & {"is_active", "is_staff"}
+        kwargs["queryset"] = people._default_manager.filter(**dict.fromkeys(fields, True))
         return super().formfield_for_foreignkey(db_field, request, **kwargs)
 
     def add_view(
@@ -84,7 +86,7 @@ class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
             return _("revoked")
         if token.expires_at and token.expires_at <= timezone.now():
             return _("out of date")
-        if not (token.user.is_active and token.user.is_staff):
+        if token.rests:
             return _("rests: %s may not sign in") % token.user
         return _("valid")
 

@@ -24,8 +24,9 @@ class AdminTests(TestCase):
                 source="backfill",
                 state="stored",
             )
-        editor = get_user_model().objects.create(username="anna", is_staff=True, is_superuser=True)
-        self.client.force_login(editor)
+        people = get_user_model()._default_manager
+        self.editor = people.create(username="anna", is_staff=True, is_superuser=True)
+        self.client.force_login(self.editor)
 
     def read(self, answer: Any) -> str:
         self.assertEqual(answer.status_code, 200)
@@ -81,3 +82,11 @@ class AdminTests(TestCase):
         self.assertIn("Deleted.", self.act("force_delete", post="yes"))
         self.assertEqual(CleanupOperation.objects.get().released_by, "anna")
         self.assertEqual([clip.title for clip in Clip.objects.all()], ["Weather"])
+
+    def test_a_token_of_the_api_is_made_for_an_editor(self) -> None:
+        form = {"name": "nightly", "user": self.editor.pk, "expires_at_0": "", "expires_at_1": ""}
+        address = reverse("admin:storage_audit_apitoken_add")
+        self.assertIn("anna", self.read(self.client.get(address)))
+        self.assertIn("sa_", self.read(self.client.post(address, form)))
+        text = self.read(self.client.get(reverse("admin:storage_audit_apitoken_changelist")))
+        self.assertIn('<td class="field-state">valid</td>', text)

@@ -1,35 +1,33 @@
-// Reads and writes objects through the R2 binding, which takes every key that R2 takes.
-export default {
-  async fetch(request, env) {
-    if (request.headers.get("x-token") !== env.TOKEN) {
-      return new Response("wrong token\n", { status: 403 });
-    }
-    const query = new URL(request.url).searchParams;
-    const bucket = env[query.get("bucket")];
-    const key = query.get("key");
-    if (request.method === "PUT") {
-      await bucket.put(key, await request.arrayBuffer());
-      return new Response();
-    }
-    if (request.method === "DELETE") {
-      await bucket.delete(key);
-      return new Response();
-    }
-    if (key !== null) {
-      const object = await bucket.get(key);
-      return new Response(object?.body, { status: object ? 200 : 404 });
-    }
-    const page = await bucket.list({
-      prefix: query.get("prefix") ?? undefined,
-      delimiter: query.get("delimiter") ?? undefined,
-      startAfter: query.get("startAfter") ?? undefined,
-      cursor: query.get("cursor") ?? undefined,
-      limit: Number(query.get("limit") ?? 1000),
-    });
-    return Response.json({
-      objects: page.objects.map(({ key, size, etag, uploaded }) => [key, size, etag, uploaded]),
-      prefixes: page.delimitedPrefixes,
-      cursor: page.truncated ? page.cursor : null,
-    });
-  },
-};
+// Cloudflare's own simulator of R2, as `wrangler dev` runs it, but without wrangler's second server
+// in front, which takes half of the time of each request. Its options are in the file that is named.
+import { readFileSync } from "node:fs";
+import { Miniflare } from "miniflare";
+
+const { port, folder, buckets, credentials, token } = JSON.parse(readFileSync(process.argv[2]));
+const env = { TOKEN: { type: "text", value: token } };
+for (const name of buckets) {
+  env[name] = { type: "r2", name, dev: { experimentalS3Credentials: credentials } };
+}
+const contents = readFileSync(new URL("local_r2_worker.mjs", import.meta.url), "utf8");
+const server = new Miniflare({
+  host: "127.0.0.1",
+  port,
+  cf: false,
+  enableDevRegistry: false,
+  logRequests: false,
+  resourcePersistencePath: folder,
+  workers: [
+    {
+      config: {
+        name: "local-r2",
+        compatibilityDate: "2026-01-01",
+        env,
+        manifest: { mainModule: "worker.mjs", modules: { "worker.mjs": { type: "esm", contents } } },
+      },
+    },
+  ],
+});
+for (const signal of ["SIGINT", "SIGTERM"]) {
+  process.once(signal, () => server.dispose());
+}
+await server.ready;

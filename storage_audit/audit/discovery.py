@@ -90,7 +90,6 @@ def discover_listed(work: Work) -> None:
         if page:
             save_listed(work, page, span)
         if is_last:
-            operation.progress(cursor=work.move(span=span, after=None, tracked=""))
             discover_tracked(work, span)
         if page and (is_last or operation.cursor["after"] != before):
             work.breathe()
@@ -107,17 +106,17 @@ def save_listed(work: Work, page: Sequence[Listed], span: int) -> None:
 def discover_tracked(work: Work, span: int) -> None:
     """Rows of the project under the prefix whose object the complete listing did not show."""
     operation = work.operation
-    prefix, after = operation.ranges[span], operation.cursor["tracked"]
+    prefix, after = operation.ranges[span], operation.cursor.get("tracked", "")
     rows, is_complete = tracked_rows(operation).under(prefix), work.shows_all_spellings(prefix)
     size = CHUNK if is_complete else LONE_KEYS
     while chunk := list(rows.between(after, None).values_list("key", flat=True)[:size]):
         after = chunk[-1]
         if is_complete:
-            save_absent(work, chunk, span, work.move(tracked=after))
+            save_absent(work, chunk, span, work.move(span=span, tracked=after))
         else:
-            save_alone(work, list(unlisted(work, chunk).values()), tracked=after)
+            save_alone(work, list(unlisted(work, chunk).values()), span=span, tracked=after)
         work.breathe()
-    operation.progress(cursor=work.move(span=span + 1, tracked=None))
+    operation.progress(cursor=work.move(span=span + 1, after=None, tracked=None))
 
 
 def tracked_rows(operation: CleanupOperation) -> R2ObjectQuerySet:

@@ -63,13 +63,11 @@ def look_under_prefixes(work: Work) -> None:
     first, after = operation.cursor["span"], operation.cursor.get("after", "")
     for span, page, is_last in work.list_ranges(first, after):
         before = operation.cursor.get("after")
-        if page:
-            with transaction.atomic():
-                so_far = headway.passed(operation, len(page))
-                operation.renew(cursor=work.move(span=span, after=end_of(page)), headway=so_far)
+        cursor = work.move(span=span + 1, after="") if is_last else work.move(after=end_of(page))
+        with transaction.atomic():
+            operation.renew(cursor=cursor, headway=headway.passed(operation, len(page)))
+            if page:
                 mark_present(work, page, span)
-        if is_last:
-            operation.renew(cursor=work.move(span=span + 1, after=""))
         if page and (is_last or operation.cursor["after"] != before):
             work.breathe()
 

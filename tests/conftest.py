@@ -165,7 +165,7 @@ def nothing_is_left_behind(django_db_blocker: DjangoDbBlocker) -> Iterator[None]
     yield
     assert leftovers.left_since(before) == []
     with django_db_blocker.unblock():
-        assert connection.connection is None or leftovers.connections_left() == 0
+        assert leftovers.connections_left() == 0
 
 
 @pytest.fixture(autouse=True)

@@ -332,7 +332,7 @@ def test_a_signal_ends_a_test_run_after_its_fixtures(tmp_path: Path) -> None:
         "def test_one(server): signal.raise_signal(signal.SIGTERM)\n"
         "def test_two(): print('went on')\n"
     )
-    argv = [sys.executable, "-m", "pytest", "-s", "-p", "no:django", str(test)]
+    argv = [sys.executable, "-m", "pytest", "-s", "-p", "no:django", "-p", "no:randomly", str(test)]
     run = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == pytest.ExitCode.INTERRUPTED
     assert "torn down" in run.stdout

@@ -90,18 +90,22 @@ TIMES_ASKED = 20
 
 
 def check_routers(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """Cleanups decide by what they just wrote, which a replica may not have yet."""
+    """Cleanups decide by what they just wrote, which a replica may not have yet. A project that is
+    written through another alias is no project to them, and its deletion would wait for itself."""
+    ours = list(apps.get_app_config("storage_audit").get_models())
+    asked = [(router.db_for_read, ours), (router.db_for_write, [*ours, projects.model()])]
     elsewhere = [
         model._meta.label
-        for model in apps.get_app_config("storage_audit").get_models()
-        for ask in (router.db_for_read, router.db_for_write)
+        for ask, models_asked in asked
+        for model in models_asked
         if any(ask(model) != DEFAULT_DB_ALIAS for _time in range(TIMES_ASKED))
     ]
     if not elsewhere:
         return []
     hint = (
-        'Have DATABASE_ROUTERS return "default" for the app label "storage_audit", for reads too.'
-        " A replica that is behind hides files and limits from cleanups."
+        'Have DATABASE_ROUTERS return "default" for the app label "storage_audit", for reads too,'
+        " and for writes of the project model. A replica that is behind hides files and limits"
+        " from cleanups."
     )
     names = ", ".join(dict.fromkeys(elsewhere))
     text = f"DATABASE_ROUTERS send {names} to another database than the default one."

@@ -8,6 +8,7 @@ from itertools import cycle
 from pathlib import Path
 
 import pytest
+from django.contrib.auth.models import Group
 from django.db import connection, connections
 from django.db.models import Model
 from django_q.models import Schedule
@@ -70,6 +71,25 @@ class OurReadsByChance:
 class OurWrites:
     def db_for_write(self, model: type[Model], **hints: object) -> str | None:
         return "shard" if model is Finding else None
+
+
+class WritesOfProjects:
+    """The model that a test names; its reads may go to a replica."""
+
+    def db_for_read(self, model: type[Model], **hints: object) -> str | None:
+        return "replica" if model is Group else None
+
+    def db_for_write(self, model: type[Model], **hints: object) -> str | None:
+        return "primary" if model is Group else None
+
+
+def test_router_that_sends_writes_of_projects_to_another_alias_is_an_error(
+    settings: Settings,
+) -> None:
+    settings.DATABASE_ROUTERS = [WritesOfProjects()]
+    assert "storage_audit.E007" not in run_system_checks()
+    settings.STORAGE_AUDIT_PROJECT_MODEL = "auth.Group"
+    assert "send auth.Group to another" in run_system_checks()["storage_audit.E007"].msg
 
 
 class ReadsOfOthers:

@@ -25,6 +25,8 @@ Log = Callable[[list[Any]], object]
 Batch = dict[str, Model]
 # The cleanups of deleted projects, by the projects' ids.
 Made = dict[str, list[CleanupOperation]]
+# Where Django keeps what prefetch_related() read.
+PREFETCHED = "_prefetched_objects_cache"
 _noted: ContextVar[set[str] | None] = ContextVar("storage_audit_noted", default=None)
 
 
@@ -120,8 +122,9 @@ def delete_batch(batch: Batch, log: Log = list) -> Made:
         if len(there) == 1:
             delete_alone(there[0], *rows.values())
         elif there:
-            stored: QuerySet[Any] = QuerySet(type(there[0]), using=DEFAULT_DB_ALIAS)
-            limit_to(stored, [owner.pk for owner in there]).delete()
+            # Of several models, Django would take all for rows of the first one.
+            same = there if len(set(map(type, there))) == 1 else list(rows.values())
+            limit_to(stored(type(same[0])), [row.pk for row in same]).delete()
     gone = dict.fromkeys([*rows, *noted])
     left = projects.present(gone)
     for project_id in rows:
@@ -169,13 +172,29 @@ def delete_together(owners: Iterable[Model]) -> None:
 
 
 def delete_alone(owner: Model, project: Model) -> None:
-    """By the delete() of the owner's model, unless only that of the project's is its own."""
+    """By the delete() of the owner's model, unless only that of the project's is its own. Raises
+    StillAlive where only the project's row is left of a child's."""
     if type(owner).delete is Model.delete is not type(project).delete:
         project.delete()
         return
-    # Another delete() may have changed it since.
-    owner.refresh_from_db(from_queryset=QuerySet(type(owner), using=DEFAULT_DB_ALIAS))
-    owner.delete()
+    # Another delete() may have changed it since. Not by refresh_from_db(), which a model's own
+    # fields may refuse.
+    row = stored(type(owner)).filter(pk=owner.pk).first()
+    if row is None:
+        reason = _("it is no longer a %s.") % owner._meta.verbose_name
+        raise StillAlive(tell(projects.id_of(owner), reason))
+    # Such as what an admin set for it, but no rows that were read with the owner.
+    kept = {name: value for name, value in vars(owner).items() if name != PREFETCHED}
+    vars(row).update(kept | vars(row))
+    if type(row).delete is Model.delete:
+        row.delete(using=DEFAULT_DB_ALIAS)
+    else:
+        row.delete()
+
+
+def stored(model: type[Model]) -> QuerySet[Any]:
+    """All rows of the table, past managers and routers."""
+    return QuerySet(model, using=DEFAULT_DB_ALIAS)
 
 
 def delete_project(owner: Model) -> list[CleanupOperation] | None:

@@ -101,12 +101,13 @@ def project_to_be_deleted(instance: models.Model, **kwargs: Any) -> None:
 @of_default_database
 def project_deleted(instance: models.Model, **kwargs: Any) -> None:
     project_id, now, origin = vars(instance)["storage_audit_id"], timezone.now(), current_origin()
+    forced = origin.forced and project_deletion.is_asked_for(projects_of_call())
     KnownProject.objects.saw_deleted(project_id, now, KnownProject.Evidence.DELETED)
     operations = succession.request_cleanups(
         project_id,
-        trigger=Trigger.FORCED if origin.forced else Trigger.DELETED,
+        trigger=Trigger.FORCED if forced else Trigger.DELETED,
         deleted_at=now,
-        released_by=origin.user if origin.forced else "",
+        released_by=origin.user if forced else "",
     )
     named_files.note(operations, vars(instance)["storage_audit_named"], projects_of_call())
     tasks.enqueue_on_commit(operations)
@@ -166,15 +167,13 @@ class Request:
 
 def request_deletion(bucket: str, rows: list[Row]) -> None:
     """Put the rows into this transaction's operation for the bucket, made when there is none."""
-    origin = current_origin()
     operation = operation_under_way(bucket)
     if operation is None:
         operation = CleanupOperation.objects.request(
             kind=CleanupOperation.Kind.OBJECTS,
             bucket=bucket,
             project_id=rows[0].project_id,
-            trigger=Trigger.FORCED if origin.forced else Trigger.DELETED,
-            released_by=origin.user if origin.forced else "",
+            trigger=Trigger.DELETED,
         )
         transaction.on_commit(Request(operation).enqueue, robust=True)
     operation.add_rows(rows)

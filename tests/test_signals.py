@@ -24,6 +24,7 @@ from storage_audit.origin import Origin, acting_as
 from tests.builders import track_keys
 from tests.database import Rollback
 from tests.owner_models import forget_model
+from tests.promises import force_delete
 from tests.queues import list_enqueued_ids
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
@@ -236,8 +237,7 @@ def test_one_operation_for_each_bucket_with_objects_of_the_project() -> None:
 
 def test_a_forced_deletion_is_released_and_says_by_whom() -> None:
     Project.objects.create(pk="proj_1")
-    with acting_as(Origin("ada", "web, 203.0.113.7", forced=True)):
-        Project.objects.get().delete()
+    force_delete("proj_1", "ada")
     operation = CleanupOperation.objects.get()
     assert (operation.trigger, operation.released_by) == (Trigger.FORCED, "ada")
 

@@ -37,6 +37,8 @@ class Deletion(NamedTuple):
     operations: list[CleanupOperation]
     # A sentence each, with the reason.
     kept: list[str]
+    # What the site's hooks raised after a commit.
+    failures: list[Exception]
 
 
 def has_own_delete(owners: Iterable[Model] = ()) -> bool:
@@ -57,10 +59,13 @@ def split(owners: Iterable[Model]) -> list[Batch]:
 def delete_projects(owners: Iterable[Model], log: Log) -> Deletion:
     """Delete those that can be deleted, and say which ones stay. The owners are rows of the project
     model, of a child or a proxy of it, or of the model that it is a proxy of."""
-    todo, made, kept = split(owners), Made(), dict[str, str]()
+    todo, made, kept, failures = split(owners), Made(), dict[str, str](), list[Exception]()
     ids = [project_id for batch in todo for project_id in batch]
     while todo:
-        refused = [(batch, error) for batch in todo if (error := try_to_delete(batch, made, log))]
+        refused = list[tuple[Batch, Exception]]()
+        for batch in todo:
+            error = try_to_delete(batch, made, log, failures)
+            refused += [(batch, error)] if error else []
         for batch, error in refused:
             kept |= dict.fromkeys(batch, explain(batch, error))
         # A row that needed one of them may have gone with another one.
@@ -69,15 +74,19 @@ def delete_projects(owners: Iterable[Model], log: Log) -> Deletion:
     operations = [each for cleanups in made.values() for each in cleanups]
     # Those that are refused together have one sentence.
     texts = dict.fromkeys(text for project_id, text in kept.items() if project_id not in made)
-    return Deletion([each for each in ids if each in made], operations, list(texts))
+    return Deletion([each for each in ids if each in made], operations, list(texts), failures)
 
 
-def try_to_delete(batch: Batch, made: Made, log: Log) -> Exception | None:
+def try_to_delete(
+    batch: Batch, made: Made, log: Log, failures: list[Exception]
+) -> Exception | None:
     """Why none of the batch was deleted, or None; adds to what was made. Another error is an answer
     only where a model has its own delete(): the other projects then have answers of their own. Else
     it is raised."""
     try:
-        made |= delete_batch(batch, log)
+        with committing(failures):
+            deleted = delete_batch(batch, log)
+        made |= deleted
     except REFUSALS as refusal:
         return refusal
     except Exception as error:
@@ -86,6 +95,23 @@ def try_to_delete(batch: Batch, made: Made, log: Log) -> Exception | None:
         logger.exception("The deletion of project %s failed", *map(visible, batch))
         return error
     return None
+
+
+@contextmanager
+def committing(failures: list[Exception]) -> Iterator[None]:
+    """A transaction. A hook of the site that fails after the commit undoes nothing, so its error is
+    no refusal: it is logged, and added to the failures."""
+    committed = list[bool]()
+    try:
+        with transaction.atomic():
+            # Django calls hooks in their order, and this one is the first.
+            transaction.on_commit(lambda: committed.append(True))
+            yield
+    except Exception as error:
+        if not committed:
+            raise
+        logger.exception("A hook of the site failed after a deletion was committed")
+        failures.append(error)
 
 
 def explain(batch: Batch, error: Exception) -> str:
@@ -117,7 +143,7 @@ def delete_batch(batch: Batch, log: Log = list) -> Made:
     rows = {project_id: row for project_id in batch if (row := lock_row(batch[project_id]))}
     there = [batch[project_id] for project_id in rows]
     log(there)
-    with note_deleted() as noted:
+    with note_deleted(rows) as noted:
         # By Django's own ways, which tell signal receivers the origin of the deletion.
         if len(there) == 1:
             delete_alone(there[0], *rows.values())
@@ -134,10 +160,10 @@ def delete_batch(batch: Batch, log: Log = list) -> Made:
 
 
 @contextmanager
-def note_deleted() -> Iterator[set[str]]:
-    """The ids of the projects whose deletion is signalled meanwhile; some of these deletions may
-    have been rolled back."""
-    noted = set[str]()
+def note_deleted(project_ids: Iterable[str]) -> Iterator[set[str]]:
+    """These ids, and those of the projects whose deletion is signalled meanwhile; some of these
+    deletions may have been rolled back."""
+    noted = set(project_ids)
     token = _noted.set(noted)
     try:
         yield noted
@@ -149,6 +175,12 @@ def note(project_id: str) -> None:
     """Add the project to what `note_deleted` gathers, if somebody asked for it."""
     if (noted := _noted.get()) is not None:
         noted.add(project_id)
+
+
+def is_asked_for(project_ids: set[str]) -> bool:
+    """Whether the one delete() call that deletes these projects is the one that was asked for, and
+    no other one of a receiver or a hook of the site."""
+    return not project_ids.isdisjoint(_noted.get() or ())
 
 
 def lock_row(owner: Model) -> Model | None:

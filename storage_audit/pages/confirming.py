@@ -1,6 +1,8 @@
 """Actions that destroy, and the page on which they are confirmed first."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NamedTuple, cast
 
@@ -8,7 +10,7 @@ from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.options import TO_FIELD_VAR
 from django.contrib.admin.utils import unquote
-from django.db import models, transaction
+from django.db import models
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.template.response import TemplateResponse
 from django.urls import ResolverMatch
@@ -16,6 +18,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from storage_audit.audit.project_deletion import committing
 from storage_audit.models import CleanupOperation
 from storage_audit.pages.base import AuditAdmin, M
 from storage_audit.querysets import limit_to, read_in_steps
@@ -156,9 +159,25 @@ class DeletingAdmin(ConfirmingAdmin[M]):
         selection = self.select(request, queryset)
         return self.delete_selection(request, selection) if selection else None
 
+    @contextmanager
+    def _deletion(self, request: HttpRequest) -> Iterator[None]:
+        """A transaction; says if a hook of the site failed after its commit."""
+        failures = list[Exception]()
+        with committing(failures):
+            yield
+        self._tell_failures(request, failures)
+
+    def _tell_failures(self, request: HttpRequest, failures: list[Exception]) -> None:
+        if failures:
+            text = _(
+                "The deletion went through, but a later step of this site failed. The server's log"
+                " says why."
+            )
+            self.message_user(request, text, messages.WARNING)
+
     def delete_selection(self, request: HttpRequest, selection: Selection) -> HttpResponse | None:
         began = timezone.now()
-        with transaction.atomic():
+        with self._deletion(request):
             response = delete_selected(self, request, selection.rows)
         if isinstance(response, TemplateResponse) and response.context_data is not None:
             response.context_data |= self.hidden_fields(request, selection)
@@ -176,9 +195,12 @@ class DeletingAdmin(ConfirmingAdmin[M]):
             if request.POST and not self.is_confirmed(request, digest):
                 # Django takes any other answer for a yes.
                 request.POST = QueryDict()
+        if request.method != "POST":
+            return super().delete_view(request, object_id, extra_context)
         began = timezone.now()
-        response = super().delete_view(request, object_id, extra_context)
-        if request.method == "POST" and response.status_code == 302:
+        with self._deletion(request):
+            response = super().delete_view(request, object_id, extra_context)
+        if response.status_code == 302:
             self.announce_deletion(request, began)
         return response
 

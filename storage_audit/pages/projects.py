@@ -253,6 +253,7 @@ class OwnerAdmin(DeletingAdmin[M]):
         """Delete them, and say which ones stay."""
         log = partial(self.log_deletions, request)
         deletion = project_deletion.delete_projects(rows.order_by("pk"), log)
+        self._tell_failures(request, deletion.failures)
         if deletion.kept:
             self.message_user(request, told(deletion.kept), messages.ERROR)
         elif not deletion.deleted:

@@ -12,12 +12,8 @@ from django.db.models import OuterRef, Q, QuerySet, Subquery, Value
 from django.db.models.functions import Upper
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
-from django.template.defaultfilters import filesizeformat
 from django.template.response import TemplateResponse
 from django.utils import timezone
-from django.utils.formats import number_format
-from django.utils.html import format_html, format_html_join
-from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -27,38 +23,27 @@ from storage_audit.audit.project_deletion import REFUSALS, Deletion, reason_of
 from storage_audit.audit.requests import StillAlive
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
-from storage_audit.models import Job, KnownProject, Project, R2Object
+from storage_audit.models import Job, KnownProject, Project
 from storage_audit.origin import acting_as, of_request
 from storage_audit.pages.base import (
     M,
     action,
-    amount,
-    badge,
     comparison_of,
-    list_of,
-    page_of,
     told,
 )
 from storage_audit.pages.confirming import DeletingAdmin, Selection
 from storage_audit.pages.going_along import GoingAlong
 from storage_audit.pages.jobs import may_see_jobs
-from storage_audit.querysets import COUNTED, SUMMED, starts_with, with_storage
+from storage_audit.pages.project_columns import ProjectColumns
+from storage_audit.querysets import starts_with
 from storage_audit.roles import has_own_deletion, pages_of, stock_deletion
-
-# What `with_storage` says of each project.
-STORAGE = (
-    "storage_audit_object_count",
-    "storage_audit_object_bytes",
-    "storage_audit_last_operation_id",
-    "storage_audit_last_operation_status",
-)
 
 
 class AlreadyGone(Exception):
     """Rolls back the history of a deletion that somebody else was quicker with."""
 
 
-class OwnerAdmin(DeletingAdmin[M]):
+class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
     """What the admin of a model whose rows own objects needs; see docs/adopting.md."""
 
     actions: Sequence[Any] = (
@@ -70,54 +55,6 @@ class OwnerAdmin(DeletingAdmin[M]):
     change_form_template = "admin/storage_audit/change_form.html"
     delete_confirmation_template = "admin/storage_audit/delete_confirmation.html"
     delete_selected_confirmation_template = "admin/storage_audit/delete_selected_confirmation.html"
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[M]:
-        return with_storage(super().get_queryset(request))
-
-    # What is counted for each row of a list would be counted for all projects to sort by it.
-    @admin.display(description=gettext_lazy("objects"))
-    def tracked_objects(self, project: Any) -> str:
-        shown = number_format(min(project.storage_audit_object_count, COUNTED), force_grouping=True)
-        return _("more than %s") % shown if project.storage_audit_object_count > COUNTED else shown
-
-    @admin.display(description=gettext_lazy("bytes"))
-    def tracked_bytes(self, project: Any) -> str:
-        shown = filesizeformat(project.storage_audit_object_bytes)
-        return _("more than %s") % shown if project.storage_audit_object_count > SUMMED else shown
-
-    @admin.display(description=gettext_lazy("last cleanup"))
-    def last_cleanup(self, project: Any) -> SafeString | None:
-        if project.storage_audit_last_operation_id is None:
-            return None
-        url, status = (
-            page_of(project.storage_audit_last_operation_id),
-            badge(project.storage_audit_last_operation_status),
-        )
-        return format_html('<a href="{}">{}</a>', url, status)
-
-    @admin.display(description=gettext_lazy("tracked in R2"))
-    def storage(self, project: Any) -> SafeString:
-        """Exact, so for the page of one project."""
-        mine = {"project_id": project.storage_audit_id}
-        held = R2Object.objects.filter(**mine).by_bucket() or [(conf().bucket, 0, 0)]
-        show, url = _("Show the objects"), list_of("cleanupoperation", **mine)
-        lines = [
-            (amount(count, size), list_of("r2object", bucket=bucket, **mine), show)
-            for bucket, count, size in held
-        ]
-        objects = format_html_join("", '{} · <a href="{}">{}</a> · ', lines)
-        return format_html('{}<a href="{}">{}</a>', objects, url, _("Show the cleanups"))
-
-    def to_export(self, rows: QuerySet[M]) -> QuerySet[M]:
-        """Exact, where the list counts no more than it has to."""
-        return with_storage(rows, whole=True)
-
-    def export_columns(self, request: HttpRequest) -> list[str]:
-        """Of the model only what the list shows, as an adopter's may have secrets."""
-        key, shown = conf().project_field, self.get_list_display(request)
-        fields = [f.attname for f in self.opts.concrete_fields if f.name in shown]
-        first = projects.model()._meta.pk.attname if key == "pk" else key
-        return list(dict.fromkeys([first, *fields, *STORAGE]))
 
     def facts(self, queryset: QuerySet[M]) -> QuerySet[Any, tuple[Any, ...]]:
         """Its key and id, and whether it still stands for the same project."""

@@ -116,3 +116,26 @@ def test_force_delete_skips_the_limits_only_of_confirmed_projects(receive: Recei
     made = CleanupOperation.objects.values_list("project_id", "trigger", "released_by")
     others = {(f"proj_{number}", "deleted", "") for number in (2, 3)}
     assert set(made) == {("proj_1", "forced", "anna"), *others}
+
+
+@pytest.mark.parametrize("order", [["proj_2", "proj_3", "proj_1"], ["proj_1", "proj_2", "proj_3"]])
+def test_delete_button_calls_no_project_gone_because_another_one_was(
+    receive: Receive, monkeypatch: pytest.MonkeyPatch, order: list[str]
+) -> None:
+    """As of a series whose parts go first; one part goes with another."""
+
+    def take_along(project: Project) -> None:
+        if project.pk == "proj_2":
+            Project.objects.filter(pk="proj_3").delete()
+
+    def delete_model(pages: Any, request: HttpRequest, obj: Any) -> None:
+        rows = Project.objects.in_bulk()
+        for project_id in order:
+            OwnerAdmin.delete_model(pages, request, rows[project_id])
+
+    monkeypatch.setattr(ProjectAdmin, "delete_model", delete_model)
+    alive("proj_1", "proj_2", "proj_3")
+    receive(take_along)
+    shown = click_delete("proj_1")
+    assert "deleted successfully" in shown and "already gone" not in shown
+    assert not list_projects() and LogEntry.objects.get().object_id == "proj_1"

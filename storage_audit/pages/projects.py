@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from django.contrib import admin, messages
+from django.contrib.admin.options import TO_FIELD_VAR
 from django.contrib.admin.utils import model_ngettext
 from django.contrib.admin.widgets import AdminTextInputWidget
 from django.db import transaction
@@ -146,7 +147,10 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
             return redirect(self.list_address())
 
     def response_delete(self, request: HttpRequest, obj_display: str, obj_id: Any) -> HttpResponse:
-        if getattr(request, "storage_audit_gone", False):
+        field = request.POST.get(TO_FIELD_VAR, request.GET.get(TO_FIELD_VAR))
+        gone = vars(request).get("storage_audit_gone", ())
+        # As Django takes the id from the row.
+        if obj_id in [row.serializable_value(field or self.opts.pk.attname) for row in gone]:
             raise AlreadyGone
         return super().response_delete(request, obj_display, obj_id)
 
@@ -201,9 +205,9 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
     @stock_deletion
     def delete_model(self, request: HttpRequest, obj: M) -> None:
         """Raises StillAlive for a row that its model keeps."""
-        # No error, as a site's own delete_queryset may come to rows that went with others.
+        # No error, as a site's own steps may come to rows that went with others.
         if project_deletion.delete_project(obj) is None:
-            vars(request)["storage_audit_gone"] = True
+            vars(request).setdefault("storage_audit_gone", []).append(obj)
 
     @stock_deletion
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[M]) -> None:

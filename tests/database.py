@@ -10,7 +10,9 @@ import pytest
 from django.apps import apps
 from django.contrib.admin.models import LogEntry
 from django.contrib.sessions.models import Session
-from django.db import connection
+from django.db import connection, connections
+from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
+from django.db.models import Model
 from django_q.models import OrmQ
 from django_q.signing import SignedPackage
 
@@ -62,6 +64,22 @@ def copy_database(tmp_path: Path) -> Iterator[None]:
         if connection.vendor == "postgresql":
             with connection._nodb_cursor() as cursor:
                 cursor.execute(f'DROP DATABASE "{copy}"')
+
+
+@contextmanager
+def another_database(tmp_path: Path, *tables: type[Model]) -> Iterator[str]:
+    """One in SQLite with these tables; gives its alias."""
+    facts = {"NAME": str(tmp_path / "copy.sqlite3"), "OPTIONS": {}}
+    copy = SQLite({**connection.settings_dict, **facts}, "copy")
+    connections["copy"] = copy
+    try:
+        with copy.schema_editor() as editor:
+            for model in tables:
+                editor.create_model(model)
+        yield "copy"
+    finally:
+        copy.close()
+        del connections["copy"]
 
 
 def dump_everything(bucket: Bucket) -> dict[str, Any]:

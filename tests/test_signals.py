@@ -10,8 +10,7 @@ import pytest
 from django.contrib.admin.actions import delete_selected
 from django.contrib.admin.sites import AdminSite
 from django.contrib.auth.models import User
-from django.db import connection, connections, models, transaction
-from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
+from django.db import connection, models, transaction
 from django.db.models.signals import post_delete, pre_delete
 from django.test import RequestFactory
 from django.test.utils import CaptureQueriesContext
@@ -22,7 +21,7 @@ from storage_audit import signals
 from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, Project, R2Object
 from storage_audit.origin import Origin, acting_as
 from tests.builders import track_keys
-from tests.database import Rollback
+from tests.database import Rollback, another_database
 from tests.owner_models import forget_model
 from tests.promises import force_delete
 from tests.queues import list_enqueued_ids
@@ -82,17 +81,9 @@ def no_queue() -> Iterator[None]:
 
 
 @pytest.fixture
-def another_database(tmp_path: Path) -> Iterator[str]:
-    """One with the tables of ours; gives its alias."""
-    facts = {"NAME": str(tmp_path / "copy.sqlite3"), "OPTIONS": {}}
-    copy = SQLite({**connection.settings_dict, **facts}, "copy")
-    connections["copy"] = copy
-    with copy.schema_editor() as editor:
-        for model in (Project, R2Object):
-            editor.create_model(model)
-    yield "copy"
-    copy.close()
-    del connections["copy"]
+def copy(tmp_path: Path) -> Iterator[str]:
+    with another_database(tmp_path, Project, R2Object) as alias:
+        yield alias
 
 
 # Projects
@@ -618,19 +609,19 @@ def test_two_connections_that_delete_at_once_keep_apart() -> None:
 # Other databases
 
 
-def test_rows_of_another_database_start_nothing(another_database: str) -> None:
+def test_rows_of_another_database_start_nothing(copy: str) -> None:
     """A copy of the tables owns nothing in the bucket."""
     row = {"bucket": "tests", "key": "a", "source": "upload", "state": "stored"}
     with transaction.atomic():
-        for using in ("default", another_database):
+        for using in ("default", copy):
             Project(pk="proj_1").save(using=using)
             R2Object(**row).save(using=using)
         KnownProject.objects.all().delete()
-        Project.objects.using(another_database).get().delete()
-        R2Object.objects.using(another_database).get().delete()
-        R2Object.objects.using(another_database).create(**row)
-        Project.objects.using(another_database).create(pk="proj_2")
-    R2Object.objects.using(another_database).all().delete()
+        Project.objects.using(copy).get().delete()
+        R2Object.objects.using(copy).get().delete()
+        R2Object.objects.using(copy).create(**row)
+        Project.objects.using(copy).create(pk="proj_2")
+    R2Object.objects.using(copy).all().delete()
     assert not CleanupOperation.objects.exists() and not KnownProject.objects.exists()
     R2Object.objects.get().delete()
     Project.objects.get().delete()

@@ -8,7 +8,7 @@ from django.contrib import admin, messages
 from django.contrib.admin.options import TO_FIELD_VAR
 from django.contrib.admin.utils import model_ngettext
 from django.contrib.admin.widgets import AdminTextInputWidget
-from django.db import transaction
+from django.db import DEFAULT_DB_ALIAS, transaction
 from django.db.models import OuterRef, Q, QuerySet, Subquery, Value
 from django.db.models.functions import Upper
 from django.http import HttpRequest, HttpResponse
@@ -68,9 +68,10 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
         )
 
     def render_delete_form(self, request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
-        going = GoingAlong([context["object"]])
-        context["deleted_objects"] = [*context["deleted_objects"], *going.lines()]
-        context["model_count"] = [*context["model_count"], going.total()]
+        if not is_copy(self.get_queryset(request)):
+            going = GoingAlong([context["object"]])
+            context["deleted_objects"] = [*context["deleted_objects"], *going.lines()]
+            context["model_count"] = [*context["model_count"], going.total()]
         return super().render_delete_form(request, context)
 
     def render_change_form(
@@ -96,6 +97,8 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
         self, request: HttpRequest, owners: QuerySet[M], action: Job.Action, text: str, log: str
     ) -> HttpResponse | None:
         """An operation for a single project, and a job for many."""
+        if self._refuse_copies(request, owners):
+            return None
         ids = ids_of(owners)
         if not ids:
             text = _("Nothing was done: none of the selected projects is there any more.")
@@ -109,6 +112,16 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
                 self.log_change(request, project, log % operation.pk)
             tasks.enqueue_on_commit(operations)
         return self.announce(request, text, operations)
+
+    def _refuse_copies(self, request: HttpRequest, rows: QuerySet[M]) -> bool:
+        """Whether they are; if so, says that nothing was done."""
+        if is_copy(rows):
+            text = _(
+                "Nothing was done: these rows are in the database %s. Files belong to rows of the"
+                " default database only."
+            )
+            self.message_user(request, text % rows.db, messages.ERROR)
+        return is_copy(rows)
 
     def ask_for_many(
         self, request: HttpRequest, action: Job.Action, ids: list[str]
@@ -156,7 +169,7 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
 
     def delete_selection(self, request: HttpRequest, selection: Selection) -> HttpResponse | None:
         rows = selection.rows
-        if selection.is_confirmed:
+        if selection.is_confirmed and not is_copy(rows):
             *_shown, lacking, protected = self.get_deleted_objects(rows, request)
             # The stock page says what stands in the way, and refuses.
             if not (lacking or protected):
@@ -171,7 +184,11 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
             text = _("None of the selected projects was deleted. %s")
             self.message_user(request, text % reason_of(refusal), messages.ERROR)
             return None
-        if isinstance(response, TemplateResponse) and response.context_data is not None:
+        if (
+            isinstance(response, TemplateResponse)
+            and response.context_data is not None
+            and not is_copy(rows)
+        ):
             context, going = response.context_data, GoingAlong(rows)
             listed = context["deletable_objects"]
             context["deletable_objects"] = [[*each, *going.lines()] for each in listed]
@@ -205,15 +222,18 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
     @stock_deletion
     def delete_model(self, request: HttpRequest, obj: M) -> None:
         """Raises StillAlive for a row that its model keeps."""
+        if is_copy(rows := self.get_queryset(request)):
+            # A router may know no other database than the default one.
+            obj.delete(using=rows.db)
         # No error, as a site's own steps may come to rows that went with others.
-        if project_deletion.delete_project(obj) is None:
+        elif project_deletion.delete_project(obj) is None:
             vars(request).setdefault("storage_audit_gone", []).append(obj)
 
     @stock_deletion
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[M]) -> None:
         """All or none, as a site's own steps that call this expect. Raises StillAlive for a row
         that its model keeps."""
-        if type(queryset).delete is QuerySet.delete:
+        if type(queryset).delete is QuerySet.delete and not is_copy(queryset):
             project_deletion.delete_together(queryset.order_by("pk"))
         else:
             super().delete_queryset(request, queryset)
@@ -234,6 +254,8 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
 
     @action("force", gettext_lazy("Force-delete"))
     def force_delete(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse | None:
+        if self._refuse_copies(request, queryset):
+            return None
         selection = self.select(request, queryset)
         if not selection or self.goes_too_far(request, selection.rows):
             return None
@@ -297,6 +319,13 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
             rows=going.table(),
             button=_("Yes, delete without limits"),
         )
+
+
+def is_copy(rows: Any) -> bool:
+    """Whether an admin lists rows of another database, which own no files and may have the ids of
+    projects. A replica that a router reads from is not named by the queryset itself."""
+    named: str | None = rows._db
+    return named not in (None, DEFAULT_DB_ALIAS)
 
 
 def ids_of(owners: QuerySet[Any]) -> list[str]:

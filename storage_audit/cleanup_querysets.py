@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 from functools import reduce
 from operator import or_
@@ -24,7 +24,12 @@ from storage_audit.origin import current_origin
 
 if TYPE_CHECKING:
     # Ruff does not see names in the strings of a class's bases.
-    from storage_audit.models import CleanupItem, CleanupOperation, Row  # noqa: F401
+    from storage_audit.models import (  # noqa: F401
+        CleanupItem,
+        CleanupOperation,
+        R2Object,
+        Row,
+    )
     from storage_audit.transitions import Transitions
 
 KEPT_LATELY = timedelta(days=30)
@@ -449,6 +454,18 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
 
     def maybe_under_way(self) -> Self:
         return self.filter(maybe_under_way())
+
+    def naming(self, rows: Collection[R2Object]) -> set[int]:
+        """The ids of the rows of whose object there is an item. Looked up by name: the database
+        would read all of these items for each such question."""
+        names = {row.pk: spellings(row.key) for row in rows}
+        same = self.filter(identity__any_of=set[str]().union(*names.values()))
+        found = set(same.values_list("operation__bucket", "identity")) if names else set()
+        return {
+            row.pk
+            for row in rows
+            if not found.isdisjoint((row.bucket, name) for name in names[row.pk])
+        }
 
     def names(self) -> models.QuerySet[Any, Any]:
         """What tracking rows may call the items' objects."""

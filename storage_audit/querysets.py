@@ -19,7 +19,7 @@ from django.utils import timezone
 from storage_audit import projects
 from storage_audit.clocks import lately, maybe_since
 from storage_audit.conf import conf
-from storage_audit.fields import AnyOf, after_prefix, in_any_spelling, spellings
+from storage_audit.fields import AnyOf, after_prefix, in_any_spelling
 
 if TYPE_CHECKING:
     # Ruff does not see names in the strings of a class's bases.
@@ -288,10 +288,11 @@ def barred() -> Q:
 
 def in_hand() -> Q:
     """Rows with either of them under way: a cleanup that is not over has its own in hand for as
-    long as it takes."""
-    items = apps.get_model("storage_audit", "CleanupItem").objects.marked()
+    long as it takes. The application's own deletions mark no row, but an item."""
+    items = apps.get_model("storage_audit", "CleanupItem").objects
     mine = items.filter(operation__bucket=OuterRef("bucket"), identity=OuterRef("key"))
-    return under_way() | barred() | Q(state="deleting") & Q(Exists(mine))
+    marked, sent = Exists(mine.marked()), Exists(mine.maybe_under_way())
+    return under_way() | barred() | Q(state="deleting") & Q(marked) | Q(sent)
 
 
 class R2ObjectQuerySet(models.QuerySet["R2Object"]):
@@ -387,25 +388,13 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
 
     def in_hand_among(self, rows: Iterable[R2Object]) -> set[int]:
         """The ids of those that have not been at rest since they were read."""
+        rows, items = list(rows), apps.get_model("storage_audit", "CleanupItem").objects
         found = {row.pk for row in rows if row.state not in AT_REST}
         stale = self.filter(pk__any_of=found).exclude(under_way() | barred())
         stale = stale.exclude(state__in=AT_REST)
-        # Looked up by name: the database would read all marked items for each such question.
-        rows_left = list(stale.only("bucket", "key")) if found else []
-        if not rows_left:
-            return found
-        names = {row.pk: spellings(row.key) for row in rows_left}
-        items = apps.get_model("storage_audit", "CleanupItem").objects.marked()
-        marked = set(
-            items.filter(identity__any_of=set[str]().union(*names.values())).values_list(
-                "operation__bucket", "identity"
-            )
-        )
-        return found - {
-            row.pk
-            for row in rows_left
-            if marked.isdisjoint((row.bucket, name) for name in names[row.pk])
-        }
+        left = list(stale.only("bucket", "key")) if found else []
+        idle = {row.pk for row in left} - items.marked().naming(left)
+        return found - idle | items.maybe_under_way().naming(rows)
 
     def changing_since(self, moment: datetime | None) -> Self:
         """Rows that are in hand, or that were written since."""

@@ -149,6 +149,25 @@ def test_a_row_is_in_hand_for_as_long_as_its_cleanup_takes(listing: Listing) -> 
     assert findings() == {("missing", KEYS[5])}
 
 
+def test_row_is_in_hand_while_the_store_may_obey_a_call_that_got_no_answer(
+    listing: Listing,
+) -> None:
+    listing.remove(KEYS[5])
+    row = R2Object.objects.get(key=KEYS[5])
+    cleanup = CleanupOperation.objects.request(
+        kind="objects", project_id="proj_1", bucket=conf().bucket, trigger="deleted"
+    )
+    mark = {"outcome": "protected", "unanswered_at": timezone.now()}
+    cleanup.items.create(key=KEYS[5], identity=KEYS[5], found_in="both", **mark)
+    assert R2Object.objects.in_hand_among([row]) == {row.pk}
+    complete()
+    assert findings() == set()
+    CleanupOperation.objects.update(bucket="other")
+    assert R2Object.objects.in_hand_among([row]) == set()
+    complete()
+    assert findings() == {("missing", KEYS[5])}
+
+
 def test_a_row_in_another_spelling_than_its_item_is_in_hand(listing: Listing) -> None:
     key = "projects/proj_1/scenes/s1/media/\u00e9.mp4"
     track(normalize("NFD", key), state=State.DELETING)

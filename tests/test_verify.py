@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.core.exceptions import ValidationError
@@ -18,6 +19,7 @@ from storage_audit.audit import cleanup, discovery, limits, requests
 from storage_audit.audit.requests import StillAlive
 from storage_audit.audit.second_look import SecondLook
 from storage_audit.audit.work import OutOfTime, Work
+from storage_audit.bucket import r2
 from storage_audit.bucket.listing import escape
 from storage_audit.models import (
     CleanupOperation,
@@ -103,6 +105,23 @@ def test_upload_that_ends_while_the_bucket_is_listed_is_not_called_missing(
     alive("proj_1")
     monkeypatch.setattr(discovery, "discover_tracked", discover_tracked)
     assert verify_project("proj_1").error == "1 in step, 0 missing, 0 untracked."
+
+
+def test_file_that_the_application_deletes_meanwhile_is_not_called_missing(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, errors = r2.delete_single, list[str]()
+
+    def delete_and_verify(*args: Any) -> Any:
+        answer = original(*args)
+        errors.append(verify_project("proj_1").error)
+        return answer
+
+    alive("proj_1")
+    default_storage.save(HIERARCHICAL, ContentFile(b"content"))
+    monkeypatch.setattr(r2, "delete_single", delete_and_verify)
+    default_storage.delete(HIERARCHICAL)
+    assert errors == ["0 in step, 0 missing, 0 untracked."]
 
 
 def test_tracked_object_whose_key_names_another_project_is_not_called_missing(

@@ -21,7 +21,7 @@ from devtools.faults.matching import is_delete_batch, is_listing, on, then
 from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request
 from devtools.seaweedfs import SeaweedFS
 from storage_audit.audit import cleanup, installation, new_names, renaming
-from storage_audit.bucket import copies
+from storage_audit.bucket import copies, r2
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import nfc
 from storage_audit.conf import conf
@@ -568,6 +568,24 @@ def test_row_that_changes_meanwhile_is_not_overwritten(
     assert "changed just now" in one.objection
     assert R2Object.objects.get(key=A).project_id == "proj_2"
     assert_kept(bucket, misnamed, A, A_NEW)
+
+
+def test_file_that_the_application_deletes_just_before_the_rows_is_not_renamed(
+    bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_over = renaming.change_over
+
+    def delete_meanwhile(*args: Any) -> None:
+        # The renaming goes on before the call leaves.
+        before(monkeypatch, r2, "delete_single", lambda: change_over(*args))
+        default_storage.delete(A)
+
+    monkeypatch.setattr(renaming, "change_over", delete_meanwhile)
+    [one] = rename_findings(misnamed)
+    assert one.objection == f"The object is being deleted. If it goes, delete its copy too: {A_NEW}"
+    assert_kept(bucket, misnamed, A_NEW)
+    default_storage.delete(A_NEW)
+    assert bucket.keys() == set()
 
 
 def test_copy_that_is_not_listed_is_not_believed(

@@ -173,6 +173,10 @@ def change_rows(one: Renaming, look: Look) -> None:
     mine = one.target.filter(state=State.UPLOADING).update(state=State.STORED, **values)
     if as_they_are != ({(seen.pk, seen.updated_at)} if seen else set()) or not mine:
         raise Doubt(_("Its tracking row was changed just now. Try again later."))
+    # The application notes its deletion under the row's lock, and changes no row.
+    if being_deleted(one.bucket, names):
+        text = _("The object is being deleted. If it goes, delete its copy too: %s")
+        raise Doubt(Over(text % visible(one.new)))
     old.forget()
 
 

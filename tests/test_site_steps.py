@@ -13,6 +13,7 @@ from django.http import HttpRequest
 from storage_audit.models import CleanupOperation, Project
 from storage_audit.pages.projects import OwnerAdmin, ProjectAdmin
 from tests.admin_client import confirm, page, superuser, text_of
+from tests.api_client import program, told
 from tests.promises import alive
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
@@ -101,6 +102,15 @@ def test_hook_that_fails_after_a_sites_own_deletion_does_not_call_its_projects_k
     shown = confirm(superuser(), "project", "delete_selected", "proj_1")
     assert LATER in shown and "None of the selected projects was deleted" not in shown
     assert not list_projects()
+
+
+def test_hook_that_fails_after_a_deletion_by_api_does_not_call_the_project_kept(
+    receive: Receive,
+) -> None:
+    alive("proj_1")
+    receive(lambda _project: fail_after_commit(models.ProtectedError("In use.", set())))
+    answer = told(program().ask("DELETE", "/projects/proj_1"), 202)
+    assert answer["deletion_id"] == str(CleanupOperation.objects.get().pk)
 
 
 def test_force_delete_skips_the_limits_only_of_confirmed_projects(receive: Receive) -> None:

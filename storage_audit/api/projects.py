@@ -2,7 +2,6 @@
 
 from django.contrib.admin.models import DELETION
 from django.contrib.auth import get_permission_codename
-from django.db import transaction
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.utils.translation import gettext as _
@@ -33,7 +32,8 @@ def delete_project(
     refuse_unread(request)
     meta = projects.model()._meta
     require(request, f"{meta.app_label}.{get_permission_codename('delete', meta)}")
-    with transaction.atomic():
+    # A later step of the site that fails is in the log. The project is deleted all the same.
+    with project_deletion.committing([]):
         project = projects.lock(project_id)
         if project is None:
             made = requests.deletion_of(project_id)

@@ -115,7 +115,7 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
 
     def still_untouched(self, pk: UUID) -> CleanupOperation | None:
         """The operation if it exists and no worker had it, kept from workers until the commit."""
-        untouched = self.filter(pk=pk, status="pending", attempts=0)
+        untouched = self.filter(pk=pk, status="pending", started_at=None)
         return untouched.get() if untouched.update(attempts=0) else None
 
     def rivals(self, operation: Transitions) -> Self:
@@ -139,9 +139,9 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         # What was taken over, workers die of, until one has done something for good.
         held = Q(status="running", takeovers=0) & leased(moment + conf().lease)
         # To be superseded takes no worker.
-        return self.filter(held | self.model.OVER & after("finished_at", moment)).exclude(
-            status="superseded"
-        )
+        without_worker = Q(status="superseded") | self.model.DONE_AT_ONCE
+        over = self.model.OVER & after("finished_at", moment)
+        return self.filter(held | over).exclude(without_worker)
 
     def due(self, late: timedelta = timedelta(0)) -> Self:
         """Operations that a worker may take: their time has come, so long ago, and nobody has had
@@ -343,7 +343,7 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
             bucket=OuterRef("bucket"),
             project_id=OuterRef("project_id"),
             status__in=self.model.ENDED,
-        )
+        ).exclude(self.model.DONE_AT_ONCE)
         lately = timezone.now() - KEPT_LATELY
         return self.filter(~Exists(later), status="clean_with_protected", finished_at__gte=lately)
 
@@ -368,8 +368,10 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         return self.filter(alone | Q(pk__in=self.disappearances().values("pk")))
 
     def cleanups(self) -> Self:
-        """Deletions: no look, no dry run, and no late check of another."""
-        return self.filter(parent=None, dry_run=False).exclude(kind="verify")
+        """Deletions: no look, no dry run, no late check of another, and no call of
+        `storage.delete`, unless it left its file to a worker."""
+        cleanups = self.filter(parent=None, dry_run=False).exclude(kind="verify")
+        return cleanups.exclude(self.model.DONE_AT_ONCE)
 
 
 def maybe_under_way() -> Q:

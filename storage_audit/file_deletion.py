@@ -19,7 +19,7 @@ from storage_audit.bucket import listing, r2
 from storage_audit.bucket.errors import Refused, StoreError, TooLate, Unavailable
 from storage_audit.cleanup_querysets import CALL_LASTS
 from storage_audit.clocks import DatabaseNow
-from storage_audit.models import CleanupOperation, R2Object, Row
+from storage_audit.models import CleanupItem, CleanupOperation, R2Object, Row
 from storage_audit.querysets import R2ObjectQuerySet, under_way
 from storage_audit.redaction import visible
 from storage_audit.tracking_rows import durably, says
@@ -43,7 +43,8 @@ def identity_for(folds: bool | None) -> listing.Identity:
 
 class Deletion:
     """A cleanup of this one file is committed before the call leaves: its item bars the key, and
-    nothing else lifts that. It goes once the call was answered; else it goes on with the file."""
+    nothing else lifts that. It is closed once the file is gone, and removed where nothing was
+    deleted; without an answer it goes on with the file."""
 
     def __init__(self, bucket: str, key: str, *, folds: bool | None) -> None:
         self.bucket, self.key, self.identity = bucket, key, identity_for(folds)
@@ -86,6 +87,7 @@ class Deletion:
 
     def _confirm(self, operation: CleanupOperation) -> None:
         """Believe no answer, but a listing."""
+        began = timezone.now()
         try:
             there = listing.find(self.bucket, [self.key], self.identity)
             installation.see_marker(self.bucket)
@@ -94,7 +96,7 @@ class Deletion:
         except BaseException:
             durably(partial(self._withdraw, operation))
             raise
-        durably(partial(self._forget, operation))
+        durably(partial(self._close, operation, began))
 
     @transaction.atomic
     def _request(self) -> CleanupOperation:
@@ -113,9 +115,19 @@ class Deletion:
         return operation
 
     @transaction.atomic
-    def _forget(self, operation: CleanupOperation) -> None:
+    def _close(self, operation: CleanupOperation, began: datetime) -> None:
+        """The file is gone. Scans and cleanups, which miss it, ask the items who deleted it."""
+        # Before the rows, as a worker takes its cleanup first.
+        untouched = CleanupOperation.objects.still_untouched(operation.pk)
         self._forget_rows(self.rows)
-        self._withdraw(operation)
+        if untouched is None:
+            self._note_answer(operation)
+            return
+        sent = {"answer": str(r2.DELETED), "tries": 1, "calls": 1, "unanswered_at": None}
+        untouched.items.mark(CleanupItem.Outcome.DELETED, **sent)
+        times = {"began": began.isoformat(), "ended": timezone.now().isoformat()}
+        untouched.record("verify", _("A complete listing of its place does not show it."), **times)
+        untouched.conclude(untouched.items.books())
 
     def _forget_rows(self, rows: R2ObjectQuerySet) -> None:
         """But those that somebody changed during the call. No row of another table goes along:
@@ -125,13 +137,16 @@ class Deletion:
 
     @transaction.atomic
     def _withdraw(self, operation: CleanupOperation) -> None:
-        """The call was answered, or did not leave. A worker that had the cleanup meanwhile, as our
-        process slept, has marks of its own there."""
+        """The call was refused, did not leave, or left the file where it is."""
         if untouched := CleanupOperation.objects.still_untouched(operation.pk):
             untouched.delete()
         else:
-            ours = operation.items.filter(unanswered_at=self.asked_at, calls=0)
-            ours.update(unanswered_at=None)
+            self._note_answer(operation)
+
+    def _note_answer(self, operation: CleanupOperation) -> None:
+        """A worker that had the cleanup meanwhile, as our process slept, has marks of its own."""
+        ours = operation.items.filter(unanswered_at=self.asked_at, calls=0)
+        ours.update(unanswered_at=None)
 
     @transaction.atomic
     def _hand_over(

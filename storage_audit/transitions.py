@@ -30,7 +30,8 @@ class Transitions(models.Model):
 
     pending -> running -> planned | clean | clean_with_protected | incomplete | failed | blocked
     | superseded;  planned, blocked -> pending (by a person);  incomplete, failed -> running;
-    any open one -> superseded, or pending to be superseded, when no worker has it.
+    any open one -> superseded, or pending to be superseded, when no worker has it;
+    pending -> clean, when `storage.delete` has deleted the file.
 
     Each transition is one compare-and-set in the database, so that of two who try, one succeeds;
     those of a worker also demand that its lease is the current one and still runs.
@@ -52,6 +53,8 @@ class Transitions(models.Model):
     # Nothing more is done, by itself or for a person: a look is not tried again.
     OVER = Q(status__in=ENDED) | Q(kind="verify", status="incomplete", next_attempt_at=None)
     WORKABLE = ("pending", "running", "incomplete", "failed")
+    # `storage.delete` did it in one call: no worker was needed, or looked at anything else.
+    DONE_AT_ONCE = Q(step="verify", started_at=None)
 
     status = models.CharField(_("status"), max_length=20, choices=Status, default=Status.PENDING)
     released_by = models.TextField(_("limits lifted by"), blank=True)
@@ -246,6 +249,12 @@ class Transitions(models.Model):
         """End an operation that was withdrawn: another one does what it was to do."""
         values = {"error": reason, "finished_at": timezone.now(), "headway": {}}
         self.change(Q(), status=self.Status.SUPERSEDED, **values, **books)
+
+    def conclude(self, books: dict[str, int]) -> None:
+        """End an operation that no worker had: all that it was to delete is gone."""
+        ended = {"status": self.Status.CLEAN, "finished_at": timezone.now()}
+        done = {**ended, "step": "verify", "next_attempt_at": None, **books}
+        self.change(Q(status=self.Status.PENDING), **done)
 
     def _is_free(self) -> Q:
         """It is open, and no worker has it."""

@@ -6,7 +6,8 @@ from datetime import timedelta
 import pytest
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
-from django.db import transaction
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
 
@@ -14,10 +15,11 @@ from devtools.faults.kinds import error
 from devtools.faults.matching import is_delete_batch, is_delete_single, is_marker, on
 from devtools.faults.proxy import FaultyStore, Reply
 from storage_audit import tasks
-from storage_audit.audit import named
+from storage_audit.audit import delays, incidents, named, requests
+from storage_audit.audit.certificate.record import items_of
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Refused, TooLate, Unavailable
-from storage_audit.models import CleanupItem, CleanupOperation, Project, R2Object
+from storage_audit.models import CleanupItem, CleanupOperation, Incident, Project, R2Object
 from storage_audit.storage import KeyBeingDeleted, Upload
 from tests.bucket import Bucket
 from tests.database import Rollback
@@ -158,7 +160,7 @@ def test_second_deletion_that_is_answered_leaves_the_key_barred_for_the_first(
     put()
     during_call(lambda: default_storage.delete(NAME))
     assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
-    operation = CleanupOperation.objects.get()
+    operation = CleanupOperation.objects.get(status="pending")
     assert put() != NAME
     assert run(operation).status == "clean"
     with pytest.raises(KeyBeingDeleted):
@@ -253,10 +255,7 @@ def test_refused_deletion_that_slept_takes_no_mark_of_a_worker_back(
         default_storage.open(NAME, "w")
 
 
-def test_answered_deletion_leaves_no_trace(bucket: Bucket, store: FaultyStore) -> None:
-    put()
-    default_storage.delete(NAME)
-    assert not (R2Object.objects.exists() or CleanupOperation.objects.exists())
+def test_refused_deletion_leaves_no_cleanup(bucket: Bucket, store: FaultyStore) -> None:
     put()
     store.rules.append(on(is_delete_single, Reply(403, error("AccessDenied"))))
     with pytest.raises(Refused):
@@ -264,6 +263,99 @@ def test_answered_deletion_leaves_no_trace(bucket: Bucket, store: FaultyStore) -
     assert not CleanupOperation.objects.exists()
     assert put(NAME) != NAME
     default_storage.open(NAME, "w").close()
+
+
+# What an answered deletion leaves
+
+
+def test_answered_deletion_is_a_clean_cleanup_with_the_facts_of_its_row(
+    bucket: Bucket, caplog: pytest.LogCaptureFixture
+) -> None:
+    put()
+    facts = ("key", "project_id", "size", "etag", "last_modified")
+    row = R2Object.objects.values_list(*facts).get()
+    default_storage.delete(NAME)
+    assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
+    operation = CleanupOperation.objects.get()
+    assert {getattr(each, "deletion_id", None) for each in caplog.records} == {str(operation.pk)}
+    assert (operation.status, operation.found, operation.deleted) == ("clean", 1, 1)
+    assert (operation.next_attempt_at, operation.children.count()) == (None, 0)
+    assert operation.items.values_list(*facts, "outcome", "answer").get() == (
+        *row,
+        "deleted",
+        "Deleted",
+    )
+    [item] = items_of(operation)
+    assert item["listing"] == 1
+    assert put() == NAME
+
+
+def test_answered_deletion_tells_nobody_and_is_no_sign_of_a_worker(bucket: Bucket) -> None:
+    put()
+    default_storage.delete(NAME)
+    assert CleanupOperation.objects.get().status == "clean"
+    incidents.notice()
+    assert not Incident.objects.exists()
+    assert not delays.gets_on()
+
+
+def test_answered_deletion_hides_no_kept_file_and_is_no_usual_cleanup(bucket: Bucket) -> None:
+    other = put()
+    R2Object.objects.get().delete()
+    default_storage.open(other, "w").close()
+    kept = run(CleanupOperation.objects.get())
+    assert kept.status == "clean_with_protected"
+    default_storage.delete(other)
+    assert CleanupOperation.objects.count() == 2
+    assert CleanupOperation.objects.keeping().get() == kept
+    assert CleanupOperation.objects.cleanups().get() == kept
+
+
+def test_file_is_deleted_whose_cleanup_somebody_verifies_meanwhile(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put()
+    call = r2.delete_single
+
+    def verify_and_call(*args: str) -> r2.Answer:
+        requests.verify_operation(CleanupOperation.objects.get())
+        return call(*args)
+
+    monkeypatch.setattr(r2, "delete_single", verify_and_call)
+    default_storage.delete(NAME)
+    operation = CleanupOperation.objects.get(kind="objects")
+    assert (operation.status, R2Object.objects.count()) == ("clean", 0)
+    assert run(operation.children.get()).status == "clean"
+
+
+def test_cleanup_that_a_worker_had_is_not_closed(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was blocked, and a person has approved it: it counts no attempts any more."""
+    put()
+    call = r2.delete_single
+
+    def approve_and_call(*args: str) -> r2.Answer:
+        CleanupOperation.objects.update(status="blocked", started_at=timezone.now())
+        CleanupOperation.objects.get().release("somebody")
+        return call(*args)
+
+    monkeypatch.setattr(r2, "delete_single", approve_and_call)
+    default_storage.delete(NAME)
+    assert not R2Object.objects.exists()
+    assert CleanupOperation.objects.get().status == "pending"
+    assert put() == NAME
+
+
+def test_cleanup_is_locked_before_the_rows_of_its_file(bucket: Bucket) -> None:
+    """As workers do, or each would wait for the other."""
+    put()
+    with CaptureQueriesContext(connection) as queries:
+        default_storage.delete(NAME)
+    sent = [each["sql"] for each in queries]
+    [locked] = [n for n, sql in enumerate(sent) if 'SET "attempts" = 0' in sql]
+    [forgotten] = [n for n, sql in enumerate(sent) if 'DELETE FROM "storage_audit_r2object"' in sql]
+    assert locked < forgotten
 
 
 # What the store refuses, and what it cannot tell from a newer file

@@ -7,6 +7,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from django.core.files.storage import default_storage
 from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 from pytest_django import Settings
@@ -1029,6 +1030,34 @@ def test_what_cleanups_deleted_since_is_not_expected(bucket: Bucket) -> None:
     scanned()
     assert delete("proj_1").status == Status.CLEAN
     assert scanned().status == BucketScan.Status.COMPLETE
+
+
+def test_what_the_application_deleted_since_is_not_expected(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "FEW", 0)
+    keys = [bucket.upload("proj_1", f"{n}.mp4") for n in range(3)]
+    assert scanned().status == BucketScan.Status.COMPLETE
+    for key in keys[:2]:
+        default_storage.delete(key)
+    assert scanned().status == BucketScan.Status.COMPLETE
+    remove(bucket, keys[2:])
+    assert scanned().status == BucketScan.Status.FAILED
+
+
+def test_cleanup_goes_on_though_the_application_deletes_files_behind_its_plan(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "FEW", 0)
+    keys = [bucket.upload("proj_1", f"{n}.mp4") for n in range(3)]
+
+    def delete_two() -> None:
+        for key in keys[:2]:
+            default_storage.delete(key)
+
+    between_plan_and_batch(monkeypatch, delete_two)
+    operation = delete("proj_1")
+    assert (operation.status, operation.already_absent, operation.deleted) == (Status.CLEAN, 2, 1)
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,8 @@ def test_row_stays_that_refers_to_a_file_which_the_application_deletes(
     if not is_answered:
         store.rules.append(on(is_delete_single, Reply(500, error("InternalError"))))
     default_storage.delete(row.key)
-    for operation in CleanupOperation.objects.all():
-        assert run(operation).status == "clean"
+    if not is_answered:
+        assert run(CleanupOperation.objects.get()).status == "clean"
     assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
     assert poster.objects.get().file_id == row.pk
 

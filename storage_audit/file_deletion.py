@@ -1,6 +1,7 @@
 """The application deletes one of its own files."""
 
 import logging
+from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -16,11 +17,11 @@ from storage_audit.audit.covering import find_undecided
 from storage_audit.audit.deletion import proof_ends
 from storage_audit.audit.discovery import find_owners
 from storage_audit.bucket import listing, r2
-from storage_audit.bucket.errors import Refused, StoreError, TooLate, Unavailable
+from storage_audit.bucket.errors import Refused, StoreError, TooLate, Unavailable, leaves_open
 from storage_audit.cleanup_querysets import CALL_LASTS
 from storage_audit.clocks import DatabaseNow
 from storage_audit.models import CleanupItem, CleanupOperation, R2Object, Row
-from storage_audit.querysets import R2ObjectQuerySet, under_way
+from storage_audit.querysets import AT_REST, R2ObjectQuerySet, under_way
 from storage_audit.redaction import visible
 from storage_audit.tracking_rows import durably, says
 
@@ -56,10 +57,21 @@ class Deletion:
         self.seen = dict[Any, datetime]()
         self.asked_at: datetime | None = None
 
-    def why_undecided(self) -> str:
-        """What a blocked cleanup that covers the file asks of a person, or nothing."""
-        owners = find_owners(self.bucket, [self.key], self.identity, {})
-        return find_undecided(self.bucket, owners).get(self.key, "")
+    def why_undecided(self, *, may_look: bool) -> str:
+        """What a blocked cleanup that covers the file asks of a person, or nothing; also by what
+        was committed since the caller's transaction began. Raises StoreError."""
+        reason = self._find_reason({})
+        if reason and may_look:
+            # A person may have said whose this very object is.
+            return self._find_reason(listing.find(self.bucket, [self.key], self.identity))
+        return reason
+
+    def _find_reason(self, found: Mapping[str, r2.Listed]) -> str:
+        def find() -> str:
+            owners = find_owners(self.bucket, [self.key], self.identity, found)
+            return find_undecided(self.bucket, owners).get(self.key, "")
+
+        return find() or durably(find)
 
     def carry_out(self) -> None:
         """Raises StoreError and Mismatch; the row then stays."""
@@ -76,7 +88,8 @@ class Deletion:
             durably(partial(self._withdraw, operation))
             raise
         except StoreError as error:
-            durably(partial(self._hand_over, operation, error))
+            was_sent = leaves_open(type(error))
+            durably(partial(self._hand_over, operation, error, was_sent=was_sent))
         else:
             self._confirm(operation)
 
@@ -120,11 +133,14 @@ class Deletion:
         # Before the rows, as a worker takes its cleanup first.
         untouched = CleanupOperation.objects.still_untouched(operation.pk)
         self._forget_rows(self.rows)
+        # An upload that our mark refused has given its row back the time from before.
+        refused = self.rows.filter(pk__in=self.seen, state__in=AT_REST)
+        refused.filter(updated_at__lte=self.asked_at).forget()
         if untouched is None:
             self._note_answer(operation)
             return
-        sent = {"answer": str(r2.DELETED), "tries": 1, "calls": 1, "unanswered_at": None}
-        untouched.items.mark(CleanupItem.Outcome.DELETED, **sent)
+        untouched.items.update(answer=str(r2.DELETED), tries=1, calls=1, unanswered_at=None)
+        untouched.items.mark(CleanupItem.Outcome.DELETED)
         times = {"began": began.isoformat(), "ended": timezone.now().isoformat()}
         untouched.record("verify", _("A complete listing of its place does not show it."), **times)
         untouched.conclude(untouched.items.books())

@@ -183,8 +183,7 @@ class TrackedStorage(S3Storage):
         waits = is_in_transaction_of_sqlite()
         folds = None if waits else folds_spellings(self.bucket_name, key)
         deletion = Deletion(self.bucket_name, key, folds=folds)
-        # Also by what was committed since the caller's transaction began.
-        if reason := deletion.why_undecided() or durably(deletion.why_undecided):
+        if reason := deletion.why_undecided(may_look=not waits):
             logger.warning("%s is not deleted now. %s", visible(key), reason)
         elif waits:
             # A rollback would take back the cleanup that bars the key while a call is under way.

@@ -19,8 +19,9 @@ from storage_audit.audit import delays, incidents, named, requests
 from storage_audit.audit.certificate.record import items_of
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Refused, TooLate, Unavailable
+from storage_audit.file_deletion import Deletion
 from storage_audit.models import CleanupItem, CleanupOperation, Incident, Project, R2Object
-from storage_audit.storage import KeyBeingDeleted, Upload
+from storage_audit.storage import KeyBeingDeleted, Upload, intend
 from tests.bucket import Bucket
 from tests.database import Rollback
 from tests.keys import NFC, NFD
@@ -263,6 +264,33 @@ def test_refused_deletion_leaves_no_cleanup(bucket: Bucket, store: FaultyStore) 
     assert not CleanupOperation.objects.exists()
     assert put(NAME) != NAME
     default_storage.open(NAME, "w").close()
+
+
+def test_row_goes_that_an_upload_took_back_which_the_deletion_refused(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put()
+    upload = Upload(bucket.name, NAME)
+    mark = Deletion._request
+
+    def write_row_and_mark(self: Deletion) -> CleanupOperation:
+        upload.before = intend(bucket.name, NAME, upload.id)
+        operation = mark(self)
+        upload.withdraw()
+        return operation
+
+    monkeypatch.setattr(Deletion, "_request", write_row_and_mark)
+    default_storage.delete(NAME)
+    assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_throttled_deletion_bars_no_key(bucket: Bucket, store: FaultyStore, status: int) -> None:
+    put()
+    store.rules.append(on(is_delete_single, Reply(status, error("SlowDown"))))
+    default_storage.delete(NAME)
+    default_storage.open(NAME, "w").close()
+    assert outcomes(run(CleanupOperation.objects.get())) == {NAME: "protected"}
 
 
 # What an answered deletion leaves

@@ -19,11 +19,13 @@ from storage_audit.audit.ownership import layouts
 from storage_audit.models import CleanupOperation, Project, R2Object
 from tests.bucket import Bucket
 from tests.builders import create_cleanup, create_findings, list_ids
+from tests.keys import AMBIGUOUS
 from tests.promises import (
     Status,
     again,
     alive,
     delete,
+    give,
     hide,
     late_check,
     outcomes,
@@ -208,6 +210,21 @@ def test_storage_leaves_a_file_to_the_blocked_cleanup(
     requests.force_delete_operation(blocked)
     assert run(blocked).status == Status.CLEAN
     assert bucket.keys() == set()
+
+
+@pytest.mark.parametrize("is_overwritten", [True, False])
+def test_storage_deletes_a_file_that_a_person_gave_to_another_project(
+    bucket: Bucket, is_overwritten: bool
+) -> None:
+    alive("proj_a", "proj_a_b")
+    bucket.put(AMBIGUOUS)
+    give(bucket, AMBIGUOUS, "proj_a")
+    if is_overwritten:
+        bucket.put(AMBIGUOUS, body=b"another")
+    requested("proj_a_b")
+    CleanupOperation.objects.update(status="blocked", next_attempt_at=None)
+    default_storage.delete(AMBIGUOUS)
+    assert bucket.keys() == ({AMBIGUOUS} if is_overwritten else set())
 
 
 # It can be read in more ways than are looked at.

@@ -142,7 +142,7 @@ class Deletion:
         untouched.items.update(answer=str(r2.DELETED), tries=1, calls=1, unanswered_at=None)
         untouched.items.mark(CleanupItem.Outcome.DELETED)
         times = {"began": began.isoformat(), "ended": timezone.now().isoformat()}
-        untouched.record("verify", _("A complete listing of its place does not show it."), **times)
+        untouched.record("verify", _("A complete listing no longer shows the file."), **times)
         untouched.conclude(untouched.items.books())
 
     def _forget_rows(self, rows: R2ObjectQuerySet) -> None:

@@ -54,7 +54,7 @@ class Transitions(models.Model):
     OVER = Q(status__in=ENDED) | Q(kind="verify", status="incomplete", next_attempt_at=None)
     WORKABLE = ("pending", "running", "incomplete", "failed")
     # `storage.delete` did it in one call: no worker was needed, or looked at anything else.
-    DONE_AT_ONCE = Q(step="verify", started_at=None)
+    DONE_AT_ONCE = Q(status="clean", step="verify", started_at=None)
 
     status = models.CharField(_("status"), max_length=20, choices=Status, default=Status.PENDING)
     released_by = models.TextField(_("limits lifted by"), blank=True)

@@ -382,8 +382,8 @@ def test_cleanup_is_locked_before_the_rows_of_its_file(bucket: Bucket) -> None:
         default_storage.delete(NAME)
     sent = [each["sql"] for each in queries]
     [locked] = [n for n, sql in enumerate(sent) if 'SET "attempts" = 0' in sql]
-    [forgotten] = [n for n, sql in enumerate(sent) if 'DELETE FROM "storage_audit_r2object"' in sql]
-    assert locked < forgotten
+    forgotten = [n for n, sql in enumerate(sent) if 'DELETE FROM "storage_audit_r2object"' in sql]
+    assert locked < forgotten[0]
 
 
 # What the store refuses, and what it cannot tell from a newer file

@@ -862,6 +862,29 @@ def test_file_stays_with_its_row_when_a_process_died_that_deleted_it(
     assert_row_matches_object(bucket, NAME)
 
 
+@pytest.mark.parametrize("is_another", [True, False])
+def test_row_goes_with_its_file_though_the_process_died_that_deleted_it(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, is_another: bool
+) -> None:
+    put()
+    call = r2.delete_single
+
+    def call_and_die(*args: str) -> None:
+        call(*args)
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(r2, "delete_single", call_and_die)
+        default_storage.delete(NAME)
+    if is_another:
+        R2Object.objects.update(last_modified=timezone.now())
+    operation = CleanupOperation.objects.get()
+    operation.make_due()
+    outcome = "protected" if is_another else "already_absent"
+    assert outcomes(run(operation)) == {NAME: outcome}
+    assert R2Object.objects.exists() is is_another
+
+
 def test_a_process_that_slept_before_its_deletion_left_deletes_nothing(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

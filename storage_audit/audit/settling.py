@@ -74,7 +74,9 @@ def settle_each(
 def settle_sent(
     operation: CleanupOperation, lost: dict[int, str], items: CleanupItemQuerySet
 ) -> None:
-    doubt_what_was_uploaded(operation, items.filter(calls=0, present_at=None))
+    unsent = items.filter(calls=0, present_at=None)
+    forget_left_rows(operation, unsent)
+    doubt_what_was_uploaded(operation, unsent)
     gone, there = items.filter(present_at=None), items.filter(present_at__isnull=False)
     named = {pk: lost[pk] for pk in gone.values_list("pk", flat=True) if pk in lost}
     forget_rows(operation, gone)
@@ -83,6 +85,16 @@ def settle_sent(
     gone.filter(calls__gt=0).mark(Outcome.DELETED)
     used_files.tell_lost(operation, named)
     try_again(operation, there)
+
+
+def forget_left_rows(operation: CleanupOperation, unsent: CleanupItemQuerySet) -> None:
+    """A process that died in `storage.delete` left its mark, and the row as it was. An upload since
+    would have stored another file."""
+    left = unsent.filter(unanswered_at__isnull=False)
+    facts = {name: OuterRef(name) for name in ("size", "etag", "last_modified")}
+    same = left.filter(Q(key=OuterRef("key")) | Q(identity=OuterRef("key")), **facts)
+    rows = R2Object.objects.in_bucket(operation.bucket).filter(key__in=left.names())
+    rows.filter(Exists(same), state__in=AT_REST).forget()
 
 
 def doubt_what_was_uploaded(operation: CleanupOperation, unsent: CleanupItemQuerySet) -> None:

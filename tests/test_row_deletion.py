@@ -105,6 +105,37 @@ def test_row_of_a_child_model_that_is_gone_keeps_its_project(works: Any) -> None
     assert work.objects.exists()
 
 
+def test_row_of_a_child_model_that_is_gone_keeps_a_selection_of_several_models(works: Any) -> None:
+    work, film, song = works
+    rows = [film.objects.create(), song.objects.create()]
+    film.objects.get().delete(keep_parents=True)
+    assert "it is no longer a film." in delete_projects(rows, list).kept[0]
+    assert work.objects.count() == 2
+
+
+def test_project_is_deleted_though_the_row_that_orders_it_is_gone(settings: Settings) -> None:
+    class Studio(models.Model):  # noqa: DJ008
+        name = models.TextField()
+
+        class Meta:
+            app_label = "storage_audit"
+
+    class Reel(models.Model):  # noqa: DJ008
+        studio = models.ForeignKey(Studio, models.DO_NOTHING, db_constraint=False)
+
+        class Meta:
+            app_label = "storage_audit"
+            ordering = ("studio__name",)
+
+    settings.STORAGE_AUDIT_PROJECT_MODEL = "storage_audit.Reel"
+    with create_table(Studio) as studio, create_table(Reel) as reel:
+        row = reel.objects.create(studio=studio.objects.create(name="a"))
+        studio.objects.all().delete()
+        assert delete_project(row)
+        # In the order of its model the row was never listed.
+        assert not reel.objects.order_by().exists()
+
+
 class WritesElsewhere:
     def db_for_write(self, model: Any, **hints: Any) -> str | None:
         return "primary" if model.__name__ == "Show" else None

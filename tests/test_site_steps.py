@@ -114,17 +114,17 @@ def test_hook_that_fails_after_a_deletion_by_api_does_not_call_the_project_kept(
 
 
 def test_force_delete_skips_the_limits_only_of_confirmed_projects(receive: Receive) -> None:
-    alive("proj_1", "proj_2", "proj_3")
+    alive("proj_1", "proj_2", "proj_3", "proj_4", "proj_5")
 
     def delete_others(project: Project) -> None:
         if project.pk == "proj_1":
-            Project.objects.filter(pk="proj_2").delete()
-            transaction.on_commit(Project.objects.get(pk="proj_3").delete)
+            Project.objects.filter(pk__in=["proj_2", "proj_3", "proj_4"]).delete()
+            transaction.on_commit(Project.objects.get(pk="proj_5").delete)
 
     receive(delete_others)
     confirm(superuser(), "project", "force_delete", "proj_1")
     made = CleanupOperation.objects.values_list("project_id", "trigger", "released_by")
-    others = {(f"proj_{number}", "deleted", "") for number in (2, 3)}
+    others = {(f"proj_{number}", "deleted", "") for number in (2, 3, 4, 5)}
     assert set(made) == {("proj_1", "forced", "anna"), *others}
 
 

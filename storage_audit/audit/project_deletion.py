@@ -27,7 +27,16 @@ Batch = dict[str, Model]
 Made = dict[str, list[CleanupOperation]]
 # Where Django keeps what prefetch_related() read.
 PREFETCHED = "_prefetched_objects_cache"
-_noted: ContextVar[set[str] | None] = ContextVar("storage_audit_noted", default=None)
+
+
+class Noted(NamedTuple):
+    """The projects whose deletion was asked for, and all whose deletion was signalled."""
+
+    asked: frozenset[str]
+    deleted: set[str]
+
+
+_noted: ContextVar[Noted | None] = ContextVar("storage_audit_noted", default=None)
 
 
 class Deletion(NamedTuple):
@@ -148,8 +157,10 @@ def delete_batch(batch: Batch, log: Log = list) -> Made:
         if len(there) == 1:
             delete_alone(there[0], *rows.values())
         elif there:
-            # Of several models, Django would take all for rows of the first one.
-            same = there if len(set(map(type, there))) == 1 else list(rows.values())
+            same = there
+            if len(set(map(type, there))) > 1:
+                # Django would take all for rows of the first one's model.
+                same = [rows[projects.id_of(read_again(owner))] for owner in there]
             limit_to(stored(type(same[0])), [row.pk for row in same]).delete()
     gone = dict.fromkeys([*rows, *noted])
     left = projects.present(gone)
@@ -163,10 +174,10 @@ def delete_batch(batch: Batch, log: Log = list) -> Made:
 def note_deleted(project_ids: Iterable[str]) -> Iterator[set[str]]:
     """These ids, and those of the projects whose deletion is signalled meanwhile; some of these
     deletions may have been rolled back."""
-    noted = set(project_ids)
+    noted = Noted(frozenset(project_ids), set(project_ids))
     token = _noted.set(noted)
     try:
-        yield noted
+        yield noted.deleted
     finally:
         _noted.reset(token)
 
@@ -174,13 +185,14 @@ def note_deleted(project_ids: Iterable[str]) -> Iterator[set[str]]:
 def note(project_id: str) -> None:
     """Add the project to what `note_deleted` gathers, if somebody asked for it."""
     if (noted := _noted.get()) is not None:
-        noted.add(project_id)
+        noted.deleted.add(project_id)
 
 
 def is_asked_for(project_ids: set[str]) -> bool:
     """Whether the one delete() call that deletes these projects is the one that was asked for, and
     no other one of a receiver or a hook of the site."""
-    return not project_ids.isdisjoint(_noted.get() or ())
+    noted = _noted.get()
+    return noted is not None and not project_ids.isdisjoint(noted.asked)
 
 
 def lock_row(owner: Model) -> Model | None:
@@ -205,16 +217,11 @@ def delete_together(owners: Iterable[Model]) -> None:
 
 def delete_alone(owner: Model, project: Model) -> None:
     """By the delete() of the owner's model, unless only that of the project's is its own. Raises
-    StillAlive where only the project's row is left of a child's."""
+    what `read_again` does."""
     if type(owner).delete is Model.delete is not type(project).delete:
         project.delete()
         return
-    # Another delete() may have changed it since. Not by refresh_from_db(), which a model's own
-    # fields may refuse.
-    row = stored(type(owner)).filter(pk=owner.pk).first()
-    if row is None:
-        reason = _("it is no longer a %s.") % owner._meta.verbose_name
-        raise StillAlive(tell(projects.id_of(owner), reason))
+    row = read_again(owner)
     # Such as what an admin set for it, but no rows that were read with the owner.
     kept = {name: value for name, value in vars(owner).items() if name != PREFETCHED}
     vars(row).update(kept | vars(row))
@@ -224,9 +231,19 @@ def delete_alone(owner: Model, project: Model) -> None:
         row.delete()
 
 
+def read_again(owner: Model) -> Any:
+    """Another delete() may have changed its row. Not by refresh_from_db(), which a model's own
+    fields may refuse. Raises StillAlive where only the project's row is left of a child's."""
+    if row := stored(type(owner)).filter(pk=owner.pk).first():
+        return row
+    reason = _("it is no longer a %s.") % owner._meta.verbose_name
+    raise StillAlive(tell(projects.id_of(owner), reason))
+
+
 def stored(model: type[Model]) -> QuerySet[Any]:
-    """All rows of the table, past managers and routers."""
-    return QuerySet(model, using=DEFAULT_DB_ALIAS)
+    """All rows of the table, past managers and routers. An order by another table would leave rows
+    out that name no row there."""
+    return QuerySet(model, using=DEFAULT_DB_ALIAS).order_by()
 
 
 def delete_project(owner: Model) -> list[CleanupOperation] | None:

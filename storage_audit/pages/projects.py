@@ -162,8 +162,9 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
     def response_delete(self, request: HttpRequest, obj_display: str, obj_id: Any) -> HttpResponse:
         field = request.POST.get(TO_FIELD_VAR, request.GET.get(TO_FIELD_VAR))
         gone = vars(request).get("storage_audit_gone", ())
+        name = field or self.opts.pk.attname
         # As Django takes the id from the row.
-        if obj_id in [row.serializable_value(field or self.opts.pk.attname) for row in gone]:
+        if obj_id in [row.serializable_value(name) for row in gone if isinstance(row, self.model)]:
             raise AlreadyGone
         return super().response_delete(request, obj_display, obj_id)
 

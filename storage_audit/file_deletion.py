@@ -27,6 +27,9 @@ from storage_audit.tracking_rows import durably, says
 
 logger = logging.getLogger(__name__)
 
+# Of an item, once the store says that it deleted the file.
+ANSWERED: Any = {"answer": str(r2.DELETED), "tries": 1, "calls": 1, "unanswered_at": None}
+
 
 def folds_spellings(bucket: str, key: str) -> bool | None:
     """Whether the bucket takes other spellings of the key for the same file; None if nobody knows.
@@ -74,7 +77,7 @@ class Deletion:
         return find() or durably(find)
 
     def carry_out(self) -> None:
-        """Raises StoreError and Mismatch; the row then stays."""
+        """Raises StoreError and Mismatch. The row stays where the call was refused."""
         until, operation = proof_ends(), durably(self._request)
         # An upload writes its row first and reads our item then.
         if durably(self.rows.filter(under_way()).exists):
@@ -104,11 +107,12 @@ class Deletion:
         try:
             there = listing.find(self.bucket, [self.key], self.identity)
             installation.see_marker(self.bucket)
-            if there:
-                raise Unavailable(_("%s is still in the bucket.") % self.key)
-        except BaseException:
-            durably(partial(self._withdraw, operation))
+        except BaseException as error:
+            durably(partial(self._leave_unverified, operation, error))
             raise
+        if there:
+            durably(partial(self._withdraw, operation))
+            raise Unavailable(_("%s is still in the bucket.") % self.key)
         durably(partial(self._close, operation, began))
 
     @transaction.atomic
@@ -139,7 +143,7 @@ class Deletion:
         if untouched is None:
             self._note_answer(operation)
             return
-        untouched.items.update(answer=str(r2.DELETED), tries=1, calls=1, unanswered_at=None)
+        untouched.items.update(**ANSWERED)
         untouched.items.mark(CleanupItem.Outcome.DELETED)
         times = {"began": began.isoformat(), "ended": timezone.now().isoformat()}
         untouched.record("verify", _("A complete listing no longer shows the file."), **times)
@@ -165,9 +169,14 @@ class Deletion:
         ours.update(unanswered_at=None)
 
     @transaction.atomic
+    def _leave_unverified(self, operation: CleanupOperation, reason: object) -> None:
+        """The call was answered, and the look afterwards failed. The cleanup looks again."""
+        self._hand_over(operation, reason, was_sent=False).items.update(**ANSWERED)
+
+    @transaction.atomic
     def _hand_over(
         self, operation: CleanupOperation, reason: object, *, was_sent: bool = True
-    ) -> None:
+    ) -> CleanupOperation:
         if not CleanupOperation.objects.still_untouched(operation.pk):
             # A worker that had it as our process slept has kept the file, which has a row.
             seen, operation = self.seen, self._request()
@@ -178,6 +187,7 @@ class Deletion:
         operation.make_due()
         transaction.on_commit(partial(self._log, operation, reason))
         tasks.enqueue_on_commit([operation])
+        return operation
 
     def _log(self, operation: CleanupOperation, reason: object) -> None:
         text = "%s: cleanup %s goes on with the deletion. %s"

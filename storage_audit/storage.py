@@ -172,11 +172,12 @@ class TrackedStorage(S3Storage):
     def delete(self, name: str) -> None:
         """Delete one of the application's own files now; its row goes once a listing shows that
         the file is gone. A file on which a person has to decide is left to the blocked cleanup
-        that covers it. Where the store gives no answer, and in a transaction on SQLite, a cleanup
-        goes on with the file. The cleanup may keep the file, and then says why.
+        that covers it. Where the store gives no answer, where the result cannot be seen, and in a
+        transaction on SQLite, a cleanup goes on with the file. The cleanup may keep the file, and
+        then says why.
 
         Raises ValueError for an impossible name, StoreError when the store refuses, or when the
-        result cannot be seen, and Mismatch in a bucket that is not ours; the row then stays.
+        result cannot be seen, and Mismatch in a bucket that is not ours.
         """
         key = self.key(name)
         check_key(key)

@@ -12,13 +12,19 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from devtools.faults.kinds import error
-from devtools.faults.matching import is_delete_batch, is_delete_single, is_marker, on
+from devtools.faults.matching import (
+    is_delete_batch,
+    is_delete_single,
+    is_listing,
+    is_marker,
+    on,
+)
 from devtools.faults.proxy import FaultyStore, Reply
 from storage_audit import tasks
 from storage_audit.audit import delays, incidents, named, requests
 from storage_audit.audit.certificate.record import items_of
 from storage_audit.bucket import r2
-from storage_audit.bucket.errors import Refused, TooLate, Unavailable
+from storage_audit.bucket.errors import Refused, StoreError, TooLate, Unavailable
 from storage_audit.file_deletion import Deletion
 from storage_audit.models import CleanupItem, CleanupOperation, Incident, Project, R2Object
 from storage_audit.storage import KeyBeingDeleted, Upload, intend
@@ -291,6 +297,19 @@ def test_throttled_deletion_bars_no_key(bucket: Bucket, store: FaultyStore, stat
     default_storage.delete(NAME)
     default_storage.open(NAME, "w").close()
     assert outcomes(run(CleanupOperation.objects.get())) == {NAME: "protected"}
+
+
+def test_answered_deletion_whose_look_fails_is_left_to_a_cleanup(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    put()
+    store.rules.append(on(is_listing, Reply(503, error("SlowDown"))))
+    with pytest.raises(StoreError):
+        default_storage.delete(NAME)
+    store.rules.clear()
+    operation = run(CleanupOperation.objects.get())
+    assert (operation.status, outcomes(operation)) == ("clean", {NAME: "deleted"})
+    assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
 
 
 # What an answered deletion leaves

@@ -26,7 +26,7 @@ from pytest_django import Settings
 from devtools.faults.kinds import error
 from devtools.faults.matching import is_delete_single, on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
-from storage_audit.audit import cleanup, deletion, installation
+from storage_audit.audit import cleanup, deletion, installation, settling
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Broken, StoreError, TooLate, Unavailable
 from storage_audit.models import CleanupItem, CleanupOperation, Project, R2Object
@@ -883,6 +883,39 @@ def test_row_goes_with_its_file_though_the_process_died_that_deleted_it(
     outcome = "protected" if is_another else "already_absent"
     assert outcomes(run(operation)) == {NAME: outcome}
     assert R2Object.objects.exists() is is_another
+
+
+@pytest.mark.parametrize("is_confirmed", [True, False])
+def test_row_of_a_later_upload_stays_though_the_process_died_that_deleted_the_file(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, is_confirmed: bool
+) -> None:
+    """Behind the last look, its outcome unknown: the row has the facts of the file before."""
+    put()
+    call = r2.delete_single
+
+    def call_and_die(*args: str) -> None:
+        call(*args)
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(r2, "delete_single", call_and_die)
+        default_storage.delete(NAME)
+    settle = settling.settle
+
+    def upload_and_settle(*args: Any) -> None:
+        if is_confirmed:
+            R2Object.objects.update(updated_at=timezone.now())
+        else:
+            # On a machine whose clock is behind.
+            died_at = CleanupItem.objects.get().unanswered_at
+            R2Object.objects.update(state="upload_failed", updated_at=died_at)
+        settle(*args)
+
+    monkeypatch.setattr(settling, "settle", upload_and_settle)
+    operation = CleanupOperation.objects.get()
+    operation.make_due()
+    assert outcomes(run(operation)) == {NAME: "protected"}
+    assert R2Object.objects.exists()
 
 
 def test_a_process_that_slept_before_its_deletion_left_deletes_nothing(

@@ -24,7 +24,7 @@ from devtools.faults.pages import contents, with_contents
 from devtools.faults.proxy import FaultyStore, Reply, Request
 from devtools.local_r2 import LocalR2
 from storage_audit import tasks
-from storage_audit.audit import cleanup, headway, installation, verification
+from storage_audit.audit import cleanup, headway, installation, verification, work
 from storage_audit.audit.deletion import NOT_LISTED
 from storage_audit.audit.installation import MARKER
 from storage_audit.audit.layouts import DEFAULT_TEMPLATES
@@ -177,14 +177,25 @@ def test_proof_says_of_nothing_that_it_is_not_listed_unless_the_marker_is(
     assert set(outcomes(operation).values()) == {"deleted"}
 
 
-def test_row_of_a_deleted_file_stays_unless_the_marker_is_listed(
+def test_deleted_file_is_left_to_its_cleanup_unless_the_marker_is_listed(
     bucket: Bucket, store: FaultyStore
 ) -> None:
     name = bucket.upload("proj_1")
     store.rules += [on(is_delete_single, Reply(204)), on(is_listing, NOTHING)]
     with pytest.raises(StoreError):
         default_storage.delete(name)
-    assert R2Object.objects.filter(key=name, state="stored").exists()
+    operation = CleanupOperation.objects.get(status="pending")
+    assert run(operation).status == Status.INCOMPLETE
+    store.rules.clear()
+    # The file was there all the time.
+    assert (again(operation).status, bucket.keys()) == (Status.CLEAN, set())
+
+
+def test_listings_that_take_long_say_of_empty_prefixes_what_others_say(
+    filled: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "GATHERING", 0.0)
+    assert delete("proj_1").status == Status.CLEAN
 
 
 # Positions

@@ -92,9 +92,11 @@ def forget_left_rows(operation: CleanupOperation, unsent: CleanupItemQuerySet) -
     would have stored another file."""
     left = unsent.filter(unanswered_at__isnull=False)
     facts = {name: OuterRef(name) for name in ("size", "etag", "last_modified")}
+    facts["unanswered_at__gte"] = OuterRef("updated_at")
     same = left.filter(Q(key=OuterRef("key")) | Q(identity=OuterRef("key")), **facts)
     rows = R2Object.objects.in_bucket(operation.bucket).filter(key__in=left.names())
-    rows.filter(Exists(same), state__in=AT_REST).forget()
+    # An upload that failed leaves these facts as they were, and may have stored its file.
+    rows.filter(Exists(same), state=R2Object.State.STORED).forget()
 
 
 def doubt_what_was_uploaded(operation: CleanupOperation, unsent: CleanupItemQuerySet) -> None:

@@ -147,8 +147,8 @@ class Work:
 
     def read_ranges(self, span: int, after: str) -> Iterator["Piece"]:
         for number, prefix in islice(enumerate(self.operation.ranges), span, None):
-            for page in ahead(listing.pages(self.operation.bucket, prefix, after)):
-                yield Piece(number, page)
+            pages = ahead(listing.pages(self.operation.bucket, prefix, after))
+            yield from (Piece(number, page) for page in pages if page)
             yield Piece(number, [], is_last=True)
             after = ""
 

@@ -59,6 +59,7 @@ class Deletion:
         # When these rows were changed last, as the call began.
         self.seen = dict[Any, datetime]()
         self.asked_at: datetime | None = None
+        self.met_upload = False
 
     def why_undecided(self, *, may_look: bool) -> str:
         """What a blocked cleanup that covers the file asks of a person, or nothing; also by what
@@ -84,6 +85,8 @@ class Deletion:
             reason = _("An upload to this key is under way.")
             durably(partial(self._hand_over, operation, reason, was_sent=False))
             return
+        if self.met_upload:
+            durably(partial(self._plan, operation))
         try:
             with r2.sent_until(until):
                 r2.delete_single(self.bucket, self.key)
@@ -126,10 +129,17 @@ class Deletion:
             row._replace(unanswered_at=self.asked_at)
             for row in [*map(Row.of, self.own)] or [unknown]
         ]
+        self.met_upload = any(row.kept for row in rows)
         why = _("the application deleted the file")
         operation = CleanupOperation.objects.request_for_rows(rows, why)
         operation.change(Q(), next_attempt_at=DatabaseNow(CALL_LASTS))
         return operation
+
+    @transaction.atomic
+    def _plan(self, operation: CleanupOperation) -> None:
+        """The upload that kept the file is over, and the call leaves."""
+        if untouched := CleanupOperation.objects.still_untouched(operation.pk):
+            untouched.items.mark(CleanupItem.Outcome.PLANNED)
 
     @transaction.atomic
     def _close(self, operation: CleanupOperation, began: datetime) -> None:
@@ -137,9 +147,6 @@ class Deletion:
         # Before the rows, as a worker takes its cleanup first.
         untouched = CleanupOperation.objects.still_untouched(operation.pk)
         self._forget_rows(self.rows)
-        # An upload that our mark refused has given its row back the time from before.
-        refused = self.rows.filter(pk__in=self.seen, state__in=AT_REST)
-        refused.filter(updated_at__lte=self.asked_at).forget()
         if untouched is None:
             self._note_answer(operation)
             return
@@ -154,6 +161,9 @@ class Deletion:
         here `on_delete` is nobody's decision."""
         for pk, updated_at in self.seen.items():
             rows.filter(pk=pk, updated_at=updated_at).forget()
+        # An upload that our mark refused has given its row back the time from before.
+        refused = rows.filter(pk__in=self.seen, state__in=AT_REST)
+        refused.filter(updated_at__lte=self.asked_at).forget()
 
     @transaction.atomic
     def _withdraw(self, operation: CleanupOperation) -> None:

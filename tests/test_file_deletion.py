@@ -1,6 +1,7 @@
 """`storage.delete` where the store gives no answer, or where nothing can be sent yet."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -287,6 +288,38 @@ def test_row_goes_that_an_upload_took_back_which_the_deletion_refused(
 
     monkeypatch.setattr(Deletion, "_request", write_row_and_mark)
     default_storage.delete(NAME)
+    assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
+
+
+@pytest.mark.parametrize("trouble", [Unavailable("No answer."), SystemExit(), None])
+def test_deletion_is_carried_out_though_it_met_an_upload_that_it_refused(
+    bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch, trouble: Exception | None
+) -> None:
+    """Without an answer, after a death, or where the look afterwards fails."""
+    put()
+    upload, request, call = Upload(bucket.name, NAME), Deletion._request, r2.delete_single
+
+    def request_between(deletion: Deletion) -> CleanupOperation:
+        upload.before = intend(bucket.name, NAME, upload.id)
+        operation = request(deletion)
+        upload.withdraw()
+        return operation
+
+    def delete_with_trouble(*args: str) -> r2.Answer:
+        answer = call(*args)
+        if trouble:
+            raise trouble
+        store.rules.append(on(is_listing, NO_ANSWER))
+        return answer
+
+    with monkeypatch.context() as patch, suppress(StoreError, SystemExit):
+        patch.setattr(Deletion, "_request", request_between)
+        patch.setattr(r2, "delete_single", delete_with_trouble)
+        default_storage.delete(NAME)
+    store.rules.clear()
+    operation = CleanupOperation.objects.get()
+    operation.make_due()
+    assert run(operation).status == "clean"
     assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
 
 

@@ -862,11 +862,8 @@ def test_file_stays_with_its_row_when_a_process_died_that_deleted_it(
     assert_row_matches_object(bucket, NAME)
 
 
-@pytest.mark.parametrize("is_another", [True, False])
-def test_row_goes_with_its_file_though_the_process_died_that_deleted_it(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, is_another: bool
-) -> None:
-    put()
+def delete_and_die(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the store has obeyed."""
     call = r2.delete_single
 
     def call_and_die(*args: str) -> None:
@@ -876,6 +873,14 @@ def test_row_goes_with_its_file_though_the_process_died_that_deleted_it(
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(r2, "delete_single", call_and_die)
         default_storage.delete(NAME)
+
+
+@pytest.mark.parametrize("is_another", [True, False])
+def test_row_goes_with_its_file_though_the_process_died_that_deleted_it(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, is_another: bool
+) -> None:
+    put()
+    delete_and_die(monkeypatch)
     if is_another:
         R2Object.objects.update(last_modified=timezone.now())
     operation = CleanupOperation.objects.get()
@@ -891,15 +896,7 @@ def test_row_of_a_later_upload_stays_though_the_process_died_that_deleted_the_fi
 ) -> None:
     """Behind the last look, its outcome unknown: the row has the facts of the file before."""
     put()
-    call = r2.delete_single
-
-    def call_and_die(*args: str) -> None:
-        call(*args)
-        raise SystemExit
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(r2, "delete_single", call_and_die)
-        default_storage.delete(NAME)
+    delete_and_die(monkeypatch)
     settle = settling.settle
 
     def upload_and_settle(*args: Any) -> None:

@@ -93,7 +93,8 @@ class LocalR2(Store):
     def _options(self) -> dict[str, Any]:
         return {
             "port": self.port,
-            "folder": str(self.folder / "data"),
+            # As `wrangler dev` names it, which served folders from before.
+            "folder": str(self.folder / "data" / "v3"),
             "buckets": self.buckets,
             "credentials": self._credentials,
             "token": self._token,

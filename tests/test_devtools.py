@@ -113,6 +113,8 @@ def test_objects_and_credentials_survive_a_restart(tmp_path: Path) -> None:
     with LocalR2(tmp_path, [BUCKET]) as first:
         first.client().put_object(Bucket=BUCKET, Key="kept", Body=b"content")
         before = first.environment["R2_SECRET_ACCESS_KEY"]
+    # Where `wrangler dev` kept them, which served the folders of earlier versions.
+    assert (tmp_path / "data" / "v3" / "r2").is_dir()
     with LocalR2(tmp_path, [BUCKET, "later-bucket"]) as second:
         assert second.environment["R2_SECRET_ACCESS_KEY"] == before
         assert second.client().get_object(Bucket=BUCKET, Key="kept")["Body"].read() == b"content"

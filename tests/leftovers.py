@@ -1,5 +1,6 @@
 """What a test file may not leave behind: a thread, a process, or a connection to the database."""
 
+import asyncio
 import gc
 import os
 import threading
@@ -18,7 +19,6 @@ FILES = Path("/proc/self/fd")
 # Python's own, which ends with the process that started it; and a server's, which ends with the
 # connection, that clients may keep.
 IGNORED = ("multiprocessing.resource_tracker", "(process_request_thread)")
-OF_A_BROWSER = "asyncio-waitpid"
 # What fixtures of the whole session started.
 of_the_session = set[int]()
 # Seconds that they may take to end.
@@ -73,8 +73,9 @@ def command_of(pid: int) -> str:
 
 def connections_left() -> int:
     """To the database, beside that of this thread, once those of processes that ended are over."""
-    if any(OF_A_BROWSER in thread.name for thread in threading.enumerate()):
-        return 0  # Its driver has the tests run in a context with a connection of its own.
+    with suppress(RuntimeError):
+        asyncio.get_running_loop()
+        return 0  # A browser's driver has the tests run in a context with a connection of its own.
     until = monotonic() + PATIENCE
     while (left := connections_of_others()) and monotonic() < until:
         # SQLite keeps a closed connection while a cursor of it waits for the garbage collector.

@@ -116,7 +116,7 @@ def listed_at(model: str) -> str:
 
 def items() -> dict[str, dict[str, str]]:
     """Views of one deletion's items, on its page."""
-    from storage_audit.models import CleanupItem
+    from storage_audit.items import CleanupItem
     from storage_audit.pages.operation_items import ITEMS_A_PAGE, ByOutcome, name_of
 
     rows = CleanupItem.objects.filter(operation=UUID(DELETION))

@@ -7,6 +7,23 @@ class StorageAuditConfig(AppConfig):
     verbose_name = _("Storage audit")
     default_auto_field = "django.db.models.BigAutoField"
 
+    def import_models(self) -> None:
+        """Also the features' tables. models.py cannot import them, as they need its tables: that
+        circle breaks as soon as another app's models import one of them first."""
+        super().import_models()
+        from storage_audit import (  # noqa: F401
+            access,
+            findings,
+            incidents,
+            items,
+            jobs,
+            observations,
+            operations,
+            scan_parts,
+            scans,
+            timeline,
+        )
+
     def ready(self) -> None:
         from storage_audit import checks, signals
 

@@ -24,12 +24,9 @@ from storage_audit.origin import current_origin
 
 if TYPE_CHECKING:
     # Ruff does not see names in the strings of a class's bases.
-    from storage_audit.models import (  # noqa: F401
-        CleanupItem,
-        CleanupOperation,
-        R2Object,
-        Row,
-    )
+    from storage_audit.items import CleanupItem  # noqa: F401
+    from storage_audit.models import R2Object
+    from storage_audit.operations import CleanupOperation, Row  # noqa: F401
     from storage_audit.transitions import Transitions
 
 KEPT_LATELY = timedelta(days=30)

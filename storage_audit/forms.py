@@ -13,8 +13,9 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from storage_audit.audit.ownership import layouts
-from storage_audit.models import BucketScan, validate_project_id
+from storage_audit.models import validate_project_id
 from storage_audit.redaction import visible
+from storage_audit.scans import BucketScan
 
 
 class ProjectIdForm(forms.Form):

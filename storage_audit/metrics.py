@@ -30,11 +30,9 @@ from storage_audit.api.auth import BearerToken, StaffSession, require
 from storage_audit.api.problems import speaking
 from storage_audit.audit.overview import Amount, last_complete_scan, left_behind_in_time
 from storage_audit.conf import conf
-from storage_audit.models import (
-    CleanupOperation,
-    Finding,
-    StoreCalls,
-)
+from storage_audit.findings import Finding
+from storage_audit.observations import StoreCalls
+from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import visible
 from storage_audit.scans import FIGURES
 

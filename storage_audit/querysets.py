@@ -24,7 +24,8 @@ from storage_audit.fields import AnyOf, after_prefix, in_any_spelling
 if TYPE_CHECKING:
     # Ruff does not see names in the strings of a class's bases.
     from storage_audit.cleanup_querysets import CleanupItemQuerySet
-    from storage_audit.models import BucketScan, KnownProject, R2Object  # noqa: F401
+    from storage_audit.models import KnownProject, R2Object  # noqa: F401
+    from storage_audit.scans import BucketScan
 
 T = TypeVar("T")
 

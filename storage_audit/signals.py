@@ -20,7 +20,8 @@ from django.utils import timezone
 
 from storage_audit import projects, tasks
 from storage_audit.audit import counting, named_files, project_deletion, succession
-from storage_audit.models import CleanupOperation, KnownProject, R2Object, Row
+from storage_audit.models import KnownProject, R2Object
+from storage_audit.operations import CleanupOperation, Row
 from storage_audit.origin import current_origin
 
 Trigger = CleanupOperation.Trigger

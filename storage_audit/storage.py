@@ -22,7 +22,8 @@ from storage_audit.audit.ownership import layouts
 from storage_audit.bucket import listing, r2
 from storage_audit.conf import conf
 from storage_audit.file_deletion import Deletion, folds_spellings, identity_for
-from storage_audit.models import CleanupItem, R2Object
+from storage_audit.items import CleanupItem
+from storage_audit.models import R2Object
 from storage_audit.querysets import AT_REST, R2ObjectQuerySet, barred, under_way
 from storage_audit.redaction import visible
 from storage_audit.tracking_rows import check_key, durably, is_in_transaction_of_sqlite, says

@@ -24,15 +24,13 @@ from storage_audit.audit.diagnostics.comparison import WORKER_ANSWERS_WITHIN
 from storage_audit.audit.scan import TooCostly
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
-from storage_audit.models import (
-    BucketScan,
-    CleanupOperation,
-    Delivery,
-    Diagnosis,
-    IllegalTransition,
-    Job,
-)
+from storage_audit.incidents import Delivery
+from storage_audit.jobs import Job
+from storage_audit.observations import Diagnosis
+from storage_audit.operations import CleanupOperation
 from storage_audit.querysets import impatient
+from storage_audit.scans import BucketScan
+from storage_audit.transitions import IllegalTransition
 
 logger = logging.getLogger(__name__)
 

@@ -8,14 +8,11 @@ from django.utils import timezone
 
 from storage_audit.bucket.r2 import list_page
 from storage_audit.conf import conf
-from storage_audit.models import (
-    BucketScan,
-    CleanupItem,
-    CleanupOperation,
-    Finding,
-    Project,
-    R2Object,
-)
+from storage_audit.findings import Finding
+from storage_audit.items import CleanupItem
+from storage_audit.models import Project, R2Object
+from storage_audit.operations import CleanupOperation
+from storage_audit.scans import BucketScan
 from tests.bucket import Bucket
 
 LONG_AGO = timedelta(days=3)

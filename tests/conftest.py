@@ -35,17 +35,14 @@ from devtools.local_r2 import LocalR2
 from devtools.processes import stop_on_signals
 from devtools.seaweedfs import SeaweedFS
 from storage_audit import tasks
+from storage_audit.access import ApiToken
 from storage_audit.audit import cleanup, incidents, installation, pace, scan, verification
 from storage_audit.bucket import calls
 from storage_audit.clocks import DatabaseNow
-from storage_audit.models import (
-    ApiToken,
-    CleanupOperation,
-    Diagnosis,
-    Installation,
-    Job,
-    Project,
-)
+from storage_audit.jobs import Job
+from storage_audit.models import Installation, Project
+from storage_audit.observations import Diagnosis
+from storage_audit.operations import CleanupOperation
 from tests import leftovers
 from tests.bucket import BUCKETS, Bucket
 from tests.keys import KEY_OF_PROJ_10

@@ -17,7 +17,7 @@ from django_q.models import OrmQ
 from django_q.signing import SignedPackage
 
 from storage_audit import migrations, querysets
-from storage_audit.models import StoreCalls
+from storage_audit.observations import StoreCalls
 from tests.bucket import Bucket
 
 T = TypeVar("T")

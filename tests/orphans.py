@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from storage_audit.audit import decisions
-from storage_audit.models import CleanupOperation, Finding
+from storage_audit.findings import Finding
+from storage_audit.operations import CleanupOperation
 from tests.builders import list_ids
 from tests.promises import run
 

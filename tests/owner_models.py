@@ -11,7 +11,7 @@ from django.db.models.signals import post_delete, post_save, pre_delete
 
 from storage_audit import signals
 from storage_audit.audit import cleanup
-from storage_audit.models import CleanupOperation
+from storage_audit.operations import CleanupOperation
 from tests.promises import Status
 
 ON_POSTGRESQL = connection.vendor == "postgresql"

@@ -23,7 +23,9 @@ from storage_audit.audit.sending import Planned, Proof
 from storage_audit.audit.work import Work
 from storage_audit.bucket import deleters, listing
 from storage_audit.bucket.deleters import Sent
-from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, Project, R2Object
+from storage_audit.items import CleanupItem
+from storage_audit.models import KnownProject, Project, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
 from tests.bucket import Bucket
 

@@ -7,7 +7,7 @@ import pytest
 
 from storage_audit.audit import renaming
 from storage_audit.audit.new_names import Renaming
-from storage_audit.models import Finding
+from storage_audit.findings import Finding
 from tests.bucket import Bucket
 from tests.builders import create_findings
 from tests.promises import check

@@ -20,7 +20,10 @@ from storage_audit.bucket.listing import as_bytes, exact
 from storage_audit.bucket.r2 import Listed, Page
 from storage_audit.bucket.wire import Entries, Entry
 from storage_audit.conf import conf
-from storage_audit.models import BucketScan, Finding, Project, R2Object, ScanShard
+from storage_audit.findings import Finding
+from storage_audit.models import Project, R2Object
+from storage_audit.scan_parts import ScanShard
+from storage_audit.scans import BucketScan
 from tests.bucket import Bucket
 
 MODIFIED = datetime(2026, 1, 1, tzinfo=UTC)

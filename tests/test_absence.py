@@ -10,7 +10,8 @@ from storage_audit.audit import deletion, sending, verification
 from storage_audit.audit.sending import Flight, Planned, Proof
 from storage_audit.audit.work import Work
 from storage_audit.bucket.deleters import Sent
-from storage_audit.models import CleanupOperation, R2Object
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.promises import (
     alive,

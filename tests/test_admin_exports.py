@@ -21,18 +21,14 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from storage_audit import exports as texts
-from storage_audit.models import (
-    ApiToken,
-    BucketScan,
-    CleanupOperation,
-    Finding,
-    Incident,
-    Job,
-    KnownProject,
-    Project,
-    R2Object,
-)
+from storage_audit.access import ApiToken
+from storage_audit.findings import Finding
+from storage_audit.incidents import Incident
+from storage_audit.jobs import Job
+from storage_audit.models import KnownProject, Project, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages import exports, left_behind
+from storage_audit.scans import BucketScan
 from tests.admin_client import page, signed_in, superuser, words
 from tests.builders import add_item, create_finding, create_scan, track_keys
 

@@ -13,7 +13,9 @@ from django_q.models import OrmQ
 from storage_audit.audit.decisions import base
 from storage_audit.bucket import uploads
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation, Finding, Project, R2Object
+from storage_audit.findings import Finding
+from storage_audit.models import Project, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages import acts
 from storage_audit.places import place
 from tests.admin_client import act, confirm, page, person, superuser, text_of, yes_to

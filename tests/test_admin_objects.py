@@ -6,7 +6,8 @@ from django.core.files.storage import default_storage
 from django_q.models import OrmQ
 
 from storage_audit.audit import cleanup
-from storage_audit.models import CleanupOperation, KnownProject, R2Object
+from storage_audit.models import KnownProject, R2Object
+from storage_audit.operations import CleanupOperation
 from tests.admin_client import act, confirm, count_queries, page, person, superuser, text_of, yes_to
 from tests.bucket import Bucket
 from tests.builders import create_finding, create_row, track_files

@@ -12,7 +12,8 @@ from django_q.models import OrmQ
 
 from storage_audit.audit import cleanup, requests
 from storage_audit.audit.meaning import MEANING
-from storage_audit.models import CleanupOperation, KnownProject, Project
+from storage_audit.models import KnownProject, Project
+from storage_audit.operations import CleanupOperation
 from tests.admin_client import (
     act,
     confirm,

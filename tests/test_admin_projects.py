@@ -7,7 +7,8 @@ from django.test import Client
 from django_q.models import OrmQ
 
 from storage_audit.audit import cleanup
-from storage_audit.models import CleanupOperation, Project, R2Object
+from storage_audit.models import Project, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages.projects import ProjectAdmin
 from tests.admin_client import (
     act,

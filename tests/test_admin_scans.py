@@ -18,9 +18,11 @@ from storage_audit import tasks
 from storage_audit.audit import meaning
 from storage_audit.audit import scan as scans
 from storage_audit.conf import conf
-from storage_audit.models import BucketScan, Finding, R2Object
+from storage_audit.findings import Finding
+from storage_audit.models import R2Object
 from storage_audit.origin import Origin, acting_as
 from storage_audit.pages.scans import shown_time
+from storage_audit.scans import BucketScan
 from tests.admin_client import act, count_queries, page, person, superuser, text_of
 from tests.bucket import Bucket
 from tests.builders import create_finding, create_scan, track_keys

@@ -16,7 +16,9 @@ from storage_audit.audit.ownership import is_given
 from storage_audit.bucket import uploads
 from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.uploads import Upload
-from storage_audit.models import CleanupOperation, Finding, R2Object
+from storage_audit.findings import Finding
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket, fold_unicode
 from tests.builders import create_orphans, list_ids
 from tests.keys import AMBIGUOUS

@@ -14,7 +14,9 @@ from storages.backends.s3 import S3Storage
 from storage_audit.audit import decisions, requests, scan
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Unavailable
-from storage_audit.models import CleanupOperation, Finding, Project, R2Object
+from storage_audit.findings import Finding
+from storage_audit.models import Project, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.storage import KeyBeingDeleted, TrackedStorage, Upload
 from tests.bucket import Bucket
 from tests.database import Rollback

@@ -12,7 +12,8 @@ from storage_audit.bucket import r2
 from storage_audit.bucket.listing import pages_alike
 from storage_audit.bucket.r2 import Page
 from storage_audit.bucket.wire import Entries
-from storage_audit.models import CleanupOperation, R2Object
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.promises import Status, alive, check, give, outcomes, requested, track
 

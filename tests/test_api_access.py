@@ -13,9 +13,10 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit.access import digest_of
+from storage_audit.access import ApiToken, digest_of
 from storage_audit.api import openapi, rates
-from storage_audit.models import ApiToken, CleanupOperation, Project
+from storage_audit.models import Project
+from storage_audit.operations import CleanupOperation
 from tests.api_client import API, Program, program, refused, staff, told
 from tests.forms import TOKEN
 

@@ -21,7 +21,8 @@ from storage_audit import places
 from storage_audit.api import waiting
 from storage_audit.audit import cleanup, meaning, requests
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation, Project
+from storage_audit.models import Project
+from storage_audit.operations import CleanupOperation
 from tests.api_client import API, Program, program, read_all_pages, refused, staff, told
 from tests.bucket import Bucket
 from tests.builders import create_cleanup

@@ -11,10 +11,14 @@ import pytest
 from django.test import Client
 from ninja import Schema
 
+from storage_audit.access import ApiToken
 from storage_audit.api.scan_schemas import Decided
 from storage_audit.api.schemas import ProjectDeleted
 from storage_audit.api.urls import api
-from storage_audit.models import ApiToken, BucketScan, CleanupOperation, Finding, Project
+from storage_audit.findings import Finding
+from storage_audit.models import Project
+from storage_audit.operations import CleanupOperation
+from storage_audit.scans import BucketScan
 from tests.api_client import program
 from tests.bucket import Bucket
 from tests.builders import create_orphans

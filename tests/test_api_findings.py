@@ -13,7 +13,9 @@ from storage_audit.api import findings
 from storage_audit.audit.decisions import base
 from storage_audit.bucket import uploads
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation, Finding, Project, R2Object
+from storage_audit.findings import Finding
+from storage_audit.models import Project, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.places import place
 from tests.api_client import API, Program, program, read_all_pages, refused, staff, told
 from tests.bucket import Bucket

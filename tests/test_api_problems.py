@@ -22,8 +22,9 @@ from storage_audit.audit.requests import StillAlive
 from storage_audit.audit.scan import TooCostly
 from storage_audit.bucket.errors import Barred, Broken, Overloaded, TooLate, Unavailable
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation, IllegalTransition
+from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import HIDDEN
+from storage_audit.transitions import IllegalTransition
 from tests.api_client import API, PROBLEM, Program, program, refused
 from tests.forms import TOKEN
 

@@ -16,7 +16,8 @@ from pytest_django import Settings
 
 from storage_audit import projects, roles
 from storage_audit.audit import requests, vanished
-from storage_audit.models import CleanupOperation, KnownProject, Project
+from storage_audit.models import KnownProject, Project
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages.base import ModelAdmin
 from tests.api_client import API, Program, program, refused, staff, told
 from tests.bucket import Bucket

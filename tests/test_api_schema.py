@@ -15,15 +15,13 @@ from hypothesis import HealthCheck, settings
 from pytest_django import Settings
 from schemathesis.core.parameters import ParameterLocation as Place
 
+from storage_audit.access import ApiToken
 from storage_audit.api.urls import api
-from storage_audit.models import (
-    ApiToken,
-    BucketScan,
-    CleanupOperation,
-    Diagnosis,
-    Finding,
-    Project,
-)
+from storage_audit.findings import Finding
+from storage_audit.models import Project
+from storage_audit.observations import Diagnosis
+from storage_audit.operations import CleanupOperation
+from storage_audit.scans import BucketScan
 from tests.bucket import Bucket
 
 KNOWN: dict[str, Any] = {

@@ -16,7 +16,9 @@ from pytest_django import Settings
 from autoshorts import urls
 from storage_audit.bucket import uploads
 from storage_audit.bucket.r2 import client
-from storage_audit.models import CleanupOperation, Finding, Project
+from storage_audit.findings import Finding
+from storage_audit.models import Project
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages.projects import ProjectAdmin
 from tests.admin_actions import OURS, TYPED, choose_first, list_places, prepare_world
 from tests.api_client import program

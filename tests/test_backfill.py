@@ -25,15 +25,11 @@ from storage_audit.bucket.errors import Broken, Unavailable
 from storage_audit.bucket.listing import entry_pages
 from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.wire import Entries, Entry
-from storage_audit.models import (
-    BucketScan,
-    CleanupItem,
-    CleanupOperation,
-    Finding,
-    KnownProject,
-    Project,
-    R2Object,
-)
+from storage_audit.findings import Finding
+from storage_audit.items import CleanupItem
+from storage_audit.models import KnownProject, Project, R2Object
+from storage_audit.operations import CleanupOperation
+from storage_audit.scans import BucketScan
 from tests import promises, scanning
 from tests.bucket import Bucket
 from tests.scanning import list_open_findings

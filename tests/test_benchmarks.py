@@ -14,7 +14,9 @@ from devtools.processes import stop_on_signals
 from storage_audit.audit import installation
 from storage_audit.bucket import r2
 from storage_audit.bucket.listing import pages
-from storage_audit.models import CleanupOperation, Finding, R2Object
+from storage_audit.findings import Finding
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 
 COUNT = 2345
 KEYS = [key_at(n) for n in range(COUNT)]

@@ -19,7 +19,9 @@ from storage_audit import tasks
 from storage_audit.audit import cleanup, counting
 from storage_audit.bucket import calls, r2
 from storage_audit.bucket.errors import StoreError, TooLate
-from storage_audit.models import CleanupOperation, Project, StoreCalls
+from storage_audit.models import Project
+from storage_audit.observations import StoreCalls
+from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.commands import run_command
 from tests.network import close_connections

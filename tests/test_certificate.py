@@ -39,7 +39,9 @@ from storage_audit.audit.certificate.files import (
 from storage_audit.audit.certificate.record import ITEM
 from storage_audit.audit.certificate.seal import canonical
 from storage_audit.exports import csv_lines
-from storage_audit.models import CleanupItem, CleanupOperation, Installation, R2Object
+from storage_audit.items import CleanupItem
+from storage_audit.models import Installation, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
 from tests.admin_client import page, person, superuser, text_of
 from tests.bucket import BUCKETS, Bucket

@@ -12,7 +12,8 @@ from pytest_django.fixtures import Settings
 
 from storage_audit.audit import cleanup
 from storage_audit.bucket.listing import escape
-from storage_audit.models import CleanupOperation, Project, R2Object
+from storage_audit.models import Project, R2Object
+from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket, put_files
 from tests.promises import (
     FLAT,

@@ -17,15 +17,11 @@ from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from storage_audit import storage, tasks
 from storage_audit.audit import cleanup, delays, deletion, overview, requests, sending
 from storage_audit.clocks import DatabaseNow
-from storage_audit.models import (
-    BucketScan,
-    CleanupOperation,
-    Diagnosis,
-    Finding,
-    KnownProject,
-    Project,
-    R2Object,
-)
+from storage_audit.findings import Finding
+from storage_audit.models import KnownProject, Project, R2Object
+from storage_audit.observations import Diagnosis
+from storage_audit.operations import CleanupOperation
+from storage_audit.scans import BucketScan
 from storage_audit.storage import Upload, is_barred, key_for
 from tests.bucket import Bucket
 from tests.builders import create_lost_cleanup

@@ -14,16 +14,11 @@ from storage_audit.audit import cleanup, discovery, installation, vanished
 from storage_audit.audit.scan import worker
 from storage_audit.bucket.listing import Identity
 from storage_audit.management import scanning
-from storage_audit.models import (
-    BucketScan,
-    CleanupOperation,
-    IllegalTransition,
-    Installation,
-    KnownProject,
-    Project,
-    R2Object,
-)
+from storage_audit.models import Installation, KnownProject, Project, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import visible
+from storage_audit.scans import BucketScan
+from storage_audit.transitions import IllegalTransition
 from tests.bucket import Bucket
 from tests.commands import Terminal, run_command, run_json
 from tests.promises import alive

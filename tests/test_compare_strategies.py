@@ -20,7 +20,8 @@ from storage_audit.audit.trial import Run
 from storage_audit.bucket import r2
 from storage_audit.conf import STRATEGIES
 from storage_audit.management.commands import compare_strategies
-from storage_audit.models import CleanupOperation, KnownProject
+from storage_audit.models import KnownProject
+from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.commands import run_command, run_json
 from tests.promises import Status, again, check, make_due

@@ -11,15 +11,11 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from storage_audit.audit import jobs
-from storage_audit.models import (
-    CleanupItem,
-    CleanupOperation,
-    Finding,
-    Job,
-    KnownProject,
-    Project,
-    R2Object,
-)
+from storage_audit.findings import Finding
+from storage_audit.items import CleanupItem
+from storage_audit.jobs import Job
+from storage_audit.models import KnownProject, Project, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages import acts
 from storage_audit.pages.confirming import ConfirmingAdmin
 from storage_audit.pages.projects import OwnerAdmin

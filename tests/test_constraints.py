@@ -7,17 +7,13 @@ from django.apps import apps
 from django.db import IntegrityError, connection, models, transaction
 from django.utils import timezone
 
-from storage_audit.models import (
-    BucketScan,
-    CleanupOperation,
-    Delivery,
-    Diagnosis,
-    Finding,
-    Incident,
-    Job,
-    Notice,
-    R2Object,
-)
+from storage_audit.findings import Finding
+from storage_audit.incidents import Delivery, Incident, Notice
+from storage_audit.jobs import Job
+from storage_audit.models import R2Object
+from storage_audit.observations import Diagnosis
+from storage_audit.operations import CleanupOperation
+from storage_audit.scans import BucketScan
 
 pytestmark = pytest.mark.django_db(transaction=True)
 OPERATION = "storage_audit_cleanupoperation"

@@ -10,7 +10,9 @@ from django.http import HttpRequest
 from pytest_django import Settings
 
 from storage_audit.audit import jobs
-from storage_audit.models import CleanupOperation, Job, KnownProject, Project, R2Object
+from storage_audit.jobs import Job
+from storage_audit.models import KnownProject, Project, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages.projects import OwnerAdmin, ProjectAdmin, is_copy
 from tests.admin_client import act, confirm, page, superuser, text_of
 from tests.database import another_database

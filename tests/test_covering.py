@@ -17,15 +17,11 @@ from storage_audit.audit.covering import Owners, find_covering
 from storage_audit.audit.lookup import live
 from storage_audit.audit.scan import ending, worker
 from storage_audit.bucket import r2
-from storage_audit.models import (
-    CleanupItem,
-    CleanupOperation,
-    Finding,
-    IllegalTransition,
-    KnownProject,
-    Project,
-    R2Object,
-)
+from storage_audit.findings import Finding
+from storage_audit.items import CleanupItem
+from storage_audit.models import KnownProject, Project, R2Object
+from storage_audit.operations import CleanupOperation
+from storage_audit.transitions import IllegalTransition
 from tests.bucket import Bucket
 from tests.builders import create_findings, list_ids
 from tests.keys import OTHER_KEY

@@ -25,23 +25,16 @@ from storage_audit import tasks
 from storage_audit.audit import overview, requests
 from storage_audit.audit import scan as scans
 from storage_audit.audit.overview import OTHER_TYPES, Amount
-from storage_audit.models import (
-    BucketScan,
-    CleanupOperation,
-    DailyFigures,
-    Delivery,
-    Diagnosis,
-    Finding,
-    Incident,
-    Installation,
-    KnownProject,
-    Notice,
-    OperationEvent,
-    Project,
-)
+from storage_audit.findings import Finding
+from storage_audit.incidents import Delivery, Incident, Notice
+from storage_audit.models import Installation, KnownProject, Project
+from storage_audit.observations import DailyFigures, Diagnosis
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages import charts, needs
 from storage_audit.pages.charts import Series
 from storage_audit.roles import VIEWER
+from storage_audit.scans import BucketScan
+from storage_audit.timeline import OperationEvent
 from tests.admin_client import DASHBOARD, count_queries, person, superuser, text_of, words
 from tests.bucket import Bucket
 from tests.builders import add_item, create_cleanup, create_finding, create_row, create_scan

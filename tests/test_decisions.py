@@ -21,14 +21,10 @@ from storage_audit.audit.installation import MARKER, Mismatch
 from storage_audit.audit.work import Work
 from storage_audit.bucket import listing
 from storage_audit.bucket.errors import Broken
-from storage_audit.models import (
-    CleanupItem,
-    CleanupOperation,
-    Finding,
-    KnownProject,
-    Project,
-    R2Object,
-)
+from storage_audit.findings import Finding
+from storage_audit.items import CleanupItem
+from storage_audit.models import KnownProject, Project, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
 from tests.admin_client import confirm, page, person, superuser
 from tests.bucket import Bucket, fold_unicode

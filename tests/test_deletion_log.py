@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from storage_audit.audit import cleanup
 from storage_audit.management.commands import deletion_log
-from storage_audit.models import CleanupOperation
+from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.builders import create_cleanup
 from tests.commands import run_command

@@ -28,7 +28,7 @@ from storage_audit.audit.diagnostics import (
 )
 from storage_audit.audit.diagnostics.comparison import WORKER_ANSWERS_WITHIN
 from storage_audit.audit.diagnostics.results import Result
-from storage_audit.models import Diagnosis
+from storage_audit.observations import Diagnosis
 from tests.admin_client import page, person, superuser, text_of
 from tests.bucket import Bucket
 from tests.commands import run_command

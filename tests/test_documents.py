@@ -15,7 +15,8 @@ from django.db.models import TextChoices
 from devtools.screenshots import IN_DOCS
 from storage_audit.api.urls import api
 from storage_audit.findings import Kind
-from storage_audit.models import CleanupItem, CleanupOperation
+from storage_audit.items import CleanupItem
+from storage_audit.operations import CleanupOperation
 from tests.paths import ROOT
 
 # What it asks is no database.

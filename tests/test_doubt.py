@@ -26,15 +26,11 @@ from storage_audit.audit.scan import rows
 from storage_audit.audit.work import Work
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.conf import conf
-from storage_audit.models import (
-    CleanupItem,
-    CleanupOperation,
-    IllegalTransition,
-    KnownProject,
-    Project,
-    R2Object,
-)
+from storage_audit.items import CleanupItem
+from storage_audit.models import KnownProject, Project, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.storage import KeyBeingDeleted
+from storage_audit.transitions import IllegalTransition
 from tests.api_client import program, refused
 from tests.bucket import Bucket, fold_unicode
 from tests.keys import AMBIGUOUS, NFC, NFD

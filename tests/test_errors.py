@@ -30,7 +30,8 @@ from storage_audit.bucket.errors import (
     Unavailable,
 )
 from storage_audit.clocks import monotonic
-from storage_audit.models import CleanupOperation, OperationEvent
+from storage_audit.operations import CleanupOperation
+from storage_audit.timeline import OperationEvent
 from tests.bucket import Bucket
 from tests.network import faulty_network
 from tests.promises import Status, again, alive, check, delete, outcomes, reason, send

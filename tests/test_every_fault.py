@@ -31,7 +31,7 @@ from devtools.store import Store
 from storage_audit.audit import installation, pace
 from storage_audit.bucket import r2
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation
+from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.network import faulty_network
 from tests.promises import Status, again, alive, check, late_check, outcomes, requested, run

@@ -46,7 +46,10 @@ from storage_audit.audit.work import OutOfTime, Work
 from storage_audit.bucket import r2, uploads
 from storage_audit.bucket.uploads import Upload
 from storage_audit.conf import conf
-from storage_audit.models import BucketScan, CleanupOperation, Finding, Project, R2Object
+from storage_audit.findings import Finding
+from storage_audit.models import Project, R2Object
+from storage_audit.operations import CleanupOperation
+from storage_audit.scans import BucketScan
 from tests.bucket import Bucket
 from tests.promises import (
     Status,

@@ -27,7 +27,10 @@ from storage_audit.audit.certificate.record import items_of
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Refused, StoreError, TooLate, Unavailable
 from storage_audit.file_deletion import Deletion
-from storage_audit.models import CleanupItem, CleanupOperation, Incident, Project, R2Object
+from storage_audit.incidents import Incident
+from storage_audit.items import CleanupItem
+from storage_audit.models import Project, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.storage import KeyBeingDeleted, Upload, intend
 from tests.bucket import Bucket
 from tests.database import Rollback

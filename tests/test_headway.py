@@ -7,7 +7,8 @@ import pytest
 
 from storage_audit.audit import headway
 from storage_audit.audit.headway import Headway
-from storage_audit.models import CleanupOperation, Project
+from storage_audit.models import Project
+from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.promises import between_plan_and_batch, requested, run
 

@@ -25,7 +25,9 @@ from storage_audit import queue
 from storage_audit.audit import delays, incidents
 from storage_audit.audit.delays import LATE
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation, Incident, Job
+from storage_audit.incidents import Incident
+from storage_audit.jobs import Job
+from storage_audit.operations import CleanupOperation
 from tests.builders import create_lost_cleanup
 from tests.paths import ROOT
 from tests.processes import HOST, fetch, run_site

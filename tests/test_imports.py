@@ -1,9 +1,13 @@
-"""What test files share is in modules beside them, such as tests/builders.py."""
+"""What may be imported from where, and in which order."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from django.apps import apps
 
 from tests.paths import ROOT
 
@@ -44,3 +48,40 @@ def test_no_file_imports_from_a_test_file() -> None:
         if is_from_a_test_file(name)
     }
     assert wrong == set()
+
+
+STARTED_WITH_ANOTHER_APP_FIRST = """
+import django
+from django.apps import apps
+from django.conf import settings
+settings.configure(
+    DATABASES={},
+    INSTALLED_APPS=[
+        "adopter",
+        "django.contrib.auth",
+        "django.contrib.contenttypes",
+        "storage_audit",
+    ],
+)
+django.setup()
+print(*sorted(model.__name__ for model in apps.get_app_config("storage_audit").get_models()))
+"""
+
+
+def test_all_tables_are_loaded_when_another_app_imports_one_of_them_first(tmp_path: Path) -> None:
+    (tmp_path / "adopter").mkdir()
+    (tmp_path / "adopter" / "__init__.py").touch()
+    (tmp_path / "adopter" / "models.py").write_text(
+        "from storage_audit.operations import CleanupOperation\n"
+    )
+    started = subprocess.run(
+        [sys.executable, "-c", STARTED_WITH_ANOTHER_APP_FIRST],
+        cwd=tmp_path,
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    loaded = [model.__name__ for model in apps.get_app_config("storage_audit").get_models()]
+    assert started.stdout.split() == sorted(loaded)
+    assert len(loaded) > 15

@@ -19,7 +19,8 @@ from storage_audit.audit.work import Work
 from storage_audit.bucket import frame, r2
 from storage_audit.bucket.deleters import Sent
 from storage_audit.bucket.errors import Broken
-from storage_audit.models import CleanupOperation, Installation, Project, R2Object
+from storage_audit.models import Installation, Project, R2Object
+from storage_audit.operations import CleanupOperation
 from tests.bucket import BUCKETS, Bucket
 from tests.database import copy_database
 from tests.promises import (

@@ -28,7 +28,9 @@ from devtools.faults.matching import is_anything, on
 from devtools.faults.proxy import RESET, FaultyStore
 from storage_audit import tasks
 from storage_audit.audit import jobs, requests
-from storage_audit.models import CleanupOperation, Job, Project
+from storage_audit.jobs import Job
+from storage_audit.models import Project
+from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
 from storage_audit.pages.projects import ProjectAdmin
 from tests.admin_client import act, page, person, signed_in, superuser, text_of, yes_to

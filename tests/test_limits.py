@@ -27,17 +27,12 @@ from storage_audit.audit import cleanup, installation, limits, requests, scan, v
 from storage_audit.audit.installation import MARKER, Mismatch
 from storage_audit.audit.work import Work
 from storage_audit.bucket.errors import Unavailable
-from storage_audit.models import (
-    BucketScan,
-    CleanupItem,
-    CleanupOperation,
-    Finding,
-    IllegalTransition,
-    Installation,
-    KnownProject,
-    Project,
-    R2Object,
-)
+from storage_audit.findings import Finding
+from storage_audit.items import CleanupItem
+from storage_audit.models import Installation, KnownProject, Project, R2Object
+from storage_audit.operations import CleanupOperation
+from storage_audit.scans import BucketScan
+from storage_audit.transitions import IllegalTransition
 from tests.admin_client import act, confirm, page, superuser, text_of
 from tests.bucket import Bucket, put_files
 from tests.commands import run_command

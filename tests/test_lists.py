@@ -19,22 +19,18 @@ from django.urls import reverse
 from django.utils import timezone
 from pytest_django import Settings
 
+from storage_audit.access import ApiToken
 from storage_audit.audit import messages
-from storage_audit.models import (
-    ApiToken,
-    BucketScan,
-    CleanupOperation,
-    Diagnosis,
-    Finding,
-    Incident,
-    KnownProject,
-    Project,
-    R2Object,
-)
+from storage_audit.findings import Finding
+from storage_audit.incidents import Incident
+from storage_audit.models import KnownProject, Project, R2Object
+from storage_audit.observations import Diagnosis
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages import lists
 from storage_audit.pages.base import AuditAdmin
 from storage_audit.pages.objects import R2ObjectAdmin
 from storage_audit.pages.projects import ProjectAdmin
+from storage_audit.scans import BucketScan
 from tests.admin_client import count_queries, page, superuser, text_of
 from tests.builders import track_files
 

@@ -34,8 +34,10 @@ from storage_audit.audit import cleanup
 from storage_audit.audit.work import Work
 from storage_audit.bucket import r2
 from storage_audit.logs import LONGEST, Formatter, RequestIdMiddleware
-from storage_audit.models import CleanupOperation, OperationEvent, Project
+from storage_audit.models import Project
+from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import HIDDEN, visible
+from storage_audit.timeline import OperationEvent
 from tests.admin_client import page, superuser
 from tests.bucket import Bucket
 from tests.builders import create_cleanup

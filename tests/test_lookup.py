@@ -24,9 +24,12 @@ from devtools.faults.proxy import FaultyStore
 from storage_audit.audit import lookup
 from storage_audit.audit.lookup.pasted import Named, understand, without_secrets
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation, Finding, KnownProject, OperationEvent, Project
+from storage_audit.findings import Finding
+from storage_audit.models import KnownProject, Project
+from storage_audit.operations import CleanupOperation
 from storage_audit.places import place
 from storage_audit.redaction import HIDDEN
+from storage_audit.timeline import OperationEvent
 from tests.admin_client import (
     LOOK,
     count_queries,

@@ -19,14 +19,10 @@ from storage_audit.audit.lookup.facts import ALL, Seen, Sight
 from storage_audit.audit.lookup.pasted import Named
 from storage_audit.audit.lookup.sentence import Sentence
 from storage_audit.bucket.r2 import Listed
-from storage_audit.models import (
-    BucketScan,
-    CleanupOperation,
-    Finding,
-    KnownProject,
-    Project,
-    R2Object,
-)
+from storage_audit.findings import Finding
+from storage_audit.models import KnownProject, Project, R2Object
+from storage_audit.operations import CleanupOperation
+from storage_audit.scans import BucketScan
 from tests.builders import add_items, create_cleanup, create_row
 from tests.promises import alive, deleted
 

@@ -10,7 +10,9 @@ from django.test.utils import CaptureQueriesContext
 from storage_audit.audit import deletion
 from storage_audit.audit.sending import Proof
 from storage_audit.fields import insert_new
-from storage_audit.models import CleanupItem, CleanupOperation, R2Object
+from storage_audit.items import CleanupItem
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.promises import alive, fill_project, outcomes, requested, run, track
 

@@ -22,7 +22,8 @@ from storage_audit.audit.ownership import Deleted, alive_of, judge, known_among,
 from storage_audit.audit.scan.owners import recognise
 from storage_audit.bucket.listing import nfc
 from storage_audit.bucket.r2 import Listed
-from storage_audit.models import Finding, KnownProject, R2Object
+from storage_audit.findings import Finding
+from storage_audit.models import KnownProject, R2Object
 from tests.bucket import Bucket
 from tests.builders import create_cleanup, create_findings
 from tests.orphans import delete_orphans

@@ -11,15 +11,11 @@ from django.utils.html import escape
 from pytest_django import Settings
 
 from storage_audit.audit import meaning
-from storage_audit.findings import Kind
-from storage_audit.models import (
-    BucketScan,
-    CleanupItem,
-    CleanupOperation,
-    Finding,
-    KnownProject,
-    R2Object,
-)
+from storage_audit.findings import Finding, Kind
+from storage_audit.items import CleanupItem
+from storage_audit.models import KnownProject, R2Object
+from storage_audit.operations import CleanupOperation
+from storage_audit.scans import BucketScan
 from tests.admin_client import page, superuser, text_of, url_of_cleanup
 from tests.builders import create_cleanup, create_finding, create_row
 from tests.keys import ESCAPED, HOSTILE

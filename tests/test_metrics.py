@@ -25,9 +25,13 @@ from prometheus_client.openmetrics import parser as openmetrics
 from pytest_django import Settings
 
 from storage_audit import querysets
+from storage_audit.access import ApiToken
 from storage_audit.audit import overview, requests, scan
+from storage_audit.findings import Finding
+from storage_audit.items import CleanupItem
 from storage_audit.metrics import metrics
-from storage_audit.models import ApiToken, CleanupItem, CleanupOperation, Finding, StoreCalls
+from storage_audit.observations import StoreCalls
+from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.builders import create_finding
 from tests.paths import ROOT

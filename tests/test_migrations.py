@@ -16,26 +16,17 @@ from django.utils import timezone
 from django_q.models import Schedule
 
 from storage_audit import projects, queue
+from storage_audit.access import ApiToken
 from storage_audit.fields import BytewiseTextField, after_prefix
-from storage_audit.models import (
-    ApiToken,
-    BucketScan,
-    CleanupItem,
-    CleanupOperation,
-    DailyFigures,
-    Delivery,
-    Diagnosis,
-    Finding,
-    Incident,
-    Installation,
-    Job,
-    KnownProject,
-    Notice,
-    Project,
-    R2Object,
-    StoreCalls,
-)
+from storage_audit.findings import Finding
+from storage_audit.incidents import Delivery, Incident, Notice
+from storage_audit.items import CleanupItem
+from storage_audit.jobs import Job
+from storage_audit.models import Installation, KnownProject, Project, R2Object
+from storage_audit.observations import DailyFigures, Diagnosis, StoreCalls
+from storage_audit.operations import CleanupOperation
 from storage_audit.roles import ROLES
+from storage_audit.scans import BucketScan
 from tests.builders import track_keys
 from tests.paths import ROOT
 

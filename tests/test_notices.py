@@ -45,17 +45,13 @@ from storage_audit.audit.delays import BUSY, RESTART, delays
 from storage_audit.channels import mail as mail_channel
 from storage_audit.channels import webhook
 from storage_audit.conf import conf
+from storage_audit.findings import Finding
+from storage_audit.incidents import Delivery, Incident, Notice
 from storage_audit.management.commands.notify import Command
-from storage_audit.models import (
-    BucketScan,
-    CleanupOperation,
-    DailyFigures,
-    Delivery,
-    Finding,
-    Incident,
-    Notice,
-    OperationEvent,
-)
+from storage_audit.observations import DailyFigures
+from storage_audit.operations import CleanupOperation
+from storage_audit.scans import BucketScan
+from storage_audit.timeline import OperationEvent
 from tests.admin_client import page, person, superuser, text_of
 from tests.builders import create_lost_cleanup
 from tests.commands import run_command

@@ -16,7 +16,8 @@ from django.utils import timezone
 from django.utils.html import escape
 
 from storage_audit.audit import cleanup, requests
-from storage_audit.models import CleanupOperation, Project
+from storage_audit.models import Project
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages import operation_items, operation_page
 from tests.admin_client import person, read_totals, signed_in, superuser, text_of, url_of_cleanup
 from tests.bucket import Bucket

@@ -23,7 +23,9 @@ from pytest_django import Settings
 from storage_audit import roles, signals
 from storage_audit.audit import jobs
 from storage_audit.audit.requests import StillAlive
-from storage_audit.models import CleanupOperation, Job, Project, R2Object
+from storage_audit.jobs import Job
+from storage_audit.models import Project, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
 from storage_audit.pages.base import ModelAdmin
 from storage_audit.pages.confirming import Selection

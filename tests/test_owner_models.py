@@ -14,7 +14,9 @@ from pytest_django import Settings
 from storage_audit import projects
 from storage_audit.audit.decisions import Refusal, tracking
 from storage_audit.audit.project_deletion import delete_project_by_id
-from storage_audit.models import CleanupOperation, Finding, KnownProject, Project
+from storage_audit.findings import Finding
+from storage_audit.models import KnownProject, Project
+from storage_audit.operations import CleanupOperation
 from storage_audit.querysets import with_storage
 from tests.api_client import program
 from tests.bucket import Bucket

@@ -35,7 +35,8 @@ from storage_audit.audit.scan.owners import Owner, attribute
 from storage_audit.bucket.listing import exact
 from storage_audit.bucket.r2 import Listed
 from storage_audit.clocks import apart
-from storage_audit.models import Finding, R2Object
+from storage_audit.findings import Finding
+from storage_audit.models import R2Object
 from tests.bucket import Bucket
 from tests.promises import (
     FLAT,

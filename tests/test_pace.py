@@ -18,7 +18,8 @@ from storage_audit.audit.sending import Proof
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import TooLate
 from storage_audit.clocks import monotonic
-from storage_audit.models import CleanupItem, CleanupOperation
+from storage_audit.items import CleanupItem
+from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.promises import (
     Status,

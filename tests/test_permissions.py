@@ -19,10 +19,8 @@ from pytest_django import Settings
 from storage_audit.audit.diagnostics import comparison
 from storage_audit.bucket import uploads
 from storage_audit.management.console import login_name
-from storage_audit.models import (
-    CleanupOperation,
-    Project,
-)
+from storage_audit.models import Project
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages.projects import OwnerAdmin
 from tests.admin_actions import (
     ACTIONS,

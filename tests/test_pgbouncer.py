@@ -21,7 +21,9 @@ from storage_audit import querysets
 from storage_audit.audit import comparison, installation, scan
 from storage_audit.audit.certificate import record
 from storage_audit.audit.comparison import Way
-from storage_audit.models import BucketScan, CleanupOperation, Project, R2Object
+from storage_audit.models import Project, R2Object
+from storage_audit.operations import CleanupOperation
+from storage_audit.scans import BucketScan
 from tests.bucket import Bucket
 from tests.promises import Status, check, run
 

@@ -12,8 +12,9 @@ from pytest_django import Settings
 from storage_audit.audit import cleanup, decisions, plan_summary, prices, requests
 from storage_audit.audit.meaning import NOT_WHILE_ALIVE
 from storage_audit.bucket import calls
-from storage_audit.models import CleanupOperation, LeaseLost
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages import plan_page
+from storage_audit.transitions import LeaseLost
 from tests.admin_client import (
     confirm,
     count_queries,

@@ -15,7 +15,9 @@ from pytest_django import Settings
 from storage_audit.audit import project_deletion
 from storage_audit.audit.project_deletion import delete_project, delete_projects
 from storage_audit.audit.requests import StillAlive
-from storage_audit.models import CleanupOperation, Job, Project
+from storage_audit.jobs import Job
+from storage_audit.models import Project
+from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
 from storage_audit.pages.projects import OwnerAdmin, ProjectAdmin
 from storage_audit.tasks import run_job

@@ -17,7 +17,8 @@ from pytest_django import Settings
 from storage_audit import projects
 from storage_audit.audit import cleanup, installation, project_deletion, requests, vanished
 from storage_audit.audit.project_deletion import delete_project
-from storage_audit.models import CleanupOperation, KnownProject, Project, R2Object
+from storage_audit.models import KnownProject, Project, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.querysets import with_storage
 from storage_audit.signals import project_deleted, project_to_be_deleted
 from tests.admin_client import confirm, superuser

@@ -27,8 +27,10 @@ from devtools.faults.matching import (
 )
 from devtools.faults.proxy import FaultyStore, Request
 from storage_audit.audit import cleanup, requests, vanished
-from storage_audit.models import CleanupOperation, IllegalTransition, Project, R2Object
+from storage_audit.models import Project, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.storage import KeyBeingDeleted, TrackedStorage, key_for
+from storage_audit.transitions import IllegalTransition
 from tests.bucket import Bucket
 from tests.database import (
     SECONDS,

@@ -18,13 +18,17 @@ from django_q.models import OrmQ
 from django_q.signing import SignedPackage
 from pytest_django import Settings
 
+from storage_audit.access import ApiToken
 from storage_audit.audit import cleanup
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Refused, StoreError, Unavailable
 from storage_audit.conf import conf
-from storage_audit.models import ApiToken, CleanupItem, CleanupOperation, OperationEvent, Project
+from storage_audit.items import CleanupItem
+from storage_audit.models import Project
+from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import HIDDEN, redact
 from storage_audit.storage import TrackedStorage
+from storage_audit.timeline import OperationEvent
 from tests.bucket import Bucket
 
 KEY_ID, SECRET, SIGNING = "AKIAPLANTEDKEYID", "planted/Secret+Key==", "planted-django-secret-key"

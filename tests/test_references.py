@@ -30,7 +30,10 @@ from storage_audit.audit.lookup import look_up, why
 from storage_audit.audit.references import Used, uses_of_keys
 from storage_audit.audit.work import Work
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation, Incident, Job, Project, R2Object
+from storage_audit.incidents import Incident
+from storage_audit.jobs import Job
+from storage_audit.models import Project, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
 from storage_audit.querysets import read_within
 from storage_audit.storage import TrackedStorage

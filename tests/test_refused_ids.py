@@ -18,7 +18,9 @@ from storage_audit.audit.layouts import Layouts
 from storage_audit.audit.ownership import alive_among, layouts
 from storage_audit.audit.work import Work
 from storage_audit.bucket.uploads import Upload
-from storage_audit.models import Finding, Incident, Project, R2Object
+from storage_audit.findings import Finding
+from storage_audit.incidents import Incident
+from storage_audit.models import Project, R2Object
 from tests.bucket import Bucket
 from tests.promises import (
     alive,

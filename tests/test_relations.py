@@ -15,7 +15,8 @@ from devtools.faults.kinds import error
 from devtools.faults.matching import is_delete_single, on
 from devtools.faults.proxy import FaultyStore, Reply
 from storage_audit import querysets
-from storage_audit.models import CleanupOperation, R2Object
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages.base import ModelAdmin
 from tests.admin_client import confirm, person, superuser, text_of
 from tests.bucket import Bucket

@@ -25,12 +25,10 @@ from storage_audit.bucket import copies, r2
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import nfc
 from storage_audit.conf import conf
-from storage_audit.models import (
-    CleanupItem,
-    CleanupOperation,
-    Finding,
-    R2Object,
-)
+from storage_audit.findings import Finding
+from storage_audit.items import CleanupItem
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.builders import create_findings
 from tests.commands import run_command, run_json

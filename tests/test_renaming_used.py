@@ -7,7 +7,9 @@ from pytest_django import Settings
 
 from storage_audit.audit import renaming
 from storage_audit.audit.new_names import Renaming
-from storage_audit.models import CleanupOperation, Finding, R2Object
+from storage_audit.findings import Finding
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.owner_models import drop_library_table, library_rows
 from tests.promises import alive

@@ -28,15 +28,13 @@ from pytest_django.fixtures import Settings
 from storage_audit.audit import requests, retention
 from storage_audit.audit.retention import Archive, ArchiveError
 from storage_audit.conf import conf
+from storage_audit.incidents import Incident
+from storage_audit.items import CleanupItem
 from storage_audit.management.commands.prune_operations import Command
-from storage_audit.models import (
-    CleanupItem,
-    CleanupOperation,
-    IllegalTransition,
-    Incident,
-    KnownProject,
-    OperationEvent,
-)
+from storage_audit.models import KnownProject
+from storage_audit.operations import CleanupOperation
+from storage_audit.timeline import OperationEvent
+from storage_audit.transitions import IllegalTransition
 from tests.admin_client import act, superuser, text_of, url_of_cleanup
 from tests.bucket import Bucket
 from tests.commands import run_command

@@ -16,14 +16,10 @@ from pytest_django import Settings
 
 from storage_audit import roles
 from storage_audit.conf import conf
-from storage_audit.models import (
-    BucketScan,
-    CleanupOperation,
-    Diagnosis,
-    Finding,
-    Project,
-    R2Object,
-)
+from storage_audit.findings import Finding
+from storage_audit.models import Project, R2Object
+from storage_audit.observations import Diagnosis
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages.base import DJANGO_6_1, ModelAdmin, lookup_of
 from storage_audit.pages.projects import OwnerAdmin
 from storage_audit.roles import (
@@ -36,6 +32,7 @@ from storage_audit.roles import (
     is_hidden,
     make_groups,
 )
+from storage_audit.scans import BucketScan
 from tests.admin_client import act, confirm, page, signed_in, superuser, text_of
 from tests.api_client import program
 from tests.bucket import Bucket

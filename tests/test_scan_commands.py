@@ -18,15 +18,10 @@ from devtools.faults.matching import is_listing, is_listing_at, on, then
 from devtools.faults.proxy import FaultyStore
 from storage_audit.audit import installation, limits, scan
 from storage_audit.bucket import r2
-from storage_audit.models import (
-    BucketScan,
-    Finding,
-    KnownProject,
-    Project,
-    R2Object,
-    ScanShard,
-    Sighting,
-)
+from storage_audit.findings import Finding, Sighting
+from storage_audit.models import KnownProject, Project, R2Object
+from storage_audit.scan_parts import ScanShard
+from storage_audit.scans import BucketScan
 from tests.bucket import Bucket
 from tests.commands import run_command, run_json
 from tests.processes import Command

@@ -20,7 +20,10 @@ from devtools.faults.matching import is_listing_under, on, then
 from devtools.faults.proxy import FaultyStore
 from storage_audit.audit import scan
 from storage_audit.bucket import r2
-from storage_audit.models import BucketScan, Finding, R2Object, ScanShard
+from storage_audit.findings import Finding
+from storage_audit.models import R2Object
+from storage_audit.scan_parts import ScanShard
+from storage_audit.scans import BucketScan
 from tests.bucket import Bucket
 from tests.paths import ROOT
 from tests.processes import database_url

@@ -19,7 +19,8 @@ from storage_audit.audit.scan.sides import Range, key_of
 from storage_audit.bucket.errors import StoreError, Unavailable
 from storage_audit.bucket.listing import as_bytes, pages_in_any_order, storable
 from storage_audit.conf import conf
-from storage_audit.models import BucketScan, ListedKey, ScanShard
+from storage_audit.scan_parts import ListedKey, ScanShard
+from storage_audit.scans import BucketScan
 from tests import scanning
 from tests.scanning import Listing, a, alive, complete, findings, track
 

@@ -20,7 +20,10 @@ from storage_audit.bucket import r2
 from storage_audit.bucket.listing import as_bytes, escape, nfc, storable, storable_part
 from storage_audit.bucket.wire import Entries
 from storage_audit.conf import conf
-from storage_audit.models import BucketScan, CleanupItem, CleanupOperation, R2Object
+from storage_audit.items import CleanupItem
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
+from storage_audit.scans import BucketScan
 from tests import scanning
 from tests.bucket import Bucket
 from tests.scanning import Listing, a, alive, backfill, complete, entry, findings, row, track

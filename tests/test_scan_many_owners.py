@@ -9,7 +9,8 @@ from django.db.models import F
 from storage_audit.audit import scan
 from storage_audit.audit.ownership import layouts
 from storage_audit.audit.scan import batch, owners
-from storage_audit.models import Finding, ScanShard
+from storage_audit.findings import Finding
+from storage_audit.scan_parts import ScanShard
 from tests import scanning
 from tests.scanning import Listing, a, alive, complete, findings
 

@@ -13,7 +13,10 @@ from storage_audit.audit.scan import batch, lanes, sightings
 from storage_audit.audit.scan.sides import Range
 from storage_audit.bucket.errors import Broken, Unavailable
 from storage_audit.conf import conf
-from storage_audit.models import BucketScan, CleanupOperation, Finding, R2Object, Sighting
+from storage_audit.findings import Finding, Sighting
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
+from storage_audit.scans import BucketScan
 from tests import scanning
 from tests.scanning import (
     Listing,

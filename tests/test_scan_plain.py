@@ -22,13 +22,10 @@ from storage_audit.audit.scan.sides import Line
 from storage_audit.bucket import listing
 from storage_audit.bucket.errors import Broken
 from storage_audit.conf import conf
-from storage_audit.models import (
-    BucketScan,
-    CleanupItem,
-    CleanupOperation,
-    KnownProject,
-    R2Object,
-)
+from storage_audit.items import CleanupItem
+from storage_audit.models import KnownProject, R2Object
+from storage_audit.operations import CleanupOperation
+from storage_audit.scans import BucketScan
 from tests import scanning
 from tests.scanning import Listing, a, alive, backfill, entry, findings, track
 from tests.strange_keys import HARD, KEYS, TRAPS

@@ -12,16 +12,11 @@ from storage_audit.audit.installation import Traits
 from storage_audit.audit.scan import ending
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.bucket.listing import as_bytes
-from storage_audit.models import (
-    BucketScan,
-    CleanupOperation,
-    Finding,
-    IllegalTransition,
-    KnownProject,
-    Project,
-    R2Object,
-    Sighting,
-)
+from storage_audit.findings import Finding, Sighting
+from storage_audit.models import KnownProject, Project, R2Object
+from storage_audit.operations import CleanupOperation
+from storage_audit.scans import BucketScan
+from storage_audit.transitions import IllegalTransition
 from tests import scanning
 from tests.scanning import (
     LONG_AGO,

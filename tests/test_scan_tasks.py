@@ -20,7 +20,9 @@ from devtools.faults.matching import is_listing_under, on, then
 from devtools.faults.proxy import FaultyStore
 from storage_audit import queue, tasks
 from storage_audit.audit import installation, scan
-from storage_audit.models import BucketScan, Finding, ScanShard
+from storage_audit.findings import Finding
+from storage_audit.scan_parts import ScanShard
+from storage_audit.scans import BucketScan
 from tests.bucket import Bucket
 from tests.queues import Cluster, list_enqueued_ids, list_results, print_log_on_failure
 from tests.scanning import begin_in_four_parts

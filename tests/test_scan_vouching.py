@@ -28,7 +28,9 @@ from storage_audit.audit.scan.lanes import Lanes
 from storage_audit.audit.scan.witness import Witness
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.bucket.r2 import Listed
-from storage_audit.models import BucketScan, Finding, R2Object, Sighting
+from storage_audit.findings import Finding, Sighting
+from storage_audit.models import R2Object
+from storage_audit.scans import BucketScan
 from tests import scanning
 from tests.bucket import Bucket
 from tests.scanning import Listing, a, alive, complete, findings, resume, track

@@ -23,7 +23,11 @@ from storage_audit.bucket.errors import Unavailable
 from storage_audit.bucket.listing import Identity, exact
 from storage_audit.bucket.uploads import Upload
 from storage_audit.bucket.wire import Entries
-from storage_audit.models import BucketScan, Finding, LeaseLost, R2Object, ScanShard, Sighting
+from storage_audit.findings import Finding, Sighting
+from storage_audit.models import R2Object
+from storage_audit.scan_parts import ScanShard
+from storage_audit.scans import BucketScan
+from storage_audit.transitions import LeaseLost
 from tests import scanning
 from tests.scanning import Listing, a, alive, complete, entry, findings, now, said, track
 

@@ -27,7 +27,8 @@ from storage_audit.bucket.errors import (
     Unavailable,
 )
 from storage_audit.clocks import monotonic
-from storage_audit.models import CleanupOperation, R2Object
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 from tests.bucket import BUCKETS, Bucket
 from tests.promises import (
     FLAT,

@@ -35,8 +35,10 @@ from storage_audit.audit import requests, retention
 from storage_audit.audit.installation import MARKER
 from storage_audit.bucket.errors import StoreError
 from storage_audit.conf import conf
-from storage_audit.models import CleanupItem, CleanupOperation, OperationEvent
+from storage_audit.items import CleanupItem
+from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import HIDDEN
+from storage_audit.timeline import OperationEvent
 from tests.admin_client import superuser
 from tests.bucket import Bucket
 from tests.commands import run_command

@@ -24,7 +24,8 @@ from storage_audit.audit.work import OutOfTime, Reborn, Undecided, Work
 from storage_audit.bucket import deleters
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.clocks import monotonic
-from storage_audit.models import CleanupItem, CleanupOperation
+from storage_audit.items import CleanupItem
+from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.promises import Status, check, fill_project, outcomes, requested, run
 from tests.store_replies import BUSY

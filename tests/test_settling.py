@@ -14,7 +14,9 @@ from storage_audit.audit import cleanup, sending, settling, used_files, verifica
 from storage_audit.audit.position import OLD_AFTER
 from storage_audit.audit.work import Work
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
-from storage_audit.models import CleanupOperation, Incident, R2Object
+from storage_audit.incidents import Incident
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.storage import Upload
 from tests.bucket import Bucket
 from tests.promises import (

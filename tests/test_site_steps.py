@@ -10,7 +10,8 @@ from django.db import models, transaction
 from django.db.models.signals import post_delete
 from django.http import HttpRequest
 
-from storage_audit.models import CleanupOperation, Project
+from storage_audit.models import Project
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages.projects import OwnerAdmin, ProjectAdmin
 from tests.admin_client import confirm, page, superuser, text_of
 from tests.api_client import program, told

@@ -27,7 +27,8 @@ from devtools.faults.matching import is_delete_batch, on, then
 from devtools.faults.proxy import FaultyStore
 from devtools.local_r2 import LocalR2
 from storage_audit.bucket import r2
-from storage_audit.models import CleanupOperation, Installation
+from storage_audit.models import Installation
+from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.network import faulty_network
 from tests.stateful.end import come_to_rest

@@ -24,7 +24,10 @@ from devtools.processes import Child, free_port
 from storage_audit import tasks
 from storage_audit.audit import cleanup
 from storage_audit.conf import conf
-from storage_audit.models import CleanupItem, CleanupOperation, OperationEvent, Project
+from storage_audit.items import CleanupItem
+from storage_audit.models import Project
+from storage_audit.operations import CleanupOperation
+from storage_audit.timeline import OperationEvent
 from tests.bucket import Bucket
 from tests.keys import KEY_OF_PROJ_10
 from tests.paths import ROOT

@@ -29,7 +29,9 @@ from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from storage_audit.audit import cleanup, deletion, installation, settling
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Broken, StoreError, TooLate, Unavailable
-from storage_audit.models import CleanupItem, CleanupOperation, Project, R2Object
+from storage_audit.items import CleanupItem
+from storage_audit.models import Project, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.querysets import R2ObjectQuerySet
 from storage_audit.storage import KeyBeingDeleted, TrackedStorage, Upload, key_for
 from storage_audit.tracking_rows import durably

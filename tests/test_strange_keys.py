@@ -20,7 +20,9 @@ from devtools.faults.matching import is_listing, on
 from devtools.seaweedfs import SeaweedFS
 from storage_audit.audit import installation, retention
 from storage_audit.bucket.listing import escape
-from storage_audit.models import CleanupOperation, Finding, R2Object
+from storage_audit.findings import Finding
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import visible
 from tests.admin_client import page, superuser
 from tests.bucket import Bucket

@@ -23,7 +23,8 @@ from storage_audit.audit.modes import MODES, Mode
 from storage_audit.bucket import wrangler
 from storage_audit.clocks import monotonic
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation, R2Object
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 from tests.bucket import BUCKETS, Bucket
 from tests.commands import run_command
 from tests.promises import (

@@ -10,7 +10,8 @@ from django.utils import timezone
 
 from storage_audit import tasks
 from storage_audit.audit import cleanup, deletion, plan_summary, succession
-from storage_audit.models import CleanupOperation, Project
+from storage_audit.models import Project
+from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.promises import Status, alive, check, requested, run
 

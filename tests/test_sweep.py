@@ -17,16 +17,11 @@ from django_q.tasks import async_task
 from storage_audit import queue, tasks
 from storage_audit.audit import delays, trial, vanished
 from storage_audit.conf import conf
-from storage_audit.models import (
-    BucketScan,
-    CleanupOperation,
-    Delivery,
-    Job,
-    KnownProject,
-    Notice,
-    Project,
-    R2Object,
-)
+from storage_audit.incidents import Delivery, Notice
+from storage_audit.jobs import Job
+from storage_audit.models import KnownProject, Project, R2Object
+from storage_audit.operations import CleanupOperation
+from storage_audit.scans import BucketScan
 from storage_audit.transitions import SPREAD
 from tests.bucket import Bucket
 from tests.builders import create_lost_cleanup, track_keys

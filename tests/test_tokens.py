@@ -13,8 +13,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from storage_audit.access import TOKEN_PREFIX, digest_of
-from storage_audit.models import ApiToken
+from storage_audit.access import TOKEN_PREFIX, ApiToken, digest_of
 from tests.admin_client import act, confirm, page, signed_in, superuser, text_of, words
 from tests.api_client import Program, refused
 

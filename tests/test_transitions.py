@@ -12,7 +12,8 @@ from pytest_django.fixtures import Settings
 from storage_audit.audit import cleanup, sending, verification
 from storage_audit.audit.work import Work
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation, IllegalTransition, LeaseLost
+from storage_audit.operations import CleanupOperation
+from storage_audit.transitions import IllegalTransition, LeaseLost
 from tests.bucket import Bucket
 from tests.promises import (
     Status,

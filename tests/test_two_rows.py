@@ -32,7 +32,9 @@ from storage_audit.audit.named_files import Named
 from storage_audit.audit.work import Work
 from storage_audit.bucket import r2
 from storage_audit.bucket.uploads import Upload
-from storage_audit.models import CleanupOperation, Finding, R2Object
+from storage_audit.findings import Finding
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.builders import create_findings, list_ids
 from tests.keys import NFC, NFD

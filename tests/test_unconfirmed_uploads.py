@@ -8,7 +8,8 @@ from pytest_django import Settings
 from storage_audit.audit import decisions
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Unavailable
-from storage_audit.models import Finding, Project, R2Object
+from storage_audit.findings import Finding
+from storage_audit.models import Project, R2Object
 from tests.bucket import Bucket
 from tests.promises import Status, alive, between_plan_and_batch, delete, outcomes, reason
 from tests.scanning import backfill

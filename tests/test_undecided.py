@@ -16,7 +16,8 @@ from storage_audit.audit.covering import find_unnamed_owners
 from storage_audit.audit.key_format import MOST_WAYS
 from storage_audit.audit.modes import MODES, Mode
 from storage_audit.audit.ownership import layouts
-from storage_audit.models import CleanupOperation, Project, R2Object
+from storage_audit.models import Project, R2Object
+from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.builders import create_cleanup, create_findings, list_ids
 from tests.keys import AMBIGUOUS

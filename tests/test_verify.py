@@ -21,14 +21,10 @@ from storage_audit.audit.second_look import SecondLook
 from storage_audit.audit.work import OutOfTime, Work
 from storage_audit.bucket import r2
 from storage_audit.bucket.listing import escape
-from storage_audit.models import (
-    CleanupOperation,
-    IllegalTransition,
-    KnownProject,
-    Project,
-    R2Object,
-)
+from storage_audit.models import KnownProject, Project, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.storage import Upload
+from storage_audit.transitions import IllegalTransition
 from tests.bucket import Bucket
 from tests.keys import NFC, NFD
 from tests.promises import (

@@ -32,7 +32,8 @@ from storage_audit.audit.work import AHEAD, Work, gather
 from storage_audit.bucket import listing, r2
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.r2 import Listed
-from storage_audit.models import CleanupOperation, R2Object
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.promises import (
     FLAT,

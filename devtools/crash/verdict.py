@@ -13,13 +13,10 @@ from devtools.demo.report import shown
 from storage_audit.audit.installation import MARKER
 from storage_audit.audit.pace import MOST
 from storage_audit.conf import conf
-from storage_audit.models import (
-    CleanupItem,
-    CleanupOperation,
-    KnownProject,
-    OperationEvent,
-    Project,
-)
+from storage_audit.items import CleanupItem
+from storage_audit.models import KnownProject, Project
+from storage_audit.operations import CleanupOperation
+from storage_audit.timeline import OperationEvent
 
 DELETIONS = ("deleted", "forced")
 # Of each of these one worker may have had one batch under way.

@@ -17,19 +17,15 @@ from devtools.demo.story import DELETED
 from devtools.local_r2 import LocalR2
 from storage_audit.audit import cleanup, diagnostics, incidents, jobs, overview, requests
 from storage_audit.conf import conf
-from storage_audit.models import (
-    BucketScan,
-    CleanupOperation,
-    DailyFigures,
-    Diagnosis,
-    Finding,
-    Incident,
-    Job,
-    Project,
-    R2Object,
-)
+from storage_audit.findings import Finding
+from storage_audit.incidents import Incident
+from storage_audit.jobs import Job
+from storage_audit.models import Project, R2Object
+from storage_audit.observations import DailyFigures, Diagnosis
+from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
 from storage_audit.pages.base import comparison_of, lookup_of
+from storage_audit.scans import BucketScan
 
 MODELS = (
     "project",

@@ -16,7 +16,8 @@ from devtools.processes import Child
 from storage_audit import tasks
 from storage_audit.audit import requests
 from storage_audit.audit.installation import MARKER
-from storage_audit.models import CleanupOperation, Project
+from storage_audit.models import Project
+from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
 from storage_audit.storage import key_for
 

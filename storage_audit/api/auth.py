@@ -7,9 +7,8 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from ninja.security import APIKeyCookie, HttpBearer
 
-from storage_audit.access import digest_of
+from storage_audit.access import ApiToken, digest_of
 from storage_audit.api.problems import CHALLENGE, Problem
-from storage_audit.models import ApiToken
 
 READING = ("GET", "HEAD", "OPTIONS")
 

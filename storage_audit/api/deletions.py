@@ -32,7 +32,7 @@ from storage_audit.api.schemas import (
 from storage_audit.api.waiting import LONGEST, wait_for_change
 from storage_audit.audit import requests
 from storage_audit.audit.meaning import meaning
-from storage_audit.models import CleanupOperation
+from storage_audit.operations import CleanupOperation
 
 router = Router(tags=["deletions"])
 

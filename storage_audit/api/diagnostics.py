@@ -14,7 +14,7 @@ from storage_audit.api.problems import Problem
 from storage_audit.api.rates import Rate
 from storage_audit.api.schemas import DifferenceFound, Examination, ProblemFound, Report
 from storage_audit.audit.diagnostics import Comparison
-from storage_audit.models import Diagnosis
+from storage_audit.observations import Diagnosis
 from storage_audit.places import place
 
 router = Router(tags=["diagnostics"], throttle=Rate(heavy=True))

@@ -33,8 +33,7 @@ from storage_audit.api.scan_schemas import (
 from storage_audit.api.schemas import ABSENT, OneDeletion
 from storage_audit.audit import decisions
 from storage_audit.audit.decisions import Decision
-from storage_audit.findings import FindingQuerySet
-from storage_audit.models import Finding
+from storage_audit.findings import Finding, FindingQuerySet
 from storage_audit.places import place
 
 router = Router(tags=["findings"])

@@ -24,9 +24,9 @@ from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.requests import StillAlive
 from storage_audit.audit.scan import TooCostly
 from storage_audit.bucket.errors import StoreError, TooLate, Unavailable
-from storage_audit.models import IllegalTransition
 from storage_audit.places import COME_BACK_AFTER, Full
 from storage_audit.redaction import redact
+from storage_audit.transitions import IllegalTransition
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from storage_audit.api.openapi import refusals
 from storage_audit.api.problems import Problem, refuse_unread
 from storage_audit.api.schemas import OneDeletion, ProjectDeleted
 from storage_audit.audit import project_deletion, requests
-from storage_audit.models import CleanupOperation
+from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import redact, visible
 from storage_audit.roles import deletion_obstacles, has_own_deletion, is_hidden
 

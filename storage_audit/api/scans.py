@@ -32,8 +32,8 @@ from storage_audit.audit import scan as scans
 from storage_audit.audit.ownership import layouts
 from storage_audit.conf import conf
 from storage_audit.findings import Kind
-from storage_audit.models import BucketScan
 from storage_audit.redaction import visible
+from storage_audit.scans import BucketScan
 
 router = Router(tags=["scans"])
 

@@ -6,7 +6,9 @@ from uuid import UUID
 
 from ninja import Field, Schema
 
-from storage_audit.models import CleanupItem, CleanupOperation, Diagnosis
+from storage_audit.items import CleanupItem
+from storage_audit.observations import Diagnosis
+from storage_audit.operations import CleanupOperation
 
 # Of no declared type, as null is nothing that can be asked for.
 ABSENT: Any = None

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from threading import Lock
 
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation
+from storage_audit.operations import CleanupOperation
 from storage_audit.places import Full, place
 
 LONGEST = 30  # seconds; proxies give up after 60

@@ -37,13 +37,11 @@ from storage_audit.bucket.errors import Barred, StoreError
 from storage_audit.bucket.listing import escape
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
-from storage_audit.models import (
-    CleanupItem,
-    CleanupOperation,
-    LeaseLost,
-)
+from storage_audit.items import CleanupItem
+from storage_audit.operations import CleanupOperation
 from storage_audit.querysets import read_in_steps
 from storage_audit.redaction import redact
+from storage_audit.transitions import LeaseLost
 
 logger = logging.getLogger(__name__)
 Kind, Status, Step = CleanupOperation.Kind, CleanupOperation.Status, CleanupOperation.Step

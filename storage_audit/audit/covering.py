@@ -29,8 +29,10 @@ from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.uploads import Upload
 from storage_audit.cleanup_querysets import CleanupOperationQuerySet
 from storage_audit.fields import spellings
-from storage_audit.findings import FindingQuerySet
-from storage_audit.models import CleanupItem, CleanupOperation, Finding, KnownProject
+from storage_audit.findings import Finding, FindingQuerySet
+from storage_audit.items import CleanupItem
+from storage_audit.models import KnownProject
+from storage_audit.operations import CleanupOperation
 
 Status = CleanupOperation.Status
 

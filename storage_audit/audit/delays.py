@@ -10,7 +10,9 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit import queue
 from storage_audit.conf import conf
-from storage_audit.models import BucketScan, CleanupOperation, Job
+from storage_audit.jobs import Job
+from storage_audit.operations import CleanupOperation
+from storage_audit.scans import BucketScan
 
 # A worker that is being restarted, or has many cleanups to do, is not late yet.
 LATE = timedelta(minutes=10)

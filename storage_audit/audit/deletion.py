@@ -35,7 +35,9 @@ from storage_audit.bucket.wrangler import Command
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import mark_of, monotonic
 from storage_audit.conf import conf
-from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2Object
+from storage_audit.items import CleanupItem
+from storage_audit.models import KnownProject, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.querysets import R2ObjectQuerySet, impatient
 
 Outcome = CleanupItem.Outcome

@@ -43,7 +43,9 @@ from storage_audit.audit.work import LONE_KEYS, Work
 from storage_audit.bucket.listing import Identity, escape, spellings, storable
 from storage_audit.bucket.r2 import Listed
 from storage_audit.fields import insert_new, insert_values
-from storage_audit.models import CleanupItem, CleanupOperation, R2Object
+from storage_audit.items import CleanupItem
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.querysets import R2ObjectQuerySet
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome

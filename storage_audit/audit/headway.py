@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol
 
 from django.utils import timezone
 
-from storage_audit.models import CleanupItem, CleanupOperation
+from storage_audit.items import CleanupItem
+from storage_audit.operations import CleanupOperation
 
 Outcome, Step = CleanupItem.Outcome, CleanupOperation.Step
 # Seconds: the pace is that of the last minute, of which each fifth second is remembered.

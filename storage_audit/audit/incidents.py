@@ -14,14 +14,10 @@ from django.utils.translation import gettext as _
 from storage_audit.audit import delays, used_files
 from storage_audit.audit.ownership import about_refused
 from storage_audit.conf import conf
-from storage_audit.models import (
-    CleanupOperation,
-    DailyFigures,
-    Delivery,
-    Finding,
-    Incident,
-    Notice,
-)
+from storage_audit.findings import Finding
+from storage_audit.incidents import Delivery, Incident, Notice
+from storage_audit.observations import DailyFigures
+from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import redact, visible
 
 Kind, Channel = Incident.Kind, Delivery.Channel

@@ -13,7 +13,9 @@ from storage_audit import projects
 from storage_audit.audit import requests
 from storage_audit.audit.named_files import cascading_models
 from storage_audit.audit.project_deletion import delete_project_by_id, has_own_delete
-from storage_audit.models import CleanupOperation, Job, KnownProject
+from storage_audit.jobs import Job
+from storage_audit.models import KnownProject
+from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
 from storage_audit.redaction import redact, visible
 from storage_audit.roles import deletion_obstacles, has_own_deletion, is_hidden

@@ -6,16 +6,13 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit import projects
+from storage_audit.findings import Finding
 from storage_audit.findings import Kind as Difference
-from storage_audit.models import (
-    BucketScan,
-    CleanupItem,
-    CleanupOperation,
-    Finding,
-    KnownProject,
-    OperationEvent,
-    R2Object,
-)
+from storage_audit.items import CleanupItem
+from storage_audit.models import KnownProject, R2Object
+from storage_audit.operations import CleanupOperation
+from storage_audit.scans import BucketScan
+from storage_audit.timeline import OperationEvent
 
 Kind, Status = CleanupOperation.Kind, CleanupOperation.Status
 Outcome, Step, Trigger = CleanupItem.Outcome, CleanupOperation.Step, CleanupOperation.Trigger

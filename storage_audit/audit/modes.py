@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation
+from storage_audit.operations import CleanupOperation
 
 Discovery, Strategy = CleanupOperation.Discovery, CleanupOperation.Strategy
 

@@ -43,7 +43,9 @@ from storage_audit.bucket.r2 import Listed
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import CLOCKS_DIFFER, was_ahead
 from storage_audit.findings import Kind
-from storage_audit.models import CleanupItem, CleanupOperation, KnownProject, R2Object
+from storage_audit.items import CleanupItem
+from storage_audit.models import KnownProject, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.querysets import read_in_steps
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome

@@ -20,7 +20,9 @@ from storage_audit.audit.work import Work
 from storage_audit.bucket.listing import storable
 from storage_audit.conf import conf
 from storage_audit.fields import insert_new
-from storage_audit.models import CleanupItem, CleanupOperation, R2Object
+from storage_audit.items import CleanupItem
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import visible
 
 logger = logging.getLogger(__name__)

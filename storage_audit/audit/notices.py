@@ -15,7 +15,7 @@ from storage_audit.audit.incidents import recipients
 from storage_audit.channels import mail, webhook
 from storage_audit.channels.errors import Undelivered
 from storage_audit.conf import conf
-from storage_audit.models import Delivery
+from storage_audit.incidents import Delivery
 from storage_audit.redaction import redact
 
 logger = logging.getLogger(__name__)

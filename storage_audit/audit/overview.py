@@ -11,15 +11,13 @@ from storage_audit import clocks
 from storage_audit.audit.incidents import recipients
 from storage_audit.audit.ownership import refused_ids
 from storage_audit.conf import conf
-from storage_audit.models import (
-    BucketScan,
-    CleanupItem,
-    CleanupOperation,
-    DailyFigures,
-    Delivery,
-    Finding,
-    R2Object,
-)
+from storage_audit.findings import Finding
+from storage_audit.incidents import Delivery
+from storage_audit.items import CleanupItem
+from storage_audit.models import R2Object
+from storage_audit.observations import DailyFigures
+from storage_audit.operations import CleanupOperation
+from storage_audit.scans import BucketScan
 
 # The table of objects is read as a whole for them: not more often.
 FIGURES_EVERY = timedelta(hours=1)

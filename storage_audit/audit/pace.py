@@ -19,7 +19,7 @@ from storage_audit.bucket.errors import (
 )
 from storage_audit.clocks import monotonic
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation
+from storage_audit.operations import CleanupOperation
 
 Strategy = CleanupOperation.Strategy
 

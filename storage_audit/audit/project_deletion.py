@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit import projects
 from storage_audit.audit.requests import StillAlive, deletion_of
-from storage_audit.models import CleanupOperation
+from storage_audit.operations import CleanupOperation
 from storage_audit.querysets import limit_to
 from storage_audit.redaction import redact, visible
 

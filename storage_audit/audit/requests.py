@@ -11,14 +11,11 @@ from storage_audit.audit import named_files, succession, vanished
 from storage_audit.audit.modes import Mode, usual
 from storage_audit.bucket.listing import storable
 from storage_audit.conf import conf
-from storage_audit.models import (
-    CleanupOperation,
-    IllegalTransition,
-    KnownProject,
-    validate_project_id,
-)
+from storage_audit.models import KnownProject, validate_project_id
+from storage_audit.operations import CleanupOperation
 from storage_audit.origin import current_origin
 from storage_audit.redaction import visible
+from storage_audit.transitions import IllegalTransition
 
 Kind, Status, Trigger = (
     CleanupOperation.Kind,

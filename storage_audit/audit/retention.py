@@ -21,7 +21,7 @@ from django.db import models, transaction
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.ownership import shorten
-from storage_audit.models import CleanupOperation
+from storage_audit.operations import CleanupOperation
 from storage_audit.querysets import read_in_steps
 
 UNREADABLE = (OSError, EOFError, zlib.error)

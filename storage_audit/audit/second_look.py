@@ -27,7 +27,8 @@ from storage_audit.bucket.listing import Identity, escape, spellings, storable
 from storage_audit.bucket.r2 import Listed
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import monotonic
-from storage_audit.models import CleanupItem, KnownProject, R2Object
+from storage_audit.items import CleanupItem
+from storage_audit.models import KnownProject, R2Object
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
 # With the turn that it ends, well below the queue's time-out.

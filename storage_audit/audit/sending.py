@@ -32,7 +32,8 @@ from storage_audit.bucket.wrangler import Command
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import mark_of
 from storage_audit.conf import conf
-from storage_audit.models import CleanupItem, CleanupOperation
+from storage_audit.items import CleanupItem
+from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import visible
 
 

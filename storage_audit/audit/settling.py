@@ -19,7 +19,10 @@ from storage_audit.audit.work import Work
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import CLOCKS_DIFFER, maybe_since
 from storage_audit.conf import conf
-from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
+from storage_audit.findings import Finding
+from storage_audit.items import CleanupItem
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.querysets import AT_REST, under_way
 
 Outcome = CleanupItem.Outcome

@@ -14,7 +14,9 @@ from django.utils.translation import gettext as _
 
 from storage_audit.audit import deletion, plan_summary
 from storage_audit.cleanup_querysets import CleanupOperationQuerySet
-from storage_audit.models import CleanupItem, CleanupOperation, KnownProject
+from storage_audit.items import CleanupItem
+from storage_audit.models import KnownProject
+from storage_audit.operations import CleanupOperation
 
 Status = CleanupOperation.Status
 

@@ -28,7 +28,8 @@ from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import pages
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation, KnownProject
+from storage_audit.models import KnownProject
+from storage_audit.operations import CleanupOperation
 from storage_audit.origin import current_origin
 
 Discovery, Status, Strategy, Trigger = (

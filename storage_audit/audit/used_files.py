@@ -17,7 +17,10 @@ from storage_audit.audit.references import Cascade, Used, uses_of_keys, uses_of_
 from storage_audit.audit.work import Work
 from storage_audit.bucket.errors import TooLate
 from storage_audit.conf import conf
-from storage_audit.models import CleanupItem, CleanupOperation, Incident, R2Object
+from storage_audit.incidents import Incident
+from storage_audit.items import CleanupItem
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 
 Kind, Outcome = CleanupOperation.Kind, CleanupItem.Outcome
 # For all questions of one proof.

@@ -17,7 +17,8 @@ from django.utils.translation import gettext as _
 from storage_audit import projects
 from storage_audit.audit import succession
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation, KnownProject
+from storage_audit.models import KnownProject
+from storage_audit.operations import CleanupOperation
 
 Evidence, Kind = KnownProject.Evidence, CleanupOperation.Kind
 Status, Trigger = CleanupOperation.Status, CleanupOperation.Trigger

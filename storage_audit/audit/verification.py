@@ -22,7 +22,9 @@ from storage_audit.bucket.listing import escape, nfc, spellings, storable, stora
 from storage_audit.bucket.r2 import DELETED, Listed
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import maybe_since
-from storage_audit.models import CleanupItem, CleanupOperation, R2Object
+from storage_audit.items import CleanupItem
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.querysets import starts_with
 
 Outcome, FoundIn = CleanupItem.Outcome, CleanupItem.FoundIn

@@ -22,7 +22,8 @@ from storage_audit.bucket.r2 import PAGE, Listed
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import monotonic, was_ahead
 from storage_audit.conf import conf
-from storage_audit.models import CleanupItem, CleanupOperation
+from storage_audit.items import CleanupItem
+from storage_audit.operations import CleanupOperation
 
 # Keys that are looked up each at its own place, a request for each at worst: so few that the
 # lease outlasts them.

@@ -7,9 +7,8 @@ from typing import Any
 from django.core.serializers.json import DjangoJSONEncoder
 from django.template.defaultfilters import filesizeformat
 
-from storage_audit.findings import FindingQuerySet
+from storage_audit.findings import Finding, FindingQuerySet
 from storage_audit.management.console import stored_text
-from storage_audit.models import Finding
 from storage_audit.redaction import visible
 
 Kind, State = Finding.Kind, Finding.State

@@ -19,7 +19,9 @@ from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import storable
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.conf import conf
-from storage_audit.models import CleanupItem, CleanupOperation, validate_project_id
+from storage_audit.items import CleanupItem
+from storage_audit.models import validate_project_id
+from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
 from storage_audit.redaction import redact, visible
 

@@ -11,7 +11,7 @@ from django.db import connections
 
 from storage_audit.audit import scan as scans
 from storage_audit.audit.counting import counted
-from storage_audit.models import BucketScan
+from storage_audit.scans import BucketScan
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from storage_audit import tasks
 from storage_audit.audit import scan as scans
 from storage_audit.audit.scan import Cost, TooCostly
 from storage_audit.conf import conf
-from storage_audit.findings import Kind
+from storage_audit.findings import Finding, Kind, Sighting
 from storage_audit.management.console import (
     FAILED,
     INTERRUPTED,
@@ -30,9 +30,9 @@ from storage_audit.management.console import (
 )
 from storage_audit.management.documented import DocumentedCommand
 from storage_audit.management.processes import beside
-from storage_audit.models import BucketScan, Finding, IllegalTransition, Sighting
 from storage_audit.redaction import visible
-from storage_audit.scans import FIGURES
+from storage_audit.scans import FIGURES, BucketScan
+from storage_audit.transitions import IllegalTransition
 
 SAMPLES = 20
 MOST_WORKERS = 100

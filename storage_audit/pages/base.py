@@ -25,7 +25,7 @@ from django.views.decorators.http import require_GET
 
 from storage_audit.audit.meaning import status_of
 from storage_audit.conf import conf
-from storage_audit.models import CleanupOperation
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages import exports
 from storage_audit.pages.lists import LongList
 from storage_audit.querysets import starts_with

@@ -16,7 +16,8 @@ from storage_audit.audit.certificate.record import (
     why_none,
 )
 from storage_audit.exports import pieces
-from storage_audit.models import CleanupItem, CleanupOperation
+from storage_audit.items import CleanupItem
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages.base import label_of
 from storage_audit.redaction import visible
 

@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit import tasks
 from storage_audit.audit.diagnostics import REPORT, Comparison, Fact, Status
-from storage_audit.models import Diagnosis
+from storage_audit.observations import Diagnosis
 from storage_audit.pages.base import ReadOnlyAdmin
 from storage_audit.places import Full, place
 

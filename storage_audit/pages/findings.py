@@ -20,8 +20,7 @@ from storage_audit.audit.decisions import Decision, Refusal
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.meaning import of_finding
 from storage_audit.bucket.errors import StoreError
-from storage_audit.findings import FindingQuerySet
-from storage_audit.models import Finding
+from storage_audit.findings import Finding, FindingQuerySet
 from storage_audit.pages import acts, left_behind
 from storage_audit.pages.acts import Act, size_of, with_lines
 from storage_audit.pages.base import ReadOnlyAdmin, action, placed_key, shown_key, told, why_link

@@ -13,7 +13,8 @@ from django.utils.translation import gettext as _
 
 from storage_audit.audit.decisions.orphans import why_it_stays, with_cleanups
 from storage_audit.bucket.listing import storable
-from storage_audit.models import CleanupItem, Finding
+from storage_audit.findings import Finding
+from storage_audit.items import CleanupItem
 from storage_audit.pages import exports
 from storage_audit.pages.base import ModelAdmin
 from storage_audit.redaction import visible

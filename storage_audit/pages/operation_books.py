@@ -3,7 +3,8 @@
 from typing import Any, NamedTuple
 
 from storage_audit.audit.meaning import words_of
-from storage_audit.models import CleanupItem, CleanupOperation
+from storage_audit.items import CleanupItem
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages.base import label_of
 
 Outcome = CleanupItem.Outcome

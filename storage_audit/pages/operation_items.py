@@ -20,7 +20,8 @@ from storage_audit.audit.ownership import layouts
 from storage_audit.bucket.listing import storable
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.fields import spellings
-from storage_audit.models import CleanupItem, CleanupOperation
+from storage_audit.items import CleanupItem
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages import exports
 from storage_audit.pages.names import words_for
 from storage_audit.pages.operation_books import Line, are_closed

@@ -16,7 +16,8 @@ from storage_audit.audit.meaning import (
     meaning,
     words_of,
 )
-from storage_audit.models import CleanupItem, CleanupOperation
+from storage_audit.items import CleanupItem
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages import operation_progress
 from storage_audit.pages.base import label_of
 from storage_audit.pages.operation_books import Line, are_closed, books

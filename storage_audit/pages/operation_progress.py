@@ -12,7 +12,7 @@ from django.utils.translation import ngettext
 
 from storage_audit.audit.headway import Headway
 from storage_audit.audit.meaning import doing, status_of
-from storage_audit.models import CleanupOperation
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages.operation_books import books
 
 Status = CleanupOperation.Status

@@ -14,9 +14,10 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from storage_audit.audit.meaning import about
-from storage_audit.models import CleanupOperation, OperationEvent
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages.names import words_for
 from storage_audit.redaction import visible
+from storage_audit.timeline import OperationEvent
 
 EVENTS_SHOWN = 200
 VALUES_SHOWN = 100

@@ -28,7 +28,7 @@ from storage_audit import tasks
 from storage_audit.audit import requests
 from storage_audit.audit.meaning import words_of
 from storage_audit.forms import DeclareDeletedForm
-from storage_audit.models import CleanupOperation, IllegalTransition
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages import (
     certificate_page,
     comparison_page,
@@ -43,6 +43,7 @@ from storage_audit.pages.confirming import ConfirmingAdmin, Selection
 from storage_audit.pages.filters import FollowUpChecks, Needs
 from storage_audit.querysets import starts_with
 from storage_audit.redaction import visible
+from storage_audit.transitions import IllegalTransition
 
 OUTCOMES = ("deleted", "already_absent", "protected", "failed")
 # Verified in one request; of whole projects, a job verifies any number.

@@ -24,7 +24,8 @@ from storage_audit.audit.project_deletion import REFUSALS, Deletion, reason_of
 from storage_audit.audit.requests import StillAlive
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
-from storage_audit.models import Job, KnownProject, Project
+from storage_audit.jobs import Job
+from storage_audit.models import KnownProject, Project
 from storage_audit.origin import acting_as, of_request
 from storage_audit.pages.base import (
     M,

@@ -25,11 +25,11 @@ from storage_audit.audit.scan import TooCostly
 from storage_audit.conf import conf
 from storage_audit.findings import Kind
 from storage_audit.forms import ScanForm
-from storage_audit.models import BucketScan, IllegalTransition
 from storage_audit.pages.base import ReadOnlyAdmin, action, list_of
 from storage_audit.redaction import visible
 from storage_audit.roles import refusal
-from storage_audit.scans import BucketScanQuerySet
+from storage_audit.scans import BucketScan, BucketScanQuerySet
+from storage_audit.transitions import IllegalTransition
 
 SECOND = timedelta(seconds=1)
 Purpose, Status = BucketScan.Purpose, BucketScan.Status

@@ -12,8 +12,8 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
+from storage_audit.access import ApiToken
 from storage_audit.forms import ApiTokenForm, DateAndTime
-from storage_audit.models import ApiToken
 from storage_audit.pages.base import ReadOnlyAdmin, action
 from storage_audit.pages.confirming import ConfirmingAdmin, Selection
 from storage_audit.redaction import visible

@@ -8,7 +8,8 @@ from playwright.sync_api import Page, expect
 
 from storage_audit import tasks
 from storage_audit.audit import requests
-from storage_audit.models import CleanupOperation, Project
+from storage_audit.models import Project
+from storage_audit.operations import CleanupOperation
 from tests.admin_client import page as path
 from tests.browser.staff import act, act_on, come_as_superuser, row, watch
 from tests.bucket import Bucket

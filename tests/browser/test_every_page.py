@@ -12,7 +12,10 @@ from playwright.sync_api import Page
 from devtools.demo.site import ROOT
 from devtools.staff import act_on_all
 from storage_audit.audit import cleanup, jobs, requests
-from storage_audit.models import CleanupOperation, Incident, Job, Project
+from storage_audit.incidents import Incident
+from storage_audit.jobs import Job
+from storage_audit.models import Project
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages.base import lookup_of
 from tests.admin_client import page as path
 from tests.browser.staff import come_as_superuser

@@ -9,7 +9,8 @@ from django.urls import reverse
 from playwright.sync_api import Page, expect
 
 from devtools.staff import actions
-from storage_audit.models import CleanupOperation, Project, R2Object
+from storage_audit.models import Project, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages.operations import figures_of
 from tests.admin_client import page as path
 from tests.browser.staff import come_to_look

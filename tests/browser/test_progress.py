@@ -11,7 +11,9 @@ from devtools.faults.matching import is_delete_batch, on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, faulty_store
 from devtools.local_r2 import LocalR2
 from storage_audit.audit import cleanup, jobs
-from storage_audit.models import CleanupOperation, Job, Project
+from storage_audit.jobs import Job
+from storage_audit.models import Project
+from storage_audit.operations import CleanupOperation
 from tests.admin_client import page as path
 from tests.browser.staff import GONE, come_as_superuser
 from tests.bucket import Bucket

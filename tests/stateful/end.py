@@ -2,7 +2,8 @@
 
 from datetime import timedelta
 
-from storage_audit.models import CleanupItem, CleanupOperation
+from storage_audit.items import CleanupItem
+from storage_audit.operations import CleanupOperation
 from tests.stateful.model import Fate
 from tests.stateful.play import Play
 

@@ -15,14 +15,11 @@ from django.db.models import F
 from storage_audit import tasks
 from storage_audit.audit import requests, scan
 from storage_audit.audit.requests import StillAlive
-from storage_audit.models import (
-    CleanupItem,
-    CleanupOperation,
-    IllegalTransition,
-    Project,
-    R2Object,
-)
+from storage_audit.items import CleanupItem
+from storage_audit.models import Project, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.storage import KeyBeingDeleted
+from storage_audit.transitions import IllegalTransition
 from tests.bucket import Bucket
 from tests.promises import force_delete
 from tests.stateful.model import Model

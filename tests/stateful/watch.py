@@ -6,7 +6,9 @@ from datetime import datetime
 from uuid import UUID
 
 from storage_audit.audit import installation
-from storage_audit.models import CleanupItem, CleanupOperation, R2Object
+from storage_audit.items import CleanupItem
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.promises import check_books
 from tests.stateful.model import Fate, Model

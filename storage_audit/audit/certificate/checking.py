@@ -21,7 +21,8 @@ from storage_audit.audit.certificate.record import (
 from storage_audit.audit.certificate.seal import is_signed
 from storage_audit.bucket import listing
 from storage_audit.bucket.listing import Identity, escape, storable
-from storage_audit.models import CleanupOperation, Installation
+from storage_audit.models import Installation
+from storage_audit.operations import CleanupOperation
 
 T = TypeVar("T")
 # What is there now is looked for in the file so many at a time.

@@ -25,7 +25,7 @@ from storage_audit.audit.certificate.record import (
 )
 from storage_audit.audit.certificate.seal import Seal, canonical, sign
 from storage_audit.exports import csv_lines, text_of
-from storage_audit.models import CleanupOperation
+from storage_audit.operations import CleanupOperation
 
 LONGEST = 2**24  # bytes in a line
 HEAD_STARTS, DIGEST_STARTS, SIGNATURE_STARTS = '{"certificate":', '"digest":', '"signature":'

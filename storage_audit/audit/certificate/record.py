@@ -11,8 +11,11 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit.audit.meaning import PRUNED
-from storage_audit.models import CleanupItem, CleanupOperation, Installation, OperationEvent
+from storage_audit.items import CleanupItem
+from storage_audit.models import Installation
+from storage_audit.operations import CleanupOperation
 from storage_audit.querysets import read_in_steps
+from storage_audit.timeline import OperationEvent
 
 Kind, Status = CleanupOperation.Kind, CleanupOperation.Status
 Outcome = CleanupItem.Outcome

@@ -11,8 +11,8 @@ from django.utils.translation import gettext as _
 
 from storage_audit.audit.covering import Owners, find_covering, possible_owners
 from storage_audit.audit.ownership import layouts
-from storage_audit.findings import FindingQuerySet
-from storage_audit.models import CleanupOperation, Finding
+from storage_audit.findings import Finding, FindingQuerySet
+from storage_audit.operations import CleanupOperation
 from storage_audit.origin import current_origin
 from storage_audit.querysets import read_in_steps
 from storage_audit.redaction import redact

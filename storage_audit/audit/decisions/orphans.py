@@ -26,8 +26,9 @@ from storage_audit.audit.decisions.base import (
 from storage_audit.audit.modes import Mode, usual
 from storage_audit.bucket.listing import Identity
 from storage_audit.conf import conf
-from storage_audit.findings import FindingQuerySet
-from storage_audit.models import CleanupItem, CleanupOperation, Finding
+from storage_audit.findings import Finding, FindingQuerySet
+from storage_audit.items import CleanupItem
+from storage_audit.operations import CleanupOperation
 from storage_audit.querysets import read_in_steps
 
 Kind, Trigger = CleanupOperation.Kind, CleanupOperation.Trigger

@@ -35,7 +35,9 @@ from storage_audit.audit.ownership import layouts
 from storage_audit.audit.scan import rows
 from storage_audit.audit.scan.owners import Seen, attribute, recognise
 from storage_audit.bucket.listing import Identity, find, nfc
-from storage_audit.models import CleanupOperation, Finding, R2Object
+from storage_audit.findings import Finding
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.querysets import R2ObjectQuerySet, impatient
 
 Kind = Finding.Kind

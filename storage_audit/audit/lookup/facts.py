@@ -20,14 +20,10 @@ from storage_audit.bucket.listing import storable, unescape
 from storage_audit.bucket.r2 import Listed
 from storage_audit.conf import conf
 from storage_audit.fields import spellings
-from storage_audit.findings import Kind
-from storage_audit.models import (
-    CleanupItem,
-    CleanupOperation,
-    Finding,
-    KnownProject,
-    R2Object,
-)
+from storage_audit.findings import Finding, Kind
+from storage_audit.items import CleanupItem
+from storage_audit.models import KnownProject, R2Object
+from storage_audit.operations import CleanupOperation
 
 T = TypeVar("T")
 # Bucket and key, and whether that is shown escaped.

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from django.utils import timezone
 
-from storage_audit.models import CleanupOperation, Finding
+from storage_audit.findings import Finding
+from storage_audit.operations import CleanupOperation
 
 
 class Sentence(NamedTuple):

@@ -9,8 +9,10 @@ from storage_audit.audit.lookup.facts import ALL, Facts, Life, Standing
 from storage_audit.audit.lookup.sentence import Answer, Sentence, moment
 from storage_audit.audit.lookup.went import owners_of, still
 from storage_audit.audit.ownership import Claim, told_by, too_many_owners
-from storage_audit.findings import Kind
-from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
+from storage_audit.findings import Finding, Kind
+from storage_audit.items import CleanupItem
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 
 Outcome, State = CleanupItem.Outcome, R2Object.State
 

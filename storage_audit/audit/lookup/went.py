@@ -8,7 +8,10 @@ from storage_audit.audit.lookup.facts import ALL, GONE, NO_OBJECT, Facts, Life
 from storage_audit.audit.lookup.sentence import Answer, Sentence, moment
 from storage_audit.audit.ownership import Claim
 from storage_audit.conf import conf
-from storage_audit.models import CleanupItem, CleanupOperation, Finding, R2Object
+from storage_audit.findings import Finding
+from storage_audit.items import CleanupItem
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 
 Outcome, Status = CleanupItem.Outcome, CleanupOperation.Status
 

@@ -26,17 +26,20 @@ from storage_audit.bucket.listing import (
 )
 from storage_audit.clocks import CLOCKS_DIFFER, after, before, maybe_since
 from storage_audit.conf import conf
-from storage_audit.findings import IN_HAND, OF_NO_OBJECT, Difference, FindingQuerySet, Kind
-from storage_audit.models import (
-    BucketScan,
-    CleanupItem,
+from storage_audit.findings import (
+    IN_HAND,
+    OF_NO_OBJECT,
+    Difference,
     Finding,
-    ListedKey,
-    R2Object,
-    ScanShard,
+    FindingQuerySet,
+    Kind,
     Sighting,
 )
+from storage_audit.items import CleanupItem
+from storage_audit.models import R2Object
 from storage_audit.querysets import starts_with_any
+from storage_audit.scan_parts import ListedKey, ScanShard
+from storage_audit.scans import BucketScan
 
 CHUNK = 5000
 # Missing keys that are looked for at once: those that start alike are found in one listing.

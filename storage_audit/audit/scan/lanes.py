@@ -21,7 +21,7 @@ from storage_audit.audit.scan.sides import Line, Range, key_of, lines_of, size_o
 from storage_audit.bucket.errors import StoreError, Unavailable
 from storage_audit.bucket.listing import as_bytes, entry_pages, storable
 from storage_audit.bucket.wire import NONE, Entries, Entry
-from storage_audit.models import ScanShard
+from storage_audit.scan_parts import ScanShard
 
 logger = logging.getLogger(__name__)
 

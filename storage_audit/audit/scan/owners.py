@@ -31,7 +31,9 @@ from storage_audit.bucket.listing import Identity, exact
 from storage_audit.bucket.r2 import Listed
 from storage_audit.clocks import is_maybe_since
 from storage_audit.findings import Kind
-from storage_audit.models import CleanupItem, CleanupOperation, R2Object
+from storage_audit.items import CleanupItem
+from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 
 Source, State = R2Object.Source, R2Object.State
 

@@ -15,14 +15,12 @@ from storage_audit.audit.ownership import layouts
 from storage_audit.audit.scan.shards import cut
 from storage_audit.bucket.r2 import PAGE
 from storage_audit.conf import conf
-from storage_audit.models import (
-    BucketScan,
-    IllegalTransition,
-    Installation,
-    ScanShard,
-    Sighting,
-)
+from storage_audit.findings import Sighting
+from storage_audit.models import Installation
 from storage_audit.origin import current_origin
+from storage_audit.scan_parts import ScanShard
+from storage_audit.scans import BucketScan
+from storage_audit.transitions import IllegalTransition
 
 # What the person is told who resumed a scan, by whether it starts again.
 RESUMED = {

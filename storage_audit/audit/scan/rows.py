@@ -25,7 +25,8 @@ from storage_audit.bucket.listing import (
     spellings,
 )
 from storage_audit.bucket.r2 import Listed, listed
-from storage_audit.models import CleanupItem, R2Object
+from storage_audit.items import CleanupItem
+from storage_audit.models import R2Object
 
 Source, State = R2Object.Source, R2Object.State
 CHANGEABLE = [

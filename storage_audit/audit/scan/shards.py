@@ -9,8 +9,10 @@ from storage_audit.audit.scan.sides import TABLE, Range
 from storage_audit.bucket.listing import storable_part
 from storage_audit.bucket.r2 import PAGE, list_entries
 from storage_audit.fields import after_prefix
-from storage_audit.models import BucketScan, R2Object, ScanShard
+from storage_audit.models import R2Object
 from storage_audit.querysets import R2ObjectQuerySet, starts_with
+from storage_audit.scan_parts import ScanShard
+from storage_audit.scans import BucketScan
 
 # Of this many tracked keys a shard is worth its row, and so many shards are enough for any number
 # of workers, as who has none left takes a part of another's.

@@ -11,8 +11,9 @@ from storage_audit.bucket.listing import escape
 from storage_audit.bucket.r2 import Listed
 from storage_audit.clocks import maybe_since
 from storage_audit.fields import insert_new
-from storage_audit.findings import IN_HAND, Kind
-from storage_audit.models import BucketScan, R2Object, Sighting
+from storage_audit.findings import IN_HAND, Kind, Sighting
+from storage_audit.models import R2Object
+from storage_audit.scans import BucketScan
 
 # A database takes only so many values in a query.
 CHUNK = 5000

@@ -12,8 +12,8 @@ from storage_audit.audit.scan.owners import attribute
 from storage_audit.bucket import uploads
 from storage_audit.bucket.listing import escape, storable
 from storage_audit.bucket.uploads import Upload
-from storage_audit.findings import Kind
-from storage_audit.models import BucketScan, Sighting
+from storage_audit.findings import Kind, Sighting
+from storage_audit.scans import BucketScan
 
 
 def sightings(

@@ -19,7 +19,8 @@ from storage_audit.audit.scan.witness import Witness
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import OutOfOrder, entry_pages, pages_in_any_order
 from storage_audit.conf import conf
-from storage_audit.models import BucketScan, LeaseLost, PassBroken
+from storage_audit.scans import BucketScan, PassBroken
+from storage_audit.transitions import LeaseLost
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,5 @@
 from storage_audit.management.scanning import ScanCommand, shown_size
-from storage_audit.models import BucketScan
+from storage_audit.scans import BucketScan
 
 
 class Command(ScanCommand):

@@ -22,11 +22,9 @@ from storage_audit.management.console import (
     project_id,
 )
 from storage_audit.management.documented import DocumentedCommand
-from storage_audit.models import (
-    CleanupOperation,
-    IllegalTransition,
-    KnownProject,
-)
+from storage_audit.models import KnownProject
+from storage_audit.operations import CleanupOperation
+from storage_audit.transitions import IllegalTransition
 
 Status = CleanupOperation.Status
 

@@ -11,7 +11,7 @@ from storage_audit.audit.trial import CannotTry, Run
 from storage_audit.conf import STRATEGIES, conf
 from storage_audit.management.console import FAILED, INTERRUPTED, WRONG_USE, asked_from_shell
 from storage_audit.management.documented import DocumentedCommand
-from storage_audit.models import CleanupOperation
+from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import redact, visible
 
 USUAL, MOST = 50, 10_000

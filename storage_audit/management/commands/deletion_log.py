@@ -10,6 +10,7 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.db.models import Model
 
 from storage_audit.audit.meaning import meaning
+from storage_audit.items import CleanupItem
 from storage_audit.management.console import (
     FAILED,
     INTERRUPTED,
@@ -18,13 +19,14 @@ from storage_audit.management.console import (
     for_a_reader,
 )
 from storage_audit.management.documented import DocumentedCommand
-from storage_audit.models import CleanupItem, CleanupOperation, OperationEvent
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages import operation_page
 from storage_audit.pages.base import amount
 from storage_audit.pages.operation_books import books
 from storage_audit.pages.operation_items import shown_item
 from storage_audit.querysets import read_in_steps
 from storage_audit.redaction import visible
+from storage_audit.timeline import OperationEvent
 
 POLL = 1.0  # seconds
 Status = CleanupOperation.Status

@@ -38,9 +38,10 @@ from storage_audit.management.console import (
     stored_text,
 )
 from storage_audit.management.documented import DocumentedCommand
-from storage_audit.models import CleanupOperation, IllegalTransition
+from storage_audit.operations import CleanupOperation
 from storage_audit.querysets import read_in_steps
 from storage_audit.redaction import visible
+from storage_audit.transitions import IllegalTransition
 
 Status = CleanupOperation.Status
 

@@ -3,9 +3,9 @@ from argparse import ArgumentParser
 from django.core.management.base import CommandError
 
 from storage_audit.audit import incidents, notices
+from storage_audit.incidents import Incident
 from storage_audit.management.console import FAILED, WRONG_USE
 from storage_audit.management.documented import DocumentedCommand
-from storage_audit.models import Incident
 from storage_audit.redaction import visible
 
 NOBODY = "Nobody is told: set NOTIFY_EMAILS or NOTIFY_WEBHOOK_URL, and run manage.py notify --test"

@@ -11,7 +11,7 @@ from storage_audit import tasks
 from storage_audit.audit.diagnostics import Comparison, Problem, Status, await_worker
 from storage_audit.management.console import FAILED
 from storage_audit.management.documented import DocumentedCommand
-from storage_audit.models import Diagnosis
+from storage_audit.observations import Diagnosis
 
 
 class Command(DocumentedCommand):

@@ -5,8 +5,8 @@ from django.utils import timezone
 from django.utils.dateparse import parse_datetime, parse_duration
 
 from storage_audit.management.scanning import ScanCommand, shown_size
-from storage_audit.models import BucketScan
 from storage_audit.redaction import visible
+from storage_audit.scans import BucketScan
 
 
 def since(text: str) -> datetime:

@@ -8,8 +8,9 @@ from storage_audit import tasks
 from storage_audit.audit import requests
 from storage_audit.management.console import FAILED, WRONG_USE, asked_from_shell, deletion_id
 from storage_audit.management.documented import DocumentedCommand
-from storage_audit.models import CleanupOperation, IllegalTransition
+from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import visible
+from storage_audit.transitions import IllegalTransition
 
 
 class Command(DocumentedCommand):

@@ -9,7 +9,7 @@ from storage_audit import logs, tasks
 from storage_audit.audit import cleanup, vanished
 from storage_audit.management.console import FAILED, asked_from_shell
 from storage_audit.management.documented import DocumentedCommand
-from storage_audit.models import CleanupOperation
+from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import visible
 
 logger = logging.getLogger(__name__)

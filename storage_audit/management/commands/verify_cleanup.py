@@ -19,8 +19,10 @@ from storage_audit.management.console import (
     stored_text,
 )
 from storage_audit.management.documented import DocumentedCommand
-from storage_audit.models import CleanupOperation, IllegalTransition, KnownProject, R2Object
+from storage_audit.models import KnownProject, R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import visible
+from storage_audit.transitions import IllegalTransition
 
 Status = CleanupOperation.Status
 FINE = (Status.CLEAN, Status.CLEAN_WITH_PROTECTED)

@@ -13,7 +13,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from storage_audit.clocks import is_recent
-from storage_audit.querysets import impatient
+from storage_audit.locking import impatient
 from storage_audit.redaction import visible
 
 logger = logging.getLogger(__name__)

@@ -1,15 +1,16 @@
 import json
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import islice
-from operator import itemgetter
+from operator import itemgetter, or_
 from typing import TYPE_CHECKING, Any, TypeVar
 from unicodedata import normalize
 from uuid import UUID
 
-from django.db import connection, models
+from django.db import connection, connections, models
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import F, Q
 from django.db.models.sql.compiler import SQLCompiler
 from django.utils.deconstruct import deconstructible
 
@@ -176,3 +177,35 @@ def after_prefix(prefix: str) -> str:
             return prefix[:-1] + chr(0xE000 if 0xD800 <= last <= 0xDFFF else last)
         prefix = prefix[:-1]
     return ""
+
+
+def limit_to(queryset: models.QuerySet[Any], pks: Iterable[Any]) -> models.QuerySet[Any]:
+    """Of the rows those with these keys, however many."""
+    convert, database = queryset.model._meta.pk.get_db_prep_value, connections[queryset.db]
+    # The key of a child model is a relation, which has no lookup of ours.
+    return queryset.filter(AnyOf(F("pk"), [convert(pk, database) for pk in pks]))
+
+
+def starts_with(field: str, prefix: str) -> Q:
+    """The values of a bytewise field that start with `prefix`."""
+    end = after_prefix(prefix)
+    first = Q(**{f"{field}__gte": prefix}) if prefix else Q()
+    return first & Q(**{f"{field}__lt": end}) if end else first
+
+
+def starts_with_any(field: str, prefixes: Iterable[str]) -> Q:
+    """The same of several prefixes, at least one."""
+    return reduce(or_, (starts_with(field, prefix) for prefix in prefixes))
+
+
+# In the address of a list; no bucket can be named so.
+ALL_BUCKETS = "*"
+
+
+def buckets_in(rows: models.Manager[Any] | models.QuerySet[Any]) -> list[str]:
+    """Those in which there are any, found by a look for each into an index that begins with it."""
+    found = list[str]()
+    names = rows.order_by("bucket").values_list("bucket", flat=True)
+    while name := names.filter(bucket__gt=found[-1] if found else "").first():
+        found.append(name)
+    return found

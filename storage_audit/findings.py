@@ -15,8 +15,7 @@ from django.utils.translation import gettext_lazy as _
 
 from storage_audit.bucket.wire import LONGEST_ETAG
 from storage_audit.conf import conf
-from storage_audit.fields import BytewiseTextField
-from storage_audit.querysets import starts_with
+from storage_audit.fields import BytewiseTextField, starts_with
 from storage_audit.redaction import visible
 from storage_audit.scans import BucketScan
 

@@ -12,7 +12,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from storage_audit.clocks import latest
-from storage_audit.querysets import impatient
+from storage_audit.locking import impatient
 
 
 class DiagnosisQuerySet(models.QuerySet["Diagnosis"]):

@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy as _
 from storage_audit.fields import BytewiseTextField
 from storage_audit.items import CleanupItem
 from storage_audit.jobs import Job
-from storage_audit.querysets import read_in_steps
+from storage_audit.reading import read_in_steps
 from storage_audit.redaction import redact
 from storage_audit.timeline import OperationEvent
 from storage_audit.transitions import Transitions

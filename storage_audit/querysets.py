@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
 from datetime import datetime
-from functools import reduce
-from operator import or_
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from django.apps import apps
-from django.db import OperationalError, connection, connections, models, transaction
+from django.db import OperationalError, connection, models, transaction
 from django.db.models import Case, Count, Exists, F, OuterRef, Q, Sum, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
@@ -19,116 +15,15 @@ from django.utils import timezone
 from storage_audit import projects
 from storage_audit.clocks import lately, maybe_since
 from storage_audit.conf import conf
-from storage_audit.fields import AnyOf, after_prefix, in_any_spelling
+from storage_audit.fields import after_prefix, in_any_spelling, starts_with
+from storage_audit.locking import MOMENT, impatient
+from storage_audit.reading import STEP
 
 if TYPE_CHECKING:
     # Ruff does not see names in the strings of a class's bases.
     from storage_audit.cleanup_querysets import CleanupItemQuerySet
     from storage_audit.models import KnownProject, R2Object  # noqa: F401
     from storage_audit.scans import BucketScan
-
-T = TypeVar("T")
-
-
-def limit_to(queryset: models.QuerySet[Any], pks: Iterable[Any]) -> models.QuerySet[Any]:
-    """Of the rows those with these keys, however many."""
-    convert, database = queryset.model._meta.pk.get_db_prep_value, connections[queryset.db]
-    # The key of a child model is a relation, which has no lookup of ours.
-    return queryset.filter(AnyOf(F("pk"), [convert(pk, database) for pk in pks]))
-
-
-def starts_with(field: str, prefix: str) -> Q:
-    """The values of a bytewise field that start with `prefix`."""
-    end = after_prefix(prefix)
-    first = Q(**{f"{field}__gte": prefix}) if prefix else Q()
-    return first & Q(**{f"{field}__lt": end}) if end else first
-
-
-def starts_with_any(field: str, prefixes: Iterable[str]) -> Q:
-    """The same of several prefixes, at least one."""
-    return reduce(or_, (starts_with(field, prefix) for prefix in prefixes))
-
-
-# In the address of a list; no bucket can be named so.
-ALL_BUCKETS = "*"
-
-
-def buckets_in(rows: models.Manager[Any] | models.QuerySet[Any]) -> list[str]:
-    """Those in which there are any, found by a look for each into an index that begins with it."""
-    found = list[str]()
-    names = rows.order_by("bucket").values_list("bucket", flat=True)
-    while name := names.filter(bucket__gt=found[-1] if found else "").first():
-        found.append(name)
-    return found
-
-
-PATIENCE = 5000  # milliseconds
-# Less than what it takes PostgreSQL to look for a deadlock: whoever waits for us never meets one.
-MOMENT = 100
-
-
-@contextmanager
-def impatient(milliseconds: int = PATIENCE) -> Iterator[None]:
-    """A transaction that raises OperationalError when another one keeps it waiting for more than
-    five seconds, or less on PostgreSQL."""
-    with of_sqlite_in_a_hurry(), transaction.atomic():
-        if connection.vendor == "postgresql":
-            with connection.cursor() as cursor:
-                cursor.execute(f"SET LOCAL lock_timeout = {milliseconds}")
-        yield
-
-
-@contextmanager
-def of_sqlite_in_a_hurry() -> Iterator[None]:
-    """SQLite's timeout is the connection's, and counts from the beginning of a transaction."""
-    if connection.vendor != "sqlite":
-        yield
-        return
-    with connection.cursor() as cursor:
-        cursor.execute("PRAGMA busy_timeout")
-        [usual] = cursor.fetchone()
-        cursor.execute(f"PRAGMA busy_timeout = {min(usual, PATIENCE)}")
-        try:
-            yield
-        finally:
-            cursor.execute(f"PRAGMA busy_timeout = {usual}")
-
-
-def read_within(query: models.QuerySet[Any, T], seconds: float) -> list[T]:
-    """Its rows. Raises OperationalError when it takes longer to find them; databases other than
-    PostgreSQL and SQLite take their time."""
-    database = connections[query.db]
-    if database.vendor == "postgresql":
-        with transaction.atomic(using=query.db), database.cursor() as cursor:
-            cursor.execute(f"SET LOCAL statement_timeout = {max(1, int(seconds * 1000))}")
-            rows = list(query)
-            # This may be a part of a longer transaction.
-            cursor.execute("SET LOCAL statement_timeout TO DEFAULT")
-        return rows
-    if database.vendor != "sqlite":
-        return list(query)
-    database.ensure_connection()
-    until = monotonic() + seconds
-    database.connection.set_progress_handler(lambda: monotonic() > until, 1000)
-    try:
-        return list(query)
-    finally:
-        database.connection.set_progress_handler(None, 0)
-
-
-STEP = 2000  # rows
-
-
-def read_in_steps(rows: models.QuerySet[Any, T]) -> Iterator[T]:
-    """Rows that are too many for memory. Nothing that takes long may be done between them.
-
-    PostgreSQL keeps a cursor for them in a transaction. Outside of one it would first copy the
-    whole result, and PgBouncer would lose the cursor, as each transaction may have another
-    connection. On SQLite a transaction would keep all who write waiting.
-    """
-    needed = connection.vendor == "postgresql" and not connection.in_atomic_block
-    with transaction.atomic() if needed else nullcontext():
-        yield from rows.iterator(STEP)
 
 
 # So many objects of each project are counted for a list of projects, and so many added up. An index

@@ -26,9 +26,9 @@ from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
 from storage_audit.incidents import Delivery
 from storage_audit.jobs import Job
+from storage_audit.locking import impatient
 from storage_audit.observations import Diagnosis
 from storage_audit.operations import CleanupOperation
-from storage_audit.querysets import impatient
 from storage_audit.scans import BucketScan
 from storage_audit.transitions import IllegalTransition
 

@@ -12,8 +12,8 @@ from storage_audit.audit.layouts import OWN_PREFIX
 from storage_audit.audit.ownership import layouts, plain_under
 from storage_audit.bucket.listing import as_bytes, storable
 from storage_audit.bucket.r2 import MAX_KEY_BYTES
+from storage_audit.locking import impatient
 from storage_audit.models import R2Object
-from storage_audit.querysets import impatient
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from django.db.models import Model
 from django_q.models import OrmQ
 from django_q.signing import SignedPackage
 
-from storage_audit import migrations, querysets
+from storage_audit import locking, migrations
 from storage_audit.observations import StoreCalls
 from tests.bucket import Bucket
 
@@ -29,7 +29,7 @@ LATEST_MIGRATION = max(path.stem for path in MIGRATIONS.glob("0*.py"))
 @contextmanager
 def lock_table(monkeypatch: pytest.MonkeyPatch, table: str) -> Iterator[None]:
     """Somebody else has the table for himself; on SQLite there is one lock for all."""
-    monkeypatch.setattr(querysets, "PATIENCE", 200)
+    monkeypatch.setattr(locking, "PATIENCE", 200)
     other = connection.copy()
     try:
         with other.cursor() as cursor:

@@ -11,6 +11,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from storage_audit.audit import jobs
+from storage_audit.fields import limit_to
 from storage_audit.findings import Finding
 from storage_audit.items import CleanupItem
 from storage_audit.jobs import Job
@@ -19,7 +20,6 @@ from storage_audit.operations import CleanupOperation
 from storage_audit.pages import acts
 from storage_audit.pages.confirming import ConfirmingAdmin
 from storage_audit.pages.projects import OwnerAdmin
-from storage_audit.querysets import limit_to
 from tests.admin_client import act, page, superuser, text_of, yes_to
 from tests.bucket import Bucket
 from tests.builders import create_findings, create_orphans, read_states

@@ -24,7 +24,7 @@ from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics
 from pytest_django import Settings
 
-from storage_audit import querysets
+from storage_audit import locking
 from storage_audit.access import ApiToken
 from storage_audit.audit import overview, requests, scan
 from storage_audit.findings import Finding
@@ -330,7 +330,7 @@ def test_who_only_reads_is_served_while_nobody_can_write(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     headers = bearer(reader())
-    monkeypatch.setattr(querysets, "PATIENCE", 200)
+    monkeypatch.setattr(locking, "PATIENCE", 200)
     began = monotonic()
     with nobody_can_write():
         assert Client().get("/metrics", headers=headers).status_code == 200

@@ -17,7 +17,7 @@ from django.db import connection
 
 from devtools import debian
 from devtools.processes import Child
-from storage_audit import querysets
+from storage_audit import querysets, reading
 from storage_audit.audit import comparison, installation, scan
 from storage_audit.audit.certificate import record
 from storage_audit.audit.comparison import Way
@@ -94,7 +94,8 @@ def open_two(server: dict[str, Any]) -> bool:
 def test_cleanup_and_scans_work_behind_a_transaction_pooler(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(querysets, "STEP", 2)
+    for module in (reading, querysets):
+        monkeypatch.setattr(module, "STEP", 2)
     installation.claim(bucket.name, take_over=True)  # The host is part of its identity.
     for project_id in ("proj_1", "proj_2"):
         for n in range(FILES):

@@ -35,7 +35,7 @@ from storage_audit.jobs import Job
 from storage_audit.models import Project, R2Object
 from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
-from storage_audit.querysets import read_within
+from storage_audit.reading import read_within
 from storage_audit.storage import TrackedStorage
 from tests.admin_client import DASHBOARD, act, page, superuser, text_of
 from tests.bucket import Bucket

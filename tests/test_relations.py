@@ -14,7 +14,7 @@ from django.http import HttpRequest
 from devtools.faults.kinds import error
 from devtools.faults.matching import is_delete_single, on
 from devtools.faults.proxy import FaultyStore, Reply
-from storage_audit import querysets
+from storage_audit import locking
 from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
 from storage_audit.pages.base import ModelAdmin
@@ -129,7 +129,7 @@ def test_row_stays_that_refers_to_a_file_which_the_application_deletes(
 def test_cleanup_takes_over_a_file_whose_transaction_holds_a_row_that_refers_to_it(
     bucket: Bucket, store: FaultyStore, poster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(querysets, "PATIENCE", 200)
+    monkeypatch.setattr(locking, "PATIENCE", 200)
     row = with_poster(bucket, poster, "free")
     store.rules.append(on(is_delete_single, Reply(500, error("InternalError"))))
     with transaction.atomic():

@@ -39,7 +39,7 @@ from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
 from storage_audit.items import CleanupItem
 from storage_audit.operations import CleanupOperation
-from storage_audit.querysets import read_in_steps
+from storage_audit.reading import read_in_steps
 from storage_audit.redaction import redact
 from storage_audit.transitions import LeaseLost
 

@@ -16,10 +16,10 @@ from storage_audit.bucket.wrangler import expected_duration
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import after, latest
 from storage_audit.conf import conf
+from storage_audit.fields import starts_with_any
 from storage_audit.items import CleanupItem
 from storage_audit.models import KnownProject, R2Object
 from storage_audit.operations import CleanupOperation
-from storage_audit.querysets import starts_with_any
 from storage_audit.redaction import redact
 from storage_audit.scans import BucketScan
 

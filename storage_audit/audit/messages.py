@@ -12,8 +12,8 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext, ngettext_lazy
 
 from storage_audit.conf import conf
+from storage_audit.fields import ALL_BUCKETS
 from storage_audit.incidents import Incident, Notice
-from storage_audit.querysets import ALL_BUCKETS
 from storage_audit.redaction import visible
 
 Kind = Incident.Kind

@@ -46,7 +46,7 @@ from storage_audit.findings import Kind
 from storage_audit.items import CleanupItem
 from storage_audit.models import KnownProject, R2Object
 from storage_audit.operations import CleanupOperation
-from storage_audit.querysets import read_in_steps
+from storage_audit.reading import read_in_steps
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
 # Items in one transaction.

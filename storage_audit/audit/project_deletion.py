@@ -12,8 +12,8 @@ from django.utils.translation import gettext as _
 
 from storage_audit import projects
 from storage_audit.audit.requests import StillAlive, deletion_of
+from storage_audit.fields import limit_to
 from storage_audit.operations import CleanupOperation
-from storage_audit.querysets import limit_to
 from storage_audit.redaction import redact, visible
 
 logger = logging.getLogger(__name__)

@@ -26,8 +26,8 @@ from django.utils.translation import gettext as _
 from storages.utils import clean_name, safe_join
 
 from storage_audit.conf import conf
-from storage_audit.fields import spellings
-from storage_audit.querysets import read_within, starts_with
+from storage_audit.fields import spellings, starts_with
+from storage_audit.reading import read_within
 from storage_audit.redaction import redact, visible
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit.audit.ownership import shorten
 from storage_audit.operations import CleanupOperation
-from storage_audit.querysets import read_in_steps
+from storage_audit.reading import read_in_steps
 
 UNREADABLE = (OSError, EOFError, zlib.error)
 ROWS_AT_A_TIME = 1000

@@ -22,10 +22,10 @@ from storage_audit.bucket.listing import escape, nfc, spellings, storable, stora
 from storage_audit.bucket.r2 import DELETED, Listed
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import maybe_since
+from storage_audit.fields import starts_with
 from storage_audit.items import CleanupItem
 from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
-from storage_audit.querysets import starts_with
 
 Outcome, FoundIn = CleanupItem.Outcome, CleanupItem.FoundIn
 # Between two looks for files of which no answer says that they were deleted.

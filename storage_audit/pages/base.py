@@ -25,10 +25,10 @@ from django.views.decorators.http import require_GET
 
 from storage_audit.audit.meaning import status_of
 from storage_audit.conf import conf
+from storage_audit.fields import starts_with
 from storage_audit.operations import CleanupOperation
 from storage_audit.pages import exports
 from storage_audit.pages.lists import LongList
-from storage_audit.querysets import starts_with
 from storage_audit.redaction import visible
 from storage_audit.roles import refusal, whom_to_ask
 

@@ -19,9 +19,10 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit.audit.project_deletion import committing
+from storage_audit.fields import limit_to
 from storage_audit.operations import CleanupOperation
 from storage_audit.pages.base import AuditAdmin, M
-from storage_audit.querysets import limit_to, read_in_steps
+from storage_audit.reading import read_in_steps
 from storage_audit.roles import deletion_of_site, stock_deletion
 
 deletes = admin.action(

@@ -14,7 +14,7 @@ from django.utils.timezone import localdate
 from django.utils.translation import gettext as _
 
 from storage_audit.exports import csv_lines, json_lines, pieces
-from storage_audit.querysets import read_in_steps
+from storage_audit.reading import read_in_steps
 
 logger = logging.getLogger(__name__)
 

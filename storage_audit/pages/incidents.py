@@ -20,10 +20,10 @@ from storage_audit.audit import notices
 from storage_audit.audit.incidents import recipients
 from storage_audit.audit.messages import MEANING
 from storage_audit.conf import conf
+from storage_audit.fields import ALL_BUCKETS
 from storage_audit.incidents import Delivery, Incident, Notice
 from storage_audit.pages.base import ReadOnlyAdmin, list_of
 from storage_audit.places import Full, place
-from storage_audit.querysets import ALL_BUCKETS
 from storage_audit.redaction import visible
 from storage_audit.roles import refusal
 

@@ -24,7 +24,7 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit.bucket.listing import storable
 from storage_audit.conf import conf
-from storage_audit.querysets import ALL_BUCKETS, buckets_in
+from storage_audit.fields import ALL_BUCKETS, buckets_in
 from storage_audit.redaction import visible
 
 COUNTED = 10_000

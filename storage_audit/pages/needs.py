@@ -13,6 +13,7 @@ from storage_audit.audit import overview
 from storage_audit.audit.delays import Delay
 from storage_audit.audit.diagnostics import Comparison
 from storage_audit.audit.meaning import DIFFERENCES
+from storage_audit.fields import ALL_BUCKETS
 from storage_audit.findings import Finding, Kind
 from storage_audit.incidents import Incident
 from storage_audit.models import Installation
@@ -20,7 +21,6 @@ from storage_audit.observations import Diagnosis
 from storage_audit.operations import CleanupOperation
 from storage_audit.pages.base import age
 from storage_audit.pages.links import Links
-from storage_audit.querysets import ALL_BUCKETS
 from storage_audit.redaction import visible
 from storage_audit.roles import role_for
 from storage_audit.scans import BucketScan

@@ -19,13 +19,12 @@ from storage_audit.audit.meaning import words_of
 from storage_audit.audit.ownership import layouts
 from storage_audit.bucket.listing import storable
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
-from storage_audit.fields import spellings
+from storage_audit.fields import spellings, starts_with_any
 from storage_audit.items import CleanupItem
 from storage_audit.operations import CleanupOperation
 from storage_audit.pages import exports
 from storage_audit.pages.names import words_for
 from storage_audit.pages.operation_books import Line, are_closed
-from storage_audit.querysets import starts_with_any
 from storage_audit.redaction import visible
 
 Outcome = CleanupItem.Outcome

@@ -27,6 +27,7 @@ from django.views.decorators.http import require_GET
 from storage_audit import tasks
 from storage_audit.audit import requests
 from storage_audit.audit.meaning import words_of
+from storage_audit.fields import starts_with
 from storage_audit.forms import DeclareDeletedForm
 from storage_audit.operations import CleanupOperation
 from storage_audit.pages import (
@@ -41,7 +42,6 @@ from storage_audit.pages import (
 from storage_audit.pages.base import DJANGO_6_1, ReadOnlyAdmin, amount, badge_of, lookup_of
 from storage_audit.pages.confirming import ConfirmingAdmin, Selection
 from storage_audit.pages.filters import FollowUpChecks, Needs
-from storage_audit.querysets import starts_with
 from storage_audit.redaction import visible
 from storage_audit.transitions import IllegalTransition
 

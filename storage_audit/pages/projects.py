@@ -23,7 +23,7 @@ from storage_audit.audit import jobs, project_deletion
 from storage_audit.audit.project_deletion import REFUSALS, Deletion, reason_of
 from storage_audit.audit.requests import StillAlive
 from storage_audit.conf import conf
-from storage_audit.fields import BytewiseTextField
+from storage_audit.fields import BytewiseTextField, starts_with
 from storage_audit.jobs import Job
 from storage_audit.models import KnownProject, Project
 from storage_audit.origin import acting_as, of_request
@@ -37,7 +37,6 @@ from storage_audit.pages.confirming import DeletingAdmin, Selection
 from storage_audit.pages.going_along import GoingAlong
 from storage_audit.pages.jobs import may_see_jobs
 from storage_audit.pages.project_columns import ProjectColumns
-from storage_audit.querysets import starts_with
 from storage_audit.roles import has_own_deletion, pages_of, stock_deletion
 
 

@@ -14,7 +14,7 @@ from storage_audit.audit.meaning import PRUNED
 from storage_audit.items import CleanupItem
 from storage_audit.models import Installation
 from storage_audit.operations import CleanupOperation
-from storage_audit.querysets import read_in_steps
+from storage_audit.reading import read_in_steps
 from storage_audit.timeline import OperationEvent
 
 Kind, Status = CleanupOperation.Kind, CleanupOperation.Status

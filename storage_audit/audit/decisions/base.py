@@ -14,7 +14,7 @@ from storage_audit.audit.ownership import layouts
 from storage_audit.findings import Finding, FindingQuerySet
 from storage_audit.operations import CleanupOperation
 from storage_audit.origin import current_origin
-from storage_audit.querysets import read_in_steps
+from storage_audit.reading import read_in_steps
 from storage_audit.redaction import redact
 
 State = Finding.State

@@ -29,7 +29,7 @@ from storage_audit.conf import conf
 from storage_audit.findings import Finding, FindingQuerySet
 from storage_audit.items import CleanupItem
 from storage_audit.operations import CleanupOperation
-from storage_audit.querysets import read_in_steps
+from storage_audit.reading import read_in_steps
 
 Kind, Trigger = CleanupOperation.Kind, CleanupOperation.Trigger
 FACTS = ("key", "project_id", "size", "etag", "last_modified", "evidence")

@@ -36,9 +36,10 @@ from storage_audit.audit.scan import rows
 from storage_audit.audit.scan.owners import Seen, attribute, recognise
 from storage_audit.bucket.listing import Identity, find, nfc
 from storage_audit.findings import Finding
+from storage_audit.locking import impatient
 from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
-from storage_audit.querysets import R2ObjectQuerySet, impatient
+from storage_audit.querysets import R2ObjectQuerySet
 
 Kind = Finding.Kind
 TRACKABLE = (Kind.UNTRACKED, Kind.CHANGED)

@@ -8,7 +8,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.diagnostics.results import BLOCKED, Facts, Result, Status
-from storage_audit.querysets import impatient
+from storage_audit.locking import impatient
 
 MOST_CONNECTIONS = 0.8  # of those that the server allows
 

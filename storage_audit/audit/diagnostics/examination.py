@@ -24,8 +24,8 @@ from storage_audit.audit.diagnostics import (
     worker,
 )
 from storage_audit.audit.diagnostics.results import BLOCKED, WAITS, Result, Status, bounded
+from storage_audit.locking import impatient
 from storage_audit.observations import Diagnosis
-from storage_audit.querysets import impatient
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from storage_audit import queue
 from storage_audit.audit.delays import delays
 from storage_audit.audit.diagnostics.results import Facts, Result, Status, fingerprint
 from storage_audit.conf import conf
-from storage_audit.querysets import impatient
+from storage_audit.locking import impatient
 
 SETTINGS = ("name", "orm", "workers", "queue_limit", "bulk", "timeout", "retry", "max_attempts")
 # A cluster looks at its schedules each half minute, and the sweep is due twice a minute.

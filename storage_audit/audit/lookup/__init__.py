@@ -12,10 +12,10 @@ from storage_audit.audit.lookup.pasted import Understood, understand
 from storage_audit.audit.lookup.project import ProjectFacts
 from storage_audit.audit.lookup.sentence import Answer, Sentence
 from storage_audit.conf import conf
+from storage_audit.fields import buckets_in
 from storage_audit.findings import Finding
 from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
-from storage_audit.querysets import buckets_in
 from storage_audit.redaction import HIDDEN
 
 WHY: tuple[Callable[[Facts], Answer], ...] = (

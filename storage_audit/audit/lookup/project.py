@@ -12,12 +12,11 @@ from storage_audit.audit.lookup.sentence import Answer, Sentence, moment
 from storage_audit.audit.meaning import meaning
 from storage_audit.audit.ownership import layouts
 from storage_audit.clocks import after_outer
-from storage_audit.fields import spellings
+from storage_audit.fields import spellings, starts_with_any
 from storage_audit.findings import Finding
 from storage_audit.items import CleanupItem
 from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
-from storage_audit.querysets import starts_with_any
 
 LATEST = 20
 # Those with all their objects looked for, and with no failure.

@@ -24,7 +24,7 @@ from storage_audit.pages import operation_page
 from storage_audit.pages.base import amount
 from storage_audit.pages.operation_books import books
 from storage_audit.pages.operation_items import shown_item
-from storage_audit.querysets import read_in_steps
+from storage_audit.reading import read_in_steps
 from storage_audit.redaction import visible
 from storage_audit.timeline import OperationEvent
 

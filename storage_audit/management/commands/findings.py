@@ -39,7 +39,7 @@ from storage_audit.management.console import (
 )
 from storage_audit.management.documented import DocumentedCommand
 from storage_audit.operations import CleanupOperation
-from storage_audit.querysets import read_in_steps
+from storage_audit.reading import read_in_steps
 from storage_audit.redaction import visible
 from storage_audit.transitions import IllegalTransition
 

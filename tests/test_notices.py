@@ -42,7 +42,6 @@ from pytest_django import Settings
 from storage_audit import queue, tasks
 from storage_audit.audit import incidents, messages, notices
 from storage_audit.audit.delays import BUSY, RESTART, delays
-from storage_audit.channels import mail as mail_channel
 from storage_audit.channels import webhook
 from storage_audit.conf import conf
 from storage_audit.findings import Finding
@@ -728,8 +727,8 @@ def test_a_channel_that_fails_stops_neither_the_other_nor_the_sweep(
     def break_down(*args: object) -> None:
         raise ValueError("nobody thought of it")
 
-    monkeypatch.setattr(webhook, "send", break_down)
-    monkeypatch.setattr(mail_channel, "send", break_down)
+    monkeypatch.setattr(notices, "send_webhook", break_down)
+    monkeypatch.setattr(notices, "send_mail", break_down)
     let_the_time_come()
     blocked(project_id="proj_2")
     sweep()

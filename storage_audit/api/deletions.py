@@ -28,6 +28,7 @@ from storage_audit.api.schemas import (
     Event,
     Item,
     ItemPage,
+    Text,
 )
 from storage_audit.api.waiting import LONGEST, wait_for_change
 from storage_audit.audit import requests
@@ -39,8 +40,6 @@ router = Router(tags=["deletions"])
 VIEW = "storage_audit.view_cleanupoperation"
 EVENTS_SHOWN, VALUES_SHOWN = 200, 100
 OUTCOMES = ("found", "deleted", "already_absent", "protected", "failed")
-# What a NUL is in, no table holds.
-Text = Annotated[str, Query(min_length=1, max_length=1024, pattern=r"^[^\x00]+$")]
 Limit = Annotated[int, Query(ge=1, le=200)]
 
 

@@ -13,7 +13,7 @@ from ninja import Path, Query, Router, Status
 from storage_audit import tasks
 from storage_audit.api import history
 from storage_audit.api.auth import require
-from storage_audit.api.deletions import Limit, Text, first, status_url
+from storage_audit.api.deletions import Limit, first, status_url
 from storage_audit.api.openapi import refusals
 from storage_audit.api.problems import Problem
 from storage_audit.api.scan_schemas import (
@@ -30,7 +30,7 @@ from storage_audit.api.scan_schemas import (
     LeftAsItIs,
     WhatBecame,
 )
-from storage_audit.api.schemas import ABSENT, OneDeletion
+from storage_audit.api.schemas import ABSENT, OneDeletion, Text
 from storage_audit.audit import decisions
 from storage_audit.audit.decisions import Decision
 from storage_audit.findings import Finding, FindingQuerySet

@@ -10,12 +10,9 @@ from django.utils.translation import gettext as _
 from ninja import Field, Schema
 from pydantic import BeforeValidator, ConfigDict, StrictBool, WithJsonSchema, model_validator
 
-from storage_audit.api.schemas import ABSENT, OneDeletion
+from storage_audit.api.schemas import ABSENT, OneDeletion, Text
 from storage_audit.findings import Finding, Kind
 from storage_audit.scans import BucketScan
-
-# What a NUL is in, no table holds.
-Text = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00]+$")]
 
 
 def no_flag(value: object) -> object:

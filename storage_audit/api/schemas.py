@@ -1,10 +1,10 @@
 """What the API answers. Keys and texts are as they are stored; show them as text, never as HTML."""
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
-from ninja import Field, Schema
+from ninja import Field, Query, Schema
 
 from storage_audit.items import CleanupItem
 from storage_audit.observations import Diagnosis
@@ -12,6 +12,8 @@ from storage_audit.operations import CleanupOperation
 
 # Of no declared type, as null is nothing that can be asked for.
 ABSENT: Any = None
+# No table holds text with a NUL in it.
+Text = Annotated[str, Query(min_length=1, max_length=1024, pattern=r"^[^\x00]+$")]
 
 
 class ProblemDetails(Schema):

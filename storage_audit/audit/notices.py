@@ -12,8 +12,9 @@ from django.utils.translation import gettext as _
 
 from storage_audit.audit import messages
 from storage_audit.audit.incidents import recipients
-from storage_audit.channels import mail, webhook
 from storage_audit.channels.errors import Undelivered
+from storage_audit.channels.mail import send_mail
+from storage_audit.channels.webhook import send_webhook
 from storage_audit.conf import conf
 from storage_audit.incidents import Delivery
 from storage_audit.redaction import redact
@@ -58,10 +59,10 @@ def hand_over(delivery: Delivery) -> None:
     if (delivery.channel, delivery.recipient) not in recipients():
         raise Undelivered(_("The settings do not name it any more."), hopeless=True)
     if delivery.channel == Channel.WEBHOOK:
-        webhook.send(str(notice.pk), messages.content(notice))
+        send_webhook(str(notice.pk), messages.content(notice))
     else:
         written = messages.subject(notice), messages.text(notice)
-        mail.send(delivery.recipient, str(notice.pk), *written)
+        send_mail(delivery.recipient, str(notice.pk), *written)
 
 
 def send_test() -> Iterator[tuple[str, str]]:
@@ -75,9 +76,9 @@ def send_test() -> Iterator[tuple[str, str]]:
             if channel == Channel.WEBHOOK:
                 now = timezone.now().isoformat()
                 content = {"type": "storage_audit.test", "timestamp": now, "text": text, "data": {}}
-                webhook.send(message_id, content)
+                send_webhook(message_id, content)
             else:
-                mail.send(who, message_id, subject, text)
+                send_mail(who, message_id, subject, text)
         except Undelivered as error:
             yield name, str(redact(str(error)))
         except Exception as error:

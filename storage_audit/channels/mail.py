@@ -12,7 +12,7 @@ from storage_audit.channels.errors import Undelivered
 from storage_audit.conf import conf
 
 
-def send(recipient: str, message_id: str, subject: str, text: str) -> None:
+def send_mail(recipient: str, message_id: str, subject: str, text: str) -> None:
     """The same id for the same message, so that a mailbox can tell a repetition. Raises
     Undelivered."""
     headers = {

@@ -30,7 +30,7 @@ class NoRedirect(HTTPRedirectHandler):
         return None
 
 
-def send(message_id: str, content: dict[str, Any]) -> None:
+def send_webhook(message_id: str, content: dict[str, Any]) -> None:
     """The same id for the same message, whenever it is sent. Raises Undelivered."""
     body = json.dumps(content).encode()
     status = post(body, headers(message_id, int(time()), body))

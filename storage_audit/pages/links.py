@@ -1,12 +1,12 @@
 """Where this person may go from here, on whichever site of the admin this is."""
 
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID
 
 from django.contrib.admin.utils import quote
 from django.template import Context
 from django.urls import reverse
-from django.utils.http import urlencode
 
 
 class Links:

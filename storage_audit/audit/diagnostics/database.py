@@ -23,7 +23,7 @@ def database() -> Result:
             with connection.cursor() as cursor:
                 cursor.execute("SELECT 1")
             took = f"{(monotonic() - began) * 1000:.0f} ms"
-            facts["version"] = version()
+            facts["version"] = database_version()
             lacking, used = lacking_migrations(), share_of_connections()
     except Error as error:
         text = _("The database cannot be asked: %s") % " ".join(str(error).split())
@@ -48,7 +48,7 @@ def whereabouts() -> Facts:
     return {"kind": connection.vendor, **shown}
 
 
-def version() -> str:
+def database_version() -> str:
     return ".".join(map(str, connection.get_database_version()))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from storage_audit import __version__
+import storage_audit
 from storage_audit.audit.diagnostics.results import Facts, Result, Status
 from storage_audit.bucket import wrangler
 
@@ -25,12 +25,12 @@ PACKAGES = (
     "psycopg2",
     "gunicorn",
 )
-CODE = Path(__file__).resolve().parents[2]
+CODE = Path(storage_audit.__file__).resolve().parent
 LOADED_AT = timezone.now()
 
 
 def versions() -> Result:
-    facts: Facts = {"Python": platform.python_version(), "storage_audit": __version__}
+    facts: Facts = {"Python": platform.python_version(), "storage_audit": storage_audit.__version__}
     facts |= {name: version_of(name) for name in PACKAGES}
     digest, changed_at = code()
     facts |= {"node": wrangler.node_version() or _("not on the PATH"), "code": LOADED}

@@ -1,32 +1,15 @@
-from datetime import datetime
 from typing import Any
 
 from django import forms
-from django.contrib.admin.widgets import (
-    AdminIntegerFieldWidget,
-    AdminRadioSelect,
-    AdminSplitDateTime,
-    AdminTextareaWidget,
-    AdminTextInputWidget,
-)
-from django.utils import timezone
+from django.contrib.admin.widgets import AdminTextInputWidget
 from django.utils.translation import gettext_lazy as _
 
-from storage_audit.audit.ownership import layouts
 from storage_audit.models import validate_project_id
-from storage_audit.redaction import visible
-from storage_audit.scans import BucketScan
 
 
 class ProjectIdForm(forms.Form):
     project_id = forms.CharField(
         label=_("Project id"), validators=[validate_project_id], widget=AdminTextInputWidget
-    )
-
-
-class NoteForm(forms.Form):
-    note = forms.CharField(
-        label=_("Why they may stay"), max_length=2000, widget=AdminTextareaWidget(attrs={"rows": 3})
     )
 
 
@@ -38,80 +21,3 @@ class DeclareDeletedForm(ProjectIdForm):
         if repeated != self.cleaned_data.get("project_id", repeated):
             raise forms.ValidationError(_("This is not the id that you typed above."))
         return repeated
-
-
-class DateAndTime(AdminSplitDateTime):
-    """Two fields, of which each says what it is."""
-
-    def __init__(self, attrs: dict[str, Any] | None = None) -> None:
-        super().__init__(attrs)
-        for widget, label in zip(self.widgets, (_("Date"), _("Time")), strict=True):
-            widget.attrs["aria-label"] = label
-
-
-class ScanForm(forms.Form):
-    purpose = forms.ChoiceField(
-        label=_("What it does"),
-        choices=BucketScan.Purpose,
-        widget=AdminRadioSelect(attrs={"class": "radiolist inline"}),
-        help_text=_(
-            "Both compare the bucket with the table, and what differs becomes findings. A backfill"
-            " also writes rows for objects that have none. Neither deletes an object."
-        ),
-    )
-    beginning = forms.CharField(
-        label=_("Only keys that start with"),
-        max_length=1024,
-        strip=False,
-        required=False,
-        widget=AdminTextInputWidget,
-        help_text=_("Such as projects/proj_1/. Empty: the whole bucket."),
-    )
-    project_id = forms.CharField(
-        label=_("Only files of the project"),
-        required=False,
-        widget=AdminTextInputWidget,
-        help_text=_("Its id. Empty: of all."),
-    )
-    dry_run = forms.BooleanField(
-        label=_("Dry run"),
-        required=False,
-        help_text=_("The same figures, and no row and no finding is written."),
-    )
-    ceiling = forms.IntegerField(
-        label=_("Requests that it may take"),
-        min_value=0,
-        max_value=2**63 - 1,
-        required=False,
-        widget=AdminIntegerFieldWidget,
-        help_text=_("Empty: as many as the setting SCAN_CEILING says."),
-    )
-
-    def clean_project_id(self) -> str:
-        project_id: str = self.cleaned_data["project_id"]
-        if project_id and not layouts().is_project_id(project_id):
-            raise forms.ValidationError(_("%s is no id of a project.") % visible(project_id))
-        return project_id
-
-    def clean(self) -> None:
-        if self.cleaned_data.get("beginning") and self.cleaned_data.get("project_id"):
-            raise forms.ValidationError(_("Give the beginning of keys or a project, not both."))
-
-    @property
-    def scope(self) -> dict[str, Any]:
-        """What to scan, as `scan.begin` and `scan.estimate` take it."""
-        given = self.cleaned_data
-        return {
-            "purpose": given["purpose"],
-            "prefix": given["beginning"],
-            "project_id": given["project_id"] or None,
-            "dry_run": given["dry_run"],
-        }
-
-
-class ApiTokenForm(forms.ModelForm):  # type: ignore[type-arg]  # Not subscriptable when run.
-    def clean_expires_at(self) -> datetime | None:
-        expires_at: datetime | None = self.cleaned_data["expires_at"]
-        if expires_at and expires_at <= timezone.now():
-            raise forms.ValidationError(_("This moment is over. Leave it empty for no end."))
-        return expires_at

@@ -20,7 +20,8 @@ from storage_audit.findings import Finding
 from storage_audit.models import Project, R2Object
 from storage_audit.observations import Diagnosis
 from storage_audit.operations import CleanupOperation
-from storage_audit.pages.base import DJANGO_6_1, ModelAdmin, lookup_of
+from storage_audit.pages.base import DJANGO_6_1, ModelAdmin
+from storage_audit.pages.links import lookup_of
 from storage_audit.pages.projects import OwnerAdmin
 from storage_audit.roles import (
     ADMIN,

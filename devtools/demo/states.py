@@ -24,7 +24,7 @@ from storage_audit.models import Project, R2Object
 from storage_audit.observations import DailyFigures, Diagnosis
 from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
-from storage_audit.pages.base import comparison_of, lookup_of
+from storage_audit.pages.links import comparison_of, lookup_of
 from storage_audit.scans import BucketScan
 
 MODELS = (

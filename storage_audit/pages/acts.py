@@ -14,8 +14,9 @@ from django.utils.translation import gettext_lazy, ngettext
 from storage_audit.audit import decisions
 from storage_audit.audit.decisions import Decision, tracking
 from storage_audit.findings import Finding, FindingQuerySet, Kind
-from storage_audit.forms import NoteForm, ProjectIdForm
-from storage_audit.pages.base import amount, placed_key, shown_key
+from storage_audit.formats import amount, placed_key, shown_key
+from storage_audit.forms import ProjectIdForm
+from storage_audit.pages.note_form import NoteForm
 from storage_audit.redaction import visible
 
 SHOWN = 20

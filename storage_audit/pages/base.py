@@ -1,35 +1,24 @@
 """What the admin's pages have in common."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
-from urllib.parse import urlencode
 
 import django
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.contrib.admin.options import IncorrectLookupParameters, ShowFacets
 from django.contrib.admin.utils import model_format_dict
 from django.contrib.admin.views.main import ChangeList
+from django.contrib.admin.widgets import AdminSplitDateTime
 from django.core.exceptions import PermissionDenied
 from django.db import models, transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
-from django.template.defaultfilters import filesizeformat
 from django.urls import URLPattern, path, reverse
-from django.utils import timezone
-from django.utils.html import format_html, format_html_join
-from django.utils.safestring import SafeString, mark_safe
-from django.utils.timesince import timesince
-from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_GET
 
-from storage_audit.audit.meaning import status_of
-from storage_audit.conf import conf
 from storage_audit.fields import starts_with
-from storage_audit.operations import CleanupOperation
 from storage_audit.pages import exports
 from storage_audit.pages.lists import LongList
-from storage_audit.redaction import visible
 from storage_audit.roles import refusal, whom_to_ask
 
 M = TypeVar("M", bound=models.Model)
@@ -68,75 +57,15 @@ def action(permission: str, description: Any) -> Callable[[F], F]:
     return decorate
 
 
-def shown_key(key: str) -> SafeString:
-    return format_html('<code class="audit-key">{}</code>', visible(key))
+class DateAndTime(AdminSplitDateTime):
+    """Two fields, of which each says what it is."""
 
-
-def placed_key(bucket: str, key: str) -> SafeString:
-    """With its bucket, where that is not the one of the settings."""
-    shown = shown_key(key)
-    return shown if bucket == conf().bucket else format_html("{}: {}", visible(bucket), shown)
-
-
-def amount(count: int, size: int) -> str:
-    """Such as “2 objects, 1.5 MB”."""
-    return ngettext("%(count)d object, %(size)s", "%(count)d objects, %(size)s", count) % {
-        "count": count,
-        "size": filesizeformat(size),
-    }
-
-
-def age(moment: datetime) -> str:
-    """Such as “3 days, 2 hours”, since then."""
-    if timezone.now() - moment < timedelta(minutes=1):
-        return _("less than a minute")
-    return timesince(moment)
-
-
-def will_go(bucket: str, count: int, size: int) -> str:
-    text = _("%(amount)s in bucket %(bucket)s will be deleted from R2")
-    return text % {"amount": amount(count, size), "bucket": visible(bucket)}
-
-
-def badge(status: str, word: str = "") -> SafeString:
-    shown = word or CleanupOperation.Status(status).label
-    return format_html('<span class="audit-status audit-{}">{}</span>', status, shown)
-
-
-def badge_of(operation: CleanupOperation) -> SafeString:
-    return badge(operation.status, status_of(operation))
-
-
-def told(sentences: Iterable[str]) -> SafeString:
-    """Each in a line of its own."""
-    lines = ((visible(sentence),) for sentence in sentences)
-    return format_html_join(mark_safe("<br>"), "{}", lines)
-
-
-def label_of(row: models.Model, name: str) -> Any:
-    field: Any = row._meta.get_field(name)
-    return field.verbose_name
-
-
-def page_of(operation_id: object) -> str:
-    return reverse("admin:storage_audit_cleanupoperation_change", args=[operation_id])
-
-
-def comparison_of(project_id: str) -> str:
-    return f"{reverse('admin:storage_audit_compare')}?{urlencode({'project_id': project_id})}"
-
-
-def lookup_of(text: str) -> str:
-    """The page that says why what is named so is still there, or when it went."""
-    return f"{reverse('admin:storage_audit_lookup')}?{urlencode({'q': text})}"
-
-
-def why_link(bucket: str, key: str) -> SafeString:
-    return format_html('<a href="{}">{}</a>', lookup_of(f"r2://{bucket}/{key}"), _("Why?"))
-
-
-def list_of(model: str, **filters: object) -> str:
-    return f"{reverse(f'admin:storage_audit_{model}_changelist')}?{urlencode(filters)}"
+    def __init__(self, attrs: dict[str, Any] | None = None) -> None:
+        super().__init__(attrs)
+        for widget, label in zip(
+            self.widgets, (gettext_lazy("Date"), gettext_lazy("Time")), strict=True
+        ):
+            widget.attrs["aria-label"] = label
 
 
 class AuditAdmin(ModelAdmin[M]):
@@ -263,26 +192,6 @@ class AuditAdmin(ModelAdmin[M]):
     ) -> HttpResponse:
         refused = {"refused": self.refused(request)}
         return super().changelist_view(request, refused | (extra_context or {}))
-
-    def announce(
-        self, request: HttpRequest, text: str, operations: Sequence[CleanupOperation]
-    ) -> HttpResponse | None:
-        """Say what happens next, with a link to it. A single operation's page is shown next, to
-        those who may look at it."""
-        if not operations:
-            return None
-        if not request.user.has_perm("storage_audit.view_cleanupoperation"):
-            self.message_user(request, text, messages.SUCCESS)
-            return None
-        if len(operations) == 1:
-            url, label = page_of(operations[0].pk), _("Follow it here")
-        else:
-            first = min(operation.created_at for operation in operations)
-            url = list_of("cleanupoperation", created_at__gte=first.isoformat())
-            label = _("Follow the %d operations here") % len(operations)
-        message = format_html('{} <a href="{}">{}</a>.', text, url, label)
-        self.message_user(request, message, messages.SUCCESS)
-        return HttpResponseRedirect(url) if len(operations) == 1 else None
 
 
 class ReadOnlyAdmin(AuditAdmin[M]):

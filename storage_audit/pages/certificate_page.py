@@ -15,10 +15,10 @@ from storage_audit.audit.certificate.record import (
     was_certified,
     why_none,
 )
+from storage_audit.audit.describe import label_of
 from storage_audit.exports import pieces
 from storage_audit.items import CleanupItem
 from storage_audit.operations import CleanupOperation
-from storage_audit.pages.base import label_of
 from storage_audit.redaction import visible
 
 Outcome, Status, Trigger = CleanupItem.Outcome, CleanupOperation.Status, CleanupOperation.Trigger

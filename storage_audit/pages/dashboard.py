@@ -15,8 +15,8 @@ from storage_audit.audit import overview
 from storage_audit.audit.delays import Delay, delays
 from storage_audit.audit.overview import Amount, Left
 from storage_audit.conf import conf
+from storage_audit.formats import age, amount
 from storage_audit.operations import CleanupOperation
-from storage_audit.pages.base import age, amount
 from storage_audit.pages.history import charts_of
 from storage_audit.pages.links import Links
 from storage_audit.pages.needs import OPERATIONS_SHOWN, needs

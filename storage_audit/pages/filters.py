@@ -68,14 +68,3 @@ def is_uuid(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-class MayBeDeleted(admin.SimpleListFilter):
-    title = gettext_lazy("what may be done")
-    parameter_name = "may"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
-        return [("go", gettext_lazy("Orphans that may be deleted"))]
-
-    def queryset(self, request: HttpRequest, findings: Any) -> Any:
-        return findings.deletable() if self.value() == "go" else findings

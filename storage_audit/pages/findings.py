@@ -21,11 +21,13 @@ from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.meaning import of_finding
 from storage_audit.bucket.errors import StoreError
 from storage_audit.findings import Finding, FindingQuerySet
+from storage_audit.formats import placed_key, shown_key, told
 from storage_audit.pages import acts, left_behind
 from storage_audit.pages.acts import Act, size_of, with_lines
-from storage_audit.pages.base import ReadOnlyAdmin, action, placed_key, shown_key, told, why_link
+from storage_audit.pages.base import ReadOnlyAdmin, action
 from storage_audit.pages.confirming import ConfirmingAdmin, Selection
-from storage_audit.pages.filters import MayBeDeleted
+from storage_audit.pages.deleting import announce
+from storage_audit.pages.links import why_link
 from storage_audit.pages.lists import BucketFilter
 from storage_audit.places import Full, place
 from storage_audit.redaction import redact, visible
@@ -33,6 +35,17 @@ from storage_audit.redaction import redact, visible
 Answer = HttpResponse | None
 # What is usually not so, and then says nothing.
 ONLY_IF = ("escaped", "upload_id")
+
+
+class MayBeDeleted(admin.SimpleListFilter):
+    title = gettext_lazy("what may be done")
+    parameter_name = "may"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return [("go", gettext_lazy("Orphans that may be deleted"))]
+
+    def queryset(self, request: HttpRequest, findings: Any) -> Any:
+        return findings.deletable() if self.value() == "go" else findings
 
 
 @admin.register(Finding)
@@ -231,4 +244,4 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         ) % {"count": decision.done, "did": act.did}
         if decision.done and not operations:
             self.message_user(request, with_lines(text, decision.results), messages.SUCCESS)
-        return self.announce(request, text, operations)
+        return announce(self, request, text, operations)

@@ -8,8 +8,8 @@ from django.utils.translation import ngettext
 
 from storage_audit import projects
 from storage_audit.audit.references import Cascade
+from storage_audit.formats import amount, will_go
 from storage_audit.models import R2Object
-from storage_audit.pages.base import amount, will_go
 from storage_audit.pages.used_files import KEPT, used_lines
 
 

@@ -12,10 +12,10 @@ from django.utils.translation import gettext as _
 
 from storage_audit.audit import overview
 from storage_audit.audit.overview import OTHER_TYPES, Amount, Left, Outcomes
+from storage_audit.formats import age
 from storage_audit.observations import DailyFigures
 from storage_audit.operations import CleanupOperation
 from storage_audit.pages import charts
-from storage_audit.pages.base import age
 from storage_audit.pages.charts import Series, Share
 from storage_audit.pages.links import Links
 from storage_audit.redaction import visible

@@ -22,7 +22,8 @@ from storage_audit.audit.messages import MEANING
 from storage_audit.conf import conf
 from storage_audit.fields import ALL_BUCKETS
 from storage_audit.incidents import Delivery, Incident, Notice
-from storage_audit.pages.base import ReadOnlyAdmin, list_of
+from storage_audit.pages.base import ReadOnlyAdmin
+from storage_audit.pages.links import list_of
 from storage_audit.places import Full, place
 from storage_audit.redaction import visible
 from storage_audit.roles import refusal

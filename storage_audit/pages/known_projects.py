@@ -8,7 +8,8 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit.audit.meaning import KNOWN
 from storage_audit.models import KnownProject
-from storage_audit.pages.base import ReadOnlyAdmin, lookup_of
+from storage_audit.pages.base import ReadOnlyAdmin
+from storage_audit.pages.links import lookup_of
 from storage_audit.redaction import visible
 
 

@@ -7,6 +7,9 @@ from uuid import UUID
 from django.contrib.admin.utils import quote
 from django.template import Context
 from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
 
 
 class Links:
@@ -48,3 +51,24 @@ class Links:
 
     def _reverse(self, name: str, *args: str) -> str:
         return reverse(f"admin:storage_audit_{name}", args=args, current_app=self.site)
+
+
+def page_of(operation_id: object) -> str:
+    return reverse("admin:storage_audit_cleanupoperation_change", args=[operation_id])
+
+
+def comparison_of(project_id: str) -> str:
+    return f"{reverse('admin:storage_audit_compare')}?{urlencode({'project_id': project_id})}"
+
+
+def lookup_of(text: str) -> str:
+    """The page that says why what is named so is still there, or when it went."""
+    return f"{reverse('admin:storage_audit_lookup')}?{urlencode({'q': text})}"
+
+
+def why_link(bucket: str, key: str) -> SafeString:
+    return format_html('<a href="{}">{}</a>', lookup_of(f"r2://{bucket}/{key}"), _("Why?"))
+
+
+def list_of(model: str, **filters: object) -> str:
+    return f"{reverse(f'admin:storage_audit_{model}_changelist')}?{urlencode(filters)}"

@@ -22,10 +22,11 @@ from storage_audit.audit.lookup.sentence import Sentence
 from storage_audit.audit.meaning import meaning
 from storage_audit.audit.ownership import Claim
 from storage_audit.findings import Finding
+from storage_audit.formats import amount
 from storage_audit.items import CleanupItem
 from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
-from storage_audit.pages.base import amount, comparison_of, list_of, lookup_of, page_of
+from storage_audit.pages.links import comparison_of, list_of, lookup_of, page_of
 from storage_audit.pages.names import words_for
 from storage_audit.places import Full, place
 from storage_audit.redaction import visible

@@ -15,11 +15,11 @@ from storage_audit.audit.diagnostics import Comparison
 from storage_audit.audit.meaning import DIFFERENCES
 from storage_audit.fields import ALL_BUCKETS
 from storage_audit.findings import Finding, Kind
+from storage_audit.formats import age
 from storage_audit.incidents import Incident
 from storage_audit.models import Installation
 from storage_audit.observations import Diagnosis
 from storage_audit.operations import CleanupOperation
-from storage_audit.pages.base import age
 from storage_audit.pages.links import Links
 from storage_audit.redaction import visible
 from storage_audit.roles import role_for

@@ -15,10 +15,13 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.audit.decisions import tracking
 from storage_audit.audit.meaning import TRACKED
+from storage_audit.formats import amount, placed_key, will_go
 from storage_audit.models import R2Object
 from storage_audit.pages.acts import with_lines
-from storage_audit.pages.base import action, amount, placed_key, why_link, will_go
-from storage_audit.pages.confirming import DeletingAdmin, Selection
+from storage_audit.pages.base import action
+from storage_audit.pages.confirming import Selection
+from storage_audit.pages.deleting import DeletingAdmin
+from storage_audit.pages.links import why_link
 from storage_audit.pages.lists import BucketFilter
 from storage_audit.pages.used_files import DELETED, used_lines
 from storage_audit.querysets import R2ObjectQuerySet

@@ -14,6 +14,7 @@ from django.http import Http404, QueryDict, StreamingHttpResponse
 from django.utils.translation import gettext as _
 
 from storage_audit import projects
+from storage_audit.audit.describe import Line, are_closed, shown_item
 from storage_audit.audit.key_format import Reading, Readings
 from storage_audit.audit.meaning import words_of
 from storage_audit.audit.ownership import layouts
@@ -24,7 +25,6 @@ from storage_audit.items import CleanupItem
 from storage_audit.operations import CleanupOperation
 from storage_audit.pages import exports
 from storage_audit.pages.names import words_for
-from storage_audit.pages.operation_books import Line, are_closed
 from storage_audit.redaction import visible
 
 Outcome = CleanupItem.Outcome
@@ -211,17 +211,6 @@ def shown_items(operation: CleanupOperation, page: list[CleanupItem]) -> list[di
         }
         for item in page
     ]
-
-
-def shown_item(operation: CleanupOperation, item: CleanupItem) -> dict[str, Any]:
-    return {
-        "key": visible(item.key),
-        "outcome": words_of(operation, item.outcome)[0],
-        "found": item.get_found_in_display(),
-        "reason": visible(item.reason),
-        "evidence": visible(item.evidence),
-        "answer": visible(item.answer),
-    }
 
 
 def in_words(reading: Reading) -> str:

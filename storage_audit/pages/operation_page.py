@@ -1,7 +1,7 @@
 """What the page of one cleanup operation shows."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 from uuid import UUID
 
 from django.http import HttpRequest
@@ -9,9 +9,9 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from storage_audit.audit.describe import Line, are_closed, books, facts
 from storage_audit.audit.meaning import (
     NOT_WHILE_ALIVE,
-    TRIGGERS,
     is_of_live_project,
     meaning,
     words_of,
@@ -19,8 +19,6 @@ from storage_audit.audit.meaning import (
 from storage_audit.items import CleanupItem
 from storage_audit.operations import CleanupOperation
 from storage_audit.pages import operation_progress
-from storage_audit.pages.base import label_of
-from storage_audit.pages.operation_books import Line, are_closed, books
 from storage_audit.pages.operation_items import items
 from storage_audit.pages.operation_timeline import timeline
 from storage_audit.redaction import visible
@@ -33,51 +31,6 @@ CHILDREN_SHOWN = 20
 REASONS_SHOWN = 20
 # Reasons are counted among so many of the objects that stay.
 REASONS_OF = 10_000
-FACTS = (
-    "id",
-    "project_id",
-    "kind",
-    "trigger",
-    "bucket",
-    "requested_by",
-    "origin",
-    "released_by",
-    "created_at",
-    "project_deleted_at",
-    "started_at",
-    "planned_at",
-    "finished_at",
-    "next_attempt_at",
-    "attempts",
-    "discovery",
-    "strategy",
-    "plan_digest",
-    "pruned_at",
-    "archive",
-    "archive_digest",
-)
-# What a fact means, where its name does not say it.
-EXPLAINED = {
-    "id": gettext_lazy("The name of this operation everywhere: in logs, commands and the API."),
-    "origin": gettext_lazy("The way in which it was asked for, and the address it came from."),
-    "released_by": gettext_lazy("Who decided that the safety limits do not stop it."),
-    "attempts": gettext_lazy("Workers that took it up since it last got on: 0 while all is well."),
-    "discovery": gettext_lazy(
-        "Where its objects were looked for: in the table of tracked objects, in a listing of the"
-        " bucket, or in both."
-    ),
-    "strategy": gettext_lazy(
-        "How the store is asked to delete. Whatever the way, only a complete listing says that"
-        " something is gone."
-    ),
-    "plan_digest": gettext_lazy(
-        "A fingerprint (SHA-256) of the plan, with each of its objects. While it is the same, so"
-        " is the plan."
-    ),
-    "next_attempt_at": gettext_lazy("From then on a worker may take it; it need not be at once."),
-    "archive": gettext_lazy("The file that its items and its timeline were exported to."),
-    "archive_digest": gettext_lazy("A fingerprint (SHA-256) of what is in that file."),
-}
 
 RELEASE_MANY = (
     gettext_lazy("Release"),
@@ -101,12 +54,6 @@ FORCE = {
         gettext_lazy("It is tried again now."),
     ),
 }
-
-
-class Fact(NamedTuple):
-    label: Any
-    value: Any
-    explained: Any
 
 
 def force_choice(operation: CleanupOperation) -> tuple[Any, Any] | None:
@@ -233,15 +180,3 @@ def reasons(operation: CleanupOperation, lines: Sequence[Line]) -> dict[str, Any
         ],
         "reasons_of": REASONS_OF if staying > REASONS_OF else None,
     }
-
-
-def facts(operation: CleanupOperation) -> Iterator[Fact]:
-    explained = EXPLAINED | {"trigger": TRIGGERS[Trigger(operation.trigger)]}
-    for name in FACTS:
-        if name == "project_deleted_at" and not operation.deletes:
-            continue  # What a look or a dry run takes for granted, and not a fact.
-        display = getattr(operation, f"get_{name}_display", None)
-        value = display() if display else getattr(operation, name)
-        if value not in (None, ""):
-            shown = visible(value) if isinstance(value, str) else value
-            yield Fact(label_of(operation, name), shown, explained.get(name, ""))

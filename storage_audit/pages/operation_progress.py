@@ -10,10 +10,10 @@ from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from storage_audit.audit.describe import books
 from storage_audit.audit.headway import Headway
 from storage_audit.audit.meaning import doing, status_of
 from storage_audit.operations import CleanupOperation
-from storage_audit.pages.operation_books import books
 
 Status = CleanupOperation.Status
 # Seconds from one look to the next.

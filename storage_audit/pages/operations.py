@@ -28,6 +28,7 @@ from storage_audit import tasks
 from storage_audit.audit import requests
 from storage_audit.audit.meaning import words_of
 from storage_audit.fields import starts_with
+from storage_audit.formats import amount
 from storage_audit.forms import DeclareDeletedForm
 from storage_audit.operations import CleanupOperation
 from storage_audit.pages import (
@@ -39,9 +40,11 @@ from storage_audit.pages import (
     operation_progress,
     plan_page,
 )
-from storage_audit.pages.base import DJANGO_6_1, ReadOnlyAdmin, amount, badge_of, lookup_of
+from storage_audit.pages.base import DJANGO_6_1, ReadOnlyAdmin
 from storage_audit.pages.confirming import ConfirmingAdmin, Selection
+from storage_audit.pages.deleting import announce, badge_of
 from storage_audit.pages.filters import FollowUpChecks, Needs
+from storage_audit.pages.links import lookup_of
 from storage_audit.redaction import visible
 from storage_audit.transitions import IllegalTransition
 
@@ -192,7 +195,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
                 self.log_change(request, operation, log)
             tasks.enqueue_on_commit(checks)
         text = _("A verification is queued. It looks into the bucket again and changes nothing.")
-        return self.announce(request, text, checks)
+        return announce(self, request, text, checks)
 
     @admin.action(permissions=["force"], description=gettext_lazy("Force-delete"))
     def force_delete(
@@ -209,7 +212,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
             return self.confirm_force(request, selection, operations)
         released = [each for operation in operations for each in self.force(request, operation)]
         text = _("Queued: a worker takes it next. Its page says what became of it.")
-        return self.announce(request, text, released)
+        return announce(self, request, text, released)
 
     def force(self, request: HttpRequest, operation: CleanupOperation) -> list[CleanupOperation]:
         if may_not := operation_page.refuse_to_force(request, operation):
@@ -296,7 +299,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
             form.add_error("project_id", str(refusal))
             return None
         text = _("A cleanup is queued. It looks for what the project left behind and deletes it.")
-        answer = self.announce(request, text, operations)
+        answer = announce(self, request, text, operations)
         return answer or redirect("admin:storage_audit_cleanupoperation_changelist")
 
     def compare_discovery(self, request: HttpRequest) -> HttpResponse:

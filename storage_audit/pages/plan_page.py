@@ -10,10 +10,11 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.audit import plan_summary, prices
+from storage_audit.audit.describe import label_of
 from storage_audit.audit.meaning import NOT_WHILE_ALIVE, is_of_live_project
+from storage_audit.formats import amount
 from storage_audit.items import CleanupItem
 from storage_audit.operations import CleanupOperation
-from storage_audit.pages.base import amount, label_of
 from storage_audit.pages.operation_page import refuse_to_force
 from storage_audit.redaction import visible
 

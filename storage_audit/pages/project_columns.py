@@ -14,8 +14,11 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit import projects
 from storage_audit.conf import conf
+from storage_audit.formats import amount
 from storage_audit.models import R2Object
-from storage_audit.pages.base import AuditAdmin, M, amount, badge, list_of, page_of
+from storage_audit.pages.base import AuditAdmin, M
+from storage_audit.pages.deleting import badge
+from storage_audit.pages.links import list_of, page_of
 from storage_audit.querysets import COUNTED, SUMMED, with_storage
 
 # What `with_storage` says of each project.

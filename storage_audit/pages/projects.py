@@ -24,18 +24,16 @@ from storage_audit.audit.project_deletion import REFUSALS, Deletion, reason_of
 from storage_audit.audit.requests import StillAlive
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField, starts_with
+from storage_audit.formats import told
 from storage_audit.jobs import Job
 from storage_audit.models import KnownProject, Project
 from storage_audit.origin import acting_as, of_request
-from storage_audit.pages.base import (
-    M,
-    action,
-    comparison_of,
-    told,
-)
-from storage_audit.pages.confirming import DeletingAdmin, Selection
+from storage_audit.pages.base import M, action
+from storage_audit.pages.confirming import Selection
+from storage_audit.pages.deleting import DeletingAdmin, announce
 from storage_audit.pages.going_along import GoingAlong
 from storage_audit.pages.jobs import may_see_jobs
+from storage_audit.pages.links import comparison_of
 from storage_audit.pages.project_columns import ProjectColumns
 from storage_audit.roles import has_own_deletion, pages_of, stock_deletion
 
@@ -111,7 +109,7 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
             for operation in operations:
                 self.log_change(request, project, log % operation.pk)
             tasks.enqueue_on_commit(operations)
-        return self.announce(request, text, operations)
+        return announce(self, request, text, operations)
 
     def _refuse_copies(self, request: HttpRequest, rows: QuerySet[M]) -> bool:
         """Whether they are; if so, says that nothing was done."""
@@ -268,7 +266,7 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
         with acting_as(of_request(request, forced=True)):
             deletion = self._delete_projects(request, owners)
         text = _("Deleted. A cleanup without limits now deletes the files from R2.")
-        return self.announce(request, text, deletion.operations)
+        return announce(self, request, text, deletion.operations)
 
     def goes_too_far(self, request: HttpRequest, owners: QuerySet[M]) -> bool:
         """Whether this person may not delete the projects, or rows of other models that would go

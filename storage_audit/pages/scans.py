@@ -24,8 +24,9 @@ from storage_audit.audit.meaning import DIFFERENCES, of_scan
 from storage_audit.audit.scan import TooCostly
 from storage_audit.conf import conf
 from storage_audit.findings import Kind
-from storage_audit.forms import ScanForm
-from storage_audit.pages.base import ReadOnlyAdmin, action, list_of
+from storage_audit.pages.base import ReadOnlyAdmin, action
+from storage_audit.pages.links import list_of
+from storage_audit.pages.scan_form import ScanForm
 from storage_audit.redaction import visible
 from storage_audit.roles import refusal
 from storage_audit.scans import BucketScan, BucketScanQuerySet

@@ -1,7 +1,9 @@
 """The API's tokens. One is shown on the page that follows its making, and never again."""
 
+from datetime import datetime
 from typing import Any, cast
 
+from django import forms
 from django.contrib import admin, messages
 from django.contrib.auth import get_user_model
 from django.db import transaction
@@ -13,10 +15,17 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.access import ApiToken
-from storage_audit.forms import ApiTokenForm, DateAndTime
-from storage_audit.pages.base import ReadOnlyAdmin, action
+from storage_audit.pages.base import DateAndTime, ReadOnlyAdmin, action
 from storage_audit.pages.confirming import ConfirmingAdmin, Selection
 from storage_audit.redaction import visible
+
+
+class ApiTokenForm(forms.ModelForm):  # type: ignore[type-arg]  # Not subscriptable when run.
+    def clean_expires_at(self) -> datetime | None:
+        expires_at: datetime | None = self.cleaned_data["expires_at"]
+        if expires_at and expires_at <= timezone.now():
+            raise forms.ValidationError(_("This moment is over. Leave it empty for no end."))
+        return expires_at
 
 
 @admin.register(ApiToken)

@@ -16,7 +16,7 @@ from storage_audit.incidents import Incident
 from storage_audit.jobs import Job
 from storage_audit.models import Project
 from storage_audit.operations import CleanupOperation
-from storage_audit.pages.base import lookup_of
+from storage_audit.pages.links import lookup_of
 from tests.admin_client import page as path
 from tests.browser.staff import come_as_superuser
 from tests.bucket import Bucket

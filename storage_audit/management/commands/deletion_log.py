@@ -9,7 +9,9 @@ from django.core.management.base import CommandError
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db.models import Model
 
+from storage_audit.audit import describe
 from storage_audit.audit.meaning import meaning
+from storage_audit.formats import amount
 from storage_audit.items import CleanupItem
 from storage_audit.management.console import (
     FAILED,
@@ -20,10 +22,6 @@ from storage_audit.management.console import (
 )
 from storage_audit.management.documented import DocumentedCommand
 from storage_audit.operations import CleanupOperation
-from storage_audit.pages import operation_page
-from storage_audit.pages.base import amount
-from storage_audit.pages.operation_books import books
-from storage_audit.pages.operation_items import shown_item
 from storage_audit.reading import read_in_steps
 from storage_audit.redaction import visible
 from storage_audit.timeline import OperationEvent
@@ -35,7 +33,7 @@ ITEM = ("key", "outcome", "reason", "answer", "evidence", "found_in", "project_i
 CHILD = ("id", "trigger", "status", "next_attempt_at")
 BOOKS = ("found", "deleted", "already_absent", "protected", "failed")
 OPERATION = (
-    *operation_page.FACTS,
+    *describe.FACTS,
     "dry_run",
     "status",
     "error",
@@ -159,7 +157,7 @@ def text_lines(operation: CleanupOperation, follow: bool, items: bool) -> Iterat
         yield f"  {moment(event.at)}  {line}"
     if items:
         yield "\nitems:"
-        for item in (shown_item(operation, each) for each in items_of(operation)):
+        for item in (describe.shown_item(operation, each) for each in items_of(operation)):
             why = item["reason"] or item["answer"] or item["evidence"]
             yield f"  {item['outcome']}: {item['key']}: {why}"
     for child in children_of(operation):
@@ -170,7 +168,7 @@ def text_lines(operation: CleanupOperation, follow: bool, items: bool) -> Iterat
         yield "\nchanged since:"
         yield from (f"  {label}: {now.get(label, 'none')}" for label in changed)
     yield "\nbooks:"
-    for outcome in books(operation):
+    for outcome in describe.books(operation):
         if outcome.objects:
             yield f"  {outcome.label}: {amount(outcome.objects, outcome.size)}"
     yield f"\n{operation.get_status_display()}"
@@ -180,7 +178,7 @@ def text_lines(operation: CleanupOperation, follow: bool, items: bool) -> Iterat
 def facts(operation: CleanupOperation) -> dict[str, str]:
     return {
         str(label): moment(value) if isinstance(value, datetime) else str(value)
-        for label, value, _explained in operation_page.facts(operation)
+        for label, value, _explained in describe.facts(operation)
     }
 
 

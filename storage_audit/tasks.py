@@ -17,11 +17,12 @@ from django_q.signals import post_execute_in_worker, pre_execute
 from django_q.tasks import async_task
 
 from storage_audit import logs, queue
-from storage_audit.audit import cleanup, diagnostics, incidents, jobs, notices, overview, vanished
-from storage_audit.audit import scan as scans
+from storage_audit.audit import cleanup, incidents, jobs, notices, overview, vanished
 from storage_audit.audit.counting import counted
 from storage_audit.audit.diagnostics.comparison import WORKER_ANSWERS_WITHIN
-from storage_audit.audit.scan import TooCostly
+from storage_audit.audit.diagnostics.examination import examine
+from storage_audit.audit.scan.requests import TooCostly, refuse_beside_another, start_scan
+from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
 from storage_audit.incidents import Delivery
@@ -253,7 +254,7 @@ def take_part(scan_id: str) -> str:
     scan = BucketScan.objects.running().filter(pk=UUID(scan_id)).first()
     if scan is None:
         return queue.OVER
-    for _batch in scans.work(scan, seconds=conf().slice.total_seconds()):
+    for _batch in work_on_scan(scan, seconds=conf().slice.total_seconds()):
         pass
     if scan.has_room():
         share(scan, 1)
@@ -269,8 +270,8 @@ def reconcile() -> str:
         return "there are no workers"
     try:
         with transaction.atomic():
-            scan = scans.begin(purpose=BucketScan.Purpose.RECONCILE)
-            scans.refuse_beside_another(scan)
+            scan = start_scan(purpose=BucketScan.Purpose.RECONCILE)
+            refuse_beside_another(scan)
     except IllegalTransition:
         return "another scan is running"
     except TooCostly as error:
@@ -291,7 +292,7 @@ def task_ends(**kwargs: object) -> None:
     logs.become(task=None)
 
 
-def examine(context: str) -> Diagnosis:
+def examine_everywhere(context: str) -> Diagnosis:
     """Run the doctor's probes here and now, and have a worker run them meanwhile, if one is needed
     at all. Both reports are of one run."""
     run, unasked = uuid4(), ""
@@ -303,7 +304,7 @@ def examine(context: str) -> Diagnosis:
         except Error as error:
             logger.warning("No worker could be asked for its diagnosis: %s", error)
             unasked = str(error)
-    return diagnostics.examine(context, run, unasked)
+    return examine(context, run, unasked)
 
 
 @counted()
@@ -318,7 +319,7 @@ def diagnose(run: str, asked_at: datetime) -> str:
             "Too late to diagnose: asked %s ago, or this machine's clock is wrong.", late
         )
         return "too late"
-    return str(diagnostics.examine(Diagnosis.Context.WORKER, UUID(run)))
+    return str(examine(Diagnosis.Context.WORKER, UUID(run)))
 
 
 def create_schedule(**kwargs: Any) -> None:

@@ -36,7 +36,9 @@ from devtools.processes import stop_on_signals
 from devtools.seaweedfs import SeaweedFS
 from storage_audit import tasks
 from storage_audit.access import ApiToken
-from storage_audit.audit import cleanup, incidents, installation, pace, scan, verification
+from storage_audit.audit import cleanup, incidents, installation, pace, verification
+from storage_audit.audit.scan.requests import start_scan
+from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.bucket import calls
 from storage_audit.clocks import DatabaseNow
 from storage_audit.jobs import Job
@@ -345,7 +347,7 @@ def world(bucket: Bucket, settings: Settings, caplog: pytest.LogCaptureFixture) 
     bucket.upload("proj_1")
     bucket.upload("proj_2")
     bucket.put("stranger")
-    list(scan.work(scan.begin()))
+    list(work_on_scan(start_scan()))
     Project.objects.get(pk="proj_2").delete()
     assert cleanup.run(CleanupOperation.objects.get().pk).status == "blocked"
     incidents.notice()

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from storage_audit.audit import decisions
+from storage_audit.audit.decisions import orphans
 from storage_audit.findings import Finding
 from storage_audit.operations import CleanupOperation
 from tests.builders import list_ids
@@ -11,7 +11,7 @@ from tests.promises import run
 
 
 def request_deletion(found: Iterable[Finding], **how: Any) -> CleanupOperation:
-    decision = decisions.delete_orphans(list_ids(found), **how)
+    decision = orphans.delete_orphans(list_ids(found), **how)
     assert decision.left == []
     [operation] = decision.operations
     return operation

@@ -9,12 +9,14 @@ from uuid import UUID
 import pytest
 from django.utils import timezone
 
-from storage_audit.audit import installation, scan
+from storage_audit.audit import installation
 from storage_audit.audit.installation import Traits, name_marker
 from storage_audit.audit.ownership import layouts, plain_under
 from storage_audit.audit.scan import batch, lanes, worker
 from storage_audit.audit.scan.lanes import Stretch
+from storage_audit.audit.scan.requests import start_scan
 from storage_audit.audit.scan.witness import Witness
+from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.bucket import uploads
 from storage_audit.bucket.listing import as_bytes, exact
 from storage_audit.bucket.r2 import Listed, Page
@@ -129,11 +131,11 @@ def alive(*ids: str) -> None:
 
 
 def begin(prefix: str = "", **scope: Any) -> BucketScan:
-    return scan.begin(prefix, **{"purpose": BucketScan.Purpose.RECONCILE, **scope})
+    return start_scan(prefix, **{"purpose": BucketScan.Purpose.RECONCILE, **scope})
 
 
 def work(found: BucketScan) -> BucketScan:
-    for _batch in scan.work(found):
+    for _batch in work_on_scan(found):
         pass
     found.refresh_from_db()
     return found
@@ -150,7 +152,7 @@ def complete(prefix: str = "", **scope: Any) -> BucketScan:
 
 
 def backfill(prefix: str = "", **scope: Any) -> BucketScan:
-    return work(scan.begin(prefix, **scope))
+    return work(start_scan(prefix, **scope))
 
 
 def resume(found: BucketScan) -> BucketScan:
@@ -219,7 +221,7 @@ def list_open_findings() -> set[tuple[str, str]]:
 def begin_in_four_parts(bucket: Bucket, **how: Any) -> BucketScan:
     """A scan of four parts, with an object that no row tracks in each."""
     bucket.put(*(letter * 3 for letter in "adpz"))
-    begun = scan.begin(purpose="reconcile", **how)
+    begun = start_scan(purpose="reconcile", **how)
     begun.shards.all().delete()
     bounds = ["", "c", "f", "x", None]
     for after, until in zip(bounds, bounds[1:], strict=False):

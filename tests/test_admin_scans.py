@@ -16,7 +16,7 @@ from pytest_django import Settings
 
 from storage_audit import tasks
 from storage_audit.audit import meaning
-from storage_audit.audit import scan as scans
+from storage_audit.audit.scan.requests import start_scan
 from storage_audit.conf import conf
 from storage_audit.findings import Finding
 from storage_audit.models import R2Object
@@ -362,7 +362,7 @@ def test_a_scan_is_stopped_and_goes_on() -> None:
 
 def begun_by_anna() -> BucketScan:
     with acting_as(Origin("anna")):
-        return scans.begin(purpose="reconcile")
+        return start_scan(purpose="reconcile")
 
 
 @pytest.mark.parametrize(

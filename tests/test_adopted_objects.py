@@ -11,7 +11,8 @@ from django.core.files.storage import default_storage
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit.audit import decisions
+from storage_audit.audit.decisions import tracking
+from storage_audit.audit.decisions.orphans import delete_orphans
 from storage_audit.audit.ownership import is_given
 from storage_audit.bucket import uploads
 from storage_audit.bucket.r2 import Listed
@@ -50,7 +51,7 @@ OF_PROJ_2 = "projects/proj_2/scenes/s1/media/a.mp4"
 def adopt(key: str, project_id: str = "proj_a") -> None:
     look()
     found = Finding.objects.open().filter(key=key)
-    assert decisions.adopt(found, project_id).done == 1
+    assert tracking.adopt(found, project_id).done == 1
 
 
 def look(scan: Callable[[], object] = complete) -> None:
@@ -61,7 +62,7 @@ def look(scan: Callable[[], object] = complete) -> None:
 
 def track_again() -> None:
     look()
-    assert decisions.track(Finding.objects.filter(kind="changed")).done == 1
+    assert tracking.track(Finding.objects.filter(kind="changed")).done == 1
 
 
 SCANS: dict[str, Callable[[], object]] = {
@@ -257,6 +258,6 @@ def test_deleting_orphans_keeps_the_newer_file_of_a_deleted_row(bucket: Bucket) 
     track(bucket, OF_PROJ_2, "proj_1", "adopted", etag="older").delete()
     run(of_deleted_row())
     found = create_orphans(bucket, OF_PROJ_2, project_id="proj_2")
-    [operation] = decisions.delete_orphans(list_ids(found)).operations
+    [operation] = delete_orphans(list_ids(found)).operations
     assert outcomes(run(operation)) == {OF_PROJ_2: "protected"}
     assert "live project proj_1" in reason(operation, OF_PROJ_2)

@@ -11,7 +11,10 @@ from django.core.files.storage import default_storage
 from django.utils import timezone
 from storages.backends.s3 import S3Storage
 
-from storage_audit.audit import decisions, requests, scan
+from storage_audit.audit import requests
+from storage_audit.audit.decisions import tracking
+from storage_audit.audit.scan.requests import start_scan
+from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.findings import Finding
@@ -39,10 +42,10 @@ def adopted(bucket: Bucket) -> Bucket:
 
 
 def adopt(key: str, project_id: str) -> None:
-    for _ in scan.work(scan.begin(purpose="reconcile")):
+    for _ in work_on_scan(start_scan(purpose="reconcile")):
         pass
     findings = Finding.objects.filter(key=key, state=Finding.State.OPEN)
-    assert decisions.adopt(findings, project_id).done == 1
+    assert tracking.adopt(findings, project_id).done == 1
 
 
 def row() -> dict[str, Any]:

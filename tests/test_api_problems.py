@@ -16,10 +16,10 @@ from ninja.errors import HttpError
 from pytest_django import Settings
 
 from storage_audit.api import deletions, problems
-from storage_audit.audit.decisions import Refusal
+from storage_audit.audit.decisions.base import Refusal
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.requests import StillAlive
-from storage_audit.audit.scan import TooCostly
+from storage_audit.audit.scan.requests import TooCostly
 from storage_audit.bucket.errors import Barred, Broken, Overloaded, TooLate, Unavailable
 from storage_audit.conf import conf
 from storage_audit.operations import CleanupOperation

@@ -15,11 +15,13 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit.audit import cleanup, installation, scan
+from storage_audit.audit import cleanup, installation
 from storage_audit.audit.ownership import version
 from storage_audit.audit.scan import rows as rows_of_scans
 from storage_audit.audit.scan import worker
 from storage_audit.audit.scan.lanes import Lanes, PageRead, Stretch
+from storage_audit.audit.scan.requests import start_scan
+from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Broken, Unavailable
 from storage_audit.bucket.listing import entry_pages
@@ -43,8 +45,8 @@ State, Source = R2Object.State, R2Object.Source
 
 
 def backfill(prefix: str = "", *, dry_run: bool = False) -> BucketScan:
-    found = scan.begin(prefix, dry_run=dry_run)
-    for _batch in scan.work(found):
+    found = start_scan(prefix, dry_run=dry_run)
+    for _batch in work_on_scan(found):
         pass
     found.refresh_from_db()
     return found
@@ -435,8 +437,8 @@ def test_a_dry_run_counts_the_same_and_writes_nothing(bucket: Bucket) -> None:
 
 def test_a_scan_that_is_interrupted_says_so_and_can_be_repeated(bucket: Bucket) -> None:
     bucket.put(KEY)
-    found = scan.begin()
-    steps = scan.work(found)
+    found = start_scan()
+    steps = work_on_scan(found)
     next(steps)
     steps.close()
     found.refresh_from_db()
@@ -490,7 +492,7 @@ def test_queries_do_not_grow_with_a_page(
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"KINDS": ["audio", "images"]}
     monkeypatch.setattr(rows_of_scans, "look_again", lambda bucket, keys, **how: keys)
-    found, token = scan.begin(), uuid4()
+    found, token = start_scan(), uuid4()
     found.shards.claim(token, 1)
     found.shards.update(
         lease_until=timezone.now() + timedelta(seconds=110)

@@ -12,10 +12,15 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit.audit import cleanup, decisions, lookup, meaning, requests, scan, vanished
+from storage_audit.audit import cleanup, meaning, requests, vanished
 from storage_audit.audit.covering import Owners, find_covering
+from storage_audit.audit.decisions import orphans, tracking
+from storage_audit.audit.decisions.orphans import would_delete
 from storage_audit.audit.lookup import live
+from storage_audit.audit.lookup.search import explain, look_up
 from storage_audit.audit.scan import ending, worker
+from storage_audit.audit.scan.requests import start_scan
+from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.bucket import r2
 from storage_audit.findings import Finding
 from storage_audit.items import CleanupItem
@@ -60,7 +65,7 @@ def blocked(bucket: Bucket, settings: Settings) -> CleanupOperation:
 
 
 def look() -> None:
-    for _batch in scan.work(scan.begin(purpose="reconcile")):
+    for _batch in work_on_scan(start_scan(purpose="reconcile")):
         pass
 
 
@@ -197,11 +202,11 @@ def test_file_of_a_blocked_cleanup_is_not_adopted(
     bucket: Bucket, blocked: CleanupOperation
 ) -> None:
     found = create_findings(bucket, KEY)
-    [left] = decisions.adopt(list_ids(found), "proj_1").left
+    [left] = tracking.adopt(list_ids(found), "proj_1").left
     assert left.reason.startswith(f"Cleanup {blocked.pk} covers this file and is blocked")
     assert not R2Object.objects.exists()
     CleanupOperation.objects.update(status=Status.SUPERSEDED)
-    assert decisions.adopt(list_ids(found), "proj_1").done == 1
+    assert tracking.adopt(list_ids(found), "proj_1").done == 1
 
 
 def test_finding_is_resolved_once_a_cleanup_covers_its_file(bucket: Bucket) -> None:
@@ -251,7 +256,7 @@ def test_orphan_seen_before_its_cleanup_was_asked_for_is_not_published(
 ) -> None:
     alive("proj_1")
     bucket.put(KEY, OTHER_KEY)
-    first = scan.begin(purpose="reconcile")
+    first = start_scan(purpose="reconcile")
     original = ending.end
 
     def end(*args: Any) -> Any:
@@ -264,7 +269,7 @@ def test_orphan_seen_before_its_cleanup_was_asked_for_is_not_published(
         return original(*args)
 
     monkeypatch.setattr(worker, "end", end)
-    for _batch in scan.work(first):
+    for _batch in work_on_scan(first):
         pass
     assert open_findings() == found
 
@@ -274,11 +279,11 @@ def test_orphan_path_leaves_what_a_blocked_cleanup_covers(
     bucket: Bucket, blocked: CleanupOperation, dry_run: bool
 ) -> None:
     found = create_findings(bucket, KEY)
-    decision = decisions.delete_orphans(list_ids(found), dry_run=dry_run)
+    decision = orphans.delete_orphans(list_ids(found), dry_run=dry_run)
     [(key, why)] = decision.left
     assert (decision.operations, key) == ([], KEY)
     assert why.startswith(f"Cleanup {blocked.pk} covers this file and is blocked. Force-delete")
-    would = decisions.would_delete(list_ids(found), 5)
+    would = would_delete(list_ids(found), 5)
     assert (len(would.going), would.stay, would.left) == (0, 1, [(KEY, why)])
     assert not Finding.objects.deletable().exists()
 
@@ -291,7 +296,7 @@ def test_orphan_that_a_cleanup_covers_by_now_stays(
     alive("proj_1")
     bucket.put(KEY)
     found = create_findings(bucket, KEY)
-    [orphans] = decisions.delete_orphans(list_ids(found)).operations
+    [deletion] = orphans.delete_orphans(list_ids(found)).operations
 
     def cover() -> None:
         [operation] = requests.declare_deleted("proj_9")
@@ -301,9 +306,9 @@ def test_orphan_that_a_cleanup_covers_by_now_stays(
         between_plan_and_batch(monkeypatch, cover)
     else:
         cover()
-    CleanupOperation.objects.filter(pk=orphans.pk).update(project_id=None)
-    assert outcomes(run(orphans)) == {KEY: "protected"}
-    assert "covers this file" in reason(orphans, KEY)
+    CleanupOperation.objects.filter(pk=deletion.pk).update(project_id=None)
+    assert outcomes(run(deletion)) == {KEY: "protected"}
+    assert "covers this file" in reason(deletion, KEY)
     assert bucket.keys() == {KEY}
 
 
@@ -320,12 +325,12 @@ def test_orphan_whose_row_was_deleted_in_another_spelling_stays(
     row = track(bucket, normalize("NFD" if spelling == "NFC" else "NFC", listed), "proj_9")
     if moment == "when asked for":
         row.delete()
-        assert decisions.delete_orphans(list_ids(found)).operations == []
+        assert orphans.delete_orphans(list_ids(found)).operations == []
         return
-    [orphans] = decisions.delete_orphans(list_ids(found)).operations
+    [operation] = orphans.delete_orphans(list_ids(found)).operations
     row.delete()
-    assert outcomes(run(orphans)) == {listed: "protected"}
-    assert "covers this file" in reason(orphans, listed)
+    assert outcomes(run(operation)) == {listed: "protected"}
+    assert "covers this file" in reason(operation, listed)
 
 
 def test_orphan_goes_beside_follow_ups_previews_and_verifications(bucket: Bucket) -> None:
@@ -385,8 +390,8 @@ def test_why_names_the_cleanup_that_covers_a_file(
 
 
 def told(text: str) -> str:
-    [one] = lookup.look_up(text).objects
-    return str(lookup.why(one).text)
+    [one] = look_up(text).objects
+    return str(explain(one).text)
 
 
 def test_why_says_of_a_file_that_is_gone_that_it_is_gone(
@@ -394,9 +399,9 @@ def test_why_says_of_a_file_that_is_gone_that_it_is_gone(
 ) -> None:
     assert f"Cleanup {blocked.pk} is to delete it, and is blocked" in told(KEY)
     bucket.r2.remove(KEY, bucket.name)
-    objects = lookup.look_up(KEY).objects
+    objects = look_up(KEY).objects
     [seen] = live.seen(objects, seconds=60)
-    sentence = str(lookup.why(seen).text)
+    sentence = str(explain(seen).text)
     assert sentence.startswith("It is not in the bucket now.") and "is blocked" in sentence
     other = CleanupOperation.objects.request(
         kind="objects", bucket=bucket.name, trigger="deleted", status="clean"

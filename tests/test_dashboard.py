@@ -23,8 +23,9 @@ from pytest_django import Settings
 from autoshorts import urls
 from storage_audit import tasks
 from storage_audit.audit import overview, requests
-from storage_audit.audit import scan as scans
 from storage_audit.audit.overview import OTHER_TYPES, Amount
+from storage_audit.audit.scan.requests import start_scan
+from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.findings import Finding
 from storage_audit.incidents import Delivery, Incident, Notice
 from storage_audit.models import Installation, KnownProject, Project
@@ -633,7 +634,7 @@ def test_real_leftovers_are_found_from_the_dashboard_with_their_reasons(bucket: 
     Project.objects.create(pk="proj_1")
     delete("proj_1")
     bucket.r2.plant("projects/proj_1/scenes/s1/media/first\nsecond.mp4", b"content", bucket.name)
-    list(scans.work(scans.begin("projects/proj_old/")))
+    list(work_on_scan(start_scan("projects/proj_old/")))
     verify("proj_1")
     client = superuser()
     url = tile(text_of(client.get(DASHBOARD)), "Left behind")[0]

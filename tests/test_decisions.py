@@ -14,9 +14,10 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit.audit import decisions, deletion, requests, sending, work
+from storage_audit.audit import deletion, requests, sending, work
 from storage_audit.audit.covering import why_covered
-from storage_audit.audit.decisions import Decision, Refusal, orphans, tracking
+from storage_audit.audit.decisions import base, orphans, tracking
+from storage_audit.audit.decisions.base import Decision, Refusal
 from storage_audit.audit.installation import MARKER, Mismatch
 from storage_audit.audit.work import Work
 from storage_audit.bucket import listing
@@ -67,40 +68,40 @@ def the(finding: Finding) -> Finding:
 def test_an_acknowledgement_says_who_when_and_why_and_can_be_taken_back(bucket: Bucket) -> None:
     [finding, other] = create_orphans(bucket, KEY, OTHER_KEY)
     with acting_as(Origin("zoe")):
-        assert decisions.acknowledge([finding.pk], " the web site's ") == Decision(done=1)
+        assert base.acknowledge([finding.pk], " the web site's ") == Decision(done=1)
     assert (the(finding).state, finding.note) == ("acknowledged", "the web site's")
     assert finding.decided_by == "zoe" and finding.decided_at
     assert the(other).state == "open"
-    decision = decisions.acknowledge(Finding.objects.all(), "both")
+    decision = base.acknowledge(Finding.objects.all(), "both")
     assert (decision.done, decision.left) == (1, [(KEY, "It is acknowledged: the web site's")])
-    assert decisions.reopen([finding.pk]).done == 1
+    assert base.reopen([finding.pk]).done == 1
     assert (the(finding).state, finding.note) == ("open", "")
 
 
 def test_an_acknowledgement_without_a_note_is_refused(bucket: Bucket) -> None:
     found = create_orphans(bucket, KEY)
     with pytest.raises(Refusal, match="Say in a note"):
-        decisions.acknowledge(list_ids(found), " ")
+        base.acknowledge(list_ids(found), " ")
     assert read_states() == {KEY: "open"}
 
 
 def test_what_is_open_or_resolved_is_not_reopened_and_says_so(bucket: Bucket) -> None:
     create_orphans(bucket, KEY)
     create_orphans(bucket, OTHER_KEY, state="resolved", note="tracked")
-    decision = decisions.reopen(Finding.objects.all())
+    decision = base.reopen(Finding.objects.all())
     assert whys(decision) == {KEY: "It is open.", OTHER_KEY: "It is resolved: tracked"}
     assert decision.done == 0
 
 
 def test_a_secret_in_a_note_is_not_kept(bucket: Bucket) -> None:
     [finding] = create_orphans(bucket, KEY)
-    decisions.acknowledge([finding.pk], "see https://me:hunter2@example.com\0")
+    base.acknowledge([finding.pk], "see https://me:hunter2@example.com\0")
     assert "hunter2" not in the(finding).note
 
 
 def test_a_part_of_a_list_can_be_decided_on(bucket: Bucket) -> None:
     create_orphans(bucket, KEY, OTHER_KEY)
-    assert decisions.acknowledge(Finding.objects.order_by("key")[:1], "fine").done == 1
+    assert base.acknowledge(Finding.objects.order_by("key")[:1], "fine").done == 1
     assert read_states() == {KEY: "acknowledged", OTHER_KEY: "open"}
 
 
@@ -117,7 +118,7 @@ def assert_kept_by(finding: Finding, operation: CleanupOperation, key: str) -> N
 
 def keep(found: Iterable[Finding]) -> Decision:
     with acting_as(Origin("zoe")):
-        decision = decisions.acknowledge(list_ids(found), "Evidence in a law suit")
+        decision = base.acknowledge(list_ids(found), "Evidence in a law suit")
     assert (decision.done, decision.left) == (1, [])
     return decision
 
@@ -220,7 +221,7 @@ def test_reopened_file_goes_with_the_next_cleanup(bucket: Bucket) -> None:
     operation = delete("proj_9")
     found = create_orphans(bucket, KEY)
     keep(found)
-    decisions.reopen(list_ids(found))
+    base.reopen(list_ids(found))
     assert outcomes(late_check(operation)) == {KEY: "deleted"}
 
 
@@ -257,7 +258,7 @@ def test_of_several_projects_and_buckets_each_bucket_has_one_operation(
     local_r2.plant(MARKER, b"{}", "other")
     create_findings(other, KEY, size=1, etag="e", last_modified=timezone.now())
     with pytest.raises(Mismatch, match="another installation"):
-        decisions.delete_orphans(Finding.objects.all())
+        orphans.delete_orphans(Finding.objects.all())
     assert not CleanupOperation.objects.exists()
     operation = request_deletion(Finding.objects.filter(bucket=bucket.name))
     operation.refresh_from_db()
@@ -276,7 +277,7 @@ def test_what_may_not_go_says_why_and_when(bucket: Bucket, settings: Settings) -
     create_findings(bucket, "done", last_modified=old, state="resolved", note="gone")
     create_findings(bucket, "other", last_modified=old, kind="untracked")
     create_findings(bucket, "nul", last_modified=old, escaped=True)
-    decision = decisions.delete_orphans(Finding.objects.all())
+    decision = orphans.delete_orphans(Finding.objects.all())
     told = whys(decision)
     assert (decision.done, decision.operations, len(told)) == (0, [], 7)
     assert told["young"].startswith("It is younger than allowed: it may go after ")
@@ -299,7 +300,7 @@ def test_the_age_and_the_gap_are_those_of_the_settings(bucket: Bucket, settings:
 def test_what_an_operation_is_to_delete_already_is_not_asked_for_again(bucket: Bucket) -> None:
     found = create_orphans(bucket, KEY)
     operation = request_deletion(found)
-    decision = decisions.delete_orphans(list_ids(found))
+    decision = orphans.delete_orphans(list_ids(found))
     told = f"Cleanup {operation.pk} covers this file and is pending. Wait until it is over"
     assert whys(decision)[KEY].startswith(told)
     assert not decision.operations
@@ -314,7 +315,7 @@ def test_what_goes_by_another_spelling_is_not_asked_for_again(bucket: Bucket) ->
     told = why_covered(operation)
     would = orphans.would_delete(list_ids(found), 5)
     assert (len(would.going), would.stay, would.left) == (1, 1, [(decomposed, told)])
-    decision = decisions.delete_orphans(list_ids(found))
+    decision = orphans.delete_orphans(list_ids(found))
     assert (decision.done, whys(decision)) == (1, {decomposed: told})
 
 
@@ -437,7 +438,7 @@ def test_an_object_given_to_a_live_project_after_the_plan_stays(bucket: Bucket) 
     alive("proj_1")
     found = create_orphans(bucket, KEY)
     operation = run(request_deletion(found, dry_run=True))
-    assert decisions.adopt(list_ids(found), "proj_1").done == 1
+    assert tracking.adopt(list_ids(found), "proj_1").done == 1
     requests.force_delete_operation(operation)
     assert "live project proj_1" in reason(run(operation), KEY)
     assert bucket.keys() == {KEY}
@@ -456,7 +457,7 @@ def test_an_object_that_is_being_deleted_is_given_to_nobody(
     cleanup_asked_for_just_after_the_question(monkeypatch)
     found, told = create_orphans(bucket, KEY), list[Decision]()
     between_plan_and_batch(
-        monkeypatch, lambda: told.append(decisions.adopt(list_ids(found), "proj_1"))
+        monkeypatch, lambda: told.append(tracking.adopt(list_ids(found), "proj_1"))
     )
     assert delete_orphans(found).deleted == 1
     assert "in hand" in whys(told[0])[KEY]
@@ -560,7 +561,7 @@ def test_a_dry_run_freezes_a_plan_of_which_a_part_is_deleted_later(bucket: Bucke
     operation = run(operation)
     assert (operation.status, operation.error) == (Status.PLANNED, "")
     assert bucket.keys() == {KEY, OTHER_KEY}
-    assert decisions.delete_orphans(list_ids(found), dry_run=True).done == 2
+    assert orphans.delete_orphans(list_ids(found), dry_run=True).done == 2
     bucket.put(KEY, body=b"changed")
     bucket.put(FOLDER + "new.mp4")
     digest = operation.plan_digest
@@ -721,7 +722,7 @@ def test_an_adopted_object_is_its_project_s_and_goes_with_it(bucket: Bucket) -> 
     alive("proj_1")
     found = create_orphans(bucket, KEY, "logo.png", *STRANGE_ORPHANS)
     with acting_as(Origin("zoe")):
-        decision = decisions.adopt(list_ids(found), "proj_1")
+        decision = tracking.adopt(list_ids(found), "proj_1")
     assert (decision.done, decision.left) == (len(found), [])
     row = R2Object.objects.get(key=KEY)
     assert (row.project_id, row.source, row.state) == ("proj_1", "adopted", "stored")
@@ -737,7 +738,7 @@ def test_an_adopted_object_is_its_project_s_and_goes_with_it(bucket: Bucket) -> 
 
 def test_an_adopted_object_stays_when_the_project_that_its_key_names_goes(bucket: Bucket) -> None:
     alive("proj_1")
-    assert decisions.adopt(list_ids(create_orphans(bucket, KEY)), "proj_1").done == 1
+    assert tracking.adopt(list_ids(create_orphans(bucket, KEY)), "proj_1").done == 1
     alive("proj_9")
     delete("proj_9")
     assert bucket.keys() == {KEY}
@@ -746,11 +747,11 @@ def test_an_adopted_object_stays_when_the_project_that_its_key_names_goes(bucket
 def test_file_of_a_live_project_is_not_adopted_into_another(bucket: Bucket) -> None:
     alive("proj_1", "proj_9")
     found = create_orphans(bucket, KEY, kind="untracked")
-    told = whys(decisions.adopt(list_ids(found), "proj_1"))
+    told = whys(tracking.adopt(list_ids(found), "proj_1"))
     assert told == {KEY: "It belongs to the live project proj_9."}
     delete("proj_1")
     assert bucket.keys() == {KEY}
-    assert decisions.adopt(list_ids(found), "proj_9").done == 1
+    assert tracking.adopt(list_ids(found), "proj_9").done == 1
 
 
 def test_a_backfilled_row_is_given_too_and_one_of_a_live_upload_is_not(bucket: Bucket) -> None:
@@ -758,7 +759,7 @@ def test_a_backfilled_row_is_given_too_and_one_of_a_live_upload_is_not(bucket: B
     found = create_orphans(bucket, KEY, OTHER_KEY)
     track(bucket, KEY, "proj_9", "backfill", size=1)
     track(bucket, OTHER_KEY, "proj_2")
-    decision = decisions.adopt(list_ids(found), "proj_1")
+    decision = tracking.adopt(list_ids(found), "proj_1")
     assert whys(decision) == {OTHER_KEY: "It belongs to the live project proj_2."}
     rows = R2Object.objects.order_by("key").values_list("project_id", "source", "size")
     assert list(rows) == [("proj_1", "adopted", 7), ("proj_2", "upload", None)]
@@ -769,7 +770,7 @@ def test_no_object_is_given_to_a_project_that_is_not_there(bucket: Bucket, proje
     deleted("proj_9")
     found = create_orphans(bucket, KEY)
     with pytest.raises(Refusal, match="Only an existing project"):
-        decisions.adopt(list_ids(found), project_id)
+        tracking.adopt(list_ids(found), project_id)
     assert not R2Object.objects.exists()
 
 
@@ -785,7 +786,7 @@ def test_a_project_that_goes_meanwhile_is_given_nothing(
 
     monkeypatch.setattr(tracking, "give", give)
     with pytest.raises(Refusal, match="Only an existing project"):
-        decisions.adopt(list_ids(found), "proj_1")
+        tracking.adopt(list_ids(found), "proj_1")
     assert not R2Object.objects.filter(source=Source.ADOPTED).exists()
     assert read_states() == {KEY: "open"}
 
@@ -798,7 +799,7 @@ def test_what_is_not_as_the_finding_says_is_not_given(bucket: Bucket) -> None:
     found += create_orphans(bucket, "over", state="resolved", note="x")
     bucket.put(KEY, body=b"overwritten")
     bucket.r2.remove(OTHER_KEY)
-    told = whys(decisions.adopt(list_ids(found), "proj_1"))
+    told = whys(tracking.adopt(list_ids(found), "proj_1"))
     assert "overwritten" in told[KEY] and "not in the bucket" in told[OTHER_KEY]
     assert "not for findings of the kind “missing”" in told["missing"]
     assert "No row can name" in told["nul"] and told["over"] == "It is resolved: x"
@@ -810,7 +811,7 @@ def test_what_an_upload_or_a_deletion_has_in_hand_is_not_given(bucket: Bucket, s
     alive("proj_1")
     found = create_orphans(bucket, KEY)
     track(bucket, KEY, "proj_9", state=state)
-    assert "in hand" in whys(decisions.adopt(list_ids(found), "proj_1"))[KEY]
+    assert "in hand" in whys(tracking.adopt(list_ids(found), "proj_1"))[KEY]
     assert R2Object.objects.get().project_id == "proj_9"
 
 
@@ -826,7 +827,7 @@ def test_a_row_that_changes_meanwhile_is_not_overwritten(
         return original(held)
 
     monkeypatch.setattr(tracking, "unchanged", unchanged)
-    assert "in hand" in whys(decisions.adopt(list_ids(found), "proj_1"))[KEY]
+    assert "in hand" in whys(tracking.adopt(list_ids(found), "proj_1"))[KEY]
     assert R2Object.objects.get().source == "backfill"
 
 
@@ -845,7 +846,7 @@ def test_a_key_that_a_cleanup_has_marked_is_given_back(
     CleanupItem.objects.create(
         operation=operation, key=key, identity=same, outcome="deleting", found_in="both"
     )
-    assert "in hand" in whys(decisions.adopt(list_ids(found), "proj_1"))[key]
+    assert "in hand" in whys(tracking.adopt(list_ids(found), "proj_1"))[key]
     row = R2Object.objects.get()
     assert (row.project_id, row.source) == ("proj_9", "backfill")
     assert read_states() == {key: "open"}
@@ -856,7 +857,7 @@ def test_an_object_that_could_be_several_projects_is_the_one_s_that_it_is_given(
 ) -> None:
     alive("proj_1", "proj_1_x")
     key = "proj_1_x_s1_media.mp4"
-    decisions.adopt(list_ids(create_orphans(bucket, key, kind="ambiguous")), "proj_1_x")
+    tracking.adopt(list_ids(create_orphans(bucket, key, kind="ambiguous")), "proj_1_x")
     row = R2Object.objects.get()
     assert (row.project_id, row.scene_id, row.layout) == ("proj_1_x", "s1", "flat")
     delete("proj_1")
@@ -876,7 +877,7 @@ def test_tracking_writes_what_the_bucket_shows_by_now(bucket: Bucket) -> None:
     track(bucket, OTHER_KEY, "proj_9", size=1, etag="old")
     bucket.put(OTHER_KEY, body=b"newer still")
     with acting_as(Origin("zoe")):
-        decision = decisions.track(list_ids(found))
+        decision = tracking.track(list_ids(found))
     assert (decision.done, decision.left) == (2, [])
     rows = R2Object.objects.values_list("key", "project_id", "source", "size", "etag")
     facts = bucket.facts()
@@ -891,7 +892,7 @@ def test_tracking_leaves_what_is_gone_in_hand_or_of_another_kind(bucket: Bucket)
     found = create_orphans(bucket, KEY, OTHER_KEY, kind="changed") + create_orphans(bucket, "x")
     bucket.r2.remove(KEY)
     track(bucket, OTHER_KEY, "proj_9", state="uploading")
-    told = whys(decisions.track(list_ids(found)))
+    told = whys(tracking.track(list_ids(found)))
     assert "not in the bucket" in told[KEY] and "in hand" in told[OTHER_KEY]
     assert told["x"] == "This action is not for findings of the kind “orphaned”."
     assert set(read_states().values()) == {"open"}
@@ -900,7 +901,7 @@ def test_tracking_leaves_what_is_gone_in_hand_or_of_another_kind(bucket: Bucket)
 def test_a_missing_object_s_row_is_forgotten_and_nothing_follows(bucket: Bucket) -> None:
     track(bucket, KEY, "proj_9")
     found = create_findings(bucket, KEY, kind="missing")
-    decision = decisions.untrack(list_ids(found))
+    decision = tracking.untrack(list_ids(found))
     assert (decision.done, decision.left) == (1, [])
     assert not R2Object.objects.exists() and not CleanupOperation.objects.exists()
     assert the(found[0]).note == "row removed: its object is not there"
@@ -912,15 +913,15 @@ def test_row_that_alone_keeps_a_missing_file_from_a_cleanup_is_kept(bucket: Buck
     track(bucket, KEY, "proj_1", "adopted")
     [operation] = requests.declare_deleted("proj_9")
     found = create_findings(bucket, KEY, kind="missing")
-    decision = decisions.untrack(list_ids(found))
+    decision = tracking.untrack(list_ids(found))
     assert decision.done == 0 and R2Object.objects.exists()
     assert str(operation.pk) in whys(decision)[KEY]
 
 
 DECIDE: dict[str, tuple[str, Callable[[list[int]], Decision]]] = {
-    "track": ("untracked", decisions.track),
-    "adopt": ("orphaned", partial(decisions.adopt, project_id="proj_1")),
-    "untrack": ("missing", decisions.untrack),
+    "track": ("untracked", tracking.track),
+    "adopt": ("orphaned", partial(tracking.adopt, project_id="proj_1")),
+    "untrack": ("missing", tracking.untrack),
 }
 
 
@@ -957,7 +958,7 @@ def test_file_that_another_finding_keeps_is_left_until_that_one_is_reopened(
     told = f"zoe acknowledged finding {other[0].pk} about this file. Reopen that finding first."
     assert left.reason == told and the(found[0]).state == "open"
     assert [*R2Object.objects.all()] == [row] * (kind == "missing")
-    decisions.reopen(list_ids(other))
+    base.reopen(list_ids(other))
     assert decide(list_ids(found)).done == 1
 
 
@@ -1013,7 +1014,7 @@ def test_a_row_is_kept_whose_object_is_there_or_that_changes(
         return original(held)
 
     monkeypatch.setattr(tracking, "unchanged", unchanged)
-    told = whys(decisions.untrack(list_ids(found)))
+    told = whys(tracking.untrack(list_ids(found)))
     assert "in the bucket" in told[KEY] and "in hand" in told[OTHER_KEY]
     assert "no row" in told["no row"] and "in hand" in told["x"]
     assert R2Object.objects.count() == 3
@@ -1032,13 +1033,13 @@ def test_no_row_is_forgotten_on_a_listing_that_shows_nothing(
 
     monkeypatch.setattr(tracking, "find", empty)
     with pytest.raises(Mismatch):
-        decisions.untrack(list_ids(found))
+        tracking.untrack(list_ids(found))
     assert R2Object.objects.exists()
 
 
 def test_row_that_keeps_a_file_from_a_late_check_is_not_untracked(bucket: Bucket) -> None:
     alive("proj_2")
-    decisions.adopt(list_ids(create_orphans(bucket, KEY, OTHER_KEY)), "proj_2")
+    tracking.adopt(list_ids(create_orphans(bucket, KEY, OTHER_KEY)), "proj_2")
     [operation] = requests.declare_deleted("proj_9")
     assert run(operation).status == Status.CLEAN
     unrelated, row = "projects/proj_2/scenes/s1/media/a.mp4", R2Object.objects.get(key=KEY)

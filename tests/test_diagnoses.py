@@ -17,17 +17,11 @@ from django_q.models import OrmQ
 from pytest_django import Settings
 
 from storage_audit import tasks
-from storage_audit.audit import diagnostics
-from storage_audit.audit.diagnostics import (
-    Comparison,
-    Status,
-    comparison,
-    examination,
-    store,
-    variables,
-)
-from storage_audit.audit.diagnostics.comparison import WORKER_ANSWERS_WITHIN
-from storage_audit.audit.diagnostics.results import Result
+from storage_audit.audit.diagnostics import comparison, examination, store, variables
+from storage_audit.audit.diagnostics.comparison import WORKER_ANSWERS_WITHIN, Comparison
+from storage_audit.audit.diagnostics.examination import examine
+from storage_audit.audit.diagnostics.results import Result, Status
+from storage_audit.audit.diagnostics.variables import environment
 from storage_audit.observations import Diagnosis
 from tests.admin_client import page, person, superuser, text_of
 from tests.bucket import Bucket
@@ -66,7 +60,7 @@ def test_the_latest_runs_are_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None
     runs = [uuid4() for _ in range(5)]
     for run_id in runs:
         for context in Context.values:
-            diagnostics.examine(context, run_id)
+            examine(context, run_id)
     kept = Diagnosis.objects.values_list("run", flat=True)
     assert sorted(map(str, kept)) == sorted(map(str, runs[-3:] * 3))
 
@@ -167,7 +161,7 @@ def test_a_variable_says_where_it_comes_from(folder: Path, monkeypatch: pytest.M
     (folder / ".env").write_text(
         "# mine\nexport R2_BUCKET_NAME='media'\nCLOUDFLARE_ACCOUNT_ID = \"abc\"\nOTHER=1\nbroken\n"
     )
-    found = diagnostics.environment()
+    found = environment()
     assert str(found["R2_BUCKET_NAME"]) == "media (env file)"
     assert str(found["CLEANUP_LIMIT_SHARE"]) == "0.1 (set by the program)"
     assert str(found["R2_JURISDICTION"]) == "not set (default)"
@@ -185,7 +179,7 @@ def test_what_a_file_leaves_empty_is_as_if_it_were_not_in_it(
     monkeypatch.delenv("CLOUDFLARE_API_TOKEN", raising=False)
     monkeypatch.setenv("R2_ACCOUNT_ID", "")
     (folder / ".env").write_text('CLOUDFLARE_API_TOKEN=\nR2_ACCOUNT_ID=""\n')
-    found = diagnostics.environment()
+    found = environment()
     for name in ("CLOUDFLARE_API_TOKEN", "R2_ACCOUNT_ID"):
         assert str(found[name]) == "not set (default)"
     assert variables.variables().status == Status.OK
@@ -209,7 +203,7 @@ def test_of_a_secret_only_so_much_is_shown_that_two_can_be_compared(
     shown = []
     for secret in ("first-secret", "second-secret", "first-secret"):
         monkeypatch.setenv(name, secret)
-        variable = diagnostics.environment()[name]
+        variable = environment()[name]
         assert variable.is_set
         assert secret not in str(variable)
         shown.append(variable.shown)
@@ -260,7 +254,7 @@ def test_the_button_examines_here_and_asks_a_worker(client: Client) -> None:
 def test_a_worker_that_comes_too_late_goes_on_to_its_deletions(
     bucket: Bucket, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tasks.examine(Diagnosis.Context.SHELL)
+    tasks.examine_everywhere(Diagnosis.Context.SHELL)
     run, asked_at = OrmQ.objects.get().task["args"]
     late = asked_at - WORKER_ANSWERS_WITHIN
     assert tasks.diagnose(run, late) == "too late"

@@ -33,9 +33,8 @@ from devtools.faults.matching import (
 from devtools.faults.pages import with_contents
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, Rule
 from devtools.seaweedfs import SeaweedFS
-from storage_audit.audit import diagnostics, installation
+from storage_audit.audit import installation
 from storage_audit.audit.diagnostics import (
-    Status,
     canary,
     cloudflare,
     comparison,
@@ -45,7 +44,8 @@ from storage_audit.audit.diagnostics import (
     variables,
     versions,
 )
-from storage_audit.audit.diagnostics.results import Result
+from storage_audit.audit.diagnostics.examination import examine
+from storage_audit.audit.diagnostics.results import Result, Status
 from storage_audit.audit.layouts import OWN_PREFIX
 from storage_audit.bucket import cloudflare as api
 from storage_audit.bucket import wrangler
@@ -79,7 +79,7 @@ def at_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def examined() -> Told:
     """The results of the probes, by their names."""
-    return {each["name"]: each for each in diagnostics.examine("shell", uuid4()).probes}
+    return {each["name"]: each for each in examine("shell", uuid4()).probes}
 
 
 def with_status(told: Told, status: Status = Status.WRONG) -> dict[str, str]:

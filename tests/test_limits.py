@@ -23,8 +23,10 @@ from devtools.faults.matching import (
 from devtools.faults.pages import with_contents
 from devtools.faults.proxy import FaultyStore, Reply, Request
 from storage_audit import tasks
-from storage_audit.audit import cleanup, installation, limits, requests, scan, vanished
+from storage_audit.audit import cleanup, installation, limits, requests, vanished
 from storage_audit.audit.installation import MARKER, Mismatch
+from storage_audit.audit.scan.requests import start_scan
+from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.audit.work import Work
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.findings import Finding
@@ -956,8 +958,8 @@ def test_cleanup_project_says_how_to_release(bucket: Bucket, settings: Settings)
 
 
 def scanned(*, accept_fewer: bool = False, dry_run: bool = False) -> BucketScan:
-    found = scan.begin(dry_run=dry_run, accept_fewer=accept_fewer)
-    for _batch in scan.work(found):
+    found = start_scan(dry_run=dry_run, accept_fewer=accept_fewer)
+    for _batch in work_on_scan(found):
         pass
     found.refresh_from_db()
     return found
@@ -1008,7 +1010,7 @@ def test_first_scan_is_held_against_what_is_tracked(bucket: Bucket) -> None:
 def test_rows_written_since_a_first_scan_began_are_not_expected(bucket: Bucket) -> None:
     alive("proj_1")
     lost(bucket, 2)
-    begun = scan.begin()
+    begun = start_scan()
     track(bucket, media(3)[-1], "proj_1", etag="e", size=1)
     assert limits.expected_objects(begun) == 2
 
@@ -1069,7 +1071,7 @@ def test_deleted_file_is_not_expected_if_the_last_scan_listed_it(
     bucket: Bucket, place: dict[str, Any], expected: int
 ) -> None:
     key, *_others = put_files(bucket, 3)
-    list(scan.work(scan.begin("projects/")))
+    list(work_on_scan(start_scan("projects/")))
     now = timezone.now()
     facts = {"kind": "project", "trigger": "deleted", "status": "clean"}
     operation = CleanupOperation.objects.create(
@@ -1080,7 +1082,7 @@ def test_deleted_file_is_not_expected_if_the_last_scan_listed_it(
     key = place.get("key", key)
     stored = {"found_in": "both", "last_modified": now - timedelta(days=1)}
     operation.items.create(key=key, identity=key, outcome="deleted", **stored)
-    assert limits.expected_objects(scan.begin("projects/")) == expected
+    assert limits.expected_objects(start_scan("projects/")) == expected
 
 
 def test_backfill_command_takes_a_person_s_word(bucket: Bucket) -> None:

@@ -21,8 +21,8 @@ from pytest_django import Settings
 from devtools.faults.kinds import KINDS
 from devtools.faults.matching import is_listing, on
 from devtools.faults.proxy import FaultyStore
-from storage_audit.audit import lookup
 from storage_audit.audit.lookup.pasted import Named, understand, without_secrets
+from storage_audit.audit.lookup.search import explain, look_up
 from storage_audit.conf import conf
 from storage_audit.findings import Finding
 from storage_audit.models import KnownProject, Project
@@ -324,7 +324,7 @@ def test_each_reading_tells_its_project_and_what_a_cleanup_of_it_would_do(db: No
 
 def test_what_is_too_much_to_show_is_counted(db: None) -> None:
     key = "proj_1" + "_1" * 30 + "_media.mp4"
-    [facts] = lookup.look_up(key).objects
+    [facts] = look_up(key).objects
     assert len(facts.readings) > 20 and len(facts.judgements) > 20
     shown = ask(key)
     head, _mark, rest = shown.partition("What a cleanup would do")
@@ -633,12 +633,12 @@ def test_a_file_that_a_later_cleanup_has_to_delete_is_not_called_gone(bucket: Bu
     key = "projects/proj_1/scenes/s1/media/again.mp4"
     bucket.put(key)
     first = delete("proj_1")
-    [gone] = lookup.look_up(key).objects
-    assert "seen gone on" in lookup.why(gone).text
+    [gone] = look_up(key).objects
+    assert "seen gone on" in explain(gone).text
     alive("proj_1")
     bucket.put(key)
     later = requested("proj_1")
     complete()
-    [told] = lookup.look_up(key).objects
-    assert lookup.why(told).text.startswith(f"Cleanup {later.pk} is to delete it")
+    [told] = look_up(key).objects
+    assert explain(told).text.startswith(f"Cleanup {later.pk} is to delete it")
     assert first.status == "clean"

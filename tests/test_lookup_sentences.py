@@ -13,10 +13,10 @@ from django.db import transaction
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit.audit import lookup
 from storage_audit.audit.lookup import project
 from storage_audit.audit.lookup.facts import ALL, Seen, Sight
 from storage_audit.audit.lookup.pasted import Named
+from storage_audit.audit.lookup.search import explain, look_up
 from storage_audit.audit.lookup.sentence import Sentence
 from storage_audit.bucket.r2 import Listed
 from storage_audit.findings import Finding
@@ -50,7 +50,7 @@ def finding(key: str = KEY, **facts: Any) -> None:
 
 
 def answer(key: str = KEY) -> Sentence:
-    return lookup.why(lookup.look_up(key).objects[0])
+    return explain(look_up(key).objects[0])
 
 
 def why(key: str = KEY) -> str:
@@ -300,7 +300,7 @@ def test_name_of_a_bucket_is_known_only_by_what_the_person_may_see(db: None, tab
     else:
         finding(KEY, bucket="other")
     seen, hidden = (
-        lookup.look_up(f"other/{KEY}", Sight()._replace(**{table: may_see})).understood.keys
+        look_up(f"other/{KEY}", Sight()._replace(**{table: may_see})).understood.keys
         for may_see in (True, False)
     )
     assert Named(KEY, "other") in seen and Named(KEY, "other") not in hidden
@@ -322,17 +322,17 @@ def test_last_word_is_not_called_the_latest_to_whom_may_not_see_later_ones(
     assert STILL not in absent and STILL not in why(key)
     is_back = there.startswith("It is in the bucket again")
     assert is_back or there.endswith(f" {STILL}ask somebody who may see all.")
-    [facts] = lookup.look_up(key, sight).objects
+    [facts] = look_up(key, sight).objects
     in_vain = replace(facts, seen=Seen(AGO, trouble="No answer."))
-    assert lookup.why(in_vain).text == by_tables
+    assert explain(in_vain).text == by_tables
 
 
 def sentences_of(key: str, sight: Sight) -> list[str]:
     """By the tables, and after a look that showed it, or showed it absent."""
-    [facts] = lookup.look_up(key, sight).objects
+    [facts] = look_up(key, sight).objects
     there = Listed(key, 1, "e", AGO)
     looks = (None, Seen(AGO), Seen(AGO, there))
-    return [lookup.why(replace(facts, seen=seen)).text for seen in looks]
+    return [explain(replace(facts, seen=seen)).text for seen in looks]
 
 
 @contextmanager
@@ -385,7 +385,7 @@ def test_file_kept_as_younger_than_the_deletion_is_not_said_to_go_with_the_next_
 ) -> None:
     deleted("proj_1")
     item(SHARED, outcome="protected", reason="Too young.", last_modified=timezone.now())
-    [of_deleted, _of_unknown] = lookup.look_up(SHARED).objects[0].judgements
+    [of_deleted, _of_unknown] = look_up(SHARED).objects[0].judgements
     assert "is younger than the deletion" in of_deleted.verdict.reason
 
 
@@ -411,8 +411,8 @@ def test_without_rows_nothing_is_promised_of_an_object_of_projects_none_of_which
     finding(SHARED, kind="ambiguous", last_modified=age)
     deleted("proj_1", "proj_1_x")
     KnownProject.objects.filter(pk="proj_1").update(evidence=evidence)
-    [facts] = lookup.look_up(SHARED, Sight(rows=False)).objects
-    said = lookup.why(facts)
+    [facts] = look_up(SHARED, Sight(rows=False)).objects
+    said = explain(facts)
     assert f"It could be several projects’; a scan found it on {SCAN}. Its finding" in said.text
     assert said.finding and not said.ended
 
@@ -421,8 +421,8 @@ def test_an_object_is_called_untracked_by_the_scan_that_saw_no_row(db: None) -> 
     alive("proj_1")
     finding(kind="untracked")
     create_row(KEY, project_id="proj_1")
-    [facts] = lookup.look_up(KEY, Sight(rows=False)).objects
-    assert f"by the scan of {SCAN}, which saw no row" in lookup.why(facts).text
+    [facts] = look_up(KEY, Sight(rows=False)).objects
+    assert f"by the scan of {SCAN}, which saw no row" in explain(facts).text
     assert "saw no row" not in why()
 
 
@@ -505,14 +505,14 @@ def test_an_object_that_is_shown_as_another_is_called_is_told_apart(
 ) -> None:
     key = r"projects/proj_1/scenes/s1/media/a\xff.mp4"
     item(key, outcome="already_absent", escaped=escaped)
-    [facts] = lookup.look_up(key).objects
-    assert facts.named.escaped == escaped and "seen absent" in lookup.why(facts).text
+    [facts] = look_up(key).objects
+    assert facts.named.escaped == escaped and "seen absent" in explain(facts).text
     finding(key, kind="unstorable" if not escaped else "orphaned", escaped=not escaped)
-    named, unnamed = lookup.look_up(key).objects
+    named, unnamed = look_up(key).objects
     assert unnamed.named.key == "projects/proj_1/scenes/s1/media/a\udcff.mp4"
     gone, there = (unnamed, named) if escaped else (named, unnamed)
-    assert "seen absent" in lookup.why(gone).text and not gone.findings
-    assert "a scan found it" in lookup.why(there).text and not there.items
+    assert "seen absent" in explain(gone).text and not gone.findings
+    assert "a scan found it" in explain(there).text and not there.items
 
 
 @pytest.mark.parametrize("outcome", ["deleted", "already_absent"])
@@ -541,9 +541,9 @@ def test_a_plan_that_has_the_key_in_another_spelling_is_not_said_to_be_without_i
     cleanup = create_cleanup("running", project_id="proj_1", step="verify", planned_at=AGO)
     item(composed, cleanup, outcome="deleted")
     assert "that looks the same and is spelled with other" in why(other)
-    [facts] = lookup.look_up(other).objects
+    [facts] = look_up(other).objects
     there = replace(facts, seen=Seen(AGO, Listed(other, 1, "e", AGO)))
-    assert "its plan does not have this, so" in lookup.why(there).text
+    assert "its plan does not have this, so" in explain(there).text
     create_row(other, project_id="proj_1")
     assert "its plan does not have this, so" in why(other)
 
@@ -564,7 +564,7 @@ def test_the_latest_evidence_counts_whichever_operation_is_older(db: None) -> No
 
 
 def answer_of(project_id: str) -> Sentence:
-    told = lookup.look_up(project_id).project
+    told = look_up(project_id).project
     assert told
     return project.why(told)
 

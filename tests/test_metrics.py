@@ -26,7 +26,9 @@ from pytest_django import Settings
 
 from storage_audit import locking
 from storage_audit.access import ApiToken
-from storage_audit.audit import overview, requests, scan
+from storage_audit.audit import overview, requests
+from storage_audit.audit.scan.requests import start_scan
+from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.findings import Finding
 from storage_audit.items import CleanupItem
 from storage_audit.metrics import metrics
@@ -223,11 +225,11 @@ def test_scans_and_findings(bucket: Bucket, admin: Client) -> None:
     assert never["last_scan_age_seconds", bucket.name] == inf
     bucket.put("stranger", "proj_9_s_media.mp4")
     for how in ({"dry_run": True}, {"prefix": "projects/"}):
-        list(scan.work(scan.begin(**how)))
+        list(work_on_scan(start_scan(**how)))
         assert figures(admin)["last_scan_age_seconds", bucket.name] == inf
     assert never["last_scan_figures", bucket.name, "listed"] == 0
-    done = scan.begin()
-    list(scan.work(done))
+    done = start_scan()
+    list(work_on_scan(done))
     assert 0 <= figures(admin)["last_scan_age_seconds", bucket.name] < 60
     done.finished_at = timezone.now() - timedelta(days=3)
     done.save()

@@ -12,7 +12,8 @@ from django.db import models, transaction
 from pytest_django import Settings
 
 from storage_audit import projects
-from storage_audit.audit.decisions import Refusal, tracking
+from storage_audit.audit.decisions import tracking
+from storage_audit.audit.decisions.base import Refusal
 from storage_audit.audit.project_deletion import delete_project_by_id
 from storage_audit.findings import Finding
 from storage_audit.models import KnownProject, Project

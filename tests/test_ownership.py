@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest_django import Settings
 
-from storage_audit.audit import decisions
 from storage_audit.audit.covering import possible_owners, unsure_among
+from storage_audit.audit.decisions.orphans import delete_orphans
 from storage_audit.audit.key_format import Readings
 from storage_audit.audit.ownership import (
     LONGEST,
@@ -474,7 +474,7 @@ def test_what_keeps_a_key_younger_than_the_deletion_says_what_deletes_it(
         assert "later checks keep it too. Run a scan. If it calls" in reason(each, SEVERAL)
     later(complete(), timedelta(seconds=1))
     complete()
-    [deletion] = decisions.delete_orphans(Finding.objects.filter(kind="orphaned")).operations
+    [deletion] = delete_orphans(Finding.objects.filter(kind="orphaned")).operations
     assert run(deletion).status == Status.CLEAN
     assert not bucket.keys()
 

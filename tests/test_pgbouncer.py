@@ -18,9 +18,11 @@ from django.db import connection
 from devtools import debian
 from devtools.processes import Child
 from storage_audit import querysets, reading
-from storage_audit.audit import comparison, installation, scan
+from storage_audit.audit import comparison, installation
 from storage_audit.audit.certificate import record
 from storage_audit.audit.comparison import Way
+from storage_audit.audit.scan.requests import start_scan
+from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.models import Project, R2Object
 from storage_audit.operations import CleanupOperation
 from storage_audit.scans import BucketScan
@@ -101,7 +103,7 @@ def test_cleanup_and_scans_work_behind_a_transaction_pooler(
         for n in range(FILES):
             bucket.upload(project_id, f"{n}.mp4")
     R2Object.objects.all().forget()
-    list(scan.work(scan.begin()))
+    list(work_on_scan(start_scan()))
     assert BucketScan.objects.get().status == BucketScan.Status.COMPLETE
     assert R2Object.objects.count() == 2 * FILES
     Project.objects.get(pk="proj_1").delete()

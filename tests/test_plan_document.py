@@ -9,7 +9,8 @@ from django.utils import timezone
 from django.utils.html import escape
 from pytest_django import Settings
 
-from storage_audit.audit import cleanup, decisions, plan_summary, prices, requests
+from storage_audit.audit import cleanup, plan_summary, prices, requests
+from storage_audit.audit.decisions.orphans import delete_orphans
 from storage_audit.audit.meaning import NOT_WHILE_ALIVE
 from storage_audit.bucket import calls
 from storage_audit.operations import CleanupOperation
@@ -245,7 +246,7 @@ def test_plan_of_orphans_is_shown_run_and_told_of(bucket: Bucket, settings: Sett
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(microseconds=1)}
     bucket.put(KEY, OTHER_KEY)
     found = create_findings(bucket, KEY, OTHER_KEY)
-    [operation] = decisions.delete_orphans(list_ids(found), dry_run=True).operations
+    [operation] = delete_orphans(list_ids(found), dry_run=True).operations
     operation = run(operation)
     assert line("projects/proj_9/scenes/s1/", 2, "14 bytes") in shown(operation)
     bucket.put(OTHER_KEY, body=b"another")

@@ -26,7 +26,7 @@ from storage_audit.audit import (
     used_files,
 )
 from storage_audit.audit.installation import Mismatch
-from storage_audit.audit.lookup import look_up, why
+from storage_audit.audit.lookup.search import explain, look_up
 from storage_audit.audit.references import Used, uses_of_keys
 from storage_audit.audit.work import Work
 from storage_audit.conf import conf
@@ -87,7 +87,7 @@ def test_a_file_that_a_copied_row_names_is_kept(library: Bucket) -> None:
 
 def why_of(key: str) -> str:
     [facts] = look_up(key).objects
-    return why(facts).text
+    return explain(facts).text
 
 
 @pytest.mark.parametrize(

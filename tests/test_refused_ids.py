@@ -13,8 +13,9 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from storage_audit import projects
-from storage_audit.audit import deletion, incidents, lookup, overview, ownership
+from storage_audit.audit import deletion, incidents, overview, ownership
 from storage_audit.audit.layouts import Layouts
+from storage_audit.audit.lookup.search import look_up
 from storage_audit.audit.ownership import alive_among, layouts
 from storage_audit.audit.work import Work
 from storage_audit.bucket.uploads import Upload
@@ -187,7 +188,7 @@ def test_why_names_the_refused_id(bucket: Bucket) -> None:
     deleted("proj_1")
     past_all_checks("proj_proj_1")
     bucket.put(DOUBLED)
-    [facts] = lookup.look_up(DOUBLED).objects
+    [facts] = look_up(DOUBLED).objects
     [judgement] = facts.judgements
     assert judgement.verdict.claim.value == "protected"
     assert "proj_proj_1" in judgement.verdict.reason

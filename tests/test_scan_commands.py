@@ -16,7 +16,9 @@ from pytest_django import Settings
 
 from devtools.faults.matching import is_listing, is_listing_at, on, then
 from devtools.faults.proxy import FaultyStore
-from storage_audit.audit import installation, limits, scan
+from storage_audit.audit import installation, limits
+from storage_audit.audit.scan.requests import start_scan
+from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.bucket import r2
 from storage_audit.findings import Finding, Sighting
 from storage_audit.models import KnownProject, Project, R2Object
@@ -141,7 +143,7 @@ def test_since_looks_up_what_was_written_lately_and_nothing_follows(bucket: Buck
     done = BucketScan.objects.get()
     assert (done.status, done.is_partial) == ("complete", True)
     assert (done.listed, done.unchanged, done.missing, done.changed) == (1, 0, 1, 1)
-    assert done.before() is None and scan.begin().before() is None
+    assert done.before() is None and start_scan().before() is None
 
 
 def test_since_sees_what_belongs_to_a_deleted_project(bucket: Bucket) -> None:
@@ -184,10 +186,10 @@ def test_since_of_rows_far_apart_asks_for_no_more_than_it_may(
 ) -> None:
     monkeypatch.setattr(r2, "PAGE", 1)
     keys = [bucket.upload(f"proj_{letter}") for letter in "abcd"]
-    begun = scan.begin(purpose="reconcile", since=timezone.now() - timedelta(hours=1), ceiling=4)
+    begun = start_scan(purpose="reconcile", since=timezone.now() - timedelta(hours=1), ceiling=4)
     BucketScan.objects.update(ceiling=2)
     begun.refresh_from_db()
-    for _batch in scan.work(begun):
+    for _batch in work_on_scan(begun):
         pass
     assert (begun.status, begun.requests, begun.listed) == ("stopped", 2, 2)
     out, _err, code = run_command("reconcile_r2", "--resume", str(begun.pk), "--ceiling", "9")
@@ -372,7 +374,7 @@ def test_a_scan_that_found_too_little_is_believed_when_told_to(bucket: Bucket) -
     ],
 )
 def test_what_cannot_be_resumed_says_why(bucket: Bucket, values: Any, says: str) -> None:
-    begun = scan.begin(purpose="reconcile")
+    begun = start_scan(purpose="reconcile")
     begun.stop("later")
     BucketScan.objects.update(**values)
     out, err, code = run_command("reconcile_r2", "--resume", str(begun.pk))
@@ -403,7 +405,7 @@ def test_a_scan_that_nobody_worked_on_for_an_hour_says_that_it_starts_again(
 def test_a_scan_is_resumed_as_it_was_begun(
     bucket: Bucket, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begun = scan.begin(purpose="reconcile")
+    begun = start_scan(purpose="reconcile")
     begun.stop("later")
     out, err, code = run_command("reconcile_r2", "--resume", str(begun.pk), *arguments)
     assert (out, code) == ("", 2)

@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from devtools.faults.matching import is_listing_under, on, then
 from devtools.faults.proxy import FaultyStore
-from storage_audit.audit import scan
+from storage_audit.audit.scan.requests import start_scan
 from storage_audit.bucket import r2
 from storage_audit.findings import Finding
 from storage_audit.models import R2Object
@@ -170,10 +170,10 @@ def killed(hand: Maker, begin: Callable[[], BucketScan], kills: int) -> int:
 def test_a_scan_killed_again_and_again_ends_as_if_it_had_not_been(full: Bucket) -> None:
     def backfill() -> BucketScan:
         R2Object.objects.all().forget()
-        return scan.begin()
+        return start_scan()
 
     def reconcile() -> BucketScan:
-        return scan.begin(purpose=BucketScan.Purpose.RECONCILE)
+        return start_scan(purpose=BucketScan.Purpose.RECONCILE)
 
     with maker(SEED) as hand:
         assert killed(hand, backfill, KILLS // 2) > 1

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from django.db.models import F
 
-from storage_audit.audit import scan
 from storage_audit.audit.ownership import layouts
 from storage_audit.audit.scan import batch, owners
+from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.findings import Finding
 from storage_audit.scan_parts import ScanShard
 from tests import scanning
@@ -50,6 +50,6 @@ def test_a_closer_look_that_takes_longer_than_a_lease_keeps_it(
     monkeypatch.setattr(batch, "CHUNK", 3)
     monkeypatch.setattr(batch, "recognise", slow)
     found = scanning.begin()
-    for batches, _each in enumerate(scan.work(found)):
+    for batches, _each in enumerate(work_on_scan(found)):
         assert batches < 3, "It lists the same again and again."
     assert found.status == "complete"

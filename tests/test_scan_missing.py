@@ -7,10 +7,10 @@ from unicodedata import normalize
 import pytest
 from django.utils import timezone
 
-from storage_audit.audit import scan
 from storage_audit.audit.installation import Traits
 from storage_audit.audit.scan import batch, lanes, sightings
 from storage_audit.audit.scan.sides import Range
+from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.bucket.errors import Broken, Unavailable
 from storage_audit.conf import conf
 from storage_audit.findings import Finding, Sighting
@@ -435,7 +435,7 @@ def test_a_scan_that_was_overtaken_by_a_later_one_says_nothing_old(
     listing.remove(KEYS[5])
     listing.add("README.txt")
     slow = scanning.begin(prefix)
-    steps = scan.work(slow)
+    steps = work_on_scan(slow)
     while not slow.shards.filter(complete=True).exists():
         next(steps)
     listing.add(KEYS[5])
@@ -454,7 +454,7 @@ def test_a_finding_that_a_person_resolved_meanwhile_stays_so(
     listing.add("README.txt")
     complete()
     slow = scanning.begin()
-    steps = scan.work(slow)
+    steps = work_on_scan(slow)
     while not slow.shards.filter(complete=True).exists():
         next(steps)
     listing.remove("README.txt")

@@ -7,9 +7,10 @@ import pytest
 
 from devtools.faults.proxy import FaultyStore
 from devtools.seaweedfs import SeaweedFS
-from storage_audit.audit import installation, scan
+from storage_audit.audit import installation
 from storage_audit.audit.installation import Traits
 from storage_audit.audit.scan import worker
+from storage_audit.audit.scan.requests import start_scan
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Broken
 from storage_audit.bucket.listing import OutOfOrder, as_bytes, entry_pages
@@ -215,7 +216,7 @@ def test_two_workers_that_notice_at_once_start_again_once(
 ) -> None:
     """Nor does one of them take the other's new shard, and list it in the order that was wrong."""
     listing.use(monkeypatch, UNKNOWN)
-    found = scan.begin(purpose=BucketScan.Purpose.RECONCILE)
+    found = start_scan(purpose=BucketScan.Purpose.RECONCILE)
     other = BucketScan.objects.get(pk=found.pk)
     found.start_in_any_order()
     shard = found.shards.get()
@@ -232,7 +233,7 @@ def test_a_worker_whose_lanes_are_in_the_order_that_was_wrong_begins_anew(
     listing: Listing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listing.use(monkeypatch, UNKNOWN)
-    found = scan.begin(purpose=BucketScan.Purpose.RECONCILE)
+    found = start_scan(purpose=BucketScan.Purpose.RECONCILE)
     real, other = worker.is_running, BucketScan.objects.get(pk=found.pk)
 
     def another_starts_again(one: BucketScan) -> bool:

@@ -7,9 +7,9 @@ from unicodedata import normalize
 import pytest
 from django.utils import timezone
 
-from storage_audit.audit import scan
 from storage_audit.audit.installation import Traits
 from storage_audit.audit.scan import ending
+from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.bucket.listing import as_bytes
 from storage_audit.findings import Finding, Sighting
@@ -276,7 +276,7 @@ def test_orphans_of_a_project_that_lives_at_the_end_are_none(listing: Listing) -
     """It was being created while its objects were looked at."""
     listing.add(a(2, "proj_9"), other := a(3, "proj_8"))
     found = scanning.begin()
-    steps = scan.work(found)
+    steps = work_on_scan(found)
     while not found.shards.filter(complete=True).exists():
         next(steps)
     assert found.sightings.filter(kind="orphaned").count() == 3

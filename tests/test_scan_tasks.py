@@ -19,7 +19,8 @@ from pytest_django import Settings
 from devtools.faults.matching import is_listing_under, on, then
 from devtools.faults.proxy import FaultyStore
 from storage_audit import queue, tasks
-from storage_audit.audit import installation, scan
+from storage_audit.audit import installation
+from storage_audit.audit.scan.requests import start_scan
 from storage_audit.findings import Finding
 from storage_audit.scan_parts import ScanShard
 from storage_audit.scans import BucketScan
@@ -36,7 +37,7 @@ def set_(settings: Settings, **entries: Any) -> None:
 
 def begun(**values: Any) -> BucketScan:
     """A scan that workers are to do, and whose task was lost two minutes ago."""
-    made = scan.begin(purpose="reconcile")
+    made = start_scan(purpose="reconcile")
     given = {"enqueued_at": timezone.now() - timedelta(minutes=2), **values}
     BucketScan.objects.filter(pk=made.pk).update(**given)
     made.refresh_from_db()
@@ -193,15 +194,15 @@ def test_a_scheduled_scan_compares_the_whole_bucket(bucket: Bucket) -> None:
 
 @pytest.mark.parametrize("purpose", ["backfill", "reconcile"])
 def test_no_scan_is_begun_beside_another_of_the_whole_bucket(bucket: Bucket, purpose: str) -> None:
-    scan.begin(purpose=purpose)
+    start_scan(purpose=purpose)
     assert tasks.reconcile() == "another scan is running"
     assert BucketScan.objects.count() == 1
 
 
 def test_scans_of_parts_and_those_given_up_are_in_nobodys_way(bucket: Bucket) -> None:
-    scan.begin("a")
-    scan.begin(project_id="proj_1")
-    scan.begin(purpose="reconcile", since=timezone.now())
+    start_scan("a")
+    start_scan(project_id="proj_1")
+    start_scan(purpose="reconcile", since=timezone.now())
     begun(enqueued_at=None, started_at=timezone.now() - LONG_AGO)
     assert tasks.reconcile() == "another scan is running"
     tasks.sweep()

@@ -22,10 +22,12 @@ from devtools.faults.matching import (
     on,
 )
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
-from storage_audit.audit import installation, scan
+from storage_audit.audit import installation
 from storage_audit.audit.scan import batch, lanes, rows, sightings, worker
 from storage_audit.audit.scan.lanes import Lanes
+from storage_audit.audit.scan.requests import start_scan
 from storage_audit.audit.scan.witness import Witness
+from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.bucket.r2 import Listed
 from storage_audit.findings import Finding, Sighting
@@ -79,7 +81,7 @@ def from_page(number: int) -> Callable[[Request], bool]:
 
 def stop_after(found: BucketScan, batches: int) -> None:
     """Unless it ends earlier by itself."""
-    steps = scan.work(found)
+    steps = work_on_scan(found)
     for _each, _batch in zip(range(batches), steps, strict=False):
         pass
     steps.close()
@@ -103,7 +105,7 @@ def test_a_worker_that_stops_behind_pages_of_a_copy_has_written_nothing_of_them(
     if purpose == "reconcile":
         R2Object.objects.bulk_create(scanning.row(key) for key in KEYS)
         sure = findings_of_the_bucket(filled)
-    found = scan.begin(purpose=purpose)
+    found = start_scan(purpose=purpose)
     store.rules.append(on(from_page(page), of_a_copy))
     stop_after(found, batches=page)
     assert found.status in ("failed", "stopped")
@@ -239,7 +241,7 @@ def test_who_dies_before_its_pages_are_vouched_for_leaves_nothing_of_them(
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(*step, die)
         patch.setattr(BucketScan, "stop", lambda self, reason: None)
-        for _batch in scan.work(found):
+        for _batch in work_on_scan(found):
             before.append(written(found))
     if before:
         assert written(found) == before[-1]
@@ -432,7 +434,7 @@ def test_the_marker_is_asked_for_once_for_each_batch(
         return scanning.MARKER
 
     monkeypatch.setattr(installation, "find_marker", find_marker)
-    assert len(list(scan.work(scanning.begin()))) == looks > 2
+    assert len(list(work_on_scan(scanning.begin()))) == looks > 2
 
 
 def test_trouble_with_a_look_at_the_marker_that_passes_is_none_of_the_scan(

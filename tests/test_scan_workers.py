@@ -14,10 +14,11 @@ from django.db.transaction import atomic
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from storage_audit.audit import scan
 from storage_audit.audit.scan import batch, ending, lanes, worker
 from storage_audit.audit.scan.lanes import PageRead, Stretch
+from storage_audit.audit.scan.requests import start_scan
 from storage_audit.audit.scan.sides import key_of
+from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.bucket import uploads
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.bucket.listing import Identity, exact
@@ -58,7 +59,7 @@ def test_who_comes_late_to_the_end_notes_nothing_more(
     listing: Listing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One looks for unfinished uploads while another ends the scan, and a third comes later."""
-    found = scan.begin(purpose=BucketScan.Purpose.RECONCILE)
+    found = start_scan(purpose=BucketScan.Purpose.RECONCILE)
     third = BucketScan.objects.get(pk=found.pk)
     upload = Upload(KEYS[0], "upload", now() - timedelta(days=30))
     others = [BucketScan.objects.get(pk=found.pk)]
@@ -87,7 +88,7 @@ def together(found: BucketScan, count: int) -> list[BucketScan]:
         try:
             mine = BucketScan.objects.get(pk=found.pk)
             ready.wait()
-            for _batch in scan.work(mine):
+            for _batch in work_on_scan(mine):
                 pass
             ends.append(mine)
         except BaseException as error:  # noqa: BLE001 - told below
@@ -137,7 +138,7 @@ def test_several_say_what_one_says(
         monkeypatch.setattr("storage_audit.audit.scan.shards.WORTH", 10_000)
         monkeypatch.setattr("storage_audit.scan_parts.LARGE", 10)
     listing.before_page = lambda number: pause()
-    found = scan.begin(purpose=BucketScan.Purpose.RECONCILE)
+    found = start_scan(purpose=BucketScan.Purpose.RECONCILE)
     ends = together(found, count)
     assert found.status == "complete", found.error
     assert [end.status for end in ends] == ["complete"] * count
@@ -155,7 +156,7 @@ def pause() -> None:
 
 def test_several_write_each_row_once(listing: Listing, monkeypatch: pytest.MonkeyPatch) -> None:
     R2Object.objects.all().forget()
-    found = scan.begin()
+    found = start_scan()
     together(found, 3)
     assert found.status == "complete", found.error
     assert found.added == R2Object.objects.count() == len(listing.entries)
@@ -250,7 +251,7 @@ def test_who_ends_first_says_it_and_the_other_says_nothing(
     """Two that find everything done at the same moment."""
     published, real = list[str](), ending.end
     monkeypatch.setattr("storage_audit.audit.scan.ending.publish", counted(published, "published"))
-    found = scan.begin(purpose=BucketScan.Purpose.RECONCILE)
+    found = start_scan(purpose=BucketScan.Purpose.RECONCILE)
     both = Barrier(2)
 
     def end(of: BucketScan, identity: Identity) -> None:
@@ -279,7 +280,7 @@ def test_figures_of_others_count_before_too_few_are_refused(
 ) -> None:
     """Another worker's last batch was written after this one looked at the figures."""
     complete()
-    found = scan.begin(purpose=BucketScan.Purpose.RECONCILE)
+    found = start_scan(purpose=BucketScan.Purpose.RECONCILE)
     stale = BucketScan.objects.get(pk=found.pk)
     monkeypatch.setattr(worker, "end", lambda of, identity: None)
     scanning.work(found)
@@ -300,7 +301,7 @@ def test_trouble_of_one_ends_the_scan_of_all_and_leaves_it_to_be_resumed(
             raise Unavailable("down")
 
     listing.before_page = fail
-    found = scan.begin(purpose=BucketScan.Purpose.RECONCILE)
+    found = start_scan(purpose=BucketScan.Purpose.RECONCILE)
     ends = together(found, 2)
     assert {end.status for end in ends} == {"failed"}
     assert (found.status, found.error) == ("failed", "down")
@@ -315,7 +316,7 @@ def test_trouble_of_one_ends_the_scan_of_all_and_leaves_it_to_be_resumed(
 
 def test_a_stopped_scan_stops_all_of_its_workers(listing: Listing) -> None:
     """More than 30 pages are needed, and none of those beyond comes before the stop."""
-    found = scan.begin(purpose=BucketScan.Purpose.RECONCILE)
+    found = start_scan(purpose=BucketScan.Purpose.RECONCILE)
     once, stopped = Lock(), Event()
 
     def stop(number: int) -> None:
@@ -336,7 +337,7 @@ def test_a_stopped_scan_stops_all_of_its_workers(listing: Listing) -> None:
 
 @pytest.mark.only_on("postgresql")  # SQLite has one writer
 def test_who_claims_goes_past_what_others_are_claiming(listing: Listing) -> None:
-    found = scan.begin(purpose=BucketScan.Purpose.RECONCILE)
+    found = start_scan(purpose=BucketScan.Purpose.RECONCILE)
     count = found.shards.count()
     got: list[int] = []
 

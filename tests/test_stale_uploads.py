@@ -22,10 +22,12 @@ from devtools.faults.pages import (
 )
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from devtools.seaweedfs import SeaweedFS
-from storage_audit.audit import deletion, installation, scan, stale_uploads
+from storage_audit.audit import deletion, installation, stale_uploads
 from storage_audit.audit.covering import why_covered
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.scan import unfinished
+from storage_audit.audit.scan.requests import start_scan
+from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.bucket import frame, r2, uploads
 from storage_audit.bucket.errors import Broken, StoreError
 from storage_audit.bucket.listing import is_too_long
@@ -486,8 +488,8 @@ def test_command_aborts_them(tree: Bucket, old: None) -> None:
 
 
 def scanned() -> BucketScan:
-    done = scan.begin(purpose="reconcile")
-    list(scan.work(done))
+    done = start_scan(purpose="reconcile")
+    list(work_on_scan(done))
     assert done.status == BucketScan.Status.COMPLETE
     return done
 

@@ -19,7 +19,6 @@ from devtools.faults.matching import is_delete_batch, on
 from devtools.faults.proxy import FaultyStore
 from storage_audit.audit import (
     cleanup,
-    decisions,
     deletion,
     installation,
     named,
@@ -271,7 +270,7 @@ def test_adopting_the_object_settles_both_rows(folding: Bucket, mine: str, other
     track(folding, other, "proj_2")
     folding.put(NFD)
     call_command("backfill_r2")
-    decision = decisions.adopt(list(Finding.objects.values_list("pk", flat=True)), "proj_3")
+    decision = tracking.adopt(list(Finding.objects.values_list("pk", flat=True)), "proj_3")
     assert decision.left == []
     assert set(R2Object.objects.values_list("project_id", flat=True)) == {"proj_3"}
     assert outcomes(delete("proj_3"))[NFD] == "deleted"
@@ -471,7 +470,7 @@ def test_row_of_either_spelling_says_which_blocked_cleanup_covers_the_object(
     track(folding, other, "proj_2", "adopted")
     blocked = delete("proj_2")
     assert blocked.status == blocked.Status.BLOCKED
-    [left] = decisions.adopt(list_ids(create_findings(folding, NFC)), "proj_3").left
+    [left] = tracking.adopt(list_ids(create_findings(folding, NFC)), "proj_3").left
     assert str(blocked.pk) in left.reason
     for name in (NFC, NFD):
         default_storage.delete(name)

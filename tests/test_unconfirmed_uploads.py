@@ -5,7 +5,7 @@ from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from pytest_django import Settings
 
-from storage_audit.audit import decisions
+from storage_audit.audit.decisions import tracking
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.findings import Finding
@@ -86,7 +86,7 @@ def test_barring_a_key_does_not_confirm_its_last_upload(
 def test_person_decides_whose_an_unconfirmed_upload_is(overwritten: Bucket) -> None:
     backfill()
     findings = Finding.objects.filter(key=KEY, state=Finding.State.OPEN)
-    assert decisions.adopt(findings, "a-b").done == 1
+    assert tracking.adopt(findings, "a-b").done == 1
     assert delete("a").status == Status.CLEAN
     assert overwritten.keys() == {KEY}
     assert delete("a-b").status == Status.CLEAN

@@ -11,8 +11,9 @@ from pytest_django import Settings
 
 from devtools.faults.matching import is_abort, on
 from devtools.faults.proxy import FaultyStore, Reply
-from storage_audit.audit import decisions, deletion, meaning, requests, vanished
+from storage_audit.audit import deletion, meaning, requests, vanished
 from storage_audit.audit.covering import find_unnamed_owners
+from storage_audit.audit.decisions import tracking
 from storage_audit.audit.key_format import MOST_WAYS
 from storage_audit.audit.modes import MODES, Mode
 from storage_audit.audit.ownership import layouts
@@ -268,7 +269,7 @@ def test_file_of_too_many_owners_is_not_adopted_while_the_cleanup_of_one_is_bloc
     bucket: Bucket, blocked: CleanupOperation, many: str
 ) -> None:
     found = create_findings(bucket, many, kind="ambiguous", project_id=None)
-    [left] = decisions.adopt(list_ids(found), "proj_1").left
+    [left] = tracking.adopt(list_ids(found), "proj_1").left
     assert left.reason.startswith(f"Cleanup {blocked.pk} covers this file")
 
 

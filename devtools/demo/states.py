@@ -15,7 +15,8 @@ from django.utils import timezone
 from devtools.demo.site import USER
 from devtools.demo.story import DELETED
 from devtools.local_r2 import LocalR2
-from storage_audit.audit import cleanup, diagnostics, incidents, jobs, overview, requests
+from storage_audit.audit import cleanup, incidents, jobs, overview, requests
+from storage_audit.audit.diagnostics import examination
 from storage_audit.conf import conf
 from storage_audit.findings import Finding
 from storage_audit.incidents import Incident
@@ -143,10 +144,10 @@ def block(project_id: str) -> CleanupOperation:
 
 def examine() -> Diagnosis:
     """With a worker that was started in another environment: another bucket, and no wrangler."""
-    diagnosis = diagnostics.examine(Diagnosis.Context.WEB, uuid4())
+    diagnosis = examination.examine(Diagnosis.Context.WEB, uuid4())
     other = settings.STORAGE_AUDIT | {"BUCKET": "autoshorts-old", "WRANGLER": "no-wrangler"}
     with override_settings(STORAGE_AUDIT=other):
-        diagnostics.examine(Diagnosis.Context.WORKER, diagnosis.run)
+        examination.examine(Diagnosis.Context.WORKER, diagnosis.run)
     return diagnosis
 
 

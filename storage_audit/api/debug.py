@@ -29,7 +29,7 @@ from storage_audit.api.schemas import (
 )
 from storage_audit.audit import comparison, requests
 from storage_audit.audit.comparison import Keys, Way
-from storage_audit.audit.diagnostics import environment
+from storage_audit.audit.diagnostics.variables import environment
 from storage_audit.audit.modes import MODES
 from storage_audit.audit.ownership import layouts
 from storage_audit.audit.remains import look_for_remains

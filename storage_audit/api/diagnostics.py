@@ -13,7 +13,7 @@ from storage_audit.api.openapi import refusals
 from storage_audit.api.problems import Problem
 from storage_audit.api.rates import Rate
 from storage_audit.api.schemas import DifferenceFound, Examination, ProblemFound, Report
-from storage_audit.audit.diagnostics import Comparison
+from storage_audit.audit.diagnostics.comparison import Comparison
 from storage_audit.observations import Diagnosis
 from storage_audit.places import place
 
@@ -37,7 +37,7 @@ def examine(request: HttpRequest, response: HttpResponse) -> Status[Examination]
     the same: GET here tells its answer. Needs the permission add_diagnosis."""
     require(request, "storage_audit.add_diagnosis")
     with place():
-        diagnosis = tasks.examine(Diagnosis.Context.WEB)
+        diagnosis = tasks.examine_everywhere(Diagnosis.Context.WEB)
     # None is kept while the database is what is wrong.
     if diagnosis.pk:
         history.log(request, diagnosis, ADDITION, _("Examined."))

@@ -31,8 +31,8 @@ from storage_audit.api.scan_schemas import (
     WhatBecame,
 )
 from storage_audit.api.schemas import ABSENT, OneDeletion, Text
-from storage_audit.audit import decisions
-from storage_audit.audit.decisions import Decision
+from storage_audit.audit.decisions import base, orphans, renames, tracking
+from storage_audit.audit.decisions.base import Decision, refuse_many
 from storage_audit.findings import Finding, FindingQuerySet
 from storage_audit.places import place
 
@@ -79,7 +79,7 @@ def acknowledge(request: HttpRequest, asked: Acknowledge) -> Decided:
     """They may stay as they are, and the note says why. Needs the permissions view_finding and
     change_finding."""
     require_all(request, JUDGE)
-    return told(decisions.acknowledge(chosen(asked), asked.note))
+    return told(base.acknowledge(chosen(asked), asked.note))
 
 
 @router.post("/actions/reopen", response={200: Decided, **refusals(404)})
@@ -87,7 +87,7 @@ def reopen(request: HttpRequest, asked: Decide) -> Decided:
     """Take acknowledgements back: a filter without a state is about those that are acknowledged.
     Needs the permissions view_finding and change_finding."""
     require_all(request, JUDGE)
-    return told(decisions.reopen(chosen(asked, State.ACKNOWLEDGED)))
+    return told(base.reopen(chosen(asked, State.ACKNOWLEDGED)))
 
 
 @router.post("/actions/delete-orphans", response={202: Decided, **LOOKS})
@@ -99,7 +99,7 @@ def delete_orphans(
     permissions view_finding and delete_r2object, or dry_run_cleanup instead for a dry run."""
     require_all(request, "storage_audit.dry_run_cleanup" if asked.dry_run else REMOVE)
     with place():
-        decision = decisions.delete_orphans(chosen(asked), dry_run=asked.dry_run)
+        decision = orphans.delete_orphans(chosen(asked), dry_run=asked.dry_run)
     with transaction.atomic():
         for operation in decision.operations:
             history.log(request, operation, ADDITION, _("Deletion of orphans requested."))
@@ -115,7 +115,7 @@ def adopt(request: HttpRequest, asked: Adopt) -> Decided:
     """Give the objects to a live project: they are deleted with it. At most 100 at once. Needs the
     permissions view_finding, change_r2object and delete_r2object."""
     require_all(request, TRACK, REMOVE)
-    return look(asked, decisions.adopt, project_id=asked.project_id)
+    return look(asked, tracking.adopt, project_id=asked.project_id)
 
 
 @router.post("/actions/track", response=LOOKS)
@@ -123,7 +123,7 @@ def track(request: HttpRequest, asked: Decide) -> Decided:
     """Have rows say what the bucket shows by now. At most 100 at once. Needs the permissions
     view_finding and change_r2object."""
     require_all(request, TRACK)
-    return look(asked, decisions.track)
+    return look(asked, tracking.track)
 
 
 @router.post("/actions/untrack", response=LOOKS)
@@ -131,7 +131,7 @@ def untrack(request: HttpRequest, asked: Decide) -> Decided:
     """Remove the rows of objects that are seen to be missing. At most 100 at once. Needs the
     permissions view_finding and delete_r2object."""
     require_all(request, REMOVE)
-    return look(asked, decisions.untrack)
+    return look(asked, tracking.untrack)
 
 
 @router.post("/actions/rename", response=LOOKS)
@@ -140,7 +140,7 @@ def rename(request: HttpRequest, asked: DryRunnable) -> Decided:
     100 at once; asked again, it goes on. Needs the permissions view_finding and
     change_r2object."""
     require_all(request, TRACK)
-    return look(asked, decisions.rename, dry_run=asked.dry_run)
+    return look(asked, renames.rename, dry_run=asked.dry_run)
 
 
 @router.post("/actions/abort-uploads", response=LOOKS)
@@ -148,7 +148,7 @@ def abort_uploads(request: HttpRequest, asked: DryRunnable) -> Decided:
     """Abort unfinished multipart uploads. At most 100 at once. Needs the permissions
     view_finding and delete_r2object."""
     require_all(request, REMOVE)
-    return look(asked, decisions.abort_uploads, dry_run=asked.dry_run)
+    return look(asked, renames.abort_uploads, dry_run=asked.dry_run)
 
 
 def require_all(request: HttpRequest, *permissions: str) -> None:
@@ -160,7 +160,7 @@ def require_all(request: HttpRequest, *permissions: str) -> None:
 def look(asked: Decide, decide: Callable[..., Decision], **how: Any) -> Decided:
     """Decide about some, while a place of those who ask the store is taken."""
     findings = chosen(asked)
-    decisions.refuse_many(findings)
+    refuse_many(findings)
     with place():
         return told(decide(findings, **how))
 

@@ -19,10 +19,10 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from ninja.errors import AuthenticationError, HttpError, Throttled, ValidationError
 
-from storage_audit.audit.decisions import Refusal
+from storage_audit.audit.decisions.base import Refusal
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.requests import StillAlive
-from storage_audit.audit.scan import TooCostly
+from storage_audit.audit.scan.requests import TooCostly
 from storage_audit.bucket.errors import StoreError, TooLate, Unavailable
 from storage_audit.places import COME_BACK_AFTER, Full
 from storage_audit.redaction import redact

@@ -28,8 +28,9 @@ from storage_audit.api.scan_schemas import (
     ScanStatus,
 )
 from storage_audit.api.schemas import ABSENT
-from storage_audit.audit import scan as scans
 from storage_audit.audit.ownership import layouts
+from storage_audit.audit.scan import requests
+from storage_audit.audit.scan.requests import RESUMED
 from storage_audit.conf import conf
 from storage_audit.findings import Kind
 from storage_audit.redaction import visible
@@ -84,7 +85,7 @@ def start_scan(
         raise Problem("not-found", _("%s is no id of a project.") % visible(asked.project_id))
     others = BucketScan.objects.running().filter(bucket=conf().bucket).count()
     with transaction.atomic():
-        scan = scans.begin(**{**asked.dict(), "prefix": asked.prefix or ""})
+        scan = requests.start_scan(**{**asked.dict(), "prefix": asked.prefix or ""})
         history.log(request, scan, ADDITION, _("Scan requested."))
     text = _("A worker takes it up next.")
     if others:
@@ -122,7 +123,7 @@ def resume_scan(
     with transaction.atomic():
         starts_again = scan.resume(ceiling=asked.ceiling, accept_fewer=asked.accept_fewer)
         history.log(request, scan, CHANGE, _("Resumed."))
-    return accepted(scan, str(scans.RESUMED[starts_again]), response)
+    return accepted(scan, str(RESUMED[starts_again]), response)
 
 
 def refuse_without_workers() -> None:

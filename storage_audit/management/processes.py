@@ -9,8 +9,8 @@ from uuid import UUID
 
 from django.db import connections
 
-from storage_audit.audit import scan as scans
 from storage_audit.audit.counting import counted
+from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.scans import BucketScan
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def another(scan_id: UUID) -> Iterator[None]:
 def take_part(scan_id: UUID, parent: int) -> None:
     with counted(), suppress(KeyboardInterrupt):
         try:
-            for _batch in scans.work(BucketScan.objects.get(pk=scan_id)):
+            for _batch in work_on_scan(BucketScan.objects.get(pk=scan_id)):
                 if os.getppid() != parent:
                     # As if it had been killed as well: to stop the scan could stop somebody who
                     # has resumed it.

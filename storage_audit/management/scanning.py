@@ -16,8 +16,8 @@ from django.db.models import QuerySet
 from django.template.defaultfilters import filesizeformat
 
 from storage_audit import tasks
-from storage_audit.audit import scan as scans
-from storage_audit.audit.scan import Cost, TooCostly
+from storage_audit.audit.scan.requests import Cost, TooCostly, cost_of, estimate, start_scan
+from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.conf import conf
 from storage_audit.findings import Finding, Kind, Sighting
 from storage_audit.management.console import (
@@ -101,7 +101,7 @@ class ScanCommand(DocumentedCommand):
         refuse(workers and conf().sync, "With CLEANUP_SYNC there are no workers.")
         with asked_from_shell():
             if cost:
-                self.show_cost(scans.estimate(purpose=self.purpose, **scope), as_json)
+                self.show_cost(estimate(purpose=self.purpose, **scope), as_json)
                 return
             scan = self.resumed(resume, **how) if resume else self.begun(**how, **scope)
             tasks.share(scan, workers)
@@ -110,7 +110,7 @@ class ScanCommand(DocumentedCommand):
 
     def begun(self, **how: Any) -> BucketScan:
         try:
-            return scans.begin(purpose=self.purpose, **how)
+            return start_scan(purpose=self.purpose, **how)
         except TooCostly as error:
             raise CommandError(f"{error} Add --ceiling.", returncode=WRONG_USE) from error
 
@@ -238,7 +238,7 @@ def scope_of(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def work(scan: BucketScan, progress: "Progress") -> None:
-    with closing(scans.work(scan)) as steps:
+    with closing(work_on_scan(scan)) as steps:
         for _batch in steps:
             progress.show()
 
@@ -313,7 +313,7 @@ class Progress:
     @cached_property
     def expected(self) -> int:
         """Counted only when it is to be shown, as that takes a while."""
-        return scans.cost(self.scan).objects
+        return cost_of(self.scan).objects
 
     def show(self) -> None:
         listed = self.scan.listed

@@ -11,8 +11,9 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from storage_audit.audit import decisions
-from storage_audit.audit.decisions import Decision, tracking
+from storage_audit.audit.decisions import base, renames, tracking
+from storage_audit.audit.decisions.base import Decision, Left
+from storage_audit.audit.decisions.orphans import delete_orphans, would_delete
 from storage_audit.findings import Finding, FindingQuerySet, Kind
 from storage_audit.formats import amount, placed_key, shown_key
 from storage_audit.forms import ProjectIdForm
@@ -54,7 +55,7 @@ def planned(decide: Callable[..., Decision]) -> Callable[[FindingQuerySet], dict
 
 
 def deletion(findings: FindingQuerySet) -> dict[str, Any]:
-    would = decisions.would_delete(findings, SHOWN)
+    would = would_delete(findings, SHOWN)
     return {
         "figures": digest_of(would.going),
         "rows": [(amount(len(would.going), would.bytes),)],
@@ -69,7 +70,7 @@ def digest_of(facts: Sequence[object]) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def staying(left: list[decisions.Left], count: int) -> dict[str, Any]:
+def staying(left: list[Left], count: int) -> dict[str, Any]:
     title = ngettext("%d stays as it is", "%d stay as they are", count) % count
     rows: list[tuple[Any, ...]] = [(shown_key(key), visible(reason)) for key, reason in left]
     return {"left_title": title, "left": rows + more(count - len(left))}
@@ -125,12 +126,12 @@ class Act(NamedTuple):
 
 
 def plan_deletion(findings: FindingQuerySet) -> Decision:
-    return decisions.delete_orphans(findings, dry_run=True)
+    return delete_orphans(findings, dry_run=True)
 
 
 ACKNOWLEDGE = Act(
     "acknowledge",
-    decisions.acknowledge,
+    base.acknowledge,
     gettext_lazy("Acknowledge findings"),
     gettext_lazy("acknowledged"),
     (
@@ -145,7 +146,7 @@ ACKNOWLEDGE = Act(
 )
 REOPEN = Act(
     "reopen",
-    decisions.reopen,
+    base.reopen,
     gettext_lazy("Reopen findings"),
     gettext_lazy("open again"),
     asks=False,
@@ -162,7 +163,7 @@ PLAN = Act(
 )
 DELETE = Act(
     "delete_orphans",
-    decisions.delete_orphans,
+    delete_orphans,
     gettext_lazy("Delete orphans?"),
     gettext_lazy(
         "taken up. A cleanup is deleting the files from R2. Its page shows when they are gone"
@@ -179,7 +180,7 @@ DELETE = Act(
 )
 ADOPT = Act(
     "adopt",
-    decisions.adopt,
+    tracking.adopt,
     gettext_lazy("Adopt into a project"),
     gettext_lazy("adopted: deleting the project now deletes these files too"),
     (
@@ -195,7 +196,7 @@ ADOPT = Act(
 )
 TRACK = Act(
     "track",
-    decisions.track,
+    tracking.track,
     gettext_lazy("Track objects"),
     gettext_lazy("tracked: the table says what the bucket shows"),
     (
@@ -210,7 +211,7 @@ TRACK = Act(
 )
 UNTRACK = Act(
     "untrack",
-    decisions.untrack,
+    tracking.untrack,
     gettext_lazy("Remove the rows of missing objects"),
     gettext_lazy("resolved: no row tells of what is missing any more"),
     (
@@ -225,7 +226,7 @@ UNTRACK = Act(
 )
 RENAME = Act(
     "rename",
-    decisions.rename,
+    renames.rename,
     gettext_lazy("Rename misnamed objects?"),
     gettext_lazy("renamed"),
     (
@@ -238,12 +239,12 @@ RENAME = Act(
     ),
     gettext_lazy("Yes, rename"),
     looks=True,
-    foresee=planned(decisions.rename),
+    foresee=planned(renames.rename),
     kinds=[Kind.MISNAMED],
 )
 ABORT = Act(
     "abort_uploads",
-    decisions.abort_uploads,
+    renames.abort_uploads,
     gettext_lazy("Abort unfinished uploads?"),
     gettext_lazy("resolved"),
     (
@@ -254,7 +255,7 @@ ABORT = Act(
     ),
     gettext_lazy("Yes, abort"),
     looks=True,
-    foresee=planned(decisions.abort_uploads),
+    foresee=planned(renames.abort_uploads),
     kinds=[Kind.UNFINISHED],
 )
 

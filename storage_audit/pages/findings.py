@@ -15,8 +15,7 @@ from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_GET
 
 from storage_audit import tasks
-from storage_audit.audit import decisions
-from storage_audit.audit.decisions import Decision, Refusal
+from storage_audit.audit.decisions.base import Decision, Refusal, refuse_many
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.meaning import of_finding
 from storage_audit.bucket.errors import StoreError
@@ -199,7 +198,7 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         try:
             with place() if act.asks_store else nullcontext():
                 if act.looks:
-                    decisions.refuse_many(selection.rows)
+                    refuse_many(selection.rows)
                 if selection.is_confirmed and self.has_other_figures(request, act, selection):
                     self.ask_again(request)
                     selection = selection._replace(is_confirmed=False)

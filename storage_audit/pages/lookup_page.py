@@ -12,12 +12,12 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit import roles
-from storage_audit.audit import lookup
 from storage_audit.audit.lookup import live
 from storage_audit.audit.lookup import project as projects
 from storage_audit.audit.lookup.facts import Facts, Sight, Standing
 from storage_audit.audit.lookup.pasted import TooMuch, without_secrets
 from storage_audit.audit.lookup.project import ProjectFacts
+from storage_audit.audit.lookup.search import explain, look_up
 from storage_audit.audit.lookup.sentence import Sentence
 from storage_audit.audit.meaning import meaning
 from storage_audit.audit.ownership import Claim
@@ -56,7 +56,7 @@ def context(request: HttpRequest, text: str) -> dict[str, Any]:
     found: dict[str, Any] = {"title": _("Why?"), "q": visible(text)}
     if not text.strip():
         return found
-    told = lookup.look_up(text, sight_of(request))
+    told = look_up(text, sight_of(request))
     objects, found["trouble"] = look(request, told.objects) if request.POST else (told.objects, "")
     return found | {
         "query": urlencode({"q": text}),
@@ -132,7 +132,7 @@ def shown_object(request: HttpRequest, facts: Facts) -> dict[str, Any]:
     return {
         "key": visible(facts.key),
         "bucket": visible(facts.bucket),
-        "why": shown_sentence(request, lookup.why(facts)),
+        "why": shown_sentence(request, explain(facts)),
         "seen": facts.seen,
         "trouble": facts.seen and visible(facts.seen.trouble),
         "readings": list(readings(facts))[:SHOWN],

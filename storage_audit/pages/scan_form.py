@@ -65,7 +65,7 @@ class ScanForm(forms.Form):
 
     @property
     def scope(self) -> dict[str, Any]:
-        """What to scan, as `scan.begin` and `scan.estimate` take it."""
+        """What to scan, as `start_scan` and `estimate` take it."""
         given = self.cleaned_data
         return {
             "purpose": given["purpose"],

@@ -19,9 +19,14 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit import tasks
-from storage_audit.audit import scan as scans
 from storage_audit.audit.meaning import DIFFERENCES, of_scan
-from storage_audit.audit.scan import TooCostly
+from storage_audit.audit.scan.requests import (
+    RESUMED,
+    TooCostly,
+    estimate,
+    refuse_beside_another,
+    start_scan,
+)
 from storage_audit.conf import conf
 from storage_audit.findings import Kind
 from storage_audit.pages.base import ReadOnlyAdmin, action
@@ -106,7 +111,7 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
         form, cost = ScanForm(request.POST or None, initial=given), None
         if form.is_valid():
             if "begin" not in request.POST:
-                cost = scans.estimate(**form.scope)
+                cost = estimate(**form.scope)
             elif answer := self.begin(request, form):
                 return answer
         request.current_app = self.admin_site.name
@@ -128,8 +133,8 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
             return None
         try:
             with transaction.atomic():
-                scan = scans.begin(ceiling=form.cleaned_data["ceiling"], **form.scope)
-                scans.refuse_beside_another(scan)
+                scan = start_scan(ceiling=form.cleaned_data["ceiling"], **form.scope)
+                refuse_beside_another(scan)
                 self.log_addition(request, scan, _("Scan requested."))
         except TooCostly as error:
             form.add_error("ceiling", str(error))
@@ -178,10 +183,10 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
         with transaction.atomic():
             refuse_running(scan)
             starts_again = scan.resume()
-            scans.refuse_beside_another(scan)
+            refuse_beside_another(scan)
             self.log_change(request, scan, _("Resumed."))
         tasks.share(scan, 1)
-        self.message_user(request, scans.RESUMED[starts_again], messages.SUCCESS)
+        self.message_user(request, RESUMED[starts_again], messages.SUCCESS)
 
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any

@@ -13,8 +13,10 @@ from django.db import connection, models, transaction
 from django.db.models import F
 
 from storage_audit import tasks
-from storage_audit.audit import requests, scan
+from storage_audit.audit import requests
 from storage_audit.audit.requests import StillAlive
+from storage_audit.audit.scan.requests import start_scan
+from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.items import CleanupItem
 from storage_audit.models import Project, R2Object
 from storage_audit.operations import CleanupOperation
@@ -130,7 +132,7 @@ class Play:
 
     def backfill(self, dies_after: int | None = None) -> None:
         with self.world.dying(dies_after):
-            for _page in scan.work(scan.begin()):
+            for _page in work_on_scan(start_scan()):
                 pass
 
     # Deletions, and what else people ask for

@@ -1,4 +1,5 @@
-"""A certificate as JSON and as CSV: written, and read again, line by line.
+"""A certificate as JSON and as CSV: written, and read again, line by line. How it is made, and
+what its digest and its signature prove, is in docs/certificates.md.
 
 A file is as we write it when writing what was read gives the same file. So nothing in it is left
 unread: no second value of a name, no blank, no cell too many.

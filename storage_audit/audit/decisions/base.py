@@ -1,4 +1,8 @@
-"""What decisions have in common, and those that need no more."""
+"""What decisions about findings have in common, and those that need no more.
+
+A decision returns what it did, and for each finding that it left as it was the reason. Decisions
+that look into the bucket commit what they write between two looks: call them outside a transaction.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field

@@ -50,7 +50,7 @@ class Cost:
         return prices.dollars([("ListObjectsV2", self.requests)])
 
 
-def cost(scan: BucketScan) -> Cost:
+def cost_of(scan: BucketScan) -> Cost:
     before, objects = scan.before(), limits.expected_objects(scan)
     if scan.is_partial:
         return Cost(objects, objects or 1, None)
@@ -64,13 +64,13 @@ def cost(scan: BucketScan) -> Cost:
 def estimate(**scope: Any) -> Cost:
     """What a scan of this scope would cost."""
     with transaction.atomic():
-        found = cost(create(**scope))
+        found = cost_of(create(**scope))
         transaction.set_rollback(True)
     return found
 
 
 @transaction.atomic
-def begin(
+def start_scan(
     prefix: str = "", *, ceiling: int | None = None, accept_fewer: bool = False, **scope: Any
 ) -> BucketScan:
     """A scan that any number of workers can take part in from now on; the scope as for `create`.
@@ -130,7 +130,7 @@ def refuse_beside_another(scan: BucketScan) -> None:
 
 
 def refuse_costly(scan: BucketScan) -> None:
-    if scan.ceiling is not None and (wanted := cost(scan)).requests > scan.ceiling:
+    if scan.ceiling is not None and (wanted := cost_of(scan)).requests > scan.ceiling:
         raise TooCostly(
             _(
                 "%(objects)s objects take %(requests)s requests, about $%(dollars).2f; a scan may"

@@ -30,7 +30,7 @@ SHORT, PAUSE = 0.05, 1.0
 Steps = Generator[None, None, None]
 
 
-def work(scan: BucketScan, *, seconds: float = inf) -> Steps:
+def work_on_scan(scan: BucketScan, *, seconds: float = inf) -> Steps:
     """List, compare and write until the scan is over; gives way after each batch, when its figures
     are those of all workers. With `seconds` it ends after them, unless there is nothing more to
     list.

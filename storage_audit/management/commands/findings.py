@@ -10,8 +10,10 @@ from django.core.management.base import CommandError
 from django.db import transaction
 
 from storage_audit import tasks
-from storage_audit.audit import cleanup, decisions, requests
-from storage_audit.audit.decisions import Decision
+from storage_audit.audit import cleanup, requests
+from storage_audit.audit.decisions import base, renames, tracking
+from storage_audit.audit.decisions.base import Decision, Refusal
+from storage_audit.audit.decisions.orphans import delete_orphans
 from storage_audit.conf import conf
 from storage_audit.exports import csv_lines
 from storage_audit.findings import FindingQuerySet
@@ -171,7 +173,7 @@ class Command(DocumentedCommand):
         with asked_from_shell():
             try:
                 return act(chosen)
-            except decisions.Refusal as error:
+            except Refusal as error:
                 raise CommandError(visible(str(error)), returncode=WRONG_USE) from error
 
     def run_plan(self, plan: UUID, ask: bool) -> list[CleanupOperation]:
@@ -259,14 +261,14 @@ def says_which(options: dict[str, Any]) -> bool:
 
 def act_of(options: dict[str, Any], dry_run: bool) -> Callable[[FindingQuerySet], Decision] | None:
     acts: dict[str, Callable[[FindingQuerySet], Decision]] = {
-        "acknowledge": partial(decisions.acknowledge, note=options["acknowledge"]),
-        "reopen": decisions.reopen,
-        "delete_orphans": partial(decisions.delete_orphans, dry_run=dry_run),
-        "adopt": partial(decisions.adopt, project_id=options["adopt"]),
-        "track": decisions.track,
-        "untrack": decisions.untrack,
-        "rename": partial(decisions.rename, dry_run=dry_run),
-        "abort_uploads": partial(decisions.abort_uploads, dry_run=dry_run),
+        "acknowledge": partial(base.acknowledge, note=options["acknowledge"]),
+        "reopen": base.reopen,
+        "delete_orphans": partial(delete_orphans, dry_run=dry_run),
+        "adopt": partial(tracking.adopt, project_id=options["adopt"]),
+        "track": tracking.track,
+        "untrack": tracking.untrack,
+        "rename": partial(renames.rename, dry_run=dry_run),
+        "abort_uploads": partial(renames.abort_uploads, dry_run=dry_run),
     }
     # An empty note, or id, was given all the same.
     asked = [name for name in (*acts, "plan") if options[name] not in (None, False)]

@@ -12,8 +12,8 @@ from django.test import Client
 from ninja import Schema
 
 from storage_audit.access import ApiToken
-from storage_audit.api.scan_schemas import Decided
-from storage_audit.api.schemas import ProjectDeleted
+from storage_audit.api.findings import Decided
+from storage_audit.api.projects import ProjectDeleted
 from storage_audit.api.urls import api
 from storage_audit.findings import Finding
 from storage_audit.models import Project

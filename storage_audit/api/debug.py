@@ -3,30 +3,21 @@ that asked for these addresses."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
+from uuid import UUID
 
 from django.contrib.admin.models import ADDITION
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.utils.translation import gettext as _
-from ninja import Query, Router, Status
+from ninja import Field, Query, Router, Schema, Status
 
 from storage_audit import tasks
 from storage_audit.api import history
 from storage_audit.api.auth import require
-from storage_audit.api.deletions import details, status_url
+from storage_audit.api.deletions import DeletionDetails, details, status_url
 from storage_audit.api.openapi import refusals
 from storage_audit.api.problems import Problem, refuse_unread
 from storage_audit.api.rates import Rate
-from storage_audit.api.schemas import (
-    Buckets,
-    Cleanup,
-    Differences,
-    Environment,
-    FilesFound,
-    FilesRemaining,
-    VariableShown,
-    WranglerLogin,
-)
 from storage_audit.audit import comparison, requests
 from storage_audit.audit.comparison import Keys, Way
 from storage_audit.audit.diagnostics.variables import environment
@@ -50,6 +41,77 @@ EXAMINE = "storage_audit.add_diagnosis"
 # Seconds. What takes longer would be a burden to the site; the commands have no such limit.
 PATIENCE = 20
 SET, NOT_SET, NO_VALUE = "✓ Set", "❌ Not Set", "Not Set"
+
+
+class Ran(Schema):
+    """A command of wrangler; without an exit code it was killed, or could not be started."""
+
+    stdout: str
+    stderr: str
+    exit_code: int | None
+    reason: str = Field(description="Why there is no answer; empty when there is one.")
+
+
+class WranglerLogin(Ran):
+    is_authenticated: bool | None
+    accounts: list[str]
+
+
+class Buckets(Ran):
+    buckets: list[str] | None
+
+
+class VariableShown(Schema):
+    is_set: bool
+    shown: str
+    source: str
+
+
+class Environment(Schema):
+    CLOUDFLARE_ACCOUNT_ID: str
+    CLOUDFLARE_API_TOKEN: str
+    R2_BUCKET_NAME: str
+    WRANGLER_PATH: str
+    variables: dict[str, VariableShown]
+
+
+class Differences(Schema):
+    only_in_app: list[str]
+    only_in_script: list[str]
+
+
+class FilesFound(Schema):
+    project_id: str
+    bucket: str = Field(description="That of the settings.")
+    buckets: list[str] = Field(description="Where it looked.")
+    files_found_by_app: list[str]
+    files_found_by_script: list[str]
+    differences: Differences
+    counts: dict[str, int]
+    is_cut: bool
+
+
+class FilesRemaining(Schema):
+    project_id: str
+    buckets: list[str] = Field(description="Where both looked, or could not.")
+    files_remaining_wrangler: list[str] | None
+    files_remaining_s3: list[str] | None
+    is_clean_wrangler: bool | None
+    is_clean_s3: bool | None
+    reason_wrangler: str = Field(description="Why it is null; empty when it is not.")
+    reason_s3: str
+    counts: dict[str, int | None]
+    is_cut: bool
+
+
+class Cleanup(Schema):
+    deletion_id: UUID
+    status_url: str
+    project_id: str
+    mode: str
+    dry_run: bool
+    result: DeletionDetails
+    deletion_ids: list[UUID] = Field(description="One for each bucket that has files of it.")
 
 
 @router.get("/wrangler-auth", response={200: WranglerLogin, **refusals()})

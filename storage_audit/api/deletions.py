@@ -1,6 +1,7 @@
 """Deletions to follow, from the request to the proof."""
 
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -11,36 +12,125 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.utils.translation import gettext as _
-from ninja import Query, Router, Status
+from ninja import Field, Query, Router, Schema, Status
 
 from storage_audit import tasks
 from storage_audit.api import history
 from storage_audit.api.auth import require
 from storage_audit.api.openapi import refusals
-from storage_audit.api.schemas import (
-    ABSENT,
-    Accepted,
-    Amount,
-    Books,
-    Deletion,
-    DeletionDetails,
-    DeletionPage,
-    Event,
-    Item,
-    ItemPage,
-    Text,
-)
+from storage_audit.api.problems import SPOKEN
+from storage_audit.api.schemas import ABSENT, Limit, Text, first
 from storage_audit.api.waiting import LONGEST, wait_for_change
 from storage_audit.audit import requests
+from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.meaning import meaning
+from storage_audit.items import CleanupItem
 from storage_audit.operations import CleanupOperation
+from storage_audit.transitions import IllegalTransition
 
 router = Router(tags=["deletions"])
 
 VIEW = "storage_audit.view_cleanupoperation"
 EVENTS_SHOWN, VALUES_SHOWN = 200, 100
 OUTCOMES = ("found", "deleted", "already_absent", "protected", "failed")
-Limit = Annotated[int, Query(ge=1, le=200)]
+
+SPOKEN[requests.StillAlive] = "project-exists"
+SPOKEN[IllegalTransition] = "wrong-state"
+SPOKEN[Mismatch] = "bucket-not-ours"
+
+
+class Deletion(Schema):
+    deletion_id: UUID
+    status_url: str
+    kind: CleanupOperation.Kind
+    trigger: CleanupOperation.Trigger
+    project_id: str | None
+    bucket: str
+    discovery: CleanupOperation.Discovery
+    strategy: CleanupOperation.Strategy
+    dry_run: bool
+    status: CleanupOperation.Status
+    over: bool = Field(description="Nothing more happens by itself.")
+    requested_by: str
+    requested_from: str
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    next_attempt_at: datetime | None
+
+
+class DeletionPage(Schema):
+    items: list[Deletion]
+    next_cursor: UUID | None
+
+
+class Amount(Schema):
+    objects: int = 0
+    bytes: int = 0
+
+
+class Books(Schema):
+    """Until they are closed they say what the items say now; then found is the sum of deleted,
+    already_absent, protected and failed."""
+
+    closed: bool
+    found: Amount
+    planned: Amount = Amount()
+    deleting: Amount = Amount()
+    deleted: Amount = Amount()
+    already_absent: Amount = Amount()
+    protected: Amount = Amount()
+    failed: Amount = Amount()
+
+
+class Event(Schema):
+    at: datetime
+    step: str
+    message: str
+    data: dict[str, Any]
+
+
+class DeletionDetails(Deletion):
+    meaning: list[str] = Field(description="What the status means and what happens next.")
+    message: str
+    follows: UUID | None = Field(description="The deletion that this one looks after.")
+    plan_digest: str
+    books: Books
+    timeline: list[Event]
+    earlier_events: bool = Field(description="The timeline is longer: these are its latest lines.")
+
+
+class Item(Schema):
+    id: int
+    key: str
+    escaped: bool = Field(description="The key cannot be written as it is, and is shown escaped.")
+    size: int | None
+    etag: str
+    last_modified: datetime | None
+    found_in: CleanupItem.FoundIn
+    outcome: CleanupItem.Outcome
+    evidence: str
+    reason: str
+    answer: str
+    tries: int
+    changed_at: datetime
+
+
+class ItemPage(Schema):
+    items: list[Item]
+    next_cursor: int | None
+
+
+class OneDeletion(Schema):
+    deletion_id: UUID
+    bucket: str
+    status_url: str
+
+
+class Accepted(Schema):
+    message: str
+    deletion_id: UUID
+    status_url: str
 
 
 @router.get("", response={200: DeletionPage, **refusals(404)})
@@ -119,12 +209,6 @@ def verify_deletion(
     text = _("A verification is queued. It looks into the bucket and changes nothing.")
     accepted = Accepted(message=text, deletion_id=check.pk, status_url=status_url(check))
     return Status(202, accepted)
-
-
-def first(rows: Any, limit: int) -> tuple[list[Any], bool]:
-    """So many rows, and whether there are more."""
-    found = list(rows[: limit + 1])
-    return found[:limit], len(found) > limit
 
 
 def status_url(operation: CleanupOperation) -> str:

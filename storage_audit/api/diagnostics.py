@@ -1,10 +1,14 @@
 """What the doctor finds, in all processes side by side."""
 
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
 from django.contrib.admin.models import ADDITION
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils.translation import gettext as _
-from ninja import Router, Status
+from ninja import Field, Router, Schema, Status
 
 from storage_audit import tasks
 from storage_audit.api import history
@@ -12,12 +16,44 @@ from storage_audit.api.auth import require
 from storage_audit.api.openapi import refusals
 from storage_audit.api.problems import Problem
 from storage_audit.api.rates import Rate
-from storage_audit.api.schemas import DifferenceFound, Examination, ProblemFound, Report
 from storage_audit.audit.diagnostics.comparison import Comparison
 from storage_audit.observations import Diagnosis
 from storage_audit.places import place
 
 router = Router(tags=["diagnostics"], throttle=Rate(heavy=True))
+
+
+class ProblemFound(Schema):
+    status: str
+    probe: str
+    processes: list[str]
+    summary: str
+    advice: str
+    readings: dict[str, Any]
+
+
+class DifferenceFound(Schema):
+    probe: str
+    fact: str
+    values: list[str] = Field(description="In the order of the reports.")
+
+
+class Report(Schema):
+    context: Diagnosis.Context
+    host: str
+    pid: int
+    at: datetime
+    of_this_run: bool
+    probes: list[dict[str, Any]]
+
+
+class Examination(Schema):
+    run: UUID
+    wrong: bool
+    awaits_worker: bool = Field(description="A queue worker may still answer.")
+    problems: list[ProblemFound]
+    differences: list[DifferenceFound]
+    reports: list[Report]
 
 
 @router.get("", response={200: Examination, **refusals(404)})

@@ -1,39 +1,28 @@
 """What complete scans found, and what is decided about it."""
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from datetime import datetime
+from typing import Annotated, Any, Self
+from uuid import UUID
 
 from django.contrib.admin.models import ADDITION
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.utils.translation import gettext as _
-from ninja import Path, Query, Router, Status
+from ninja import Field, Path, Query, Router, Schema, Status
+from pydantic import ConfigDict, StrictBool, model_validator
 
 from storage_audit import tasks
 from storage_audit.api import history
 from storage_audit.api.auth import require
-from storage_audit.api.deletions import Limit, first, status_url
+from storage_audit.api.deletions import OneDeletion, status_url
 from storage_audit.api.openapi import refusals
-from storage_audit.api.problems import Problem
-from storage_audit.api.scan_schemas import (
-    Acknowledge,
-    Adopt,
-    Decide,
-    Decided,
-    DryRunnable,
-    Filter,
-    FindingKind,
-    FindingPage,
-    FindingShown,
-    FindingState,
-    LeftAsItIs,
-    WhatBecame,
-)
-from storage_audit.api.schemas import ABSENT, OneDeletion, Text
+from storage_audit.api.problems import SPOKEN, Problem
+from storage_audit.api.schemas import ABSENT, Asked, Limit, Number, Text, choices, first
 from storage_audit.audit.decisions import base, orphans, renames, tracking
-from storage_audit.audit.decisions.base import Decision, refuse_many
-from storage_audit.findings import Finding, FindingQuerySet
+from storage_audit.audit.decisions.base import Decision, Refusal, refuse_many
+from storage_audit.findings import Finding, FindingQuerySet, Kind
 from storage_audit.places import place
 
 router = Router(tags=["findings"])
@@ -42,6 +31,100 @@ VIEW, JUDGE = "storage_audit.view_finding", "storage_audit.change_finding"
 TRACK, REMOVE = "storage_audit.change_r2object", "storage_audit.delete_r2object"
 SHOWN = 1000
 State = Finding.State
+
+SPOKEN[Refusal] = "refused"
+
+FindingKind = Annotated[Kind, choices(Kind)]
+FindingState = Annotated[Finding.State, choices(Finding.State)]
+
+
+class FindingShown(Schema):
+    finding_id: int
+    kind: FindingKind
+    state: FindingState
+    bucket: str
+    key: str
+    escaped: bool = Field(description="The key cannot be written as it is, and is shown escaped.")
+    upload_id: str = Field(description="Of an unfinished upload.")
+    project_id: str | None
+    size: int | None
+    etag: str
+    last_modified: datetime | None
+    evidence: str
+    note: str = Field(description="Why it may stay, or how it is resolved.")
+    decided_by: str
+    decided_at: datetime | None
+    first_seen_at: datetime
+    last_seen_at: datetime
+    first_scan: UUID
+    last_scan: UUID
+
+
+class FindingPage(Schema):
+    items: list[FindingShown]
+    next_cursor: int | None
+
+
+class Filter(Asked):
+    """All findings that fit each of these; without a state, the open ones."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
+    kind: FindingKind = ABSENT
+    state: FindingState = ABSENT
+    prefix: Text = ABSENT
+    project: Text = ABSENT
+
+    @model_validator(mode="after")
+    def names_something(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError(_("Say which findings: name a kind, state, prefix or project."))
+        return self
+
+
+Ids = Annotated[list[Number], Field(min_length=1, max_length=1000)]
+
+
+class Decide(Asked):
+    findings: Ids | Filter = Field(
+        description="The ids of some, or a filter with one name or more."
+    )
+
+
+class DryRunnable(Decide):
+    dry_run: StrictBool = Field(False, description="Say what would be done, and do nothing.")
+
+
+class Acknowledge(Decide):
+    note: Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")] = Field(
+        description="Why they may stay."
+    )
+
+
+class Adopt(Decide):
+    project_id: Text
+
+
+class LeftAsItIs(Schema):
+    key: str
+    reason: str
+
+
+class WhatBecame(Schema):
+    key: str
+    result: str
+
+
+class Decided(Schema):
+    done: int = Field(description="Findings dealt with, or taken up by the deletions.")
+    dry_run: bool = Field(description="It tells what would be done.")
+    deletions: list[OneDeletion] = Field(description="One for each bucket: follow these.")
+    results: list[WhatBecame] = Field(description="Such as the new key of each that was renamed.")
+    left: list[LeftAsItIs] = Field(description="What stays as it is, and why.")
+    counts: dict[str, int]
+    is_cut: bool = Field(description="The lists end after 1,000; the counts count all.")
+
+
 LOOKS = {200: Decided, **refusals(404, 409, 502)}
 
 

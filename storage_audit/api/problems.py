@@ -19,14 +19,9 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from ninja.errors import AuthenticationError, HttpError, Throttled, ValidationError
 
-from storage_audit.audit.decisions.base import Refusal
-from storage_audit.audit.installation import Mismatch
-from storage_audit.audit.requests import StillAlive
-from storage_audit.audit.scan.requests import TooCostly
 from storage_audit.bucket.errors import StoreError, TooLate, Unavailable
 from storage_audit.places import COME_BACK_AFTER, Full
 from storage_audit.redaction import redact
-from storage_audit.transitions import IllegalTransition
 
 logger = logging.getLogger(__name__)
 
@@ -110,16 +105,11 @@ def of(error: Exception) -> Problem:
     return Problem("internal-error", _("The web server's log says what."))
 
 
-# Their message is meant for people.
+# Their message is meant for people. The API of each feature adds its own.
 SPOKEN: dict[type[Exception], str] = {
     InvalidValue: "invalid-values",
-    StillAlive: "project-exists",
-    IllegalTransition: "wrong-state",
-    Refusal: "refused",
-    TooCostly: "refused",
     ProtectedError: "in-use",
     RestrictedError: "in-use",
-    Mismatch: "bucket-not-ours",
 }
 # Their message may say what only the log should hold.
 SILENT: dict[type[Exception], tuple[str, Any]] = {

@@ -5,21 +5,25 @@ from django.contrib.auth import get_permission_codename
 from django.db.models import Model
 from django.http import HttpRequest, HttpResponse
 from django.utils.translation import gettext as _
-from ninja import Router, Status
+from ninja import Field, Router, Status
 
 from storage_audit import projects
 from storage_audit.api import history
 from storage_audit.api.auth import require
-from storage_audit.api.deletions import status_url
+from storage_audit.api.deletions import Accepted, OneDeletion, status_url
 from storage_audit.api.openapi import refusals
 from storage_audit.api.problems import Problem, refuse_unread
-from storage_audit.api.schemas import OneDeletion, ProjectDeleted
 from storage_audit.audit import project_deletion, requests
 from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import redact, visible
 from storage_audit.roles import deletion_obstacles, has_own_deletion, is_hidden
 
 router = Router(tags=["projects"])
+
+
+class ProjectDeleted(Accepted):
+    project_id: str
+    deletions: list[OneDeletion] = Field(description="One for each bucket that has files of it.")
 
 
 @router.delete("/{project_id}", response={202: ProjectDeleted, **refusals(404, 409)})

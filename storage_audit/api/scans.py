@@ -1,6 +1,7 @@
 """Scans of the bucket: what they saw, and how they go on."""
 
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any, Self
 from uuid import UUID
 
 from django.contrib.admin.models import ADDITION, CHANGE
@@ -10,24 +11,15 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.utils.translation import gettext as _
-from ninja import Router, Status
+from ninja import Field, Router, Schema, Status
+from pydantic import ConfigDict, StrictBool, model_validator
 
 from storage_audit import tasks
 from storage_audit.api import history
 from storage_audit.api.auth import require
-from storage_audit.api.deletions import Limit, first
 from storage_audit.api.openapi import refusals
-from storage_audit.api.problems import Problem
-from storage_audit.api.scan_schemas import (
-    NewScan,
-    Purpose,
-    Resume,
-    Scan,
-    ScanAccepted,
-    ScanPage,
-    ScanStatus,
-)
-from storage_audit.api.schemas import ABSENT
+from storage_audit.api.problems import SPOKEN, Problem
+from storage_audit.api.schemas import ABSENT, Asked, Limit, Number, Text, choices, first
 from storage_audit.audit.ownership import layouts
 from storage_audit.audit.scan import requests
 from storage_audit.audit.scan.requests import RESUMED
@@ -42,6 +34,77 @@ VIEW = "storage_audit.view_bucketscan"
 ADD, CHANGE_SCAN = "storage_audit.add_bucketscan", "storage_audit.change_bucketscan"
 RENAMED = {"scan_id": "pk", "message": "error"}
 MADE = ("status_url", "over", "differences")
+
+
+SPOKEN[requests.TooCostly] = "refused"
+
+Purpose = Annotated[BucketScan.Purpose, choices(BucketScan.Purpose)]
+ScanStatus = Annotated[BucketScan.Status, choices(BucketScan.Status)]
+
+
+class Scan(Schema):
+    scan_id: UUID
+    status_url: str
+    bucket: str
+    purpose: Purpose
+    prefix: str
+    project_id: str | None
+    since: datetime | None
+    dry_run: bool
+    accept_fewer: bool
+    ceiling: int | None
+    requested_by: str
+    status: ScanStatus
+    over: bool = Field(description="Nothing more happens by itself.")
+    message: str
+    in_key_order: bool
+    requests: int
+    listed: int
+    listed_bytes: int
+    added: int
+    updated: int
+    unchanged: int
+    differences: dict[str, int]
+    started_at: datetime
+    finished_at: datetime | None
+
+
+class ScanPage(Schema):
+    items: list[Scan]
+    next_cursor: UUID | None
+
+
+class NewScan(Asked):
+    """Of the whole bucket, of the keys with a prefix, or of those where files of a project can
+    be."""
+
+    model_config = ConfigDict(json_schema_extra={"not": {"required": ["prefix", "project_id"]}})
+
+    purpose: Purpose
+    prefix: Text = ABSENT
+    project_id: Text = ABSENT
+    dry_run: StrictBool = False
+    ceiling: Number = Field(ABSENT, description="Requests that it may take; else the setting.")
+    accept_fewer: StrictBool = Field(
+        False, description="Believe a listing that shows far fewer objects than there should be."
+    )
+
+    @model_validator(mode="after")
+    def has_one_scope(self) -> Self:
+        if self.prefix and self.project_id:
+            raise ValueError(_("Give a prefix or a project, and not both."))
+        return self
+
+
+class Resume(Asked):
+    ceiling: Number = Field(ABSENT, description="Requests that it may take; else as before.")
+    accept_fewer: StrictBool = False
+
+
+class ScanAccepted(Schema):
+    message: str
+    scan_id: UUID
+    status_url: str
 
 
 @router.get("", response={200: ScanPage, **refusals(404)})

@@ -15,7 +15,7 @@ from django.utils.html import escape
 from pytest_django import Settings
 
 from storage_audit import tasks
-from storage_audit.audit import meaning
+from storage_audit.audit import scan_text
 from storage_audit.audit.scan.requests import start_scan
 from storage_audit.conf import conf
 from storage_audit.findings import Finding
@@ -89,13 +89,13 @@ def test_who_may_not_see_findings_is_led_to_none() -> None:
 @pytest.mark.parametrize("status", BucketScan.Status.values)
 def test_a_scan_says_what_its_status_means_and_what_to_do(status: str) -> None:
     shown = text_of(superuser().get(page("bucketscan", "change", create_scan(status=status).pk)))
-    for sentence in meaning.SCANS[BucketScan.Status(status)]:
+    for sentence in scan_text.SCANS[BucketScan.Status(status)]:
         assert f"<p>{escape(str(sentence))}</p>" in shown
 
 
 @pytest.mark.parametrize(
     ("scope", "sentences"),
-    [({"dry_run": True}, meaning.DRY_SCAN), ({"since": timezone.now()}, meaning.PARTIAL_SCAN)],
+    [({"dry_run": True}, scan_text.DRY_SCAN), ({"since": timezone.now()}, scan_text.PARTIAL_SCAN)],
 )
 def test_a_scan_that_wrote_no_findings_says_so(
     scope: dict[str, object], sentences: tuple[str, str]
@@ -104,7 +104,7 @@ def test_a_scan_that_wrote_no_findings_says_so(
     assert all(f"<p>{escape(str(sentence))}</p>" in shown for sentence in sentences)
     failed = create_scan(status="failed", **scope)
     shown = text_of(superuser().get(page("bucketscan", "change", failed.pk)))
-    assert str(meaning.SCANS[BucketScan.Status.FAILED][0]) in shown
+    assert str(scan_text.SCANS[BucketScan.Status.FAILED][0]) in shown
 
 
 @pytest.mark.parametrize(

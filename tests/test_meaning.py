@@ -10,11 +10,13 @@ from django.utils import timezone
 from django.utils.html import escape
 from pytest_django import Settings
 
-from storage_audit.audit import meaning
+from storage_audit.audit import finding_text, meaning, scan_text
 from storage_audit.findings import Finding, Kind
 from storage_audit.items import CleanupItem
 from storage_audit.models import KnownProject, R2Object
 from storage_audit.operations import CleanupOperation
+from storage_audit.pages.known_projects import KNOWN
+from storage_audit.pages.objects import TRACKED
 from storage_audit.scans import BucketScan
 from tests.admin_client import page, superuser, text_of, url_of_cleanup
 from tests.builders import create_cleanup, create_finding, create_row
@@ -30,11 +32,11 @@ State = Finding.State
         (meaning.OUTCOMES, CleanupItem.Outcome),
         (meaning.DOING, CleanupOperation.Step),
         (meaning.TRIGGERS, CleanupOperation.Trigger),
-        (meaning.DIFFERENCES, Kind),
-        (meaning.FINDINGS, State),
-        (meaning.SCANS, BucketScan.Status),
-        (meaning.TRACKED, R2Object.State),
-        (meaning.KNOWN, KnownProject.Evidence),
+        (finding_text.DIFFERENCES, Kind),
+        (finding_text.FINDINGS, State),
+        (scan_text.SCANS, BucketScan.Status),
+        (TRACKED, R2Object.State),
+        (KNOWN, KnownProject.Evidence),
     ],
 )
 def test_every_member_has_its_sentence(
@@ -56,7 +58,7 @@ def shown_of(one: Finding) -> str:
 @pytest.mark.parametrize("kind", Kind)
 def test_an_open_finding_says_what_it_means_and_what_to_do(kind: Kind) -> None:
     shown = shown_of(create_finding("a", kind.value))
-    means, step = meaning.DIFFERENCES[kind]
+    means, step = finding_text.DIFFERENCES[kind]
     assert f"{escape(str(means))}<br>Nobody has decided about it yet.<br>{step}" in shown
 
 
@@ -65,10 +67,10 @@ def test_an_orphan_that_may_be_deleted_says_so(settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(hours=1)}
     old = timezone.now() - timedelta(days=30)
     one = create_finding("a", first_seen_at=old, last_modified=old)
-    assert str(meaning.RIPE) in shown_of(one)
+    assert str(finding_text.RIPE) in shown_of(one)
     one.state = State.ACKNOWLEDGED
     one.save()
-    assert str(meaning.RIPE) not in shown_of(one)
+    assert str(finding_text.RIPE) not in shown_of(one)
 
 
 @pytest.mark.django_db
@@ -88,7 +90,7 @@ def test_a_finding_that_is_decided_on_says_how_and_asks_for_nothing(
     facts: dict[str, Any], says: str
 ) -> None:
     shown = shown_of(create_finding("a", **facts))
-    means, step = meaning.DIFFERENCES[Kind.ORPHANED]
+    means, step = finding_text.DIFFERENCES[Kind.ORPHANED]
     assert str(means) in shown and says in shown
     assert str(step) not in shown and "<script>alert" not in shown
 
@@ -110,7 +112,7 @@ def test_a_finding_shows_no_field_that_says_nothing() -> None:
 def test_a_row_says_what_its_state_means(state: R2Object.State) -> None:
     tracked = create_row("a", state=state.value)
     shown = text_of(superuser().get(page("r2object", "change", tracked.pk)))
-    assert escape(str(meaning.TRACKED[state])) in shown
+    assert escape(str(TRACKED[state])) in shown
 
 
 @pytest.mark.django_db
@@ -118,7 +120,7 @@ def test_a_row_says_what_its_state_means(state: R2Object.State) -> None:
 def test_a_known_id_says_what_its_evidence_means(evidence: KnownProject.Evidence) -> None:
     KnownProject.objects.create(pk="proj-1", evidence=evidence)
     shown = text_of(superuser().get(page("knownproject", "change", "proj-1")))
-    assert escape(str(meaning.KNOWN[evidence])) in shown
+    assert escape(str(KNOWN[evidence])) in shown
 
 
 # Operations

@@ -1,4 +1,4 @@
-"""What each status, outcome and state means for a person, and what happens next."""
+"""What each status and outcome of a cleanup means for a person, and what happens next."""
 
 from typing import Any
 
@@ -6,18 +6,12 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit import projects
-from storage_audit.findings import Finding
-from storage_audit.findings import Kind as Difference
 from storage_audit.items import CleanupItem
-from storage_audit.models import KnownProject, R2Object
 from storage_audit.operations import CleanupOperation
-from storage_audit.scans import BucketScan
 from storage_audit.timeline import OperationEvent
 
 Kind, Status = CleanupOperation.Kind, CleanupOperation.Status
 Outcome, Step, Trigger = CleanupItem.Outcome, CleanupOperation.Step, CleanupOperation.Trigger
-ScanStatus, Decided = BucketScan.Status, Finding.State
-Evidence, Tracked = KnownProject.Evidence, R2Object.State
 
 MEANING = {
     Status.PLANNED: gettext_lazy(
@@ -76,147 +70,6 @@ MANY = {
         " or a person releases this operation."
     ),
     Status.SUPERSEDED: gettext_lazy("It is settled; the message says how."),
-}
-# What each kind of finding means, and what a person does about it.
-DIFFERENCES = {
-    Difference.ORPHANED: (
-        gettext_lazy("Objects whose project was deleted, or was never known."),
-        gettext_lazy("A later scan must see them once more before they can be deleted."),
-    ),
-    Difference.MISSING: (
-        gettext_lazy("Rows that tell of objects which are not in the bucket."),
-        gettext_lazy("Upload them again, or remove the rows."),
-    ),
-    Difference.UNTRACKED: (
-        gettext_lazy("Objects of projects that exist, of which no row tells."),
-        gettext_lazy("Track them, so that they go when their project does."),
-    ),
-    Difference.CHANGED: (
-        gettext_lazy("Objects that are not as their rows say: something else wrote them."),
-        gettext_lazy("Find out what did, then track them as they are."),
-    ),
-    Difference.AMBIGUOUS: (
-        gettext_lazy("Objects that may be one project’s or another’s, going by their keys."),
-        gettext_lazy("Adopt them into the right project, or acknowledge them."),
-    ),
-    Difference.UNRECOGNISED: (
-        gettext_lazy("Objects whose keys no layout knows."),
-        gettext_lazy("Adopt them into a project, or acknowledge them."),
-    ),
-    Difference.MISNAMED: (
-        gettext_lazy("Objects whose keys have the project’s id with its prefix twice."),
-        gettext_lazy("Rename them, once nothing links to the old keys."),
-    ),
-    Difference.UNSTORABLE: (
-        gettext_lazy("Objects whose keys no table can hold, and this application cannot delete."),
-        gettext_lazy("Delete them in Cloudflare’s dashboard, or acknowledge them."),
-    ),
-    Difference.UNFINISHED: (
-        gettext_lazy("Uploads that nobody completed; their parts cost money."),
-        gettext_lazy("Abort them, if nothing uploads there any more."),
-    ),
-}
-RIPE = gettext_lazy("Two scans saw it, long enough apart: “Delete orphans” may delete it now.")
-# Of what is open a person is told the step above.
-FINDINGS = {
-    Decided.OPEN: gettext_lazy("Nobody has decided about it yet."),
-    Decided.ACKNOWLEDGED: gettext_lazy(
-        "%(who)s said that it may stay as it is, and why: “%(note)s” Nothing is done about it until"
-        " somebody reopens it."
-    ),
-    Decided.RESOLVED: gettext_lazy(
-        "It is settled; the note says how. Nothing needs to be done: should a later scan see it"
-        " again, it is open again."
-    ),
-}
-# What a scan's status means, and what a person does then.
-SCANS = {
-    ScanStatus.RUNNING: (
-        gettext_lazy(
-            "The bucket is being listed and compared with the table. Nothing is concluded before"
-            " all was listed and is believed."
-        ),
-        gettext_lazy("Wait for its end, or stop it."),
-    ),
-    ScanStatus.STOPPED: (
-        gettext_lazy(
-            "It was stopped before its end, so nothing is concluded from it, and no finding is"
-            " written. The message says why."
-        ),
-        gettext_lazy(
-            "Resume it within a day of its beginning, or begin another. If nobody worked on it for"
-            " more than an hour, it starts again."
-        ),
-    ),
-    ScanStatus.COMPLETE: (
-        gettext_lazy(
-            "All was listed, and is believed. What differs is among the findings; what was found"
-            " before and is not there any more is resolved."
-        ),
-        gettext_lazy("Look through what it found, and do about each kind what is said with it."),
-    ),
-    ScanStatus.FAILED: (
-        gettext_lazy(
-            "It broke off, or is not believed, so nothing is concluded from it, and no finding is"
-            " written. The message says why."
-        ),
-        gettext_lazy(
-            "Put right what the message says. Then resume it within a day of its beginning, or"
-            " begin another. If nobody worked on it for more than an hour, it starts again."
-        ),
-    ),
-}
-# Of those that are complete and wrote no findings.
-DRY_SCAN = (
-    gettext_lazy("All was listed. It was a dry run: no row and no finding was written."),
-    gettext_lazy("To have them written, begin it again without “Dry run”."),
-)
-PARTIAL_SCAN = (
-    gettext_lazy(
-        "It looked only at what the table says was written lately. That says nothing of the rest,"
-        " so no finding was written."
-    ),
-    gettext_lazy("To have findings, begin a scan of the whole bucket."),
-)
-# What the state of a tracking row means, and what a person does where it stays so.
-TRACKED = {
-    Tracked.UPLOADING: gettext_lazy(
-        "The application is uploading it. Should it stay so for hours, whatever uploaded it has"
-        " died: upload it again."
-    ),
-    Tracked.STORED: gettext_lazy(
-        "It was seen in the bucket, as its size and ETag here say. Nothing needs to be done."
-    ),
-    Tracked.UPLOAD_FAILED: gettext_lazy(
-        "Its upload ended with an error, so most likely there is no object. Upload it again, or"
-        " delete the row."
-    ),
-    Tracked.DELETING: gettext_lazy(
-        "It is being deleted, and nothing may be uploaded to its key meanwhile. The row goes once"
-        " the object is seen gone. Should it stay so, “Why?” tells what stands in the way."
-    ),
-}
-# How an id came to be known, and what a person does about it.
-KNOWN = {
-    Evidence.SAVED: gettext_lazy(
-        "The application saved a project with this id, and nobody said that it is deleted: it"
-        " counts as alive."
-    ),
-    Evidence.SEEN: gettext_lazy(
-        "The sweep saw a project with this id in the table, and nobody said that it is deleted: it"
-        " counts as alive."
-    ),
-    Evidence.DELETED: gettext_lazy(
-        "The application deleted the project, and a cleanup of its files followed."
-    ),
-    Evidence.VANISHED: gettext_lazy(
-        "The project is gone, and no deletion was signalled: it was deleted with SQL or past"
-        " Django. Its cleanup is blocked. Force-delete that if its files are to go, or restore the"
-        " project."
-    ),
-    Evidence.DECLARED: gettext_lazy(
-        "A person said that the project is deleted, and a cleanup of its files followed."
-    ),
 }
 NOT_WHILE_ALIVE = gettext_lazy(
     "The project exists, so this plan cannot be run. Deleting the project starts a cleanup of its"
@@ -387,22 +240,3 @@ def blocked_beside(operation: CleanupOperation) -> CleanupOperation | None:
 def is_of_live_project(operation: CleanupOperation) -> bool:
     """Whether this is a plan that cannot be run as its project exists."""
     return operation.status == Status.PLANNED and projects.is_alive(operation.project_id)
-
-
-def of_finding(finding: Finding) -> list[str]:
-    """What it means, what was decided about it, and what a person does about it."""
-    means, step = DIFFERENCES[Difference(finding.kind)]
-    who = {"who": finding.decided_by or _("Somebody"), "note": finding.note}
-    sentences = [str(means), FINDINGS[Decided(finding.state)] % who]
-    if finding.state == Decided.OPEN:
-        is_ripe = Finding.objects.deletable().contains(finding)
-        sentences.append(str(RIPE if is_ripe else step))
-    return sentences
-
-
-def of_scan(scan: BucketScan) -> tuple[str, str]:
-    """What its status means, and what a person does then."""
-    special = DRY_SCAN if scan.dry_run else PARTIAL_SCAN if scan.is_partial else None
-    known = SCANS[ScanStatus(scan.status)]
-    means, step = special if special and scan.status == ScanStatus.COMPLETE else known
-    return str(means), str(step)

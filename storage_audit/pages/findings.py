@@ -16,8 +16,8 @@ from django.views.decorators.http import require_GET
 
 from storage_audit import tasks
 from storage_audit.audit.decisions.base import Decision, Refusal, refuse_many
+from storage_audit.audit.finding_text import of_finding
 from storage_audit.audit.installation import Mismatch
-from storage_audit.audit.meaning import of_finding
 from storage_audit.bucket.errors import StoreError
 from storage_audit.findings import Finding, FindingQuerySet
 from storage_audit.formats import placed_key, shown_key, told

@@ -6,11 +6,34 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit.audit.meaning import KNOWN
 from storage_audit.models import KnownProject
 from storage_audit.pages.base import ReadOnlyAdmin
 from storage_audit.pages.links import lookup_of
 from storage_audit.redaction import visible
+
+Evidence = KnownProject.Evidence
+# How an id came to be known, and what a person does about it.
+KNOWN = {
+    Evidence.SAVED: gettext_lazy(
+        "The application saved a project with this id, and nobody said that it is deleted: it"
+        " counts as alive."
+    ),
+    Evidence.SEEN: gettext_lazy(
+        "The sweep saw a project with this id in the table, and nobody said that it is deleted: it"
+        " counts as alive."
+    ),
+    Evidence.DELETED: gettext_lazy(
+        "The application deleted the project, and a cleanup of its files followed."
+    ),
+    Evidence.VANISHED: gettext_lazy(
+        "The project is gone, and no deletion was signalled: it was deleted with SQL or past"
+        " Django. Its cleanup is blocked. Force-delete that if its files are to go, or restore the"
+        " project."
+    ),
+    Evidence.DECLARED: gettext_lazy(
+        "A person said that the project is deleted, and a cleanup of its files followed."
+    ),
+}
 
 
 @admin.register(KnownProject)

@@ -12,7 +12,7 @@ from django.utils.translation import gettext_lazy, ngettext
 from storage_audit.audit import overview
 from storage_audit.audit.delays import Delay
 from storage_audit.audit.diagnostics.comparison import Comparison
-from storage_audit.audit.meaning import DIFFERENCES
+from storage_audit.audit.finding_text import DIFFERENCES
 from storage_audit.fields import ALL_BUCKETS
 from storage_audit.findings import Finding, Kind
 from storage_audit.formats import age

@@ -14,7 +14,6 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.audit.decisions import tracking
-from storage_audit.audit.meaning import TRACKED
 from storage_audit.formats import amount, placed_key, will_go
 from storage_audit.models import R2Object
 from storage_audit.pages.acts import with_lines
@@ -27,6 +26,25 @@ from storage_audit.pages.used_files import DELETED, used_lines
 from storage_audit.querysets import R2ObjectQuerySet
 from storage_audit.redaction import visible
 
+Tracked = R2Object.State
+# What the state of a tracking row means, and what a person does where it stays so.
+TRACKED = {
+    Tracked.UPLOADING: gettext_lazy(
+        "The application is uploading it. Should it stay so for hours, whatever uploaded it has"
+        " died: upload it again."
+    ),
+    Tracked.STORED: gettext_lazy(
+        "It was seen in the bucket, as its size and ETag here say. Nothing needs to be done."
+    ),
+    Tracked.UPLOAD_FAILED: gettext_lazy(
+        "Its upload ended with an error, so most likely there is no object. Upload it again, or"
+        " delete the row."
+    ),
+    Tracked.DELETING: gettext_lazy(
+        "It is being deleted, and nothing may be uploaded to its key meanwhile. The row goes once"
+        " the object is seen gone. Should it stay so, “Why?” tells what stands in the way."
+    ),
+}
 KEYS_SHOWN = 50
 
 

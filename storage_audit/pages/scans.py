@@ -19,7 +19,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit import tasks
-from storage_audit.audit.meaning import DIFFERENCES, of_scan
+from storage_audit.audit.finding_text import DIFFERENCES
 from storage_audit.audit.scan.requests import (
     RESUMED,
     TooCostly,
@@ -27,6 +27,7 @@ from storage_audit.audit.scan.requests import (
     refuse_beside_another,
     start_scan,
 )
+from storage_audit.audit.scan_text import of_scan
 from storage_audit.conf import conf
 from storage_audit.findings import Kind
 from storage_audit.pages.base import ReadOnlyAdmin, action

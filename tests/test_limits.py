@@ -26,6 +26,7 @@ from storage_audit import tasks
 from storage_audit.audit import cleanup, installation, limits, requests, vanished
 from storage_audit.audit.installation import MARKER, Mismatch
 from storage_audit.audit.scan.requests import start_scan
+from storage_audit.audit.scan.scan_limits import expected_objects
 from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.audit.work import Work
 from storage_audit.bucket.errors import Unavailable
@@ -1012,7 +1013,7 @@ def test_rows_written_since_a_first_scan_began_are_not_expected(bucket: Bucket) 
     lost(bucket, 2)
     begun = start_scan()
     track(bucket, media(3)[-1], "proj_1", etag="e", size=1)
-    assert limits.expected_objects(begun) == 2
+    assert expected_objects(begun) == 2
 
 
 def test_uploads_since_the_scan_before_are_expected(bucket: Bucket) -> None:
@@ -1082,7 +1083,7 @@ def test_deleted_file_is_not_expected_if_the_last_scan_listed_it(
     key = place.get("key", key)
     stored = {"found_in": "both", "last_modified": now - timedelta(days=1)}
     operation.items.create(key=key, identity=key, outcome="deleted", **stored)
-    assert limits.expected_objects(start_scan("projects/")) == expected
+    assert expected_objects(start_scan("projects/")) == expected
 
 
 def test_backfill_command_takes_a_person_s_word(bucket: Bucket) -> None:

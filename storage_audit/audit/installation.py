@@ -14,9 +14,11 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
+from django.utils.functional import Promise
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from storage_audit.audit.layouts import OWN_PREFIX
 from storage_audit.bucket import frame, r2, uploads, wrangler
@@ -24,13 +26,14 @@ from storage_audit.bucket.errors import Broken, StoreError
 from storage_audit.bucket.listing import Identity, exact, nfc, pages, pages_in_any_order
 from storage_audit.bucket.r2 import Listed
 from storage_audit.conf import conf
-from storage_audit.models import Installation
-from storage_audit.redaction import visible
+from storage_audit.models import Installation, KnownProject
+from storage_audit.redaction import redact, visible
 
 MARKER = f"{OWN_PREFIX}installation.json"
 # In place of a marker's name while a new one is written.
 BEING_CLAIMED = "being claimed"
 MACHINE_ID = Path("/etc/machine-id")
+AGAIN = gettext_lazy("Then force-delete this operation.")
 
 
 class Mismatch(Exception):
@@ -247,6 +250,32 @@ def read_marker(bucket: str) -> dict[str, object] | None:
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def refuse_empty_table(then: str | Promise = AGAIN) -> None:
+    """Who lives is asked of the table of projects, so that it must tell. Raises Mismatch when it
+    cannot be read, and when it is empty though nobody said that its projects are deleted; `then`
+    is what to do once that is mended."""
+    try:
+        stranded = KnownProject.objects.stranded().count()
+    except DatabaseError as error:
+        raise Mismatch(
+            _(
+                "The table of projects cannot be read, so nothing is concluded and nothing is"
+                " deleted. Mend that. %(then)s The database says: %(error)s"
+            )
+            % {"then": then, "error": redact(str(error))}
+        ) from error
+    if stranded:
+        raise Mismatch(
+            _(
+                "The table of projects is empty, though of %(stranded)s projects nobody said that"
+                " they are deleted. So nothing is concluded and nothing is deleted. Restore the"
+                " rows, or decide on the operations of the projects that are gone without a signal."
+                " %(then)s"
+            )
+            % {"stranded": stranded, "then": then}
+        )
 
 
 def claim(bucket: str, *, take_over: bool = False) -> Traits:

@@ -3,32 +3,25 @@
 from datetime import timedelta
 from statistics import median
 
-from django.db import DatabaseError
 from django.db.models import Count, Exists, OuterRef, Sum
 from django.db.models.functions import Coalesce
 from django.template.defaultfilters import filesizeformat
-from django.utils.functional import Promise
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, ngettext
+from django.utils.translation import ngettext
 
-from storage_audit.audit.installation import Mismatch
 from storage_audit.bucket.wrangler import expected_duration
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import after, latest
 from storage_audit.conf import conf
-from storage_audit.fields import starts_with_any
 from storage_audit.items import CleanupItem
-from storage_audit.models import KnownProject, R2Object
+from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
-from storage_audit.redaction import redact
-from storage_audit.scans import BucketScan
 
 Kind, Status = CleanupOperation.Kind, CleanupOperation.Status
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
 # A median is taken of so many cleanups, and of no fewer than these: one that a person released
 # must not say what is usual.
 RECENT, ENOUGH = 20, 5
-AGAIN = gettext_lazy("Then force-delete this operation.")
 # So many may well have been removed by hand.
 FEW = 20
 
@@ -160,68 +153,3 @@ def figures(gone: int, total: int) -> dict[str, object]:
 
 def percent(share: float) -> str:
     return f"{share * 100:g}"
-
-
-def refuse_empty_table(then: str | Promise = AGAIN) -> None:
-    """Who lives is asked of the table of projects, so that it must tell. Raises Mismatch when it
-    cannot be read, and when it is empty though nobody said that its projects are deleted; `then`
-    is what to do once that is mended."""
-    try:
-        stranded = KnownProject.objects.stranded().count()
-    except DatabaseError as error:
-        raise Mismatch(
-            _(
-                "The table of projects cannot be read, so nothing is concluded and nothing is"
-                " deleted. Mend that. %(then)s The database says: %(error)s"
-            )
-            % {"then": then, "error": redact(str(error))}
-        ) from error
-    if stranded:
-        raise Mismatch(
-            _(
-                "The table of projects is empty, though of %(stranded)s projects nobody said that"
-                " they are deleted. So nothing is concluded and nothing is deleted. Restore the"
-                " rows, or decide on the operations of the projects that are gone without a signal."
-                " %(then)s"
-            )
-            % {"stranded": stranded, "then": then}
-        )
-
-
-def refuse_shrunken(scan: BucketScan) -> None:
-    """Raises Mismatch when the scan found far less than there must be."""
-    expected = expected_objects(scan)
-    if is_reasonable(expected - scan.listed, expected):
-        return
-    raise Mismatch(
-        _(
-            "The listing shows %(listed)s objects where about %(expected)s should be. If more than"
-            " %(few)s objects and %(share)s %% are missing, it is rather the listing or the bucket"
-            " that is wrong, so nothing is concluded. If they are really gone, add --accept-fewer."
-        )
-        % {**figures(0, expected), "listed": scan.listed, "expected": expected}
-    )
-
-
-def expected_objects(scan: BucketScan) -> int:
-    """What the latest complete scan found and what became of it since; without one, what is
-    tracked. For a partial look, the rows that it looks at."""
-    rows = R2Object.objects.in_bucket(scan.bucket).at_rest()
-    rows = rows.filter(starts_with_any("key", scan.prefixes))
-    if scan.is_partial:
-        rows = rows.filter(updated_at__gte=scan.since)
-    before = scan.before()
-    if before is None or scan.is_partial:
-        # Not what a backfill writes meanwhile.
-        return rows.filter(created_at__lt=scan.started_at).exclude(etag="").count()
-    since = {"created_at__gte": before.started_at, "created_at__lt": scan.started_at}
-    uploaded = rows.filter(source=R2Object.Source.UPLOAD, **since).exclude(etag="").count()
-    # What came and went in between was in no listing.
-    deleted = CleanupItem.objects.filter(
-        starts_with_any("key", scan.prefixes),
-        after("operation__finished_at", before.started_at),
-        operation__bucket=scan.bucket,
-        outcome=Outcome.DELETED,
-        last_modified__lt=before.started_at,
-    )
-    return before.listed + uploaded - deleted.count()

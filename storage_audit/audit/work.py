@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from storage_audit import logs
-from storage_audit.audit import installation, limits
+from storage_audit.audit import installation
 from storage_audit.audit.installation import Traits
 from storage_audit.audit.ownership import Deleted
 from storage_audit.audit.position import Alike, Basis
@@ -90,7 +90,7 @@ class Work:
         # Before the traits: if the bucket is claimed again, nothing is seen under this name.
         marker = installation.recorded_marker(operation.bucket) or ""
         traits = installation.check(operation.bucket)
-        limits.refuse_empty_table()
+        installation.refuse_empty_table()
         return cls(operation, traits, ends, clock_zero, marker)
 
     @property
@@ -113,7 +113,7 @@ class Work:
         """Is it still the right bucket, and the right database? Raises Mismatch and StoreError."""
         self.traits = installation.identify(self.operation.bucket)
         self.see_marker()
-        limits.refuse_empty_table()
+        installation.refuse_empty_table()
 
     def see_marker(self) -> None:
         """Call after a listing, before anything of it is written. Raises Mismatch and

@@ -10,11 +10,12 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit import clocks, projects
-from storage_audit.audit import installation, limits
+from storage_audit.audit import installation
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.scan import sightings
 from storage_audit.audit.scan.batch import note_keys
 from storage_audit.audit.scan.rows import find_each, find_in_any_order, still_there
+from storage_audit.audit.scan.scan_limits import refuse_shrunken
 from storage_audit.audit.scan.unfinished import sightings as sightings_of_uploads
 from storage_audit.bucket.listing import (
     Identity,
@@ -90,9 +91,9 @@ def end(scan: BucketScan, identity: Identity) -> None:
     if not (scan.in_key_order or scan.is_partial):
         note_unlisted(scan)
     marker = installation.see_marker(scan.bucket)
-    limits.refuse_empty_table(_("Then start the scan again."))
+    installation.refuse_empty_table(_("Then start the scan again."))
     if not scan.accept_fewer:
-        limits.refuse_shrunken(scan)
+        refuse_shrunken(scan)
     look_for_missing(scan, identity)
     settles = not (scan.dry_run or scan.is_partial)
     gone = look_for_kept(scan, identity) if settles else set[int]()

@@ -10,8 +10,9 @@ from django.db.models import Q
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit.audit import limits, prices
+from storage_audit.audit import prices
 from storage_audit.audit.ownership import layouts
+from storage_audit.audit.scan.scan_limits import expected_objects
 from storage_audit.audit.scan.shards import cut
 from storage_audit.bucket.r2 import PAGE
 from storage_audit.conf import conf
@@ -51,7 +52,7 @@ class Cost:
 
 
 def cost_of(scan: BucketScan) -> Cost:
-    before, objects = scan.before(), limits.expected_objects(scan)
+    before, objects = scan.before(), expected_objects(scan)
     if scan.is_partial:
         return Cost(objects, objects or 1, None)
     seconds = None

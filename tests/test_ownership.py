@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest_django import Settings
 
+from storage_audit.audit.attribution import Owner, attribute
 from storage_audit.audit.covering import possible_owners, unsure_among
 from storage_audit.audit.decisions.orphans import delete_orphans
 from storage_audit.audit.key_format import Readings
@@ -31,7 +32,6 @@ from storage_audit.audit.ownership import (
     too_young,
     version,
 )
-from storage_audit.audit.scan.owners import Owner, attribute
 from storage_audit.bucket.listing import exact
 from storage_audit.bucket.r2 import Listed
 from storage_audit.clocks import apart

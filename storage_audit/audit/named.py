@@ -15,6 +15,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.audit import headway
+from storage_audit.audit.attribution import Doubt, attribute
 from storage_audit.audit.covering import (
     asked_by,
     find_acknowledged,
@@ -35,14 +36,12 @@ from storage_audit.audit.ownership import (
     layouts,
     named_in,
 )
-from storage_audit.audit.scan.owners import attribute
 from storage_audit.audit.sending import Planned
 from storage_audit.audit.work import Undecided, Work
 from storage_audit.bucket.listing import exact
 from storage_audit.bucket.r2 import Listed
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import CLOCKS_DIFFER, was_ahead
-from storage_audit.findings import Kind
 from storage_audit.items import CleanupItem
 from storage_audit.models import KnownProject, R2Object
 from storage_audit.operations import CleanupOperation
@@ -308,6 +307,6 @@ def doubt(
     if living := names & alive:
         return could_be(living)
     owner = attribute(readings, rows, known, alive, stored)
-    if owner.difference != Kind.ORPHANED:
-        return _("It is no orphan any more, but %s.") % Kind(owner.difference).label
+    if owner.difference != Doubt.ORPHANED:
+        return _("It is no orphan any more, but %s.") % Doubt(owner.difference).label
     return ""

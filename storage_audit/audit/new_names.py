@@ -10,12 +10,13 @@ from django.utils.translation import gettext as _
 
 from storage_audit import projects
 from storage_audit.audit import installation
+from storage_audit.audit.attribution import attribute
 from storage_audit.audit.covering import find_keeping, why_left
 from storage_audit.audit.discovery import rows_by_identity
 from storage_audit.audit.key_format import Reading
 from storage_audit.audit.ownership import known_among, layouts, too_many_owners
 from storage_audit.audit.references import Used, uses_of_rows
-from storage_audit.audit.scan.owners import attribute, named_by_deletions
+from storage_audit.audit.scan.owners import named_by_deletions
 from storage_audit.audit.scan.rows import being_deleted
 from storage_audit.audit.work import LONE_KEYS
 from storage_audit.bucket import copies

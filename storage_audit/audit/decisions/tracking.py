@@ -13,6 +13,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit import projects
 from storage_audit.audit import installation
+from storage_audit.audit.attribution import attribute
 from storage_audit.audit.covering import (
     find_about,
     find_covering,
@@ -33,7 +34,7 @@ from storage_audit.audit.decisions.base import (
 from storage_audit.audit.discovery import find_owners, rows_by_identity
 from storage_audit.audit.ownership import layouts
 from storage_audit.audit.scan import rows
-from storage_audit.audit.scan.owners import Seen, attribute, recognise
+from storage_audit.audit.scan.owners import Seen, recognise
 from storage_audit.bucket.listing import Identity, find, nfc
 from storage_audit.findings import Finding
 from storage_audit.locking import impatient

@@ -1,58 +1,27 @@
-"""Whose is a listed object, going by its key and by its row, and what is wrong with that?"""
+"""The objects of a listing, with their rows and owners."""
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from itertools import chain
 from typing import NamedTuple
 
-from django.utils.translation import gettext as _
-
+from storage_audit.audit.attribution import Doubt, Owner, attribute
 from storage_audit.audit.covering import find_covering, possible_owners
 from storage_audit.audit.discovery import rows_by_identity
-from storage_audit.audit.key_format import Reading, Readings
 from storage_audit.audit.ownership import (
-    Facts,
-    Row,
     alive_among,
-    could_be,
-    evidence_of,
-    has_too_many_owners,
-    is_given,
-    is_of_nobody,
     known_among,
     layouts,
     named_in,
-    plain_under,
-    rivals_of,
-    shorten,
-    telling,
 )
 from storage_audit.bucket.listing import Identity, exact
 from storage_audit.bucket.r2 import Listed
 from storage_audit.clocks import is_maybe_since
-from storage_audit.findings import Kind
 from storage_audit.items import CleanupItem
 from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
 
 Source, State = R2Object.Source, R2Object.State
-
-
-class Owner(NamedTuple):
-    """Whose an object seems to be, and what is wrong with that, if anything is.
-
-    `plain_under` as the row has it.
-    """
-
-    project_id: str | None
-    reading: Reading | None
-    difference: str = ""
-    evidence: str = ""
-    plain_under: int | None = None
-
-    @property
-    def is_misnamed(self) -> bool:
-        return self.reading is not None and layouts().is_doubled(self.reading.layout)
 
 
 class Seen(NamedTuple):
@@ -94,7 +63,7 @@ def recognise(
         {
             identity(listed.key): possible_owners(ways, its_rows, listed)
             for listed, ways, its_rows, owner in found
-            if owner.difference == Kind.ORPHANED
+            if owner.difference == Doubt.ORPHANED
         },
     )
     busy = R2Object.objects.in_hand_among(chain.from_iterable(rows.values()))
@@ -133,43 +102,3 @@ def named_by_deletions(bucket: str, untracked: Collection[str]) -> set[str]:
         operation__in=deletions, identity__any_of=untracked, escaped=False
     ).exclude(outcome=CleanupItem.Outcome.PROTECTED)
     return set(items.values_list("identity", flat=True))
-
-
-def attribute(
-    readings: Readings,
-    rows: Sequence[Row],
-    known: set[str],
-    alive: set[str],
-    stored: Facts | None,
-) -> Owner:
-    """`known` are the projects that ever lived, `alive` those that live now, `stored` the object:
-    a person's decision holds for no other one."""
-    told = telling(rows)
-    evidence = shorten(told.values(), "; ") if told else evidence_of(readings)
-    if has_too_many_owners(readings, rows, stored):
-        return Owner(None, None, Kind.AMBIGUOUS, evidence_of(readings))
-    if len(told) > 1:
-        return Owner(None, None, Kind.AMBIGUOUS, evidence)
-    if is_of_nobody(readings, rows, stored):
-        return Owner(None, None, Kind.UNRECOGNISED, evidence)
-    names = set(told) or readings.projects
-    if names and (rivals := rivals_of(readings, rows, alive, stored)):
-        return Owner(None, None, Kind.AMBIGUOUS, f"{evidence}; {could_be(rivals, rows)}")
-    candidates = names & known or names
-    if len(candidates) == 1:
-        [project_id] = candidates
-        reading = next((r for r in readings if r.project == project_id), None)
-        # What the key may also name can become a rival.
-        possible = names if is_given(rows, stored) else names | readings.projects
-        owner = Owner(project_id, reading, plain_under=plain_under(possible, reading))
-        if project_id in alive:
-            return owner
-    if not candidates:
-        return Owner(None, None, Kind.UNRECOGNISED, evidence)
-    if len(candidates) > 1:
-        return Owner(None, None, Kind.AMBIGUOUS, evidence)
-    if project_id in known:
-        reason = _("project %s was deleted") % project_id
-    else:
-        reason = _("no project %s was ever known") % project_id
-    return owner._replace(difference=Kind.ORPHANED, evidence=f"{evidence}; {reason}")

@@ -12,9 +12,10 @@ from django.db.models import Q, Subquery
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from storage_audit.audit.attribution import Owner
 from storage_audit.audit.ownership import is_same, is_unconfirmed, same_time, told_by
 from storage_audit.audit.scan.bulk import line, load
-from storage_audit.audit.scan.owners import Owner, Seen
+from storage_audit.audit.scan.owners import Seen
 from storage_audit.bucket.listing import (
     Identity,
     OutOfOrder,

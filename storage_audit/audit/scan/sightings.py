@@ -5,7 +5,8 @@ from datetime import datetime
 
 from django.utils.translation import gettext as _
 
-from storage_audit.audit.scan.owners import Owner, Seen
+from storage_audit.audit.attribution import Owner
+from storage_audit.audit.scan.owners import Seen
 from storage_audit.audit.scan.rows import difference
 from storage_audit.bucket.listing import escape
 from storage_audit.bucket.r2 import Listed

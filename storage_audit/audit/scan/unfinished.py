@@ -6,9 +6,9 @@ from itertools import chain
 
 from django.utils import timezone
 
+from storage_audit.audit.attribution import attribute
 from storage_audit.audit.layouts import OWN_PREFIX
 from storage_audit.audit.ownership import alive_among, evidence_of, known_among, layouts
-from storage_audit.audit.scan.owners import attribute
 from storage_audit.bucket import uploads
 from storage_audit.bucket.listing import escape, storable
 from storage_audit.bucket.uploads import Upload

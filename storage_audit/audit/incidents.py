@@ -36,6 +36,10 @@ def notice() -> Notice | None:
         return notice_others()
 
 
+def begin_lost(operation: CleanupOperation, summary: str, **kwargs: object) -> None:
+    Incident.objects.begin([Incident(kind=Kind.LOST, operation=operation, summary=summary)])
+
+
 def is_still_lost(incident: Incident) -> bool:
     return incident.operation is not None and used_files.is_still_lost(incident.operation)
 

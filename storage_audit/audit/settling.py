@@ -10,6 +10,7 @@ from functools import partial
 from django.db import transaction
 from django.db.models import Case, Exists, F, OuterRef, Q, TextField, Value, When
 from django.db.models.functions import Concat
+from django.dispatch import Signal
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -19,7 +20,6 @@ from storage_audit.audit.work import Work
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import CLOCKS_DIFFER, maybe_since
 from storage_audit.conf import conf
-from storage_audit.findings import Finding
 from storage_audit.items import CleanupItem
 from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
@@ -29,6 +29,9 @@ Outcome = CleanupItem.Outcome
 CALLED_GONE = (Outcome.DELETED, Outcome.ALREADY_ABSENT)
 # Items in one transaction: a fraction of a second.
 TOGETHER = 5000
+# Sent with an operation and those of its items that the look saw gone, before they are called so
+# and in the same transaction: an error of a receiver rolls all of that back.
+objects_gone = Signal()
 
 
 def settle(work: Work, lost: dict[int, str]) -> None:
@@ -83,7 +86,7 @@ def settle_sent(
     gone, there = items.filter(present_at=None), items.filter(present_at__isnull=False)
     named = {pk: lost[pk] for pk in gone.values_list("pk", flat=True) if pk in lost}
     forget_rows(operation, gone)
-    resolve_findings(operation, gone)
+    objects_gone.send(CleanupOperation, operation=operation, gone=gone)
     gone.filter(calls=0).mark(Outcome.ALREADY_ABSENT)
     gone.filter(calls__gt=0).mark(Outcome.DELETED)
     used_files.tell_lost(operation, named)
@@ -116,7 +119,7 @@ def doubt_what_was_uploaded(operation: CleanupOperation, unsent: CleanupItemQuer
 
 
 def call_absent(operation: CleanupOperation, items: CleanupItemQuerySet) -> None:
-    resolve_findings(operation, items)
+    objects_gone.send(CleanupOperation, operation=operation, gone=items)
     items.mark(Outcome.ALREADY_ABSENT)
 
 
@@ -139,28 +142,6 @@ def doubt_what_is_back(back: CleanupItemQuerySet) -> None:
 
 def forget_rows(operation: CleanupOperation, gone: CleanupItemQuerySet) -> None:
     barred_by(operation).filter(state=R2Object.State.DELETING, key__in=gone.names()).forget()
-
-
-def resolve_findings(operation: CleanupOperation, gone: CleanupItemQuerySet) -> None:
-    """Close what scans found wrong with these objects, unless a scan that began after this look
-    saw them; an unfinished upload is no object."""
-    found = Finding.objects.filter(
-        bucket=operation.bucket, last_seen_at__lte=operation.cursor["began"]
-    ).exclude(kind=Finding.Kind.UNFINISHED)
-    if operation.kind == CleanupOperation.Kind.OBJECTS:
-        # A renaming deletes the old object, and says what became of it when it has ended.
-        found = found.exclude(kind=Finding.Kind.MISNAMED)
-    tracked = R2Object.objects.filter(bucket=OuterRef("bucket"), key=OuterRef("key"))
-    # Of a row that is another project's the object is still missing.
-    found = found.exclude(Exists(tracked), kind=Finding.Kind.MISSING)
-    for items, text in (
-        (gone.filter(calls__gt=0), _("deleted by operation %s")),
-        (gone.filter(calls=0), _("seen gone by operation %s")),
-    ):
-        for escaped in (False, True):
-            names = items.filter(escaped=escaped).names()
-            alike = found.filter(escaped=escaped, key__in=names)
-            alike.resolve(text % operation.pk, operation.requested_by)
 
 
 def give_up(operation: CleanupOperation, stayed: CleanupItemQuerySet) -> None:

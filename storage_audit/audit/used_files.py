@@ -7,6 +7,7 @@ are gone: a row that was saved in between lost its file, which a person must kno
 from collections.abc import Iterable
 
 from django.db import transaction
+from django.dispatch import Signal
 from django.utils import timezone
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
@@ -17,7 +18,6 @@ from storage_audit.audit.references import Cascade, Used, uses_of_keys, uses_of_
 from storage_audit.audit.work import Work
 from storage_audit.bucket.errors import TooLate
 from storage_audit.conf import conf
-from storage_audit.incidents import Incident
 from storage_audit.items import CleanupItem
 from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
@@ -30,6 +30,9 @@ KEPT = gettext_lazy(
     " it all the same, delete its R2 object row. If it has none, adopt it into a project first."
 )
 LOST = gettext_lazy("Deleted, but %s still names it. Upload the file again, or delete the row.")
+# Sent with an operation and a text that names such a row, in the transaction that calls the files
+# deleted: a person must know.
+files_lost = Signal()
 
 
 class Unread(Exception):
@@ -143,7 +146,7 @@ def tell_lost(operation: CleanupOperation, rows: dict[int, str]) -> None:
         len(rows),
     ) % {"count": len(rows), "row": next(iter(rows.values()))}
     operation.record("verify", text, still_named=list(rows.values())[:100])
-    Incident.objects.begin([Incident(kind=Incident.Kind.LOST, operation=operation, summary=text)])
+    files_lost.send(CleanupOperation, operation=operation, summary=text)
 
 
 def is_still_lost(operation: CleanupOperation) -> bool:

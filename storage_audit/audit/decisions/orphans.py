@@ -1,4 +1,4 @@
-"""The deletion of orphans, asked for."""
+"""The deletion of orphans, asked for, and the findings that a cleanup settles."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -25,9 +25,11 @@ from storage_audit.audit.decisions.base import (
 )
 from storage_audit.audit.modes import Mode, usual
 from storage_audit.bucket.listing import Identity
+from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.conf import conf
 from storage_audit.findings import Finding, FindingQuerySet
 from storage_audit.items import CleanupItem
+from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
 from storage_audit.reading import read_in_steps
 
@@ -197,3 +199,25 @@ def item_of(operation: CleanupOperation, finding: Finding, identity: Identity) -
         found_in=CleanupItem.FoundIn.TRACKED,
         **{name: getattr(finding, name) for name in FACTS},
     )
+
+
+def resolve_gone(operation: CleanupOperation, gone: CleanupItemQuerySet, **kwargs: object) -> None:
+    """Close what scans found wrong with these objects, unless a scan that began after this look
+    saw them; an unfinished upload is no object."""
+    found = Finding.objects.filter(
+        bucket=operation.bucket, last_seen_at__lte=operation.cursor["began"]
+    ).exclude(kind=Finding.Kind.UNFINISHED)
+    if operation.kind == Kind.OBJECTS:
+        # A renaming deletes the old object, and says what became of it when it has ended.
+        found = found.exclude(kind=Finding.Kind.MISNAMED)
+    tracked = R2Object.objects.filter(bucket=OuterRef("bucket"), key=OuterRef("key"))
+    # Of a row that is another project's the object is still missing.
+    found = found.exclude(Exists(tracked), kind=Finding.Kind.MISSING)
+    for items, text in (
+        (gone.filter(calls__gt=0), _("deleted by operation %s")),
+        (gone.filter(calls=0), _("seen gone by operation %s")),
+    ):
+        for escaped in (False, True):
+            names = items.filter(escaped=escaped).names()
+            alike = found.filter(escaped=escaped, key__in=names)
+            alike.resolve(text % operation.pk, operation.requested_by)

@@ -26,11 +26,12 @@ class StorageAuditConfig(AppConfig):
 
     def ready(self) -> None:
         from storage_audit import checks, signals
-        from storage_audit.audit import incidents, settling, used_files
+        from storage_audit.audit import covering, incidents, keeping, settling, used_files
         from storage_audit.audit.decisions import orphans
 
         checks.register_checks()
         signals.connect()
         # Cleanups know neither findings nor incidents.
+        covering.tell_from(keeping)
         settling.objects_gone.connect(orphans.resolve_gone)
         used_files.files_lost.connect(incidents.begin_lost)

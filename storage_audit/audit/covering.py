@@ -4,10 +4,11 @@ An object that an open cleanup covers is deleted by no other way: a person, or a
 decide on it there. An object whose finding is acknowledged is not deleted at all."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db.models import Q
 from django.utils.translation import gettext as _
 
@@ -29,12 +30,24 @@ from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.uploads import Upload
 from storage_audit.cleanup_querysets import CleanupOperationQuerySet
 from storage_audit.fields import spellings
-from storage_audit.findings import Finding, FindingQuerySet
 from storage_audit.items import CleanupItem
 from storage_audit.models import KnownProject
 from storage_audit.operations import CleanupOperation
 
 Status = CleanupOperation.Status
+
+
+class Keeper(Protocol):
+    """Tells what people keep. Findings do, which cleanups must not import."""
+
+    def find_acknowledged(self, bucket: str, seen: Iterable[Listed]) -> dict[str, str]:
+        """By key as it is listed, why no cleanup deletes the object."""
+
+    def find_acknowledged_uploads(self, bucket: str, uploads: Iterable[Upload]) -> dict[str, str]:
+        """By upload ID, why a person keeps an unfinished upload."""
+
+
+_keepers = list[Keeper]()
 
 
 class Owners(NamedTuple):
@@ -126,59 +139,15 @@ def find_untracked(
     }
 
 
-def find_acknowledged(bucket: str, seen: Iterable[Listed]) -> dict[str, str]:
-    """By key as it is listed, why no cleanup deletes the object."""
-    return {key: why_acknowledged(one) for key, one in find_keeping(bucket, seen).items()}
+def tell_from(keeper: Keeper) -> None:
+    _keepers[:] = [keeper]
 
 
-def find_keeping(bucket: str, seen: Iterable[Listed]) -> dict[str, Finding]:
-    """By key as it is listed, by which finding a person keeps the object: it is acknowledged, and
-    describes the object as it still is."""
-    objects = {each.key: (each.size, each.etag) for each in seen if storable(each.key)}
-    return {
-        key: finding
-        for key, finding in find_about(Finding.objects.keeping(), bucket, objects)
-        if objects[key] == (finding.size, finding.etag)
-    }
-
-
-def find_about(
-    findings: FindingQuerySet, bucket: str, keys: Iterable[str]
-) -> Iterator[tuple[str, Finding]]:
-    """Those of the findings that are about one of these keys, with the key as it is given."""
-    forms = group_by_form(keys)
-    for finding in findings.filter(bucket=bucket, key__any_of=forms) if forms else ():
-        for key in forms[finding.key]:
-            yield key, finding
-
-
-def why_left(finding: Finding) -> str:
-    """Why a decision about the file leaves it as it is: a person acknowledged the finding."""
-    text = _("%(person)s acknowledged finding %(id)s about this file. Reopen that finding first.")
-    return text % {"person": finding.decided_by or _("Somebody"), "id": finding.pk}
-
-
-def why_acknowledged(finding: Finding) -> str:
-    """Without the note, as people who may not see findings read this."""
-    text = _(
-        "Kept: %(person)s acknowledged finding %(id)s about this file. To delete the file, reopen"
-        " that finding and ask for another cleanup."
-    )
-    return text % {"person": finding.decided_by or _("somebody"), "id": finding.pk}
-
-
-def find_acknowledged_uploads(bucket: str, uploads: Iterable[Upload]) -> dict[str, str]:
-    """By upload ID, why a person keeps an unfinished upload: its finding is acknowledged."""
-    text = _(
-        "%(person)s acknowledged finding %(id)s about this upload. To abort the upload, reopen that"
-        " finding and ask for another cleanup."
-    )
-    ids = {upload.upload_id for upload in uploads}
-    findings = Finding.objects.keeping_uploads().filter(bucket=bucket, upload_id__any_of=ids)
-    return {
-        each.upload_id: text % {"person": each.decided_by or _("Somebody"), "id": each.pk}
-        for each in findings
-    }
+def ask_keeper() -> Keeper:
+    """Raises ImproperlyConfigured: while nobody tells what people keep, nothing may be deleted."""
+    if not _keepers:
+        raise ImproperlyConfigured("Nobody tells which files people keep: see storage_audit.apps.")
+    return _keepers[0]
 
 
 def asked_by(operation: CleanupOperation) -> Q:

@@ -16,9 +16,8 @@ from django.utils.translation import gettext as _
 from storage_audit import projects
 from storage_audit.audit import headway, installation, named, pace, used_files
 from storage_audit.audit.covering import (
+    ask_keeper,
     asked_by,
-    find_acknowledged,
-    find_acknowledged_uploads,
 )
 from storage_audit.audit.discovery import rows_by_identity, to_judge, undecided_among
 from storage_audit.audit.key_format import Readings
@@ -230,7 +229,7 @@ def prove(work: Work, batch: list[Planned]) -> Proof:
     else:
         doubts = undecided_of(work, readings, rows, found)
     objects = (found.get(work.identity(item.key)) for item in batch)
-    acknowledged = find_acknowledged(operation.bucket, filter(None, objects))
+    acknowledged = ask_keeper().find_acknowledged(operation.bucket, filter(None, objects))
     proof = Proof([], [], [])
     for item in batch:
         identity = work.identity(item.key)
@@ -407,7 +406,7 @@ def owned_uploads(work: Work, page: list[Upload]) -> Iterator[tuple[Upload, str]
     alive = alive_among(readings.values(), named_in(chain.from_iterable(rows.values())))
     # No row is about an object that is still to come.
     undecided = undecided_of(work, readings, rows, {})
-    acknowledged = find_acknowledged_uploads(work.operation.bucket, page)
+    acknowledged = ask_keeper().find_acknowledged_uploads(work.operation.bucket, page)
     for upload in sorted(page, key=place_of):
         its_rows = rows.get(work.identity(upload.key), ())
         verdict = judge(work.project, readings[upload.key], its_rows, upload.initiated, alive)

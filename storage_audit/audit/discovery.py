@@ -19,8 +19,8 @@ from django.utils.translation import gettext as _
 from storage_audit.audit import headway
 from storage_audit.audit.covering import (
     Owners,
+    ask_keeper,
     asked_by,
-    find_acknowledged,
     find_undecided,
     find_untracked,
     possible_owners,
@@ -218,7 +218,7 @@ def verdicts(
     alive = alive_among(readings.values(), named_in(chain.from_iterable(rows.values())))
     found = {identity(listed.key): listed for listed in page}
     keeping = undecided_among(bucket, project.project_id, readings, rows, found, identity, asking)
-    keeping |= find_acknowledged(bucket, page)
+    keeping |= ask_keeper().find_acknowledged(bucket, page)
     for listed in page:
         its_rows = rows.get(identity(listed.key), ())
         time = listed.last_modified

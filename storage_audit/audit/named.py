@@ -17,8 +17,8 @@ from django.utils.translation import gettext as _
 from storage_audit.audit import headway
 from storage_audit.audit.attribution import Doubt, attribute
 from storage_audit.audit.covering import (
+    ask_keeper,
     asked_by,
-    find_acknowledged,
     find_covering,
     find_undecided,
     find_untracked,
@@ -199,7 +199,7 @@ def judge_orphans(work: Work, looked: Looked) -> None:
     there = [listed for _item, listed in looked if listed]
     found = {work.identity(listed.key): listed for listed in there}
     doubts, alike = doubts_of(work, readings, rows, found), defaultdict(list)
-    acknowledged = find_acknowledged(work.operation.bucket, there)
+    acknowledged = ask_keeper().find_acknowledged(work.operation.bucket, there)
     for item, listed in looked:
         if listed:
             reason = (

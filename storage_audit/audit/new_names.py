@@ -11,8 +11,8 @@ from django.utils.translation import gettext as _
 from storage_audit import projects
 from storage_audit.audit import installation
 from storage_audit.audit.attribution import attribute
-from storage_audit.audit.covering import find_keeping, why_left
 from storage_audit.audit.discovery import rows_by_identity
+from storage_audit.audit.keeping import find_keeping, why_left
 from storage_audit.audit.key_format import Reading
 from storage_audit.audit.ownership import known_among, layouts, too_many_owners
 from storage_audit.audit.references import Used, uses_of_rows

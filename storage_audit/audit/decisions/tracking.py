@@ -14,13 +14,7 @@ from django.utils.translation import gettext as _
 from storage_audit import projects
 from storage_audit.audit import installation
 from storage_audit.audit.attribution import attribute
-from storage_audit.audit.covering import (
-    find_about,
-    find_covering,
-    find_keeping,
-    why_covered,
-    why_left,
-)
+from storage_audit.audit.covering import find_covering, why_covered
 from storage_audit.audit.decisions.base import (
     CHUNK,
     Decision,
@@ -32,6 +26,7 @@ from storage_audit.audit.decisions.base import (
     chunks,
 )
 from storage_audit.audit.discovery import find_owners, rows_by_identity
+from storage_audit.audit.keeping import find_about, find_keeping, why_left
 from storage_audit.audit.ownership import layouts
 from storage_audit.audit.scan import rows
 from storage_audit.audit.scan.owners import Seen, recognise

@@ -32,6 +32,6 @@ class StorageAuditConfig(AppConfig):
         checks.register_checks()
         signals.connect()
         # Cleanups know neither findings nor incidents.
-        covering.tell_from(keeping)
+        covering.register_keeper(keeping)
         settling.objects_gone.connect(orphans.resolve_gone)
         used_files.files_lost.connect(incidents.begin_lost)

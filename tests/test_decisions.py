@@ -9,12 +9,13 @@ from typing import Any, Literal
 from unicodedata import normalize
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit.audit import deletion, requests, sending, work
+from storage_audit.audit import covering, deletion, requests, sending, work
 from storage_audit.audit.covering import why_covered
 from storage_audit.audit.decisions import base, orphans, tracking
 from storage_audit.audit.decisions.base import Decision, Refusal
@@ -183,6 +184,32 @@ def test_deletion_of_its_row_keeps_an_acknowledged_file(bucket: Bucket) -> None:
     operation = run(CleanupOperation.objects.get())
     assert_kept_by(finding, operation, key)
     assert bucket.keys() == {key}
+
+
+@pytest.mark.parametrize("since", ["the plan", "the batch"])
+@pytest.mark.parametrize("kind", ["project", "objects", "orphans"])
+def test_nothing_is_deleted_while_nobody_tells_what_people_keep(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, kind: str, since: str
+) -> None:
+    if kind == "orphans":
+        operation = request_deletion(create_orphans(bucket, KEY))
+    else:
+        alive("proj_9")
+        bucket.upload("proj_9")
+        model = Project if kind == "project" else R2Object
+        model._default_manager.get().delete()
+        operation = CleanupOperation.objects.get()
+    there = bucket.keys()
+    with monkeypatch.context() as patch, pytest.raises(ImproperlyConfigured):
+        if since == "the plan":
+            patch.setattr(covering, "_keepers", [])
+        else:
+            between_plan_and_batch(patch, partial(patch.setattr, covering, "_keepers", []))
+        run(operation)
+    assert bucket.keys() == there
+    operation.refresh_from_db()
+    assert operation.status == Status.INCOMPLETE
+    assert again(operation).status == Status.CLEAN and bucket.keys() != there
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])

@@ -10,6 +10,7 @@ from unicodedata import normalize
 from urllib.parse import unquote
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, connection
 from django.db.models import F
 from django.utils import timezone
@@ -40,7 +41,7 @@ from devtools.faults.pages import (
     without_token,
 )
 from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, Rule
-from storage_audit.audit import cleanup, deletion, installation, requests, sending
+from storage_audit.audit import cleanup, covering, deletion, installation, requests, sending
 from storage_audit.audit.installation import Traits
 from storage_audit.audit.work import OutOfTime, Work
 from storage_audit.bucket import r2, uploads
@@ -698,6 +699,24 @@ def test_acknowledged_upload_is_not_aborted(
     steps = ["plan", "delete"] if since == "before" else ["delete"]
     assert list(told.order_by("pk").values_list("step", flat=True)) == steps
     assert f"acknowledged finding {pk} " in told[0].message and "law" not in told[0].message
+
+
+def test_no_upload_is_aborted_while_nobody_tells_what_people_keep(
+    bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive("proj_1")
+    store.rules += [list_uploads("projects/proj_1/scenes/s1/media/big.mp4")]
+    store.rules += [on(is_abort, Reply(204))]
+    usual = deletion.delete
+
+    def forget_keeper_first(work: Work) -> None:
+        monkeypatch.setattr(covering, "_keepers", [])
+        usual(work)
+
+    monkeypatch.setattr(deletion, "delete", forget_keeper_first)
+    with pytest.raises(ImproperlyConfigured):
+        delete("proj_1")
+    assert not store.asked(is_abort)
 
 
 def test_upload_is_aborted_though_another_one_to_its_key_is_acknowledged(

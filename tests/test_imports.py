@@ -69,6 +69,15 @@ django.setup()
 """
 
 
+def test_each_command_knows_what_people_keep() -> None:
+    """No cleanup deletes without it: those of a cluster's workers are in test_queue.py."""
+    asked = "from storage_audit.audit import covering; print(covering.ask_keeper().__name__)"
+    settings = ["--settings", "devtools.check_settings"]
+    command = [sys.executable, "manage.py", "shell", *settings, "--command", asked]
+    ran = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert ran.stdout.splitlines()[-1] == "storage_audit.audit.keeping"
+
+
 def test_all_tables_are_loaded_when_another_app_imports_one_of_them_first(tmp_path: Path) -> None:
     adopter = tmp_path / "adopter"
     adopter.mkdir()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest_django import Settings
 
-from storage_audit.audit.attribution import Owner, attribute
+from storage_audit.audit.attribution import Doubt, Owner, attribute
 from storage_audit.audit.covering import possible_owners, unsure_among
 from storage_audit.audit.decisions.orphans import delete_orphans
 from storage_audit.audit.key_format import Readings
@@ -553,3 +553,7 @@ def test_backfilled_key_outside_every_layout_stays(bucket: Bucket) -> None:
     assert R2Object.objects.filter(state="stored").count() == 2
     assert "appeared" not in reason(operation, foreign)
     check(bucket)
+
+
+def test_each_doubt_is_a_kind_of_finding() -> None:
+    assert set(Doubt.choices) < set(Finding.Kind.choices)

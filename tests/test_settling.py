@@ -21,6 +21,7 @@ from storage_audit.storage import Upload
 from tests.bucket import Bucket
 from tests.promises import (
     Status,
+    again,
     check,
     late_check,
     list_gone,
@@ -90,6 +91,26 @@ def test_worker_that_dies_while_it_settles_leaves_what_it_has_settled(
     [look] = operation.events.filter(step="verify")
     assert [look.data["began"], look.data["ended"]] == times
     assert look.message == "Every range was listed to its end: 5 gone, 0 to be tried again."
+    check(bucket)
+
+
+def test_error_while_its_findings_are_closed_leaves_all_as_it_was(bucket: Bucket) -> None:
+    keys = fill(bucket)
+    operation = requested("proj_1")
+
+    def fail(**kwargs: object) -> None:
+        raise RuntimeError
+
+    settling.objects_gone.connect(fail)
+    try:
+        with pytest.raises(RuntimeError):
+            run(operation)
+    finally:
+        settling.objects_gone.disconnect(fail)
+    assert not bucket.keys() & set(keys) and not list_gone(operation)
+    assert set(R2Object.objects.values_list("key", flat=True)) == set(keys)
+    operation.refresh_from_db()
+    assert again(operation).status == Status.CLEAN and not R2Object.objects.exists()
     check(bucket)
 
 

@@ -139,7 +139,7 @@ def find_untracked(
     }
 
 
-def tell_from(keeper: Keeper) -> None:
+def register_keeper(keeper: Keeper) -> None:
     _keepers[:] = [keeper]
 
 

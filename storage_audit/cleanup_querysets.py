@@ -61,7 +61,7 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         origin = current_origin()
         asked: dict[str, Any] = {"requested_by": origin.user, "origin": origin.place}
         asked["next_attempt_at"] = DatabaseNow()
-        if values["kind"] != "verify":
+        if values["kind"] != self.model.Kind.VERIFY:
             asked |= {"discovery": conf().discovery, "strategy": conf().strategy}
         operation = self.create(**asked | values)
         operation.defer_times()
@@ -74,7 +74,10 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         """A deletion of the objects of these rows, of one bucket, which no `delete()` signals."""
         bucket, project_id = rows[0].bucket, rows[0].project_id
         operation = self.request(
-            kind="objects", bucket=bucket, project_id=project_id, trigger="deleted"
+            kind=self.model.Kind.OBJECTS,
+            bucket=bucket,
+            project_id=project_id,
+            trigger=self.model.Trigger.DELETED,
         )
         operation.add_rows(rows, evidence)
         return operation
@@ -95,7 +98,7 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
                 project_deleted_at=deleted_at,
                 bucket=bucket,
                 trigger=trigger,
-                **{"kind": "project", **values},
+                **{"kind": self.model.Kind.PROJECT, **values},
             )
             for bucket in self.buckets_for(project_id)
         ]
@@ -108,11 +111,13 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
 
     def of_project(self, project_id: str) -> Self:
         """The open cleanups of the whole project, with their follow-up checks."""
-        return self.open().filter(kind="project", dry_run=False, project_id=project_id)
+        return self.open().filter(
+            kind=self.model.Kind.PROJECT, dry_run=False, project_id=project_id
+        )
 
     def still_untouched(self, pk: UUID) -> CleanupOperation | None:
         """The operation if it exists and no worker had it, kept from workers until the commit."""
-        untouched = self.filter(pk=pk, status="pending", started_at=None)
+        untouched = self.filter(pk=pk, status=self.model.Status.PENDING, started_at=None)
         return untouched.get() if untouched.update(attempts=0) else None
 
     def rivals(self, operation: Transitions) -> Self:
@@ -134,9 +139,9 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         """Those whose lease a worker has taken or renewed since, or that it has brought to their
         end."""
         # What was taken over, workers die of, until one has done something for good.
-        held = Q(status="running", takeovers=0) & leased(moment + conf().lease)
+        held = Q(status=self.model.Status.RUNNING, takeovers=0) & leased(moment + conf().lease)
         # To be superseded takes no worker.
-        without_worker = Q(status="superseded") | self.model.DONE_AT_ONCE
+        without_worker = Q(status=self.model.Status.SUPERSEDED) | self.model.DONE_AT_ONCE
         over = self.model.OVER & after("finished_at", moment)
         return self.filter(held | over).exclude(without_worker)
 
@@ -160,7 +165,8 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         """The cleanups of this deletion, and their follow-up checks, that a person has to approve.
         At the next deletion they end superseded, so that one waits for none of them."""
         same = {"project_id": project_id, "project_deleted_at": deleted_at}
-        return self.deleting().of_projects().filter(status="blocked", bucket=bucket, **same)
+        blocked = self.filter(status=self.model.Status.BLOCKED, bucket=bucket, **same)
+        return blocked.deleting().of_projects()
 
     def waiting_for_nobody(self) -> Self:
         behind = self.model.objects.behind_blocked().filter(pk=OuterRef("pk"))
@@ -169,13 +175,14 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
     def put_off_too_far(self) -> Self:
         """Operations whose next attempt is further ahead than twice the longest pause that they can
         have: the clock that set it was ahead."""
-        waits = Q(status="pending", trigger="late_check")
+        status = self.model.Status
+        waits = Q(status=status.PENDING, trigger=self.model.Trigger.LATE_CHECK)
         longest = (
             (
-                Q(status__in=["pending", "running", "incomplete"]) & ~waits,
+                Q(status__in=[status.PENDING, status.RUNNING, status.INCOMPLETE]) & ~waits,
                 max(conf().longest_retry, CALL_LASTS),
             ),
-            (Q(status="failed"), conf().failed_retry),
+            (Q(status=status.FAILED), conf().failed_retry),
             (waits, max(conf().late_checks, default=timedelta(0))),
         )
         too_far = (
@@ -187,22 +194,22 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         return self.filter(Q(enqueued_at=None) | before("enqueued_at", moment))
 
     def open(self) -> Self:
-        return self.filter(status__in=[*self.model.WORKABLE, "blocked"])
+        return self.filter(status__in=[*self.model.WORKABLE, self.model.Status.BLOCKED])
 
     def deleting(self) -> Self:
         """All but looks and dry runs."""
-        return self.filter(dry_run=False).exclude(kind="verify")
+        return self.filter(dry_run=False).exclude(kind=self.model.Kind.VERIFY)
 
     def covering(self) -> Self:
         """Open cleanups that are to delete something, if need be once a person approves them. No
         other way deletes what they cover. A follow-up check covers nothing until it begins."""
-        waiting = Q(parent__isnull=False, status="pending")
+        waiting = Q(parent__isnull=False, status=self.model.Status.PENDING)
         return self.open().deleting().exclude(waiting)
 
     def about_bucket(self, bucket: str) -> Self:
         """Those that delete in it, or do once a person decides: the projects that disappeared
         together may have files in any bucket."""
-        return self.filter(Q(bucket=bucket) | Q(kind="vanished"))
+        return self.filter(Q(bucket=bucket) | Q(kind=self.model.Kind.VANISHED))
 
     def unrelated_to(self, operation: CleanupOperation) -> Self:
         """All but this one, what it follows, and what follows it."""
@@ -212,7 +219,7 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
 
     def of_projects(self) -> Self:
         """Those that cover all files of a project."""
-        return self.filter(kind="project")
+        return self.filter(kind=self.model.Kind.PROJECT)
 
     def covering_outer(self) -> Q:
         """Whether one of these covers the outer query's object, which has a bucket, a key and a
@@ -228,11 +235,11 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         return Q(Exists(self.of_projects().filter(**place))) | Q(Exists(same))
 
     def without_follow_ups(self) -> Self:
-        return self.exclude(trigger="late_check")
+        return self.exclude(trigger=self.model.Trigger.LATE_CHECK)
 
     def follow_ups_last(self) -> Self:
         """The latest first, and follow-up checks, which are newer, behind what they follow."""
-        follows = Case(When(trigger="late_check", then=Value(1)), default=Value(0))
+        follows = Case(When(trigger=self.model.Trigger.LATE_CHECK, then=Value(1)), default=Value(0))
         return self.order_by(follows, "-created_at")
 
     def overdue(self, moment: datetime) -> Self:
@@ -241,9 +248,9 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         events = apps.get_model("storage_audit", "OperationEvent").objects
         decided = events.filter(operation=OuterRef("pk"), step__in=["run", "force"])
         decided_at = models.Subquery(decided.order_by("-at").values("at")[:1])
-        waiting = self.cleanups().filter(
-            before("created_at", moment), status__in=["pending", "running", "incomplete"]
-        )
+        status = self.model.Status
+        under_way = [status.PENDING, status.RUNNING, status.INCOMPLETE]
+        waiting = self.cleanups().filter(before("created_at", moment), status__in=under_way)
         waiting = waiting.waiting_for_nobody()
         return waiting.annotate(asked_at=Coalesce(decided_at, "created_at")).filter(
             before("asked_at", moment)
@@ -260,8 +267,8 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         items and timeline are still here. An open alert reads the items: it would end without."""
         following = self.model.objects.filter(~self.model.OVER, parent=OuterRef("pk")).exclude(
             # Nobody can release it: one verifies again.
-            kind="verify",
-            status="blocked",
+            kind=self.model.Kind.VERIFY,
+            status=self.model.Status.BLOCKED,
         )
         over = self.filter(
             self.model.OVER, ~Exists(following), finished_at__lt=moment, pruned_at=None
@@ -286,35 +293,40 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         repeated = self.model.objects.filter(
             same | Q(parent=OuterRef("pk")),
             after_outer("created_at", "created_at"),
-            kind="verify",
+            kind=self.model.Kind.VERIFY,
             bucket=OuterRef("bucket"),
         )
         return self.filter(
-            Q(status="failed") | Q(status="blocked") & (~Q(kind="verify") | ~Exists(repeated))
+            Q(status=self.model.Status.FAILED)
+            | Q(status=self.model.Status.BLOCKED)
+            & (~Q(kind=self.model.Kind.VERIFY) | ~Exists(repeated))
         )
 
     def leaving(self) -> Self:
         """Deletions that could not be brought to their end so far, also while they are tried
         again: their books are those of the last end until the next one."""
-        tried_again = Q(status__in=["pending", "running"], failed__gt=0)
-        return self.deleting().filter(Q(status__in=["incomplete", "failed"]) | tried_again)
+        status = self.model.Status
+        tried_again = Q(status__in=[status.PENDING, status.RUNNING], failed__gt=0)
+        ended = Q(status__in=[status.INCOMPLETE, status.FAILED])
+        return self.deleting().filter(ended | tried_again)
 
     def of_whole_projects(self) -> Self:
         """Those that look for all objects of a project, and not only for some that they name."""
-        of_whole = Q(parent=None) | Q(parent__kind="project")
-        return self.filter(of_whole, kind__in=["project", "verify"])
+        of_whole = Q(parent=None) | Q(parent__kind=self.model.Kind.PROJECT)
+        return self.filter(of_whole, kind__in=[self.model.Kind.PROJECT, self.model.Kind.VERIFY])
 
     def finding_differences(self) -> Self:
         """Verifications that are over and found some."""
-        return self.filter(self.model.OVER, kind="verify", status="incomplete", failed__gt=0)
+        different = {"kind": self.model.Kind.VERIFY, "status": self.model.Status.INCOMPLETE}
+        return self.filter(self.model.OVER, failed__gt=0, **different)
 
     def seeing_remains(self) -> Self:
         """Verifications that found objects of a deleted project, all of which nobody looked for
         again to the end."""
         of_project = {"bucket": OuterRef("bucket"), "project_id": OuterRef("project_id")}
-        looked = Q(status__in=["clean", "clean_with_protected"]) | self.model.OVER & Q(
-            status="incomplete"
-        )
+        status = self.model.Status
+        clean = Q(status__in=[status.CLEAN, status.CLEAN_WITH_PROTECTED])
+        looked = clean | self.model.OVER & Q(status=status.INCOMPLETE)
         later = self.model.objects.of_whole_projects().filter(
             looked, after_outer("finished_at", "finished_at"), **of_project
         )
@@ -342,12 +354,16 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
             status__in=self.model.ENDED,
         ).exclude(self.model.DONE_AT_ONCE)
         lately = timezone.now() - KEPT_LATELY
-        return self.filter(~Exists(later), status="clean_with_protected", finished_at__gte=lately)
+        return self.filter(
+            ~Exists(later), status=self.model.Status.CLEAN_WITH_PROTECTED, finished_at__gte=lately
+        )
 
     def by_status(self) -> dict[str, StatusSums]:
         """What the operations with each status, or `AGAIN`, have in their books, from one
         aggregate."""
-        again = When(status="incomplete", next_attempt_at__isnull=False, then=Value(AGAIN))
+        again = When(
+            status=self.model.Status.INCOMPLETE, next_attempt_at__isnull=False, then=Value(AGAIN)
+        )
         sums: dict[str, Any] = {f"sum_{name}": Sum(name) for name in StatusSums._fields[3:]}
         with_message = Count("pk", filter=~Q(error=""))
         groups = self.order_by().values(group=Case(again, default="status"))
@@ -357,17 +373,21 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
 
     def disappearances(self) -> Self:
         """Of many projects at once, and nobody decided on them yet."""
-        return self.filter(kind="vanished", status="blocked")
+        return self.filter(kind=self.model.Kind.VANISHED, status=self.model.Status.BLOCKED)
 
     def disappearances_of(self, project_id: str) -> Self:
         """Those that wait for a person to say whether this project was deleted."""
-        alone = Q(trigger="vanished", status="blocked", project_id=project_id)
+        alone = Q(
+            trigger=self.model.Trigger.VANISHED,
+            status=self.model.Status.BLOCKED,
+            project_id=project_id,
+        )
         return self.filter(alone | Q(pk__in=self.disappearances().values("pk")))
 
     def cleanups(self) -> Self:
         """Deletions: no look, no dry run, no late check of another, and no call of
         `storage.delete`, unless it left its file to a worker."""
-        cleanups = self.filter(parent=None, dry_run=False).exclude(kind="verify")
+        cleanups = self.filter(parent=None, dry_run=False).exclude(kind=self.model.Kind.VERIFY)
         return cleanups.exclude(self.model.DONE_AT_ONCE)
 
 
@@ -378,28 +398,31 @@ def maybe_under_way() -> Q:
 
 class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
     def planned(self) -> Self:
-        return self.filter(outcome="planned")
+        return self.filter(outcome=self.model.Outcome.PLANNED)
 
     def open(self) -> Self:
         return self.filter(outcome__in=self.model.OPEN)
 
     def named_by(self, operations: CleanupOperationQuerySet) -> Self:
         """The objects that these were given, but for those that they decided to keep."""
-        named = operations.filter(kind__in=["objects", "orphans"])
-        return self.filter(operation__in=named).exclude(outcome="protected")
+        named = operations.filter(
+            kind__in=[operations.model.Kind.OBJECTS, operations.model.Kind.ORPHANS]
+        )
+        return self.filter(operation__in=named).exclude(outcome=self.model.Outcome.PROTECTED)
 
     def of_deleted_rows(self, bucket: str) -> Self:
         """The objects of deleted rows that named a project, unless they were seen gone."""
-        items = self.filter(operation__kind="objects", operation__bucket=bucket, escaped=False)
-        return items.exclude(outcome__in=["deleted", "already_absent"]).exclude(project_id=None)
+        items = self.filter(self.model.OF_DELETED_ROWS, operation__bucket=bucket, escaped=False)
+        gone = [self.model.Outcome.DELETED, self.model.Outcome.ALREADY_ABSENT]
+        return items.exclude(outcome__in=gone).exclude(project_id=None)
 
     def nameless(self) -> Self:
         """What no request can name, and so nobody deletes from here."""
-        return self.filter(outcome="failed", escaped=True)
+        return self.filter(outcome=self.model.Outcome.FAILED, escaped=True)
 
     def named(self) -> Self:
         """What rows of the project named, under keys that no key format reads as its."""
-        return self.filter(found_in="named")
+        return self.filter(found_in=self.model.FoundIn.NAMED)
 
     def left_behind(self) -> Self:
         """What verifications found of deleted projects and no open cleanup covers; but for the
@@ -412,7 +435,7 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
             ~Exists(found.filter(key=OuterRef("key"))),
             ~Exists(found.filter(key=OuterRef("identity"))),
             operation__in=operations.with_remains(),
-            outcome="failed",
+            outcome=self.model.Outcome.FAILED,
         )
 
     def as_objects(self) -> models.QuerySet[Any, Any]:
@@ -423,9 +446,10 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
     def dropped_since(self, planned_at: datetime) -> Self:
         """What a plan of that time was to delete, and did not, or of which nobody knows whether it
         did; or came after it, and stays."""
-        stayed = Q(outcome__in=["protected", "failed", *self.model.OPEN])
+        outcome = self.model.Outcome
+        stayed = Q(outcome__in=[outcome.PROTECTED, outcome.FAILED, *self.model.OPEN])
         # A tracked key without an object was to be found so.
-        gone = Q(outcome="already_absent") & ~Q(found_in="tracked")
+        gone = Q(outcome=outcome.ALREADY_ABSENT) & ~Q(found_in=self.model.FoundIn.TRACKED)
         # No plan deletes what no request can name.
         return self.filter(stayed | gone, changed_at__gt=planned_at, escaped=False)
 
@@ -441,14 +465,16 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
         worker that died, and holds as long as a request may take."""
         cleanups = apps.get_model("storage_audit", "CleanupOperation").objects.covering()
         recent = lately("changed_at", conf().deletion_timeout)
-        return self.filter(recent | Q(operation__in=cleanups), outcome="deleting")
+        return self.filter(recent | Q(operation__in=cleanups), outcome=self.model.Outcome.DELETING)
 
     def being_deleted(self, bucket: str, key: str) -> bool:
         """Whether a cleanup is deleting this key, or a spelling of it that may be the same; or has
         asked for that, and nobody knows whether the store is still at it."""
         same = self.filter(operation__bucket=bucket, identity__in=spellings(key))
         # Nothing is sent that was not marked again just before.
-        deleting = Q(lately("changed_at", conf().deletion_timeout), outcome="deleting")
+        deleting = Q(
+            lately("changed_at", conf().deletion_timeout), outcome=self.model.Outcome.DELETING
+        )
         return same.filter(deleting | maybe_under_way()).exists()
 
     def maybe_under_way(self) -> Self:
@@ -479,7 +505,8 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
         names = ("found", "deleted", "already_absent", "protected", "failed")
         books = {f"{name}{unit}": 0 for name in names for unit in ("", "_bytes")}
         for outcome, (count, size) in outcomes.items():
-            for name in ("found", "failed" if outcome in self.model.OPEN else outcome):
+            column = self.model.Outcome.FAILED if outcome in self.model.OPEN else outcome
+            for name in ("found", column):
                 books[name] += count
                 books[f"{name}_bytes"] += size
         return books
@@ -502,7 +529,8 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
 
     def by_reason(self, most: int) -> models.QuerySet[Any, tuple[str, str, int, int]]:
         """Why objects stay, going by so many of them; the commonest reason first."""
-        staying = self.filter(outcome__in=["protected", "failed"])[:most]
+        stay = [self.model.Outcome.PROTECTED, self.model.Outcome.FAILED]
+        staying = self.filter(outcome__in=stay)[:most]
         looked_at = self.model.objects.filter(pk__in=staying.values("pk")).exclude(reason="")
         groups = looked_at.order_by().values("outcome", "reason")
         sums = groups.annotate(n=Count("pk"), total=Coalesce(Sum("size"), 0)).order_by("-n")

@@ -77,10 +77,10 @@ class Sighting(Difference):
 
 class FindingQuerySet(models.QuerySet["Finding"]):
     def open(self) -> Self:
-        return self.filter(state="open")
+        return self.filter(state=Finding.State.OPEN)
 
     def unresolved(self) -> Self:
-        return self.exclude(state="resolved")
+        return self.exclude(state=Finding.State.RESOLVED)
 
     def about(
         self,
@@ -98,14 +98,15 @@ class FindingQuerySet(models.QuerySet["Finding"]):
     def keeping(self) -> Self:
         """Those by which a person keeps the object: that of a missing file, or of an unfinished
         upload, has none."""
-        return self.filter(state="acknowledged", escaped=False).exclude(kind__in=OF_NO_OBJECT)
+        kept = self.filter(state=Finding.State.ACKNOWLEDGED, escaped=False)
+        return kept.exclude(kind__in=OF_NO_OBJECT)
 
     def keeping_uploads(self) -> Self:
         """Those by which a person keeps an unfinished upload."""
-        return self.filter(state="acknowledged", kind=Kind.UNFINISHED)
+        return self.filter(state=Finding.State.ACKNOWLEDGED, kind=Kind.UNFINISHED)
 
     def orphaned(self) -> Self:
-        return self.open().filter(~self.covered(), kind="orphaned")
+        return self.open().filter(~self.covered(), kind=Kind.ORPHANED)
 
     def deletable(self) -> Self:
         return self.open().filter(self.ripe(), ~self.covered())
@@ -122,7 +123,7 @@ class FindingQuerySet(models.QuerySet["Finding"]):
         """Orphans that two complete scans saw unchanged, far enough apart, and that are old enough
         to be no upload whose project is still to come."""
         return Q(
-            kind="orphaned",
+            kind=Kind.ORPHANED,
             escaped=False,
             last_seen_at__gte=F("first_seen_at") + conf().orphan_gap,
             last_modified__lte=timezone.now() - conf().orphan_age,
@@ -141,19 +142,21 @@ class FindingQuerySet(models.QuerySet["Finding"]):
 
     def acknowledge(self, note: str, by: str) -> int:
         """Say that these may stay as they are, and why."""
-        return self.open()._decide("acknowledged", note, by)
+        return self.open()._decide(Finding.State.ACKNOWLEDGED, note, by)
 
     def reopen(self, by: str) -> int:
-        return self.filter(state="acknowledged")._decide("open", "", by)
+        return self.filter(state=Finding.State.ACKNOWLEDGED)._decide(Finding.State.OPEN, "", by)
 
     def resolve(self, how: str, by: str = "") -> int:
         """An acknowledgement's person and note are kept in the note."""
-        note = Case(When(state="acknowledged", then=self._noted(how)), default=self._text(how))
-        return self.unresolved()._decide("resolved", note, by)
+        kept = When(state=Finding.State.ACKNOWLEDGED, then=self._noted(how))
+        note = Case(kept, default=self._text(how))
+        return self.unresolved()._decide(Finding.State.RESOLVED, note, by)
 
     def open_again(self, why: str) -> int:
         """What was acknowledged is not there any more; its person and note are kept in the note."""
-        return self.filter(state="acknowledged")._decide("open", self._noted(why), "")
+        kept = self.filter(state=Finding.State.ACKNOWLEDGED)
+        return kept._decide(Finding.State.OPEN, self._noted(why), "")
 
     def _noted(self, how: str) -> Concat:
         person = Coalesce(NullIf("decided_by", self._text("")), self._text(gettext("somebody")))

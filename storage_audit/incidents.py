@@ -28,12 +28,12 @@ class IncidentQuerySet(models.QuerySet["Incident"]):
         """Open ones of operations that are not in that trouble any more. Some last longer than
         what they begin with, or each daily attempt would end them for a moment."""
         lasting = (
-            Q(kind="blocked", operation__status="blocked")
-            | Q(kind="failed", operation__status__in=CleanupOperation.WORKABLE)
-            | Q(kind="overdue", operation__status__in=CleanupOperation.WORKABLE)
-            & ~Q(operation__status="failed")
+            Q(kind=Incident.Kind.BLOCKED, operation__status=CleanupOperation.Status.BLOCKED)
+            | Q(kind=Incident.Kind.FAILED, operation__status__in=CleanupOperation.WORKABLE)
+            | Q(kind=Incident.Kind.OVERDUE, operation__status__in=CleanupOperation.WORKABLE)
+            & ~Q(operation__status=CleanupOperation.Status.FAILED)
             # It takes a look at other tables to tell: see audit/incidents.py.
-            | Q(kind="lost")
+            | Q(kind=Incident.Kind.LOST)
         )
         return self.open().filter(~lasting, operation__isnull=False)
 
@@ -134,12 +134,14 @@ class Incident(models.Model):
 
 class DeliveryQuerySet(models.QuerySet["Delivery"]):
     def due(self, now: datetime) -> Self:
-        return self.filter(state="waiting", next_try_at__lte=now)
+        return self.filter(state=Delivery.State.WAITING, next_try_at__lte=now)
 
     def put_off_too_far(self, now: datetime) -> Self:
         """Those whose next try is further ahead than twice the longest pause: the clock that set it
         was ahead."""
-        return self.filter(state="waiting", next_try_at__gt=now + 2 * conf().longest_retry)
+        return self.filter(
+            state=Delivery.State.WAITING, next_try_at__gt=now + 2 * conf().longest_retry
+        )
 
 
 class Delivery(models.Model):

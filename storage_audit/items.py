@@ -8,6 +8,7 @@ from django.utils.translation import gettext_lazy as _
 from storage_audit.bucket.wire import LONGEST_ETAG
 from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.fields import BytewiseTextField
+from storage_audit.transitions import Transitions
 
 
 class CleanupItem(models.Model):
@@ -27,7 +28,8 @@ class CleanupItem(models.Model):
         PROTECTED = "protected", _("protected")
         FAILED = "failed", _("failed")
 
-    OPEN = ("planned", "deleting")
+    OPEN = (Outcome.PLANNED, Outcome.DELETING)
+    OF_DELETED_ROWS = Q(operation__kind=Transitions.Kind.OBJECTS)
 
     operation = models.ForeignKey("CleanupOperation", models.CASCADE, related_name="items")
     key = BytewiseTextField(_("key"))

@@ -2,7 +2,7 @@
 
 import re
 import uuid
-from typing import Any
+from typing import Any, TypeAlias
 
 from django.core.exceptions import ValidationError
 from django.db import models
@@ -15,7 +15,7 @@ from storage_audit.bucket.wire import LONGEST_ETAG
 from storage_audit.clocks import is_recent
 from storage_audit.conf import conf
 from storage_audit.fields import Bytewise, BytewiseTextField
-from storage_audit.querysets import KnownProjectQuerySet, R2ObjectQuerySet
+from storage_audit.querysets import KnownProjectQuerySet, ObjectState, R2ObjectQuerySet
 from storage_audit.redaction import visible
 
 
@@ -65,6 +65,9 @@ class KnownProject(models.Model):
         VANISHED = "vanished", _("gone without a signal")
         DECLARED = "declared", _("declared deleted by a person")
 
+    # Nobody said that it is deleted, though its row may be gone.
+    UNSAID = Q(deleted_at=None) | Q(evidence=Evidence.VANISHED)
+
     id = BytewiseTextField(_("id"), primary_key=True)
     first_seen_at = models.DateTimeField(_("first seen"), default=timezone.now)
     deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True)
@@ -94,11 +97,7 @@ class R2Object(models.Model):
     # Who wrote such a row knew whose the object is; a backfill only read the key.
     TELLING = (Source.UPLOAD, Source.ADOPTED)
 
-    class State(models.TextChoices):
-        UPLOADING = "uploading", _("uploading")
-        STORED = "stored", _("stored")
-        UPLOAD_FAILED = "upload_failed", _("upload failed")
-        DELETING = "deleting", _("being deleted")
+    State: TypeAlias = ObjectState
 
     bucket = BytewiseTextField(_("bucket"))
     key = BytewiseTextField(_("key"))
@@ -129,13 +128,15 @@ class R2Object(models.Model):
         indexes = [
             models.Index(fields=["project_id", "key"], name="keys_of_a_project"),
             models.Index(
-                fields=["bucket", "key"], condition=~Q(state="stored"), name="objects_not_at_rest"
+                fields=["bucket", "key"],
+                condition=~Q(state=ObjectState.STORED),
+                name="objects_not_at_rest",
             ),
         ]
         constraints = [
             models.UniqueConstraint(fields=["bucket", "key"], name="one_row_per_object"),
             models.CheckConstraint(
-                condition=Q(state__in=["uploading", "stored", "upload_failed", "deleting"]),
+                condition=Q(state__in=ObjectState.values),
                 name="object_state_is_known",
             ),
         ]

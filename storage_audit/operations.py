@@ -58,13 +58,6 @@ def why_kept(tracked: Any) -> str:
 class CleanupOperation(Transitions):
     """One deletion, from the request to its proof; the id is the deletion id."""
 
-    class Kind(models.TextChoices):
-        PROJECT = "project", _("project cleanup")
-        OBJECTS = "objects", _("deletion of objects")
-        ORPHANS = "orphans", _("deletion of orphans")
-        VERIFY = "verify", _("verification")
-        VANISHED = "vanished", _("disappearance of many projects")
-
     class Trigger(models.TextChoices):
         DELETED = "deleted", _("deletion")
         FORCED = "forced", _("force-deletion")
@@ -88,13 +81,8 @@ class CleanupOperation(Transitions):
         WRANGLER = "wrangler", _("wrangler, some at once")
         WRANGLER_SEQUENTIAL = "wrangler_sequential", _("wrangler, one after the other")
 
-    class Step(models.TextChoices):
-        PLAN = "plan", _("looking for objects")
-        DELETE = "delete", _("deleting")
-        VERIFY = "verify", _("verifying")
-
     id = models.UUIDField(_("deletion id"), primary_key=True, default=uuid.uuid4, editable=False)
-    kind = models.CharField(_("kind"), max_length=10, choices=Kind)
+    kind = models.CharField(_("kind"), max_length=10, choices=Transitions.Kind)
     project_id = BytewiseTextField(_("project"), null=True, blank=True)
     project_deleted_at = models.DateTimeField(_("project deleted"), null=True, blank=True)
     bucket = BytewiseTextField(_("bucket"))
@@ -120,7 +108,9 @@ class CleanupOperation(Transitions):
         _("strategy"), max_length=20, choices=Strategy, default=Strategy.BATCH
     )
 
-    step = models.CharField(_("step"), max_length=10, choices=Step, default=Step.PLAN)
+    step = models.CharField(
+        _("step"), max_length=10, choices=Transitions.Step, default=Transitions.Step.PLAN
+    )
     cursor = models.JSONField(_("position"), default=dict, editable=False)
     # How much is asked of the store at a time: see audit/pace.py.
     pace = models.JSONField(_("pace"), default=dict, editable=False)
@@ -192,19 +182,19 @@ class CleanupOperation(Transitions):
                 name="operation_books_close",
             ),
             models.CheckConstraint(
-                condition=~Q(status="clean") | Q(failed=0, protected=0),
+                condition=~Q(status=Transitions.Status.CLEAN) | Q(failed=0, protected=0),
                 name="operation_clean_is_clean",
             ),
             models.CheckConstraint(
-                condition=~Q(status="clean_with_protected") | Q(failed=0),
+                condition=~Q(status=Transitions.Status.CLEAN_WITH_PROTECTED) | Q(failed=0),
                 name="operation_protected_is_no_failure",
             ),
             models.CheckConstraint(
-                condition=Q(lease_until=None) | Q(status="running"),
+                condition=Q(lease_until=None) | Q(status=Transitions.Status.RUNNING),
                 name="operation_held_is_running",
             ),
             models.CheckConstraint(
-                condition=Q(deleted=0) | ~Q(kind="verify") & Q(dry_run=False),
+                condition=Q(deleted=0) | ~Q(kind=Transitions.Kind.VERIFY) & Q(dry_run=False),
                 name="operation_look_deletes_nothing",
             ),
             # Two of one project, created and deleted again, are told apart by their deletions: the
@@ -212,10 +202,10 @@ class CleanupOperation(Transitions):
             models.UniqueConstraint(
                 fields=["project_id", "bucket", "project_deleted_at"],
                 condition=Q(
-                    kind="project",
+                    kind=Transitions.Kind.PROJECT,
                     dry_run=False,
                     parent=None,
-                    status__in=[*Transitions.WORKABLE, "blocked"],
+                    status__in=[*Transitions.WORKABLE, Transitions.Status.BLOCKED],
                 ),
                 name="one_open_cleanup_per_deletion",
             ),
@@ -332,9 +322,10 @@ class CleanupOperation(Transitions):
     def copy_items(self, other: "CleanupOperation") -> None:
         """Take over what another operation saw gone, unless it is an item here already; where
         its items were given, all that it was to delete, as nothing else tells of them."""
-        gone = other.items.filter(outcome__in=["deleted", "already_absent"])
+        outcomes = CleanupItem.Outcome
+        gone = other.items.filter(outcome__in=[outcomes.DELETED, outcomes.ALREADY_ABSENT])
         if other.names_its_objects:
-            gone = other.items.exclude(outcome="protected")
+            gone = other.items.exclude(outcome=outcomes.PROTECTED)
         facts = ("key", "identity", "escaped", "span", "project_id", "size", "etag")
         found = CleanupItem.FoundIn.TRACKED
         copies = (

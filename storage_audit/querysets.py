@@ -11,6 +11,7 @@ from django.db import OperationalError, connection, models, transaction
 from django.db.models import Case, Count, Exists, F, OuterRef, Q, Sum, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
 
 from storage_audit import projects
 from storage_audit.clocks import lately, maybe_since
@@ -61,9 +62,6 @@ def aggregate_of(objects: models.QuerySet[Any], aggregate: str) -> models.Subque
 
 
 class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
-    # Nobody said that it is deleted, though its row may be gone.
-    UNSAID = Q(deleted_at=None) | Q(evidence="vanished")
-
     def saw_alive(self, project_id: str, evidence: str, *, created: bool) -> None:
         """Note that an id lives: for the first time, again, or still (then nothing changes).
 
@@ -86,7 +84,9 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
 
     def drop_deletion(self) -> int:
         """Note that these were deleted and have a row again, though no signal said so."""
-        return self.update(deleted_at=None, last_created_at=timezone.now(), evidence="seen")
+        return self.update(
+            deleted_at=None, last_created_at=timezone.now(), evidence=self.model.Evidence.SEEN
+        )
 
     def saw_deleted(self, project_id: str, at: datetime, evidence: str) -> None:
         self.update_or_create(pk=project_id, defaults={"deleted_at": at, "evidence": evidence})
@@ -95,9 +95,9 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
         """Note that a person calls the id deleted, and return since when it is. A deletion that is
         on record keeps its time. The row stays locked until the commit."""
         now = timezone.now()
-        row = self.model(pk=project_id, deleted_at=now, evidence="declared")
+        row = self.model(pk=project_id, deleted_at=now, evidence=self.model.Evidence.DECLARED)
         self.bulk_create([row], ignore_conflicts=True)
-        self.filter(self.UNSAID, pk=project_id).update(evidence="declared")
+        self.filter(self.model.UNSAID, pk=project_id).update(evidence=self.model.Evidence.DECLARED)
         self.filter(pk=project_id).update(deleted_at=Coalesce("deleted_at", Value(now)))
         return self.get(pk=project_id).deleted_at or now
 
@@ -108,18 +108,18 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
 
     def said(self) -> Self:
         """Those of which somebody, or a signal, said that they are deleted."""
-        return self.exclude(self.UNSAID)
+        return self.exclude(self.model.UNSAID)
 
     def time_of_deletion(self, project_id: str) -> datetime | None:
         return self.filter(pk=project_id).values_list("deleted_at", flat=True).first()
 
     def unsaid(self, ids: Collection[str]) -> set[str]:
         """Of exactly these ids those that were seen alive and that nobody said are deleted."""
-        return set(self.filter(self.UNSAID, pk__in=ids).values_list("pk", flat=True))
+        return set(self.filter(self.model.UNSAID, pk__in=ids).values_list("pk", flat=True))
 
     def maybe_alive(self, ids: Collection[str]) -> set[str]:
         """Ids that were seen alive and that nobody said are deleted, though the row may be gone."""
-        unsaid = self.filter(self.UNSAID)
+        unsaid = self.filter(self.model.UNSAID)
         return in_any_spelling(
             ids, lambda forms: unsaid.filter(pk__in=forms).values_list("pk", flat=True)
         )
@@ -157,7 +157,7 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
 
     def stranded(self) -> Self:
         """Ids that nobody said are deleted, while the table of projects has not a single row."""
-        return self.filter(self.UNSAID, ~Exists(projects.rows()))
+        return self.filter(self.model.UNSAID, ~Exists(projects.rows()))
 
     def reappeared(self) -> Self:
         return self.filter(self._project_exists(), deleted_at__isnull=False)
@@ -167,19 +167,26 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
         return Exists(projects.rows().filter(storage_audit_id=OuterRef("pk")))
 
 
+class ObjectState(models.TextChoices):
+    UPLOADING = "uploading", _("uploading")
+    STORED = "stored", _("stored")
+    UPLOAD_FAILED = "upload_failed", _("upload failed")
+    DELETING = "deleting", _("being deleted")
+
+
 # States of a tracking row whose last upload or deletion said how it ended.
-AT_REST = ("stored", "upload_failed")
+AT_REST = (ObjectState.STORED, ObjectState.UPLOAD_FAILED)
 
 
 def under_way() -> Q:
     """Rows of uploads under way. One that began long ago was left behind by a process that died."""
-    return Q(lately("updated_at", conf().upload_timeout), state="uploading")
+    return Q(lately("updated_at", conf().upload_timeout), state=ObjectState.UPLOADING)
 
 
 def barred() -> Q:
     """Rows of keys that nobody may write to now. One that is barred for long was left behind by a
     process that died, or waits for its cleanup, which spares what was written since its plan."""
-    return Q(lately("updated_at", conf().deletion_timeout), state="deleting")
+    return Q(lately("updated_at", conf().deletion_timeout), state=ObjectState.DELETING)
 
 
 def in_hand() -> Q:
@@ -188,7 +195,7 @@ def in_hand() -> Q:
     items = apps.get_model("storage_audit", "CleanupItem").objects
     mine = items.filter(operation__bucket=OuterRef("bucket"), identity=OuterRef("key"))
     marked, sent = Exists(mine.marked()), Exists(mine.maybe_under_way())
-    return under_way() | barred() | Q(state="deleting") & Q(marked) | Q(sent)
+    return under_way() | barred() | Q(state=ObjectState.DELETING) & Q(marked) | Q(sent)
 
 
 class R2ObjectQuerySet(models.QuerySet["R2Object"]):
@@ -231,8 +238,10 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
         owner = OuterRef("project_id")
         known = apps.get_model("storage_audit", "KnownProject").objects
         alive = Exists(projects.rows().filter(storage_audit_id=owner))
-        unsaid = Exists(known.filter(KnownProjectQuerySet.UNSAID, pk=owner))
-        return self.filter(Q(project_id=None) | Q(source="backfill") | ~alive & ~unsaid)
+        unsaid = Exists(known.filter(known.model.UNSAID, pk=owner))
+        return self.filter(
+            Q(project_id=None) | Q(source=self.model.Source.BACKFILL) | ~alive & ~unsaid
+        )
 
     def lock_for_deletion(self, keys: Collection[str]) -> int:
         """Bar uploads to these keys until they are seen gone; an upload under way wins."""
@@ -241,18 +250,20 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
     def bar(self) -> int:
         """Mark them as being deleted. Of an upload that was not confirmed the row keeps no ETag,
         so that it is known for one afterwards: what is there may be another object."""
-        unconfirmed = When(state__in=["uploading", "upload_failed"], then=Value(""))
+        unconfirmed = When(
+            state__in=[ObjectState.UPLOADING, ObjectState.UPLOAD_FAILED], then=Value("")
+        )
         etag = Case(unconfirmed, default="etag")
-        return self.update(etag=etag, state="deleting", updated_at=timezone.now())
+        return self.update(etag=etag, state=ObjectState.DELETING, updated_at=timezone.now())
 
     def unlock(self, items: CleanupItemQuerySet) -> int:
         """Let uploads write again to the keys of these items."""
         before = Case(
             # An upload that never ended, and so never told what it had stored.
-            When(etag="", upload_id__isnull=False, then=Value("upload_failed")),
-            default=Value("stored"),
+            When(etag="", upload_id__isnull=False, then=Value(ObjectState.UPLOAD_FAILED)),
+            default=Value(ObjectState.STORED),
         )
-        rows = self.filter(state="deleting", key__in=items.names())
+        rows = self.filter(state=ObjectState.DELETING, key__in=items.names())
         return rows.update(state=before, updated_at=timezone.now())
 
     def forget(self) -> int:
@@ -299,4 +310,4 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
     def have_stored(self) -> Self:
         """Rows at rest of which an upload has stored an object, though a later one may have
         failed."""
-        return self.at_rest().filter(Q(state="stored") | ~Q(etag=""))
+        return self.at_rest().filter(Q(state=ObjectState.STORED) | ~Q(etag=""))

@@ -24,7 +24,7 @@ class PassBroken(Exception):
 
 class BucketScanQuerySet(models.QuerySet["BucketScan"]):
     def complete(self) -> Self:
-        return self.filter(status="complete", dry_run=False)
+        return self.filter(status=BucketScan.Status.COMPLETE, dry_run=False)
 
     def last_complete(self) -> BucketScan | None:
         """The one that ended last, as far as clocks that were not ahead say."""
@@ -32,7 +32,7 @@ class BucketScanQuerySet(models.QuerySet["BucketScan"]):
         return ended.order_by("-finished_at").first()
 
     def running(self) -> Self:
-        return self.filter(status="running")
+        return self.filter(status=BucketScan.Status.RUNNING)
 
     def whole(self, bucket: str) -> Self:
         """Looks at everything in the bucket, and not at a part of it."""

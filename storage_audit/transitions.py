@@ -48,13 +48,25 @@ class Transitions(models.Model):
         BLOCKED = "blocked", _("blocked")
         SUPERSEDED = "superseded", _("superseded")
 
-    ENDED = ("clean", "clean_with_protected", "superseded")
-    CLOSED = (*ENDED, "incomplete", "failed")
+    class Kind(models.TextChoices):
+        PROJECT = "project", _("project cleanup")
+        OBJECTS = "objects", _("deletion of objects")
+        ORPHANS = "orphans", _("deletion of orphans")
+        VERIFY = "verify", _("verification")
+        VANISHED = "vanished", _("disappearance of many projects")
+
+    class Step(models.TextChoices):
+        PLAN = "plan", _("looking for objects")
+        DELETE = "delete", _("deleting")
+        VERIFY = "verify", _("verifying")
+
+    ENDED = (Status.CLEAN, Status.CLEAN_WITH_PROTECTED, Status.SUPERSEDED)
+    CLOSED = (*ENDED, Status.INCOMPLETE, Status.FAILED)
     # Nothing more is done, by itself or for a person: a look is not tried again.
-    OVER = Q(status__in=ENDED) | Q(kind="verify", status="incomplete", next_attempt_at=None)
-    WORKABLE = ("pending", "running", "incomplete", "failed")
+    OVER = Q(status__in=ENDED) | Q(kind=Kind.VERIFY, status=Status.INCOMPLETE, next_attempt_at=None)
+    WORKABLE = (Status.PENDING, Status.RUNNING, Status.INCOMPLETE, Status.FAILED)
     # `storage.delete` did it in one call: no worker was needed, or looked at anything else.
-    DONE_AT_ONCE = Q(status="clean", step="verify", started_at=None)
+    DONE_AT_ONCE = Q(status=Status.CLEAN, step=Step.VERIFY, started_at=None)
 
     status = models.CharField(_("status"), max_length=20, choices=Status, default=Status.PENDING)
     released_by = models.TextField(_("limits lifted by"), blank=True)
@@ -253,7 +265,7 @@ class Transitions(models.Model):
     def conclude(self, books: dict[str, int]) -> None:
         """End an operation that no worker had: all that it was to delete is gone."""
         ended = {"status": self.Status.CLEAN, "finished_at": timezone.now()}
-        done = {**ended, "step": "verify", "next_attempt_at": None, **books}
+        done = {**ended, "step": self.Step.VERIFY, "next_attempt_at": None, **books}
         self.change(Q(status=self.Status.PENDING), **done)
 
     def _is_free(self) -> Q:

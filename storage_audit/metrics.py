@@ -93,7 +93,9 @@ def cleanups() -> Iterator[Metric]:
     groups = CleanupOperation.objects.order_by().values("kind", "status", "dry_run")
     rows: list[dict[str, Any]] = [{**row} for row in groups.annotate(n=Count("*"), **sums)]
     yield by_status(rows)
-    deletions = [row for row in rows if row["kind"] != "verify" and not row["dry_run"]]
+    deletions = [
+        row for row in rows if row["kind"] != CleanupOperation.Kind.VERIFY and not row["dry_run"]
+    ]
     yield from books([row for row in deletions if row["status"] in CleanupOperation.ENDED])
 
 
@@ -210,7 +212,7 @@ def findings() -> Metric:
     family = GaugeMetricFamily(
         PREFIX + "findings_open", "Differences that nobody decided on.", labels=["kind"]
     )
-    groups = Finding.objects.filter(state="open").order_by().values("kind").annotate(n=Count("*"))
+    groups = Finding.objects.open().order_by().values("kind").annotate(n=Count("*"))
     numbers = dict(groups.values_list("kind", "n"))
     for kind in Finding.Kind.values:
         family.add_metric([kind], numbers.get(kind, 0))

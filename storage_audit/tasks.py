@@ -93,8 +93,8 @@ def run_operation(operation_id: str) -> str:
     operation = cleanup.run_slice(UUID(operation_id))
     if operation is None:
         return queue.HELD
-    running = CleanupOperation.objects.filter(pk=operation.pk, status="running")
-    if running.due().exists():
+    running = CleanupOperation.Status.RUNNING
+    if CleanupOperation.objects.filter(pk=operation.pk, status=running).due().exists():
         enqueue(operation.pk)
     else:
         enqueue_next(operation)

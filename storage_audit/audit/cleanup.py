@@ -45,6 +45,7 @@ from storage_audit.transitions import LeaseLost
 
 logger = logging.getLogger(__name__)
 Kind, Status, Step = CleanupOperation.Kind, CleanupOperation.Status, CleanupOperation.Step
+Outcome = CleanupItem.Outcome
 
 # So many workers in a row that took it and did not report back: a person should know.
 TAKEOVERS = 5
@@ -164,9 +165,8 @@ def start_again(operation: CleanupOperation) -> None:
     """Put what failed back into the plan. What nobody can delete fails again, and costs nothing."""
     if may_delete(operation):
         operation.renew(step=Step.DELETE, cursor={})
-        operation.items.filter(outcome="failed", escaped=False).mark(
-            CleanupItem.Outcome.PLANNED, tries=0
-        )
+        failed = operation.items.filter(outcome=Outcome.FAILED, escaped=False)
+        failed.mark(Outcome.PLANNED, tries=0)
     operation.record("retry", _("Trying again."))
 
 
@@ -345,7 +345,7 @@ def close(work: Work) -> None:
             "%d objects remain; each item says why.",
             failed,
         )
-        refused = failed == operation.items.filter(outcome="failed").locked().count()
+        refused = failed == operation.items.filter(outcome=Outcome.FAILED).locked().count()
         with transaction.atomic():
             postpone(operation, text % failed, refused=refused)
             schedule_late_checks(operation)

@@ -67,11 +67,11 @@ def notice_others() -> Notice | None:
 def of_operations() -> Iterator[Incident]:
     """In one order, so that no two sweeps wait for each other's rows."""
     overdue_before = timezone.now() - conf().notify_overdue
-    operations = CleanupOperation.objects
+    operations, status = CleanupOperation.objects, CleanupOperation.Status
     deletions = operations.deleting()
     began = {
-        Kind.BLOCKED: deletions.filter(status="blocked").without_incident("blocked"),
-        Kind.FAILED: deletions.filter(status="failed").without_incident("failed"),
+        Kind.BLOCKED: deletions.filter(status=status.BLOCKED).without_incident(Kind.BLOCKED),
+        Kind.FAILED: deletions.filter(status=status.FAILED).without_incident(Kind.FAILED),
         # Of what is known for another trouble, nobody is told again.
         Kind.OVERDUE: operations.overdue(overdue_before).without_incident(),
     }

@@ -13,6 +13,7 @@ from django.utils.translation import gettext_lazy, ngettext, ngettext_lazy
 
 from storage_audit.conf import conf
 from storage_audit.fields import ALL_BUCKETS
+from storage_audit.findings import Finding
 from storage_audit.incidents import Incident, Notice
 from storage_audit.redaction import visible
 
@@ -151,7 +152,7 @@ def page_of(incident: Incident) -> str:
     if incident.operation_id:
         return link("cleanupoperation_change", incident.operation_id)
     if incident.kind == Kind.FINDINGS:
-        return link("finding_changelist", bucket=ALL_BUCKETS, state__exact="open")
+        return link("finding_changelist", bucket=ALL_BUCKETS, state__exact=Finding.State.OPEN)
     return link("incident_changelist")
 
 

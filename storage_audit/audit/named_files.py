@@ -118,7 +118,8 @@ def items(
 def about_to_be_cleaned(bucket: str, owners: set[str]) -> set[str]:
     """Those of which no worker has begun the cleanup, which so still looks for all their files."""
     cleanups = CleanupOperation.objects.cleanups().filter(bucket=bucket, project_id__in=owners)
-    new = cleanups.filter(kind=CleanupOperation.Kind.PROJECT, status="pending", started_at=None)
+    kind, status = CleanupOperation.Kind.PROJECT, CleanupOperation.Status.PENDING
+    new = cleanups.filter(kind=kind, status=status, started_at=None)
     return set(map(str, new.values_list("project_id", flat=True)))
 
 

@@ -112,14 +112,14 @@ def is_little() -> bool:
     """Whether all that is left behind is counted in no time, going by books and an index."""
     failed = CleanupOperation.objects.with_remains().aggregate(n=Sum("failed", default=0))["n"]
     # With those that an open cleanup covers: to tell them apart takes time.
-    found = Finding.objects.open().filter(kind="orphaned").order_by("key")[: MUCH + 1].count()
-    return int(failed) + found <= MUCH
+    orphaned = Finding.objects.open().filter(kind=Finding.Kind.ORPHANED)
+    return int(failed) + orphaned.order_by("key")[: MUCH + 1].count() <= MUCH
 
 
 def outcomes(since: date) -> list[Outcomes]:
     """Of each day from `since` on, by the statuses there are."""
     begin = timezone.make_aware(datetime.combine(since, datetime.min.time()))
-    first = Q(parent=None, dry_run=False) & ~Q(kind="verify")
+    first = Q(parent=None, dry_run=False) & ~Q(kind=CleanupOperation.Kind.VERIFY)
     ended = CleanupOperation.objects.filter(finished_at__gte=begin).order_by()
     sums = ended.values("status", day=TruncDate("finished_at")).annotate(
         deletions=Count("pk", filter=first), bytes=Sum("deleted_bytes", default=0)

@@ -20,6 +20,7 @@ from storage_audit.pages.charts import Series, Share
 from storage_audit.pages.links import Links
 from storage_audit.redaction import visible
 
+Status = CleanupOperation.Status
 TYPES_SHOWN = 8
 # Over time, with one more pattern for all the others together.
 TYPE_LOOKS = ("solid", "striped", "dotted")
@@ -27,11 +28,11 @@ OTHERS_LOOK = "lined"
 NAME_SHOWN = 40
 # Of the patterns in patterns.html.
 LOOKS = {
-    "clean": "solid",
-    "clean_with_protected": "striped",
-    "superseded": "lined",
-    "incomplete": "dotted",
-    "failed": "alarming",
+    Status.CLEAN: "solid",
+    Status.CLEAN_WITH_PROTECTED: "striped",
+    Status.SUPERSEDED: "lined",
+    Status.INCOMPLETE: "dotted",
+    Status.FAILED: "alarming",
 }
 
 
@@ -70,7 +71,7 @@ def deletions(period: list[date], ended: list[Outcomes]) -> Chart:
     counts = {(each.day, each.status): each.deletions for each in ended}
     series = [
         Series(
-            str(CleanupOperation.Status(status).label),
+            str(status.label),
             look,
             [counts.get((day, status), 0) for day in period],
         )

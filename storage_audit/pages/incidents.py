@@ -21,6 +21,7 @@ from storage_audit.audit.incidents import recipients
 from storage_audit.audit.messages import MEANING
 from storage_audit.conf import conf
 from storage_audit.fields import ALL_BUCKETS
+from storage_audit.findings import Finding
 from storage_audit.incidents import Delivery, Incident, Notice
 from storage_audit.pages.base import ReadOnlyAdmin
 from storage_audit.pages.links import list_of
@@ -107,7 +108,7 @@ class IncidentAdmin(ReadOnlyAdmin[Incident]):
             "subtitle": self.about(incident),
             "meaning": MEANING[Incident.Kind(incident.kind)],
             "summary": visible(incident.summary),
-            "findings": list_of("finding", bucket=ALL_BUCKETS, state__exact="open"),
+            "findings": list_of("finding", bucket=ALL_BUCKETS, state__exact=Finding.State.OPEN),
             "deliveries": [shown(*each) for each in deliveries_of(incident)],
         }
         return super().render_change_form(request, context, *args, **kwargs)

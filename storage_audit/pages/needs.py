@@ -108,7 +108,7 @@ def of_scans(links: Links, last_complete: BucketScan | None) -> Iterator[Need]:
     begin = links.new("bucketscan")
     if scan := overview.failed_scan():
         yield Need(
-            "failed",
+            scan.status,
             scan.get_status_display(),
             _("The latest scan of the bucket"),
             scan_step(links, _("Settle what the message says, then scan again.")),
@@ -224,7 +224,7 @@ def of_remains(links: Links) -> Iterator[Need]:
         names = {"project": visible(operation.subject), "bucket": visible(operation.bucket)}
         step = _("A verification found them. Clean up after the project again: on its page.")
         yield Need(
-            "incomplete",
+            CleanupOperation.Status.INCOMPLETE,
             _("left behind"),
             title % {"objects": operation.failed, **names},
             with_whom_to_ask(links, "force_cleanup", step),
@@ -245,7 +245,7 @@ def of_kept(links: Links) -> Iterator[Need]:
     )
     objects = ngettext("%d object in all.", "%d objects in all.", kept.objects)
     yield Need(
-        "clean_with_protected",
+        CleanupOperation.Status.CLEAN_WITH_PROTECTED,
         _("kept"),
         title % kept.operations,
         with_whom_to_ask(
@@ -271,7 +271,7 @@ def of_findings(links: Links) -> Iterator[Need]:
     for kind, figures in sorted(findings.items(), key=lambda each: each[1]["since"]):
         meaning, step = map(str, DIFFERENCES[Kind(kind)])
         permission = FOR_STEP.get(Kind(kind))
-        filters: dict[str, str] = {"state__exact": "open", "kind__exact": kind}
+        filters: dict[str, str] = {"state__exact": Finding.State.OPEN, "kind__exact": kind}
         counted = figures["n"] <= FINDINGS_COUNTED
         if ripe := figures["ripe"]:
             filters = {"may": "go"}

@@ -169,7 +169,9 @@ def live(operation: CleanupOperation) -> dict[str, Any]:
 
 
 def reasons(operation: CleanupOperation, lines: Sequence[Line]) -> dict[str, Any]:
-    staying = sum(line.objects for line in lines if line.name in ("protected", "failed"))
+    staying = sum(
+        line.objects for line in lines if line.name in (Outcome.PROTECTED, Outcome.FAILED)
+    )
     if not staying:
         return {}
     found = operation.items.by_reason(REASONS_OF)[:REASONS_SHOWN]

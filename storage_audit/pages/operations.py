@@ -26,6 +26,7 @@ from django.views.decorators.http import require_GET
 
 from storage_audit import tasks
 from storage_audit.audit import requests
+from storage_audit.audit.describe import CLOSED
 from storage_audit.audit.meaning import words_of
 from storage_audit.fields import starts_with
 from storage_audit.formats import amount
@@ -48,7 +49,6 @@ from storage_audit.pages.links import lookup_of
 from storage_audit.redaction import visible
 from storage_audit.transitions import IllegalTransition
 
-OUTCOMES = ("deleted", "already_absent", "protected", "failed")
 # Verified in one request; of whole projects, a job verifies any number.
 MOST_AT_ONCE = 100
 
@@ -145,7 +145,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         if operation.status not in (*CleanupOperation.CLOSED, CleanupOperation.Status.PLANNED):
             return None
         closed = operation.status in CleanupOperation.CLOSED
-        counts = [(getattr(operation, name), name) for name in OUTCOMES if closed]
+        counts = [(getattr(operation, name), name) for name in CLOSED if closed]
         became = ", ".join(f"{n} {words_of(operation, name)[0]}" for n, name in counts if n)
         return format_html("{}<br>{}", amount(operation.found, operation.found_bytes), became)
 

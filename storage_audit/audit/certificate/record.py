@@ -224,7 +224,8 @@ class Reckoning:
         for item in items:
             self.count("found", item)
             # What is open was not seen gone.
-            self.count("failed" if item["outcome"] in CleanupItem.OPEN else item["outcome"], item)
+            is_open = item["outcome"] in CleanupItem.OPEN
+            self.count(CleanupItem.Outcome.FAILED if is_open else item["outcome"], item)
             if self.misplaced is None and self.before and place_of(item) <= self.before:
                 self.misplaced = item["key"]
             self.before = place_of(item)

@@ -141,7 +141,7 @@ class Facts:
 
     @property
     def unresolved(self) -> list[Finding]:
-        return [one for one in self.findings if one.state != "resolved"]
+        return [one for one in self.findings if one.state != Finding.State.RESOLVED]
 
     @cached_property
     def judgements(self) -> list[Judgement]:

@@ -119,7 +119,7 @@ def findings_of(project_id: str, buckets: Collection[str]) -> list[Finding]:
 
 
 def why_some_stay(cleanup: CleanupOperation) -> str:
-    left = ["protected", "failed", *CleanupItem.OPEN]
+    left = [CleanupItem.Outcome.PROTECTED, CleanupItem.Outcome.FAILED, *CleanupItem.OPEN]
     stayed = cleanup.items.filter(outcome__in=left).exclude(reason="")
     # In no order, as that of the keys would have a million sorted.
     return next(iter(stayed.values_list("reason", flat=True)[:1]), "")

@@ -42,12 +42,13 @@ from storage_audit.models import R2Object
 from storage_audit.scan_parts import ListedKey, ScanShard
 from storage_audit.scans import BucketScan
 
+State = Finding.State
 CHUNK = 5000
 # Missing keys that are looked for at once: those that start alike are found in one listing.
 TOGETHER = 20_000
 NAMES = ", ".join(field.attname for field in Difference._meta.local_concrete_fields)
 # It is still the difference, and the object, that the finding was about.
-SAME = """finding.state <> 'resolved' AND finding.etag = excluded.etag
+SAME = f"""finding.state <> '{State.RESOLVED}' AND finding.etag = excluded.etag
     AND (finding.size = excluded.size) IS NOT FALSE
     AND (finding.last_modified = excluded.last_modified) IS NOT FALSE"""
 # What was found, or decided, since this scan began is newer than what it saw. An acknowledgement is
@@ -55,7 +56,7 @@ SAME = """finding.state <> 'resolved' AND finding.etag = excluded.etag
 PUBLISH = f"""
 INSERT INTO {Finding._meta.db_table} AS finding
     ({NAMES}, state, note, decided_by, first_seen_at, last_seen_at, first_scan_id, last_scan_id)
-SELECT {NAMES}, 'open', '', '', %s, %s, scan_id, scan_id
+SELECT {NAMES}, '{State.OPEN}', '', '', %s, %s, scan_id, scan_id
 FROM {Sighting._meta.db_table}
 WHERE scan_id = %s AND kind <> '{IN_HAND}'
 ORDER BY bucket, kind, key
@@ -69,12 +70,14 @@ ON CONFLICT (bucket, kind, key, escaped, upload_id) DO UPDATE SET
     last_scan_id = excluded.last_scan_id,
     first_seen_at = CASE WHEN {SAME} THEN finding.first_seen_at ELSE excluded.first_seen_at END,
     first_scan_id = CASE WHEN {SAME} THEN finding.first_scan_id ELSE excluded.first_scan_id END,
-    note = CASE WHEN finding.state = 'resolved' THEN '' ELSE finding.note END,
-    state = CASE WHEN finding.state = 'resolved' THEN 'open' ELSE finding.state END
+    note = CASE WHEN finding.state = '{State.RESOLVED}' THEN '' ELSE finding.note END,
+    state = CASE WHEN finding.state = '{State.RESOLVED}' THEN '{State.OPEN}'
+        ELSE finding.state END
 WHERE (finding.last_seen_at < excluded.last_seen_at OR finding.last_seen_at > %s)
-    AND (finding.state = 'resolved' AND finding.decided_at BETWEEN excluded.last_seen_at AND %s)
-        IS NOT TRUE
-    AND (finding.state <> 'acknowledged' OR finding.escaped OR finding.kind IN {OF_NO_OBJECT}
+    AND (finding.state = '{State.RESOLVED}'
+        AND finding.decided_at BETWEEN excluded.last_seen_at AND %s) IS NOT TRUE
+    AND (finding.state <> '{State.ACKNOWLEDGED}' OR finding.escaped
+        OR finding.kind IN {OF_NO_OBJECT}
         OR finding.etag = excluded.etag AND finding.size = excluded.size)
 """
 
@@ -249,7 +252,7 @@ def deleted_since(scan: BucketScan) -> QuerySet[CleanupItem]:
         operation__bucket=OuterRef("bucket"),
         identity=OuterRef("key"),
         escaped=OuterRef("escaped"),
-        outcome__in=["deleted", "already_absent"],
+        outcome__in=[CleanupItem.Outcome.DELETED, CleanupItem.Outcome.ALREADY_ABSENT],
     )
 
 
@@ -315,7 +318,8 @@ def forget_earlier(scan: BucketScan) -> None:
     earlier = BucketScan.objects.filter(began, bucket=scan.bucket)
     if scan.prefix or scan.project_id:
         earlier = earlier.filter(prefix=scan.prefix, project_id=scan.project_id)
-    over = earlier.filter(status__in=["stopped", "failed"]).values("pk")
+    ended = [BucketScan.Status.STOPPED, BucketScan.Status.FAILED]
+    over = earlier.filter(status__in=ended).values("pk")
     ScanShard.objects.filter(scan__in=over).delete()
     for noted in (Sighting.objects, ListedKey.objects):
         noted.filter(scan__in=over)._raw_delete(noted.db)

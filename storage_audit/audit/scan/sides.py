@@ -28,7 +28,8 @@ LIST = {"postgresql": "json_agg({})", "sqlite": "json_group_array({})"}
 # An upload or a cleanup may be at such a row, its key may be read in more ways than one or its
 # project be gone, or nobody knows what it should say.
 PLAIN = (
-    "state = 'stored' AND plain_under = %s AND project_id IS NOT NULL AND size IS NOT NULL"
+    f"state = '{R2Object.State.STORED}' AND plain_under = %s"
+    " AND project_id IS NOT NULL AND size IS NOT NULL"
     " AND last_modified IS NOT NULL AND replace(key, {newline}, '') = key"
     " AND replace(replace(etag, ' ', ''), {newline}, '') = etag"
 )

@@ -25,7 +25,9 @@ class StorageAuditConfig(AppConfig):
         )
 
     def ready(self) -> None:
-        from storage_audit import checks, signals
+        # tasks also where no task is run: its receivers hear of the site's own, and the doctor's
+        # modules note what code this process has loaded.
+        from storage_audit import checks, signals, tasks  # noqa: F401
         from storage_audit.audit import covering, incidents, keeping, settling, used_files
         from storage_audit.audit.decisions import orphans
 

@@ -11,11 +11,11 @@ from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from storage_audit import tasks
 from storage_audit.audit import installation
 from storage_audit.audit.covering import find_undecided
 from storage_audit.audit.deletion import proof_ends
 from storage_audit.audit.discovery import find_owners
+from storage_audit.audit.requests import enqueue_on_commit
 from storage_audit.bucket import listing, r2
 from storage_audit.bucket.errors import Refused, StoreError, TooLate, Unavailable, leaves_open
 from storage_audit.cleanup_querysets import CALL_LASTS
@@ -198,7 +198,7 @@ class Deletion:
         self._forget_rows(self.own.exclude(under_way()))
         operation.make_due()
         transaction.on_commit(partial(self._log, operation, reason))
-        tasks.enqueue_on_commit([operation])
+        enqueue_on_commit([operation])
         return operation
 
     def _log(self, operation: CleanupOperation, reason: object) -> None:

@@ -1,17 +1,34 @@
-"""What the queue's tables say. What is put into them is in tasks.py; both know django-q2, and
-nobody else does."""
+"""Sends tasks by their names, reads the queue's tables, makes its schedules.
+
+What the tasks do is in tasks.py. Both modules know django-q2, and no other does."""
 
 from datetime import datetime, timedelta
+from typing import Any
 
+from django.db import connection
 from django.db.models import Min, QuerySet
+from django.utils import timezone
 from django_q.conf import Conf
 from django_q.models import OrmQ, Schedule, Task
+from django_q.tasks import async_task
+
+from storage_audit.conf import conf
 
 TASKS = "storage_audit.tasks."
 SWEEP = f"{TASKS}sweep"
+RUN_OPERATION = f"{TASKS}run_operation"
+RUN_JOB = f"{TASKS}run_job"
+TAKE_PART = f"{TASKS}take_part"
+DIAGNOSE = f"{TASKS}diagnose"
 RECONCILE = f"{TASKS}reconcile"
 SEND_NOTICES = f"{TASKS}send_notices"
 MINUTE = timedelta(minutes=1)
+# Each runs every minute. A cluster looks at its schedules each half minute, so with two of them
+# work that lost its worker is found half a minute after its lease is over, and not two.
+SCHEDULES = {
+    "storage_audit sweep": timedelta(0),
+    "storage_audit sweep, half a minute later": timedelta(seconds=30),
+}
 # Tasks that are read to count ours: in a tenth of a second.
 LATEST = 1_000
 # What tasks return that did nothing.
@@ -19,6 +36,11 @@ HELD = "not due, or held by another worker"
 GIVEN_UP = "no worker gets on with it"
 OVER = "over, or not there any more"
 TAKEN = "another worker is at it"
+
+
+def send_task(function: str, *args: object, **options: Any) -> None:
+    """Have a worker call the function, given by its dotted name."""
+    async_task(function, *args, group="storage_audit", **options)
 
 
 def is_scheduled() -> bool:
@@ -90,3 +112,30 @@ def did_work_since(moment: datetime) -> bool:
     did = ended.exclude(func__in=[SWEEP, RECONCILE, SEND_NOTICES])
     found: bool = did.exclude(result__in=[HELD, GIVEN_UP, OVER, TAKEN]).exists()
     return found
+
+
+def create_schedule(**kwargs: Any) -> None:
+    """Have the cluster sweep twice a minute, and reconcile as the settings say. Called after each
+    migrate."""
+    if Schedule._meta.db_table not in connection.introspection.table_names():
+        return  # The queue's own migrations were not run yet, or were undone.
+    now = timezone.now()
+    bring_sweeps_forward(now)
+    for name, later in SCHEDULES.items():
+        if not Schedule.objects.filter(func=SWEEP, name=name).exists():
+            schedule(SWEEP, name, timedelta(minutes=1), now + later)
+    if (pause := conf().reconcile_every) != reconciles_every():
+        Schedule.objects.filter(func=RECONCILE).delete()
+        if pause:
+            schedule(RECONCILE, "storage_audit reconcile", pause, now + pause)
+
+
+def schedule(func: str, name: str, pause: timedelta, first: datetime) -> None:
+    Schedule.objects.create(
+        func=func,
+        name=name,
+        schedule_type=Schedule.MINUTES,
+        minutes=pause // timedelta(minutes=1),
+        repeats=-1,
+        next_run=first,
+    )

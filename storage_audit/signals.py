@@ -2,13 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
 from django.apps import apps
 from django.core.signals import request_finished
-from django.db import DEFAULT_DB_ALIAS, connection, models, transaction
+from django.db import DEFAULT_DB_ALIAS, connection, models
 from django.db.models.signals import (
     class_prepared,
     post_delete,
@@ -18,8 +17,8 @@ from django.db.models.signals import (
 )
 from django.utils import timezone
 
-from storage_audit import projects, tasks
-from storage_audit.audit import counting, named_files, project_deletion, succession
+from storage_audit import projects, queue
+from storage_audit.audit import counting, named_files, project_deletion, requests, succession
 from storage_audit.models import KnownProject, R2Object
 from storage_audit.operations import CleanupOperation, Row
 from storage_audit.origin import current_origin
@@ -33,7 +32,7 @@ def connect() -> None:
     # A site may define a model once all applications are ready, such as a proxy in its admin.
     class_prepared.connect(connect_late_model, dispatch_uid="storage_audit.defined")
     post_migrate.connect(
-        tasks.create_schedule,
+        queue.create_schedule,
         apps.get_app_config("storage_audit"),
         dispatch_uid="storage_audit.schedule",
     )
@@ -111,7 +110,7 @@ def project_deleted(instance: models.Model, **kwargs: Any) -> None:
         released_by=origin.user if forced else "",
     )
     named_files.note(operations, vars(instance)["storage_audit_named"], projects_of_call())
-    tasks.enqueue_on_commit(operations)
+    requests.enqueue_on_commit(operations)
     project_deletion.note(project_id)
 
 
@@ -131,7 +130,7 @@ def object_deleted(instance: R2Object, **kwargs: Any) -> None:
             by_bucket[row.bucket].append(row)
         rows.clear()
         for bucket, gone in by_bucket.items():
-            request_deletion(bucket, gone)
+            requests.request_deletion(bucket, gone)
 
 
 def rows_of_call() -> dict[int, Row]:
@@ -154,42 +153,3 @@ def projects_of_call() -> set[str]:
         return set()
     ids: set[str] = vars(connection.atomic_blocks[-1]).setdefault("storage_audit_projects", set())
     return ids
-
-
-@dataclass(frozen=True)
-class Request:
-    """An operation that the transaction under way has made, to be enqueued on commit."""
-
-    operation: CleanupOperation
-
-    def enqueue(self) -> None:
-        tasks.enqueue(self.operation.pk)
-
-
-def request_deletion(bucket: str, rows: list[Row]) -> None:
-    """Put the rows into this transaction's operation for the bucket, made when there is none."""
-    operation = operation_under_way(bucket)
-    if operation is None:
-        operation = CleanupOperation.objects.request(
-            kind=CleanupOperation.Kind.OBJECTS,
-            bucket=bucket,
-            project_id=rows[0].project_id,
-            trigger=Trigger.DELETED,
-        )
-        transaction.on_commit(Request(operation).enqueue, robust=True)
-    operation.add_rows(rows)
-
-
-def operation_under_way(bucket: str) -> CleanupOperation | None:
-    """This transaction's operation for the bucket.
-
-    Its hook is the mark: Django drops it with the transaction, and with the savepoint that the
-    operation was made in. It does not for a savepoint made by hand, so the database is asked too.
-    """
-    for registered in connection.run_on_commit:
-        request = getattr(registered[1], "__self__", None)
-        if isinstance(request, Request) and request.operation.bucket == bucket:
-            known = CleanupOperation.objects.still_untouched(request.operation.pk)
-            if known is not None:
-                return known
-    return None

@@ -34,7 +34,7 @@ from devtools.faults.proxy import FaultyStore, faulty_store
 from devtools.local_r2 import LocalR2
 from devtools.processes import stop_on_signals
 from devtools.seaweedfs import SeaweedFS
-from storage_audit import tasks
+from storage_audit import queue
 from storage_audit.access import ApiToken
 from storage_audit.audit import cleanup, incidents, installation, pace, verification
 from storage_audit.audit.scan.requests import start_scan
@@ -155,7 +155,7 @@ def empty_the_tables(case: TransactionTestCase) -> None:
         for table, is_filled in zip(quoted, cursor.fetchone() or (), strict=True):
             if is_filled:
                 cursor.execute(f"DELETE FROM {table}")
-        tasks.create_schedule()
+        queue.create_schedule()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,7 +16,6 @@ from devtools.faults.kinds import changed
 from devtools.faults.matching import is_delete_batch, is_listing, keys_sent, on
 from devtools.faults.pages import contents, with_contents
 from devtools.faults.proxy import FaultyStore
-from storage_audit import tasks
 from storage_audit.audit import cleanup, deletion, requests, retention, verification
 from storage_audit.audit.project_deletion import delete_project_by_id
 from storage_audit.audit.sending import Planned, Proof
@@ -98,7 +97,7 @@ def skip_pauses() -> None:
     waiting = {"status": Status.RUNNING, "lease_until": None, "cursor__has_key": "again_at"}
     for operation in CleanupOperation.objects.filter(**waiting, next_attempt_at__gt=timezone.now()):
         make_due(skip_pause(operation))
-        tasks.enqueue(operation.pk)
+        requests.enqueue(operation.pk)
 
 
 def skip_pause(operation: CleanupOperation) -> CleanupOperation:

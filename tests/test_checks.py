@@ -15,7 +15,7 @@ from django_q.models import Schedule
 from pytest_django import Settings
 
 from devtools.environment import made_up_environment
-from storage_audit import queue, tasks
+from storage_audit import queue
 from storage_audit.findings import Finding
 from storage_audit.origin import OriginMiddleware
 from tests.paths import ROOT
@@ -37,8 +37,8 @@ def test_a_missing_schedule_is_a_warning_that_says_what_to_do(way: str) -> None:
     warning = run_system_checks(databases=["default"])["storage_audit.W001"]
     assert warning.hint is not None
     assert "migrate" in warning.hint and "sweep_cleanups" in warning.hint
-    tasks.create_schedule()
-    assert Schedule.objects.filter(func=queue.SWEEP).count() == len(tasks.SCHEDULES)
+    queue.create_schedule()
+    assert Schedule.objects.filter(func=queue.SWEEP).count() == len(queue.SCHEDULES)
 
 
 @pytest.mark.django_db

@@ -19,7 +19,7 @@ from pytest_django import Settings
 from storage_audit import tasks
 from storage_audit.audit.diagnostics import comparison, examination, store, variables
 from storage_audit.audit.diagnostics.comparison import WORKER_ANSWERS_WITHIN, Comparison
-from storage_audit.audit.diagnostics.examination import examine
+from storage_audit.audit.diagnostics.examination import examine, examine_everywhere
 from storage_audit.audit.diagnostics.results import Result, Status
 from storage_audit.audit.diagnostics.variables import environment
 from storage_audit.observations import Diagnosis
@@ -254,7 +254,7 @@ def test_the_button_examines_here_and_asks_a_worker(client: Client) -> None:
 def test_a_worker_that_comes_too_late_goes_on_to_its_deletions(
     bucket: Bucket, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tasks.examine_everywhere(Diagnosis.Context.SHELL)
+    examine_everywhere(Diagnosis.Context.SHELL)
     run, asked_at = OrmQ.objects.get().task["args"]
     late = asked_at - WORKER_ANSWERS_WITHIN
     assert tasks.diagnose(run, late) == "too late"

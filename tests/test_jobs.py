@@ -28,6 +28,7 @@ from devtools.faults.matching import is_anything, on
 from devtools.faults.proxy import RESET, FaultyStore
 from storage_audit import tasks
 from storage_audit.audit import jobs, requests
+from storage_audit.audit.jobs import enqueue_job, enqueue_job_on_commit
 from storage_audit.jobs import Job
 from storage_audit.models import Project
 from storage_audit.operations import CleanupOperation
@@ -132,7 +133,7 @@ def test_each_project_has_its_operation_in_the_name_of_who_asked(
 def test_a_project_in_two_buckets_has_an_operation_in_each() -> None:
     job = asked(4)
     track_keys("a", project="proj_002", bucket="other")
-    tasks.enqueue_job(job.pk)
+    enqueue_job(job.pk)
     work(job)
     assert made_for() == once(4) + Counter(["proj_002"])
 
@@ -140,7 +141,7 @@ def test_a_project_in_two_buckets_has_an_operation_in_each() -> None:
 def test_a_project_that_went_meanwhile_is_looked_at_all_the_same() -> None:
     job = asked(4)
     Project.objects.filter(pk="proj_001")._raw_delete("default")
-    tasks.enqueue_job(job.pk)
+    enqueue_job(job.pk)
     work(job)
     assert made_for() == once(4)
 
@@ -155,7 +156,7 @@ def test_one_project_alone_has_no_job() -> None:
 
 def test_a_request_that_is_rolled_back_leaves_nothing() -> None:
     with pytest.raises(Rollback), transaction.atomic():
-        tasks.enqueue_job_on_commit(asked(4))
+        enqueue_job_on_commit(asked(4))
         # A worker must not look for what is not committed yet.
         assert not OrmQ.objects.exists()
         raise Rollback
@@ -258,7 +259,7 @@ def test_a_deletion_goes_on_behind_projects_that_are_already_gone(
 ) -> None:
     job = asked(7, Action.DELETE)
     Project.objects.filter(pk__lt="proj_004")._raw_delete("default")
-    tasks.enqueue_job(job.pk)
+    enqueue_job(job.pk)
     work(job)
     assert not Project.objects.exists()
     assert made_for() == once(7) - once(4)
@@ -360,7 +361,7 @@ def test_a_project_that_may_not_be_deleted_stays_and_stops_no_other(
         return delete(project, *args, **kwargs)
 
     monkeypatch.setattr(Project, "delete", refuse)
-    tasks.enqueue_job(job.pk)
+    enqueue_job(job.pk)
     work(job)
     assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
     assert made_for() == once(4) - Counter(["proj_001"])
@@ -491,7 +492,7 @@ def test_log_of_a_job_shows_no_secret_of_a_row_that_needs_a_project(
         job = asked(2, Action.DELETE)
         address = "https://zoe:hunter2@invoices.example"
         invoices.objects.create(address=address, project_id="proj_001")
-        tasks.enqueue_job(job.pk)
+        enqueue_job(job.pk)
         work(job)
         assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
     assert "this person delete Invoice: https://[redacted]@invoices.example" in caplog.text
@@ -580,7 +581,7 @@ def test_job_leaves_out_no_project_when_a_step_of_the_site_fails_after_the_commi
     if not at_once:
         monkeypatch.setattr(Project, "delete", delete)
     job = asked(7, Action.DELETE)
-    tasks.enqueue_job(job.pk)
+    enqueue_job(job.pk)
     post_delete.connect(call_later, Project)
     try:
         work(job)
@@ -613,7 +614,7 @@ def test_a_worker_that_dies_at_any_project_makes_none_twice_and_forgets_none(
         return made
 
     monkeypatch.setitem(jobs.MAKE, Action.VERIFY, verify)
-    tasks.enqueue_job(job.pk)
+    enqueue_job(job.pk)
     with pytest.raises(Died):
         work(job)
     job.refresh_from_db()
@@ -635,7 +636,7 @@ def test_a_project_of_which_none_can_be_made_stops_no_other_and_is_told_of(
         return made
 
     monkeypatch.setitem(jobs.MAKE, Action.VERIFY, verify)
-    tasks.enqueue_job(job.pk)
+    enqueue_job(job.pk)
     work(job)
     assert made_for() == once(8) - Counter(["proj_004"])
     assert f"Job {job.pk} leaves out project proj_004" in caplog.text
@@ -654,8 +655,8 @@ def test_a_worker_that_dies_between_the_operations_and_their_tasks_forgets_none(
         raise Died
 
     with monkeypatch.context() as patch, pytest.raises(Died):
-        patch.setattr(tasks, "enqueue", die)
-        tasks.enqueue_job(job.pk)
+        patch.setattr(requests, "enqueue", die)
+        enqueue_job(job.pk)
         work(job)
     assert made_for().total() == 3
     sweep_later()
@@ -778,8 +779,8 @@ def test_without_workers_one_slice_follows_the_other_and_none_stands_in_another(
     """Or Python would end a job of some hundreds of them with a RecursionError."""
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True}
     depths = list[int]()
-    monkeypatch.setattr(tasks, "enqueue", lambda _pk: depths.append(len(inspect.stack())))
-    tasks.enqueue_job(asked(9).pk)
+    monkeypatch.setattr(requests, "enqueue", lambda _pk: depths.append(len(inspect.stack())))
+    enqueue_job(asked(9).pk)
     assert len(depths) == 9 and len(set(depths)) == 1
 
 

@@ -29,7 +29,7 @@ from autoshorts.logs import JsonLines
 from autoshorts.settings import LOGGING
 from devtools.demo.browser import Browser
 from devtools.processes import Child, free_port
-from storage_audit import logs, tasks
+from storage_audit import logs, queue
 from storage_audit.audit import cleanup
 from storage_audit.audit.work import Work
 from storage_audit.bucket import r2
@@ -407,7 +407,7 @@ def test_what_could_not_be_enqueued_is_a_line_of_its_deletion(
     def fails(*args: object, **options: object) -> None:
         raise OperationalError("database is locked")
 
-    monkeypatch.setattr(tasks, "async_task", fails)
+    monkeypatch.setattr(queue, "async_task", fails)
     Project.objects.create(pk="proj_1").delete()
     operation = CleanupOperation.objects.get()
     told = [line for line in lines.all() if line["level"] == "ERROR" and line["deletion_id"]]

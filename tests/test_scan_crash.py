@@ -35,7 +35,6 @@ SCRIPT = """
 import os, sys
 import django
 django.setup()
-from storage_audit.audit import scan
 from storage_audit.audit.scan import lanes, shards, worker
 from storage_audit.bucket import r2
 from storage_audit.models import BucketScan
@@ -49,7 +48,7 @@ for line in sys.stdin:
     if not child:
         found = BucketScan.objects.get(pk=line.strip())
         found.resume()
-        for _batch in scan.work(found):
+        for _batch in worker.work_on_scan(found):
             pass
         os._exit(0)
     print(child, flush=True)

@@ -20,7 +20,7 @@ from devtools.faults.matching import is_listing_under, on, then
 from devtools.faults.proxy import FaultyStore
 from storage_audit import queue, tasks
 from storage_audit.audit import installation
-from storage_audit.audit.scan.requests import start_scan
+from storage_audit.audit.scan.requests import share, start_scan
 from storage_audit.findings import Finding
 from storage_audit.scan_parts import ScanShard
 from storage_audit.scans import BucketScan
@@ -240,10 +240,10 @@ def test_migrate_makes_changes_and_removes_the_schedule(db: None, settings: Sett
 def test_the_first_scan_is_due_after_one_period_however_often_migrate_runs(db: None) -> None:
     due = timezone.now() + timedelta(minutes=3)
     Schedule.objects.filter(func=queue.RECONCILE).update(next_run=due)
-    tasks.create_schedule()
+    queue.create_schedule()
     assert Schedule.objects.get(func=queue.RECONCILE).next_run == due
     Schedule.objects.filter(func=queue.RECONCILE).delete()
-    tasks.create_schedule()
+    queue.create_schedule()
     next_run = Schedule.objects.get(func=queue.RECONCILE).next_run
     assert abs(next_run - timezone.now() - timedelta(days=1)) < timedelta(minutes=1)
 
@@ -275,7 +275,7 @@ def test_two_clusters_share_a_scan(bucket: Bucket, way: FaultyStore, tmp_path: P
         for cluster in (one, other):
             cluster.wait_until(lambda: "ready for work" in cluster.said)  # noqa: B023
         # A cluster takes one task more than it has workers.
-        tasks.share(made, 4)
+        share(made, 4)
         one.wait_until(lambda: workers_at(made) == 2)
         way.rules.clear()
         one.wait_until(done.exists)
@@ -291,7 +291,7 @@ def test_a_scan_whose_worker_was_killed_is_finished_by_another(
 ) -> None:
     made = begin_in_four_parts(bucket)
     slow(way)
-    tasks.share(made, 1)
+    share(made, 1)
     done = BucketScan.objects.filter(pk=made.pk, status="complete")
     variables = {"R2_ENDPOINT_URL": way.url, "SCAN_LANES": "1"}
     with Cluster(tmp_path, None, **variables) as cluster, print_log_on_failure(cluster):
@@ -313,7 +313,7 @@ def test_a_scan_goes_on_in_another_task_when_a_slice_is_over(
 ) -> None:
     made = begin_in_four_parts(bucket)
     slow(way)
-    tasks.share(made, 1)
+    share(made, 1)
     variables = {"R2_ENDPOINT_URL": way.url, "SCAN_LANES": "1"}
     with Cluster(tmp_path, slice_seconds=3, **variables) as cluster, print_log_on_failure(cluster):
         cluster.wait_until(lambda: "complete" in list_results())

@@ -16,6 +16,9 @@ from django_q.tasks import async_task
 
 from storage_audit import queue, tasks
 from storage_audit.audit import delays, trial, vanished
+from storage_audit.audit.jobs import enqueue_job
+from storage_audit.audit.requests import enqueue
+from storage_audit.audit.scan.requests import share
 from storage_audit.conf import conf
 from storage_audit.incidents import Delivery, Notice
 from storage_audit.jobs import Job
@@ -244,7 +247,7 @@ def test_only_the_latest_tasks_are_asked_whether_they_are_ours(
     monkeypatch.setattr(queue, "LATEST", 2)
     operations = [create_lost_cleanup() for _ in range(5)]
     for operation in operations:
-        tasks.enqueue(operation.pk)
+        enqueue(operation.pk)
     assert queue.own_ready_tasks(timezone.now()) == 2
 
 
@@ -260,7 +263,7 @@ def test_a_task_of_an_operation_that_does_not_exist_is_not_made() -> None:
     operation = create_lost_cleanup()
     pk = operation.pk
     CleanupOperation.objects.all().delete()
-    tasks.enqueue(pk)
+    enqueue(pk)
     assert not OrmQ.objects.exists()
 
 
@@ -322,12 +325,12 @@ def test_jobs_and_scans_of_a_clock_that_was_ahead_get_a_worker(
 ) -> None:
     job = Job.objects.request(Job.Action.VERIFY, ["proj_1"])
     Job.objects.update(created_at=timezone.now())
-    tasks.enqueue_job(job.pk)
+    enqueue_job(job.pk)
     scan = BucketScan.objects.create(bucket="tests")
     scan.shards.create(prefix="")
     token = uuid4()
     [shard] = scan.shards.all().claim(token, 1)
-    tasks.share(scan, 1)
+    share(scan, 1)
     a_year_ahead()
     OrmQ.objects.all().delete()
     tasks.sweep()
@@ -389,7 +392,7 @@ def test_a_schedule_that_a_person_made_does_not_stop_migrate() -> None:
 def test_what_a_person_changed_in_the_schedule_stays() -> None:
     sweeps = Schedule.objects.filter(func=queue.SWEEP)
     sweeps.update(minutes=5)
-    tasks.create_schedule()
+    queue.create_schedule()
     assert set(sweeps.values_list("minutes", flat=True)) == {5}
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from devtools.faults.proxy import FaultyStore, faulty_store
 from devtools.local_r2 import LocalR2
-from storage_audit import tasks
+from storage_audit.audit.requests import enqueue
 from storage_audit.models import Project
 from storage_audit.operations import CleanupOperation
 from storage_audit.timeline import OperationEvent
@@ -56,7 +56,7 @@ def test_two_clusters_share_the_work_and_send_each_key_once(
         Project.objects.all().delete()
         operations = CleanupOperation.objects.filter(parent=None)
         for operation in (*operations, *operations):
-            tasks.enqueue(operation.pk)
+            enqueue(operation.pk)
         clean = operations.filter(status=Status.CLEAN)
         with print_log_on_failure(one), print_log_on_failure(other):
             one.wait_until(lambda: clean.count() == len(PROJECTS), timeout=120)

@@ -13,7 +13,6 @@ from devtools.demo.browser import Browser
 from devtools.demo.site import USER, Site
 from devtools.local_r2 import LocalR2
 from devtools.processes import Child
-from storage_audit import tasks
 from storage_audit.audit import requests
 from storage_audit.audit.installation import MARKER
 from storage_audit.models import Project
@@ -111,7 +110,7 @@ def verify(operation: CleanupOperation, worker: Child) -> CleanupOperation:
     """Look again, as the admin's button does."""
     with acting_as(Origin(USER, "the demo")), transaction.atomic():
         check = requests.verify_operation(operation)
-        tasks.enqueue_on_commit([check])
+        requests.enqueue_on_commit([check])
     wait_for(check, worker)
     return check
 

@@ -11,7 +11,6 @@ from django.http import HttpRequest, HttpResponse
 from django.utils.translation import gettext as _
 from ninja import Field, Query, Router, Schema, Status
 
-from storage_audit import tasks
 from storage_audit.api import history
 from storage_audit.api.auth import require
 from storage_audit.api.deletions import DeletionDetails, details, status_url
@@ -232,7 +231,7 @@ def cleanup(
         note = _("Dry run requested.") if dry_run else _("Project declared deleted.")
         for operation in operations:
             history.log(request, operation, ADDITION, note)
-        tasks.enqueue_on_commit(operations)
+        requests.enqueue_on_commit(operations)
     operation = operations[0]
     operation.refresh_from_db()
     response["Location"] = status_url(operation)

@@ -14,7 +14,6 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from ninja import Field, Query, Router, Schema, Status
 
-from storage_audit import tasks
 from storage_audit.api import history
 from storage_audit.api.auth import require
 from storage_audit.api.openapi import refusals
@@ -204,7 +203,7 @@ def verify_deletion(
         check = requests.verify_operation(operation)
         note = _("Verification requested: operation %s.") % check.pk
         history.log(request, operation, CHANGE, note)
-        tasks.enqueue_on_commit([check])
+        requests.enqueue_on_commit([check])
     response["Location"] = status_url(check)
     text = _("A verification is queued. It looks into the bucket and changes nothing.")
     accepted = Accepted(message=text, deletion_id=check.pk, status_url=status_url(check))

@@ -10,13 +10,13 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from ninja import Field, Router, Schema, Status
 
-from storage_audit import tasks
 from storage_audit.api import history
 from storage_audit.api.auth import require
 from storage_audit.api.openapi import refusals
 from storage_audit.api.problems import Problem
 from storage_audit.api.rates import Rate
 from storage_audit.audit.diagnostics.comparison import Comparison
+from storage_audit.audit.diagnostics.examination import examine_everywhere
 from storage_audit.observations import Diagnosis
 from storage_audit.places import place
 
@@ -73,7 +73,7 @@ def examine(request: HttpRequest, response: HttpResponse) -> Status[Examination]
     the same: GET here tells its answer. Needs the permission add_diagnosis."""
     require(request, "storage_audit.add_diagnosis")
     with place():
-        diagnosis = tasks.examine_everywhere(Diagnosis.Context.WEB)
+        diagnosis = examine_everywhere(Diagnosis.Context.WEB)
     # None is kept while the database is what is wrong.
     if diagnosis.pk:
         history.log(request, diagnosis, ADDITION, _("Examined."))

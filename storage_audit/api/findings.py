@@ -13,7 +13,6 @@ from django.utils.translation import gettext as _
 from ninja import Field, Path, Query, Router, Schema, Status
 from pydantic import ConfigDict, StrictBool, model_validator
 
-from storage_audit import tasks
 from storage_audit.api import history
 from storage_audit.api.auth import require
 from storage_audit.api.deletions import OneDeletion, status_url
@@ -22,6 +21,7 @@ from storage_audit.api.problems import SPOKEN, Problem
 from storage_audit.api.schemas import ABSENT, Asked, Limit, Number, Text, choices, first
 from storage_audit.audit.decisions import base, orphans, renames, tracking
 from storage_audit.audit.decisions.base import Decision, Refusal, refuse_many
+from storage_audit.audit.requests import enqueue_on_commit
 from storage_audit.findings import Finding, FindingQuerySet, Kind
 from storage_audit.places import place
 
@@ -186,7 +186,7 @@ def delete_orphans(
     with transaction.atomic():
         for operation in decision.operations:
             history.log(request, operation, ADDITION, _("Deletion of orphans requested."))
-        tasks.enqueue_on_commit(decision.operations)
+        enqueue_on_commit(decision.operations)
     if not decision.operations:
         return Status(200, told(decision))
     response["Location"] = status_url(decision.operations[0])

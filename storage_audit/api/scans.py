@@ -14,7 +14,6 @@ from django.utils.translation import gettext as _
 from ninja import Field, Router, Schema, Status
 from pydantic import ConfigDict, StrictBool, model_validator
 
-from storage_audit import tasks
 from storage_audit.api import history
 from storage_audit.api.auth import require
 from storage_audit.api.openapi import refusals
@@ -22,7 +21,7 @@ from storage_audit.api.problems import SPOKEN, Problem
 from storage_audit.api.schemas import ABSENT, Asked, Limit, Number, Text, choices, first
 from storage_audit.audit.ownership import layouts
 from storage_audit.audit.scan import requests
-from storage_audit.audit.scan.requests import RESUMED
+from storage_audit.audit.scan.requests import RESUMED, share
 from storage_audit.conf import conf
 from storage_audit.findings import Kind
 from storage_audit.redaction import visible
@@ -196,7 +195,7 @@ def refuse_without_workers() -> None:
 
 
 def accepted(scan: BucketScan, text: str, response: HttpResponse) -> Status[ScanAccepted]:
-    tasks.share(scan, 1)
+    share(scan, 1)
     response["Location"] = status_url(scan)
     return Status(202, ScanAccepted(message=text, scan_id=scan.pk, status_url=status_url(scan)))
 

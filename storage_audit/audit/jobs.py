@@ -2,17 +2,22 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
+from uuid import UUID
 
 from django.contrib.auth import get_permission_codename, get_user_model
 from django.db import DatabaseError, OperationalError, transaction
 from django.http import HttpRequest
+from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from storage_audit import projects
+from storage_audit import projects, queue
 from storage_audit.audit import requests
+from storage_audit.audit.counting import counted
 from storage_audit.audit.named_files import cascading_models
 from storage_audit.audit.project_deletion import delete_project_by_id, has_own_delete
+from storage_audit.conf import conf
 from storage_audit.jobs import Job
 from storage_audit.models import KnownProject
 from storage_audit.operations import CleanupOperation
@@ -179,3 +184,48 @@ def obstacle(job: Job, project_id: str, user: Any) -> str:
     lacking, needing = deletion_obstacles(request, project)
     names = ", ".join([*sorted(lacking), *(redact(visible(str(each))) for each in needing)])
     return f"the admin does not let this person delete {names}" if names else ""
+
+
+def enqueue_job_on_commit(job: Job) -> None:
+    """As with operations."""
+
+    def enqueue_it() -> None:
+        enqueue_job(job.pk)
+
+    transaction.on_commit(enqueue_it, robust=True)
+
+
+def enqueue_job(job_id: UUID) -> None:
+    """Have a worker go on with the job; with the setting SYNC, do it here and now."""
+    if not Job.objects.filter(pk=job_id).update(enqueued_at=timezone.now()):
+        return  # Rolled back with a savepoint made by hand.
+    if conf().sync:
+        while Job.objects.unfinished().filter(pk=job_id).exists():
+            run_turn(job_id)
+    else:
+        queue.send_task(queue.RUN_JOB, str(job_id))
+
+
+@counted()
+def run_turn(job_id: UUID) -> str:
+    """Make the operations of some of its projects and enqueue them, and then the job again: what
+    others ask for meanwhile does not wait for all of it. Returns what the queue's own records are
+    to say."""
+    job = Job.objects.unfinished().filter(pk=job_id).first()
+    if job is None:
+        return queue.OVER
+    position = job.position
+    made = take_up(job)
+    if job.stop_reason:
+        return f"stopped at {job.position} of {job.projects} projects"
+    if job.position == position:
+        return queue.TAKEN
+    # Deletions enqueue theirs on commit, as any deletion does.
+    if job.action not in Job.DELETIONS:
+        # One commit for all; with SYNC the work itself is done here, in none of ours.
+        with nullcontext() if conf().sync else transaction.atomic():
+            for operation in made:
+                requests.enqueue(operation.pk)
+    if not (job.finished_at or conf().sync):
+        enqueue_job(job.pk)
+    return f"{job.position} of {job.projects} projects"

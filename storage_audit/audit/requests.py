@@ -1,21 +1,31 @@
-"""What a person may ask for. Each returns operations that the caller enqueues on commit."""
+"""What can be asked for, by a person or by a deleted row, and how it gets to the workers.
 
+What a person may ask for returns operations that the caller enqueues on commit.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
+from uuid import UUID
 
-from django.db import transaction
+from django.db import connection, transaction
+from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from storage_audit import projects
-from storage_audit.audit import named_files, succession, vanished
+from storage_audit import logs, projects, queue
+from storage_audit.audit import cleanup, named_files, succession, vanished
 from storage_audit.audit.modes import Mode, usual
 from storage_audit.bucket.listing import storable
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject, validate_project_id
-from storage_audit.operations import CleanupOperation
+from storage_audit.operations import CleanupOperation, Row
 from storage_audit.origin import current_origin
 from storage_audit.redaction import visible
 from storage_audit.transitions import IllegalTransition
+
+logger = logging.getLogger(__name__)
 
 Kind, Status, Trigger = (
     CleanupOperation.Kind,
@@ -249,3 +259,79 @@ def refuse_alive(project_id: str | None) -> None:
         raise StillAlive(
             _("Project %s exists. Delete it in the admin; that cleans up after it.") % project_id
         )
+
+
+@dataclass(frozen=True)
+class Request:
+    """An operation that the transaction under way has made, to be enqueued on commit."""
+
+    operation: CleanupOperation
+
+    def enqueue(self) -> None:
+        enqueue(self.operation.pk)
+
+
+def request_deletion(bucket: str, rows: list[Row]) -> None:
+    """Put the rows into this transaction's operation for the bucket, made when there is none."""
+    operation = operation_under_way(bucket)
+    if operation is None:
+        operation = CleanupOperation.objects.request(
+            kind=CleanupOperation.Kind.OBJECTS,
+            bucket=bucket,
+            project_id=rows[0].project_id,
+            trigger=Trigger.DELETED,
+        )
+        transaction.on_commit(Request(operation).enqueue, robust=True)
+    operation.add_rows(rows)
+
+
+def operation_under_way(bucket: str) -> CleanupOperation | None:
+    """This transaction's operation for the bucket.
+
+    Its hook is the mark: Django drops it with the transaction, and with the savepoint that the
+    operation was made in. It does not for a savepoint made by hand, so the database is asked too.
+    """
+    for registered in connection.run_on_commit:
+        request = getattr(registered[1], "__self__", None)
+        if isinstance(request, Request) and request.operation.bucket == bucket:
+            known = CleanupOperation.objects.still_untouched(request.operation.pk)
+            if known is not None:
+                return known
+    return None
+
+
+def enqueue(operation_id: UUID) -> None:
+    """Have a worker run the operation; with the setting SYNC, run it here and now."""
+    operation = CleanupOperation.objects.filter(pk=operation_id)
+    try:
+        if not operation.update(enqueued_at=timezone.now()):
+            return  # Rolled back with a savepoint made by hand, for which Django keeps the hooks.
+        if not conf().sync:
+            send_to_queue(operation_id)
+    except Exception:
+        with logs.about(operation_id):
+            logger.exception("It could not be enqueued; the sweep does it.")
+        raise
+    if conf().sync:
+        cleanup.run(operation_id)
+
+
+def send_to_queue(operation_id: UUID) -> None:
+    # The queue's own lines name the task.
+    pk = str(operation_id)
+    with logs.about(operation_id, CleanupOperation.objects.request_id(operation_id)):
+        queue.send_task(queue.RUN_OPERATION, pk, task_name=pk)
+
+
+def enqueue_on_commit(operations: Iterable[CleanupOperation]) -> None:
+    """Enqueue once the transaction is committed; if that fails, the sweep finds the operations."""
+    for operation in operations:
+        transaction.on_commit(enqueueing(operation.pk), robust=True)
+
+
+def enqueueing(operation_id: UUID) -> Callable[[], None]:
+    # A function, as Django asks a hook that failed for its __qualname__, which a partial lacks.
+    def enqueue_operation() -> None:
+        enqueue(operation_id)
+
+    return enqueue_operation

@@ -15,8 +15,7 @@ from django.core.management.base import CommandError, OutputWrapper
 from django.db.models import QuerySet
 from django.template.defaultfilters import filesizeformat
 
-from storage_audit import tasks
-from storage_audit.audit.scan.requests import Cost, TooCostly, cost_of, estimate, start_scan
+from storage_audit.audit.scan.requests import Cost, TooCostly, cost_of, estimate, share, start_scan
 from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.conf import conf
 from storage_audit.findings import Finding, Kind, Sighting
@@ -104,7 +103,7 @@ class ScanCommand(DocumentedCommand):
                 self.show_cost(estimate(purpose=self.purpose, **scope), as_json)
                 return
             scan = self.resumed(resume, **how) if resume else self.begun(**how, **scope)
-            tasks.share(scan, workers)
+            share(scan, workers)
             self.follow(scan, processes)
         self.report(scan, as_json)
 

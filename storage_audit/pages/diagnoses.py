@@ -14,9 +14,8 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit import tasks
 from storage_audit.audit.diagnostics.comparison import Comparison, Fact
-from storage_audit.audit.diagnostics.examination import REPORT
+from storage_audit.audit.diagnostics.examination import REPORT, examine_everywhere
 from storage_audit.audit.diagnostics.results import Status
 from storage_audit.observations import Diagnosis
 from storage_audit.pages.base import ReadOnlyAdmin
@@ -62,7 +61,7 @@ class DiagnosisAdmin(ReadOnlyAdmin[Diagnosis]):
     def examine(self, request: HttpRequest) -> HttpResponseRedirect:
         try:
             with place():
-                diagnosis = tasks.examine_everywhere(Diagnosis.Context.WEB)
+                diagnosis = examine_everywhere(Diagnosis.Context.WEB)
         except Full as full:
             self.message_user(request, str(full), messages.ERROR)
             return redirect("admin:storage_audit_diagnosis_changelist")

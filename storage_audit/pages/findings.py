@@ -14,10 +14,10 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_GET
 
-from storage_audit import tasks
 from storage_audit.audit.decisions.base import Decision, Refusal, refuse_many
 from storage_audit.audit.finding_text import of_finding
 from storage_audit.audit.installation import Mismatch
+from storage_audit.audit.requests import enqueue_on_commit
 from storage_audit.bucket.errors import StoreError
 from storage_audit.findings import Finding, FindingQuerySet
 from storage_audit.formats import placed_key, shown_key, told
@@ -231,7 +231,7 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         with transaction.atomic():
             for operation in operations:
                 self.log_addition(request, operation, str(act.title))
-            tasks.enqueue_on_commit(operations)
+            enqueue_on_commit(operations)
         if left := len(decision.left):
             text = ngettext(
                 "%d finding is left as it is:", "%d findings are left as they are:", left

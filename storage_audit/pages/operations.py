@@ -24,7 +24,6 @@ from django.utils.translation import gettext_lazy
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_GET
 
-from storage_audit import tasks
 from storage_audit.audit import requests
 from storage_audit.audit.describe import CLOSED
 from storage_audit.audit.meaning import words_of
@@ -193,7 +192,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
                     continue
                 log = _("Verification requested: operation %s.") % check.pk
                 self.log_change(request, operation, log)
-            tasks.enqueue_on_commit(checks)
+            requests.enqueue_on_commit(checks)
         text = _("A verification is queued. It looks into the bucket again and changes nothing.")
         return announce(self, request, text, checks)
 
@@ -222,7 +221,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
             with transaction.atomic():
                 released = requests.force_delete_operation(operation)
                 self.log_change(request, operation, _("Force-deleted."))
-                tasks.enqueue_on_commit(released)
+                requests.enqueue_on_commit(released)
         except (IllegalTransition, requests.StillAlive, ValidationError) as refusal:
             text = refusal.messages[0] if isinstance(refusal, ValidationError) else str(refusal)
             self.message_user(request, visible(text), messages.ERROR)
@@ -294,7 +293,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
                 operations = requests.declare_deleted(form.cleaned_data["project_id"])
                 for operation in operations:
                     self.log_addition(request, operation, _("Project declared deleted."))
-                tasks.enqueue_on_commit(operations)
+                requests.enqueue_on_commit(operations)
         except requests.StillAlive as refusal:
             form.add_error("project_id", str(refusal))
             return None

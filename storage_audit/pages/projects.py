@@ -18,10 +18,11 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit import projects, tasks
+from storage_audit import projects
 from storage_audit.audit import jobs, project_deletion
+from storage_audit.audit.jobs import enqueue_job_on_commit
 from storage_audit.audit.project_deletion import REFUSALS, Deletion, reason_of
-from storage_audit.audit.requests import StillAlive
+from storage_audit.audit.requests import StillAlive, enqueue_on_commit
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField, starts_with
 from storage_audit.formats import told
@@ -108,7 +109,7 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
             project, operations = owners.get(), jobs.MAKE[action](ids[0])
             for operation in operations:
                 self.log_change(request, project, log % operation.pk)
-            tasks.enqueue_on_commit(operations)
+            enqueue_on_commit(operations)
         return announce(self, request, text, operations)
 
     def _refuse_copies(self, request: HttpRequest, rows: QuerySet[M]) -> bool:
@@ -135,7 +136,7 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
             permissions = jobs.permissions_for(action, request.user)
             job: Any = Job.objects.request(action, ids, permissions)
             self.log_addition(request, job, _("Requested of %d projects.") % job.projects)
-            tasks.enqueue_job_on_commit(job)
+            enqueue_job_on_commit(job)
         text = _("%d projects are queued as one job. Its page shows how far it is.")
         self.message_user(request, text % job.projects, messages.SUCCESS)
         if not may_see_jobs(request):

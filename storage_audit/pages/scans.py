@@ -18,13 +18,13 @@ from django.utils.safestring import mark_safe
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from storage_audit import tasks
 from storage_audit.audit.finding_text import DIFFERENCES
 from storage_audit.audit.scan.requests import (
     RESUMED,
     TooCostly,
     estimate,
     refuse_beside_another,
+    share,
     start_scan,
 )
 from storage_audit.audit.scan_text import of_scan
@@ -143,7 +143,7 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
         except IllegalTransition as error:
             form.add_error(None, str(error))
             return None
-        tasks.share(scan, 1)
+        share(scan, 1)
         text = _("The scan is begun: a worker takes it up next.")
         self.message_user(request, text, messages.SUCCESS)
         if not self.has_view_permission(request):
@@ -186,7 +186,7 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
             starts_again = scan.resume()
             refuse_beside_another(scan)
             self.log_change(request, scan, _("Resumed."))
-        tasks.share(scan, 1)
+        share(scan, 1)
         self.message_user(request, RESUMED[starts_again], messages.SUCCESS)
 
     def render_change_form(

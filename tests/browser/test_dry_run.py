@@ -6,7 +6,6 @@ import pytest
 from django.db import transaction
 from playwright.sync_api import Page, expect
 
-from storage_audit import tasks
 from storage_audit.audit import requests
 from storage_audit.models import Project
 from storage_audit.operations import CleanupOperation
@@ -60,7 +59,7 @@ def test_plan_is_reviewed_run_and_says_what_became_of_it(
     bucket.put(changed, "audio/proj_1/s2/b.mp4", "proj_1_s1_media.mp4", kept)
     Project.objects.create(pk="proj_1_x")
     with transaction.atomic():
-        tasks.enqueue_on_commit(requests.dry_run("proj_1"))
+        requests.enqueue_on_commit(requests.dry_run("proj_1"))
     come_as_superuser(page)
     page.goto(path("cleanupoperation", "change", CleanupOperation.objects.get().pk))
     watch(page, "This was a dry run: nothing was deleted.")

@@ -6,13 +6,15 @@ import socket
 from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from django.db import Error
+from django.utils import timezone
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from storage_audit import queue
 from storage_audit.audit.diagnostics import (
     canary,
     cloudflare,
@@ -24,6 +26,7 @@ from storage_audit.audit.diagnostics import (
     worker,
 )
 from storage_audit.audit.diagnostics.results import BLOCKED, WAITS, Result, Status, bounded
+from storage_audit.conf import conf
 from storage_audit.locking import impatient
 from storage_audit.observations import Diagnosis
 
@@ -72,6 +75,21 @@ PROBES = (
     Probe("API", cloudflare.api),
     Probe("same bucket", cloudflare.same_bucket, ("access", "API")),
 )
+
+
+def examine_everywhere(context: str) -> Diagnosis:
+    """Run the doctor's probes here and now, and have a worker run them meanwhile, if one is needed
+    at all. Both reports are of one run."""
+    run, unasked = uuid4(), ""
+    if not conf().sync:
+        try:
+            asked = (str(run), timezone.now())
+            with impatient():
+                queue.send_task(queue.DIAGNOSE, *asked)
+        except Error as error:
+            logger.warning("No worker could be asked for its diagnosis: %s", error)
+            unasked = str(error)
+    return examine(context, run, unasked)
 
 
 def examine(context: str, run: UUID, unasked: str = "") -> Diagnosis:

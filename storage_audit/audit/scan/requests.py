@@ -7,9 +7,11 @@ from typing import Any
 
 from django.db import transaction
 from django.db.models import Q
+from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from storage_audit import queue
 from storage_audit.audit import prices
 from storage_audit.audit.ownership import layouts
 from storage_audit.audit.scan.scan_limits import expected_objects
@@ -23,6 +25,8 @@ from storage_audit.scan_parts import ScanShard
 from storage_audit.scans import BucketScan
 from storage_audit.transitions import IllegalTransition
 
+# A slice of a scan is short, but its ending is one statement over all that was seen, in seconds.
+ENDING_TAKES = 1800
 # What the person is told who resumed a scan, by whether it starts again.
 RESUMED = {
     False: gettext_lazy("The scan goes on where it was: a worker takes it up next."),
@@ -144,3 +148,13 @@ def refuse_costly(scan: BucketScan) -> None:
                 "ceiling": f"{scan.ceiling:,}",
             }
         )
+
+
+def share(scan: BucketScan, workers: int) -> None:
+    """Have so many workers take part in the scan, or others when these are killed at it. With the
+    setting SYNC there are none."""
+    if not workers or conf().sync:
+        return
+    BucketScan.objects.filter(pk=scan.pk).update(enqueued_at=timezone.now())
+    for _each in range(workers):
+        queue.send_task(queue.TAKE_PART, str(scan.pk), timeout=ENDING_TAKES)

@@ -5,7 +5,7 @@ from uuid import UUID
 from django.core.management.base import CommandError
 from django.db import transaction
 
-from storage_audit import projects, tasks
+from storage_audit import projects
 from storage_audit.audit import cleanup, requests
 from storage_audit.audit.modes import MODES, Mode, usual
 from storage_audit.audit.requests import StillAlive
@@ -174,7 +174,7 @@ class Command(DocumentedCommand):
                     else:
                         operations = requests.declare_deleted(project, mode)
                 if enqueue:
-                    tasks.enqueue_on_commit(operations)
+                    requests.enqueue_on_commit(operations)
         except (StillAlive, IllegalTransition) as error:
             raise CommandError(str(error), returncode=WRONG_USE) from error
         return operations

@@ -9,7 +9,6 @@ from uuid import UUID
 from django.core.management.base import CommandError
 from django.db import transaction
 
-from storage_audit import tasks
 from storage_audit.audit import cleanup, requests
 from storage_audit.audit.decisions import base, renames, tracking
 from storage_audit.audit.decisions.base import Decision, Refusal
@@ -199,7 +198,7 @@ class Command(DocumentedCommand):
                 decision.operations = [cleanup.run(each.pk) for each in decision.operations]
             else:
                 with transaction.atomic():
-                    tasks.enqueue_on_commit(decision.operations)
+                    requests.enqueue_on_commit(decision.operations)
         if as_json:
             self.stdout.write(json.dumps(facts(decision)))
         else:

@@ -7,8 +7,8 @@ from typing import Any
 from django.core.management.base import CommandError
 from django.utils import timezone
 
-from storage_audit import tasks
 from storage_audit.audit.diagnostics.comparison import Comparison, Problem, await_worker
+from storage_audit.audit.diagnostics.examination import examine_everywhere
 from storage_audit.audit.diagnostics.results import Status
 from storage_audit.management.console import FAILED
 from storage_audit.management.documented import DocumentedCommand
@@ -46,7 +46,7 @@ class Command(DocumentedCommand):
         )
 
     def handle(self, *, as_json: bool, **options: object) -> None:
-        comparison = await_worker(tasks.examine_everywhere(Diagnosis.Context.SHELL))
+        comparison = await_worker(examine_everywhere(Diagnosis.Context.SHELL))
         if as_json:
             self.stdout.write(json.dumps(facts_of(comparison)))
         else:

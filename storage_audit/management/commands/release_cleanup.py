@@ -4,7 +4,6 @@ from uuid import UUID
 from django.core.management.base import CommandError
 from django.db import transaction
 
-from storage_audit import tasks
 from storage_audit.audit import requests
 from storage_audit.management.console import FAILED, WRONG_USE, asked_from_shell, deletion_id
 from storage_audit.management.documented import DocumentedCommand
@@ -87,7 +86,7 @@ def release(operation: CleanupOperation) -> list[CleanupOperation]:
     try:
         with transaction.atomic():
             released = requests.force_delete_operation(operation)
-            tasks.enqueue_on_commit(released)
+            requests.enqueue_on_commit(released)
     except IllegalTransition as error:
         raise CommandError(str(error), returncode=WRONG_USE) from error
     return released

@@ -37,7 +37,7 @@ import django
 django.setup()
 from storage_audit.audit.scan import lanes, shards, worker
 from storage_audit.bucket import r2
-from storage_audit.models import BucketScan
+from storage_audit.scans import BucketScan
 
 r2.PAGE = shards.PAGE = 10
 lanes.BATCH, lanes.PAUSES, worker.PAUSE = 4, (0.01,) * 3, 0.01

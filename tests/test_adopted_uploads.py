@@ -20,7 +20,8 @@ from storage_audit.bucket.errors import Unavailable
 from storage_audit.findings import Finding
 from storage_audit.models import Project, R2Object
 from storage_audit.operations import CleanupOperation
-from storage_audit.storage import KeyBeingDeleted, TrackedStorage, Upload
+from storage_audit.storage import KeyBeingDeleted, TrackedStorage
+from storage_audit.upload import Upload
 from tests.bucket import Bucket
 from tests.database import Rollback
 from tests.promises import Status, alive, delete, deleted, outcomes, reason, run, track

@@ -14,7 +14,7 @@ from pytest_django import Settings
 
 from devtools.faults.matching import is_listing
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
-from storage_audit import storage, tasks
+from storage_audit import tasks, upload
 from storage_audit.audit import cleanup, delays, deletion, overview, requests, sending
 from storage_audit.clocks import DatabaseNow
 from storage_audit.findings import Finding
@@ -22,7 +22,8 @@ from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.observations import Diagnosis
 from storage_audit.operations import CleanupOperation
 from storage_audit.scans import BucketScan
-from storage_audit.storage import Upload, is_barred, key_for
+from storage_audit.storage import key_for
+from storage_audit.upload import Upload, is_barred
 from tests.bucket import Bucket
 from tests.builders import create_lost_cleanup
 from tests.promises import (
@@ -324,7 +325,7 @@ def upload_after_the_listing(bucket: Bucket, store: FaultyStore, by: timedelta) 
         store.rules.remove(then_upload)
         reply = forward()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(storage, "timezone", SimpleNamespace(now=lambda: now() - by))
+            patch.setattr(upload, "timezone", SimpleNamespace(now=lambda: now() - by))
             bucket.upload("proj_1", "b.mp4")
         return reply
 

@@ -31,7 +31,8 @@ from storage_audit.incidents import Incident
 from storage_audit.items import CleanupItem
 from storage_audit.models import Project, R2Object
 from storage_audit.operations import CleanupOperation
-from storage_audit.storage import KeyBeingDeleted, Upload, intend
+from storage_audit.storage import KeyBeingDeleted
+from storage_audit.upload import Upload, intend
 from tests.bucket import Bucket
 from tests.database import Rollback
 from tests.keys import NFC, NFD

@@ -17,7 +17,7 @@ from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.incidents import Incident
 from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
-from storage_audit.storage import Upload
+from storage_audit.upload import Upload
 from tests.bucket import Bucket
 from tests.promises import (
     Status,

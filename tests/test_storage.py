@@ -33,8 +33,9 @@ from storage_audit.items import CleanupItem
 from storage_audit.models import Project, R2Object
 from storage_audit.operations import CleanupOperation
 from storage_audit.querysets import R2ObjectQuerySet
-from storage_audit.storage import KeyBeingDeleted, TrackedStorage, Upload, key_for
+from storage_audit.storage import KeyBeingDeleted, TrackedStorage, key_for
 from storage_audit.tracking_rows import durably
+from storage_audit.upload import Upload
 from tests.bucket import Bucket
 from tests.database import Rollback
 from tests.promises import delete, outcomes, reason, run

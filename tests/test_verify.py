@@ -23,8 +23,8 @@ from storage_audit.bucket import r2
 from storage_audit.bucket.listing import escape
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.operations import CleanupOperation
-from storage_audit.storage import Upload
 from storage_audit.transitions import IllegalTransition
+from storage_audit.upload import Upload
 from tests.bucket import Bucket
 from tests.keys import NFC, NFD
 from tests.promises import (

@@ -2,9 +2,14 @@
 
 from collections.abc import Iterator
 from datetime import datetime
+from functools import partial
 from typing import Any
+from uuid import UUID
 
-from django.http import Http404, StreamingHttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path
+from django.utils.translation import gettext as _
 
 from storage_audit.audit.certificate.files import FORMS, ending_of, issued
 from storage_audit.audit.certificate.record import (
@@ -19,6 +24,7 @@ from storage_audit.audit.describe import label_of
 from storage_audit.exports import pieces
 from storage_audit.items import CleanupItem
 from storage_audit.operations import CleanupOperation
+from storage_audit.pages.operations import CleanupOperationAdmin
 from storage_audit.redaction import visible
 
 Outcome, Status, Trigger = CleanupItem.Outcome, CleanupOperation.Status, CleanupOperation.Trigger
@@ -42,6 +48,42 @@ FACTS = (
     "strategy",
     "plan_digest",
 )
+
+
+def urls(admin: CleanupOperationAdmin) -> list[URLPattern]:
+    return [
+        path(
+            "<uuid:operation_id>/certificate/",
+            admin.as_page(partial(certificate, admin)),
+            name="storage_audit_certificate",
+        ),
+        path(
+            "<uuid:operation_id>/certificate.<str:form>",
+            admin.as_page(partial(certificate_file, admin)),
+            name="storage_audit_certificate_file",
+        ),
+    ]
+
+
+def certificate(
+    admin: CleanupOperationAdmin, request: HttpRequest, operation_id: UUID
+) -> HttpResponse:
+    operation = admin.seen(request, operation_id)
+    request.current_app = admin.admin_site.name
+    shown = {
+        **admin.admin_site.each_context(request),
+        "title": _("Deletion certificate: %s") % visible(operation.subject),
+        "opts": admin.opts,
+        "media": admin.media,
+        **context(operation),
+    }
+    return TemplateResponse(request, "admin/storage_audit/certificate.html", shown)
+
+
+def certificate_file(
+    admin: CleanupOperationAdmin, request: HttpRequest, operation_id: UUID, form: str
+) -> StreamingHttpResponse:
+    return download(admin.seen(request, operation_id), form)
 
 
 def links(operation: CleanupOperation) -> dict[str, Any]:

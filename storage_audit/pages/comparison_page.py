@@ -1,19 +1,42 @@
 """What the page shows that compares the three ways to find a project's objects."""
 
+from functools import partial
 from typing import Any
 
-from django.http import QueryDict
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse, QueryDict
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.comparison import Comparison, Difference, compare_everywhere
 from storage_audit.audit.installation import Mismatch
 from storage_audit.bucket.errors import StoreError, TooLate
 from storage_audit.forms import ProjectIdForm
+from storage_audit.pages.operations import CleanupOperationAdmin
 from storage_audit.places import Full, place
 from storage_audit.redaction import redact, visible
 
 # So long a person may wait, with the bucket listed meanwhile.
 SECONDS = 10.0
+
+
+def urls(admin: CleanupOperationAdmin) -> list[URLPattern]:
+    page = admin.as_page(partial(compare_discovery, admin))
+    return [path("compare/", page, name="storage_audit_compare")]
+
+
+def compare_discovery(admin: CleanupOperationAdmin, request: HttpRequest) -> HttpResponse:
+    if not admin.has_verify_permission(request):
+        raise PermissionDenied
+    request.current_app = admin.admin_site.name
+    shown = {
+        **admin.admin_site.each_context(request),
+        "opts": admin.opts,
+        "media": admin.media,
+        **context(request.GET),
+    }
+    return TemplateResponse(request, "admin/storage_audit/comparison.html", shown)
 
 
 def context(query: QueryDict) -> dict[str, Any]:

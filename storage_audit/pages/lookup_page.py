@@ -1,15 +1,19 @@
 """The page that answers why a file is still there, or when it went."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
 from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
 from django.template.defaultfilters import filesizeformat
-from django.urls import reverse
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
+from django.views.decorators.debug import sensitive_post_parameters
 
 from storage_audit import roles
 from storage_audit.audit.lookup import live
@@ -28,6 +32,7 @@ from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
 from storage_audit.pages.links import comparison_of, list_of, lookup_of, page_of
 from storage_audit.pages.names import words_for
+from storage_audit.pages.operations import CleanupOperationAdmin
 from storage_audit.places import Full, place
 from storage_audit.redaction import visible
 
@@ -39,6 +44,28 @@ JUDGED = {
     Claim.ELSEWHERE: gettext_lazy("would leave it to another"),
     Claim.PROTECTED: gettext_lazy("would keep it"),
 }
+
+
+def urls(admin: CleanupOperationAdmin) -> list[URLPattern]:
+    page = sensitive_post_parameters("q")(partial(show_answers, admin))
+    return [path("lookup/", admin.as_page(page), name="storage_audit_lookup")]
+
+
+def show_answers(admin: CleanupOperationAdmin, request: HttpRequest) -> HttpResponse:
+    if not admin.has_view_permission(request):
+        raise PermissionDenied
+    text, refusal = asked(request)
+    if not refusal and text != request.GET.get("q", ""):
+        return redirect(lookup_of(text))
+    request.current_app = admin.admin_site.name
+    shown = {
+        **admin.admin_site.each_context(request),
+        "opts": admin.opts,
+        "media": admin.media,
+        "refused": refusal,
+        **context(request, text),
+    }
+    return TemplateResponse(request, "admin/storage_audit/lookup.html", shown)
 
 
 def asked(request: HttpRequest) -> tuple[str, str]:

@@ -1,7 +1,9 @@
 """Cleanup operations: the list, one page for each, and what a person may do to them."""
 
 import hashlib
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
@@ -14,14 +16,12 @@ from django.shortcuts import get_object_or_404, redirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils import timezone
-from django.utils.decorators import method_decorator
 from django.utils.formats import date_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
-from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_GET
 
 from storage_audit.audit import requests
@@ -32,9 +32,6 @@ from storage_audit.formats import amount
 from storage_audit.forms import DeclareDeletedForm
 from storage_audit.operations import CleanupOperation
 from storage_audit.pages import (
-    certificate_page,
-    comparison_page,
-    lookup_page,
     operation_items,
     operation_page,
     operation_progress,
@@ -44,7 +41,6 @@ from storage_audit.pages.base import DJANGO_6_1, ReadOnlyAdmin
 from storage_audit.pages.confirming import ConfirmingAdmin, Selection
 from storage_audit.pages.deleting import announce, badge_of
 from storage_audit.pages.filters import FollowUpChecks, Needs
-from storage_audit.pages.links import lookup_of
 from storage_audit.redaction import visible
 from storage_audit.transitions import IllegalTransition
 
@@ -83,6 +79,10 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         "force_cleanup": gettext_lazy("Clean up a deleted project"),
     }
     change_list_template = "admin/storage_audit/cleanupoperation/change_list.html"
+    # Of features above this one, which storage_audit/admin.py adds: their pages below this list,
+    # and what a cleanup's own page shows of them.
+    more_urls: Iterable[Callable[["CleanupOperationAdmin"], list[URLPattern]]] = ()
+    more_context: Iterable[Callable[[CleanupOperation], dict[str, Any]]] = ()
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[CleanupOperation]:
         # A hundred kilobytes, at worst, which only the page of a plan shows.
@@ -90,21 +90,8 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
 
     def get_urls(self) -> list[URLPattern]:
         declare = self.as_page(self.declare_deleted)
-        compare = self.as_page(self.compare_discovery)
-        lookup = self.as_page(self.look_up)
         return [
             path("declare-deleted/", declare, name="storage_audit_declare_deleted"),
-            path("compare/", compare, name="storage_audit_compare"),
-            path(
-                "<uuid:operation_id>/certificate/",
-                self.as_page(self.certificate),
-                name="storage_audit_certificate",
-            ),
-            path(
-                "<uuid:operation_id>/certificate.<str:form>",
-                self.as_page(self.certificate_file),
-                name="storage_audit_certificate_file",
-            ),
             path(
                 "<uuid:operation_id>/items.<str:form>",
                 self.as_page(require_GET(self.items_file)),
@@ -115,7 +102,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
                 self.as_page(self.progress),
                 name="storage_audit_operation_progress",
             ),
-            path("lookup/", lookup, name="storage_audit_lookup"),
+            *chain.from_iterable(urls(self) for urls in self.more_urls),
             *super().get_urls(),
         ]
 
@@ -156,9 +143,10 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
             "title": _("Cleanup operation: %s") % visible(operation.subject),
             "has_own_object_tools": not DJANGO_6_1,
             **operation_page.context(request, operation),
-            **certificate_page.links(operation),
             **plan_page.context(request, operation),
         }
+        for more in self.more_context:
+            context |= more(operation)
         return super().render_change_form(request, context, *args, **kwargs)
 
     def progress(self, request: HttpRequest, operation_id: UUID) -> HttpResponse:
@@ -301,35 +289,6 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         answer = announce(self, request, text, operations)
         return answer or redirect("admin:storage_audit_cleanupoperation_changelist")
 
-    def compare_discovery(self, request: HttpRequest) -> HttpResponse:
-        if not self.has_verify_permission(request):
-            raise PermissionDenied
-        request.current_app = self.admin_site.name
-        context = {
-            **self.admin_site.each_context(request),
-            "opts": self.opts,
-            "media": self.media,
-            **comparison_page.context(request.GET),
-        }
-        return TemplateResponse(request, "admin/storage_audit/comparison.html", context)
-
-    def certificate(self, request: HttpRequest, operation_id: UUID) -> HttpResponse:
-        operation = self.seen(request, operation_id)
-        request.current_app = self.admin_site.name
-        context = {
-            **self.admin_site.each_context(request),
-            "title": _("Deletion certificate: %s") % visible(operation.subject),
-            "opts": self.opts,
-            "media": self.media,
-            **certificate_page.context(operation),
-        }
-        return TemplateResponse(request, "admin/storage_audit/certificate.html", context)
-
-    def certificate_file(
-        self, request: HttpRequest, operation_id: UUID, form: str
-    ) -> StreamingHttpResponse:
-        return certificate_page.download(self.seen(request, operation_id), form)
-
     def items_file(
         self, request: HttpRequest, operation_id: UUID, form: str
     ) -> StreamingHttpResponse:
@@ -340,23 +299,6 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         if not self.has_view_permission(request):
             raise PermissionDenied
         return get_object_or_404(CleanupOperation, pk=operation_id)
-
-    @method_decorator(sensitive_post_parameters("q"))
-    def look_up(self, request: HttpRequest) -> HttpResponse:
-        if not self.has_view_permission(request):
-            raise PermissionDenied
-        text, refusal = lookup_page.asked(request)
-        if not refusal and text != request.GET.get("q", ""):
-            return redirect(lookup_of(text))
-        request.current_app = self.admin_site.name
-        context = {
-            **self.admin_site.each_context(request),
-            "opts": self.opts,
-            "media": self.media,
-            "refused": refusal,
-            **lookup_page.context(request, text),
-        }
-        return TemplateResponse(request, "admin/storage_audit/lookup.html", context)
 
 
 def figures_of(operations: list[CleanupOperation]) -> str:

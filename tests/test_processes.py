@@ -24,7 +24,8 @@ import os, signal, sys
 import django
 django.setup()
 from django.db import connection, transaction
-from storage_audit.models import CleanupOperation, KnownProject, Project
+from storage_audit.models import KnownProject, Project
+from storage_audit.operations import CleanupOperation
 
 def say(*words):
     print(*words, flush=True)

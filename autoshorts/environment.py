@@ -1,22 +1,30 @@
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
+from dotenv import load_dotenv
 
 T = TypeVar("T")
 
 
 class Environment:
-    """Reads settings from environment variables and reports every bad one at once.
+    """Reads settings from environment variables, and from a `.env` file where there is one.
 
-    Readers return a placeholder for a bad variable; `check()` then raises, so that a person
-    who sets the application up is told the whole list and not one name a run.
+    Readers return a placeholder for a bad variable. `check()` then raises, so that a person who
+    sets up the site sees every problem at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path) -> None:
+        """Variables that are set already win over the file."""
         self.problems: list[str] = []
+        try:
+            # Interpolation would change a password with "${" in it.
+            load_dotenv(file, interpolate=False)
+        except (OSError, ValueError) as error:
+            self.problems.append(f"{file} cannot be read: {error}.")
 
     def text(self, name: str, default: str | None = None, *, hint: str = "") -> str:
         value = os.environ.get(name, "").strip()
@@ -48,6 +56,16 @@ class Environment:
                 return value
         self.problems.append(f"{name} is {text!r}. Set it to {hint}.")
         return default
+
+    def count(self, name: str, default: int, lowest: int = 0, highest: int | None = None) -> int:
+        hint = f"a whole number from {lowest}" + (f" to {highest}" if highest else "")
+        return self.number(
+            name,
+            default,
+            int,
+            hint=hint,
+            accept=lambda number: lowest <= number <= (highest or number),
+        )
 
     def items(self, name: str, default: str | None = None, *, hint: str = "") -> list[str]:
         text = self.text(name, default, hint=hint)

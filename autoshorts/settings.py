@@ -1,5 +1,5 @@
 """Settings of the AutoShorts project. Everything that differs between machines comes from the
-environment; README.md lists the variables. A missing or malformed one stops the start."""
+environment; docs/settings.md explains the variables. A missing or malformed one stops the start."""
 
 import logging
 import sys
@@ -16,7 +16,7 @@ from autoshorts.environment import Environment
 from storage_audit.conf import DISCOVERIES, SHORTEST_SECRET, STRATEGIES, is_address
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-env = Environment()
+env = Environment(BASE_DIR / ".env")
 
 
 def secret(name: str, default: str | None = None, *, hint: str) -> str:
@@ -154,11 +154,7 @@ DATABASES = {"default": database(env.text("DATABASE_URL", f"sqlite:///{BASE_DIR}
 ON_SQLITE = str(DATABASES["default"]["ENGINE"]).endswith("sqlite3")
 
 # Why these figures: docs/architecture.md, "The queue".
-WORKERS = (
-    1
-    if ON_SQLITE
-    else env.number("QUEUE_WORKERS", 2, int, hint="a whole number from 1", accept=lambda n: n >= 1)
-)
+WORKERS = 1 if ON_SQLITE else env.count("QUEUE_WORKERS", 2, 1)
 Q_CLUSTER = {
     "name": "autoshorts",
     "orm": "default",
@@ -239,13 +235,9 @@ STORAGE_AUDIT = {
     "API_URL": address("CLOUDFLARE_API_BASE_URL", "https://api.cloudflare.com/client/v4"),
     "JURISDICTION": env.text("R2_JURISDICTION", ""),
     "WRANGLER": env.text("WRANGLER_PATH", "wrangler"),
-    "WRANGLER_LIMIT": env.number(
-        "WRANGLER_LIMIT", 300, int, hint="a whole number from 0", accept=lambda n: n >= 0
-    ),
+    "WRANGLER_LIMIT": env.count("WRANGLER_LIMIT", 300),
     "SYNC": env.flag("CLEANUP_SYNC", False),
-    "LIMIT_OBJECTS": env.number(
-        "CLEANUP_LIMIT_OBJECTS", 1000, int, hint="a whole number from 0", accept=lambda n: n >= 0
-    ),
+    "LIMIT_OBJECTS": env.count("CLEANUP_LIMIT_OBJECTS", 1000),
     "LIMIT_SHARE": env.number(
         "CLEANUP_LIMIT_SHARE",
         0.05,
@@ -267,30 +259,12 @@ STORAGE_AUDIT = {
         hint="a share above 0 and up to 1, such as 0.5",
         accept=lambda share: 0 < share <= 1,
     ),
-    "LIMIT_VANISHED": env.number(
-        "CLEANUP_LIMIT_VANISHED", 10, int, hint="a whole number from 0", accept=lambda n: n >= 0
-    ),
-    "SCAN_LANES": env.number(
-        "SCAN_LANES",
-        24,
-        int,
-        hint="a whole number from 1 to 256",
-        accept=lambda n: 1 <= n <= 256,
-    ),
-    "SCAN_CEILING": env.number(
-        "SCAN_CEILING", 100_000, int, hint="a whole number from 0", accept=lambda n: n >= 0
-    ),
+    "LIMIT_VANISHED": env.count("CLEANUP_LIMIT_VANISHED", 10),
+    "SCAN_LANES": env.count("SCAN_LANES", 24, 1, 256),
+    "SCAN_CEILING": env.count("SCAN_CEILING", 100_000),
     "ORPHAN_GAP": hours("ORPHAN_GAP_HOURS", 4),
     "ORPHAN_AGE": hours("ORPHAN_AGE_HOURS", 24),
-    "RECONCILE_EVERY": timedelta(
-        hours=env.number(
-            "RECONCILE_EVERY_HOURS",
-            24,
-            int,
-            hint="a whole number from 0 to 500",
-            accept=lambda n: 0 <= n <= 500,
-        )
-    ),
+    "RECONCILE_EVERY": timedelta(hours=env.count("RECONCILE_EVERY_HOURS", 24, 0, 500)),
     "PRICE_PER_GB": env.number(
         "R2_PRICE_PER_GB",
         0.015,
@@ -308,18 +282,10 @@ STORAGE_AUDIT = {
     ),
     "NOTIFY_SITE_URL": address("NOTIFY_SITE_URL", ""),
     "NOTIFY_OVERDUE": hours("NOTIFY_OVERDUE_HOURS", 12),
-    "NOTIFY_FINDINGS": env.number(
-        "NOTIFY_FINDINGS", 100, int, hint="a whole number from 0", accept=lambda n: n >= 0
-    ),
-    "API_RATE_READ": env.number(
-        "API_RATE_READ", 300, int, hint="a whole number from 0", accept=lambda n: n >= 0
-    ),
-    "API_RATE_WRITE": env.number(
-        "API_RATE_WRITE", 60, int, hint="a whole number from 0", accept=lambda n: n >= 0
-    ),
-    "API_WAITS": env.number(
-        "API_WAITS", 4, int, hint="a whole number from 1", accept=lambda n: n >= 1
-    ),
+    "NOTIFY_FINDINGS": env.count("NOTIFY_FINDINGS", 100),
+    "API_RATE_READ": env.count("API_RATE_READ", 300),
+    "API_RATE_WRITE": env.count("API_RATE_WRITE", 60),
+    "API_WAITS": env.count("API_WAITS", 4, 1),
 }
 
 DEFAULT_FROM_EMAIL = env.text(
@@ -335,9 +301,7 @@ MAIL_SERVER = {
         None if NOTIFY_EMAILS else "localhost",
         hint="the host name of your mail server",
     ),
-    "port": env.number(
-        "EMAIL_PORT", 587, int, hint="a port from 1 to 65535", accept=lambda n: 0 < n < 65536
-    ),
+    "port": env.count("EMAIL_PORT", 587, 1, 65535),
     "username": env.text("EMAIL_HOST_USER", ""),
     "password": env.text("EMAIL_HOST_PASSWORD", ""),
     "use_ssl": MAIL_SSL,

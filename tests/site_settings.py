@@ -2,19 +2,32 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from django.core.checks import CheckMessage, run_checks
 
-from devtools.environment import made_up_environment
+from devtools.environment import WITHOUT_ENV_FILE, made_up_environment
 from tests.paths import ROOT
 
 SHOW = """
 import json, sys
 from autoshorts import settings
 print(json.dumps([getattr(settings, name) for name in sys.argv[1:]], default=str))
+"""
+RECORD = """
+import json
+from autoshorts.environment import Environment
+read, found = Environment.text, {}
+def record(self, name, default=None, **more):
+    found[name] = default
+    return read(self, name, default, **more)
+Environment.text = record
+from autoshorts import settings
+print(json.dumps(found))
 """
 GOOD_ENVIRONMENT = made_up_environment()
 
@@ -25,10 +38,16 @@ def run_system_checks(databases: list[str] | None = None) -> dict[str, CheckMess
 
 
 def start_site(environment: dict[str, str], *names: str) -> "subprocess.CompletedProcess[str]":
+    return run_python(["-c", SHOW, *names], environment)
+
+
+def run_python(
+    arguments: list[str], environment: dict[str, str], folder: Path = ROOT
+) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-c", SHOW, *names],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **environment},
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], **WITHOUT_ENV_FILE, **environment},
         capture_output=True,
         text=True,
     )
@@ -49,3 +68,12 @@ def list_problems(environment: dict[str, str]) -> list[str]:
     told = done.stderr.partition("need your attention:\n")[2].splitlines()
     assert told, done.stderr
     return [line.strip() for line in told]
+
+
+def read_variables() -> dict[str, str | None]:
+    """Each variable that the site reads, with its default as text; None where it has none."""
+    done = run_python(["-c", RECORD], GOOD_ENVIRONMENT | {"DATABASE_URL": "postgres://u@h/n"})
+    assert done.returncode == 0, done.stderr
+    found: dict[str, str | None] = json.loads(done.stdout)
+    gunicorn = (ROOT / "deploy" / "gunicorn.conf.py").read_text()
+    return found | dict(re.findall(r'os\.environ\.get\("(\w+)", (\w+)\)', gunicorn))

@@ -1,4 +1,4 @@
-"""What the documents name and quote is there, and what the settings read is in the README."""
+"""What the documents name and quote is there."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 from django.core.management import find_commands, get_commands, load_command_class
-from django.core.management.base import CommandError
+from django.core.management.base import CommandError, DjangoHelpFormatter
 from django.db.models import TextChoices
 
 from devtools.screenshots import IN_DOCS
@@ -23,12 +23,13 @@ from tests.paths import ROOT
 pytestmark = pytest.mark.only_on("sqlite")
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = ROOT / "docs" / "commands.md"
 TROUBLESHOOTING = ROOT / "docs" / "troubleshooting.md"
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 # Of the others one is about projects of other people's, the other about development.
 each_page_for_operators = pytest.mark.parametrize(
     "page",
-    [ROOT / "README.md", ROOT / "docs" / "operations.md", TROUBLESHOOTING],
+    [ROOT / "README.md", ROOT / "docs" / "operations.md", COMMANDS, TROUBLESHOOTING],
     ids=lambda page: page.name,
 )
 CALLED = r"(?:deploy/manage|(?:\.venv/bin/)?python manage\.py|manage\.py) "
@@ -130,32 +131,30 @@ def test_commands_are_known(page: Path) -> None:
     assert named <= known
 
 
+def test_document_lists_every_command_with_its_options() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)[^`]*` \| [^|]+ \| ([^|]+) \|$", COMMANDS.read_text(), re.MULTILINE
+    )
+    assert {name: set(re.findall("--[a-z-]+", cell)) for name, cell in rows} == {
+        name: own_options(app, name)
+        for app in ("storage_audit", "devtools")
+        for name in find_commands(str(ROOT / app / "management"))
+    }
+
+
+def own_options(app: str, name: str) -> set[str]:
+    """Without those that Django gives to every command."""
+    parser = load_command_class(app, name).create_parser("manage.py", name)
+    options = {action.option_strings[-1] for action in parser._actions if action.option_strings}
+    return options - DjangoHelpFormatter.show_last - {"--help"}
+
+
 def test_files_that_contributing_names_are_there() -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text()
     named = re.findall(r"`([\w./-]+/[\w.-]*|[\w-]+\.(?:md|py|toml|txt))`", page)
     assert "devtools/check_settings.py" in named
     rooms = [ROOT, ROOT / "storage_audit"]
     assert [name for name in named if not any((room / name).exists() for room in rooms)] == []
-
-
-def variables() -> set[str]:
-    """What the settings read, also by functions of theirs."""
-    settings = (ROOT / "autoshorts" / "settings.py").read_text()
-    read = set(re.findall(r'(?:env\.\w+|address|choice|hours|secret)\(\s*"([A-Z0-9_]+)"', settings))
-    assert len(read) > 50
-    return read
-
-
-def test_the_readme_explains_each_variable_of_the_settings() -> None:
-    assert variables() <= set(re.findall(r"`([A-Z0-9_]+)`", (ROOT / "README.md").read_text()))
-
-
-def test_the_example_of_an_environment_leaves_no_variable_out_of_what_it_is_about() -> None:
-    example = (ROOT / "deploy" / "environment.example").read_text()
-    named = set(re.findall("^([A-Z0-9_]+)=", example, re.M))
-    assert named <= variables()
-    about = ("SECRET_", "R2_", "CLOUDFLARE_", "WRANGLER_", "LOG_", "NOTIFY_", "EMAIL_")
-    assert {name for name in variables() if name.startswith(about)} <= named
 
 
 @pytest.mark.parametrize("words", [CleanupOperation.Status, CleanupItem.Outcome, Kind])

@@ -1,16 +1,32 @@
 """A start with a bad environment says everything that is wrong with it, and no secret."""
 
+import json
+import os
+import re
+import shutil
+import subprocess
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from pytest_django import Settings
 
+from devtools.environment import made_up_environment
 from storage_audit.bucket import r2
 from storage_audit.conf import conf
 from tests.paths import ROOT
-from tests.site_settings import GOOD_ENVIRONMENT, list_problems, read_settings, start_site
+from tests.site_settings import (
+    GOOD_ENVIRONMENT,
+    SHOW,
+    list_problems,
+    read_settings,
+    read_variables,
+    run_python,
+    start_site,
+)
 
 REQUIRED = {
     "SECRET_KEY",
@@ -21,6 +37,9 @@ REQUIRED = {
     "R2_BUCKET_NAME",
 }
 ACCOUNT = "0123456789abcdef0123456789ABCDEF"
+EXAMPLE: dict[str, str] = dict(
+    re.findall(r"^#?([A-Z0-9_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
+)
 
 
 def without(*names: str, **more: str) -> dict[str, str]:
@@ -175,16 +194,118 @@ def test_the_least_that_starts_and_its_defaults() -> None:
     assert (storage["PRICE_PER_GB"], storage["CURRENCY"]) == (0.015, "$")
 
 
-def test_the_example_of_an_environment_says_the_defaults() -> None:
-    lines = (ROOT / "deploy" / "environment.example").read_text().splitlines()
-    example = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+def test_example_names_every_variable_and_begins_with_those_that_are_needed() -> None:
+    assert EXAMPLE.keys() == read_variables().keys()
+    first = re.findall(r"^(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    assert first == list(EXAMPLE)[: len(first)]
+    assert set(first) == REQUIRED
+
+
+def test_example_says_the_defaults() -> None:
     # Of these it shows what they look like.
-    of_theirs = ("ALLOWED_HOSTS", "BEHIND_PROXY", "DATABASE_URL", "NOTIFY_SITE_URL")
-    given = {name: value for name, value in example.items() if name not in of_theirs}
-    names = ("STORAGE_AUDIT", "MAIL_SERVER", "SECRET_KEY_FALLBACKS", "LOGGING")
+    given = {name: EXAMPLE[name] for name in EXAMPLE.keys() - {"DATABASE_URL", "NOTIFY_SITE_URL"}}
+    names = (
+        "STORAGE_AUDIT",
+        "MAIL_SERVER",
+        "SECRET_KEY_FALLBACKS",
+        "LOGGING",
+        "SECURE_HSTS_SECONDS",
+    )
     assert read_settings(given | GOOD_ENVIRONMENT, *names) == read_settings(
         GOOD_ENVIRONMENT, *names
     )
+    defaults = read_variables()
+    assert {name for name in given if not same(given[name], defaults[name] or "")} == set()
+
+
+def test_document_explains_every_variable_with_its_default() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| [^|]+ \|$", page, re.MULTILINE)
+    documented, defaults = dict(rows), read_variables()
+    assert len(documented) == len(rows)
+    assert documented.keys() == defaults.keys()
+    assert {name for name, told in rows if told == "needed"} == REQUIRED
+    assert documented.pop("DATABASE_URL") == "SQLite in `db.sqlite3`"
+    optional = {name: told for name, told in documented.items() if told != "needed"}
+    assert {
+        name: told
+        for name, told in optional.items()
+        if not same("" if told == "none" else told.strip("`"), defaults[name] or "")
+    } == {}
+
+
+def same(told: str, default: str) -> bool:
+    with suppress(ValueError):
+        return float(told) == float(default)
+    return told == default
+
+
+# The `.env` file
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A copy of the site, to write a `.env` beside."""
+    shutil.copytree(ROOT / "autoshorts", tmp_path / "autoshorts")
+    shutil.copy(ROOT / "manage.py", tmp_path)
+    return tmp_path
+
+
+def start_copy(site: Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    variables = {"PYTHONPATH": str(ROOT), "PYTHON_DOTENV_DISABLED": "", **environment}
+    return run_python(["-c", SHOW, "STORAGE_AUDIT", "DEBUG"], variables, site)
+
+
+def test_env_file_is_read_and_the_environment_wins(site: Path) -> None:
+    lines = [f"{name}={value}" for name, value in made_up_environment().items()]
+    lines += ["R2_BUCKET_NAME=from-file", "R2_CURRENCY=$ or ${HOME}", "export DEBUG='true' # here"]
+    (site / ".env").write_text("\n".join(lines))
+    storage, debug = json.loads(start_copy(site, {}).stdout)
+    assert (storage["BUCKET"], storage["CURRENCY"], debug) == ("from-file", "$ or ${HOME}", True)
+    storage, debug = json.loads(
+        start_copy(site, {"R2_BUCKET_NAME": "from-environment", "DEBUG": ""}).stdout
+    )
+    assert (storage["BUCKET"], debug) == ("from-environment", False)
+
+
+def test_env_file_of_a_developer_does_not_reach_tests(site: Path) -> None:
+    (site / ".env").write_text("HTTPS=maybe\nR2_BUCKET_NAME=from-file\n")
+    assert "HTTPS" in start_copy(site, {}).stderr
+    storage, _debug = json.loads(start_copy(site, GOOD_ENVIRONMENT).stdout)
+    assert storage["BUCKET"] == GOOD_ENVIRONMENT["R2_BUCKET_NAME"]
+    assert os.environ["PYTHON_DOTENV_DISABLED"]
+
+
+def test_env_file_that_cannot_be_read_is_named_without_its_content(site: Path) -> None:
+    (site / ".env").write_bytes("SECRET_KEY=hunter2hunter2".encode("utf-16"))
+    done = start_copy(site, made_up_environment() | {"PYTHON_DOTENV_DISABLED": ""})
+    assert done.returncode != 0
+    assert f"{site}/.env cannot be read" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+def test_git_ignores_the_env_file() -> None:
+    assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+@pytest.mark.parametrize("command", ["check", "migrate", "runserver", "qcluster"])
+def test_manage_lists_what_is_missing_without_a_traceback(command: str) -> None:
+    done = run_python(["manage.py", command], {})
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert [name for name in REQUIRED if name not in done.stderr] == []
+    assert "docs/settings.md" in done.stderr
+
+
+def test_manage_shows_the_traceback_of_a_later_error(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("from autoshorts.settings import *\ndel STORAGE_AUDIT\n")
+    variables = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "DJANGO_SETTINGS_MODULE": "bad"}
+    done = run_python(
+        ["manage.py", "sweep_cleanups", "--skip-checks"], GOOD_ENVIRONMENT | variables
+    )
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+    assert "ImproperlyConfigured" in done.stderr
 
 
 def test_former_keys_are_kept_from_errors() -> None:

@@ -23,6 +23,7 @@ from devtools.crash.services import (
     insist,
 )
 from devtools.demo.site import BUCKET, USER, replace_environment
+from devtools.environment import WITHOUT_ENV_FILE
 from devtools.faults.proxy import FaultyStore, faulty_store
 from devtools.local_r2 import LocalR2
 from devtools.postgres import running_server
@@ -100,6 +101,7 @@ def running_site(folder: Path, store: str, database: str, strategy: str) -> Iter
 
 def environment(store: dict[str, str], network: str, database: str) -> dict[str, str]:
     return {
+        **WITHOUT_ENV_FILE,
         **store,
         "R2_ENDPOINT_URL": network,
         "DJANGO_SETTINGS_MODULE": "devtools.crash.settings",

@@ -21,6 +21,7 @@ from django.core.management import call_command
 from devtools import wrangler
 from devtools.cloudflare_api import CloudflareApi, cloudflare_api
 from devtools.demo.browser import Browser
+from devtools.environment import WITHOUT_ENV_FILE
 from devtools.local_r2 import LocalR2
 from devtools.processes import Child, StartError, free_port
 
@@ -69,6 +70,7 @@ def running_site(folder: Path) -> Iterator[Site]:
 
 def environment(folder: Path, r2: LocalR2, api: CloudflareApi) -> dict[str, str]:
     return {
+        **WITHOUT_ENV_FILE,
         **r2.environment,
         **api.environment,
         "WRANGLER_PATH": str(wrangler.write_program(folder)),

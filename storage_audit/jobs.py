@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Self
 
-from django.apps import apps
 from django.db import models
 from django.db.models import Q
 from django.utils import timezone
@@ -13,6 +12,7 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from storage_audit.clocks import before
+from storage_audit.models import KnownProject
 from storage_audit.origin import current_origin
 
 
@@ -23,12 +23,12 @@ class JobQuerySet(models.QuerySet["Job"]):
         """Create a job, with who asked and from where, and what they must still be allowed to do
         while it runs."""
         origin = current_origin()
-        known, deletes = apps.get_model("storage_audit", "KnownProject"), action in Job.DELETIONS
+        deletes = action in Job.DELETIONS
         return self.create(
             action=action,
             project_ids=project_ids,
             projects=len(project_ids),
-            lives=known.objects.lives(project_ids) if deletes else {},
+            lives=KnownProject.objects.lives(project_ids) if deletes else {},
             permissions=list(permissions),
             requested_by=origin.user,
             origin=origin.place,

@@ -1,58 +1,396 @@
 """The table of cleanups. Its items and its timeline have modules of their own."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import uuid
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import reduce
 from itertools import islice
-from typing import Any, NamedTuple
+from operator import or_
+from typing import Any, NamedTuple, Self
 
+from django.apps import apps
 from django.db import models
-from django.db.models import Exists, F, Min, Q
+from django.db.models import Case, Count, Exists, F, Min, OuterRef, Q, Sum, Value, When
+from django.db.models.functions import Coalesce
 from django.utils import timezone
-from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
+from storage_audit import logs, projects
+from storage_audit.clocks import DatabaseNow, after, after_outer, before, leased
+from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
-from storage_audit.items import CleanupItem
+from storage_audit.items import CleanupItem, Row
 from storage_audit.jobs import Job
+from storage_audit.models import KnownProject, R2Object
+from storage_audit.origin import current_origin
 from storage_audit.reading import read_in_steps
 from storage_audit.redaction import redact
 from storage_audit.timeline import OperationEvent
 from storage_audit.transitions import Transitions
 
-
-class Row(NamedTuple):
-    """What is kept of a tracking row that is being deleted."""
-
-    bucket: str
-    key: str
-    project_id: str | None
-    size: int | None
-    etag: str
-    last_modified: datetime | None
-    # Of a renamed object: the key of its copy.
-    copied_to: str | None = None
-    # Why its object stays, if it does.
-    kept: str = ""
-    # When somebody asked for the deletion of its object, and nobody noted an answer.
-    unanswered_at: datetime | None = None
-
-    @classmethod
-    def of(cls, tracked: Any) -> "Row":
-        given = (name for name in cls._fields if name not in cls._field_defaults)
-        values = (getattr(tracked, name) for name in given)
-        return cls(*values)._replace(kept=why_kept(tracked))
+KEPT_LATELY = timedelta(days=30)
+# A call of `storage.delete` with all its looks, at a slow store. Its cleanup waits for it as long.
+CALL_LASTS = timedelta(minutes=5)
+# In sums, of those that are incomplete the ones that are tried again by themselves.
+AGAIN = "again"
 
 
-def why_kept(tracked: Any) -> str:
-    """Nobody can tell the object that an upload is just storing from the one of the row."""
-    if not tracked.is_being_uploaded:
-        return ""
-    return gettext(
-        "An upload to this key was under way when its row was deleted. Track the file, and delete"
-        " that row if it is to go."
-    )
+class StatusSums(NamedTuple):
+    """The operations with one status, or `AGAIN`: how many, how many with a message, and their
+    books."""
+
+    status: str
+    operations: int
+    messages: int
+    found: int
+    found_bytes: int
+    deleted: int
+    deleted_bytes: int
+    already_absent: int
+    already_absent_bytes: int
+    protected: int
+    protected_bytes: int
+    failed: int
+    failed_bytes: int
+
+
+class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
+    def request(self, **values: Any) -> CleanupOperation:
+        """Create an operation, with who asked and from where; in the transaction that deletes."""
+        origin = current_origin()
+        asked: dict[str, Any] = {"requested_by": origin.user, "origin": origin.place}
+        asked["next_attempt_at"] = DatabaseNow()
+        if values["kind"] != self.model.Kind.VERIFY:
+            asked |= {"discovery": conf().discovery, "strategy": conf().strategy}
+        operation = self.create(**asked | values)
+        operation.defer_times()
+        asked_by = logs.current().request_id
+        joins = {"request_id": asked_by} if asked_by else {}
+        operation.record("request", operation.get_trigger_display(), **joins)
+        return operation
+
+    def request_for_rows(self, rows: list[Row], evidence: str) -> CleanupOperation:
+        """A deletion of the objects of these rows, of one bucket, which no `delete()` signals."""
+        bucket, project_id = rows[0].bucket, rows[0].project_id
+        operation = self.request(
+            kind=self.model.Kind.OBJECTS,
+            bucket=bucket,
+            project_id=project_id,
+            trigger=self.model.Trigger.DELETED,
+        )
+        operation.add_rows(rows, evidence)
+        return operation
+
+    def request_id(self, pk: uuid.UUID) -> str | None:
+        """Of the web request that asked for the operation, or for the one that it follows."""
+        events = OperationEvent.objects.filter(operation=pk)
+        asked = events.filter(step="request", data__has_key="request_id")
+        return asked.values_list("data__request_id", flat=True).first()
+
+    def request_for_project(
+        self, project_id: str, *, trigger: str, deleted_at: datetime | None, **values: Any
+    ) -> list[CleanupOperation]:
+        """One operation for each bucket in which the project may have objects."""
+        return [
+            self.request(
+                project_id=project_id,
+                project_deleted_at=deleted_at,
+                bucket=bucket,
+                trigger=trigger,
+                **{"kind": self.model.Kind.PROJECT, **values},
+            )
+            for bucket in self.buckets_for(project_id)
+        ]
+
+    def buckets_for(self, project_id: str) -> list[str]:
+        """Where the project may have objects: an open cleanup may be the only trace of some."""
+        tracked = R2Object.objects.buckets_of(project_id)
+        open_ones = self.of_project(project_id).values_list("bucket", flat=True)
+        return sorted({*tracked, *open_ones, conf().bucket})
+
+    def of_project(self, project_id: str) -> Self:
+        """The open cleanups of the whole project, with their follow-up checks."""
+        return self.open().filter(
+            kind=self.model.Kind.PROJECT, dry_run=False, project_id=project_id
+        )
+
+    def still_untouched(self, pk: uuid.UUID) -> CleanupOperation | None:
+        """The operation if it exists and no worker had it, kept from workers until the commit."""
+        untouched = self.filter(pk=pk, status=self.model.Status.PENDING, started_at=None)
+        return untouched.get() if untouched.update(attempts=0) else None
+
+    def rivals(self, operation: Transitions) -> Self:
+        """The operations that must not run beside this one."""
+        return self.filter(bucket=operation.bucket).filter(
+            Q(pk=operation.pk) | Q(project_id__isnull=False, project_id=operation.project_id),
+            status__in=operation.WORKABLE,
+        )
+
+    def lock(self) -> Self:
+        """Wait for whoever claims one of these rows, then keep others from it (PostgreSQL)."""
+        list(self.select_for_update().order_by("pk").values_list("pk"))
+        return self.all()
+
+    def held(self) -> Self:
+        return self.filter(leased())
+
+    def worked_on_since(self, moment: datetime) -> Self:
+        """Those whose lease a worker has taken or renewed since, or that it has brought to their
+        end."""
+        # What was taken over, workers die of, until one has done something for good.
+        held = Q(status=self.model.Status.RUNNING, takeovers=0) & leased(moment + conf().lease)
+        # To be superseded takes no worker.
+        without_worker = Q(status=self.model.Status.SUPERSEDED) | self.model.DONE_AT_ONCE
+        over = self.model.OVER & after("finished_at", moment)
+        return self.filter(held | over).exclude(without_worker)
+
+    def due(self, late: timedelta = timedelta(0)) -> Self:
+        """Operations that a worker may take: their time has come, so long ago, and nobody has had
+        them since."""
+        since = DatabaseNow(-late)
+        ready = self.filter(
+            ~leased(since), status__in=self.model.WORKABLE, next_attempt_at__lte=since
+        )
+        return ready.waiting_for_nobody()
+
+    def behind_blocked(self) -> Self:
+        """Cleanups, and follow-up checks, of a deletion of which another one is blocked: they would
+        delete the files on which a person has yet to decide there."""
+        same = (OuterRef("bucket"), OuterRef("project_id"), OuterRef("project_deleted_at"))
+        blocked = self.model.objects.blocked_of_deletion(*same)
+        return self.deleting().of_projects().filter(Exists(blocked))
+
+    def blocked_of_deletion(self, bucket: Any, project_id: Any, deleted_at: Any) -> Self:
+        """The cleanups of this deletion, and their follow-up checks, that a person has to approve.
+        At the next deletion they end superseded, so that one waits for none of them."""
+        same = {"project_id": project_id, "project_deleted_at": deleted_at}
+        blocked = self.filter(status=self.model.Status.BLOCKED, bucket=bucket, **same)
+        return blocked.deleting().of_projects()
+
+    def waiting_for_nobody(self) -> Self:
+        behind = self.model.objects.behind_blocked().filter(pk=OuterRef("pk"))
+        return self.filter(~Exists(behind))
+
+    def put_off_too_far(self) -> Self:
+        """Operations whose next attempt is further ahead than twice the longest pause that they can
+        have: the clock that set it was ahead."""
+        status = self.model.Status
+        waits = Q(status=status.PENDING, trigger=self.model.Trigger.LATE_CHECK)
+        longest = (
+            (
+                Q(status__in=[status.PENDING, status.RUNNING, status.INCOMPLETE]) & ~waits,
+                max(conf().longest_retry, CALL_LASTS),
+            ),
+            (Q(status=status.FAILED), conf().failed_retry),
+            (waits, max(conf().late_checks, default=timedelta(0))),
+        )
+        too_far = (
+            which & Q(next_attempt_at__gt=DatabaseNow(2 * pause)) for which, pause in longest
+        )
+        return self.filter(reduce(or_, too_far))
+
+    def not_enqueued_since(self, moment: datetime) -> Self:
+        return self.filter(Q(enqueued_at=None) | before("enqueued_at", moment))
+
+    def open(self) -> Self:
+        return self.filter(status__in=[*self.model.WORKABLE, self.model.Status.BLOCKED])
+
+    def deleting(self) -> Self:
+        """All but looks and dry runs."""
+        return self.filter(dry_run=False).exclude(kind=self.model.Kind.VERIFY)
+
+    def covering(self) -> Self:
+        """Open cleanups that are to delete something, if need be once a person approves them. No
+        other way deletes what they cover. A follow-up check covers nothing until it begins."""
+        waiting = Q(parent__isnull=False, status=self.model.Status.PENDING)
+        return self.open().deleting().exclude(waiting)
+
+    def about_bucket(self, bucket: str) -> Self:
+        """Those that delete in it, or do once a person decides: the projects that disappeared
+        together may have files in any bucket."""
+        return self.filter(Q(bucket=bucket) | Q(kind=self.model.Kind.VANISHED))
+
+    def unrelated_to(self, operation: CleanupOperation) -> Self:
+        """All but this one, what it follows, and what follows it."""
+        return self.exclude(pk__in=[operation.pk, operation.parent_id]).exclude(
+            parent_id=operation.pk
+        )
+
+    def of_projects(self) -> Self:
+        """Those that cover all files of a project."""
+        return self.filter(kind=self.model.Kind.PROJECT)
+
+    def covering_outer(self) -> Q:
+        """Whether one of these covers the outer query's object, which has a bucket, a key and a
+        project. audit/covering.py asks the same of keys; also of projects that disappeared
+        together, which count as alive: no file of theirs is an orphan."""
+        place = {"bucket": OuterRef("bucket"), "project_id": OuterRef("project_id")}
+        items = CleanupItem.objects.named_by(self)
+        same = items.filter(
+            operation__bucket=OuterRef("bucket"),
+            identity=OuterRef("key"),
+            escaped=OuterRef("escaped"),
+        )
+        return Q(Exists(self.of_projects().filter(**place))) | Q(Exists(same))
+
+    def without_follow_ups(self) -> Self:
+        return self.exclude(trigger=self.model.Trigger.LATE_CHECK)
+
+    def follow_ups_last(self) -> Self:
+        """The latest first, and follow-up checks, which are newer, behind what they follow."""
+        follows = Case(When(trigger=self.model.Trigger.LATE_CHECK, then=Value(1)), default=Value(0))
+        return self.order_by(follows, "-created_at")
+
+    def overdue(self, moment: datetime) -> Self:
+        """Deletions that are to get on by themselves, and are not over though they were asked for,
+        or decided on, before `moment`."""
+        events = OperationEvent.objects
+        decided = events.filter(operation=OuterRef("pk"), step__in=["run", "force"])
+        decided_at = models.Subquery(decided.order_by("-at").values("at")[:1])
+        status = self.model.Status
+        under_way = [status.PENDING, status.RUNNING, status.INCOMPLETE]
+        waiting = self.cleanups().filter(before("created_at", moment), status__in=under_way)
+        waiting = waiting.waiting_for_nobody()
+        return waiting.annotate(asked_at=Coalesce(decided_at, "created_at")).filter(
+            before("asked_at", moment)
+        )
+
+    def without_incident(self, *kinds: str) -> Self:
+        """Those of which no incident is open of these kinds, or of any."""
+        known = apps.get_model("storage_audit", "Incident").objects.open()
+        known = known.filter(operation=OuterRef("pk"))
+        return self.exclude(Exists(known.filter(kind__in=kinds) if kinds else known))
+
+    def prunable(self, moment: datetime) -> Self:
+        """Operations that were over before `moment`, as is now all that follows them, and whose
+        items and timeline are still here. An open alert reads the items: it would end without."""
+        following = self.model.objects.filter(~self.model.OVER, parent=OuterRef("pk")).exclude(
+            # Nobody can release it: one verifies again.
+            kind=self.model.Kind.VERIFY,
+            status=self.model.Status.BLOCKED,
+        )
+        over = self.filter(
+            self.model.OVER, ~Exists(following), finished_at__lt=moment, pruned_at=None
+        )
+        return over.without_incident()
+
+    def pruned(self) -> Self:
+        return self.filter(pruned_at__isnull=False)
+
+    def with_asked_at(self) -> Self:
+        """When each was asked for: a plan is a deletion from when somebody runs it."""
+        events = OperationEvent.objects
+        runs = events.filter(operation=OuterRef("pk"), step="run").order_by("at")
+        return self.annotate(
+            asked_at=Coalesce(models.Subquery(runs.values("at")[:1]), "created_at")
+        )
+
+    def waiting(self) -> Self:
+        """Blocked, or failed for hours: a person must decide, or look. A look that was blocked is
+        done with once it was repeated, as nobody can release it."""
+        same = Q(project_id=OuterRef("project_id")) | Q(parent=OuterRef("parent"))
+        repeated = self.model.objects.filter(
+            same | Q(parent=OuterRef("pk")),
+            after_outer("created_at", "created_at"),
+            kind=self.model.Kind.VERIFY,
+            bucket=OuterRef("bucket"),
+        )
+        return self.filter(
+            Q(status=self.model.Status.FAILED)
+            | Q(status=self.model.Status.BLOCKED)
+            & (~Q(kind=self.model.Kind.VERIFY) | ~Exists(repeated))
+        )
+
+    def leaving(self) -> Self:
+        """Deletions that could not be brought to their end so far, also while they are tried
+        again: their books are those of the last end until the next one."""
+        status = self.model.Status
+        tried_again = Q(status__in=[status.PENDING, status.RUNNING], failed__gt=0)
+        ended = Q(status__in=[status.INCOMPLETE, status.FAILED])
+        return self.deleting().filter(ended | tried_again)
+
+    def of_whole_projects(self) -> Self:
+        """Those that look for all objects of a project, and not only for some that they name."""
+        of_whole = Q(parent=None) | Q(parent__kind=self.model.Kind.PROJECT)
+        return self.filter(of_whole, kind__in=[self.model.Kind.PROJECT, self.model.Kind.VERIFY])
+
+    def finding_differences(self) -> Self:
+        """Verifications that are over and found some."""
+        different = {"kind": self.model.Kind.VERIFY, "status": self.model.Status.INCOMPLETE}
+        return self.filter(self.model.OVER, failed__gt=0, **different)
+
+    def seeing_remains(self) -> Self:
+        """Verifications that found objects of a deleted project, all of which nobody looked for
+        again to the end."""
+        of_project = {"bucket": OuterRef("bucket"), "project_id": OuterRef("project_id")}
+        status = self.model.Status
+        clean = Q(status__in=[status.CLEAN, status.CLEAN_WITH_PROTECTED])
+        looked = clean | self.model.OVER & Q(status=status.INCOMPLETE)
+        later = self.model.objects.of_whole_projects().filter(
+            looked, after_outer("finished_at", "finished_at"), **of_project
+        )
+        # What differs with a live project is no remains, though it may be deleted since.
+        deleted_since = KnownProject.objects.filter(
+            after_outer("deleted_at", "finished_at"), pk=OuterRef("project_id")
+        )
+        alive = projects.rows().filter(storage_audit_id=OuterRef("project_id"))
+        found = self.finding_differences().exclude(project_id=None)
+        return found.filter(~Exists(later), ~Exists(deleted_since), ~Exists(alive))
+
+    def with_remains(self) -> Self:
+        """Verifications that found files of a deleted project, which no open cleanup covers."""
+        of_project = {"bucket": OuterRef("bucket"), "project_id": OuterRef("project_id")}
+        covering = self.model.objects.covering().of_projects().filter(**of_project)
+        return self.seeing_remains().filter(~Exists(covering))
+
+    def keeping(self) -> Self:
+        """Those of the last weeks that kept protected objects, and after which nobody looked
+        again. Of what stays for longer the findings tell."""
+        later = self.model.objects.filter(
+            after_outer("finished_at", "finished_at"),
+            bucket=OuterRef("bucket"),
+            project_id=OuterRef("project_id"),
+            status__in=self.model.ENDED,
+        ).exclude(self.model.DONE_AT_ONCE)
+        lately = timezone.now() - KEPT_LATELY
+        return self.filter(
+            ~Exists(later), status=self.model.Status.CLEAN_WITH_PROTECTED, finished_at__gte=lately
+        )
+
+    def by_status(self) -> dict[str, StatusSums]:
+        """What the operations with each status, or `AGAIN`, have in their books, from one
+        aggregate."""
+        again = When(
+            status=self.model.Status.INCOMPLETE, next_attempt_at__isnull=False, then=Value(AGAIN)
+        )
+        sums: dict[str, Any] = {f"sum_{name}": Sum(name) for name in StatusSums._fields[3:]}
+        with_message = Count("pk", filter=~Q(error=""))
+        groups = self.order_by().values(group=Case(again, default="status"))
+        groups = groups.annotate(operations=Count("pk"), messages=with_message, **sums)
+        found = groups.values_list("group", "operations", "messages", *sums)
+        return {row[0]: StatusSums(*row) for row in found}
+
+    def disappearances(self) -> Self:
+        """Of many projects at once, and nobody decided on them yet."""
+        return self.filter(kind=self.model.Kind.VANISHED, status=self.model.Status.BLOCKED)
+
+    def disappearances_of(self, project_id: str) -> Self:
+        """Those that wait for a person to say whether this project was deleted."""
+        alone = Q(
+            trigger=self.model.Trigger.VANISHED,
+            status=self.model.Status.BLOCKED,
+            project_id=project_id,
+        )
+        return self.filter(alone | Q(pk__in=self.disappearances().values("pk")))
+
+    def cleanups(self) -> Self:
+        """Deletions: no look, no dry run, no late check of another, and no call of
+        `storage.delete`, unless it left its file to a worker."""
+        cleanups = self.filter(parent=None, dry_run=False).exclude(kind=self.model.Kind.VERIFY)
+        return cleanups.exclude(self.model.DONE_AT_ONCE)
 
 
 class CleanupOperation(Transitions):
@@ -140,6 +478,8 @@ class CleanupOperation(Transitions):
     pruned_at = models.DateTimeField(_("pruned"), null=True, blank=True)
     archive = models.TextField(_("archive"), blank=True)
     archive_digest = models.CharField(_("archive digest"), max_length=64, blank=True)
+
+    objects = CleanupOperationQuerySet.as_manager()
 
     class Meta:
         verbose_name = _("cleanup operation")
@@ -319,7 +659,7 @@ class CleanupOperation(Transitions):
         first: datetime | None = same.aggregate(at=Min("started_at"))["at"]
         return first
 
-    def copy_items(self, other: "CleanupOperation") -> None:
+    def copy_items(self, other: CleanupOperation) -> None:
         """Take over what another operation saw gone, unless it is an item here already; where
         its items were given, all that it was to delete, as nothing else tells of them."""
         outcomes = CleanupItem.Outcome

@@ -22,7 +22,6 @@ from storage_audit.reading import STEP
 
 if TYPE_CHECKING:
     # Ruff does not see names in the strings of a class's bases.
-    from storage_audit.cleanup_querysets import CleanupItemQuerySet
     from storage_audit.models import KnownProject, R2Object  # noqa: F401
     from storage_audit.scans import BucketScan
 
@@ -256,14 +255,14 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
         etag = Case(unconfirmed, default="etag")
         return self.update(etag=etag, state=ObjectState.DELETING, updated_at=timezone.now())
 
-    def unlock(self, items: CleanupItemQuerySet) -> int:
-        """Let uploads write again to the keys of these items."""
+    def unlock(self, names: models.QuerySet[Any]) -> int:
+        """Let uploads write again to the keys with these names."""
         before = Case(
             # An upload that never ended, and so never told what it had stored.
             When(etag="", upload_id__isnull=False, then=Value(ObjectState.UPLOAD_FAILED)),
             default=Value(ObjectState.STORED),
         )
-        rows = self.filter(state=ObjectState.DELETING, key__in=items.names())
+        rows = self.filter(state=ObjectState.DELETING, key__in=names)
         return rows.update(state=before, updated_at=timezone.now())
 
     def forget(self) -> int:

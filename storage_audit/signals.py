@@ -19,8 +19,9 @@ from django.utils import timezone
 
 from storage_audit import projects, queue
 from storage_audit.audit import counting, named_files, project_deletion, requests, succession
+from storage_audit.items import Row
 from storage_audit.models import KnownProject, R2Object
-from storage_audit.operations import CleanupOperation, Row
+from storage_audit.operations import CleanupOperation
 from storage_audit.origin import current_origin
 
 Trigger = CleanupOperation.Trigger

@@ -10,7 +10,6 @@ from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from storage_audit.cleanup_querysets import CleanupOperationQuerySet
 from storage_audit.clocks import DatabaseNow, leased
 from storage_audit.conf import conf
 
@@ -82,18 +81,17 @@ class Transitions(models.Model):
     started_at = models.DateTimeField(_("started"), null=True, blank=True)
     finished_at = models.DateTimeField(_("finished"), null=True, blank=True)
 
-    objects = CleanupOperationQuerySet.as_manager()
-
     class Meta:
         abstract = True
 
     # Of the table that has these states.
+    objects: Any
     bucket: str
     project_id: str | None
     plan_digest: str
 
     def change(self, allowed: Q, **values: Any) -> bool:
-        changed = type(self).objects.filter(allowed, pk=self.pk).update(**values) == 1
+        changed: bool = type(self).objects.filter(allowed, pk=self.pk).update(**values) == 1
         if changed:
             for name, value in values.items():
                 setattr(self, name, value)

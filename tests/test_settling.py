@@ -13,8 +13,8 @@ from devtools.faults.proxy import FaultyStore
 from storage_audit.audit import cleanup, sending, settling, used_files, verification
 from storage_audit.audit.position import OLD_AFTER
 from storage_audit.audit.work import Work
-from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.incidents import Incident
+from storage_audit.items import CleanupItemQuerySet
 from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
 from storage_audit.upload import Upload

@@ -28,11 +28,10 @@ from storage_audit.audit.ownership import (
 from storage_audit.bucket.listing import Identity, nfc, storable
 from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.uploads import Upload
-from storage_audit.cleanup_querysets import CleanupOperationQuerySet
 from storage_audit.fields import spellings
 from storage_audit.items import CleanupItem
 from storage_audit.models import KnownProject
-from storage_audit.operations import CleanupOperation
+from storage_audit.operations import CleanupOperation, CleanupOperationQuerySet
 
 Status = CleanupOperation.Status
 

@@ -31,10 +31,9 @@ from storage_audit.bucket.listing import as_bytes, escape
 from storage_audit.bucket.r2 import Listed
 from storage_audit.bucket.uploads import Upload
 from storage_audit.bucket.wrangler import Command
-from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import mark_of, monotonic
 from storage_audit.conf import conf
-from storage_audit.items import CleanupItem
+from storage_audit.items import CleanupItem, CleanupItemQuerySet
 from storage_audit.locking import impatient
 from storage_audit.models import KnownProject, R2Object
 from storage_audit.operations import CleanupOperation
@@ -365,7 +364,7 @@ def by_reason(stay: tuple[Planned, str]) -> str:
 
 def let_go(operation: CleanupOperation, items: CleanupItemQuerySet, reason: str) -> None:
     """Protect the items, and open their keys to uploads again."""
-    barred_by(operation).unlock(items)
+    barred_by(operation).unlock(items.names())
     items.mark(Outcome.PROTECTED, reason)
 
 
@@ -377,7 +376,7 @@ def rest(operation: CleanupOperation) -> None:
     """
     marked = operation.items.filter(outcome=Outcome.DELETING)
     marked.exclude(calls__gt=0, answer="").mark(Outcome.PLANNED)
-    barred_by(operation).unlock(operation.items.planned())
+    barred_by(operation).unlock(operation.items.planned().names())
 
 
 def unfinished_uploads(work: Work) -> Iterator[tuple[Upload, str]] | None:

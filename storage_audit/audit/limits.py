@@ -10,10 +10,9 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from storage_audit.bucket.wrangler import expected_duration
-from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import after, latest
 from storage_audit.conf import conf
-from storage_audit.items import CleanupItem
+from storage_audit.items import CleanupItem, CleanupItemQuerySet
 from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
 

@@ -40,9 +40,8 @@ from storage_audit.audit.sending import Planned
 from storage_audit.audit.work import Undecided, Work
 from storage_audit.bucket.listing import exact
 from storage_audit.bucket.r2 import Listed
-from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import CLOCKS_DIFFER, was_ahead
-from storage_audit.items import CleanupItem
+from storage_audit.items import CleanupItem, CleanupItemQuerySet
 from storage_audit.models import KnownProject, R2Object
 from storage_audit.operations import CleanupOperation
 from storage_audit.reading import read_in_steps

@@ -19,8 +19,7 @@ from storage_audit.audit.pace import Pace
 from storage_audit.audit.work import LONE_KEYS
 from storage_audit.bucket.r2 import PAGE
 from storage_audit.bucket.wrangler import expected_duration
-from storage_audit.cleanup_querysets import CleanupItemQuerySet
-from storage_audit.items import CleanupItem
+from storage_audit.items import CleanupItem, CleanupItemQuerySet
 from storage_audit.operations import CleanupOperation
 
 FoundIn, Outcome, Strategy = CleanupItem.FoundIn, CleanupItem.Outcome, CleanupOperation.Strategy

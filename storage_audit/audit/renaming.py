@@ -24,9 +24,9 @@ from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import spellings
 from storage_audit.conf import conf
 from storage_audit.findings import Finding
-from storage_audit.items import CleanupItem
+from storage_audit.items import CleanupItem, Row
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation, Row
+from storage_audit.operations import CleanupOperation
 from storage_audit.origin import current_origin
 from storage_audit.redaction import visible
 

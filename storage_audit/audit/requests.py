@@ -19,8 +19,9 @@ from storage_audit.audit import cleanup, named_files, succession, vanished
 from storage_audit.audit.modes import Mode, usual
 from storage_audit.bucket.listing import storable
 from storage_audit.conf import conf
+from storage_audit.items import Row
 from storage_audit.models import KnownProject, validate_project_id
-from storage_audit.operations import CleanupOperation, Row
+from storage_audit.operations import CleanupOperation
 from storage_audit.origin import current_origin
 from storage_audit.redaction import visible
 from storage_audit.transitions import IllegalTransition

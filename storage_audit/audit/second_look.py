@@ -25,9 +25,8 @@ from storage_audit.bucket import cloudflare, listing, r2
 from storage_audit.bucket.errors import Broken, StoreError, TooLate
 from storage_audit.bucket.listing import Identity, escape, spellings, storable
 from storage_audit.bucket.r2 import Listed
-from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import monotonic
-from storage_audit.items import CleanupItem
+from storage_audit.items import CleanupItem, CleanupItemQuerySet
 from storage_audit.models import KnownProject, R2Object
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome

@@ -29,10 +29,9 @@ from storage_audit.bucket.deleters import Answers, Sent
 from storage_audit.bucket.errors import Barred, StoreError
 from storage_audit.bucket.r2 import DELETED
 from storage_audit.bucket.wrangler import Command
-from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import mark_of
 from storage_audit.conf import conf
-from storage_audit.items import CleanupItem
+from storage_audit.items import CleanupItem, CleanupItemQuerySet
 from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import visible
 

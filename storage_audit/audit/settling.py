@@ -17,10 +17,9 @@ from django.utils.translation import gettext as _
 from storage_audit.audit import headway, used_files
 from storage_audit.audit.deletion import NOT_LISTED, barred_by, what_decides
 from storage_audit.audit.work import Work
-from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import CLOCKS_DIFFER, maybe_since
 from storage_audit.conf import conf
-from storage_audit.items import CleanupItem
+from storage_audit.items import CleanupItem, CleanupItemQuerySet
 from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
 from storage_audit.querysets import AT_REST, under_way
@@ -145,7 +144,7 @@ def forget_rows(operation: CleanupOperation, gone: CleanupItemQuerySet) -> None:
 
 
 def give_up(operation: CleanupOperation, stayed: CleanupItemQuerySet) -> None:
-    barred_by(operation).unlock(stayed)
+    barred_by(operation).unlock(stayed.names())
     not_sent = Value(
         _("Still in the bucket, and never sent: the listing before the deletion did not have it.")
         + " "

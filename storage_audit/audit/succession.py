@@ -13,10 +13,9 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from storage_audit.audit import deletion, plan_summary
-from storage_audit.cleanup_querysets import CleanupOperationQuerySet
 from storage_audit.items import CleanupItem
 from storage_audit.models import KnownProject
-from storage_audit.operations import CleanupOperation
+from storage_audit.operations import CleanupOperation, CleanupOperationQuerySet
 
 Status = CleanupOperation.Status
 
@@ -102,7 +101,7 @@ def settle(operation: CleanupOperation, reason: str) -> None:
     # These were asked to go before the id lived again, and nobody looked since. Where no answer
     # came they stay marked: the store may still be at it, and would take a new upload for them.
     deletion.rest(operation)
-    deletion.own_rows(operation).unlock(operation.items.open())
+    deletion.own_rows(operation).unlock(operation.items.open().names())
     text = _("Sent for deletion before the id lived again; verify the project to see.")
     operation.items.open().update(reason=text)
     # When they were sent tells whether a later object of the key may be missing: see limits.py.

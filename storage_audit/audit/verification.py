@@ -20,10 +20,9 @@ from storage_audit.audit.work import OutOfTime, Work
 from storage_audit.bucket import r2
 from storage_audit.bucket.listing import escape, nfc, spellings, storable, storable_part, unescape
 from storage_audit.bucket.r2 import DELETED, Listed
-from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import maybe_since
 from storage_audit.fields import starts_with
-from storage_audit.items import CleanupItem
+from storage_audit.items import CleanupItem, CleanupItemQuerySet
 from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
 

@@ -19,10 +19,9 @@ from storage_audit.bucket import listing, r2
 from storage_audit.bucket.errors import Broken, StoreError
 from storage_audit.bucket.listing import Identity, exact, show_all_spellings, spelled_as
 from storage_audit.bucket.r2 import PAGE, Listed
-from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.clocks import monotonic, was_ahead
 from storage_audit.conf import conf
-from storage_audit.items import CleanupItem
+from storage_audit.items import CleanupItem, CleanupItemQuerySet
 from storage_audit.operations import CleanupOperation
 
 # Keys that are looked up each at its own place, a request for each at worst: so few that the

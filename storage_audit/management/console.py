@@ -17,9 +17,8 @@ from storage_audit.audit.counting import counted
 from storage_audit.audit.installation import Mismatch
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import storable
-from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.conf import conf
-from storage_audit.items import CleanupItem
+from storage_audit.items import CleanupItem, CleanupItemQuerySet
 from storage_audit.models import validate_project_id
 from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as

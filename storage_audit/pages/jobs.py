@@ -12,9 +12,8 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit.audit.describe import label_of
 from storage_audit.audit.meaning import DIFFERENCES_FOUND
-from storage_audit.cleanup_querysets import AGAIN, StatusSums
 from storage_audit.jobs import Job
-from storage_audit.operations import CleanupOperation
+from storage_audit.operations import AGAIN, CleanupOperation, StatusSums
 from storage_audit.pages.base import ReadOnlyAdmin
 from storage_audit.pages.links import list_of
 from storage_audit.redaction import visible

@@ -19,9 +19,8 @@ from storage_audit.audit.key_format import Reading, Readings
 from storage_audit.audit.meaning import words_of
 from storage_audit.audit.ownership import layouts
 from storage_audit.bucket.listing import storable
-from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.fields import spellings, starts_with_any
-from storage_audit.items import CleanupItem
+from storage_audit.items import CleanupItem, CleanupItemQuerySet
 from storage_audit.operations import CleanupOperation
 from storage_audit.pages import exports
 from storage_audit.pages.names import words_for

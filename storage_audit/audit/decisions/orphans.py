@@ -25,10 +25,9 @@ from storage_audit.audit.decisions.base import (
 )
 from storage_audit.audit.modes import Mode, usual
 from storage_audit.bucket.listing import Identity
-from storage_audit.cleanup_querysets import CleanupItemQuerySet
 from storage_audit.conf import conf
 from storage_audit.findings import Finding, FindingQuerySet
-from storage_audit.items import CleanupItem
+from storage_audit.items import CleanupItem, CleanupItemQuerySet
 from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
 from storage_audit.reading import read_in_steps

@@ -20,9 +20,8 @@ from storage_audit.bucket import listing, r2
 from storage_audit.bucket.errors import Refused, StoreError, TooLate, Unavailable, leaves_open
 from storage_audit.clocks import DatabaseNow
 from storage_audit.items import CleanupItem, Row
-from storage_audit.models import R2Object
+from storage_audit.models import AT_REST, R2Object, R2ObjectQuerySet, under_way
 from storage_audit.operations import CALL_LASTS, CleanupOperation
-from storage_audit.querysets import AT_REST, R2ObjectQuerySet, under_way
 from storage_audit.redaction import visible
 from storage_audit.tracking_rows import durably, says
 

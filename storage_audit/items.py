@@ -126,13 +126,6 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
     def mark(self, outcome: str, reason: str = "", **values: Any) -> int:
         return self.update(outcome=outcome, reason=reason, changed_at=timezone.now(), **values)
 
-    def marked(self) -> Self:
-        """Items that a cleanup is deleting. The mark of a cleanup that is over was left behind by a
-        worker that died, and holds as long as a request may take."""
-        cleanups = apps.get_model("storage_audit", "CleanupOperation").objects.covering()
-        recent = lately("changed_at", conf().deletion_timeout)
-        return self.filter(recent | Q(operation__in=cleanups), outcome=self.model.Outcome.DELETING)
-
     def being_deleted(self, bucket: str, key: str) -> bool:
         """Whether a cleanup is deleting this key, or a spelling of it that may be the same; or has
         asked for that, and nobody knows whether the store is still at it."""

@@ -15,8 +15,7 @@ from django.utils.translation import gettext as _
 from storage_audit.audit.ownership import layouts
 from storage_audit.bucket import r2
 from storage_audit.items import CleanupItem
-from storage_audit.models import R2Object
-from storage_audit.querysets import AT_REST, R2ObjectQuerySet, barred, under_way
+from storage_audit.models import AT_REST, R2Object, R2ObjectQuerySet, barred, under_way
 from storage_audit.redaction import visible
 from storage_audit.tracking_rows import check_key, durably, says
 

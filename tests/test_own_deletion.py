@@ -29,8 +29,8 @@ from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
 from storage_audit.pages.base import ModelAdmin
 from storage_audit.pages.confirming import Selection
+from storage_audit.pages.project_columns import with_storage
 from storage_audit.pages.projects import OwnerAdmin, ProjectAdmin
-from storage_audit.querysets import with_storage
 from storage_audit.roles import deletion_obstacles, has_own_deletion, is_hidden
 from tests.admin_client import act, confirm, page, superuser
 from tests.api_client import program, refused

@@ -18,7 +18,7 @@ from storage_audit.audit.project_deletion import delete_project_by_id
 from storage_audit.findings import Finding
 from storage_audit.models import KnownProject, Project
 from storage_audit.operations import CleanupOperation
-from storage_audit.querysets import with_storage
+from storage_audit.pages.project_columns import with_storage
 from tests.api_client import program
 from tests.bucket import Bucket
 from tests.builders import track_keys

@@ -17,7 +17,7 @@ from django.db import connection
 
 from devtools import debian
 from devtools.processes import Child
-from storage_audit import querysets, reading
+from storage_audit import models, reading
 from storage_audit.audit import comparison, installation
 from storage_audit.audit.certificate import record
 from storage_audit.audit.comparison import Way
@@ -30,7 +30,7 @@ from tests.bucket import Bucket
 from tests.promises import Status, check, run
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.only_on("postgresql")]
-APP = Path(querysets.__file__).parent
+APP = Path(reading.__file__).parent
 FILES = 5
 CONFIGURATION = """
 [databases]
@@ -96,7 +96,7 @@ def open_two(server: dict[str, Any]) -> bool:
 def test_cleanup_and_scans_work_behind_a_transaction_pooler(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for module in (reading, querysets):
+    for module in (reading, models):
         monkeypatch.setattr(module, "STEP", 2)
     installation.claim(bucket.name, take_over=True)  # The host is part of its identity.
     for project_id in ("proj_1", "proj_2"):
@@ -136,4 +136,4 @@ def test_pooler_with_server_side_cursors_is_a_warning(monkeypatch: pytest.Monkey
 def test_all_large_reads_are_made_for_a_transaction_pooler() -> None:
     """Outside of a transaction it loses the cursor of Django's iterator()."""
     found = [path for path in APP.rglob("*.py") if ".iterator(" in path.read_text()]
-    assert found == [APP / "querysets.py"]
+    assert found == [APP / "reading.py"]

@@ -19,7 +19,7 @@ from storage_audit.audit import cleanup, installation, project_deletion, request
 from storage_audit.audit.project_deletion import delete_project
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.operations import CleanupOperation
-from storage_audit.querysets import with_storage
+from storage_audit.pages.project_columns import with_storage
 from storage_audit.signals import project_deleted, project_to_be_deleted
 from tests.admin_client import confirm, superuser
 from tests.bucket import Bucket

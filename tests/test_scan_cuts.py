@@ -9,8 +9,7 @@ from storage_audit.audit.scan import shards
 from storage_audit.audit.scan.shards import find_cut, largest, middle, split
 from storage_audit.bucket.listing import as_bytes, storable
 from storage_audit.conf import conf
-from storage_audit.models import R2Object
-from storage_audit.querysets import R2ObjectQuerySet
+from storage_audit.models import R2Object, R2ObjectQuerySet
 from storage_audit.scan_parts import ScanShard
 from storage_audit.scans import BucketScan
 from tests import scanning

@@ -8,6 +8,7 @@ import pytest
 from django.utils import timezone
 
 from storage_audit.audit.installation import Traits
+from storage_audit.audit.objects_in_hand import find_in_hand
 from storage_audit.audit.scan import batch, lanes, sightings
 from storage_audit.audit.scan.sides import Range
 from storage_audit.audit.scan.worker import work_on_scan
@@ -162,11 +163,11 @@ def test_row_is_in_hand_while_the_store_may_obey_a_call_that_got_no_answer(
     )
     mark = {"outcome": "protected", "unanswered_at": timezone.now()}
     cleanup.items.create(key=KEYS[5], identity=KEYS[5], found_in="both", **mark)
-    assert R2Object.objects.in_hand_among([row]) == {row.pk}
+    assert find_in_hand([row]) == {row.pk}
     complete()
     assert findings() == set()
     CleanupOperation.objects.update(bucket="other")
-    assert R2Object.objects.in_hand_among([row]) == set()
+    assert find_in_hand([row]) == set()
     complete()
     assert findings() == {("missing", KEYS[5])}
 
@@ -181,9 +182,9 @@ def test_a_row_in_another_spelling_than_its_item_is_in_hand(listing: Listing) ->
     )
     mark = {"outcome": "deleting", "changed_at": timezone.now() - timedelta(hours=1)}
     item = cleanup.items.create(key=key, identity=key, found_in="both", **mark)
-    assert R2Object.objects.in_hand_among([row]) == {row.pk}
+    assert find_in_hand([row]) == {row.pk}
     item.delete()
-    assert R2Object.objects.in_hand_among([row]) == set()
+    assert find_in_hand([row]) == set()
 
 
 @pytest.mark.parametrize("in_key_order", [True, False])

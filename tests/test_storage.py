@@ -30,9 +30,8 @@ from storage_audit.audit import cleanup, deletion, installation, settling
 from storage_audit.bucket import r2
 from storage_audit.bucket.errors import Broken, StoreError, TooLate, Unavailable
 from storage_audit.items import CleanupItem
-from storage_audit.models import Project, R2Object
+from storage_audit.models import Project, R2Object, R2ObjectQuerySet
 from storage_audit.operations import CleanupOperation
-from storage_audit.querysets import R2ObjectQuerySet
 from storage_audit.storage import KeyBeingDeleted, TrackedStorage, key_for
 from storage_audit.tracking_rows import durably
 from storage_audit.upload import Upload

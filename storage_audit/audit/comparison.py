@@ -18,6 +18,7 @@ from storage_audit.audit import installation
 from storage_audit.audit.discovery import by_identity
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.key_format import Readings
+from storage_audit.audit.objects_in_hand import find_in_hand
 from storage_audit.audit.ownership import (
     Claim,
     Deleted,
@@ -34,8 +35,7 @@ from storage_audit.bucket.r2 import Listed
 from storage_audit.clocks import CLOCKS_DIFFER, is_maybe_since, monotonic
 from storage_audit.conf import conf
 from storage_audit.fields import spellings
-from storage_audit.models import KnownProject, R2Object
-from storage_audit.querysets import R2ObjectQuerySet
+from storage_audit.models import KnownProject, R2Object, R2ObjectQuerySet
 
 State, Source = R2Object.State, R2Object.Source
 # So much is kept of what may be a million keys.
@@ -290,7 +290,7 @@ class Look:
         """Rows of the project whose keys the listing did not show."""
         while some := list(islice(rows, LONE_KEYS)):
             elsewhere = self.spelled_otherwise(some)
-            in_hand = R2Object.objects.in_hand_among(some) | self.stored_meanwhile(some)
+            in_hand = find_in_hand(some) | self.stored_meanwhile(some)
             for row in some:
                 why = Why.SPELLING if row.key in elsewhere else self.why_missing(row, in_hand)
                 self.result.add(row.key, [Way.TRACKED], [why], row.get_source_display())

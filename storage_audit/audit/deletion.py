@@ -35,9 +35,8 @@ from storage_audit.clocks import mark_of, monotonic
 from storage_audit.conf import conf
 from storage_audit.items import CleanupItem, CleanupItemQuerySet
 from storage_audit.locking import impatient
-from storage_audit.models import KnownProject, R2Object
+from storage_audit.models import KnownProject, R2Object, R2ObjectQuerySet
 from storage_audit.operations import CleanupOperation
-from storage_audit.querysets import R2ObjectQuerySet
 
 Outcome = CleanupItem.Outcome
 # Compared in the database by whoever goes on with it, in whatever language: not translated.

@@ -44,9 +44,8 @@ from storage_audit.bucket.listing import Identity, escape, spellings, storable
 from storage_audit.bucket.r2 import Listed
 from storage_audit.fields import insert_new, insert_values
 from storage_audit.items import CleanupItem
-from storage_audit.models import R2Object
+from storage_audit.models import R2Object, R2ObjectQuerySet
 from storage_audit.operations import CleanupOperation
-from storage_audit.querysets import R2ObjectQuerySet
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
 Discovery = CleanupOperation.Discovery

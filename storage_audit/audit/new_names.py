@@ -26,8 +26,7 @@ from storage_audit.bucket.listing import Identity, find, nfc
 from storage_audit.bucket.r2 import Listed
 from storage_audit.conf import conf
 from storage_audit.findings import Finding
-from storage_audit.models import R2Object
-from storage_audit.querysets import R2ObjectQuerySet
+from storage_audit.models import R2Object, R2ObjectQuerySet
 from storage_audit.redaction import visible
 
 State = R2Object.State

@@ -20,9 +20,8 @@ from storage_audit.audit.work import Work
 from storage_audit.clocks import CLOCKS_DIFFER, maybe_since
 from storage_audit.conf import conf
 from storage_audit.items import CleanupItem, CleanupItemQuerySet
-from storage_audit.models import R2Object
+from storage_audit.models import AT_REST, R2Object, under_way
 from storage_audit.operations import CleanupOperation
-from storage_audit.querysets import AT_REST, under_way
 
 Outcome = CleanupItem.Outcome
 CALLED_GONE = (Outcome.DELETED, Outcome.ALREADY_ABSENT)

@@ -16,10 +16,9 @@ from storage_audit.bucket.uploads import Upload
 from storage_audit.conf import conf
 from storage_audit.fields import spellings
 from storage_audit.findings import Finding
-from storage_audit.models import R2Object
+from storage_audit.models import R2Object, R2ObjectQuerySet, under_way
 from storage_audit.operations import CleanupOperation
 from storage_audit.origin import current_origin
-from storage_audit.querysets import R2ObjectQuerySet, under_way
 
 
 class Aborted(NamedTuple):

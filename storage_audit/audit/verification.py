@@ -14,6 +14,7 @@ from storage_audit.audit import headway, limits, settling, used_files
 from storage_audit.audit.deletion import what_decides
 from storage_audit.audit.discovery import judged, save
 from storage_audit.audit.installation import Mismatch
+from storage_audit.audit.objects_in_hand import exclude_in_hand, select_changing
 from storage_audit.audit.position import end_of
 from storage_audit.audit.second_look import SecondLook
 from storage_audit.audit.work import OutOfTime, Work
@@ -208,10 +209,8 @@ def compare_live(operation: CleanupOperation) -> str:
     seen_later = Q(found_in=FoundIn.TRACKED, present_at__isnull=False)
     agreed, _by_model = items.filter(Q(found_in=FoundIn.BOTH) | seen_later).delete()
     missing = items.filter(found_in=FoundIn.TRACKED)
-    at_rest = (
-        R2Object.objects.in_bucket(operation.bucket)
-        .at_rest()
-        .filter(~maybe_since("updated_at", operation.started_at), key=OuterRef("key"))
+    at_rest = exclude_in_hand(R2Object.objects.in_bucket(operation.bucket)).filter(
+        ~maybe_since("updated_at", operation.started_at), key=OuterRef("key")
     )
     # The row changed while the bucket was listed: the listing says nothing of it.
     missing.exclude(Exists(at_rest)).delete()
@@ -227,9 +226,10 @@ def compare_live(operation: CleanupOperation) -> str:
 def compare_deleted(operation: CleanupOperation) -> str:
     items = operation.items.planned()
     absent = items.filter(found_in=FoundIn.TRACKED, present_at=None)
-    rows = R2Object.objects.in_bucket(operation.bucket).changing_since(operation.started_at)
+    rows = R2Object.objects.in_bucket(operation.bucket)
+    changing = select_changing(rows, operation.started_at)
     # An upload may have ended behind the look.
-    absent.filter(Exists(rows.filter(key__in=[OuterRef("key"), OuterRef("identity")]))).delete()
+    absent.filter(Exists(changing.filter(key__in=[OuterRef("key"), OuterRef("identity")]))).delete()
     gone = absent.mark(Outcome.ALREADY_ABSENT)
     left = items.mark(Outcome.FAILED, _("Still in the bucket.") + " " + way_out(operation))
     return _("%(left)s left behind, %(gone)s seen absent.") % {"left": left, "gone": gone}

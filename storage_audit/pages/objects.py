@@ -14,8 +14,9 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.audit.decisions import tracking
+from storage_audit.audit.objects_in_hand import exclude_in_hand
 from storage_audit.formats import amount, placed_key, will_go
-from storage_audit.models import R2Object
+from storage_audit.models import R2Object, R2ObjectQuerySet
 from storage_audit.pages.acts import with_lines
 from storage_audit.pages.base import action
 from storage_audit.pages.confirming import Selection
@@ -23,7 +24,6 @@ from storage_audit.pages.deleting import DeletingAdmin
 from storage_audit.pages.links import why_link
 from storage_audit.pages.lists import BucketFilter
 from storage_audit.pages.used_files import DELETED, used_lines
-from storage_audit.querysets import R2ObjectQuerySet
 from storage_audit.redaction import visible
 
 Tracked = R2Object.State
@@ -142,7 +142,7 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
         try:
             with transaction.atomic():
                 # Read once: another row may come to rest while we look at what keeps these.
-                locked = chosen.at_rest().select_for_update().values_list("pk", flat=True)
+                locked = exclude_in_hand(chosen).select_for_update().values_list("pk", flat=True)
                 at_rest = chosen.filter(pk__any_of=list(locked))
                 kept = tracking.kept_by_rows(at_rest)
                 rows = at_rest.exclude(pk__any_of=list(kept))

@@ -3,7 +3,7 @@
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import QuerySet
+from django.db.models import BigIntegerField, OuterRef, QuerySet, Subquery
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
 from django.utils.formats import number_format
@@ -16,10 +16,10 @@ from storage_audit import projects
 from storage_audit.conf import conf
 from storage_audit.formats import amount
 from storage_audit.models import R2Object
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages.base import AuditAdmin, M
 from storage_audit.pages.deleting import badge
 from storage_audit.pages.links import list_of, page_of
-from storage_audit.querysets import COUNTED, SUMMED, with_storage
 
 # What `with_storage` says of each project.
 STORAGE = (
@@ -28,6 +28,41 @@ STORAGE = (
     "storage_audit_last_operation_id",
     "storage_audit_last_operation_status",
 )
+
+
+# So many objects of each project are counted for a list of projects, and so many added up. An index
+# counts; to add up their bytes is to read each row.
+COUNTED = 1_000
+SUMMED = 200
+
+
+def with_storage(owners: QuerySet[Any], *, whole: bool = False) -> QuerySet[Any]:
+    """Each project with its tracked objects and bytes, as far as they are counted and added up or
+    the `whole` of them, and its last cleanup's status. The model's own fields may have any name
+    without our prefix."""
+    mine = {"project_id": OuterRef("storage_audit_id")}
+    objects = R2Object.objects.filter(**mine)
+    cleanups = CleanupOperation.objects.cleanups()
+    operations = cleanups.filter(**mine).order_by("-created_at")
+    counted, summed = (None, None) if whole else (COUNTED + 1, SUMMED)
+    annotated: QuerySet[Any] = owners.annotate(
+        storage_audit_id=projects.id_expression(owners.model),
+        storage_audit_object_count=aggregate_of(objects.values("project_id")[:counted], "COUNT(*)"),
+        storage_audit_object_bytes=aggregate_of(
+            objects.values("size")[:summed], "COALESCE(SUM(size), 0)"
+        ),
+        storage_audit_last_operation_id=Subquery(operations.values("pk")[:1]),
+        storage_audit_last_operation_status=Subquery(operations.values("status")[:1]),
+    )
+    return annotated
+
+
+def aggregate_of(objects: QuerySet[Any], aggregate: str) -> Subquery:
+    return Subquery(
+        objects,
+        output_field=BigIntegerField(),
+        template=f"(SELECT {aggregate} FROM (%(subquery)s) AS counted)",
+    )
 
 
 class ProjectColumns(AuditAdmin[M]):

@@ -7,8 +7,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.audit.references import Cascade, asks_anything, uses_of_rows
-from storage_audit.models import R2Object
-from storage_audit.querysets import R2ObjectQuerySet
+from storage_audit.models import R2Object, R2ObjectQuerySet
 from storage_audit.redaction import visible
 
 SHOWN, SECONDS = 50, 2.0

@@ -27,15 +27,15 @@ from storage_audit.audit.decisions.base import (
 )
 from storage_audit.audit.discovery import find_owners, rows_by_identity
 from storage_audit.audit.keeping import find_about, find_keeping, why_left
+from storage_audit.audit.objects_in_hand import exclude_in_hand
 from storage_audit.audit.ownership import layouts
 from storage_audit.audit.scan import rows
 from storage_audit.audit.scan.owners import Seen, recognise
 from storage_audit.bucket.listing import Identity, find, nfc
 from storage_audit.findings import Finding
 from storage_audit.locking import impatient
-from storage_audit.models import R2Object
+from storage_audit.models import R2Object, R2ObjectQuerySet
 from storage_audit.operations import CleanupOperation
-from storage_audit.querysets import R2ObjectQuerySet
 
 Kind = Finding.Kind
 TRACKABLE = (Kind.UNTRACKED, Kind.CHANGED)
@@ -279,7 +279,7 @@ def describe(row: R2Object, project_id: str) -> None:
 def unchanged(held: Iterable[R2Object]) -> list[R2Object]:
     """Those that neither an upload nor a cleanup has changed, locked until the commit."""
     held = list(held)
-    rested = R2Object.objects.at_rest().filter(pk__in=[row.pk for row in held])
+    rested = exclude_in_hand(R2Object.objects.all()).filter(pk__in=[row.pk for row in held])
     now = dict(rested.select_for_update().values_list("pk", "updated_at"))
     return [row for row in held if now.get(row.pk) == row.updated_at]
 

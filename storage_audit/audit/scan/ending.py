@@ -12,6 +12,7 @@ from django.utils.translation import gettext as _
 from storage_audit import clocks, projects
 from storage_audit.audit import installation
 from storage_audit.audit.installation import Mismatch
+from storage_audit.audit.objects_in_hand import select_changing, select_stored
 from storage_audit.audit.scan import sightings
 from storage_audit.audit.scan.batch import note_keys
 from storage_audit.audit.scan.rows import find_each, find_in_any_order, still_there
@@ -144,16 +145,13 @@ def note_unfinished(scan: BucketScan) -> None:
 
 def note_unlisted(scan: BucketScan) -> None:
     """Where the store lists in an order of its own only all keys together tell what is missing."""
-    rows = (
-        R2Object.objects.in_bucket(scan.bucket)
-        .have_stored()
-        .filter(
-            starts_with_any("key", scan.prefixes),
-            ~maybe_since("updated_at", scan.started_at),
-        )
+    rows = select_stored(R2Object.objects.in_bucket(scan.bucket)).filter(
+        starts_with_any("key", scan.prefixes),
+        ~maybe_since("updated_at", scan.started_at),
     )
+    is_listed = Exists(scan.listed_keys.filter(key=OuterRef("key")))
     after = ""
-    while chunk := list(rows.between(after, None).unlisted_by(scan).order_by("key")[:CHUNK]):
+    while chunk := list(rows.between(after, None).filter(~is_listed).order_by("key")[:CHUNK]):
         after = chunk[-1].key
         note(scan, "missing", [sightings.of_row(scan, row) for row in chunk])
 
@@ -166,7 +164,7 @@ def look_for_missing(scan: BucketScan, identity: Identity) -> None:
     prefixes, after = tuple(scan.prefixes), ""
     first = scan.shards.filter(prefix="", after="").first()
     rows = R2Object.objects.in_bucket(scan.bucket).filter(key=OuterRef("key"))
-    is_new = Exists(rows.changing_since(scan.started_at - CLOCKS_DIFFER))
+    is_new = Exists(select_changing(rows, scan.started_at - CLOCKS_DIFFER))
     missing = scan.sightings.filter(kind=Kind.MISSING).order_by("key")
     keys = missing.values_list("key", is_new)
     while chunk := dict(keys.filter(key__gt=after)[:TOGETHER]):
@@ -228,7 +226,7 @@ def take_back(scan: BucketScan) -> None:
     # A row that was written, or went, while the scan was under way is not missing any more, nor is
     # one whose object is listed in another spelling.
     same = R2Object.objects.filter(bucket=OuterRef("bucket"), key=OuterRef("key"))
-    tracked = Exists(same.have_stored().exclude(maybe_since("updated_at", scan.started_at)))
+    tracked = Exists(select_stored(same).exclude(maybe_since("updated_at", scan.started_at)))
     listed = Exists(scan.listed_keys.filter(key=OuterRef("key")))
     found, _each = scan.sightings.filter(~tracked | listed, kind=Kind.MISSING).delete()
     scan.count(missing=-found)
@@ -293,7 +291,7 @@ def resolve_unseen(scan: BucketScan, gone: set[int]) -> None:
     An acknowledgement ends only with its object: `gone` are those of which that was seen."""
     unseen = unseen_by(scan)
     rows = R2Object.objects.in_bucket(scan.bucket).filter(key=OuterRef("key"))
-    changing = rows.changing_since(scan.started_at)
+    changing = select_changing(rows, scan.started_at)
     unseen = unseen.exclude(Exists(changing), kind=Kind.MISSING)
     if not scan.uploads_looked_for:
         unseen = unseen.exclude(kind=Kind.UNFINISHED)

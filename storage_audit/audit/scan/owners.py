@@ -8,6 +8,7 @@ from typing import NamedTuple
 from storage_audit.audit.attribution import Doubt, Owner, attribute
 from storage_audit.audit.covering import find_covering, possible_owners
 from storage_audit.audit.discovery import rows_by_identity
+from storage_audit.audit.objects_in_hand import find_in_hand
 from storage_audit.audit.ownership import (
     alive_among,
     known_among,
@@ -66,7 +67,7 @@ def recognise(
             if owner.difference == Doubt.ORPHANED
         },
     )
-    busy = R2Object.objects.in_hand_among(chain.from_iterable(rows.values()))
+    busy = find_in_hand(chain.from_iterable(rows.values()))
     for listed, _ways, its_rows, owner in found:
         name = identity(listed.key)
         # A row that changed after the page was asked for knows more than the page.

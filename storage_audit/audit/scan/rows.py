@@ -13,6 +13,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.attribution import Owner
+from storage_audit.audit.objects_in_hand import select_marked
 from storage_audit.audit.ownership import is_same, is_unconfirmed, same_time, told_by
 from storage_audit.audit.scan.bulk import line, load
 from storage_audit.audit.scan.owners import Seen
@@ -259,7 +260,7 @@ def find_in_any_order(
 def being_deleted(bucket: str, identities: Collection[str]) -> set[str]:
     """Those that a cleanup is deleting, or that the store may still be deleting."""
     items = CleanupItem.objects.filter(operation__bucket=bucket).order_by()
-    marked, under_way = items.marked(), items.maybe_under_way()
+    marked, under_way = select_marked(items), items.maybe_under_way()
     # Mostly there are none, and one query says so.
     first = Q(pk=Subquery(marked.values("pk")[:1])) | Q(pk=Subquery(under_way.values("pk")[:1]))
     if not CleanupItem.objects.filter(first).exists():

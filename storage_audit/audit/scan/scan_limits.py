@@ -4,6 +4,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.limits import figures, is_reasonable
+from storage_audit.audit.objects_in_hand import exclude_in_hand
 from storage_audit.clocks import after
 from storage_audit.fields import starts_with_any
 from storage_audit.items import CleanupItem
@@ -29,7 +30,7 @@ def refuse_shrunken(scan: BucketScan) -> None:
 def expected_objects(scan: BucketScan) -> int:
     """What the latest complete scan found and what became of it since; without one, what is
     tracked. For a partial look, the rows that it looks at."""
-    rows = R2Object.objects.in_bucket(scan.bucket).at_rest()
+    rows = exclude_in_hand(R2Object.objects.in_bucket(scan.bucket))
     rows = rows.filter(starts_with_any("key", scan.prefixes))
     if scan.is_partial:
         rows = rows.filter(updated_at__gte=scan.since)

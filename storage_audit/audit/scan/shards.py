@@ -9,8 +9,7 @@ from storage_audit.audit.scan.sides import TABLE, Range
 from storage_audit.bucket.listing import storable_part
 from storage_audit.bucket.r2 import PAGE, list_entries
 from storage_audit.fields import after_prefix, starts_with
-from storage_audit.models import R2Object
-from storage_audit.querysets import R2ObjectQuerySet
+from storage_audit.models import R2Object, R2ObjectQuerySet
 from storage_audit.scan_parts import ScanShard
 from storage_audit.scans import BucketScan
 

@@ -6,6 +6,7 @@ from datetime import datetime
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.attribution import Owner
+from storage_audit.audit.objects_in_hand import select_stored
 from storage_audit.audit.scan.owners import Seen
 from storage_audit.audit.scan.rows import difference
 from storage_audit.bucket.listing import escape
@@ -72,7 +73,7 @@ def missing(scan: BucketScan, keys: Collection[str], asked: datetime) -> Iterato
     An upload or a cleanup says itself what becomes of its row, and a row that changed after the
     listing was asked for knows more than the listing.
     """
-    rows = R2Object.objects.in_bucket(scan.bucket).have_stored()
+    rows = select_stored(R2Object.objects.in_bucket(scan.bucket))
     rows = rows.exclude(maybe_since("updated_at", asked))
     todo = sorted(keys)
     for start in range(0, len(todo), CHUNK):

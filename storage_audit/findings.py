@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Self
 
-from django.apps import apps
 from django.db import models
 from django.db.models import Case, Count, F, Min, Q, Value, When
 from django.db.models.functions import Coalesce, Concat, NullIf
@@ -16,6 +15,7 @@ from django.utils.translation import gettext_lazy as _
 from storage_audit.bucket.wire import LONGEST_ETAG
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField, starts_with
+from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import visible
 from storage_audit.scans import BucketScan
 
@@ -114,9 +114,7 @@ class FindingQuerySet(models.QuerySet["Finding"]):
     @staticmethod
     def covered() -> Q:
         """Those whose object an open cleanup is to delete: they are no orphans."""
-        operations = apps.get_model("storage_audit", "CleanupOperation").objects
-        covered: Q = operations.covering().covering_outer()
-        return covered
+        return CleanupOperation.objects.covering().covering_outer()
 
     @staticmethod
     def ripe() -> Q:

@@ -7,9 +7,8 @@ from datetime import datetime
 from typing import Any, NamedTuple, Self
 from uuid import UUID
 
-from django.apps import apps
 from django.db import models
-from django.db.models import Count, Exists, Max, OuterRef, Q, Sum
+from django.db.models import Count, Q, Sum
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext
@@ -89,25 +88,6 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
     def named(self) -> Self:
         """What rows of the project named, under keys that no key format reads as its."""
         return self.filter(found_in=self.model.FoundIn.NAMED)
-
-    def left_behind(self) -> Self:
-        """What verifications found of deleted projects and no open cleanup covers; but for the
-        objects of which an open finding tells as well: those are counted there."""
-        operations = apps.get_model("storage_audit", "CleanupOperation").objects
-        findings = apps.get_model("storage_audit", "Finding").objects.orphaned()
-        found = findings.filter(bucket=OuterRef("operation__bucket"), escaped=OuterRef("escaped"))
-        return self.filter(
-            # R2 lists a key as it was last spelled, which may be neither.
-            ~Exists(found.filter(key=OuterRef("key"))),
-            ~Exists(found.filter(key=OuterRef("identity"))),
-            operation__in=operations.with_remains(),
-            outcome=self.model.Outcome.FAILED,
-        )
-
-    def as_objects(self) -> models.QuerySet[Any, Any]:
-        """Each object once, though several operations may have it, with its latest item."""
-        objects = self.order_by().values("operation__bucket", "identity", "escaped")
-        return objects.annotate(latest=Max("pk"), bytes=Max("size", default=0))
 
     def dropped_since(self, planned_at: datetime) -> Self:
         """What a plan of that time was to delete, and did not, or of which nobody knows whether it

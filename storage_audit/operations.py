@@ -9,52 +9,29 @@ from datetime import datetime, timedelta
 from functools import reduce
 from itertools import islice
 from operator import or_
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-from django.apps import apps
 from django.db import models
-from django.db.models import Case, Count, Exists, F, Min, OuterRef, Q, Sum, Value, When
+from django.db.models import Case, Exists, F, Min, OuterRef, Q, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from storage_audit import logs, projects
-from storage_audit.clocks import DatabaseNow, after, after_outer, before, leased
+from storage_audit import logs
+from storage_audit.clocks import DatabaseNow, after, before, leased
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
 from storage_audit.items import CleanupItem, Row
 from storage_audit.jobs import Job
-from storage_audit.models import KnownProject, R2Object
+from storage_audit.models import R2Object
 from storage_audit.origin import current_origin
 from storage_audit.reading import read_in_steps
 from storage_audit.redaction import redact
 from storage_audit.timeline import OperationEvent
 from storage_audit.transitions import Transitions
 
-KEPT_LATELY = timedelta(days=30)
 # A call of `storage.delete` with all its looks, at a slow store. Its cleanup waits for it as long.
 CALL_LASTS = timedelta(minutes=5)
-# In sums, of those that are incomplete the ones that are tried again by themselves.
-AGAIN = "again"
-
-
-class StatusSums(NamedTuple):
-    """The operations with one status, or `AGAIN`: how many, how many with a message, and their
-    books."""
-
-    status: str
-    operations: int
-    messages: int
-    found: int
-    found_bytes: int
-    deleted: int
-    deleted_bytes: int
-    already_absent: int
-    already_absent_bytes: int
-    protected: int
-    protected_bytes: int
-    failed: int
-    failed_bytes: int
 
 
 class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
@@ -244,26 +221,6 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         follows = Case(When(trigger=self.model.Trigger.LATE_CHECK, then=Value(1)), default=Value(0))
         return self.order_by(follows, "-created_at")
 
-    def overdue(self, moment: datetime) -> Self:
-        """Deletions that are to get on by themselves, and are not over though they were asked for,
-        or decided on, before `moment`."""
-        events = OperationEvent.objects
-        decided = events.filter(operation=OuterRef("pk"), step__in=["run", "force"])
-        decided_at = models.Subquery(decided.order_by("-at").values("at")[:1])
-        status = self.model.Status
-        under_way = [status.PENDING, status.RUNNING, status.INCOMPLETE]
-        waiting = self.cleanups().filter(before("created_at", moment), status__in=under_way)
-        waiting = waiting.waiting_for_nobody()
-        return waiting.annotate(asked_at=Coalesce(decided_at, "created_at")).filter(
-            before("asked_at", moment)
-        )
-
-    def without_incident(self, *kinds: str) -> Self:
-        """Those of which no incident is open of these kinds, or of any."""
-        known = apps.get_model("storage_audit", "Incident").objects.open()
-        known = known.filter(operation=OuterRef("pk"))
-        return self.exclude(Exists(known.filter(kind__in=kinds) if kinds else known))
-
     def prunable(self, moment: datetime) -> Self:
         """Operations that were over before `moment`, as is now all that follows them, and whose
         items and timeline are still here. An open alert reads the items: it would end without."""
@@ -275,7 +232,10 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         over = self.filter(
             self.model.OVER, ~Exists(following), finished_at__lt=moment, pruned_at=None
         )
-        return over.without_incident()
+        alerted = self.model.objects.filter(
+            pk=OuterRef("pk"), incidents__isnull=False, incidents__ended_at=None
+        )
+        return over.exclude(Exists(alerted))
 
     def pruned(self) -> Self:
         return self.filter(pruned_at__isnull=False)
@@ -286,22 +246,6 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         runs = events.filter(operation=OuterRef("pk"), step="run").order_by("at")
         return self.annotate(
             asked_at=Coalesce(models.Subquery(runs.values("at")[:1]), "created_at")
-        )
-
-    def waiting(self) -> Self:
-        """Blocked, or failed for hours: a person must decide, or look. A look that was blocked is
-        done with once it was repeated, as nobody can release it."""
-        same = Q(project_id=OuterRef("project_id")) | Q(parent=OuterRef("parent"))
-        repeated = self.model.objects.filter(
-            same | Q(parent=OuterRef("pk")),
-            after_outer("created_at", "created_at"),
-            kind=self.model.Kind.VERIFY,
-            bucket=OuterRef("bucket"),
-        )
-        return self.filter(
-            Q(status=self.model.Status.FAILED)
-            | Q(status=self.model.Status.BLOCKED)
-            & (~Q(kind=self.model.Kind.VERIFY) | ~Exists(repeated))
         )
 
     def leaving(self) -> Self:
@@ -321,57 +265,6 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         """Verifications that are over and found some."""
         different = {"kind": self.model.Kind.VERIFY, "status": self.model.Status.INCOMPLETE}
         return self.filter(self.model.OVER, failed__gt=0, **different)
-
-    def seeing_remains(self) -> Self:
-        """Verifications that found objects of a deleted project, all of which nobody looked for
-        again to the end."""
-        of_project = {"bucket": OuterRef("bucket"), "project_id": OuterRef("project_id")}
-        status = self.model.Status
-        clean = Q(status__in=[status.CLEAN, status.CLEAN_WITH_PROTECTED])
-        looked = clean | self.model.OVER & Q(status=status.INCOMPLETE)
-        later = self.model.objects.of_whole_projects().filter(
-            looked, after_outer("finished_at", "finished_at"), **of_project
-        )
-        # What differs with a live project is no remains, though it may be deleted since.
-        deleted_since = KnownProject.objects.filter(
-            after_outer("deleted_at", "finished_at"), pk=OuterRef("project_id")
-        )
-        alive = projects.rows().filter(storage_audit_id=OuterRef("project_id"))
-        found = self.finding_differences().exclude(project_id=None)
-        return found.filter(~Exists(later), ~Exists(deleted_since), ~Exists(alive))
-
-    def with_remains(self) -> Self:
-        """Verifications that found files of a deleted project, which no open cleanup covers."""
-        of_project = {"bucket": OuterRef("bucket"), "project_id": OuterRef("project_id")}
-        covering = self.model.objects.covering().of_projects().filter(**of_project)
-        return self.seeing_remains().filter(~Exists(covering))
-
-    def keeping(self) -> Self:
-        """Those of the last weeks that kept protected objects, and after which nobody looked
-        again. Of what stays for longer the findings tell."""
-        later = self.model.objects.filter(
-            after_outer("finished_at", "finished_at"),
-            bucket=OuterRef("bucket"),
-            project_id=OuterRef("project_id"),
-            status__in=self.model.ENDED,
-        ).exclude(self.model.DONE_AT_ONCE)
-        lately = timezone.now() - KEPT_LATELY
-        return self.filter(
-            ~Exists(later), status=self.model.Status.CLEAN_WITH_PROTECTED, finished_at__gte=lately
-        )
-
-    def by_status(self) -> dict[str, StatusSums]:
-        """What the operations with each status, or `AGAIN`, have in their books, from one
-        aggregate."""
-        again = When(
-            status=self.model.Status.INCOMPLETE, next_attempt_at__isnull=False, then=Value(AGAIN)
-        )
-        sums: dict[str, Any] = {f"sum_{name}": Sum(name) for name in StatusSums._fields[3:]}
-        with_message = Count("pk", filter=~Q(error=""))
-        groups = self.order_by().values(group=Case(again, default="status"))
-        groups = groups.annotate(operations=Count("pk"), messages=with_message, **sums)
-        found = groups.values_list("group", "operations", "messages", *sums)
-        return {row[0]: StatusSums(*row) for row in found}
 
     def disappearances(self) -> Self:
         """Of many projects at once, and nobody decided on them yet."""

@@ -15,7 +15,9 @@ from pytest_django import Settings
 from devtools.faults.matching import is_listing
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from storage_audit import tasks, upload
+from storage_audit.attention import find_verifications_with_uncovered_leftovers
 from storage_audit.audit import cleanup, delays, deletion, overview, requests, sending
+from storage_audit.audit.incidents import find_overdue
 from storage_audit.clocks import DatabaseNow
 from storage_audit.findings import Finding
 from storage_audit.models import KnownProject, Project, R2Object
@@ -232,14 +234,14 @@ def test_verification_tells_of_remains_whatever_the_clock_said_before(
     bucket.put(key)
     [second] = requests.verify_project("proj_1")
     assert run(second).status == "incomplete"
-    assert CleanupOperation.objects.with_remains().get() == second
+    assert find_verifications_with_uncovered_leftovers().get() == second
     ahead(KnownProject, "deleted_at")
-    assert CleanupOperation.objects.with_remains().get() == second
+    assert find_verifications_with_uncovered_leftovers().get() == second
     bucket.r2.remove(key, bucket.name)
     CleanupOperation.objects.filter(pk=second.pk).update(finished_at=F("finished_at") + of_second)
     [third] = requests.verify_project("proj_1")
     assert run(third).status == "clean"
-    assert not CleanupOperation.objects.with_remains()
+    assert not find_verifications_with_uncovered_leftovers()
 
 
 @pytest.mark.django_db
@@ -247,7 +249,7 @@ def test_open_cleanup_of_a_time_to_come_is_overdue() -> None:
     CleanupOperation.objects.request(
         kind="project", bucket="tests", project_id="proj_1", trigger="deleted"
     )
-    overdue = CleanupOperation.objects.overdue(timezone.now() - timedelta(days=1))
+    overdue = find_overdue(timezone.now() - timedelta(days=1))
     assert not overdue
     ahead(CleanupOperation, "created_at")
     assert overdue.all()

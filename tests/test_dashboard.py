@@ -22,6 +22,7 @@ from pytest_django import Settings
 
 from autoshorts import urls
 from storage_audit import tasks
+from storage_audit.attention import find_verifications_with_leftovers, select_waiting_for_person
 from storage_audit.audit import overview, requests
 from storage_audit.audit.overview import OTHER_TYPES, Amount
 from storage_audit.audit.scan.requests import start_scan
@@ -137,12 +138,12 @@ def test_a_blocked_look_waits_until_it_was_repeated(db: None) -> None:
     deletion = create_cleanup("clean", project_id="proj_other")
     of_deletion = {"kind": "verify", "project_id": None, "parent": deletion}
     create_cleanup("blocked", **of_deletion, created_at=LONG_AGO)
-    assert CleanupOperation.objects.waiting().count() == 2
+    assert select_waiting_for_person(CleanupOperation.objects.all()).count() == 2
     create_cleanup("pending", kind="verify", project_id="proj_unrelated")
-    assert CleanupOperation.objects.waiting().count() == 2
+    assert select_waiting_for_person(CleanupOperation.objects.all()).count() == 2
     create_cleanup("clean", kind="verify")
     create_cleanup("pending", **of_deletion)
-    assert not CleanupOperation.objects.waiting().exists()
+    assert not select_waiting_for_person(CleanupOperation.objects.all()).exists()
 
 
 def test_left_behind_has_each_object_once_with_its_size(db: None) -> None:
@@ -691,7 +692,7 @@ def test_only_a_later_look_at_the_whole_project_ends_what_a_verification_found(d
     create_cleanup("clean", finished_at=LONG_AGO - timedelta(days=1))
     assert left_behind().objects == 2
     remaining("b", **ended | {"finished_at": NOW})
-    assert CleanupOperation.objects.seeing_remains().count() == 1
+    assert find_verifications_with_leftovers().count() == 1
     assert left_behind().objects == 1
     create_cleanup(
         "clean_with_protected", parent=create_cleanup("clean"), finished_at=timezone.now()

@@ -14,6 +14,7 @@ from devtools.faults.proxy import FaultyStore, Reply
 from storage_audit.audit import deletion, meaning, requests, vanished
 from storage_audit.audit.covering import find_unnamed_owners
 from storage_audit.audit.decisions import tracking
+from storage_audit.audit.incidents import find_overdue
 from storage_audit.audit.key_format import MOST_WAYS
 from storage_audit.audit.modes import MODES, Mode
 from storage_audit.audit.ownership import layouts
@@ -104,7 +105,7 @@ def test_follow_up_check_waits_for_the_one_before_it(
     assert_waits(again(pending), blocked, bucket)
     operation = declare_again()
     assert_waits(operation, blocked, bucket)
-    assert not CleanupOperation.objects.overdue(timezone.now()).contains(operation)
+    assert not find_overdue(timezone.now()).contains(operation)
 
 
 def test_preview_shows_what_a_blocked_cleanup_of_the_same_project_is_to_delete(

@@ -5,22 +5,27 @@ tell of it.
 """
 
 from collections.abc import Iterator
+from datetime import datetime
 
 from django.db import transaction
-from django.db.models import Count
+from django.db.models import Count, Exists, OuterRef, Subquery
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.audit import delays, used_files
 from storage_audit.audit.ownership import about_refused
+from storage_audit.clocks import before
 from storage_audit.conf import conf
 from storage_audit.findings import Finding
 from storage_audit.incidents import Delivery, Incident, Notice
 from storage_audit.observations import DailyFigures
-from storage_audit.operations import CleanupOperation
+from storage_audit.operations import CleanupOperation, CleanupOperationQuerySet
 from storage_audit.redaction import redact, visible
+from storage_audit.timeline import OperationEvent
 
 Kind, Channel = Incident.Kind, Delivery.Channel
+Status = CleanupOperation.Status
 # Of what an operation tells; its page has the whole of it.
 LONGEST = 300
 
@@ -67,17 +72,37 @@ def notice_others() -> Notice | None:
 def of_operations() -> Iterator[Incident]:
     """In one order, so that no two sweeps wait for each other's rows."""
     overdue_before = timezone.now() - conf().notify_overdue
-    operations, status = CleanupOperation.objects, CleanupOperation.Status
-    deletions = operations.deleting()
+    deletions = CleanupOperation.objects.deleting()
     began = {
-        Kind.BLOCKED: deletions.filter(status=status.BLOCKED).without_incident(Kind.BLOCKED),
-        Kind.FAILED: deletions.filter(status=status.FAILED).without_incident(Kind.FAILED),
+        Kind.BLOCKED: exclude_alerted(deletions.filter(status=Status.BLOCKED), Kind.BLOCKED),
+        Kind.FAILED: exclude_alerted(deletions.filter(status=Status.FAILED), Kind.FAILED),
         # Of what is known for another trouble, nobody is told again.
-        Kind.OVERDUE: operations.overdue(overdue_before).without_incident(),
+        Kind.OVERDUE: exclude_alerted(find_overdue(overdue_before)),
     }
     for kind, troubled in began.items():
         for operation in troubled.order_by("pk"):
             yield Incident(kind=kind, operation=operation, summary=said_by(operation))
+
+
+def exclude_alerted(operations: CleanupOperationQuerySet, *kinds: str) -> CleanupOperationQuerySet:
+    """Those of which no incident is open of these kinds, or of any."""
+    known = Incident.objects.open().filter(operation=OuterRef("pk"))
+    return operations.exclude(Exists(known.filter(kind__in=kinds) if kinds else known))
+
+
+def find_overdue(moment: datetime) -> CleanupOperationQuerySet:
+    """Deletions that are to get on by themselves, and are not over though they were asked for, or
+    decided on, before `moment`."""
+    decided = OperationEvent.objects.filter(operation=OuterRef("pk"), step__in=["run", "force"])
+    decided_at = Subquery(decided.order_by("-at").values("at")[:1])
+    under_way = [Status.PENDING, Status.RUNNING, Status.INCOMPLETE]
+    waiting = CleanupOperation.objects.cleanups().filter(
+        before("created_at", moment), status__in=under_way
+    )
+    waiting = waiting.waiting_for_nobody()
+    return waiting.annotate(asked_at=Coalesce(decided_at, "created_at")).filter(
+        before("asked_at", moment)
+    )
 
 
 def said_by(operation: CleanupOperation) -> str:

@@ -8,12 +8,16 @@ from django.db.models.functions import TruncDate
 from django.utils import timezone
 
 from storage_audit import clocks
+from storage_audit.attention import (
+    find_verifications_with_uncovered_leftovers,
+    select_keeping_files,
+)
 from storage_audit.audit.incidents import recipients
+from storage_audit.audit.leftovers import find_leftovers, group_by_object
 from storage_audit.audit.ownership import refused_ids
 from storage_audit.conf import conf
 from storage_audit.findings import Finding
 from storage_audit.incidents import Delivery
-from storage_audit.items import CleanupItem
 from storage_audit.models import R2Object
 from storage_audit.observations import DailyFigures
 from storage_audit.operations import CleanupOperation
@@ -76,7 +80,7 @@ def open_deletions() -> OpenDeletions:
 
 def kept() -> Kept:
     return Kept(
-        **CleanupOperation.objects.keeping().aggregate(
+        **select_keeping_files(CleanupOperation.objects.all()).aggregate(
             operations=Count("pk"), objects=Sum("protected", default=0), since=Min("finished_at")
         )
     )
@@ -92,7 +96,7 @@ def left_behind() -> Amount:
     """
     found = Finding.objects.orphaned()
     orphaned = found.aggregate(objects=Count("*"), size=Sum("size", default=0))
-    remain = CleanupItem.objects.left_behind().as_objects()
+    remain = group_by_object(find_leftovers())
     undeleted = remain.aggregate(objects=Count("*"), size=Sum("bytes", default=0))
     return Amount(orphaned["objects"] + undeleted["objects"], orphaned["size"] + undeleted["size"])
 
@@ -110,7 +114,9 @@ def left_behind_in_time() -> Left | None:
 
 def is_little() -> bool:
     """Whether all that is left behind is counted in no time, going by books and an index."""
-    failed = CleanupOperation.objects.with_remains().aggregate(n=Sum("failed", default=0))["n"]
+    failed = find_verifications_with_uncovered_leftovers().aggregate(n=Sum("failed", default=0))[
+        "n"
+    ]
     # With those that an open cleanup covers: to tell them apart takes time.
     orphaned = Finding.objects.open().filter(kind=Finding.Kind.ORPHANED)
     return int(failed) + orphaned.order_by("key")[: MUCH + 1].count() <= MUCH

@@ -11,6 +11,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from storage_audit import queue, roles
+from storage_audit.attention import select_waiting_for_person
 from storage_audit.audit import overview
 from storage_audit.audit.delays import Delay, delays
 from storage_audit.audit.overview import Amount, Left
@@ -44,7 +45,7 @@ def board(context: Context) -> dict[str, Any]:
     if refusal := roles.refusal(request, PERMISSION):
         return {"refusal": refusal}
     links, late, left = Links(context), delays(), overview.left_behind_in_time()
-    waiting = CleanupOperation.objects.waiting().count()
+    waiting = select_waiting_for_person(CleanupOperation.objects.all()).count()
     days, scan = period(request.GET.get("days")), overview.last_complete_scan()
     return {
         "tiles": list(tiles(links, waiting, late, left, scan)),
@@ -62,7 +63,7 @@ def panel(context: Context) -> dict[str, Any]:
     if roles.refusal(context["request"], PERMISSION):
         return {}
     links = Links(context)
-    waiting = CleanupOperation.objects.waiting().count()
+    waiting = select_waiting_for_person(CleanupOperation.objects.all()).count()
     left, scan = overview.left_behind_in_time(), overview.last_complete_scan()
     return {"tiles": list(tiles(links, waiting, delays(), left, scan))}
 

@@ -8,6 +8,8 @@ from django.contrib import admin
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy
 
+from storage_audit.attention import select_keeping_files, select_waiting_for_person
+
 
 class Needs(admin.SimpleListFilter):
     """Operations by what they wait for."""
@@ -27,9 +29,9 @@ class Needs(admin.SimpleListFilter):
             case "end":
                 return operations.cleanups().open()
             case "person":
-                return operations.waiting()
+                return select_waiting_for_person(operations)
             case "judgement":
-                return operations.keeping()
+                return select_keeping_files(operations)
         return operations
 
 

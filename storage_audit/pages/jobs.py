@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from django.contrib import admin
-from django.db.models import QuerySet
+from django.db.models import Case, Count, Q, QuerySet, Sum, Value, When
 from django.http import HttpRequest, HttpResponse
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _
@@ -13,12 +13,14 @@ from django.utils.translation import gettext_lazy
 from storage_audit.audit.describe import label_of
 from storage_audit.audit.meaning import DIFFERENCES_FOUND
 from storage_audit.jobs import Job
-from storage_audit.operations import AGAIN, CleanupOperation, StatusSums
+from storage_audit.operations import CleanupOperation
 from storage_audit.pages.base import ReadOnlyAdmin
 from storage_audit.pages.links import list_of
 from storage_audit.redaction import visible
 
 Status = CleanupOperation.Status
+# Of those that are incomplete the ones that are tried again.
+AGAIN = "again"
 UNDER_WAY = (Status.PENDING, Status.RUNNING, AGAIN)
 # What is drawn on the colour of each status, in a square of 8: nothing is told by colour alone.
 # Lines and parts of the bar are in this order.
@@ -65,6 +67,25 @@ def may_see_jobs(request: HttpRequest) -> bool:
     return any(request.user.has_perm(f"storage_audit.{name}") for name in names)
 
 
+class StatusSums(NamedTuple):
+    """The operations with one status, or `AGAIN`: how many, how many with a message, and their
+    books."""
+
+    status: str
+    operations: int
+    messages: int
+    found: int
+    found_bytes: int
+    deleted: int
+    deleted_bytes: int
+    already_absent: int
+    already_absent_bytes: int
+    protected: int
+    protected_bytes: int
+    failed: int
+    failed_bytes: int
+
+
 class Line(NamedTuple):
     """The operations with one status, or `AGAIN`; `x` and `width` are their part of the bar."""
 
@@ -85,7 +106,7 @@ class Need(NamedTuple):
 
 
 def page(job: Job) -> dict[str, Any]:
-    sums = job.operations.by_status()
+    sums = sum_by_status(job)
     made = sum(each.operations for each in sums.values())
     under_way = sum(sums[status].operations for status in UNDER_WAY if status in sums)
     return {
@@ -100,6 +121,17 @@ def page(job: Job) -> dict[str, Any]:
         "all_operations": operations_of(job),
         "facts": list(facts(job)),
     }
+
+
+def sum_by_status(job: Job) -> dict[str, StatusSums]:
+    """What its operations with each status, or `AGAIN`, have in their books, from one aggregate."""
+    again = When(status=Status.INCOMPLETE, next_attempt_at__isnull=False, then=Value(AGAIN))
+    sums: dict[str, Any] = {f"sum_{name}": Sum(name) for name in StatusSums._fields[3:]}
+    with_message = Count("pk", filter=~Q(error=""))
+    groups = job.operations.order_by().values(group=Case(again, default="status"))
+    groups = groups.annotate(operations=Count("pk"), messages=with_message, **sums)
+    found = groups.values_list("group", "operations", "messages", *sums)
+    return {row[0]: StatusSums(*row) for row in found}
 
 
 def facts(job: Job) -> Iterator[tuple[Any, Any]]:

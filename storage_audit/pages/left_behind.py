@@ -12,6 +12,7 @@ from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 
 from storage_audit.audit.decisions.orphans import why_it_stays, with_cleanups
+from storage_audit.audit.leftovers import find_leftovers, group_by_object
 from storage_audit.bucket.listing import storable
 from storage_audit.findings import Finding
 from storage_audit.items import CleanupItem
@@ -143,7 +144,7 @@ def why_orphaned(finding: Any) -> str:
 
 def undeleted(edge: Edge) -> Iterator[Left]:
     beyond = edge.beyond("identity", "operation__bucket")
-    objects = CleanupItem.objects.left_behind().filter(beyond).as_objects()
+    objects = group_by_object(find_leftovers().filter(beyond))
     ordered = objects.order_by(*edge.order("identity", "operation__bucket"))
     latest = [each["latest"] for each in ordered[: A_PAGE + 1]]
     for item in CleanupItem.objects.filter(pk__in=latest).select_related("operation"):

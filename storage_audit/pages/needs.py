@@ -9,6 +9,7 @@ from django.utils.text import Truncator
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
+from storage_audit.attention import find_verifications_with_leftovers, select_waiting_for_person
 from storage_audit.audit import overview
 from storage_audit.audit.delays import Delay
 from storage_audit.audit.diagnostics.comparison import Comparison
@@ -133,7 +134,7 @@ def scan_step(links: Links, step: str) -> str:
 
 
 def of_operations(links: Links) -> Iterator[Need]:
-    waiting = CleanupOperation.objects.waiting().order_by("created_at", "pk")
+    waiting = select_waiting_for_person(CleanupOperation.objects.all()).order_by("created_at", "pk")
     for operation in waiting[:OPERATIONS_SHOWN]:
         yield Need(
             operation.status,
@@ -214,7 +215,7 @@ def of_messages(links: Links) -> Iterator[Need]:
 
 
 def of_remains(links: Links) -> Iterator[Need]:
-    found = CleanupOperation.objects.seeing_remains().order_by("finished_at", "pk")
+    found = find_verifications_with_leftovers().order_by("finished_at", "pk")
     for operation in found[:OPERATIONS_SHOWN]:
         title = ngettext(
             "%(objects)d object of %(project)s is still in bucket %(bucket)s",

@@ -9,6 +9,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from storage_audit.attention import find_verifications_with_leftovers
 from storage_audit.audit.describe import Line, are_closed, books, facts
 from storage_audit.audit.meaning import (
     NOT_WHILE_ALIVE,
@@ -126,7 +127,7 @@ def buttons(request: HttpRequest, operation: CleanupOperation) -> dict[str, Any]
     choice = force_choice(operation)
     no_force = "" if choice else str(effect_of_force(operation))
     return {
-        "clean_up_again": CleanupOperation.objects.seeing_remains().contains(operation),
+        "clean_up_again": find_verifications_with_leftovers().contains(operation),
         "clean_up_refusal": refusal(request, "force_cleanup"),
         "force": choice,
         "force_offered": bool(choice) or is_of_live_project(operation),

@@ -11,7 +11,8 @@ from django.utils import timezone
 from storage_audit.items import CleanupItem
 from storage_audit.operations import CleanupOperation
 
-Outcome, Step = CleanupItem.Outcome, CleanupOperation.Step
+Outcome = CleanupItem.Outcome
+Step = CleanupOperation.Step
 # Seconds: the pace is that of the last minute, of which each fifth second is remembered.
 WINDOW, APART = 60.0, 5.0
 

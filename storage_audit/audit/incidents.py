@@ -24,7 +24,8 @@ from storage_audit.operations import CleanupOperation, CleanupOperationQuerySet
 from storage_audit.redaction import redact, visible
 from storage_audit.timeline import OperationEvent
 
-Kind, Channel = Incident.Kind, Delivery.Channel
+Kind = Incident.Kind
+Channel = Delivery.Channel
 Status = CleanupOperation.Status
 # Of what an operation tells; its page has the whole of it.
 LONGEST = 300

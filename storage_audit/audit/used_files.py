@@ -22,7 +22,8 @@ from storage_audit.items import CleanupItem
 from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
 
-Kind, Outcome = CleanupOperation.Kind, CleanupItem.Outcome
+Kind = CleanupOperation.Kind
+Outcome = CleanupItem.Outcome
 # For all questions of one proof.
 PROOF_SECONDS = 2.0
 KEPT = gettext_lazy(

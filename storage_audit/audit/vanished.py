@@ -20,7 +20,8 @@ from storage_audit.conf import conf
 from storage_audit.models import KnownProject
 from storage_audit.operations import CleanupOperation
 
-Evidence, Kind = KnownProject.Evidence, CleanupOperation.Kind
+Evidence = KnownProject.Evidence
+Kind = CleanupOperation.Kind
 Status, Trigger = CleanupOperation.Status, CleanupOperation.Trigger
 NAMED = 20
 

@@ -27,7 +27,8 @@ from storage_audit.redaction import redact, visible
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 CUT_SHORT = 128 + 13  # as a shell says of one that SIGPIPE ended
 SHOWN = 50
-Outcome, Status = CleanupItem.Outcome, CleanupOperation.Status
+Outcome = CleanupItem.Outcome
+Status = CleanupOperation.Status
 
 
 @contextmanager

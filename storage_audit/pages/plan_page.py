@@ -18,7 +18,8 @@ from storage_audit.operations import CleanupOperation
 from storage_audit.pages.operation_page import refuse_to_force
 from storage_audit.redaction import visible
 
-Outcome, Status = CleanupItem.Outcome, CleanupOperation.Status
+Outcome = CleanupItem.Outcome
+Status = CleanupOperation.Status
 # So few are summed up for a page, where the plan was frozen before that was done with it.
 FEW = 1000
 OLD = timedelta(days=1)

@@ -14,7 +14,8 @@ from storage_audit.items import CleanupItem
 from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
 
-Outcome, State = CleanupItem.Outcome, R2Object.State
+Outcome = CleanupItem.Outcome
+State = R2Object.State
 
 
 def not_deleted(facts: Facts) -> Answer:

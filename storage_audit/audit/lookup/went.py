@@ -13,7 +13,8 @@ from storage_audit.items import CleanupItem
 from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
 
-Outcome, Status = CleanupItem.Outcome, CleanupOperation.Status
+Outcome = CleanupItem.Outcome
+Status = CleanupOperation.Status
 
 
 def own_object(facts: Facts) -> Answer:

@@ -1,4 +1,4 @@
-"""The tables of the differences between the bucket and what we know, with their evidence."""
+"""The table of the differences between the bucket and what we know, with their evidence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField, starts_with
 from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import visible
-from storage_audit.scans import BucketScan
 
 
 class Kind(models.TextChoices):
@@ -34,9 +33,6 @@ class Kind(models.TextChoices):
 
 # These are about no object.
 OF_NO_OBJECT = (Kind.MISSING.value, Kind.UNFINISHED.value)
-# Of a sighting that is no difference: an upload or a deletion has the object in hand, so the scan
-# cannot tell whether there still is one.
-IN_HAND = "in_hand"
 
 
 class Difference(models.Model):
@@ -59,20 +55,6 @@ class Difference(models.Model):
 
     def __str__(self) -> str:
         return f"{self.get_kind_display()}: {visible(self.key)}"
-
-
-class Sighting(Difference):
-    """A difference that a scan under way has seen. It becomes a finding when the scan is complete
-    and believed; before, nothing follows from it."""
-
-    scan = models.ForeignKey(BucketScan, models.CASCADE, related_name="sightings")
-
-    class Meta:
-        constraints = [
-            models.UniqueConstraint(
-                fields=["scan", "kind", "key", "escaped", "upload_id"], name="seen_once_a_scan"
-            )
-        ]
 
 
 class FindingQuerySet(models.QuerySet["Finding"]):
@@ -187,10 +169,10 @@ class Finding(Difference):
     first_seen_at = models.DateTimeField(_("first seen"), default=timezone.now)
     last_seen_at = models.DateTimeField(_("last seen"), default=timezone.now)
     first_scan = models.ForeignKey(
-        BucketScan, models.PROTECT, verbose_name=_("first scan"), related_name="+"
+        "storage_audit.BucketScan", models.PROTECT, verbose_name=_("first scan"), related_name="+"
     )
     last_scan = models.ForeignKey(
-        BucketScan, models.PROTECT, verbose_name=_("last scan"), related_name="+"
+        "storage_audit.BucketScan", models.PROTECT, verbose_name=_("last scan"), related_name="+"
     )
 
     objects = FindingQuerySet.as_manager()

@@ -1,4 +1,4 @@
-"""The tables of the parts of a scan, which any worker may take, and of the keys that it notes."""
+"""The tables of the parts of a scan, which any worker may take, and of what it notes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from django.utils.translation import gettext_lazy as _
 from storage_audit.clocks import DatabaseNow, leased
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
+from storage_audit.findings import Difference
 from storage_audit.redaction import visible
 from storage_audit.scans import BucketScan
 
+# Of a sighting that is no difference: an upload or a deletion has the object in hand, so the scan
+# cannot tell whether there still is one.
+IN_HAND = "in_hand"
 # Listed of a shard, from which on a look for a cut in the bucket may be worth its pages.
 LARGE = 4000
 
@@ -129,3 +133,17 @@ class ListedKey(models.Model):
 
     def __str__(self) -> str:
         return visible(self.key)
+
+
+class Sighting(Difference):
+    """A difference that a scan under way has seen. It becomes a finding when the scan is complete
+    and believed; before, nothing follows from it."""
+
+    scan = models.ForeignKey(BucketScan, models.CASCADE, related_name="sightings")
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["scan", "kind", "key", "escaped", "upload_id"], name="seen_once_a_scan"
+            )
+        ]

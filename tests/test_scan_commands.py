@@ -20,9 +20,9 @@ from storage_audit.audit import installation, limits
 from storage_audit.audit.scan.requests import start_scan
 from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.bucket import r2
-from storage_audit.findings import Finding, Sighting
+from storage_audit.findings import Finding
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.scan_parts import ScanShard
+from storage_audit.scan_parts import ScanShard, Sighting
 from storage_audit.scans import BucketScan
 from tests.bucket import Bucket
 from tests.commands import run_command, run_json

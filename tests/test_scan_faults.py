@@ -17,8 +17,9 @@ from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from storage_audit.audit import installation
 from storage_audit.bucket import r2
 from storage_audit.conf import conf
-from storage_audit.findings import Finding, Sighting
+from storage_audit.findings import Finding
 from storage_audit.models import R2Object
+from storage_audit.scan_parts import Sighting
 from storage_audit.scans import BucketScan
 from tests import scanning
 from tests.bucket import Bucket

@@ -14,9 +14,10 @@ from storage_audit.audit.scan.sides import Range
 from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.bucket.errors import Broken, Unavailable
 from storage_audit.conf import conf
-from storage_audit.findings import Finding, Sighting
+from storage_audit.findings import Finding
 from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
+from storage_audit.scan_parts import Sighting
 from storage_audit.scans import BucketScan
 from tests import scanning
 from tests.scanning import (

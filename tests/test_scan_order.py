@@ -16,9 +16,9 @@ from storage_audit.bucket.errors import Broken
 from storage_audit.bucket.listing import OutOfOrder, as_bytes, entry_pages
 from storage_audit.bucket.r2 import Page
 from storage_audit.bucket.wire import Entries
-from storage_audit.findings import Finding, Sighting
+from storage_audit.findings import Finding
 from storage_audit.models import R2Object
-from storage_audit.scan_parts import ListedKey
+from storage_audit.scan_parts import ListedKey, Sighting
 from storage_audit.scans import BucketScan
 from tests import scanning
 from tests.bucket import Bucket

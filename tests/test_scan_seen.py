@@ -12,9 +12,10 @@ from storage_audit.audit.scan import ending
 from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.bucket.listing import as_bytes
-from storage_audit.findings import Finding, Sighting
+from storage_audit.findings import Finding
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.operations import CleanupOperation
+from storage_audit.scan_parts import Sighting
 from storage_audit.scans import BucketScan
 from storage_audit.transitions import IllegalTransition
 from tests import scanning

@@ -30,8 +30,9 @@ from storage_audit.audit.scan.witness import Witness
 from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.bucket.r2 import Listed
-from storage_audit.findings import Finding, Sighting
+from storage_audit.findings import Finding
 from storage_audit.models import R2Object
+from storage_audit.scan_parts import Sighting
 from storage_audit.scans import BucketScan
 from tests import scanning
 from tests.bucket import Bucket

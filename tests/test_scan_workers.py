@@ -24,9 +24,9 @@ from storage_audit.bucket.errors import Unavailable
 from storage_audit.bucket.listing import Identity, exact
 from storage_audit.bucket.uploads import Upload
 from storage_audit.bucket.wire import Entries
-from storage_audit.findings import Finding, Sighting
+from storage_audit.findings import Finding
 from storage_audit.models import R2Object
-from storage_audit.scan_parts import ScanShard
+from storage_audit.scan_parts import ScanShard, Sighting
 from storage_audit.scans import BucketScan
 from storage_audit.transitions import LeaseLost
 from tests import scanning

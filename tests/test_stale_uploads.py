@@ -33,9 +33,10 @@ from storage_audit.bucket.errors import Broken, StoreError
 from storage_audit.bucket.listing import is_too_long
 from storage_audit.bucket.uploads import Upload
 from storage_audit.conf import conf
-from storage_audit.findings import Finding, Sighting
+from storage_audit.findings import Finding
 from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
+from storage_audit.scan_parts import Sighting
 from storage_audit.scans import BucketScan
 from tests.bucket import Bucket
 from tests.commands import run_command

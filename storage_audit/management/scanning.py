@@ -18,7 +18,7 @@ from django.template.defaultfilters import filesizeformat
 from storage_audit.audit.scan.requests import Cost, TooCostly, cost_of, estimate, share, start_scan
 from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.conf import conf
-from storage_audit.findings import Finding, Kind, Sighting
+from storage_audit.findings import Finding, Kind
 from storage_audit.management.console import (
     FAILED,
     INTERRUPTED,
@@ -30,6 +30,7 @@ from storage_audit.management.console import (
 from storage_audit.management.documented import DocumentedCommand
 from storage_audit.management.processes import beside
 from storage_audit.redaction import visible
+from storage_audit.scan_parts import Sighting
 from storage_audit.scans import FIGURES, BucketScan
 from storage_audit.transitions import IllegalTransition
 

@@ -28,8 +28,7 @@ from storage_audit.bucket.errors import Broken
 from storage_audit.bucket.listing import Identity
 from storage_audit.bucket.r2 import listed
 from storage_audit.fields import insert_new
-from storage_audit.findings import Sighting
-from storage_audit.scan_parts import ListedKey, ScanShard
+from storage_audit.scan_parts import ListedKey, ScanShard, Sighting
 from storage_audit.scans import BucketScan
 from storage_audit.transitions import LeaseLost
 

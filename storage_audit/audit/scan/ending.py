@@ -29,18 +29,10 @@ from storage_audit.bucket.listing import (
 from storage_audit.clocks import CLOCKS_DIFFER, after, before, maybe_since
 from storage_audit.conf import conf
 from storage_audit.fields import starts_with_any
-from storage_audit.findings import (
-    IN_HAND,
-    OF_NO_OBJECT,
-    Difference,
-    Finding,
-    FindingQuerySet,
-    Kind,
-    Sighting,
-)
+from storage_audit.findings import OF_NO_OBJECT, Difference, Finding, FindingQuerySet, Kind
 from storage_audit.items import CleanupItem
 from storage_audit.models import R2Object
-from storage_audit.scan_parts import ListedKey, ScanShard
+from storage_audit.scan_parts import IN_HAND, ListedKey, ScanShard, Sighting
 from storage_audit.scans import BucketScan
 
 State = Finding.State

@@ -18,10 +18,9 @@ from storage_audit.audit.scan.scan_limits import expected_objects
 from storage_audit.audit.scan.shards import cut
 from storage_audit.bucket.r2 import PAGE
 from storage_audit.conf import conf
-from storage_audit.findings import Sighting
 from storage_audit.models import Installation
 from storage_audit.origin import current_origin
-from storage_audit.scan_parts import ScanShard
+from storage_audit.scan_parts import ScanShard, Sighting
 from storage_audit.scans import BucketScan
 from storage_audit.transitions import IllegalTransition
 

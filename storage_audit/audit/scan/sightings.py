@@ -13,8 +13,9 @@ from storage_audit.bucket.listing import escape
 from storage_audit.bucket.r2 import Listed
 from storage_audit.clocks import maybe_since
 from storage_audit.fields import insert_new
-from storage_audit.findings import IN_HAND, Kind, Sighting
+from storage_audit.findings import Kind
 from storage_audit.models import R2Object
+from storage_audit.scan_parts import IN_HAND, Sighting
 from storage_audit.scans import BucketScan
 
 # A database takes only so many values in a query.

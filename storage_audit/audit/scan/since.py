@@ -17,9 +17,8 @@ from storage_audit.audit.scan.witness import Witness
 from storage_audit.bucket.listing import Identity, find
 from storage_audit.bucket.r2 import Listed
 from storage_audit.fields import starts_with
-from storage_audit.findings import Sighting
 from storage_audit.models import R2Object
-from storage_audit.scan_parts import ScanShard
+from storage_audit.scan_parts import ScanShard, Sighting
 from storage_audit.scans import BucketScan
 from storage_audit.transitions import LeaseLost
 

@@ -12,7 +12,8 @@ from storage_audit.audit.ownership import alive_among, evidence_of, known_among,
 from storage_audit.bucket import uploads
 from storage_audit.bucket.listing import escape, storable
 from storage_audit.bucket.uploads import Upload
-from storage_audit.findings import Kind, Sighting
+from storage_audit.findings import Kind
+from storage_audit.scan_parts import Sighting
 from storage_audit.scans import BucketScan
 
 

@@ -13,14 +13,16 @@ class StorageAuditConfig(AppConfig):
         super().import_models()
         from storage_audit import (  # noqa: F401
             access,
+            daily_figures,
+            diagnoses,
             findings,
             incidents,
             items,
             jobs,
-            observations,
             operations,
             scan_parts,
             scans,
+            store_calls,
             timeline,
         )
 

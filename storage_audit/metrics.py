@@ -31,10 +31,10 @@ from storage_audit.api.problems import speaking
 from storage_audit.audit.overview import Amount, last_complete_scan, left_behind_in_time
 from storage_audit.conf import conf
 from storage_audit.findings import Finding
-from storage_audit.observations import StoreCalls
 from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import visible
 from storage_audit.scans import FIGURES
+from storage_audit.store_calls import StoreCalls
 
 PREFIX = "storage_audit_"
 PERMISSION = "storage_audit.view_cleanupoperation"

@@ -25,9 +25,9 @@ from storage_audit.audit.scan.requests import TooCostly, refuse_beside_another, 
 from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
+from storage_audit.diagnoses import Diagnosis
 from storage_audit.incidents import Delivery
 from storage_audit.jobs import Job
-from storage_audit.observations import Diagnosis
 from storage_audit.operations import CleanupOperation
 from storage_audit.scans import BucketScan
 from storage_audit.transitions import IllegalTransition

@@ -41,9 +41,9 @@ from storage_audit.audit.scan.requests import start_scan
 from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.bucket import calls
 from storage_audit.clocks import DatabaseNow
+from storage_audit.diagnoses import Diagnosis
 from storage_audit.jobs import Job
 from storage_audit.models import Installation, Project
-from storage_audit.observations import Diagnosis
 from storage_audit.operations import CleanupOperation
 from tests import leftovers
 from tests.bucket import BUCKETS, Bucket

@@ -23,8 +23,8 @@ from storage_audit.api import debug
 from storage_audit.audit import comparison, installation
 from storage_audit.audit.installation import MARKER
 from storage_audit.conf import Conf, conf
+from storage_audit.diagnoses import Diagnosis
 from storage_audit.models import Project
-from storage_audit.observations import Diagnosis
 from storage_audit.operations import CleanupOperation
 from tests.admin_client import page, superuser, text_of
 from tests.api_client import API, program, refused, staff, told

@@ -17,9 +17,9 @@ from schemathesis.core.parameters import ParameterLocation as Place
 
 from storage_audit.access import ApiToken
 from storage_audit.api.urls import api
+from storage_audit.diagnoses import Diagnosis
 from storage_audit.findings import Finding
 from storage_audit.models import Project
-from storage_audit.observations import Diagnosis
 from storage_audit.operations import CleanupOperation
 from storage_audit.scans import BucketScan
 from tests.bucket import Bucket

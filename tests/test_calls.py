@@ -20,8 +20,8 @@ from storage_audit.audit import cleanup, counting
 from storage_audit.bucket import calls, r2
 from storage_audit.bucket.errors import StoreError, TooLate
 from storage_audit.models import Project
-from storage_audit.observations import StoreCalls
 from storage_audit.operations import CleanupOperation
+from storage_audit.store_calls import StoreCalls
 from tests.bucket import Bucket
 from tests.commands import run_command
 from tests.network import close_connections

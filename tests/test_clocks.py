@@ -19,9 +19,9 @@ from storage_audit.attention import find_verifications_with_uncovered_leftovers
 from storage_audit.audit import cleanup, delays, deletion, overview, requests, sending
 from storage_audit.audit.incidents import find_overdue
 from storage_audit.clocks import DatabaseNow
+from storage_audit.diagnoses import Diagnosis
 from storage_audit.findings import Finding
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.observations import Diagnosis
 from storage_audit.operations import CleanupOperation
 from storage_audit.scans import BucketScan
 from storage_audit.storage import key_for

@@ -7,11 +7,11 @@ from django.apps import apps
 from django.db import IntegrityError, connection, models, transaction
 from django.utils import timezone
 
+from storage_audit.diagnoses import Diagnosis
 from storage_audit.findings import Finding
 from storage_audit.incidents import Delivery, Incident, Notice
 from storage_audit.jobs import Job
 from storage_audit.models import R2Object
-from storage_audit.observations import Diagnosis
 from storage_audit.operations import CleanupOperation
 from storage_audit.scans import BucketScan
 

@@ -27,10 +27,11 @@ from storage_audit.audit import overview, requests
 from storage_audit.audit.overview import OTHER_TYPES, Amount
 from storage_audit.audit.scan.requests import start_scan
 from storage_audit.audit.scan.worker import work_on_scan
+from storage_audit.daily_figures import DailyFigures
+from storage_audit.diagnoses import Diagnosis
 from storage_audit.findings import Finding
 from storage_audit.incidents import Delivery, Incident, Notice
 from storage_audit.models import Installation, KnownProject, Project
-from storage_audit.observations import DailyFigures, Diagnosis
 from storage_audit.operations import CleanupOperation
 from storage_audit.pages import charts, needs
 from storage_audit.pages.charts import Series

@@ -22,7 +22,7 @@ from storage_audit.audit.diagnostics.comparison import WORKER_ANSWERS_WITHIN, Co
 from storage_audit.audit.diagnostics.examination import examine, examine_everywhere
 from storage_audit.audit.diagnostics.results import Result, Status
 from storage_audit.audit.diagnostics.variables import environment
-from storage_audit.observations import Diagnosis
+from storage_audit.diagnoses import Diagnosis
 from tests.admin_client import page, person, superuser, text_of
 from tests.bucket import Bucket
 from tests.commands import run_command

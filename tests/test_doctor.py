@@ -51,7 +51,7 @@ from storage_audit.bucket import cloudflare as api
 from storage_audit.bucket import wrangler
 from storage_audit.bucket.errors import Barred
 from storage_audit.conf import conf
-from storage_audit.observations import Diagnosis
+from storage_audit.diagnoses import Diagnosis
 from tests.bucket import Bucket
 from tests.commands import run_command, run_json
 from tests.database import LATEST_MIGRATION, lock_table

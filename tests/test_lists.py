@@ -21,10 +21,10 @@ from pytest_django import Settings
 
 from storage_audit.access import ApiToken
 from storage_audit.audit import messages
+from storage_audit.diagnoses import Diagnosis
 from storage_audit.findings import Finding
 from storage_audit.incidents import Incident
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.observations import Diagnosis
 from storage_audit.operations import CleanupOperation
 from storage_audit.pages import lists
 from storage_audit.pages.base import AuditAdmin

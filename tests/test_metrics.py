@@ -32,8 +32,8 @@ from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.findings import Finding
 from storage_audit.items import CleanupItem
 from storage_audit.metrics import metrics
-from storage_audit.observations import StoreCalls
 from storage_audit.operations import CleanupOperation
+from storage_audit.store_calls import StoreCalls
 from tests.bucket import Bucket
 from tests.builders import create_finding
 from tests.paths import ROOT

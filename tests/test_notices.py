@@ -44,10 +44,10 @@ from storage_audit.audit import incidents, messages, notices
 from storage_audit.audit.delays import BUSY, RESTART, delays
 from storage_audit.channels import webhook
 from storage_audit.conf import conf
+from storage_audit.daily_figures import DailyFigures
 from storage_audit.findings import Finding
 from storage_audit.incidents import Delivery, Incident, Notice
 from storage_audit.management.commands.notify import Command
-from storage_audit.observations import DailyFigures
 from storage_audit.operations import CleanupOperation
 from storage_audit.scans import BucketScan
 from storage_audit.timeline import OperationEvent

@@ -16,9 +16,9 @@ from pytest_django import Settings
 
 from storage_audit import roles
 from storage_audit.conf import conf
+from storage_audit.diagnoses import Diagnosis
 from storage_audit.findings import Finding
 from storage_audit.models import Project, R2Object
-from storage_audit.observations import Diagnosis
 from storage_audit.operations import CleanupOperation
 from storage_audit.pages.base import DJANGO_6_1, ModelAdmin
 from storage_audit.pages.links import lookup_of

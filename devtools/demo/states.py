@@ -18,11 +18,12 @@ from devtools.local_r2 import LocalR2
 from storage_audit.audit import cleanup, incidents, jobs, overview, requests
 from storage_audit.audit.diagnostics import examination
 from storage_audit.conf import conf
+from storage_audit.daily_figures import DailyFigures
+from storage_audit.diagnoses import Diagnosis
 from storage_audit.findings import Finding
 from storage_audit.incidents import Incident
 from storage_audit.jobs import Job
 from storage_audit.models import Project, R2Object
-from storage_audit.observations import DailyFigures, Diagnosis
 from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
 from storage_audit.pages.links import comparison_of, lookup_of

@@ -17,7 +17,7 @@ from storage_audit.api.problems import Problem
 from storage_audit.api.rates import Rate
 from storage_audit.audit.diagnostics.comparison import Comparison
 from storage_audit.audit.diagnostics.examination import examine_everywhere
-from storage_audit.observations import Diagnosis
+from storage_audit.diagnoses import Diagnosis
 from storage_audit.places import place
 
 router = Router(tags=["diagnostics"], throttle=Rate(heavy=True))

@@ -8,7 +8,7 @@ from time import monotonic
 from django.db import Error, close_old_connections, connection
 
 from storage_audit.bucket import calls
-from storage_audit.observations import StoreCalls
+from storage_audit.store_calls import StoreCalls
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from storage_audit.audit import delays, used_files
 from storage_audit.audit.ownership import about_refused
 from storage_audit.clocks import before
 from storage_audit.conf import conf
+from storage_audit.daily_figures import DailyFigures
 from storage_audit.findings import Finding
 from storage_audit.incidents import Delivery, Incident, Notice
-from storage_audit.observations import DailyFigures
 from storage_audit.operations import CleanupOperation, CleanupOperationQuerySet
 from storage_audit.redaction import redact, visible
 from storage_audit.timeline import OperationEvent

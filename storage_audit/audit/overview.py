@@ -16,10 +16,10 @@ from storage_audit.audit.incidents import recipients
 from storage_audit.audit.leftovers import find_leftovers, group_by_object
 from storage_audit.audit.ownership import refused_ids
 from storage_audit.conf import conf
+from storage_audit.daily_figures import DailyFigures
 from storage_audit.findings import Finding
 from storage_audit.incidents import Delivery
 from storage_audit.models import R2Object
-from storage_audit.observations import DailyFigures
 from storage_audit.operations import CleanupOperation
 from storage_audit.scans import BucketScan
 

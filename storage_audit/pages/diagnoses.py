@@ -17,7 +17,7 @@ from django.utils.translation import gettext_lazy
 from storage_audit.audit.diagnostics.comparison import Comparison, Fact
 from storage_audit.audit.diagnostics.examination import REPORT, examine_everywhere
 from storage_audit.audit.diagnostics.results import Status
-from storage_audit.observations import Diagnosis
+from storage_audit.diagnoses import Diagnosis
 from storage_audit.pages.base import ReadOnlyAdmin
 from storage_audit.places import Full, place
 

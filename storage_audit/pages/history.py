@@ -12,8 +12,8 @@ from django.utils.translation import gettext as _
 
 from storage_audit.audit import overview
 from storage_audit.audit.overview import OTHER_TYPES, Amount, Left, Outcomes
+from storage_audit.daily_figures import DailyFigures
 from storage_audit.formats import age
-from storage_audit.observations import DailyFigures
 from storage_audit.operations import CleanupOperation
 from storage_audit.pages import charts
 from storage_audit.pages.charts import Series, Share

@@ -14,12 +14,12 @@ from storage_audit.audit import overview
 from storage_audit.audit.delays import Delay
 from storage_audit.audit.diagnostics.comparison import Comparison
 from storage_audit.audit.finding_text import DIFFERENCES
+from storage_audit.diagnoses import Diagnosis
 from storage_audit.fields import ALL_BUCKETS
 from storage_audit.findings import Finding, Kind
 from storage_audit.formats import age
 from storage_audit.incidents import Incident
 from storage_audit.models import Installation
-from storage_audit.observations import Diagnosis
 from storage_audit.operations import CleanupOperation
 from storage_audit.pages.links import Links
 from storage_audit.redaction import visible

@@ -10,7 +10,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit.audit.diagnostics.results import WAITS, Status
 from storage_audit.conf import conf
-from storage_audit.observations import Diagnosis
+from storage_audit.diagnoses import Diagnosis
 
 Context = Diagnosis.Context
 Stored = dict[str, Any]

@@ -27,8 +27,8 @@ from storage_audit.audit.diagnostics import (
 )
 from storage_audit.audit.diagnostics.results import BLOCKED, WAITS, Result, Status, bounded
 from storage_audit.conf import conf
+from storage_audit.diagnoses import Diagnosis
 from storage_audit.locking import impatient
-from storage_audit.observations import Diagnosis
 
 logger = logging.getLogger(__name__)
 

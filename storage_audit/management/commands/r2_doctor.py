@@ -10,9 +10,9 @@ from django.utils import timezone
 from storage_audit.audit.diagnostics.comparison import Comparison, Problem, await_worker
 from storage_audit.audit.diagnostics.examination import examine_everywhere
 from storage_audit.audit.diagnostics.results import Status
+from storage_audit.diagnoses import Diagnosis
 from storage_audit.management.console import FAILED
 from storage_audit.management.documented import DocumentedCommand
-from storage_audit.observations import Diagnosis
 
 
 class Command(DocumentedCommand):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.template.defaultfilters import filesizeformat
 from django.utils import timezone
@@ -13,6 +14,9 @@ from django.utils.translation import ngettext
 
 from storage_audit.conf import conf
 from storage_audit.redaction import visible
+
+# Of a long list, so many lines.
+SHOWN = 20
 
 
 def shown_key(key: str) -> SafeString:
@@ -49,3 +53,16 @@ def told(sentences: Iterable[str]) -> SafeString:
     """Each in a line of its own."""
     lines = ((visible(sentence),) for sentence in sentences)
     return format_html_join(mark_safe("<br>"), "{}", lines)
+
+
+def more(count: int) -> list[tuple[Any, ...]]:
+    return [(_("… and %d more") % count,)] if count > 0 else []
+
+
+def with_lines(text: str, pairs: Iterable[tuple[str, str]]) -> SafeString:
+    """The first keys, each with what there is to say of it, and how many there are more."""
+    found = list(pairs)
+    lines = [(shown_key(key), visible(said)) for key, said in found[:SHOWN]]
+    rest = [(one[0],) for one in more(len(found) - SHOWN)]
+    told = format_html_join("", "<br>{}: {}", lines), format_html_join("", "<br>{}", rest)
+    return format_html("{}{}{}", text, *told)

@@ -131,7 +131,7 @@ def tell_people() -> None:
     """Keep account of what needs a person, and have a worker send what is to be told of it. What
     else a sweep does depends on neither."""
     try:
-        incidents.notice()
+        incidents.notice(overview.latest_refused_ids())
         have_notices_sent(timezone.now())
     except Exception:
         logger.exception("Nobody could be told of what needs a person; the next sweep tries again.")

@@ -10,6 +10,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 from pytest_django import Settings
 
+from storage_audit import formats
 from storage_audit.audit import jobs
 from storage_audit.fields import limit_to
 from storage_audit.findings import Finding
@@ -107,7 +108,7 @@ def test_page_does_not_confirm_what_changes_while_it_is_made(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_orphans(bucket, KEY)
-    client, more = superuser(), acts.more
+    client, more = superuser(), formats.more
 
     def change(count: int) -> Any:
         Finding.objects.update(size=4_000_000, etag="another")

@@ -225,7 +225,7 @@ def test_alert_begins_and_ends_with_refused_ids(monkeypatch: pytest.MonkeyPatch)
     def notice_after_an_hour() -> list[Incident]:
         monkeypatch.setattr(overview, "FIGURES_EVERY", timedelta(0))
         overview.take_figures()
-        incidents.notice()
+        incidents.notice(overview.latest_refused_ids())
         return list(Incident.objects.open().filter(kind="ids"))
 
     assert not notice_after_an_hour()

@@ -28,6 +28,7 @@ from storage_audit.audit import (
 )
 from storage_audit.audit.decisions import tracking
 from storage_audit.audit.named_files import Named
+from storage_audit.audit.untracking import kept_by_rows
 from storage_audit.audit.work import Work
 from storage_audit.bucket import r2
 from storage_audit.bucket.uploads import Upload
@@ -485,10 +486,10 @@ def test_row_that_keeps_an_object_from_the_cleanup_of_its_other_row_is_not_untra
     row = track(folding, NFC, "proj_2", "adopted")
     track(folding, NFD, "proj_3", "adopted")
     operation = requested("proj_3")
-    kept = tracking.kept_by_rows(R2Object.objects.filter(pk=row.pk))
+    kept = kept_by_rows(R2Object.objects.filter(pk=row.pk))
     assert str(operation.pk) in kept[row.pk].reason
     # Without both rows, it is the file of the project that its name says.
-    assert not tracking.kept_by_rows(R2Object.objects.all())
+    assert not kept_by_rows(R2Object.objects.all())
 
 
 def test_row_of_another_object_does_not_say_that_a_cleanup_leaves_the_file(bucket: Bucket) -> None:
@@ -497,5 +498,5 @@ def test_row_of_another_object_does_not_say_that_a_cleanup_leaves_the_file(bucke
     operation = requested("proj_1")
     row = track(bucket, NFC, "proj_2", "adopted")
     track(bucket, NFD, "proj_3", "upload")
-    kept = tracking.kept_by_rows(R2Object.objects.filter(pk=row.pk))
+    kept = kept_by_rows(R2Object.objects.filter(pk=row.pk))
     assert str(operation.pk) in kept[row.pk].reason

@@ -42,6 +42,9 @@ class Keeper(Protocol):
     def find_acknowledged(self, bucket: str, seen: Iterable[Listed]) -> dict[str, str]:
         """By key as it is listed, why no cleanup deletes the object."""
 
+    def find_acknowledged_keys(self, bucket: str, keys: Iterable[str]) -> dict[str, str]:
+        """By key, in any spelling, why its row stays."""
+
     def find_acknowledged_uploads(self, bucket: str, uploads: Iterable[Upload]) -> dict[str, str]:
         """By upload ID, why a person keeps an unfinished upload."""
 

@@ -17,7 +17,6 @@ from storage_audit.audit import delays, used_files
 from storage_audit.audit.ownership import about_refused
 from storage_audit.clocks import before
 from storage_audit.conf import conf
-from storage_audit.daily_figures import DailyFigures
 from storage_audit.findings import Finding
 from storage_audit.incidents import Delivery, Incident, Notice
 from storage_audit.operations import CleanupOperation, CleanupOperationQuerySet
@@ -31,15 +30,16 @@ Status = CleanupOperation.Status
 LONGEST = 300
 
 
-def notice() -> Notice | None:
+def notice(refused_ids: list[str] | None = None) -> Notice | None:
     """Open and end incidents, and make a notice of what nobody was told of yet, for those whom the
-    settings name; None when there is nothing to tell."""
+    settings name; None when there is nothing to tell. Without `refused_ids` the incident about
+    them stays as it is."""
     lost = Incident.objects.open().filter(kind=Kind.LOST, operation__isnull=False)
     found = [one for one in lost.select_related("operation") if not is_still_lost(one)]
     with transaction.atomic():
         Incident.objects.open().lock()
         Incident.objects.filter(pk__in=[one.pk for one in found]).end()
-        return notice_others()
+        return notice_others(refused_ids)
 
 
 def begin_lost(operation: CleanupOperation, summary: str, **kwargs: object) -> None:
@@ -50,22 +50,19 @@ def is_still_lost(incident: Incident) -> bool:
     return incident.operation is not None and used_files.is_still_lost(incident.operation)
 
 
-def notice_others() -> Notice | None:
+def notice_others(refused_ids: list[str] | None) -> Notice | None:
     Incident.objects.unfounded().end()
     late, many = " ".join(map(str, delays.of_worker())), has_many_findings()
-    latest = DailyFigures.objects.latest_first().first()
-    refused = latest.refused_ids if latest else []
-    for kind, lasts in ((Kind.WORKER, late), (Kind.FINDINGS, many), (Kind.IDS, refused)):
-        if not lasts:
-            Incident.objects.filter(kind=kind).end()
+    ended = {Kind.WORKER: not late, Kind.FINDINGS: not many, Kind.IDS: refused_ids == []}
+    Incident.objects.filter(kind__in=[kind for kind, is_over in ended.items() if is_over]).end()
     known = set(Incident.objects.open().filter(operation=None).values_list("kind", flat=True))
     found = list(of_operations())
     if late and Kind.WORKER not in known:
         found.append(Incident(kind=Kind.WORKER, summary=redact(late)))
     if many and Kind.FINDINGS not in known:
         found.append(Incident(kind=Kind.FINDINGS, summary=findings()))
-    if refused and Kind.IDS not in known:
-        found.append(Incident(kind=Kind.IDS, summary=redact(about_refused(refused))))
+    if refused_ids and Kind.IDS not in known:
+        found.append(Incident(kind=Kind.IDS, summary=redact(about_refused(refused_ids))))
     Incident.objects.begin(found)
     return tell()
 

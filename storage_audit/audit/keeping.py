@@ -27,6 +27,13 @@ def find_keeping(bucket: str, seen: Iterable[Listed]) -> dict[str, Finding]:
     }
 
 
+def find_acknowledged_keys(bucket: str, keys: Iterable[str]) -> dict[str, str]:
+    """By key, why its row stays: without the row nobody could tell the finding's object."""
+    acknowledged = Finding.objects.filter(state=Finding.State.ACKNOWLEDGED, escaped=False)
+    acknowledged = acknowledged.exclude(kind=Finding.Kind.UNFINISHED)
+    return {key: why_left(finding) for key, finding in find_about(acknowledged, bucket, keys)}
+
+
 def find_about(
     findings: FindingQuerySet, bucket: str, keys: Iterable[str]
 ) -> Iterator[tuple[str, Finding]]:

@@ -177,6 +177,12 @@ def take_figures() -> bool:
     return True
 
 
+def latest_refused_ids() -> list[str] | None:
+    """As they were last counted, if they were."""
+    latest = DailyFigures.objects.latest_first().first()
+    return latest.refused_ids if latest else None
+
+
 def by_file_type() -> dict[str, Amount]:
     """The tracked objects, the largest types first and the others together. This reads the whole
     table: never in a request."""

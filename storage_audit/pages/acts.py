@@ -1,13 +1,11 @@
 """What staff can decide about findings, and what the page shows that asks first."""
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from django import forms
 from django.template.defaultfilters import filesizeformat
-from django.utils.html import format_html, format_html_join
-from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
@@ -15,12 +13,10 @@ from storage_audit.audit.decisions import base, renames, tracking
 from storage_audit.audit.decisions.base import Decision, Left
 from storage_audit.audit.decisions.orphans import delete_orphans, would_delete
 from storage_audit.findings import Finding, FindingQuerySet, Kind
-from storage_audit.formats import amount, placed_key, shown_key
+from storage_audit.formats import SHOWN, amount, more, placed_key, shown_key
 from storage_audit.forms import ProjectIdForm
 from storage_audit.pages.note_form import NoteForm
 from storage_audit.redaction import visible
-
-SHOWN = 20
 
 
 def listed(findings: FindingQuerySet) -> dict[str, Any]:
@@ -76,21 +72,8 @@ def staying(left: list[Left], count: int) -> dict[str, Any]:
     return {"left_title": title, "left": rows + more(count - len(left))}
 
 
-def more(count: int) -> list[tuple[Any, ...]]:
-    return [(_("… and %d more") % count,)] if count > 0 else []
-
-
 def size_of(finding: Finding) -> str | None:
     return None if finding.size is None else filesizeformat(finding.size)
-
-
-def with_lines(text: str, pairs: Iterable[tuple[str, str]]) -> SafeString:
-    """The first keys, each with what there is to say of it, and how many there are more."""
-    found = list(pairs)
-    lines = [(shown_key(key), visible(said)) for key, said in found[:SHOWN]]
-    rest = [(one[0],) for one in more(len(found) - SHOWN)]
-    told = format_html_join("", "<br>{}: {}", lines), format_html_join("", "<br>{}", rest)
-    return format_html("{}{}{}", text, *told)
 
 
 # Of a page on which there is nothing to say yes to.

@@ -20,9 +20,9 @@ from storage_audit.audit.installation import Mismatch
 from storage_audit.audit.requests import enqueue_on_commit
 from storage_audit.bucket.errors import StoreError
 from storage_audit.findings import Finding, FindingQuerySet
-from storage_audit.formats import placed_key, shown_key, told
+from storage_audit.formats import placed_key, shown_key, told, with_lines
 from storage_audit.pages import acts, left_behind
-from storage_audit.pages.acts import Act, size_of, with_lines
+from storage_audit.pages.acts import Act, size_of
 from storage_audit.pages.base import ReadOnlyAdmin, action
 from storage_audit.pages.confirming import ConfirmingAdmin, Selection
 from storage_audit.pages.deleting import announce

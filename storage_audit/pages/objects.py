@@ -13,11 +13,10 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from storage_audit.audit.decisions import tracking
 from storage_audit.audit.objects_in_hand import exclude_in_hand
-from storage_audit.formats import amount, placed_key, will_go
+from storage_audit.audit.untracking import kept_by_rows
+from storage_audit.formats import amount, placed_key, will_go, with_lines
 from storage_audit.models import R2Object, R2ObjectQuerySet
-from storage_audit.pages.acts import with_lines
 from storage_audit.pages.base import action
 from storage_audit.pages.confirming import Selection
 from storage_audit.pages.deleting import DeletingAdmin
@@ -144,7 +143,7 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
                 # Read once: another row may come to rest while we look at what keeps these.
                 locked = exclude_in_hand(chosen).select_for_update().values_list("pk", flat=True)
                 at_rest = chosen.filter(pk__any_of=list(locked))
-                kept = tracking.kept_by_rows(at_rest)
+                kept = kept_by_rows(at_rest)
                 rows = at_rest.exclude(pk__any_of=list(kept))
                 LogEntry.objects.log_actions(str(request.user.pk), rows, DELETION, note)
                 count = rows.forget()

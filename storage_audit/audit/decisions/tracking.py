@@ -3,8 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
-from itertools import chain, groupby
-from operator import itemgetter
+from itertools import chain
 from typing import NamedTuple
 
 from django.db import OperationalError
@@ -16,25 +15,24 @@ from storage_audit.audit import installation
 from storage_audit.audit.attribution import attribute
 from storage_audit.audit.covering import find_covering, why_covered
 from storage_audit.audit.decisions.base import (
-    CHUNK,
     Decision,
     Findings,
-    Left,
     Refusal,
     State,
     as_it_is,
     chunks,
 )
 from storage_audit.audit.discovery import find_owners, rows_by_identity
-from storage_audit.audit.keeping import find_about, find_keeping, why_left
+from storage_audit.audit.keeping import find_keeping, why_left
 from storage_audit.audit.objects_in_hand import exclude_in_hand
 from storage_audit.audit.ownership import layouts
 from storage_audit.audit.scan import rows
 from storage_audit.audit.scan.owners import Seen, recognise
-from storage_audit.bucket.listing import Identity, find, nfc
+from storage_audit.audit.untracking import kept_by_rows
+from storage_audit.bucket.listing import Identity, find
 from storage_audit.findings import Finding
 from storage_audit.locking import impatient
-from storage_audit.models import R2Object, R2ObjectQuerySet
+from storage_audit.models import R2Object
 from storage_audit.operations import CleanupOperation
 
 Kind = Finding.Kind
@@ -108,31 +106,6 @@ def untrack(findings: Findings) -> Decision:
         ]
         decision.resolve(gone, _("row removed: its object is not there"))
     return decision
-
-
-def kept_by_rows(rows: R2ObjectQuerySet) -> dict[int, Left]:
-    """By id, the rows that alone keep their objects from an open cleanup, or from a follow-up check
-    that is yet to begin: without its row a key is judged by its name. And those of files that a
-    person has acknowledged, in any spelling."""
-    found = sorted(rows.values_list("bucket", "key", "pk"))
-    text = _(
-        "Cleanup %(id)s could delete this file once its row is gone, so the row was kept. That"
-        " cleanup is %(status)s. Untrack the file when the cleanup is over."
-    )
-    kept, going = dict[int, Left](), {pk for _bucket, _key, pk in found}
-    acknowledged = Finding.objects.filter(state=State.ACKNOWLEDGED, escaped=False)
-    acknowledged = acknowledged.exclude(kind=Kind.UNFINISHED)
-    for start in range(0, len(found), CHUNK):
-        for bucket, some in groupby(found[start : start + CHUNK], itemgetter(0)):
-            pks = {key: pk for _bucket, key, pk in some}
-            # Rows of other spellings may stay. No store is asked here whether it folds them.
-            owners = find_owners(bucket, pks, nfc, {}, without=going)
-            for key, cleanup in find_covering(bucket, owners, follow_ups=True).items():
-                words = {"id": cleanup.pk, "status": cleanup.get_status_display()}
-                kept[pks[key]] = Left(key, text % words)
-            for key, finding in find_about(acknowledged, bucket, pks):
-                kept[pks[key]] = Left(key, why_left(finding))
-    return kept
 
 
 def kept_by_name(held: Mapping[str, Sequence[R2Object]], identity: Identity) -> dict[str, str]:

@@ -2,7 +2,7 @@ from argparse import ArgumentParser
 
 from django.core.management.base import CommandError
 
-from storage_audit.audit import incidents, notices
+from storage_audit.audit import incidents, notices, overview
 from storage_audit.incidents import Incident
 from storage_audit.management.console import FAILED, WRONG_USE
 from storage_audit.management.documented import DocumentedCommand
@@ -44,7 +44,7 @@ class Command(DocumentedCommand):
             self.look_and_send()
 
     def look_and_send(self) -> None:
-        incidents.notice()
+        incidents.notice(overview.latest_refused_ids())
         tried = notices.send_due()
         self.stdout.write(f"Incidents open: {Incident.objects.open().count()}.")
         if not incidents.recipients():

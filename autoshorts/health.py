@@ -8,8 +8,8 @@ from django.http import HttpRequest, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from storage_audit.audit.delays import delays
-from storage_audit.audit.diagnostics.database import lacking_migrations
+from storage_audit.alerts.lateness import delays
+from storage_audit.doctor.host_probes_database import lacking_migrations
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ admin.site.site_header = admin.site.site_title = _("AutoShorts administration")
 urlpatterns = [
     path("", RedirectView.as_view(pattern_name="admin:index")),
     path("admin/", admin.site.urls),
-    path("api/", include("storage_audit.api.urls")),
+    path("api/", include("storage_audit.urls")),
     path("metrics", metrics),
     path("health/", health.web),
     path("health/worker/", health.worker),

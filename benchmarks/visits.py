@@ -116,8 +116,8 @@ def listed_at(model: str) -> str:
 
 def items() -> dict[str, dict[str, str]]:
     """Views of one deletion's items, on its page."""
-    from storage_audit.items import CleanupItem
-    from storage_audit.pages.operation_items import ITEMS_A_PAGE, ByOutcome, name_of
+    from storage_audit.cleanup.admin.items import ITEMS_A_PAGE, ByOutcome, name_of
+    from storage_audit.cleanup.models.item import CleanupItem
 
     rows = CleanupItem.objects.filter(operation=UUID(DELETION))
     middle = rows.order_by(*ByOutcome.forwards)[rows.count() // 2]
@@ -139,8 +139,8 @@ def ends(model: str) -> dict[str, dict[str, str]]:
     from django.contrib.auth.models import User
     from django.test import RequestFactory
 
-    from storage_audit.pages.lists import LAST as END
-    from storage_audit.pages.lists import Edge
+    from storage_audit.ui.keyset_list import LAST as END
+    from storage_audit.ui.keyset_list import Edge
 
     request = RequestFactory().get(listed_at(model))
     request.user = User.objects.get()

@@ -11,31 +11,26 @@ class StorageAuditConfig(AppConfig):
         """Also the features' tables. models.py cannot import them, as they need its tables: that
         circle breaks as soon as another app's models import one of them first."""
         super().import_models()
-        from storage_audit import (  # noqa: F401
-            access,
-            daily_figures,
-            diagnoses,
-            findings,
-            incidents,
-            items,
-            jobs,
-            operations,
-            scan_parts,
-            scans,
-            store_calls,
-            timeline,
-        )
+        import storage_audit.alerts.models
+        import storage_audit.api.models
+        import storage_audit.bucket.models
+        import storage_audit.cleanup.models
+        import storage_audit.dashboard.models
+        import storage_audit.doctor.models
+        import storage_audit.findings.models
+        import storage_audit.scan.models  # noqa: F401
 
     def ready(self) -> None:
         # tasks also where no task is run: its receivers hear of the site's own, and the doctor's
         # modules note what code this process has loaded.
         from storage_audit import checks, signals, tasks  # noqa: F401
-        from storage_audit.audit import covering, incidents, keeping, settling, used_files
-        from storage_audit.audit.decisions import orphans
+        from storage_audit.alerts import alert_rules
+        from storage_audit.cleanup import open_decisions, settle, used_files
+        from storage_audit.findings import ignored, orphans
 
         checks.register_checks()
         signals.connect()
         # Cleanups know neither findings nor incidents.
-        covering.register_keeper(keeping)
-        settling.objects_gone.connect(orphans.resolve_gone)
-        used_files.files_lost.connect(incidents.begin_lost)
+        open_decisions.register_keeper(ignored)
+        settle.objects_gone.connect(orphans.resolve_gone)
+        used_files.files_lost.connect(alert_rules.begin_lost)

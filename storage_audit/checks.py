@@ -20,14 +20,14 @@ from django.db import (
 from django.db.models.deletion import get_candidate_relations_to_delete
 from django.utils.module_loading import import_string
 
-from storage_audit import projects, queue
-from storage_audit.audit import references
-from storage_audit.audit.key_format import LayoutError
-from storage_audit.audit.named_files import columns_of_projects, sample_key
-from storage_audit.audit.ownership import about_refused, layouts, refused_ids
+from storage_audit import project_model, queue
+from storage_audit.cleanup.named_files import columns_of_projects, sample_key
 from storage_audit.conf import conf
 from storage_audit.models import R2Object
 from storage_audit.origin import OriginMiddleware
+from storage_audit.ownership import references
+from storage_audit.ownership.key_format import LayoutError
+from storage_audit.ownership.owner import about_refused, layouts, refused_ids
 
 
 def register_checks() -> None:
@@ -57,8 +57,8 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 
 
 def check_projects() -> list[CheckMessage]:
-    name, owner = conf().project_field, projects.model()._meta.label
-    if tells_rows_apart(name) and isinstance(projects.field(), projects.ID_FIELDS):
+    name, owner = conf().project_field, project_model.model()._meta.label
+    if tells_rows_apart(name) and isinstance(project_model.field(), project_model.ID_FIELDS):
         return []
     hint = (
         "Name a field of whole numbers, text or UUIDs that no two rows share, that is never null"
@@ -72,7 +72,7 @@ def tells_rows_apart(name: str) -> bool:
     if name == "pk":
         return True
     try:
-        field: Any = projects.model()._meta.get_field(name)
+        field: Any = project_model.model()._meta.get_field(name)
     except FieldDoesNotExist:
         return False
     return field.concrete and not field.is_relation and field.unique and not field.null
@@ -93,7 +93,7 @@ def check_routers(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> lis
     """Cleanups decide by what they just wrote, which a replica may not have yet. A project that is
     written through another alias is no project to them, and its deletion would wait for itself."""
     ours = list(apps.get_app_config("storage_audit").get_models())
-    asked = [(router.db_for_read, ours), (router.db_for_write, [*ours, projects.model()])]
+    asked = [(router.db_for_read, ours), (router.db_for_write, [*ours, project_model.model()])]
     elsewhere = [
         model._meta.label
         for ask, models_asked in asked

@@ -31,7 +31,7 @@ class Conf:
     """`settings.STORAGE_AUDIT`, with lower-case names. A field without `repr` is a secret; the
     whole has none, as a traceback shows it just when an address has a password in it.
 
-    Without `layouts` and `kinds` those of AutoShorts are meant (audit/layouts.py); without
+    Without `layouts` and `kinds` those of AutoShorts are meant (ownership/key_formats.py); without
     `current_layout`, which names the one that uploads use, the first.
     """
 
@@ -47,7 +47,7 @@ class Conf:
     kinds: tuple[str, ...] = ()
     current_layout: str = ""
     # What else names files, beside FileFields whose storage may write to the bucket: text fields
-    # as "app.Model.field", and functions by their path; see audit/references.py.
+    # as "app.Model.field", and functions by their path; see ownership/references.py.
     references: tuple[str, ...] = ()
 
     discovery: str = "both"

@@ -17,6 +17,8 @@ from django.utils.deconstruct import deconstructible
 # With three spellings of each, some SQLites take no more variables in a statement (999).
 ASKED_AT_ONCE = 300
 
+# R2 sends ETags of some 40 characters.
+LONGEST_ETAG = 200
 BYTEWISE = {"postgresql": "C", "sqlite": "BINARY"}
 
 

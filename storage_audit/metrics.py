@@ -28,13 +28,13 @@ from prometheus_client.registry import Collector
 from storage_audit import __version__, queue
 from storage_audit.api.auth import BearerToken, StaffSession, require
 from storage_audit.api.problems import speaking
-from storage_audit.audit.overview import Amount, last_complete_scan, left_behind_in_time
+from storage_audit.bucket.models import StoreCalls
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.conf import conf
-from storage_audit.findings import Finding
-from storage_audit.operations import CleanupOperation
+from storage_audit.dashboard.daily_figures import Amount, last_complete_scan, left_behind_in_time
+from storage_audit.findings.models import Finding
 from storage_audit.redaction import visible
-from storage_audit.scans import FIGURES
-from storage_audit.store_calls import StoreCalls
+from storage_audit.scan.models.scan import FIGURES
 
 PREFIX = "storage_audit_"
 PERMISSION = "storage_audit.view_cleanupoperation"

@@ -15,11 +15,11 @@ from django.db.models.functions import Coalesce, Upper
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from storage_audit import projects
-from storage_audit.bucket.wire import LONGEST_ETAG
+from storage_audit import project_model
 from storage_audit.clocks import is_recent, lately
 from storage_audit.conf import conf
 from storage_audit.fields import (
+    LONGEST_ETAG,
     Bytewise,
     BytewiseTextField,
     after_prefix,
@@ -163,14 +163,14 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
 
     def stranded(self) -> Self:
         """Ids that nobody said are deleted, while the table of projects has not a single row."""
-        return self.filter(self.model.UNSAID, ~Exists(projects.rows()))
+        return self.filter(self.model.UNSAID, ~Exists(project_model.rows()))
 
     def reappeared(self) -> Self:
         return self.filter(self._project_exists(), deleted_at__isnull=False)
 
     @staticmethod
     def _project_exists() -> Exists:
-        return Exists(projects.rows().filter(storage_audit_id=OuterRef("pk")))
+        return Exists(project_model.rows().filter(storage_audit_id=OuterRef("pk")))
 
 
 class KnownProject(models.Model):
@@ -261,7 +261,7 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
         """Rows that a backfill wrote, or whose project is no more, as somebody said."""
         owner = OuterRef("project_id")
         known = KnownProject.objects
-        alive = Exists(projects.rows().filter(storage_audit_id=owner))
+        alive = Exists(project_model.rows().filter(storage_audit_id=owner))
         unsaid = Exists(known.filter(known.model.UNSAID, pk=owner))
         return self.filter(
             Q(project_id=None) | Q(source=self.model.Source.BACKFILL) | ~alive & ~unsaid
@@ -386,7 +386,8 @@ class Installation(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     fingerprint = models.CharField(_("database fingerprint"), max_length=64)
     claimed_at = models.DateTimeField(_("claimed"), default=timezone.now)
-    # By bucket, how its listing shows the marker that was written there: see audit/installation.py.
+    # By bucket, how its listing shows the marker that was written there:
+    # see ownership/bucket_marker.py.
     markers = models.JSONField(default=dict, editable=False)
     only = models.BooleanField(default=True, unique=True, editable=False)
 

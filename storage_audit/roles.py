@@ -18,7 +18,7 @@ from django.db.models.deletion import get_candidate_relations_to_delete
 from django.http import HttpRequest
 from django.utils.translation import gettext as _
 
-from storage_audit import projects
+from storage_audit import project_model
 
 F = TypeVar("F", bound=Callable[..., Any])
 LOOKED_AT = (
@@ -120,7 +120,7 @@ def pages_of(row: Model) -> "list[ModelAdmin[Any]]":
     concrete = row._meta.concrete_model
     registered = [pair for site in all_admin_sites() for pair in site._registry.items()]
     mine = [(model, page) for model, page in registered if model._meta.concrete_model is concrete]
-    own = [page for model, page in mine if model in (concrete, projects.model())]
+    own = [page for model, page in mine if model in (concrete, project_model.model())]
     return own or [page for _model, page in mine]
 
 
@@ -149,13 +149,13 @@ def has_own_deletion(
     of the project model; the others are called only by Django's own pages of deletion."""
     parts = [each for row in rows for each in parts_of(row)]
     pages = {page for each in parts for page in pages_of(each)} | ({acting} if acting else set())
-    models: set[type[Model]] = {projects.model(), *map(type, parts)}
+    models: set[type[Model]] = {project_model.model(), *map(type, parts)}
     models |= {page.model for page in pages}
     listed = [page.get_queryset(request) for page in pages]
     listed += [manager.get_queryset() for model in models for manager in model._meta.managers]
     return (
         any(has_own_ways(request, page) for page in pages)
-        or any(model.delete not in (Model.delete, projects.model().delete) for model in models)
+        or any(model.delete not in (Model.delete, project_model.model().delete) for model in models)
         or any(type(each).delete is not QuerySet.delete for each in listed)
     )
 

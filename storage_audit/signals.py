@@ -17,11 +17,12 @@ from django.db.models.signals import (
 )
 from django.utils import timezone
 
-from storage_audit import projects, queue
-from storage_audit.audit import counting, named_files, project_deletion, requests, succession
-from storage_audit.items import Row
+from storage_audit import project_model, queue
+from storage_audit.bucket import request_stats_counting
+from storage_audit.cleanup import delete_projects, named_files, requests, succession
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import Row
 from storage_audit.models import KnownProject, R2Object
-from storage_audit.operations import CleanupOperation
 from storage_audit.origin import current_origin
 
 Trigger = CleanupOperation.Trigger
@@ -37,7 +38,9 @@ def connect() -> None:
         apps.get_app_config("storage_audit"),
         dispatch_uid="storage_audit.schedule",
     )
-    request_finished.connect(counting.keep_after_request, dispatch_uid="storage_audit.counted")
+    request_finished.connect(
+        request_stats_counting.keep_after_request, dispatch_uid="storage_audit.counted"
+    )
 
 
 def connect_late_model(sender: type[models.Model], **kwargs: Any) -> None:
@@ -52,7 +55,7 @@ def connect_model(sender: type[models.Model]) -> None:
     To save a child saves the project's row as well, and signals only the child. A deletion signals
     each of them.
     """
-    project = projects.model()._meta.concrete_model or projects.model()
+    project = project_model.model()._meta.concrete_model or project_model.model()
     if issubclass(sender, project):
         post_save.connect(project_saved, sender, dispatch_uid="storage_audit.saved")
     if sender._meta.concrete_model is project:
@@ -83,10 +86,10 @@ def project_saved(
     update_fields: Collection[str] | None = None,
     **kwargs: Any,
 ) -> None:
-    if raw and instance._meta.concrete_model is not projects.model()._meta.concrete_model:
+    if raw and instance._meta.concrete_model is not project_model.model()._meta.concrete_model:
         return  # A fixture has the project's row apart, and not its values in the child.
     # Without all fields saved, the instance may hold an id that no row has.
-    id_of = projects.id_of if update_fields is None else projects.stored_id
+    id_of = project_model.id_of if update_fields is None else project_model.stored_id
     project_id, evidence = id_of(instance), KnownProject.Evidence.SAVED
     KnownProject.objects.saw_alive(project_id, evidence, created=created)
 
@@ -94,7 +97,7 @@ def project_saved(
 @of_default_database
 def project_to_be_deleted(instance: models.Model, **kwargs: Any) -> None:
     # Once the row is gone it cannot be asked, and the instance may hold another id by now.
-    vars(instance)["storage_audit_id"] = project_id = projects.stored_id(instance)
+    vars(instance)["storage_audit_id"] = project_id = project_model.stored_id(instance)
     projects_of_call().add(project_id)
     vars(instance)["storage_audit_named"] = named_files.named_by(instance)
 
@@ -102,7 +105,7 @@ def project_to_be_deleted(instance: models.Model, **kwargs: Any) -> None:
 @of_default_database
 def project_deleted(instance: models.Model, **kwargs: Any) -> None:
     project_id, now, origin = vars(instance)["storage_audit_id"], timezone.now(), current_origin()
-    forced = origin.forced and project_deletion.is_asked_for(projects_of_call())
+    forced = origin.forced and delete_projects.is_asked_for(projects_of_call())
     KnownProject.objects.saw_deleted(project_id, now, KnownProject.Evidence.DELETED)
     operations = succession.request_cleanups(
         project_id,
@@ -112,7 +115,7 @@ def project_deleted(instance: models.Model, **kwargs: Any) -> None:
     )
     named_files.note(operations, vars(instance)["storage_audit_named"], projects_of_call())
     requests.enqueue_on_commit(operations)
-    project_deletion.note(project_id)
+    delete_projects.note(project_id)
 
 
 @of_default_database

@@ -11,14 +11,14 @@ from django.utils.translation import gettext as _
 from storages.backends.s3 import S3File, S3Storage
 from storages.utils import clean_name
 
-from storage_audit.audit import installation
-from storage_audit.audit.ownership import layouts
-from storage_audit.bucket import listing, r2
+from storage_audit.bucket import listing, s3
 from storage_audit.conf import conf
-from storage_audit.file_deletion import Deletion, folds_spellings, identity_for
+from storage_audit.ownership import bucket_marker
+from storage_audit.ownership.owner import layouts
 from storage_audit.redaction import visible
-from storage_audit.tracking_rows import check_key, is_in_transaction_of_sqlite
-from storage_audit.upload import KeyBeingDeleted, NameTaken, Upload, is_barred
+from storage_audit.tracking.delete_file import Deletion, folds_spellings, identity_for
+from storage_audit.tracking.upload import KeyBeingDeleted, NameTaken, Upload, is_barred
+from storage_audit.tracking.upload_rows import check_key, is_in_transaction_of_sqlite
 
 __all__ = ["KeyBeingDeleted", "TrackedFile", "TrackedStorage", "key_for"]
 
@@ -76,7 +76,7 @@ class TrackedStorage(S3Storage):
             "bucket_name": settings.bucket,
             "endpoint_url": settings.endpoint_url,
             "region_name": settings.region,
-            "client_config": r2.client_config(attempts=3),
+            "client_config": s3.client_config(attempts=3),
             "default_acl": None,
             "file_overwrite": False,
             # A layout is a whole key; AWS_LOCATION is meant for another storage.
@@ -87,7 +87,7 @@ class TrackedStorage(S3Storage):
     def connection(self) -> Any:
         resource = super().connection
         if not getattr(resource.meta.client, "prepared", False):
-            r2.prepare(resource.meta.client)
+            s3.prepare(resource.meta.client)
             resource.meta.client.prepared = True
         return resource
 
@@ -184,5 +184,5 @@ def is_listed(bucket: str, key: str) -> bool:
     gone. Raises StoreError and Mismatch."""
     identity = identity_for(folds_spellings(bucket, key))
     there = listing.find(bucket, [key], identity)
-    installation.see_marker(bucket)
+    bucket_marker.see_marker(bucket)
     return bool(there)

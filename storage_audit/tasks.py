@@ -17,20 +17,22 @@ from django_q.conf import Conf
 from django_q.signals import post_execute_in_worker, pre_execute
 
 from storage_audit import logs, queue
-from storage_audit.audit import cleanup, incidents, jobs, notices, overview, requests, vanished
-from storage_audit.audit.counting import counted
-from storage_audit.audit.diagnostics.comparison import WORKER_ANSWERS_WITHIN
-from storage_audit.audit.diagnostics.examination import examine
-from storage_audit.audit.scan.requests import TooCostly, refuse_beside_another, share, start_scan
-from storage_audit.audit.scan.worker import work_on_scan
+from storage_audit.alerts import alert_rules, deliver
+from storage_audit.alerts.models import Delivery
+from storage_audit.bucket.request_stats_counting import counted
+from storage_audit.cleanup import bulk, requests, runner, vanished_projects
+from storage_audit.cleanup.models.bulk_job import Job
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
-from storage_audit.diagnoses import Diagnosis
-from storage_audit.incidents import Delivery
-from storage_audit.jobs import Job
-from storage_audit.operations import CleanupOperation
-from storage_audit.scans import BucketScan
-from storage_audit.transitions import IllegalTransition
+from storage_audit.dashboard import daily_figures
+from storage_audit.doctor.compare_processes import WORKER_ANSWERS_WITHIN
+from storage_audit.doctor.models import Diagnosis
+from storage_audit.doctor.run_checks import examine
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.start import TooCostly, refuse_beside_another, share, start_scan
+from storage_audit.scan.worker import work_on_scan
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ QUEUE_IS_LONG = 100
 @counted()
 def run_operation(operation_id: str) -> str:
     """Work on an operation for one slice; returns its status for the queue's own records."""
-    operation = cleanup.run_slice(UUID(operation_id))
+    operation = runner.run_slice(UUID(operation_id))
     if operation is None:
         return queue.HELD
     running = CleanupOperation.Status.RUNNING
@@ -52,7 +54,7 @@ def run_operation(operation_id: str) -> str:
         requests.enqueue(operation.pk)
     else:
         enqueue_next(operation)
-    return queue.GIVEN_UP if operation.takeovers >= cleanup.TAKEOVERS else operation.status
+    return queue.GIVEN_UP if operation.takeovers >= runner.TAKEOVERS else operation.status
 
 
 def enqueue_next(operation: CleanupOperation) -> None:
@@ -85,7 +87,7 @@ def sweep() -> dict[str, int]:
             for operation_id in reversed(ids := list(forgotten)):
                 every.callback(requests.enqueue, operation_id)
     finally:
-        noticed = vanished.notice()
+        noticed = vanished_projects.notice()
     take_figures()
     return {"vanished": noticed, "enqueued": len(ids)}
 
@@ -100,7 +102,7 @@ def bring_forward(now: datetime) -> None:
 def take_figures() -> None:
     """Last of all, as nothing depends on them, and to count everything takes a while."""
     try:
-        overview.take_figures()
+        daily_figures.take_figures()
     except Exception:
         logger.exception("The day's figures were not taken; the next sweep tries again.")
 
@@ -120,18 +122,18 @@ def take_up_jobs(now: datetime) -> None:
     if queue.own_ready_tasks(now) < QUEUE_IS_LONG:
         forgotten = Job.objects.forgotten(now - ENQUEUE_AGAIN_AFTER)
         for job_id in list(forgotten.values_list("pk", flat=True)):
-            jobs.enqueue_job(job_id)
+            bulk.enqueue_job(job_id)
 
 
 def run_job(job_id: str) -> str:
-    return jobs.run_turn(UUID(job_id))
+    return bulk.run_turn(UUID(job_id))
 
 
 def tell_people() -> None:
     """Keep account of what needs a person, and have a worker send what is to be told of it. What
     else a sweep does depends on neither."""
     try:
-        incidents.notice(overview.latest_refused_ids())
+        alert_rules.notice(daily_figures.latest_refused_ids())
         have_notices_sent(timezone.now())
     except Exception:
         logger.exception("Nobody could be told of what needs a person; the next sweep tries again.")
@@ -139,14 +141,14 @@ def tell_people() -> None:
 
 def have_notices_sent(now: datetime) -> None:
     if conf().sync:
-        notices.send_due()
+        deliver.send_due()
     elif Delivery.objects.due(now).exists() and queue.own_ready_tasks(now) < QUEUE_IS_LONG:
         queue.send_task(queue.SEND_NOTICES)
 
 
 def send_notices() -> str:
     """Returns what the queue's own records are to say."""
-    tried = notices.send_due()
+    tried = deliver.send_due()
     return f"{sum(each.is_sent for each in tried)} of {len(tried)} messages sent"
 
 

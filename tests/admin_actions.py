@@ -6,11 +6,11 @@ from typing import Any
 
 from django.urls import reverse
 
-from storage_audit.bucket.r2 import list_page
-from storage_audit.findings import Finding
+from storage_audit.bucket.s3 import list_page
+from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.pages.base import DJANGO_6_1
-from storage_audit.scans import BucketScan
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.ui.model_admin import DJANGO_6_1
 from tests.bucket import Bucket
 from tests.site_pages import pk_of
 

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 
-from storage_audit.access import ApiToken
+from storage_audit.api.models import ApiToken
 
 API = "/api/v1"
 PROBLEM = "application/problem+json"

@@ -7,8 +7,8 @@ from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 
 from devtools.store import Store
-from storage_audit.audit import installation
 from storage_audit.models import Project
+from storage_audit.ownership import bucket_marker
 from storage_audit.storage import key_for
 
 BUCKETS = ["tests", "other", "empty"]
@@ -26,7 +26,7 @@ class Bucket:
 
     def keys(self) -> set[str]:
         """All but the application's own marker."""
-        return set(self.r2.keys(self.name)) - {installation.MARKER}
+        return set(self.r2.keys(self.name)) - {bucket_marker.MARKER}
 
     def facts(self, start: str = "") -> dict[str, tuple[int, str]]:
         """Size and etag of what starts so."""
@@ -38,9 +38,9 @@ class Bucket:
 
     def set_marker(self, **changes: object) -> None:
         """Claim the bucket with a marker that has these fields."""
-        content = json.loads(self.r2.read(installation.MARKER, self.name))
-        self.put(installation.MARKER, body=json.dumps({**content, **changes}).encode())
-        installation.record_marker(self.name)
+        content = json.loads(self.r2.read(bucket_marker.MARKER, self.name))
+        self.put(bucket_marker.MARKER, body=json.dumps({**content, **changes}).encode())
+        bucket_marker.record_marker(self.name)
 
     def upload(self, project_id: str, filename: str = "take.mp4", body: bytes = b"take") -> str:
         """Save a file as the application does; the project is made when it is not there."""

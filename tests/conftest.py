@@ -35,16 +35,18 @@ from devtools.local_r2 import LocalR2
 from devtools.processes import stop_on_signals
 from devtools.seaweedfs import SeaweedFS
 from storage_audit import queue
-from storage_audit.access import ApiToken
-from storage_audit.audit import cleanup, incidents, installation, pace, verification
-from storage_audit.audit.scan.requests import start_scan
-from storage_audit.audit.scan.worker import work_on_scan
-from storage_audit.bucket import calls
+from storage_audit.alerts import alert_rules
+from storage_audit.api.models import ApiToken
+from storage_audit.bucket import request_stats
+from storage_audit.cleanup import adaptive_batch, runner, verify
+from storage_audit.cleanup.models.bulk_job import Job
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.clocks import DatabaseNow
-from storage_audit.diagnoses import Diagnosis
-from storage_audit.jobs import Job
+from storage_audit.doctor.models import Diagnosis
 from storage_audit.models import Installation, Project
-from storage_audit.operations import CleanupOperation
+from storage_audit.ownership import bucket_marker
+from storage_audit.scan.start import start_scan
+from storage_audit.scan.worker import work_on_scan
 from tests import leftovers
 from tests.bucket import BUCKETS, Bucket
 from tests.keys import KEY_OF_PROJ_10
@@ -171,14 +173,14 @@ def nothing_is_left_behind(django_db_blocker: DjangoDbBlocker) -> Iterator[None]
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """After trouble with the store, where it does not ask for one, or before a second look; other
     processes have theirs."""
-    monkeypatch.setattr(pace, "PAUSE", 0.0)
-    monkeypatch.setattr(verification, "ABSENCE_PAUSE", timedelta(0))
+    monkeypatch.setattr(adaptive_batch, "PAUSE", 0.0)
+    monkeypatch.setattr(verify, "ABSENCE_PAUSE", timedelta(0))
 
 
 @pytest.fixture
 def unhurried(no_pauses: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the pause before a second look at what is missing."""
-    monkeypatch.setattr(verification, "ABSENCE_PAUSE", timedelta(minutes=1))
+    monkeypatch.setattr(verify, "ABSENCE_PAUSE", timedelta(minutes=1))
 
 
 @pytest.fixture(autouse=True)
@@ -193,7 +195,7 @@ def no_admin_sites_of_others() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def no_calls_of_others() -> None:
     """What earlier tests called the store for is not written down in this one."""
-    with calls.take():
+    with request_stats.take():
         pass
 
 
@@ -269,11 +271,11 @@ def bucket(local_r2: LocalR2, transactional_db: None, claims: list[Claim]) -> Bu
         claims[0].row.save(force_insert=True)
     else:
         claim_as_before(found, claims)
-        marker = local_r2.read(installation.MARKER, found.name)
+        marker = local_r2.read(bucket_marker.MARKER, found.name)
         claims[:] = [Claim(Installation.objects.get(), marker, *local_r2.facts(found.name))]
     # Or the first page that is read at this address would ask for the marker.
-    installation.traits_in(found.name, json.loads(claims[0].marker))
-    with calls.take():
+    bucket_marker.traits_in(found.name, json.loads(claims[0].marker))
+    with request_stats.take():
         pass
     return found
 
@@ -281,10 +283,10 @@ def bucket(local_r2: LocalR2, transactional_db: None, claims: list[Claim]) -> Bu
 def claim_as_before(bucket: Bucket, claims: list[Claim]) -> None:
     if claims:
         claims[0].row.save(force_insert=True)
-        bucket.put(installation.MARKER, body=claims[0].marker)
-        installation.record_marker(bucket.name)
+        bucket.put(bucket_marker.MARKER, body=claims[0].marker)
+        bucket_marker.record_marker(bucket.name)
     else:
-        installation.claim(bucket.name)
+        bucket_marker.claim(bucket.name)
 
 
 @pytest.fixture(scope="module")
@@ -349,8 +351,8 @@ def world(bucket: Bucket, settings: Settings, caplog: pytest.LogCaptureFixture) 
     bucket.put("stranger")
     list(work_on_scan(start_scan()))
     Project.objects.get(pk="proj_2").delete()
-    assert cleanup.run(CleanupOperation.objects.get().pk).status == "blocked"
-    incidents.notice()
+    assert runner.run(CleanupOperation.objects.get().pk).status == "blocked"
+    alert_rules.notice()
     facts = {"name": "t", "func": "time.time", "started": timezone.now(), "stopped": timezone.now()}
     for success in (True, False):
         Task.objects.create(id=f"{success}", success=success, **facts)

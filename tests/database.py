@@ -17,7 +17,7 @@ from django_q.models import OrmQ
 from django_q.signing import SignedPackage
 
 from storage_audit import locking, migrations
-from storage_audit.store_calls import StoreCalls
+from storage_audit.bucket.models import StoreCalls
 from tests.bucket import Bucket
 
 T = TypeVar("T")

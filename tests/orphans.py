@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
-from storage_audit.audit.decisions import orphans
-from storage_audit.findings import Finding
-from storage_audit.operations import CleanupOperation
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.findings import orphans
+from storage_audit.findings.models import Finding
 from tests.builders import list_ids
 from tests.promises import run
 

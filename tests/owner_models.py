@@ -10,8 +10,8 @@ from django.db import OperationalError, connection, models
 from django.db.models.signals import post_delete, post_save, pre_delete
 
 from storage_audit import signals
-from storage_audit.audit import cleanup
-from storage_audit.operations import CleanupOperation
+from storage_audit.cleanup import runner
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from tests.promises import Status
 
 ON_POSTGRESQL = connection.vendor == "postgresql"
@@ -35,14 +35,14 @@ def create_table(model: type[models.Model]) -> Iterator[Any]:
 
 def assert_cleanup_waits(operation: CleanupOperation) -> None:
     if ON_POSTGRESQL:
-        left = cleanup.run(operation.pk)
+        left = runner.run(operation.pk)
         assert left.status == Status.INCOMPLETE
         assert left.error == "Project proj_1 is just being created, or deleted again."
         return
     with connection.cursor() as cursor:
         cursor.execute("PRAGMA busy_timeout = 100")
     with pytest.raises(OperationalError, match="locked"):
-        cleanup.run(operation.pk)
+        runner.run(operation.pk)
     connection.close()
 
 

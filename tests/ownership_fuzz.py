@@ -26,8 +26,8 @@ from django.db import connections, transaction  # noqa: E402
 from django.test import override_settings  # noqa: E402
 from django.utils import timezone  # noqa: E402
 
-from storage_audit.audit.ownership import Deleted, alive_among, judge, layouts  # noqa: E402
 from storage_audit.models import KnownProject, Project, R2Object  # noqa: E402
+from storage_audit.ownership.owner import Deleted, alive_among, judge, layouts  # noqa: E402
 from tests.ownership_oracle import ID, KINDS, Row, claim  # noqa: E402
 
 EPILOG = """\

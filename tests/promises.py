@@ -16,15 +16,15 @@ from devtools.faults.kinds import changed
 from devtools.faults.matching import is_delete_batch, is_listing, keys_sent, on
 from devtools.faults.pages import contents, with_contents
 from devtools.faults.proxy import FaultyStore
-from storage_audit.audit import cleanup, deletion, requests, retention, verification
-from storage_audit.audit.project_deletion import delete_project_by_id
-from storage_audit.audit.sending import Planned, Proof
-from storage_audit.audit.work import Work
 from storage_audit.bucket import deleters, listing
 from storage_audit.bucket.deleters import Sent
-from storage_audit.items import CleanupItem
+from storage_audit.cleanup import delete_batches, requests, retention, runner, verify
+from storage_audit.cleanup.delete_pipeline import Planned, Proof
+from storage_audit.cleanup.delete_projects import delete_project_by_id
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.turn import Work
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
 from tests.bucket import Bucket
 
@@ -56,7 +56,7 @@ def force_delete(project_id: str, user: str) -> list[CleanupOperation]:
 
 def run(operation: CleanupOperation) -> CleanupOperation:
     """Do what workers would do until nothing is to be done now."""
-    return cleanup.run(operation.pk)
+    return runner.run(operation.pk)
 
 
 def delete(project_id: str) -> CleanupOperation:
@@ -177,28 +177,28 @@ def counted(operation: CleanupOperation, names: Iterable[str]) -> tuple[int, int
 
 def between_plan_and_batch(patch: pytest.MonkeyPatch, *effects: Callable[[], object]) -> None:
     """Let these happen once, after the plan is frozen and before its first batch is proved."""
-    original, todo = deletion.prove, list(effects)
+    original, todo = delete_batches.prove, list(effects)
 
     def prove(work: Work, batch: list[Planned]) -> Proof:
         while todo:
             todo.pop(0)()
         return original(work, batch)
 
-    patch.setattr(deletion, "prove", prove)
+    patch.setattr(delete_batches, "prove", prove)
 
 
 def between_batch_and_verification(
     patch: pytest.MonkeyPatch, *effects: Callable[[], object]
 ) -> None:
     """Let these happen once, after the first look at what was deleted has begun."""
-    original, todo = verification.look_at_keys, list(effects)
+    original, todo = verify.look_at_keys, list(effects)
 
     def look_at_keys(work: Work) -> None:
         while todo:
             todo.pop(0)()
         original(work)
 
-    patch.setattr(verification, "look_at_keys", look_at_keys)
+    patch.setattr(verify, "look_at_keys", look_at_keys)
 
 
 def fill_project(bucket: Bucket, count: int) -> list[str]:

@@ -15,8 +15,8 @@ from django_q.signing import SignedPackage
 
 from devtools.processes import Child
 from storage_audit import queue
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.keys import KEY_OF_PROJ_10
 from tests.paths import ROOT

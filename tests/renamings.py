@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from storage_audit.audit import renaming
-from storage_audit.audit.new_names import Renaming
-from storage_audit.findings import Finding
+from storage_audit.findings import rename
+from storage_audit.findings.models import Finding
+from storage_audit.findings.rename_plan import Renaming
 from tests.bucket import Bucket
 from tests.builders import create_findings
 from tests.promises import check
@@ -23,7 +23,7 @@ def create_misnamed(bucket: Bucket, *keys: str, project_id: str = "proj_1") -> l
 
 def rename_findings(*findings: Finding) -> list[Renaming]:
     fresh = Finding.objects.filter(pk__in=[finding.pk for finding in findings])
-    return list(renaming.rename(fresh))
+    return list(rename.rename(fresh))
 
 
 def assert_kept(bucket: Bucket, finding: Finding, *keys: str) -> None:

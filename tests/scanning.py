@@ -9,27 +9,27 @@ from uuid import UUID
 import pytest
 from django.utils import timezone
 
-from storage_audit.audit import installation
-from storage_audit.audit.installation import Traits, name_marker
-from storage_audit.audit.ownership import layouts, plain_under
-from storage_audit.audit.scan import batch, lanes, worker
-from storage_audit.audit.scan.lanes import Stretch
-from storage_audit.audit.scan.requests import start_scan
-from storage_audit.audit.scan.witness import Witness
-from storage_audit.audit.scan.worker import work_on_scan
-from storage_audit.bucket import uploads
+from storage_audit.bucket import multipart
 from storage_audit.bucket.listing import as_bytes, exact
-from storage_audit.bucket.r2 import Listed, Page
-from storage_audit.bucket.wire import Entries, Entry
+from storage_audit.bucket.listing_xml import Entries, Entry
+from storage_audit.bucket.s3 import Listed, Page
 from storage_audit.conf import conf
-from storage_audit.findings import Finding
+from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object
-from storage_audit.scan_parts import ScanShard
-from storage_audit.scans import BucketScan
+from storage_audit.ownership import bucket_marker
+from storage_audit.ownership.bucket_marker import Traits, name_marker
+from storage_audit.ownership.owner import layouts, plain_under
+from storage_audit.scan import compare, fetchers, worker
+from storage_audit.scan.fetchers import Stretch
+from storage_audit.scan.marker_sighting import Witness
+from storage_audit.scan.models.parts import ScanShard
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.start import start_scan
+from storage_audit.scan.worker import work_on_scan
 from tests.bucket import Bucket
 
 MODIFIED = datetime(2026, 1, 1, tzinfo=UTC)
-MARKER = Listed(installation.MARKER, 7, "etag", MODIFIED)
+MARKER = Listed(bucket_marker.MARKER, 7, "etag", MODIFIED)
 # Rows are as old as that, unless a test says otherwise.
 LONG_AGO = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -89,15 +89,15 @@ class Listing:
         for place in ("bucket.r2", "audit.scan.shards"):
             patch.setattr(f"storage_audit.{place}.PAGE", self.size)
         known = traits or Traits(folds_unicode=False, lists_in_key_order=True)
-        patch.setattr(installation, "identify", lambda bucket: known)
-        patch.setattr(installation, "find_marker", lambda bucket: MARKER)
-        patch.setattr(installation, "see_marker", lambda bucket: name_marker(MARKER))
-        patch.setattr(uploads, "unfinished", lambda bucket, prefix: iter([]))
+        patch.setattr(bucket_marker, "identify", lambda bucket: known)
+        patch.setattr(bucket_marker, "find_marker", lambda bucket: MARKER)
+        patch.setattr(bucket_marker, "see_marker", lambda bucket: name_marker(MARKER))
+        patch.setattr(multipart, "unfinished", lambda bucket, prefix: iter([]))
 
 
 def quick(patch: pytest.MonkeyPatch) -> None:
     """No pauses, of those that there are between tries and looks."""
-    patch.setattr(lanes, "PAUSES", (0.0, 0.0, 0.0))
+    patch.setattr(fetchers, "PAUSES", (0.0, 0.0, 0.0))
     patch.setattr(worker, "PAUSE", 0.01)
 
 
@@ -174,7 +174,7 @@ class SeesMarker(Witness):
 
 
 def record(found: BucketScan, token: UUID, stretches: Sequence[Stretch]) -> None:
-    batch.record(found, token, stretches, exact, SeesMarker())
+    compare.record(found, token, stretches, exact, SeesMarker())
 
 
 def later(found: BucketScan, by: timedelta) -> None:

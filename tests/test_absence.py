@@ -6,12 +6,13 @@ import pytest
 
 from devtools.faults.matching import is_delete_batch, on
 from devtools.faults.proxy import FaultyStore, Reply
-from storage_audit.audit import deletion, sending, verification
-from storage_audit.audit.sending import Flight, Planned, Proof
-from storage_audit.audit.work import Work
 from storage_audit.bucket.deleters import Sent
+from storage_audit.cleanup import delete_batches, delete_pipeline
+from storage_audit.cleanup import verify as verification
+from storage_audit.cleanup.delete_pipeline import Flight, Planned, Proof
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.turn import Work
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.promises import (
     alive,
@@ -59,13 +60,13 @@ def test_file_that_the_store_refused_to_delete_is_looked_for_again(
     refusal = f"<Error><Key>{key}</Key><Code>ObjectLockedByBucketPolicy</Code></Error>"
     answer = f"<DeleteResult>{refusal}</DeleteResult>".encode()
     store.rules.append(on(is_delete_batch, Reply(200, answer)))
-    record_answers = sending.record_answers
+    record_answers = delete_pipeline.record_answers
 
     def record_and_hide(operation: CleanupOperation, proof: Proof, sent: Sent) -> None:
         record_answers(operation, proof, sent)
         hide(store, key)
 
-    monkeypatch.setattr(sending, "record_answers", record_and_hide)
+    monkeypatch.setattr(delete_pipeline, "record_answers", record_and_hide)
     operation = end_after_the_pause(delete("proj_1"), store)
     assert outcomes(operation) == {key: "failed"}
     check(bucket)
@@ -95,7 +96,7 @@ def test_file_that_was_in_no_call_is_not_called_deleted(
 ) -> None:
     """The looks contradict each other until somebody else deletes it."""
     key = bucket.upload("proj_1")
-    prove, looks = deletion.prove, list[int]()
+    prove, looks = delete_batches.prove, list[int]()
 
     def contradict(work: Work, batch: list[Planned]) -> Proof:
         looks.append(len(looks))
@@ -106,7 +107,7 @@ def test_file_that_was_in_no_call_is_not_called_deleted(
             bucket.r2.remove(key, bucket.name)
         return proof
 
-    monkeypatch.setattr(deletion, "prove", contradict)
+    monkeypatch.setattr(delete_batches, "prove", contradict)
     operation = let_the_pause_end(delete("proj_1"))
     assert len(looks) == 2 and not store.asked(is_delete_batch)
     assert outcomes(operation) == {key: "already_absent"}

@@ -21,14 +21,15 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from storage_audit import exports as texts
-from storage_audit.access import ApiToken
-from storage_audit.findings import Finding
-from storage_audit.incidents import Incident
-from storage_audit.jobs import Job
+from storage_audit.alerts.models import Incident
+from storage_audit.api.models import ApiToken
+from storage_audit.cleanup.models.bulk_job import Job
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.findings.admin import leftover_pages
+from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.pages import exports, left_behind
-from storage_audit.scans import BucketScan
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.ui import downloads
 from tests.admin_client import page, signed_in, superuser, words
 from tests.builders import add_item, create_finding, create_scan, track_keys
 
@@ -304,7 +305,7 @@ def test_the_items_of_an_operation_are_exported_as_its_page_chooses_them(
 def test_all_that_is_left_behind_is_exported_by_whoever_tells_of_it(
     operation: CleanupOperation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(left_behind, "A_PAGE", 7)
+    monkeypatch.setattr(leftover_pages, "A_PAGE", 7)
     orphan = create_finding("zz", evidence="=its project is gone")
     CleanupOperation.objects.filter(pk=operation.pk).update(
         kind="verify",
@@ -339,11 +340,11 @@ def test_all_that_is_left_behind_is_exported_by_whoever_tells_of_it(
 
 
 def test_what_is_left_behind_is_read_while_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(left_behind, "A_PAGE", 7)
+    monkeypatch.setattr(leftover_pages, "A_PAGE", 7)
     scan = create_scan()
     for n in range(50):
         create_finding(f"k{n:02}", scan=scan)
-    rows = left_behind.everything()
+    rows = leftover_pages.everything()
     with CaptureQueriesContext(connection) as queries:
         next(rows)
         of_a_page = len(queries)
@@ -367,7 +368,7 @@ def peak(count: int) -> int:
     """The most memory that an export of so many rows takes."""
     ids = (KnownProject(pk=f"proj_{count}_{n:06}", evidence="saved") for n in range(count))
     KnownProject.objects.bulk_create(ids, batch_size=5000)
-    answer = exports.answer("csv", KnownProject.objects.order_by("pk"), ["id", "evidence"])
+    answer = downloads.answer("csv", KnownProject.objects.order_by("pk"), ["id", "evidence"])
     lines = 0
     tracemalloc.start()
     for piece in answer:
@@ -391,7 +392,7 @@ def test_the_server_gives_the_rows_as_they_are_read() -> None:
     """What the client's library held would be in no figure of Python's, and a result that is held
     for a time without a transaction would be written down first."""
     KnownProject.objects.bulk_create(KnownProject(pk=f"proj_{n}") for n in range(5000))
-    rows: Any = exports.values(KnownProject.objects.all(), ["id"])
+    rows: Any = downloads.values(KnownProject.objects.all(), ["id"])
     next(rows)
     with connection.cursor() as cursor:
         cursor.execute("SELECT is_holdable FROM pg_cursors WHERE statement LIKE '%%knownproject%%'")
@@ -404,7 +405,7 @@ def test_lists_of_dates_ids_and_decimals_are_cells_too() -> None:
     """As the fields of a project may hold on PostgreSQL."""
     day, number = date(2026, 1, 2), UUID(int=7)
     row = [day, number, Decimal("1.50")]
-    answers = [exports.file(form, "clips", ["parts"], [[row]]) for form in ("json", "csv")]
+    answers = [downloads.file(form, "clips", ["parts"], [[row]]) for form in ("json", "csv")]
     as_json, as_csv = (b"".join(answer).decode() for answer in answers)
     told = [str(day), str(number), "1.50"]
     assert json.loads(as_json) == [{"parts": told}]
@@ -424,7 +425,7 @@ def test_what_breaks_off_does_not_look_whole(
     form: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_known()
-    whole = exports.values
+    whole = downloads.values
 
     def breaking(*args: Any) -> Iterator[list[Any]]:
         for number, row in enumerate(whole(*args)):
@@ -432,7 +433,7 @@ def test_what_breaks_off_does_not_look_whole(
                 raise Broken
             yield row
 
-    monkeypatch.setattr(exports, "values", breaking)
+    monkeypatch.setattr(downloads, "values", breaking)
     monkeypatch.setattr(texts, "LINES_AT_A_TIME", 10)
     answer, sent = superuser().get(page("knownproject", "export", form)), b""
     with pytest.raises(Broken):  # So the server ends the connection, and not the answer.
@@ -446,5 +447,5 @@ def test_what_breaks_off_does_not_look_whole(
     else:
         with pytest.raises(json.JSONDecodeError):
             json.loads(sent)
-    [record] = [each for each in caplog.records if each.name == exports.logger.name]
+    [record] = [each for each in caplog.records if each.name == downloads.logger.name]
     assert record.getMessage().startswith("The export knownproject-")

@@ -11,14 +11,14 @@ from django.test.utils import CaptureQueriesContext
 from django_q.models import OrmQ
 
 from storage_audit import formats
-from storage_audit.audit.decisions import base
-from storage_audit.bucket import uploads
+from storage_audit.bucket import multipart
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.concurrency import place
 from storage_audit.conf import conf
-from storage_audit.findings import Finding
+from storage_audit.findings import action_result
+from storage_audit.findings.admin import action_pages
+from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.pages import acts
-from storage_audit.places import place
 from tests.admin_client import act, confirm, page, person, superuser, text_of, yes_to
 from tests.bucket import Bucket
 from tests.builders import create_findings, create_orphans, create_unlisted_findings, read_states
@@ -68,7 +68,7 @@ def test_an_address_does_nothing(bucket: Bucket, action: str) -> None:
 def test_hostile_keys_are_escaped_and_visible(
     bucket: Bucket, action: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploads, "unfinished", lambda bucket, prefix: iter([[]]))
+    monkeypatch.setattr(multipart, "unfinished", lambda bucket, prefix: iter([[]]))
     kind = {"abort_uploads": "unfinished"}.get(action, "unrecognised")
     found = create_findings(bucket, HOSTILE, kind=kind, state="resolved", note=HOSTILE)
     for shown in (act(superuser(), "finding", action, *pks(found)), decide(action, found)):
@@ -100,10 +100,10 @@ def test_the_page_of_a_finding_offers_what_fits(
     db: None, facts: dict[str, str], fitting: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From Django 6.1 on it has Django's own form, with all of them."""
-    monkeypatch.setattr("storage_audit.pages.base.DJANGO_6_1", False)
+    monkeypatch.setattr("storage_audit.ui.model_admin.DJANGO_6_1", False)
     [one] = create_unlisted_findings("a", **facts)
     shown = text_of(superuser().get(page("finding", "change", one.pk)))
-    offered = {a.name for a in acts.ACTS if f'name="action" value="{a.name}"' in shown}
+    offered = {a.name for a in action_pages.ACTS if f'name="action" value="{a.name}"' in shown}
     assert offered == fitting
 
 
@@ -340,7 +340,7 @@ def test_unfinished_uploads_are_aborted(bucket: Bucket, monkeypatch: pytest.Monk
     found = create_findings(bucket, KEY, kind="unfinished", upload_id="x", last_modified=None)
     asked = act(superuser(), "finding", "abort_uploads", *pks(found))
     assert "The store cannot list unfinished uploads." in asked
-    monkeypatch.setattr(uploads, "unfinished", lambda bucket, prefix: iter([[]]))
+    monkeypatch.setattr(multipart, "unfinished", lambda bucket, prefix: iter([[]]))
     again = act(superuser(), "finding", "abort_uploads", *pks(found), **yes_to(asked))
     assert "Nothing was done: your selection changed" in again
     assert "not listed any more" in act(superuser(), "finding", "abort_uploads", *pks(found))
@@ -365,7 +365,7 @@ def test_of_many_reasons_the_first_are_told_and_the_rest_counted(db: None) -> No
 def test_so_many_are_looked_at_in_one_request(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
-    monkeypatch.setattr(base, "AT_ONCE", 2)
+    monkeypatch.setattr(action_result, "AT_ONCE", 2)
     create_orphans(bucket, *"abc")
     for data in ({}, {"post": "yes", **TYPED.get(action, {})}):
         chosen = list(Finding.objects.values_list("pk", flat=True))

@@ -5,9 +5,9 @@ from django.contrib.admin.models import LogEntry
 from django.core.files.storage import default_storage
 from django_q.models import OrmQ
 
-from storage_audit.audit import cleanup
+from storage_audit.cleanup import runner
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import KnownProject, R2Object
-from storage_audit.operations import CleanupOperation
 from tests.admin_client import act, confirm, count_queries, page, person, superuser, text_of, yes_to
 from tests.bucket import Bucket
 from tests.builders import create_finding, create_row, track_files
@@ -115,7 +115,7 @@ def test_deletion_of_rows_deletes_these_objects_and_no_other(bucket: Bucket) -> 
     shown = confirm(superuser(), "r2object", "delete_selected", gone.pk)
     operation = CleanupOperation.objects.get()
     assert page("cleanupoperation", "change", operation.pk) in shown
-    assert cleanup.run(operation.pk).status == CleanupOperation.Status.CLEAN
+    assert runner.run(operation.pk).status == CleanupOperation.Status.CLEAN
     assert bucket.keys() == {kept}
 
 

@@ -10,10 +10,10 @@ from django.utils import timezone
 from django.utils.html import escape
 from django_q.models import OrmQ
 
-from storage_audit.audit import cleanup, requests
-from storage_audit.audit.meaning import MEANING
+from storage_audit.cleanup import requests, runner
+from storage_audit.cleanup.cleanup_text import MEANING
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import KnownProject, Project
-from storage_audit.operations import CleanupOperation
 from tests.admin_client import (
     act,
     confirm,
@@ -94,7 +94,7 @@ def test_page_tells_a_real_deletion_from_the_request_to_the_proof(bucket: Bucket
     Project.objects.create(pk="proj_1_x")
     client = superuser()
     client.post(page("project", "delete", "proj_1"), {"post": "yes"})
-    operation = cleanup.run(CleanupOperation.objects.get().pk)
+    operation = runner.run(CleanupOperation.objects.get().pk)
     shown = text_of(client.get(url_of_cleanup(operation)))
     assert read_totals(shown)["found"] == ("2", "11 bytes")
     assert read_totals(shown)["deleted"] == ("1", "4 bytes")
@@ -111,7 +111,7 @@ def test_page_of_a_dry_run_says_what_would_go_and_whether_a_limit_would_stop_it(
 ) -> None:
     bucket.upload("proj_1")
     bucket.put("proj_1_s1_media.mp4")
-    operation = cleanup.run(requests.dry_run("proj_1")[0].pk)
+    operation = runner.run(requests.dry_run("proj_1")[0].pk)
     shown = text_of(superuser().get(url_of_cleanup(operation)))
     assert "nothing was deleted" in shown
     assert read_totals(shown)["planned"] == ("2", "11 bytes")
@@ -124,7 +124,7 @@ def test_page_of_a_dry_run_says_what_would_go_and_whether_a_limit_would_stop_it(
 def test_page_of_a_verification_tells_what_it_found_and_forces_nothing(bucket: Bucket) -> None:
     bucket.upload("proj_1")
     bucket.put("proj_1_s1_media.mp4")
-    check = cleanup.run(requests.verify_project("proj_1")[0].pk)
+    check = runner.run(requests.verify_project("proj_1")[0].pk)
     shown = text_of(superuser().get(url_of_cleanup(check)))
     assert "found differences; it changed nothing" in shown
     assert "1 in step, 0 missing, 1 untracked" in shown
@@ -324,7 +324,7 @@ def test_files_left_behind_before_installation_are_cleaned_up(bucket: Bucket) ->
     assert LogEntry.objects.get().is_addition()
     assert KnownProject.objects.get().evidence == "declared"
     assert OrmQ.objects.count() == 1
-    assert cleanup.run(operation.pk).status == "clean"
+    assert runner.run(operation.pk).status == "clean"
     assert bucket.keys() == set()
 
 

@@ -6,10 +6,10 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django_q.models import OrmQ
 
-from storage_audit.audit import cleanup
+from storage_audit.cleanup import runner
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import Project, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.pages.projects import ProjectAdmin
+from storage_audit.projects.admin.projects import ProjectAdmin
 from tests.admin_client import (
     act,
     confirm,
@@ -91,7 +91,7 @@ def test_deletion_links_to_its_cleanup_which_empties_the_bucket(bucket: Bucket) 
     assert page("cleanupoperation", "change", operation.pk) in text_of(answer)
     assert (operation.requested_by, operation.origin) == ("anna", "web, 127.0.0.1")
     assert OrmQ.objects.count() == 1
-    assert cleanup.run(operation.pk).status == CleanupOperation.Status.CLEAN
+    assert runner.run(operation.pk).status == CleanupOperation.Status.CLEAN
     assert bucket.keys() == set()
 
 
@@ -185,7 +185,7 @@ def test_dry_run_is_queued_logged_and_deletes_nothing(bucket: Bucket) -> None:
     assert "A dry run is queued. It deletes nothing" in shown
     assert str(operation.pk) in LogEntry.objects.get().change_message
     assert OrmQ.objects.count() == 1
-    assert cleanup.run(operation.pk).status == CleanupOperation.Status.PLANNED
+    assert runner.run(operation.pk).status == CleanupOperation.Status.PLANNED
     assert bucket.keys() == {key}
 
 
@@ -193,7 +193,7 @@ def test_verification_of_a_live_project_compares_bucket_and_table(bucket: Bucket
     bucket.upload("proj_1")
     shown = act(superuser(), "project", "verify_cleanup", "proj_1")
     assert "A verification is queued." in shown
-    assert cleanup.run(CleanupOperation.objects.get().pk).error.startswith("1 in step")
+    assert runner.run(CleanupOperation.objects.get().pk).error.startswith("1 in step")
 
 
 def test_force_delete_asks_first_and_says_what_it_does_not_lift(db: None) -> None:

@@ -15,14 +15,14 @@ from django.utils.html import escape
 from pytest_django import Settings
 
 from storage_audit import tasks
-from storage_audit.audit import scan_text
-from storage_audit.audit.scan.requests import start_scan
 from storage_audit.conf import conf
-from storage_audit.findings import Finding
+from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
 from storage_audit.origin import Origin, acting_as
-from storage_audit.pages.scans import shown_time
-from storage_audit.scans import BucketScan
+from storage_audit.scan import scan_text
+from storage_audit.scan.admin.scans import shown_time
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.start import start_scan
 from tests.admin_client import act, count_queries, page, person, superuser, text_of
 from tests.bucket import Bucket
 from tests.builders import create_finding, create_scan, track_keys

@@ -11,15 +11,15 @@ from django.core.files.storage import default_storage
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit.audit.decisions import tracking
-from storage_audit.audit.decisions.orphans import delete_orphans
-from storage_audit.audit.ownership import is_given
-from storage_audit.bucket import uploads
-from storage_audit.bucket.r2 import Listed
-from storage_audit.bucket.uploads import Upload
-from storage_audit.findings import Finding
+from storage_audit.bucket import multipart
+from storage_audit.bucket.multipart import Upload
+from storage_audit.bucket.s3 import Listed
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.findings import track_files
+from storage_audit.findings.models import Finding
+from storage_audit.findings.orphans import delete_orphans
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
+from storage_audit.ownership.owner import is_given
 from tests.bucket import Bucket, fold_unicode
 from tests.builders import create_orphans, list_ids
 from tests.keys import AMBIGUOUS
@@ -51,7 +51,7 @@ OF_PROJ_2 = "projects/proj_2/scenes/s1/media/a.mp4"
 def adopt(key: str, project_id: str = "proj_a") -> None:
     look()
     found = Finding.objects.open().filter(key=key)
-    assert tracking.adopt(found, project_id).done == 1
+    assert track_files.adopt(found, project_id).done == 1
 
 
 def look(scan: Callable[[], object] = complete) -> None:
@@ -62,7 +62,7 @@ def look(scan: Callable[[], object] = complete) -> None:
 
 def track_again() -> None:
     look()
-    assert tracking.track(Finding.objects.filter(kind="changed")).done == 1
+    assert track_files.track(Finding.objects.filter(kind="changed")).done == 1
 
 
 SCANS: dict[str, Callable[[], object]] = {
@@ -153,8 +153,8 @@ def test_unfinished_upload_to_an_adopted_key_is_not_aborted(
     def unfinished(bucket: str, prefix: str) -> Any:
         return iter([[begun] if AMBIGUOUS.startswith(prefix) else []])
 
-    monkeypatch.setattr(uploads, "unfinished", unfinished)
-    monkeypatch.setattr(uploads, "abort", lambda bucket, upload: aborted.append(upload))
+    monkeypatch.setattr(multipart, "unfinished", unfinished)
+    monkeypatch.setattr(multipart, "abort", lambda bucket, upload: aborted.append(upload))
     assert delete("proj_a").status == Status.CLEAN
     assert not aborted
 

@@ -11,17 +11,17 @@ from django.core.files.storage import default_storage
 from django.utils import timezone
 from storages.backends.s3 import S3Storage
 
-from storage_audit.audit import requests
-from storage_audit.audit.decisions import tracking
-from storage_audit.audit.scan.requests import start_scan
-from storage_audit.audit.scan.worker import work_on_scan
-from storage_audit.bucket import r2
+from storage_audit.bucket import s3
 from storage_audit.bucket.errors import Unavailable
-from storage_audit.findings import Finding
+from storage_audit.cleanup import requests
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.findings import track_files
+from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object
-from storage_audit.operations import CleanupOperation
+from storage_audit.scan.start import start_scan
+from storage_audit.scan.worker import work_on_scan
 from storage_audit.storage import KeyBeingDeleted, TrackedStorage
-from storage_audit.upload import Upload
+from storage_audit.tracking.upload import Upload
 from tests.bucket import Bucket
 from tests.database import Rollback
 from tests.promises import Status, alive, delete, deleted, outcomes, reason, run, track
@@ -46,7 +46,7 @@ def adopt(key: str, project_id: str) -> None:
     for _ in work_on_scan(start_scan(purpose="reconcile")):
         pass
     findings = Finding.objects.filter(key=key, state=Finding.State.OPEN)
-    assert tracking.adopt(findings, project_id).done == 1
+    assert track_files.adopt(findings, project_id).done == 1
 
 
 def row() -> dict[str, Any]:
@@ -82,7 +82,7 @@ def fail_to_confirm(patch: pytest.MonkeyPatch) -> None:
     def no_head(bucket: str, key: str) -> None:
         raise Unavailable("no")
 
-    patch.setattr(r2, "head", no_head)
+    patch.setattr(s3, "head", no_head)
     with suppress(Unavailable):
         overwrite(patch)
 

@@ -7,13 +7,14 @@ import pytest
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from storage_audit.audit import cleanup, discovery, work
-from storage_audit.bucket import r2
+from storage_audit.bucket import s3
 from storage_audit.bucket.listing import pages_alike
-from storage_audit.bucket.r2 import Page
-from storage_audit.bucket.wire import Entries
+from storage_audit.bucket.listing_xml import Entries
+from storage_audit.bucket.s3 import Page
+from storage_audit.cleanup import plan, runner
+from storage_audit.cleanup import turn as work
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.promises import Status, alive, check, give, outcomes, requested, track
 
@@ -30,7 +31,7 @@ def large(bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch) -
     alive("proj_1", "proj_2")
     bucket.put(MINE, *OTHERS)
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SLICE": timedelta(0)}
-    monkeypatch.setattr(r2, "PAGE", 1)
+    monkeypatch.setattr(s3, "PAGE", 1)
     monkeypatch.setattr(work, "SLOW", 0.0)
     return bucket
 
@@ -44,7 +45,7 @@ def listings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         bucket: str, prefix: str, start_after: str = "", token: str | None = None
     ) -> Page[Entries]:
         asked.append(prefix)
-        return r2.list_entries(bucket, prefix, start_after, token)
+        return s3.list_entries(bucket, prefix, start_after, token)
 
     monkeypatch.setattr("storage_audit.bucket.listing.list_entries", list_entries)
     return asked
@@ -52,7 +53,7 @@ def listings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def turn(operation: CleanupOperation) -> None:
     CleanupOperation.objects.filter(pk=operation.pk).update(next_attempt_at=timezone.now())
-    cleanup.run_slice(operation.pk)
+    runner.run_slice(operation.pk)
     operation.refresh_from_db()
 
 
@@ -92,7 +93,7 @@ def test_file_that_an_earlier_turn_saw_in_another_spelling_is_not_forgotten(
 def test_look_for_other_keys_does_not_go_on_from_this_one(
     large: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(discovery, "LONE_KEYS", 1)
+    monkeypatch.setattr(plan, "LONE_KEYS", 1)
     other = track(large, "\u00dca.pdf", "proj_1", "adopted", etag="x", size=1)
     large.put(LISTED)
     give(large, LISTED, "proj_1", spelled=TRACKED)

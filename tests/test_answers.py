@@ -13,7 +13,7 @@ from hypothesis import strategies as some
 
 from devtools.faults.matching import is_delete_batch, keys_sent, on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
-from storage_audit.bucket import answers, deleters, r2
+from storage_audit.bucket import answers, deleters, s3
 from storage_audit.bucket.errors import Broken
 from tests.bucket import Bucket
 
@@ -96,7 +96,7 @@ def readable(body: bytes) -> bool:
 
 def parsed(body: bytes) -> Any:
     """By botocore."""
-    shape: Any = r2.client().meta.service_model.operation_model("DeleteObjects").output_shape
+    shape: Any = s3.client().meta.service_model.operation_model("DeleteObjects").output_shape
     return RestXMLParser().parse({"status_code": 200, "headers": {}, "body": body}, shape)
 
 
@@ -109,7 +109,7 @@ def bodies_sent() -> Iterator[list[bytes]]:
         bodies.append(request.body)
         raise Broken("enough")
 
-    events = r2.client(attempts=1).meta.events
+    events = s3.client(attempts=1).meta.events
     events.register("before-send.s3.DeleteObjects", keep)
     try:
         yield bodies
@@ -122,14 +122,14 @@ def test_request_is_the_one_that_botocore_writes(keys: list[str]) -> None:
     with bodies_sent() as bodies:
         for plainly in (True, False):
             with pytest.raises(Broken), patch.object(answers, "asks_plainly", return_value=plainly):
-                r2.delete_batch("tests", keys)
+                s3.delete_batch("tests", keys)
     assert bodies[0] == bodies[1]
     assert b"<Quiet>false</Quiet>" in bodies[0]
 
 
 def test_key_that_is_no_text_is_not_sent() -> None:
     with bodies_sent() as bodies, pytest.raises(Broken):
-        r2.delete_batch("tests", ["a", "b\udcff"])
+        s3.delete_batch("tests", ["a", "b\udcff"])
     assert not bodies
 
 
@@ -141,7 +141,7 @@ def test_answer_counts_only_for_a_key_that_was_sent(store: FaultyStore, bucket: 
         return Reply(200, reply.body.replace(b"<Key>b<", b"<Key>other<"))
 
     store.rules.append(on(is_delete_batch, tell_of_another, times=1))
-    assert r2.delete_batch(bucket.name, ["a", "b"]) == {"a": r2.FOREIGN, "b": r2.FOREIGN}
+    assert s3.delete_batch(bucket.name, ["a", "b"]) == {"a": s3.FOREIGN, "b": s3.FOREIGN}
     assert [keys_sent(call) for call in store.asked(is_delete_batch)] == [["a", "b"]]
 
 
@@ -153,8 +153,8 @@ def test_every_answer_is_read_beside_an_error(store: FaultyStore, bucket: Bucket
         return Reply(200, (told + error + TAIL).encode())
 
     store.rules.append(on(is_delete_batch, refuse_one, times=1))
-    said = r2.delete_batch(bucket.name, [key, "b", "c"])
-    assert said == {key: r2.DELETED, "b": r2.Answer("AccessDenied", "no"), "c": r2.SILENCE}
+    said = s3.delete_batch(bucket.name, [key, "b", "c"])
+    assert said == {key: s3.DELETED, "b": s3.Answer("AccessDenied", "no"), "c": s3.SILENCE}
 
 
 @pytest.mark.parametrize("key", ["a\rb", "a\n", "\0", "a\x7f", "\ufffe"])
@@ -170,7 +170,7 @@ REFUSED = "<Error><Key>a</Key><Code>AccessDenied</Code></Error>"
 @pytest.mark.parametrize("told", [TOLD + TOLD, REFUSED + REFUSED, TOLD + REFUSED, REFUSED + TOLD])
 def test_answer_that_names_a_key_twice_is_no_answer(store: FaultyStore, told: str) -> None:
     store.rules.append(on(is_delete_batch, Reply(200, f"{HEAD}{told}{TAIL}".encode())))
-    assert r2.delete_batch("tests", ["a", "b"]) == {"a": r2.FOREIGN, "b": r2.FOREIGN}
+    assert s3.delete_batch("tests", ["a", "b"]) == {"a": s3.FOREIGN, "b": s3.FOREIGN}
 
 
 @pytest.mark.parametrize(
@@ -188,4 +188,4 @@ def test_answer_that_names_a_key_twice_is_no_answer(store: FaultyStore, told: st
 def test_answer_of_another_form_is_refused(store: FaultyStore, body: str) -> None:
     store.rules.append(on(is_delete_batch, Reply(200, body.encode())))
     with pytest.raises(Broken):
-        r2.delete_batch("tests", ["a", "b"])
+        s3.delete_batch("tests", ["a", "b"])

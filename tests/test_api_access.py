@@ -13,10 +13,10 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit.access import ApiToken, digest_of
-from storage_audit.api import openapi, rates
+from storage_audit.api import openapi, rate_limit
+from storage_audit.api.models import ApiToken, digest_of
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
 from tests.api_client import API, Program, program, refused, staff, told
 from tests.forms import TOKEN
 
@@ -248,7 +248,7 @@ def test_writes_and_what_asks_the_store_count_apart_from_reads(
 
 def test_a_cache_that_forgets_lets_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "add", lambda *args, **kwargs: False)
-    assert rates.count("never-set") == 1
+    assert rate_limit.count("never-set") == 1
 
 
 # What needs no key

@@ -18,14 +18,15 @@ from devtools.cloudflare_api import CloudflareApi
 from devtools.faults.kinds import error
 from devtools.faults.matching import is_listing, on, then
 from devtools.faults.proxy import FaultyStore, Reply
-from storage_audit import places
-from storage_audit.api import debug
-from storage_audit.audit import comparison, installation
-from storage_audit.audit.installation import MARKER
+from storage_audit import concurrency
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.conf import Conf, conf
-from storage_audit.diagnoses import Diagnosis
+from storage_audit.debug import api as debug
+from storage_audit.debug import discovery_comparison
+from storage_audit.doctor.models import Diagnosis
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
+from storage_audit.ownership import bucket_marker
+from storage_audit.ownership.bucket_marker import MARKER
 from tests.admin_client import page, superuser, text_of
 from tests.api_client import API, program, refused, staff, told
 from tests.bucket import BUCKETS, Bucket
@@ -138,7 +139,7 @@ def test_both_discoveries_and_what_only_one_finds(bucket: Bucket) -> None:
 def test_each_bucket_that_may_have_some_is_looked_into(bucket: Bucket) -> None:
     elsewhere = Bucket(bucket.r2, "other")
     elsewhere.wipe()
-    installation.claim("other")
+    bucket_marker.claim("other")
     here, there = bucket.upload("proj_1"), "projects/proj_1/scenes/s1/media/other.mp4"
     elsewhere.put(there)
     track(elsewhere, there, "proj_1")
@@ -150,7 +151,7 @@ def test_each_bucket_that_may_have_some_is_looked_into(bucket: Bucket) -> None:
 
 
 def test_long_lists_are_cut_and_say_so(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "FIRST_KEYS", 2)
+    monkeypatch.setattr(discovery_comparison, "FIRST_KEYS", 2)
     bucket.put(*(f"projects/proj_1/scenes/s1/media/{n}.mp4" for n in range(3)))
     found = program().get("/debug/list-project-files/proj_1")
     assert len(found["files_found_by_app"]) == 2
@@ -250,7 +251,7 @@ def test_all_buckets_of_the_project_are_looked_into(
     other: Bucket, cloudflare_api: CloudflareApi
 ) -> None:
     deleted("proj_1")
-    installation.claim(other.name)
+    bucket_marker.claim(other.name)
     left = program().get("/debug/verify-cleanup/proj_1")
     assert left["buckets"] == ["other", "tests"]
     assert left["files_remaining_wrangler"] == left["files_remaining_s3"] == [FLAT]
@@ -272,7 +273,7 @@ def test_long_lists_of_what_is_left_are_cut_and_say_so(
     bucket: Bucket, cloudflare_api: CloudflareApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deleted("proj_1")
-    monkeypatch.setattr(comparison, "FIRST_KEYS", 2)
+    monkeypatch.setattr(discovery_comparison, "FIRST_KEYS", 2)
     bucket.put(*(f"projects/proj_1/scenes/s1/media/{n}.mp4" for n in range(3)))
     left = program().get("/debug/verify-cleanup/proj_1")
     assert len(left["files_remaining_wrangler"]) == len(left["files_remaining_s3"]) == 2
@@ -296,9 +297,9 @@ def test_both_looks_share_the_time(
 @pytest.fixture
 def one_place(settings: Settings) -> Iterator[None]:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"API_WAITS": 1}
-    places.places.cache_clear()
+    concurrency.places.cache_clear()
     yield
-    places.places.cache_clear()
+    concurrency.places.cache_clear()
 
 
 @pytest.mark.django_db
@@ -313,7 +314,7 @@ def one_place(settings: Settings) -> Iterator[None]:
     ],
 )
 def test_what_takes_its_time_needs_a_place(one_place: None, line: str) -> None:
-    with places.place():
+    with concurrency.place():
         answer = program().ask(*line.split())
         assert program().get("/debug/env-vars")
     refused(answer, 429, "too-many-requests")
@@ -323,7 +324,7 @@ def test_what_takes_its_time_needs_a_place(one_place: None, line: str) -> None:
 
 def test_the_admin_s_looks_need_one_too(one_place: None, bucket: Bucket) -> None:
     client = superuser()
-    with places.place():
+    with concurrency.place():
         compared = client.get(reverse("admin:storage_audit_compare"), {"project_id": "proj_1"})
         examined = client.post(page("diagnosis", "add"), follow=True)
     for answer in (compared, examined):
@@ -347,17 +348,17 @@ def test_those_who_come_at_once_have_the_same_places(
         time.sleep(0.1)
         return conf()
 
-    monkeypatch.setattr(places, "conf", slowly)
+    monkeypatch.setattr(concurrency, "conf", slowly)
     came, got_one, refused_ones = Barrier(4), list[bool](), Semaphore(0)
 
     def come() -> None:
         came.wait()
         try:
-            with places.place():
+            with concurrency.place():
                 got_one.append(True)
                 for _other in range(3):
                     refused_ones.acquire(timeout=5)
-        except places.Full:
+        except concurrency.Full:
             refused_ones.release()
 
     threads = [Thread(target=come) for _number in range(4)]

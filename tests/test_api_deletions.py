@@ -17,12 +17,11 @@ from django.db.models import Q
 from django_q.models import OrmQ
 from pytest_django import Settings
 
-from storage_audit import places
-from storage_audit.api import waiting
-from storage_audit.audit import cleanup, meaning, requests
+from storage_audit import concurrency
+from storage_audit.cleanup import api_waiting, cleanup_text, requests, runner
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.conf import conf
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
 from tests.api_client import API, Program, program, read_all_pages, refused, staff, told
 from tests.bucket import Bucket
 from tests.builders import create_cleanup
@@ -138,7 +137,7 @@ def test_a_deletion_tells_its_books_and_timeline(bucket: Bucket) -> None:
 
 def test_while_it_is_open_the_items_make_the_books(bucket: Bucket) -> None:
     bucket.upload("proj_1")
-    plan = cleanup.run(requests.dry_run("proj_1")[0].pk)
+    plan = runner.run(requests.dry_run("proj_1")[0].pk)
     answer = reader().get(path_of(plan))
     assert (answer["status"], answer["over"], answer["dry_run"]) == ("planned", True, True)
     assert answer["books"]["planned"] == answer["books"]["found"] == {"objects": 1, "bytes": 4}
@@ -166,7 +165,11 @@ def test_of_a_long_line_of_the_timeline_the_first_values_are_told() -> None:
 
 
 def test_what_a_status_means_is_said_of_no_page() -> None:
-    said = [*meaning.MEANING.values(), *meaning.VERIFIED.values(), *meaning.MANY.values()]
+    said = [
+        *cleanup_text.MEANING.values(),
+        *cleanup_text.VERIFIED.values(),
+        *cleanup_text.MANY.values(),
+    ]
     assert not [text for text in map(str, said) if "page" in text or "below" in text]
 
 
@@ -238,7 +241,7 @@ def soon(operation: CleanupOperation, **values: Any) -> Iterator[None]:
 
     def change() -> None:
         deadline = time.monotonic() + 20
-        while places.places()._value == conf().api_waits and time.monotonic() < deadline:
+        while concurrency.places()._value == conf().api_waits and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.5)
         operation.change(Q(), **values)
@@ -295,7 +298,7 @@ def test_nobody_waits_longer_than_half_a_minute(wait: str) -> None:
 @pytest.mark.django_db(transaction=True)
 def test_so_many_may_wait_and_the_next_is_answered_at_once(settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"API_WAITS": 1}
-    places.places.cache_clear()
+    concurrency.places.cache_clear()
     operation, come = create_cleanup(project_id="proj_1"), reader()
     statuses = list[str]()
 
@@ -305,22 +308,22 @@ def test_so_many_may_wait_and_the_next_is_answered_at_once(settings: Settings) -
 
     first = Thread(target=wait)
     first.start()
-    while places.places()._value != 0:
+    while concurrency.places()._value != 0:
         time.sleep(0.01)
     answer, seconds = timed(reader(), path_of(operation, "?wait=20"))
     assert (answer["status"], seconds < 5) == ("pending", True)
     operation.change(Q(), status="running")
     first.join()
     assert statuses == ["running"]
-    assert places.places().acquire(blocking=False), "a place that was not given back"
-    places.places.cache_clear()
+    assert concurrency.places().acquire(blocking=False), "a place that was not given back"
+    concurrency.places.cache_clear()
 
 
 @pytest.mark.django_db
 def test_one_person_waits_in_half_of_the_places_at_most() -> None:
     operation = create_cleanup(project_id="proj_1")
     greedy, other = staff(LOOK), staff(LOOK)
-    with waiting.place_of(greedy.pk), waiting.place_of(greedy.pk):
+    with api_waiting.place_of(greedy.pk), api_waiting.place_of(greedy.pk):
         for _token in range(2):
             assert timed(program(greedy), path_of(operation, "?wait=20"))[1] < 5
         assert timed(program(other), path_of(operation, "?wait=1"))[1] >= 1

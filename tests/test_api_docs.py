@@ -11,14 +11,14 @@ import pytest
 from django.test import Client
 from ninja import Schema
 
-from storage_audit.access import ApiToken
-from storage_audit.api.findings import Decided
-from storage_audit.api.projects import ProjectDeleted
-from storage_audit.api.urls import api
-from storage_audit.findings import Finding
+from storage_audit.api.models import ApiToken
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.findings.api import Decided
+from storage_audit.findings.models import Finding
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
-from storage_audit.scans import BucketScan
+from storage_audit.projects.api import ProjectDeleted
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.urls import api
 from tests.api_client import program
 from tests.bucket import Bucket
 from tests.builders import create_orphans
@@ -43,7 +43,7 @@ def test_each_example_is_answered(bucket: Bucket, monkeypatch: pytest.MonkeyPatc
     bucket.upload("proj_2")
     create_orphans(bucket, KEY)
     come = program()
-    monkeypatch.setattr("storage_audit.api.deletions.wait_for_change", lambda *args: None)
+    monkeypatch.setattr("storage_audit.cleanup.api.wait_for_change", lambda *args: None)
     values = {"TOKEN": come.headers["Authorization"].removeprefix("Bearer "), "SITE": ""}
     for line in CURLS:
         last = CleanupOperation.objects.order_by("created_at").last()

@@ -9,14 +9,14 @@ import pytest
 from django.contrib.admin.models import LogEntry
 from django_q.models import OrmQ
 
-from storage_audit.api import findings
-from storage_audit.audit.decisions import base
-from storage_audit.bucket import uploads
+from storage_audit.bucket import multipart
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.concurrency import place
 from storage_audit.conf import conf
-from storage_audit.findings import Finding
+from storage_audit.findings import action_result
+from storage_audit.findings import api as findings
+from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.places import place
 from tests.api_client import API, Program, program, read_all_pages, refused, staff, told
 from tests.bucket import Bucket
 from tests.builders import create_findings, create_orphans, create_unlisted_findings, read_states
@@ -258,7 +258,7 @@ def test_misnamed_objects_are_renamed_after_a_look_at_the_plan(bucket: Bucket) -
 
 def test_unfinished_uploads_are_aborted(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Local R2 cannot list them; tests/test_stale_uploads.py has a store that can."""
-    monkeypatch.setattr(uploads, "unfinished", lambda bucket, prefix: iter([[]]))
+    monkeypatch.setattr(multipart, "unfinished", lambda bucket, prefix: iter([[]]))
     create_findings(bucket, KEY, kind="unfinished", upload_id="x", last_modified=None)
     which = {"findings": {"kind": "unfinished"}}
     for dry_run in (True, False):
@@ -271,7 +271,7 @@ def test_unfinished_uploads_are_aborted(bucket: Bucket, monkeypatch: pytest.Monk
 def test_so_many_are_looked_at_in_one_request(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, act: str
 ) -> None:
-    monkeypatch.setattr(base, "AT_ONCE", 2)
+    monkeypatch.setattr(action_result, "AT_ONCE", 2)
     create_orphans(bucket, *"abc")
     more = {"project_id": "proj_1"} if act == "adopt" else {}
     problem = refused(post(program(), act, findings={"kind": "orphaned"}, **more), 409, "refused")

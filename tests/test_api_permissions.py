@@ -3,7 +3,7 @@ fails here until somebody decides on it."""
 
 import pytest
 
-from storage_audit.api.urls import api
+from storage_audit.urls import api
 from tests.api_client import API, PROBLEM, Program, program, staff
 from tests.api_permissions import ASKED, DECIDED, send_request
 from tests.bucket import Bucket

@@ -15,16 +15,17 @@ from django.test import Client
 from ninja.errors import HttpError
 from pytest_django import Settings
 
-from storage_audit.api import deletions, problems
-from storage_audit.audit.decisions.base import Refusal
-from storage_audit.audit.installation import Mismatch
-from storage_audit.audit.requests import StillAlive
-from storage_audit.audit.scan.requests import TooCostly
+from storage_audit.api import problems
 from storage_audit.bucket.errors import Barred, Broken, Overloaded, TooLate, Unavailable
+from storage_audit.cleanup import api as deletions
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.requests import StillAlive
 from storage_audit.conf import conf
-from storage_audit.operations import CleanupOperation
+from storage_audit.findings.action_result import Refusal
+from storage_audit.ownership.bucket_marker import Mismatch
 from storage_audit.redaction import HIDDEN
-from storage_audit.transitions import IllegalTransition
+from storage_audit.scan.start import TooCostly
 from tests.api_client import API, PROBLEM, Program, program, refused
 from tests.forms import TOKEN
 

@@ -14,11 +14,11 @@ from django.http import HttpRequest
 from django_q.models import OrmQ
 from pytest_django import Settings
 
-from storage_audit import projects, roles
-from storage_audit.audit import requests, vanished
+from storage_audit import project_model, roles
+from storage_audit.cleanup import requests, vanished_projects
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import KnownProject, Project
-from storage_audit.operations import CleanupOperation
-from storage_audit.pages.base import ModelAdmin
+from storage_audit.ui.model_admin import ModelAdmin
 from tests.api_client import API, Program, program, refused, staff, told
 from tests.bucket import Bucket
 from tests.promises import requested, run, track
@@ -116,7 +116,7 @@ def test_what_is_gone_and_nobody_said_deleted_is_not_found(bucket: Bucket) -> No
     Project.objects.create(pk="proj_2")
     come = program()
     refused(come.ask("DELETE", DELETE), 404, "not-found")
-    vanished.notice()
+    vanished_projects.notice()
     operation = CleanupOperation.objects.get()
     assert (operation.status, operation.trigger) == ("blocked", "vanished")
     refused(come.ask("DELETE", DELETE), 404, "not-found")
@@ -280,8 +280,8 @@ def test_a_model_that_keeps_its_rows_is_told_of(
 
 
 def test_an_id_is_found_by_its_own_spelling_only(group: Group) -> None:
-    assert projects.lock(str(group.pk)) == group
-    assert projects.lock(f"0{group.pk}") is None
+    assert project_model.lock(str(group.pk)) == group
+    assert project_model.lock(f"0{group.pk}") is None
 
 
 def test_the_forced_deletion_of_before_is_found_too(bucket: Bucket) -> None:

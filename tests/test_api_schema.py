@@ -15,13 +15,13 @@ from hypothesis import HealthCheck, settings
 from pytest_django import Settings
 from schemathesis.core.parameters import ParameterLocation as Place
 
-from storage_audit.access import ApiToken
-from storage_audit.api.urls import api
-from storage_audit.diagnoses import Diagnosis
-from storage_audit.findings import Finding
+from storage_audit.api.models import ApiToken
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.doctor.models import Diagnosis
+from storage_audit.findings.models import Finding
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
-from storage_audit.scans import BucketScan
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.urls import api
 from tests.bucket import Bucket
 
 KNOWN: dict[str, Any] = {

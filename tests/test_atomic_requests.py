@@ -14,12 +14,12 @@ from django.urls import URLPattern, get_resolver, path
 from pytest_django import Settings
 
 from autoshorts import urls
-from storage_audit.bucket import uploads
-from storage_audit.bucket.r2 import client
-from storage_audit.findings import Finding
+from storage_audit.bucket import multipart
+from storage_audit.bucket.s3 import client
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.findings.models import Finding
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
-from storage_audit.pages.projects import ProjectAdmin
+from storage_audit.projects.admin.projects import ProjectAdmin
 from tests.admin_actions import OURS, TYPED, choose_first, list_places, prepare_world
 from tests.api_client import program
 from tests.api_permissions import ASKED, send_request
@@ -35,7 +35,7 @@ SIGNING_OUT = {"admin:logout", "admin:password_change"}
 @pytest.fixture(autouse=True)
 def atomic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
-    monkeypatch.setattr(uploads, "unfinished", lambda bucket, prefix: iter([[]]))
+    monkeypatch.setattr(multipart, "unfinished", lambda bucket, prefix: iter([[]]))
 
 
 @pytest.fixture

@@ -15,23 +15,24 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit.audit import cleanup, installation
-from storage_audit.audit.ownership import version
-from storage_audit.audit.scan import rows as rows_of_scans
-from storage_audit.audit.scan import worker
-from storage_audit.audit.scan.lanes import Lanes, PageRead, Stretch
-from storage_audit.audit.scan.requests import start_scan
-from storage_audit.audit.scan.worker import work_on_scan
-from storage_audit.bucket import r2
+from storage_audit.bucket import s3
 from storage_audit.bucket.errors import Broken, Unavailable
 from storage_audit.bucket.listing import entry_pages
-from storage_audit.bucket.r2 import Listed
-from storage_audit.bucket.wire import Entries, Entry
-from storage_audit.findings import Finding
-from storage_audit.items import CleanupItem
+from storage_audit.bucket.listing_xml import Entries, Entry
+from storage_audit.bucket.s3 import Listed
+from storage_audit.cleanup import runner
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.scans import BucketScan
+from storage_audit.ownership import bucket_marker
+from storage_audit.ownership.owner import version
+from storage_audit.scan import worker
+from storage_audit.scan.fetchers import Lanes, PageRead, Stretch
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.start import start_scan
+from storage_audit.scan.worker import work_on_scan
+from storage_audit.tracking import rows as rows_of_scans
 from tests import promises, scanning
 from tests.bucket import Bucket
 from tests.scanning import list_open_findings
@@ -75,7 +76,7 @@ def after_listing(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) ->
         return stretches
 
     monkeypatch.setattr(Lanes, "gather", gathered)
-    monkeypatch.setattr("storage_audit.audit.scan.lanes.PATIENCE", 60.0)
+    monkeypatch.setattr("storage_audit.scan.fetchers.PATIENCE", 60.0)
 
 
 Pages = Callable[[str, str, str], Iterator[Entries]]
@@ -252,7 +253,7 @@ def test_an_object_deleted_between_the_listing_and_the_writing_gets_no_row_again
 
     def delete() -> None:
         Project.objects.get(pk="proj_1").delete()
-        done = cleanup.run(CleanupOperation.objects.latest("created_at").pk)
+        done = runner.run(CleanupOperation.objects.latest("created_at").pk)
         assert done.status == "clean"
 
     after_listing(monkeypatch, delete)
@@ -283,7 +284,7 @@ def test_a_deletion_of_rows_that_waits_for_its_worker_still_deletes(bucket: Buck
     bucket.upload("proj_1")
     R2Object.objects.all().delete()
     assert figures(backfill()) == (1, 0, 0, 1)
-    operation = cleanup.run(CleanupOperation.objects.get().pk)
+    operation = runner.run(CleanupOperation.objects.get().pk)
     assert (operation.status, operation.deleted) == ("clean", 1)
     assert bucket.keys() == set()
 
@@ -342,7 +343,7 @@ def test_a_bucket_that_is_not_this_installations_fails_the_scan(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     bucket.put(KEY)
-    lose_marker = partial(bucket.r2.remove, installation.MARKER, bucket.name)
+    lose_marker = partial(bucket.r2.remove, bucket_marker.MARKER, bucket.name)
     if when == "before":
         lose_marker()
     else:
@@ -470,7 +471,7 @@ def test_several_pages(bucket: Bucket) -> None:
         assert figures(backfill()) == (2500, 0, 0, 2500)
     finally:
         for start in range(0, len(keys), 1000):
-            r2.delete_batch(bucket.name, keys[start : start + 1000])
+            s3.delete_batch(bucket.name, keys[start : start + 1000])
 
 
 def page_of(size: int, prefix: str) -> list[Entry]:
@@ -515,13 +516,13 @@ def test_row_backfilled_while_the_application_deletes_the_object_goes_with_it(
 ) -> None:
     Project.objects.create(pk="proj_1")
     bucket.put(KEY)
-    real = r2.delete_single
+    real = s3.delete_single
 
-    def backfill_first(*args: str) -> r2.Answer:
+    def backfill_first(*args: str) -> s3.Answer:
         backfill()
         return real(*args)
 
-    monkeypatch.setattr(r2, "delete_single", backfill_first)
+    monkeypatch.setattr(s3, "delete_single", backfill_first)
     default_storage.delete(KEY)
     assert bucket.keys() == set()
     assert not R2Object.objects.exists()

@@ -11,12 +11,12 @@ from benchmarks.keys import etag_at, key_at, size_at
 from benchmarks.plenty import DELETION, Size, fill
 from benchmarks.stores import BUCKET, Canned, canned
 from devtools.processes import stop_on_signals
-from storage_audit.audit import installation
-from storage_audit.bucket import r2
+from storage_audit.bucket import s3
 from storage_audit.bucket.listing import pages
-from storage_audit.findings import Finding
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
+from storage_audit.ownership import bucket_marker
 
 COUNT = 2345
 KEYS = [key_at(n) for n in range(COUNT)]
@@ -72,10 +72,10 @@ def test_a_page_of_one(store: Canned) -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_can_be_claimed() -> None:
-    assert installation.claim(BUCKET).folds_unicode
-    installation.check(BUCKET)
-    assert listed() == [installation.MARKER, *KEYS]
-    r2.delete_single(BUCKET, installation.MARKER)
+    assert bucket_marker.claim(BUCKET).folds_unicode
+    bucket_marker.check(BUCKET)
+    assert listed() == [bucket_marker.MARKER, *KEYS]
+    s3.delete_single(BUCKET, bucket_marker.MARKER)
 
 
 @pytest.mark.only_on("postgresql")

@@ -16,12 +16,12 @@ from devtools.faults.kinds import KINDS, changed
 from devtools.faults.matching import is_anything, is_delete_batch, is_listing, on
 from devtools.faults.proxy import FaultyStore, Reply
 from storage_audit import tasks
-from storage_audit.audit import cleanup, counting
-from storage_audit.bucket import calls, r2
+from storage_audit.bucket import request_stats, request_stats_counting, s3
 from storage_audit.bucket.errors import StoreError, TooLate
+from storage_audit.bucket.models import StoreCalls
+from storage_audit.cleanup import runner
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
-from storage_audit.store_calls import StoreCalls
 from tests.bucket import Bucket
 from tests.commands import run_command
 from tests.network import close_connections
@@ -29,11 +29,11 @@ from tests.network import close_connections
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counting, "_not_before", 0.0)
+    monkeypatch.setattr(request_stats_counting, "_not_before", 0.0)
 
 
 def waiting() -> dict[tuple[str, str], int]:
-    with calls.take() as found:
+    with request_stats.take() as found:
         return dict(found)
 
 
@@ -58,7 +58,7 @@ def test_each_attempt_counts_with_its_result(
     store.rules.append(on(is_listing, KINDS[fault].answer))
     waiting()
     with pytest.raises(StoreError):
-        r2.list_page("tests", "")
+        s3.list_page("tests", "")
     assert waiting() == counted
     assert len(store.seen) == sum(counted.values())
 
@@ -69,14 +69,14 @@ def test_what_botocore_tries_again_counts_before_what_comes_of_it(
     bucket.put("k")
     store.rules.append(on(is_listing, KINDS["slow-down"].answer, times=1))
     waiting()
-    r2.list_page("tests", "")
+    s3.list_page("tests", "")
     assert waiting() == {("ListObjectsV2", "SlowDown"): 1, ("ListObjectsV2", "ok"): 1}
     store.rules.clear()
     # Of an answer that it cannot read it tells otherwise.
     broken = on(is_listing, changed(lambda xml: re.sub("<Size>.*?<", "<Size>many<", xml)))
     store.rules.extend([on(is_listing, KINDS["reset-before"].answer, times=1), broken])
     with pytest.raises(StoreError):
-        r2.list_page("tests", "")
+        s3.list_page("tests", "")
     assert waiting() == {
         ("ListObjectsV2", "ConnectionClosedError"): 1,
         ("ListObjectsV2", "ValueError"): 1,
@@ -85,8 +85,8 @@ def test_what_botocore_tries_again_counts_before_what_comes_of_it(
 
 def test_what_was_not_sent_does_not_count(bucket: Bucket) -> None:
     waiting()
-    with r2.sent_until(0), pytest.raises(TooLate):
-        r2.delete_batch("tests", ["k"])
+    with s3.sent_until(0), pytest.raises(TooLate):
+        s3.delete_batch("tests", ["k"])
     assert waiting() == {}
 
 
@@ -106,24 +106,24 @@ def test_a_store_cannot_make_up_results(store: FaultyStore) -> None:
     waiting()
     for _reply in made_up:
         with pytest.raises(StoreError):
-            r2.list_page("tests", "")
+            s3.list_page("tests", "")
     assert waiting() == {("ListObjectsV2", "4xx"): 20}
 
 
 def test_the_total_grows_and_is_not_taken(bucket: Bucket) -> None:
-    r2.list_page("tests", "")  # A process reads the marker before its first page.
-    before = calls.total()
-    r2.list_page("tests", "")
+    s3.list_page("tests", "")  # A process reads the marker before its first page.
+    before = request_stats.total()
+    s3.list_page("tests", "")
     waiting()
-    assert calls.total() - before == Counter({("ListObjectsV2", "ok"): 1})
+    assert request_stats.total() - before == Counter({("ListObjectsV2", "ok"): 1})
 
 
 def test_threads_lose_no_call() -> None:
     def many() -> None:
         for _time in range(2000):
-            calls.count("k", "ok")
+            request_stats.count("k", "ok")
 
-    before = calls.total()["k", "ok"]
+    before = request_stats.total()["k", "ok"]
     threads = [threading.Thread(target=many) for _thread in range(8)]
     for thread in threads:
         thread.start()
@@ -131,16 +131,16 @@ def test_threads_lose_no_call() -> None:
     for thread in threads:
         thread.join()
     assert taken + waiting().get(("k", "ok"), 0) == 16000
-    assert calls.total()["k", "ok"] - before == 16000
+    assert request_stats.total()["k", "ok"] - before == 16000
 
 
 def test_a_child_counts_from_nothing_even_when_its_parent_was_counting() -> None:
-    calls.count("k", "ok")
-    with calls._lock:
+    request_stats.count("k", "ok")
+    with request_stats._lock:
         child = os.fork()
         if not child:
-            calls.count("k", "ok")
-            os._exit(calls.total() != {("k", "ok"): 1} or waiting() != {("k", "ok"): 1})
+            request_stats.count("k", "ok")
+            os._exit(request_stats.total() != {("k", "ok"): 1} or waiting() != {("k", "ok"): 1})
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert waiting() == {("k", "ok"): 1}
 
@@ -166,21 +166,21 @@ def test_a_task_that_fails_writes_down_what_it_called(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(operation_id: object) -> None:
-        calls.count("k", "ok")
+        request_stats.count("k", "ok")
         raise RuntimeError
 
-    monkeypatch.setattr(cleanup, "run_slice", fail)
+    monkeypatch.setattr(runner, "run_slice", fail)
     with pytest.raises(RuntimeError):
         tasks.run_operation(str(uuid4()))
     assert kept()["k", "ok"] == 1
 
 
 def test_nothing_is_written_in_a_transaction_of_somebody_else(bucket: Bucket) -> None:
-    calls.count("k", "ok")
+    request_stats.count("k", "ok")
     with transaction.atomic():
-        counting.keep()
+        request_stats_counting.keep()
         assert not StoreCalls.objects.exists()
-    counting.keep()
+    request_stats_counting.keep()
     assert kept() == {("k", "ok"): 1}
 
 
@@ -189,7 +189,7 @@ def test_who_called_nothing_asks_the_database_nothing(
 ) -> None:
     waiting()
     with django_assert_num_queries(0):  # type: ignore[operator]
-        counting.keep()
+        request_stats_counting.keep()
 
 
 def test_a_database_that_fails_loses_no_call_stops_nothing_and_is_left_alone_for_a_while(
@@ -202,16 +202,16 @@ def test_a_database_that_fails_loses_no_call_stops_nothing_and_is_left_alone_for
         raise OperationalError("gone")
 
     tried: list[str] = []
-    calls.count("k", "ok")
+    request_stats.count("k", "ok")
     with connection.execute_wrapper(fail_to_update):
-        counting.keep()
-        counting.keep()
+        request_stats_counting.keep()
+        request_stats_counting.keep()
     assert len(tried) == 1
     assert "could not be noted" in caplog.text
     assert kept() == {}
-    calls.count("k", "ok")
-    monkeypatch.setattr(counting, "_not_before", 0.0)
-    counting.keep()
+    request_stats.count("k", "ok")
+    monkeypatch.setattr(request_stats_counting, "_not_before", 0.0)
+    request_stats_counting.keep()
     assert kept() == {("k", "ok"): 2}
 
 
@@ -235,5 +235,5 @@ def test_processes_add_to_the_same_rows_and_wait_for_nobody(transactional_db: No
 def test_a_batch_refused_counts_as_one_call(store: FaultyStore) -> None:
     store.rules.append(on(is_delete_batch, KINDS["key-errors"].answer))
     waiting()
-    r2.delete_batch("tests", ["a", "b"])
+    s3.delete_batch("tests", ["a", "b"])
     assert waiting() == {("DeleteObjects", "ok"): 1}

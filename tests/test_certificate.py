@@ -23,10 +23,8 @@ from django.utils.functional import lazy
 from pytest_django import Settings
 
 from devtools.cloudflare_api import CloudflareApi
-from storage_audit.audit import requests, retention
-from storage_audit.audit.certificate import record
-from storage_audit.audit.certificate.checking import flaws
-from storage_audit.audit.certificate.files import (
+from storage_audit.certificate import evidence
+from storage_audit.certificate.certificate_file import (
     FORMS,
     Certificate,
     Changed,
@@ -36,12 +34,14 @@ from storage_audit.audit.certificate.files import (
     issued,
     signed,
 )
-from storage_audit.audit.certificate.record import ITEM
-from storage_audit.audit.certificate.seal import canonical
+from storage_audit.certificate.check_file import flaws
+from storage_audit.certificate.evidence import ITEM
+from storage_audit.certificate.signature import canonical
+from storage_audit.cleanup import requests, retention
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.exports import csv_lines
-from storage_audit.items import CleanupItem
 from storage_audit.models import Installation, R2Object
-from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
 from tests.admin_client import page, person, superuser, text_of
 from tests.bucket import BUCKETS, Bucket
@@ -283,9 +283,9 @@ def test_a_certificate_is_the_same_for_people_of_all_languages(
     certified: CleanupOperation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of_reader = lazy(translation.get_language, str)()
-    monkeypatch.setitem(record.STATEMENTS, CleanupOperation.Status.CLEAN, of_reader)
+    monkeypatch.setitem(evidence.STATEMENTS, CleanupOperation.Status.CLEAN, of_reader)
     with translation.override("de"):
-        assert record.head_of(certified)["statement"] == "en"
+        assert evidence.head_of(certified)["statement"] == "en"
 
 
 def test_a_csv_has_one_row_for_each_item_below_the_names_of_the_columns(

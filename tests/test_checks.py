@@ -16,7 +16,7 @@ from pytest_django import Settings
 
 from devtools.environment import made_up_environment
 from storage_audit import queue
-from storage_audit.findings import Finding
+from storage_audit.findings.models import Finding
 from storage_audit.origin import OriginMiddleware
 from tests.paths import ROOT
 from tests.site_settings import run_system_checks

@@ -10,10 +10,10 @@ from django.utils import timezone
 from django_q.models import OrmQ
 from pytest_django.fixtures import Settings
 
-from storage_audit.audit import cleanup
 from storage_audit.bucket.listing import escape
+from storage_audit.cleanup import runner
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import Project, R2Object
-from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket, put_files
 from tests.promises import (
     FLAT,
@@ -88,7 +88,7 @@ def test_tracking_rows_go_with_their_objects_and_not_before(bucket: Bucket) -> N
     bucket.upload("proj_1")
     Project.objects.get(pk="proj_1").delete()
     assert R2Object.objects.count() == 1
-    cleanup.run(CleanupOperation.objects.latest("created_at").pk)
+    runner.run(CleanupOperation.objects.latest("created_at").pk)
     assert not R2Object.objects.exists()
 
 

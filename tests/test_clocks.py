@@ -14,18 +14,21 @@ from pytest_django import Settings
 
 from devtools.faults.matching import is_listing
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
-from storage_audit import tasks, upload
-from storage_audit.attention import find_verifications_with_uncovered_leftovers
-from storage_audit.audit import cleanup, delays, deletion, overview, requests, sending
-from storage_audit.audit.incidents import find_overdue
+from storage_audit import tasks
+from storage_audit.alerts import lateness
+from storage_audit.alerts.alert_rules import find_overdue
+from storage_audit.cleanup import delete_batches, delete_pipeline, requests, runner
+from storage_audit.cleanup.attention import find_verifications_with_uncovered_leftovers
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.clocks import DatabaseNow
-from storage_audit.diagnoses import Diagnosis
-from storage_audit.findings import Finding
+from storage_audit.dashboard import daily_figures
+from storage_audit.doctor.models import Diagnosis
+from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.scans import BucketScan
+from storage_audit.scan.models.scan import BucketScan
 from storage_audit.storage import key_for
-from storage_audit.upload import Upload, is_barred
+from storage_audit.tracking import upload
+from storage_audit.tracking.upload import Upload, is_barred
 from tests.bucket import Bucket
 from tests.builders import create_lost_cleanup
 from tests.promises import (
@@ -108,8 +111,8 @@ def test_overview_goes_by_scans_whose_clock_was_right(bucket: Bucket) -> None:
     ahead(BucketScan, "started_at")
     BucketScan.objects.filter(pk=wrong.pk).update(finished_at=F("finished_at") + YEAR)
     BucketScan.objects.filter(pk=failed.pk).update(started_at=F("started_at") - YEAR)
-    assert overview.last_complete_scan() == right
-    assert overview.failed_scan() == failed
+    assert daily_figures.last_complete_scan() == right
+    assert daily_figures.failed_scan() == failed
 
 
 def test_findings_of_a_clock_that_was_ahead_are_resolved_and_opened_again(bucket: Bucket) -> None:
@@ -200,7 +203,7 @@ def test_key_is_barred_while_the_store_may_obey_a_call_though_clocks_differ(
 ) -> None:
     """The store accepts the requests of both machines, and goes by the sender's signature."""
     sent_at = timezone.now() + of_sender
-    marked_at = sent_at - timedelta(seconds=deletion.PROOF_LASTS)
+    marked_at = sent_at - timedelta(seconds=delete_batches.PROOF_LASTS)
     unanswered, deleting = create_lost_cleanup().items, create_lost_cleanup().items
     unanswered.create(key="a", identity="a", outcome="deleted", unanswered_at=sent_at)
     deleting.create(key="b", identity="b", outcome="deleting", changed_at=marked_at)
@@ -217,9 +220,9 @@ def test_cleanup_that_ended_while_the_clock_was_ahead_is_no_sign_of_a_worker(
 ) -> None:
     alive("proj_1")
     delete("proj_1")
-    assert delays.gets_on()
+    assert lateness.gets_on()
     ahead(CleanupOperation, "finished_at")
-    assert not delays.gets_on()
+    assert not lateness.gets_on()
 
 
 @pytest.mark.parametrize("of_first, of_second", [(YEAR, 0 * YEAR), (0 * YEAR, YEAR)])
@@ -430,7 +433,7 @@ def test_pass_goes_on_though_the_clocks_of_two_workers_differ(
     operation = requested("proj_1")
     for seconds in (120, 0, 120, 0):
         with clock_of_another_machine(seconds):
-            assert cleanup.run_slice(operation.pk)
+            assert runner.run_slice(operation.pk)
     assert outcomes(run(operation)) == {key: "deleted"}
     assert not operation.events.filter(message__contains="from the beginning").exists()
 
@@ -446,7 +449,7 @@ def test_key_stays_barred_when_a_worker_whose_clock_is_behind_takes_over(
         raise SystemExit
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(sending, "record_answers", die)
+        patch.setattr(delete_pipeline, "record_answers", die)
         run(operation)
     with clock_of_another_machine(-AHEAD.total_seconds()):
         assert outcomes(take_over_lease(operation)) == {key: "deleted"}

@@ -10,15 +10,17 @@ from django.utils import timezone
 from django_q.models import OrmQ
 from pytest_django import Settings
 
-from storage_audit.audit import cleanup, discovery, installation, vanished
-from storage_audit.audit.scan import worker
 from storage_audit.bucket.listing import Identity
-from storage_audit.management import scanning
+from storage_audit.cleanup import plan as discovery
+from storage_audit.cleanup import runner, vanished_projects
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.management import scan_command
 from storage_audit.models import Installation, KnownProject, Project, R2Object
-from storage_audit.operations import CleanupOperation
+from storage_audit.ownership import bucket_marker
 from storage_audit.redaction import visible
-from storage_audit.scans import BucketScan
-from storage_audit.transitions import IllegalTransition
+from storage_audit.scan import worker
+from storage_audit.scan.models.scan import BucketScan
 from tests.bucket import Bucket
 from tests.commands import Terminal, run_command, run_json
 from tests.promises import alive
@@ -68,7 +70,7 @@ def test_backfill_as_a_dry_run_exits_with_0_and_writes_nothing(bucket: Bucket) -
 def test_backfill_shows_the_first_of_many_and_prints_json(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scanning, "SAMPLES", 1)
+    monkeypatch.setattr(scan_command, "SAMPLES", 1)
     bucket.put("README.txt", "b", "\u202e")
     out, _err, _code = run_command("backfill_r2")
     assert "  README.txt (no layout matches)\n  and 2 more\n" in out
@@ -116,7 +118,7 @@ def test_backfill_shows_progress_on_a_terminal_only(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = iter(range(1000))
-    monkeypatch.setattr(scanning, "monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr(scan_command, "monotonic", lambda: float(next(ticks)))
     bucket.put("README.txt")
     terminal = Terminal()
     run_command("backfill_r2", stderr=terminal)
@@ -284,7 +286,7 @@ def test_cleanup_that_cannot_reach_the_bucket_exits_with_1(unreachable: None) ->
 def test_cleanup_waits_while_another_one_of_the_project_is_worked_on(bucket: Bucket) -> None:
     Project.objects.create(pk="proj_1")
     operation = delete("proj_1")
-    cleanup.run(operation.pk)
+    runner.run(operation.pk)
     bucket.put(*OLD)
     check = operation.children.earliest("next_attempt_at")
     CleanupOperation.objects.filter(pk=check.pk).update(next_attempt_at=timezone.now())
@@ -347,7 +349,7 @@ def test_plan_beside_a_cleanup_that_waits_names_that_cleanup(bucket: Bucket) -> 
     alive("proj_1", "proj_3")
     bucket.upload("proj_1")
     Project.objects.filter(pk="proj_1")._raw_delete("default")
-    vanished.notice()
+    vanished_projects.notice()
     out, _err, _code = run_command("cleanup_project", "proj_1", "--dry-run")
     assert "Cleanup ID of the project is not over, so this plan cannot run." in out
     assert "--plan" not in out
@@ -415,7 +417,7 @@ def test_verify_shows_what_is_missing_and_untracked_and_exits_with_1(bucket: Buc
 def test_verify_of_a_deletion_id_shows_what_came_back(bucket: Bucket) -> None:
     Project.objects.create(pk="proj_1")
     bucket.put(*OLD)
-    deletion_id = str(cleanup.run(delete("proj_1").pk).pk)
+    deletion_id = str(runner.run(delete("proj_1").pk).pk)
     assert run_command("verify_cleanup", deletion_id) == (
         "proj_1 in bucket tests: 0 left behind, 2 seen absent.\n",
         "",
@@ -493,7 +495,7 @@ def test_sweep_goes_on_after_an_operation_that_breaks(
             raise RuntimeError
         really(work)
 
-    monkeypatch.setattr(cleanup, "discover", breaks_on_the_first)
+    monkeypatch.setattr(runner, "discover", breaks_on_the_first)
     out, err, code = run_command("sweep_cleanups", "--sync")
     assert code == 1
     assert out.endswith("ID: clean.\nOperations run: 2.\n")
@@ -522,7 +524,7 @@ def test_claim_takes_a_bucket_from_another_installation_only_when_told_to(bucket
         1,
     )
     assert run_command("claim_bucket", "--take-over")[2] == 0
-    installation.check(bucket.name)
+    bucket_marker.check(bucket.name)
 
 
 def test_claim_that_cannot_reach_the_bucket_is_one_line_and_exits_with_1(unreachable: None) -> None:

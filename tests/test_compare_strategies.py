@@ -13,15 +13,17 @@ from devtools.cloudflare_api import CloudflareApi
 from devtools.faults.kinds import KINDS
 from devtools.faults.matching import is_delete_single, on
 from devtools.faults.proxy import FaultyStore
-from storage_audit.audit import deletion, installation, prices, trial
-from storage_audit.audit.layouts import DEFAULT_TEMPLATES
-from storage_audit.audit.ownership import layouts
-from storage_audit.audit.trial import Run
-from storage_audit.bucket import r2
+from storage_audit.bucket import prices, s3
+from storage_audit.cleanup import delete_batches
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.conf import STRATEGIES
+from storage_audit.debug import strategy_benchmark
+from storage_audit.debug.strategy_benchmark import Run
 from storage_audit.management.commands import compare_strategies
 from storage_audit.models import KnownProject
-from storage_audit.operations import CleanupOperation
+from storage_audit.ownership import bucket_marker
+from storage_audit.ownership.key_formats import DEFAULT_TEMPLATES
+from storage_audit.ownership.owner import layouts
 from tests.bucket import Bucket
 from tests.commands import run_command, run_json
 from tests.promises import Status, again, check, make_due
@@ -42,7 +44,7 @@ def test_every_strategy_empties_a_project_of_the_same_shape(
     neighbours: Bucket, cloudflare_api: CloudflareApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A slow machine has the time that wrangler needs there; the lease is longer still.
-    monkeypatch.setattr(deletion, "PROOF_LASTS", 50.0)
+    monkeypatch.setattr(delete_batches, "PROOF_LASTS", 50.0)
     facts, code = run_json("compare_strategies", "--objects", "3")
     assert (code, facts["objects"], facts["prices_of"]) == (0, 3, prices.PRICES_OF)
     by_strategy = {each["strategy"]: each for each in facts["runs"]}
@@ -74,13 +76,13 @@ def made_calls(each: dict[str, Any]) -> dict[str, int]:
 
 
 def test_keys_are_of_every_layout_and_of_no_other_project(db: None) -> None:
-    project_id = trial.made_up_id()
-    keys = trial.keys_of(project_id, 2 * len(DEFAULT_TEMPLATES))
+    project_id = strategy_benchmark.made_up_id()
+    keys = strategy_benchmark.keys_of(project_id, 2 * len(DEFAULT_TEMPLATES))
     readings = [reading for key in keys for reading in layouts().readings(key)]
     assert {reading.layout for reading in readings} == set(DEFAULT_TEMPLATES)
     assert {reading.project for reading in readings} == {project_id}
     assert len(set(keys)) == len(keys)
-    assert project_id != trial.made_up_id()
+    assert project_id != strategy_benchmark.made_up_id()
 
 
 def test_it_shows_them_side_by_side_and_says_before_what_it_does(neighbours: Bucket) -> None:
@@ -114,7 +116,10 @@ def test_what_cannot_run_here_is_no_error_of_the_others(
     )
     assert (code, "wrangler: cannot run here: wrangler is missing" in out) == (0, True)
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"WRANGLER_LIMIT": 2}
-    assert trial.obstacle_to_wrangler(3) == "Wrangler is not started for more than 2 objects."
+    assert (
+        strategy_benchmark.obstacle_to_wrangler(3)
+        == "Wrangler is not started for more than 2 objects."
+    )
     assert CleanupOperation.objects.filter(parent=None).count() == 1
 
 
@@ -137,7 +142,7 @@ def test_what_was_not_looked_for_is_not_called_gone(
         raise KeyboardInterrupt
 
     store.rules.append(on(is_delete_single, KINDS["access-denied"].answer))
-    monkeypatch.setattr(trial, "count_left", interrupted)
+    monkeypatch.setattr(strategy_benchmark, "count_left", interrupted)
     arguments = ("compare_strategies", "--objects", "1", "--strategies", "sequential")
     _out, err, code = run_command(*arguments)
     assert (code, "Nothing that was written is left" in err) == (130, False)
@@ -168,7 +173,7 @@ def test_what_is_seen_to_be_left_counts_more_than_what_the_cleanup_says() -> Non
 def test_whatever_stops_it_leaves_its_objects_to_an_operation(
     neighbours: Bucket, monkeypatch: pytest.MonkeyPatch, killed: bool
 ) -> None:
-    real, written = r2.write, list[str]()
+    real, written = s3.write, list[str]()
 
     def write(bucket: str, key: str, body: bytes) -> None:
         if written:
@@ -179,8 +184,8 @@ def test_whatever_stops_it_leaves_its_objects_to_an_operation(
         real(bucket, key, body)
         written.append(key)
 
-    monkeypatch.setattr(r2, "write", write)
-    monkeypatch.setattr(trial, "WRITERS", 1)
+    monkeypatch.setattr(s3, "write", write)
+    monkeypatch.setattr(strategy_benchmark, "WRITERS", 1)
     if killed:  # Nothing runs any more then.
         monkeypatch.setattr(CleanupOperation, "make_due", lambda operation: None)
     _out, err, code = run_command("compare_strategies", "--strategies", "batch")
@@ -190,7 +195,7 @@ def test_whatever_stops_it_leaves_its_objects_to_an_operation(
     monkeypatch.undo()
     if killed:
         assert not due()
-        assert CleanupOperation.objects.due(-trial.HOLD).exists()
+        assert CleanupOperation.objects.due(-strategy_benchmark.HOLD).exists()
         make_due(CleanupOperation.objects.get())
     assert run_command("sweep_cleanups", "--sync")[2] == 0
     operation = CleanupOperation.objects.get(parent=None)
@@ -213,7 +218,7 @@ def test_a_worker_that_is_quicker_is_waited_for(
         taken.append(operation)
 
     monkeypatch.setattr(CleanupOperation, "make_due", take)
-    monkeypatch.setattr(trial, "sleep", lambda seconds: taken.pop().hand_over())
+    monkeypatch.setattr(strategy_benchmark, "sleep", lambda seconds: taken.pop().hand_over())
     facts, code = run_json("compare_strategies", "--objects", "1", "--strategies", "batch")
     assert (code, facts["runs"][0]["status"]) == (0, "clean")
 
@@ -265,10 +270,10 @@ def test_nothing_is_written_where_it_could_be_somebody_elses(
     _out, err, code = run_command("compare_strategies")
     assert (code, "so nothing is written" in err) == (2, True)
     settings.STORAGE_AUDIT = usual
-    marker = neighbours.r2.read(installation.MARKER, neighbours.name)
-    neighbours.r2.remove(installation.MARKER, neighbours.name)
+    marker = neighbours.r2.read(bucket_marker.MARKER, neighbours.name)
+    neighbours.r2.remove(bucket_marker.MARKER, neighbours.name)
     _out, err, code = run_command("compare_strategies")
-    neighbours.put(installation.MARKER, body=marker)
+    neighbours.put(bucket_marker.MARKER, body=marker)
     assert (code, "no marker" in err) == (1, True)
     for wrong in ("--objects=0", "--objects=10001", "--strategies=batch,nope"):
         assert run_command("compare_strategies", wrong)[2] == 2

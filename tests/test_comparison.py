@@ -15,14 +15,15 @@ from django.utils import timezone
 from devtools.faults.kinds import KINDS
 from devtools.faults.matching import is_listing_under, on
 from devtools.faults.proxy import FaultyStore
-from storage_audit.audit import comparison, installation
-from storage_audit.audit.comparison import Comparison, Keys, Way, Why, buckets_of, compare
-from storage_audit.audit.installation import Mismatch
-from storage_audit.bucket import listing, r2
+from storage_audit.bucket import listing, s3
 from storage_audit.bucket.errors import StoreError, TooLate
-from storage_audit.bucket.r2 import Listed
+from storage_audit.bucket.s3 import Listed
+from storage_audit.debug import admin as comparison_page
+from storage_audit.debug import discovery_comparison
+from storage_audit.debug.discovery_comparison import Comparison, Keys, Way, Why, buckets_of, compare
 from storage_audit.models import Project, R2Object
-from storage_audit.pages import comparison_page
+from storage_audit.ownership import bucket_marker
+from storage_audit.ownership.bucket_marker import Mismatch
 from tests.admin_client import page, person, text_of
 from tests.bucket import Bucket, fold_unicode
 from tests.commands import run_command, run_json
@@ -190,10 +191,10 @@ def test_a_row_that_changed_meanwhile_is_not_called_gone(
 def test_counts_are_exact_where_only_the_first_keys_are_kept(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module, name, less in [(r2, "PAGE", 3), (comparison, "LONE_KEYS", 2)]:
+    for module, name, less in [(s3, "PAGE", 3), (discovery_comparison, "LONE_KEYS", 2)]:
         monkeypatch.setattr(module, name, less)
     for name in ("FIRST_KEYS", "EXAMPLES"):
-        monkeypatch.setattr(comparison, name, 2)
+        monkeypatch.setattr(discovery_comparison, name, 2)
     alive("proj_1")
     keys = [f"projects/proj_1/scenes/s1/media/{n:02}.mp4" for n in range(11)]
     bucket.put(*keys[:7])
@@ -218,9 +219,9 @@ def test_a_look_that_fails_anywhere_says_nothing(
         compare("proj_1")
     store.rules.clear()
     # A store that now and then lists nothing at all.
-    marker = installation.find_marker(bucket.name)
+    marker = bucket_marker.find_marker(bucket.name)
     listed = iter([marker, marker, None, marker])
-    monkeypatch.setattr(installation, "find_marker", lambda bucket: next(listed))
+    monkeypatch.setattr(bucket_marker, "find_marker", lambda bucket: next(listed))
     with pytest.raises(StoreError, match="do not show the marker"):
         compare("proj_1")
 
@@ -231,7 +232,7 @@ def test_it_takes_no_longer_than_it_may(bucket: Bucket) -> None:
 
 
 def test_a_bucket_of_somebody_else_is_not_compared(bucket: Bucket) -> None:
-    bucket.r2.remove(installation.MARKER, bucket.name)
+    bucket.r2.remove(bucket_marker.MARKER, bucket.name)
     with pytest.raises(Mismatch, match="no marker"):
         compare("proj_1")
     with pytest.raises(Mismatch, match="is no project id"):
@@ -252,7 +253,7 @@ def test_every_bucket_with_rows_of_the_project_is_compared(bucket: Bucket) -> No
 
 
 def test_keys_of_several_buckets_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "FIRST_KEYS", 3)
+    monkeypatch.setattr(discovery_comparison, "FIRST_KEYS", 3)
     both = Keys(2, ["a", "b"]) + Keys(9, ["c", "d"])
     assert (both.count, both.first) == (11, ["a", "b", "c"])
 

@@ -11,16 +11,16 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from storage_audit import formats
-from storage_audit.audit import jobs
+from storage_audit.cleanup import bulk
+from storage_audit.cleanup.models.bulk_job import Job
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.fields import limit_to
-from storage_audit.findings import Finding
-from storage_audit.items import CleanupItem
-from storage_audit.jobs import Job
+from storage_audit.findings.admin import action_pages
+from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.pages import acts
-from storage_audit.pages.confirming import ConfirmingAdmin
-from storage_audit.pages.projects import OwnerAdmin
+from storage_audit.projects.admin.projects import OwnerAdmin
+from storage_audit.ui.confirm import ConfirmingAdmin
 from tests.admin_client import act, page, superuser, text_of, yes_to
 from tests.bucket import Bucket
 from tests.builders import create_findings, create_orphans, read_states
@@ -55,7 +55,7 @@ def once_checked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], obje
 def test_project_that_arrives_after_the_check_is_kept(
     db: None, monkeypatch: pytest.MonkeyPatch, once_checked: Any, action: str, most: int
 ) -> None:
-    monkeypatch.setattr(jobs, "SLICE", most)
+    monkeypatch.setattr(bulk, "SLICE", most)
     for number in range(2):
         Project.objects.create(pk=f"proj_{number}")
     client = superuser()
@@ -115,7 +115,7 @@ def test_page_does_not_confirm_what_changes_while_it_is_made(
         return more(count)
 
     with monkeypatch.context() as meanwhile:
-        meanwhile.setattr(acts, "more", change)
+        meanwhile.setattr(action_pages, "more", change)
         asked = act(client, "finding", "acknowledge", "all", **ACROSS)
     assert "3.8 MB" not in asked
     again = act(client, "finding", "acknowledge", "all", **ACROSS, **yes_to(asked), note="ours")

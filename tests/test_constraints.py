@@ -7,13 +7,13 @@ from django.apps import apps
 from django.db import IntegrityError, connection, models, transaction
 from django.utils import timezone
 
-from storage_audit.diagnoses import Diagnosis
-from storage_audit.findings import Finding
-from storage_audit.incidents import Delivery, Incident, Notice
-from storage_audit.jobs import Job
+from storage_audit.alerts.models import Delivery, Incident, Notice
+from storage_audit.cleanup.models.bulk_job import Job
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.doctor.models import Diagnosis
+from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.scans import BucketScan
+from storage_audit.scan.models.scan import BucketScan
 
 pytestmark = pytest.mark.django_db(transaction=True)
 OPERATION = "storage_audit_cleanupoperation"

@@ -9,11 +9,11 @@ from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from pytest_django import Settings
 
-from storage_audit.audit import jobs
-from storage_audit.jobs import Job
+from storage_audit.cleanup import bulk
+from storage_audit.cleanup.models.bulk_job import Job
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.pages.projects import OwnerAdmin, ProjectAdmin, is_copy
+from storage_audit.projects.admin.projects import OwnerAdmin, ProjectAdmin, is_copy
 from tests.admin_client import act, confirm, page, superuser, text_of
 from tests.database import another_database
 from tests.promises import alive
@@ -56,7 +56,7 @@ def test_deletion_of_copies_deletes_no_project(
     archive: Any, monkeypatch: pytest.MonkeyPatch, way: str, size: int
 ) -> None:
     """Of more than `size`, a job would delete the projects."""
-    monkeypatch.setattr(jobs, "SLICE", size)
+    monkeypatch.setattr(bulk, "SLICE", size)
     R2Object.objects.create(bucket="tests", key="k", project_id="proj_1", size=7, state="stored")
     client, address = superuser(), page("project", "delete", "proj_1")
     if way == "button":

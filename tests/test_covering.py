@@ -12,21 +12,21 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit.audit import cleanup, meaning, requests, vanished
-from storage_audit.audit.covering import Owners, find_covering
-from storage_audit.audit.decisions import orphans, tracking
-from storage_audit.audit.decisions.orphans import would_delete
-from storage_audit.audit.lookup import live
-from storage_audit.audit.lookup.search import explain, look_up
-from storage_audit.audit.scan import ending, worker
-from storage_audit.audit.scan.requests import start_scan
-from storage_audit.audit.scan.worker import work_on_scan
-from storage_audit.bucket import r2
-from storage_audit.findings import Finding
-from storage_audit.items import CleanupItem
+from storage_audit.bucket import s3
+from storage_audit.cleanup import cleanup_text, requests, runner, vanished_projects
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.open_decisions import Owners, find_covering
+from storage_audit.findings import orphans, track_files
+from storage_audit.findings.models import Finding
+from storage_audit.findings.orphans import would_delete
+from storage_audit.lookup import live_check
+from storage_audit.lookup.search import explain, look_up
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.transitions import IllegalTransition
+from storage_audit.scan import conclude, worker
+from storage_audit.scan.start import start_scan
+from storage_audit.scan.worker import work_on_scan
 from tests.bucket import Bucket
 from tests.builders import create_findings, list_ids
 from tests.keys import OTHER_KEY
@@ -154,7 +154,7 @@ def test_person_decides_who_covers_the_file_and_an_upload_under_other_settings_d
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"COMMIT_TIMEOUT": timedelta(0)}
     alive("proj_9_x")
     bucket.put(SHARED)
-    seen = r2.head(bucket.name, SHARED)
+    seen = s3.head(bucket.name, SHARED)
     facts = {"size": seen.size, "etag": seen.etag, "last_modified": seen.last_modified}
     track(bucket, SHARED, "proj_9_x", source, **facts)
     assert outcomes(delete("proj_9_x")) == {SHARED: outcome}
@@ -181,13 +181,13 @@ def test_file_is_kept_whose_other_cleanup_was_blocked_after_the_plan(
 def test_follow_up_check_waits_while_its_cleanup_is_blocked(
     bucket: Bucket, blocked: CleanupOperation
 ) -> None:
-    cleanup.late_check(blocked, timedelta(0))
+    runner.late_check(blocked, timedelta(0))
     follow_up = blocked.children.get()
     waits = f"It waits until a person has decided on cleanup {blocked.pk}."
     assert not CleanupOperation.objects.due().exists()
     assert run(follow_up).attempts == 0
     assert bucket.keys() == {KEY}
-    assert waits in meaning.meaning(follow_up)
+    assert waits in cleanup_text.meaning(follow_up)
     verification = run(requests.verify_operation(blocked))
     assert verification.status == Status.INCOMPLETE
     requests.force_delete_operation(blocked)
@@ -195,18 +195,18 @@ def test_follow_up_check_waits_while_its_cleanup_is_blocked(
     assert run(blocked).status == Status.CLEAN
     follow_up = run(follow_up)
     assert follow_up.status == Status.CLEAN
-    assert waits not in meaning.meaning(follow_up)
+    assert waits not in cleanup_text.meaning(follow_up)
 
 
 def test_file_of_a_blocked_cleanup_is_not_adopted(
     bucket: Bucket, blocked: CleanupOperation
 ) -> None:
     found = create_findings(bucket, KEY)
-    [left] = tracking.adopt(list_ids(found), "proj_1").left
+    [left] = track_files.adopt(list_ids(found), "proj_1").left
     assert left.reason.startswith(f"Cleanup {blocked.pk} covers this file and is blocked")
     assert not R2Object.objects.exists()
     CleanupOperation.objects.update(status=Status.SUPERSEDED)
-    assert tracking.adopt(list_ids(found), "proj_1").done == 1
+    assert track_files.adopt(list_ids(found), "proj_1").done == 1
 
 
 def test_finding_is_resolved_once_a_cleanup_covers_its_file(bucket: Bucket) -> None:
@@ -257,7 +257,7 @@ def test_orphan_seen_before_its_cleanup_was_asked_for_is_not_published(
     alive("proj_1")
     bucket.put(KEY, OTHER_KEY)
     first = start_scan(purpose="reconcile")
-    original = ending.end
+    original = conclude.end
 
     def end(*args: Any) -> Any:
         gone = requests.declare_deleted("proj_9")
@@ -361,7 +361,7 @@ def test_files_of_projects_that_disappeared_together_are_deleted_by_no_other_way
     alive("proj_1", "proj_2", "proj_3", "proj_4")
     keys = [bucket.upload(f"proj_{n}") for n in (1, 2, 3)]
     Project.objects.exclude(pk="proj_4")._raw_delete("default")
-    vanished.notice()
+    vanished_projects.notice()
     R2Object.objects.get(key=keys[0]).delete()
     default_storage.delete(keys[1])
     operation = run(CleanupOperation.objects.get(kind="objects"))
@@ -400,7 +400,7 @@ def test_why_says_of_a_file_that_is_gone_that_it_is_gone(
     assert f"Cleanup {blocked.pk} is to delete it, and is blocked" in told(KEY)
     bucket.r2.remove(KEY, bucket.name)
     objects = look_up(KEY).objects
-    [seen] = live.seen(objects, seconds=60)
+    [seen] = live_check.seen(objects, seconds=60)
     sentence = str(explain(seen).text)
     assert sentence.startswith("It is not in the bucket now.") and "is blocked" in sentence
     other = CleanupOperation.objects.request(

@@ -22,22 +22,26 @@ from pytest_django import Settings
 
 from autoshorts import urls
 from storage_audit import tasks
-from storage_audit.attention import find_verifications_with_leftovers, select_waiting_for_person
-from storage_audit.audit import overview, requests
-from storage_audit.audit.overview import OTHER_TYPES, Amount
-from storage_audit.audit.scan.requests import start_scan
-from storage_audit.audit.scan.worker import work_on_scan
-from storage_audit.daily_figures import DailyFigures
-from storage_audit.diagnoses import Diagnosis
-from storage_audit.findings import Finding
-from storage_audit.incidents import Delivery, Incident, Notice
+from storage_audit.alerts.models import Delivery, Incident, Notice
+from storage_audit.cleanup import requests
+from storage_audit.cleanup.attention import (
+    find_verifications_with_leftovers,
+    select_waiting_for_person,
+)
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.event import OperationEvent
+from storage_audit.dashboard import daily_figures
+from storage_audit.dashboard.admin import charts, next_steps
+from storage_audit.dashboard.admin.charts import Series
+from storage_audit.dashboard.daily_figures import OTHER_TYPES, Amount
+from storage_audit.dashboard.models import DailyFigures
+from storage_audit.doctor.models import Diagnosis
+from storage_audit.findings.models import Finding
 from storage_audit.models import Installation, KnownProject, Project
-from storage_audit.operations import CleanupOperation
-from storage_audit.pages import charts, needs
-from storage_audit.pages.charts import Series
 from storage_audit.roles import VIEWER
-from storage_audit.scans import BucketScan
-from storage_audit.timeline import OperationEvent
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.start import start_scan
+from storage_audit.scan.worker import work_on_scan
 from tests.admin_client import DASHBOARD, count_queries, person, superuser, text_of, words
 from tests.bucket import Bucket
 from tests.builders import add_item, create_cleanup, create_finding, create_row, create_scan
@@ -92,7 +96,7 @@ def listed(client: Client, url: str) -> int:
 
 
 def left_behind() -> Amount:
-    return overview.left_behind()
+    return daily_figures.left_behind()
 
 
 # What the tiles say, and where they lead
@@ -122,7 +126,7 @@ def test_open_deletions_are_counted_with_the_age_of_the_oldest_and_lead_to_them(
 def test_a_plan_is_as_old_as_its_run(db: None) -> None:
     ran = create_cleanup("pending", created_at=LONG_AGO)
     OperationEvent.objects.create(operation=ran, step="run", at=NOW - timedelta(hours=2))
-    assert overview.open_deletions() == (1, NOW - timedelta(hours=2))
+    assert daily_figures.open_deletions() == (1, NOW - timedelta(hours=2))
 
 
 def test_what_waits_for_a_person_is_counted_and_leads_to_it(db: None) -> None:
@@ -392,7 +396,7 @@ def test_before_anything_ran_the_board_says_so_and_calls_nothing_well(db: None) 
     figure, said = tile(shown, "Left behind")[1:]
     assert figure == "not known" and "The bucket has not been scanned yet." in said
     assert "This database is not connected to a bucket" in shown and "claim_bucket" in shown
-    overview.take_figures()
+    daily_figures.take_figures()
     chart = text_of(client.get(DASHBOARD)).split("<h3>Left behind</h3>")[1].split("</section>")[0]
     assert "<svg" not in chart and "No figures for these days yet" in chart
     create_finding("a")  # Whatever scan found it did not have to end well.
@@ -406,7 +410,7 @@ def test_figures_of_a_day_to_come_are_not_the_latest(db: None) -> None:
     """A clock that was ahead wrote them."""
     day = timezone.localdate() + timedelta(days=300)
     DailyFigures.objects.create(day=day, taken_at=timezone.now(), file_types={}, **ZERO)
-    assert overview.take_figures() and not overview.take_figures()
+    assert daily_figures.take_figures() and not daily_figures.take_figures()
 
 
 def test_the_chart_of_what_is_left_behind_ends_with_the_figure_of_the_tile(db: None) -> None:
@@ -485,7 +489,7 @@ def test_each_step_that_a_person_may_not_take_names_the_group_that_may(
     remaining("x", project_id="proj_b")
     create_scan(status="failed")
     create_finding("a", first_seen_at=LONG_AGO, last_modified=LONG_AGO)
-    for kind in needs.FOR_STEP:
+    for kind in next_steps.FOR_STEP:
         create_finding("b", kind=kind)
     Diagnosis.objects.create(context="web", host="h", pid=1, probes=[PROBE | {"status": "wrong"}])
     given_up()
@@ -832,8 +836,8 @@ def test_many_rows_cost_as_many_queries_as_few(db: None, url: str) -> None:
 def test_where_much_is_left_behind_no_page_waits_for_a_count_of_it(
     db: None, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
-    monkeypatch.setattr(overview, "MUCH", 4)
-    monkeypatch.setattr(needs, "FINDINGS_COUNTED", 2)
+    monkeypatch.setattr(daily_figures, "MUCH", 4)
+    monkeypatch.setattr(next_steps, "FINDINGS_COUNTED", 2)
     remaining("a", "b")
     create_finding("c", first_seen_at=LONG_AGO, last_modified=LONG_AGO)
     create_finding("d")
@@ -841,7 +845,7 @@ def test_where_much_is_left_behind_no_page_waits_for_a_count_of_it(
     assert "4 objects" in said_of(client, url)
     create_finding("e")
     assert "about 4 objects or more" in said_of(client, url)
-    overview.take_figures()
+    daily_figures.take_figures()
     DailyFigures.objects.update(taken_at=timezone.now() - timedelta(minutes=20))
     create_finding("f")
     assert "5 objects, as of 20 minutes ago" in said_of(client, url)
@@ -943,7 +947,7 @@ def test_each_chart_has_a_name_a_summary_and_a_heading_of_its_own(db: None) -> N
     create_scan()
     create_row("a", file_type="mp4")
     ended(0, "clean")
-    overview.take_figures()
+    daily_figures.take_figures()
     shown = charts_on(superuser())
     assert len(shown) == 6
     named = []
@@ -980,7 +984,7 @@ def test_file_types_are_those_of_the_last_count_and_say_of_when(db: None) -> Non
     create_row("b", file_type="mp4", size=None)
     create_row("c", file_type="srt", size=5)
     create_row("d", size=1)
-    overview.take_figures()
+    daily_figures.take_figures()
     DailyFigures.objects.update(taken_at=timezone.now() - timedelta(minutes=20))
     chart = charts_on(client)[title]
     assert table_of(chart)[1:] == [
@@ -1040,7 +1044,7 @@ def test_where_nothing_is_tracked_that_is_drawn(db: None) -> None:
 def test_of_many_file_types_the_largest_are_kept_and_the_rest_together(db: None) -> None:
     for n in range(23):
         create_row(f"k{n}", file_type=f"t{n:02}", size=n)
-    overview.take_figures()
+    daily_figures.take_figures()
     types = DailyFigures.objects.get().file_types
     assert len(types) == 21
     assert types["t22"] == [1, 22]
@@ -1069,15 +1073,15 @@ def test_the_sweep_counts_once_an_hour_and_keeps_one_row_a_day(db: None) -> None
 
 
 def test_two_sweeps_at_once_make_one_row(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    count = overview.by_file_type
+    count = daily_figures.by_file_type
 
     def while_another_sweeps() -> dict[str, Amount]:
         monkeypatch.undo()
-        assert overview.take_figures()
+        assert daily_figures.take_figures()
         return count()
 
-    monkeypatch.setattr(overview, "by_file_type", while_another_sweeps)
-    assert overview.take_figures()
+    monkeypatch.setattr(daily_figures, "by_file_type", while_another_sweeps)
+    assert daily_figures.take_figures()
     assert DailyFigures.objects.count() == 1
 
 
@@ -1086,7 +1090,7 @@ def test_a_count_that_fails_stops_nothing_else_and_is_logged(
 ) -> None:
     late = create_cleanup("pending", next_attempt_at=LONG_AGO)
     Project.objects.bulk_create([Project(pk="proj_unseen")])
-    monkeypatch.setattr(overview, "by_file_type", lambda: 1 / 0)
+    monkeypatch.setattr(daily_figures, "by_file_type", lambda: 1 / 0)
     assert tasks.sweep() == {"vanished": 0, "enqueued": 1}
     late.refresh_from_db()
     assert late.enqueued_at

@@ -15,19 +15,20 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit.audit import covering, deletion, requests, sending, work
-from storage_audit.audit.covering import why_covered
-from storage_audit.audit.decisions import base, orphans, tracking
-from storage_audit.audit.decisions.base import Decision, Refusal
-from storage_audit.audit.installation import MARKER, Mismatch
-from storage_audit.audit.work import Work
 from storage_audit.bucket import listing
 from storage_audit.bucket.errors import Broken
-from storage_audit.findings import Finding
-from storage_audit.items import CleanupItem
+from storage_audit.cleanup import delete_batches, delete_pipeline, open_decisions, requests
+from storage_audit.cleanup import turn as work
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.open_decisions import why_covered
+from storage_audit.cleanup.turn import Work
+from storage_audit.findings import action_result, orphans, track_files
+from storage_audit.findings.action_result import Decision, Refusal
+from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
+from storage_audit.ownership.bucket_marker import MARKER, Mismatch
 from tests.admin_client import confirm, page, person, superuser
 from tests.bucket import Bucket, fold_unicode
 from tests.builders import LONG_AGO, create_findings, create_orphans, list_ids, read_states
@@ -69,40 +70,40 @@ def the(finding: Finding) -> Finding:
 def test_an_acknowledgement_says_who_when_and_why_and_can_be_taken_back(bucket: Bucket) -> None:
     [finding, other] = create_orphans(bucket, KEY, OTHER_KEY)
     with acting_as(Origin("zoe")):
-        assert base.acknowledge([finding.pk], " the web site's ") == Decision(done=1)
+        assert action_result.acknowledge([finding.pk], " the web site's ") == Decision(done=1)
     assert (the(finding).state, finding.note) == ("acknowledged", "the web site's")
     assert finding.decided_by == "zoe" and finding.decided_at
     assert the(other).state == "open"
-    decision = base.acknowledge(Finding.objects.all(), "both")
+    decision = action_result.acknowledge(Finding.objects.all(), "both")
     assert (decision.done, decision.left) == (1, [(KEY, "It is acknowledged: the web site's")])
-    assert base.reopen([finding.pk]).done == 1
+    assert action_result.reopen([finding.pk]).done == 1
     assert (the(finding).state, finding.note) == ("open", "")
 
 
 def test_an_acknowledgement_without_a_note_is_refused(bucket: Bucket) -> None:
     found = create_orphans(bucket, KEY)
     with pytest.raises(Refusal, match="Say in a note"):
-        base.acknowledge(list_ids(found), " ")
+        action_result.acknowledge(list_ids(found), " ")
     assert read_states() == {KEY: "open"}
 
 
 def test_what_is_open_or_resolved_is_not_reopened_and_says_so(bucket: Bucket) -> None:
     create_orphans(bucket, KEY)
     create_orphans(bucket, OTHER_KEY, state="resolved", note="tracked")
-    decision = base.reopen(Finding.objects.all())
+    decision = action_result.reopen(Finding.objects.all())
     assert whys(decision) == {KEY: "It is open.", OTHER_KEY: "It is resolved: tracked"}
     assert decision.done == 0
 
 
 def test_a_secret_in_a_note_is_not_kept(bucket: Bucket) -> None:
     [finding] = create_orphans(bucket, KEY)
-    base.acknowledge([finding.pk], "see https://me:hunter2@example.com\0")
+    action_result.acknowledge([finding.pk], "see https://me:hunter2@example.com\0")
     assert "hunter2" not in the(finding).note
 
 
 def test_a_part_of_a_list_can_be_decided_on(bucket: Bucket) -> None:
     create_orphans(bucket, KEY, OTHER_KEY)
-    assert base.acknowledge(Finding.objects.order_by("key")[:1], "fine").done == 1
+    assert action_result.acknowledge(Finding.objects.order_by("key")[:1], "fine").done == 1
     assert read_states() == {KEY: "acknowledged", OTHER_KEY: "open"}
 
 
@@ -119,7 +120,7 @@ def assert_kept_by(finding: Finding, operation: CleanupOperation, key: str) -> N
 
 def keep(found: Iterable[Finding]) -> Decision:
     with acting_as(Origin("zoe")):
-        decision = base.acknowledge(list_ids(found), "Evidence in a law suit")
+        decision = action_result.acknowledge(list_ids(found), "Evidence in a law suit")
     assert (decision.done, decision.left) == (1, [])
     return decision
 
@@ -202,9 +203,9 @@ def test_nothing_is_deleted_while_nobody_tells_what_people_keep(
     there = bucket.keys()
     with monkeypatch.context() as patch, pytest.raises(ImproperlyConfigured):
         if since == "the plan":
-            patch.setattr(covering, "_keepers", [])
+            patch.setattr(open_decisions, "_keepers", [])
         else:
-            between_plan_and_batch(patch, partial(patch.setattr, covering, "_keepers", []))
+            between_plan_and_batch(patch, partial(patch.setattr, open_decisions, "_keepers", []))
         run(operation)
     assert bucket.keys() == there
     operation.refresh_from_db()
@@ -248,7 +249,7 @@ def test_reopened_file_goes_with_the_next_cleanup(bucket: Bucket) -> None:
     operation = delete("proj_9")
     found = create_orphans(bucket, KEY)
     keep(found)
-    base.reopen(list_ids(found))
+    action_result.reopen(list_ids(found))
     assert outcomes(late_check(operation)) == {KEY: "deleted"}
 
 
@@ -465,7 +466,7 @@ def test_an_object_given_to_a_live_project_after_the_plan_stays(bucket: Bucket) 
     alive("proj_1")
     found = create_orphans(bucket, KEY)
     operation = run(request_deletion(found, dry_run=True))
-    assert tracking.adopt(list_ids(found), "proj_1").done == 1
+    assert track_files.adopt(list_ids(found), "proj_1").done == 1
     requests.force_delete_operation(operation)
     assert "live project proj_1" in reason(run(operation), KEY)
     assert bucket.keys() == {KEY}
@@ -474,7 +475,7 @@ def test_an_object_given_to_a_live_project_after_the_plan_stays(bucket: Bucket) 
 
 def cleanup_asked_for_just_after_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing covers the file when an adoption asks."""
-    monkeypatch.setattr(tracking, "find_covering", lambda *_args: {})
+    monkeypatch.setattr(track_files, "find_covering", lambda *_args: {})
 
 
 def test_an_object_that_is_being_deleted_is_given_to_nobody(
@@ -484,7 +485,7 @@ def test_an_object_that_is_being_deleted_is_given_to_nobody(
     cleanup_asked_for_just_after_the_question(monkeypatch)
     found, told = create_orphans(bucket, KEY), list[Decision]()
     between_plan_and_batch(
-        monkeypatch, lambda: told.append(tracking.adopt(list_ids(found), "proj_1"))
+        monkeypatch, lambda: told.append(track_files.adopt(list_ids(found), "proj_1"))
     )
     assert delete_orphans(found).deleted == 1
     assert "in hand" in whys(told[0])[KEY]
@@ -543,7 +544,7 @@ def test_a_row_of_a_live_project_is_never_barred(bucket: Bucket) -> None:
     found = create_orphans(bucket, KEY)
     track(bucket, KEY, "proj_1")
     operation = request_deletion(found)
-    assert not deletion.own_rows(operation).exists()
+    assert not delete_batches.own_rows(operation).exists()
     run(operation)
     assert R2Object.objects.get().state == "stored"
 
@@ -568,13 +569,13 @@ def test_an_upload_to_a_key_that_is_being_deleted_is_barred(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     barred: list[bool] = []
-    original = sending.send
+    original = delete_pipeline.send
 
     def send(*args: Any, **kwargs: Any) -> Any:
         barred.append(CleanupItem.objects.being_deleted(bucket.name, KEY))
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(sending, "send", send)
+    monkeypatch.setattr(delete_pipeline, "send", send)
     delete_orphans(create_orphans(bucket, KEY))
     assert barred == [True]
 
@@ -649,7 +650,10 @@ def test_a_crash_between_two_batches_is_gone_on_from(
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"BATCH_SIZE": 2}
     keys = [f"{FOLDER}{n}" for n in range(7)]
-    operation, original = request_deletion(create_orphans(bucket, *keys)), deletion.delete_batch
+    operation, original = (
+        request_deletion(create_orphans(bucket, *keys)),
+        delete_batches.delete_batch,
+    )
     calls = 0
 
     def delete_batch(work: Work, *batch: Any) -> Any:
@@ -660,7 +664,7 @@ def test_a_crash_between_two_batches_is_gone_on_from(
         return original(work, *batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(deletion, "delete_batch", delete_batch)
+        patch.setattr(delete_batches, "delete_batch", delete_batch)
         with pytest.raises(KeyboardInterrupt):
             run(operation)
     assert len(bucket.keys()) == 5
@@ -749,7 +753,7 @@ def test_an_adopted_object_is_its_project_s_and_goes_with_it(bucket: Bucket) -> 
     alive("proj_1")
     found = create_orphans(bucket, KEY, "logo.png", *STRANGE_ORPHANS)
     with acting_as(Origin("zoe")):
-        decision = tracking.adopt(list_ids(found), "proj_1")
+        decision = track_files.adopt(list_ids(found), "proj_1")
     assert (decision.done, decision.left) == (len(found), [])
     row = R2Object.objects.get(key=KEY)
     assert (row.project_id, row.source, row.state) == ("proj_1", "adopted", "stored")
@@ -765,7 +769,7 @@ def test_an_adopted_object_is_its_project_s_and_goes_with_it(bucket: Bucket) -> 
 
 def test_an_adopted_object_stays_when_the_project_that_its_key_names_goes(bucket: Bucket) -> None:
     alive("proj_1")
-    assert tracking.adopt(list_ids(create_orphans(bucket, KEY)), "proj_1").done == 1
+    assert track_files.adopt(list_ids(create_orphans(bucket, KEY)), "proj_1").done == 1
     alive("proj_9")
     delete("proj_9")
     assert bucket.keys() == {KEY}
@@ -774,11 +778,11 @@ def test_an_adopted_object_stays_when_the_project_that_its_key_names_goes(bucket
 def test_file_of_a_live_project_is_not_adopted_into_another(bucket: Bucket) -> None:
     alive("proj_1", "proj_9")
     found = create_orphans(bucket, KEY, kind="untracked")
-    told = whys(tracking.adopt(list_ids(found), "proj_1"))
+    told = whys(track_files.adopt(list_ids(found), "proj_1"))
     assert told == {KEY: "It belongs to the live project proj_9."}
     delete("proj_1")
     assert bucket.keys() == {KEY}
-    assert tracking.adopt(list_ids(found), "proj_9").done == 1
+    assert track_files.adopt(list_ids(found), "proj_9").done == 1
 
 
 def test_a_backfilled_row_is_given_too_and_one_of_a_live_upload_is_not(bucket: Bucket) -> None:
@@ -786,7 +790,7 @@ def test_a_backfilled_row_is_given_too_and_one_of_a_live_upload_is_not(bucket: B
     found = create_orphans(bucket, KEY, OTHER_KEY)
     track(bucket, KEY, "proj_9", "backfill", size=1)
     track(bucket, OTHER_KEY, "proj_2")
-    decision = tracking.adopt(list_ids(found), "proj_1")
+    decision = track_files.adopt(list_ids(found), "proj_1")
     assert whys(decision) == {OTHER_KEY: "It belongs to the live project proj_2."}
     rows = R2Object.objects.order_by("key").values_list("project_id", "source", "size")
     assert list(rows) == [("proj_1", "adopted", 7), ("proj_2", "upload", None)]
@@ -797,7 +801,7 @@ def test_no_object_is_given_to_a_project_that_is_not_there(bucket: Bucket, proje
     deleted("proj_9")
     found = create_orphans(bucket, KEY)
     with pytest.raises(Refusal, match="Only an existing project"):
-        tracking.adopt(list_ids(found), project_id)
+        track_files.adopt(list_ids(found), project_id)
     assert not R2Object.objects.exists()
 
 
@@ -805,15 +809,15 @@ def test_a_project_that_goes_meanwhile_is_given_nothing(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive("proj_1")
-    found, original = create_orphans(bucket, KEY), tracking.give
+    found, original = create_orphans(bucket, KEY), track_files.give
 
     def give(*args: Any) -> Any:
         Project.objects.all().delete()
         return original(*args)
 
-    monkeypatch.setattr(tracking, "give", give)
+    monkeypatch.setattr(track_files, "give", give)
     with pytest.raises(Refusal, match="Only an existing project"):
-        tracking.adopt(list_ids(found), "proj_1")
+        track_files.adopt(list_ids(found), "proj_1")
     assert not R2Object.objects.filter(source=Source.ADOPTED).exists()
     assert read_states() == {KEY: "open"}
 
@@ -826,7 +830,7 @@ def test_what_is_not_as_the_finding_says_is_not_given(bucket: Bucket) -> None:
     found += create_orphans(bucket, "over", state="resolved", note="x")
     bucket.put(KEY, body=b"overwritten")
     bucket.r2.remove(OTHER_KEY)
-    told = whys(tracking.adopt(list_ids(found), "proj_1"))
+    told = whys(track_files.adopt(list_ids(found), "proj_1"))
     assert "overwritten" in told[KEY] and "not in the bucket" in told[OTHER_KEY]
     assert "not for findings of the kind “missing”" in told["missing"]
     assert "No row can name" in told["nul"] and told["over"] == "It is resolved: x"
@@ -838,7 +842,7 @@ def test_what_an_upload_or_a_deletion_has_in_hand_is_not_given(bucket: Bucket, s
     alive("proj_1")
     found = create_orphans(bucket, KEY)
     track(bucket, KEY, "proj_9", state=state)
-    assert "in hand" in whys(tracking.adopt(list_ids(found), "proj_1"))[KEY]
+    assert "in hand" in whys(track_files.adopt(list_ids(found), "proj_1"))[KEY]
     assert R2Object.objects.get().project_id == "proj_9"
 
 
@@ -846,15 +850,15 @@ def test_a_row_that_changes_meanwhile_is_not_overwritten(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive("proj_1")
-    found, original = create_orphans(bucket, KEY), tracking.unchanged
+    found, original = create_orphans(bucket, KEY), track_files.unchanged
     track(bucket, KEY, "proj_9", "backfill")
 
     def unchanged(held: Iterable[R2Object]) -> list[R2Object]:
         R2Object.objects.update(state="uploading", updated_at=timezone.now())
         return original(held)
 
-    monkeypatch.setattr(tracking, "unchanged", unchanged)
-    assert "in hand" in whys(tracking.adopt(list_ids(found), "proj_1"))[KEY]
+    monkeypatch.setattr(track_files, "unchanged", unchanged)
+    assert "in hand" in whys(track_files.adopt(list_ids(found), "proj_1"))[KEY]
     assert R2Object.objects.get().source == "backfill"
 
 
@@ -873,7 +877,7 @@ def test_a_key_that_a_cleanup_has_marked_is_given_back(
     CleanupItem.objects.create(
         operation=operation, key=key, identity=same, outcome="deleting", found_in="both"
     )
-    assert "in hand" in whys(tracking.adopt(list_ids(found), "proj_1"))[key]
+    assert "in hand" in whys(track_files.adopt(list_ids(found), "proj_1"))[key]
     row = R2Object.objects.get()
     assert (row.project_id, row.source) == ("proj_9", "backfill")
     assert read_states() == {key: "open"}
@@ -884,7 +888,7 @@ def test_an_object_that_could_be_several_projects_is_the_one_s_that_it_is_given(
 ) -> None:
     alive("proj_1", "proj_1_x")
     key = "proj_1_x_s1_media.mp4"
-    tracking.adopt(list_ids(create_orphans(bucket, key, kind="ambiguous")), "proj_1_x")
+    track_files.adopt(list_ids(create_orphans(bucket, key, kind="ambiguous")), "proj_1_x")
     row = R2Object.objects.get()
     assert (row.project_id, row.scene_id, row.layout) == ("proj_1_x", "s1", "flat")
     delete("proj_1")
@@ -904,7 +908,7 @@ def test_tracking_writes_what_the_bucket_shows_by_now(bucket: Bucket) -> None:
     track(bucket, OTHER_KEY, "proj_9", size=1, etag="old")
     bucket.put(OTHER_KEY, body=b"newer still")
     with acting_as(Origin("zoe")):
-        decision = tracking.track(list_ids(found))
+        decision = track_files.track(list_ids(found))
     assert (decision.done, decision.left) == (2, [])
     rows = R2Object.objects.values_list("key", "project_id", "source", "size", "etag")
     facts = bucket.facts()
@@ -919,7 +923,7 @@ def test_tracking_leaves_what_is_gone_in_hand_or_of_another_kind(bucket: Bucket)
     found = create_orphans(bucket, KEY, OTHER_KEY, kind="changed") + create_orphans(bucket, "x")
     bucket.r2.remove(KEY)
     track(bucket, OTHER_KEY, "proj_9", state="uploading")
-    told = whys(tracking.track(list_ids(found)))
+    told = whys(track_files.track(list_ids(found)))
     assert "not in the bucket" in told[KEY] and "in hand" in told[OTHER_KEY]
     assert told["x"] == "This action is not for findings of the kind “orphaned”."
     assert set(read_states().values()) == {"open"}
@@ -928,7 +932,7 @@ def test_tracking_leaves_what_is_gone_in_hand_or_of_another_kind(bucket: Bucket)
 def test_a_missing_object_s_row_is_forgotten_and_nothing_follows(bucket: Bucket) -> None:
     track(bucket, KEY, "proj_9")
     found = create_findings(bucket, KEY, kind="missing")
-    decision = tracking.untrack(list_ids(found))
+    decision = track_files.untrack(list_ids(found))
     assert (decision.done, decision.left) == (1, [])
     assert not R2Object.objects.exists() and not CleanupOperation.objects.exists()
     assert the(found[0]).note == "row removed: its object is not there"
@@ -940,15 +944,15 @@ def test_row_that_alone_keeps_a_missing_file_from_a_cleanup_is_kept(bucket: Buck
     track(bucket, KEY, "proj_1", "adopted")
     [operation] = requests.declare_deleted("proj_9")
     found = create_findings(bucket, KEY, kind="missing")
-    decision = tracking.untrack(list_ids(found))
+    decision = track_files.untrack(list_ids(found))
     assert decision.done == 0 and R2Object.objects.exists()
     assert str(operation.pk) in whys(decision)[KEY]
 
 
 DECIDE: dict[str, tuple[str, Callable[[list[int]], Decision]]] = {
-    "track": ("untracked", tracking.track),
-    "adopt": ("orphaned", partial(tracking.adopt, project_id="proj_1")),
-    "untrack": ("missing", tracking.untrack),
+    "track": ("untracked", track_files.track),
+    "adopt": ("orphaned", partial(track_files.adopt, project_id="proj_1")),
+    "untrack": ("missing", track_files.untrack),
 }
 
 
@@ -985,7 +989,7 @@ def test_file_that_another_finding_keeps_is_left_until_that_one_is_reopened(
     told = f"zoe acknowledged finding {other[0].pk} about this file. Reopen that finding first."
     assert left.reason == told and the(found[0]).state == "open"
     assert [*R2Object.objects.all()] == [row] * (kind == "missing")
-    base.reopen(list_ids(other))
+    action_result.reopen(list_ids(other))
     assert decide(list_ids(found)).done == 1
 
 
@@ -1013,13 +1017,13 @@ def test_finding_acknowledged_during_a_decision_stays_so(
     if kind == "missing":
         track(bucket, KEY, "proj_9")
     meanwhile = "find" if kind == "missing" else "written"
-    original = getattr(tracking, meanwhile)
+    original = getattr(track_files, meanwhile)
 
     def acknowledge_first(*args: Any) -> Any:
         keep([finding])
         return original(*args)
 
-    monkeypatch.setattr(tracking, meanwhile, acknowledge_first)
+    monkeypatch.setattr(track_files, meanwhile, acknowledge_first)
     decision = decide([finding.pk])
     told = "Reopen that finding first." if kind == "missing" else "acknowledged meanwhile"
     assert decision.done == 0 and told in whys(decision)[KEY]
@@ -1034,14 +1038,14 @@ def test_a_row_is_kept_whose_object_is_there_or_that_changes(
         track(bucket, key, "proj_9", state="uploading" if key == OTHER_KEY else "stored")
     found = create_findings(bucket, KEY, OTHER_KEY, "no row", "x", kind="missing")
     bucket.put(KEY)
-    original = tracking.unchanged
+    original = track_files.unchanged
 
     def unchanged(held: Iterable[R2Object]) -> list[R2Object]:
         R2Object.objects.filter(key="x").update(updated_at=timezone.now())
         return original(held)
 
-    monkeypatch.setattr(tracking, "unchanged", unchanged)
-    told = whys(tracking.untrack(list_ids(found)))
+    monkeypatch.setattr(track_files, "unchanged", unchanged)
+    told = whys(track_files.untrack(list_ids(found)))
     assert "in the bucket" in told[KEY] and "in hand" in told[OTHER_KEY]
     assert "no row" in told["no row"] and "in hand" in told["x"]
     assert R2Object.objects.count() == 3
@@ -1058,15 +1062,15 @@ def test_no_row_is_forgotten_on_a_listing_that_shows_nothing(
         bucket.r2.remove(MARKER)
         return {}
 
-    monkeypatch.setattr(tracking, "find", empty)
+    monkeypatch.setattr(track_files, "find", empty)
     with pytest.raises(Mismatch):
-        tracking.untrack(list_ids(found))
+        track_files.untrack(list_ids(found))
     assert R2Object.objects.exists()
 
 
 def test_row_that_keeps_a_file_from_a_late_check_is_not_untracked(bucket: Bucket) -> None:
     alive("proj_2")
-    tracking.adopt(list_ids(create_orphans(bucket, KEY, OTHER_KEY)), "proj_2")
+    track_files.adopt(list_ids(create_orphans(bucket, KEY, OTHER_KEY)), "proj_2")
     [operation] = requests.declare_deleted("proj_9")
     assert run(operation).status == Status.CLEAN
     unrelated, row = "projects/proj_2/scenes/s1/media/a.mp4", R2Object.objects.get(key=KEY)

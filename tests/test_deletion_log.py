@@ -15,9 +15,9 @@ import pytest
 from django.db import transaction
 from django.utils import timezone
 
-from storage_audit.audit import cleanup
+from storage_audit.cleanup import runner
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.management.commands import deletion_log
-from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.builders import create_cleanup
 from tests.commands import run_command
@@ -49,7 +49,7 @@ def end(operation: CleanupOperation, status: str, **values: Any) -> None:
 def done(bucket: Bucket) -> CleanupOperation:
     bucket.upload("proj_1")
     bucket.put("projects/proj_1/scenes/s1/media/\x1b[2K.mp4")
-    return cleanup.run(requested("proj_1").pk)
+    return runner.run(requested("proj_1").pk)
 
 
 def test_it_prints_an_operation_whole(done: CleanupOperation) -> None:
@@ -99,7 +99,7 @@ def test_each_line_of_json_is_an_object(done: CleanupOperation) -> None:
 def test_books_of_what_is_open_are_what_its_items_say(bucket: Bucket) -> None:
     bucket.put("projects/proj_1/scenes/s1/media/a.mp4")
     made = create_cleanup(project_id="proj_1", dry_run=True)
-    cleanup.run(made.pk)
+    runner.run(made.pk)
     lines, _code = printed(made)
     assert (lines[-1]["status"], lines[-1]["found"]) == ("planned", 1)
 

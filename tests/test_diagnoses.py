@@ -17,12 +17,13 @@ from django_q.models import OrmQ
 from pytest_django import Settings
 
 from storage_audit import tasks
-from storage_audit.audit.diagnostics import comparison, examination, store, variables
-from storage_audit.audit.diagnostics.comparison import WORKER_ANSWERS_WITHIN, Comparison
-from storage_audit.audit.diagnostics.examination import examine, examine_everywhere
-from storage_audit.audit.diagnostics.results import Result, Status
-from storage_audit.audit.diagnostics.variables import environment
-from storage_audit.diagnoses import Diagnosis
+from storage_audit.doctor import compare_processes, run_checks, store_probes_store
+from storage_audit.doctor import environment as variables
+from storage_audit.doctor.compare_processes import WORKER_ANSWERS_WITHIN, Comparison
+from storage_audit.doctor.environment import environment
+from storage_audit.doctor.models import Diagnosis
+from storage_audit.doctor.probe_result import Result, Status
+from storage_audit.doctor.run_checks import examine, examine_everywhere
 from tests.admin_client import page, person, superuser, text_of
 from tests.bucket import Bucket
 from tests.commands import run_command
@@ -55,8 +56,8 @@ def answered(*contexts: str, at: timedelta = timedelta(0)) -> Comparison:
 
 @pytest.mark.django_db
 def test_the_latest_runs_are_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examination, "KEPT_RUNS", 3)
-    monkeypatch.setattr(examination, "PROBES", (examination.Probe("database", lambda: RED),))
+    monkeypatch.setattr(run_checks, "KEPT_RUNS", 3)
+    monkeypatch.setattr(run_checks, "PROBES", (run_checks.Probe("database", lambda: RED),))
     runs = [uuid4() for _ in range(5)]
     for run_id in runs:
         for context in Context.values:
@@ -217,7 +218,7 @@ def test_a_proxy_keeps_its_password(
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ENDPOINT_URL": "https://r2.example.com"}
     monkeypatch.setenv("HTTPS_PROXY", f"{scheme}{user}@proxy:3128")
-    for result in (variables.variables(), store.network()):
+    for result in (variables.variables(), store_probes_store.network()):
         kept = str(result.stored("environment"))
         assert "@proxy:3128" in kept
         assert "hid" not in kept
@@ -323,7 +324,7 @@ def test_a_report_that_the_database_does_not_take_is_told_at_once(
 def test_the_shell_shows_a_table_the_worst_and_the_differences(
     bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "WORKER_ANSWERS_WITHIN", timedelta(0))
+    monkeypatch.setattr(compare_processes, "WORKER_ANSWERS_WITHIN", timedelta(0))
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True, "BUCKET": "empty"}
     facts = Result(OK, "All right.", facts={"BUCKET": "tests (settings)"})
     report("web", uuid4(), ("settings", facts), at=timezone.now() - timedelta(minutes=5))

@@ -33,25 +33,25 @@ from devtools.faults.matching import (
 from devtools.faults.pages import with_contents
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, Rule
 from devtools.seaweedfs import SeaweedFS
-from storage_audit.audit import installation
-from storage_audit.audit.diagnostics import (
-    canary,
-    cloudflare,
-    comparison,
-    database,
-    examination,
-    machine,
-    variables,
-    versions,
-)
-from storage_audit.audit.diagnostics.examination import examine
-from storage_audit.audit.diagnostics.results import Result, Status
-from storage_audit.audit.layouts import OWN_PREFIX
-from storage_audit.bucket import cloudflare as api
+from storage_audit.bucket import cloudflare_api as api
 from storage_audit.bucket import wrangler
 from storage_audit.bucket.errors import Barred
 from storage_audit.conf import conf
-from storage_audit.diagnoses import Diagnosis
+from storage_audit.doctor import (
+    cloudflare_probes,
+    compare_processes,
+    environment,
+    host_probes,
+    host_probes_database,
+    roundtrip_probe,
+    run_checks,
+    versions,
+)
+from storage_audit.doctor.models import Diagnosis
+from storage_audit.doctor.probe_result import Result, Status
+from storage_audit.doctor.run_checks import examine
+from storage_audit.ownership import bucket_marker
+from storage_audit.ownership.key_formats import OWN_PREFIX
 from tests.bucket import Bucket
 from tests.commands import run_command, run_json
 from tests.database import LATEST_MIGRATION, lock_table
@@ -64,17 +64,17 @@ OPENS_NOTHING = "The API token is right, and opens nothing in the account that i
 REFUSED = Reply(403, error("AccessDenied"))
 TWENTY_MINUTES = timedelta(minutes=20)
 # Those of production, before `at_its_pace`.
-LOOK, PATIENCE = wrangler.LOOK, examination.PATIENCE
+LOOK, PATIENCE = wrangler.LOOK, run_checks.PATIENCE
 
 
 @pytest.fixture(autouse=True)
 def at_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a worker is to answer, it has been there before we ask. A slow machine has the time
     that it needs, where a test does not say otherwise."""
-    monkeypatch.setattr(comparison, "WORKER_ANSWERS_WITHIN", timedelta(0))
+    monkeypatch.setattr(compare_processes, "WORKER_ANSWERS_WITHIN", timedelta(0))
     monkeypatch.setattr(wrangler, "LOOK", 60.0)
-    monkeypatch.setattr(examination, "PATIENCE", 130.0)
-    monkeypatch.setattr(examination, "ALTOGETHER", 400.0)
+    monkeypatch.setattr(run_checks, "PATIENCE", 130.0)
+    monkeypatch.setattr(run_checks, "ALTOGETHER", 400.0)
 
 
 def examined() -> Told:
@@ -408,14 +408,14 @@ def test_refusals_are_told_apart(store: FaultyStore, bucket: Bucket, kind: str) 
 def test_a_canary_that_cannot_be_deleted_is_named(store: FaultyStore, bucket: Bucket) -> None:
     store.rules.append(on(is_delete_single, REFUSED))
     summary = with_status(examined())["canary"]
-    (left,) = own_objects(bucket) - {installation.MARKER}
+    (left,) = own_objects(bucket) - {bucket_marker.MARKER}
     assert f"Left behind, delete it by hand: {left}." in summary
 
 
 def test_no_canary_is_left_when_something_fails(store: FaultyStore, bucket: Bucket) -> None:
     store.rules.append(on(of_canary(is_read), Reply(500, error("InternalError"))))
     assert "canary" in with_status(examined())
-    assert own_objects(bucket) == {installation.MARKER}
+    assert own_objects(bucket) == {bucket_marker.MARKER}
 
 
 def test_what_two_objects_leave_is_named_and_one_does_not_keep_the_other(
@@ -423,7 +423,7 @@ def test_what_two_objects_leave_is_named_and_one_does_not_keep_the_other(
 ) -> None:
     store.rules.append(on(lambda request: is_deletion_of(request, "-b"), REFUSED))
     warning = with_status(examined(), Status.WARNING)["traits"]
-    (left,) = own_objects(bucket) - {installation.MARKER}
+    (left,) = own_objects(bucket) - {bucket_marker.MARKER}
     assert left.endswith("-b")
     assert f"Left behind, delete it by hand: {left}." in warning
 
@@ -431,7 +431,7 @@ def test_what_two_objects_leave_is_named_and_one_does_not_keep_the_other(
 def test_of_two_spellings_one_does_not_keep_the_other(store: FaultyStore, bucket: Bucket) -> None:
     store.rules.append(on(lambda request: is_deletion_of(request, "\u00e9"), REFUSED))
     assert "traits" in with_status(examined())
-    (left,) = own_objects(bucket) - {installation.MARKER}
+    (left,) = own_objects(bucket) - {bucket_marker.MARKER}
     assert left.endswith("\u00e9")
 
 
@@ -446,16 +446,16 @@ def test_what_ended_examinations_left_is_deleted_an_hour_later(
     left = {OWN_PREFIX + name.format(uuid4()) for name in names}
     foreign = {f"{OWN_PREFIX}doctor-who", f"{OWN_PREFIX}doctor-{uuid4()}-notes", "doctor-"}
     bucket.put(*left, *foreign)
-    assert canary.canary().status == Status.OK
+    assert roundtrip_probe.canary().status == Status.OK
     assert bucket.keys() == left | foreign
-    monkeypatch.setattr(canary, "OLD", -timedelta(minutes=1))
-    assert canary.canary().status == Status.OK
+    monkeypatch.setattr(roundtrip_probe, "OLD", -timedelta(minutes=1))
+    assert roundtrip_probe.canary().status == Status.OK
     assert bucket.keys() == foreign
 
 
 def test_a_broken_answer_is_no_wrong_order(store: FaultyStore, bucket: Bucket) -> None:
     store.rules.append(on(of_canary(is_listing), HTML))
-    summary = canary.traits().summary
+    summary = roundtrip_probe.traits().summary
     assert summary.startswith("The store gave no proper answer. It may be that .storage_audit/doc")
 
 
@@ -534,7 +534,7 @@ def test_mistakes_that_can_be_seen_in_the_settings(
 ) -> None:
     r2 = {"ENDPOINT_URL": f"http://{'a' * 32}.r2.cloudflarestorage.com"}
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | r2 | values
-    result = variables.settings_of_app()
+    result = environment.settings_of_app()
     assert result.status == Status.WRONG
     assert text in result.summary
 
@@ -549,7 +549,7 @@ def test_a_store_that_hangs_does_not_hang_the_doctor(
         time.sleep(5)
         return forward()
 
-    monkeypatch.setattr(examination, "PATIENCE", 3.0)
+    monkeypatch.setattr(run_checks, "PATIENCE", 3.0)
     store.rules.append(hangs)
     began = time.monotonic()
     told = examined()
@@ -562,7 +562,7 @@ def test_a_store_that_hangs_does_not_hang_the_doctor(
 def test_no_probe_begins_when_there_is_no_time_left(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examination, "ALTOGETHER", 0.0)
+    monkeypatch.setattr(run_checks, "ALTOGETHER", 0.0)
     told = examined()
     assert {each["status"] for each in told.values()} == {Status.NOT_CHECKED}
 
@@ -577,10 +577,10 @@ def test_a_probe_that_has_not_its_whole_time_does_not_begin(
         raise AssertionError
 
     names = ("database", "second")
-    probes = tuple(examination.Probe(name, hangs, leaves=f"See {name}.") for name in names)
-    monkeypatch.setattr(examination, "PROBES", probes)
-    monkeypatch.setattr(examination, "PATIENCE", 0.2)
-    monkeypatch.setattr(examination, "ALTOGETHER", 0.3)
+    probes = tuple(run_checks.Probe(name, hangs, leaves=f"See {name}.") for name in names)
+    monkeypatch.setattr(run_checks, "PROBES", probes)
+    monkeypatch.setattr(run_checks, "PATIENCE", 0.2)
+    monkeypatch.setattr(run_checks, "ALTOGETHER", 0.3)
     told = examined()
     assert with_status(told) == {"database": "No answer within 0 seconds. See database."}
     assert with_status(told, Status.NOT_CHECKED).keys() == {"second"}
@@ -590,7 +590,7 @@ def test_a_probe_that_fails_stops_no_other(bucket: Bucket, monkeypatch: pytest.M
     def fails(*args: object) -> None:
         raise RuntimeError(f"unexpected {conf().secret_access_key}")
 
-    monkeypatch.setattr(installation, "probe", fails)
+    monkeypatch.setattr(bucket_marker, "probe", fails)
     told = examined()
     assert with_status(told) == {"traits": "RuntimeError: unexpected [redacted]"}
     assert told["marker"]["status"] == Status.OK
@@ -682,7 +682,7 @@ def test_s3_and_the_api_look_into_different_buckets(
     store: FaultyStore, bucket: Bucket, cloudflare_api: CloudflareApi
 ) -> None:
     without = changed(lambda xml: with_contents(xml, []))
-    store.rules.append(on(is_listing_under(installation.MARKER), without))
+    store.rules.append(on(is_listing_under(bucket_marker.MARKER), without))
     wrong = with_status(examined())
     assert wrong.keys() == {"marker", "same bucket"}
     assert "do not look into the same bucket" in wrong["same bucket"]
@@ -691,7 +691,7 @@ def test_s3_and_the_api_look_into_different_buckets(
 def test_the_api_is_not_blamed_for_s3(
     store: FaultyStore, bucket: Bucket, cloudflare_api: CloudflareApi
 ) -> None:
-    assert cloudflare.api().status == Status.OK
+    assert cloudflare_probes.api().status == Status.OK
     assert not store.seen
 
 
@@ -723,16 +723,16 @@ def test_code_that_is_newer_than_the_process(
 def test_what_is_nearly_used_up(
     monkeypatch: pytest.MonkeyPatch, limit: str, value: float, text: str
 ) -> None:
-    assert machine.resources().status == Status.OK
-    monkeypatch.setattr(machine, limit, value)
-    result = machine.resources()
+    assert host_probes.resources().status == Status.OK
+    monkeypatch.setattr(host_probes, limit, value)
+    result = host_probes.resources()
     assert (result.status, result.summary) == (Status.WARNING, f"Nearly used up: {text}.")
 
 
 @pytest.mark.only_on("sqlite")
 def test_disks_that_are_nearly_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "SCARCE_DISK", 2**60)
-    summary = machine.resources().summary
+    monkeypatch.setattr(host_probes, "SCARCE_DISK", 2**60)
+    summary = host_probes.resources().summary
     for what in ("temporary files", "the application", "the database"):
         assert f"disk space for {what}" in summary
 
@@ -741,9 +741,9 @@ def test_disks_that_are_nearly_full(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_connections_of_the_server_that_are_nearly_used_up(
     db: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert database.database().status == Status.OK
-    monkeypatch.setattr(database, "MOST_CONNECTIONS", 0.0)
-    result = database.database()
+    assert host_probes_database.database().status == Status.OK
+    monkeypatch.setattr(host_probes_database, "MOST_CONNECTIONS", 0.0)
+    result = host_probes_database.database()
     assert result.status == Status.WARNING
     assert "max_connections" in result.advice
 
@@ -771,7 +771,7 @@ def test_a_database_that_keeps_us_waiting_keeps_the_doctor_from_nothing(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, table: str
 ) -> None:
     """On SQLite the probe of the database meets the lock, elsewhere who needs the table does."""
-    monkeypatch.setattr(comparison, "WORKER_ANSWERS_WITHIN", timedelta(seconds=60))
+    monkeypatch.setattr(compare_processes, "WORKER_ANSWERS_WITHIN", timedelta(seconds=60))
     began = time.monotonic()
     with lock_table(monkeypatch, table):
         facts, code = run_json("r2_doctor")
@@ -809,7 +809,7 @@ def test_why_it_works_in_the_shell_and_not_in_the_worker(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker was started with the environment of another day."""
-    monkeypatch.setattr(comparison, "WORKER_ANSWERS_WITHIN", timedelta(seconds=60))
+    monkeypatch.setattr(compare_processes, "WORKER_ANSWERS_WITHIN", timedelta(seconds=60))
     with Cluster(tmp_path, R2_BUCKET_NAME="empty", DEBUG="true") as cluster:
         cluster.wait_until(lambda: "ready for work" in cluster.said)
         facts, code = run_json("r2_doctor")

@@ -13,24 +13,24 @@ from pytest_django import Settings
 from devtools.faults.kinds import error, for_other_keys, per_key
 from devtools.faults.matching import is_delete_batch, on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, Rule
-from storage_audit.audit import (
-    cleanup,
-    deletion,
-    requests,
-    sending,
-    vanished,
-    verification,
-)
-from storage_audit.audit.installation import Mismatch
-from storage_audit.audit.scan import rows
-from storage_audit.audit.work import Work
 from storage_audit.bucket.errors import Unavailable
+from storage_audit.cleanup import (
+    delete_batches,
+    delete_pipeline,
+    requests,
+    runner,
+    vanished_projects,
+    verify,
+)
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.turn import Work
 from storage_audit.conf import conf
-from storage_audit.items import CleanupItem
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.operations import CleanupOperation
+from storage_audit.ownership.bucket_marker import Mismatch
 from storage_audit.storage import KeyBeingDeleted
-from storage_audit.transitions import IllegalTransition
+from storage_audit.tracking import rows
 from tests.api_client import program, refused
 from tests.bucket import Bucket, fold_unicode
 from tests.keys import AMBIGUOUS, NFC, NFD
@@ -65,7 +65,7 @@ def test_project_that_vanished_unnoticed_still_counts_as_a_possible_owner(bucket
     bucket.put(AMBIGUOUS)
     Project.objects.filter(pk="proj_a_b")._raw_delete("default")
     assert outcomes(delete("proj_a")) == {AMBIGUOUS: "protected"}
-    vanished.notice()
+    vanished_projects.notice()
     blocked = CleanupOperation.objects.get(project_id="proj_a_b")
     assert blocked.status == Status.BLOCKED
     requests.force_delete_operation(blocked)
@@ -81,10 +81,10 @@ def test_project_created_again_and_gone_without_a_word_keeps_its_objects(
     pending, key = requested("proj_1"), bucket.upload("proj_1")
     Project.objects.filter(pk="proj_1")._raw_delete("default")
     if noticed:
-        vanished.notice()
+        vanished_projects.notice()
     assert run(pending).status == Status.SUPERSEDED
     assert bucket.keys() == {key}
-    vanished.notice()
+    vanished_projects.notice()
     blocked = CleanupOperation.objects.get(trigger="vanished")
     requests.force_delete_operation(blocked)
     assert outcomes(run(blocked)) == {key: "deleted"}
@@ -98,7 +98,7 @@ def test_vanished_project_is_only_cleaned_up_after_a_person_declared_it_deleted(
     key = bucket.upload("proj_1")
     Project.objects.filter(pk="proj_1")._raw_delete("default")
     if noticed:
-        vanished.notice()
+        vanished_projects.notice()
     plan = run(requests.dry_run("proj_1")[0])
     before = CleanupOperation.objects.count()
     for options in ([], ["--plan", str(plan.pk)]):
@@ -124,7 +124,7 @@ def test_one_of_many_vanished_projects_is_not_cleaned_up_undeclared(
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_VANISHED": 1}
     alive("proj_1", "proj_2", "proj_3")
     Project.objects.exclude(pk="proj_3")._raw_delete("default")
-    vanished.notice()
+    vanished_projects.notice()
     many = CleanupOperation.objects.get()
     with pytest.raises(CommandError, match=str(many.pk)):
         call_command("cleanup_project", "proj_1", "--sync")
@@ -138,7 +138,7 @@ def test_verification_of_deleted_rows_sees_what_was_never_deleted(
     key = bucket.upload("proj_1")
     R2Object.objects.get(key=key).delete()
     with monkeypatch.context() as patch:
-        fails(patch, sending, "send", Unavailable("no answer"))
+        fails(patch, delete_pipeline, "send", Unavailable("no answer"))
         operation = run(CleanupOperation.objects.get())
     check = run(requests.verify_operation(operation))
     assert (check.status, outcomes(check)) == (Status.INCOMPLETE, {key: "failed"})
@@ -174,7 +174,7 @@ def test_workers_that_never_report_back_are_noticed_and_end_in_failed(
         mine = CleanupOperation.objects.filter(pk=work.operation.pk)
         mine.update(lease_until=timezone.now())
 
-    monkeypatch.setattr(deletion, "prove", outlast_the_lease)
+    monkeypatch.setattr(delete_batches, "prove", outlast_the_lease)
     run(operation)
     operation = again(operation)
     assert (operation.status, operation.takeovers) == (Status.RUNNING, 1)
@@ -197,7 +197,7 @@ def test_where_spellings_are_one_object_uploads_to_the_other_are_barred(
     alive("proj_1")
     bucket.put(NFD)
     call_command("backfill_r2")
-    real = sending.send
+    real = delete_pipeline.send
 
     def upload_first(*args: object, **kwargs: object) -> object:
         with pytest.raises(KeyBeingDeleted):
@@ -205,7 +205,7 @@ def test_where_spellings_are_one_object_uploads_to_the_other_are_barred(
         assert R2Object.objects.get().state == R2Object.State.DELETING
         return real(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sending, "send", upload_first)
+    monkeypatch.setattr(delete_pipeline, "send", upload_first)
     assert outcomes(delete("proj_1")) == {NFD: "deleted"}
     assert not R2Object.objects.exists()
 
@@ -222,7 +222,7 @@ def test_upload_that_was_refused_does_not_keep_the_object(
         raise Unavailable("no answer")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sending, "send", refuse_upload)
+        patch.setattr(delete_pipeline, "send", refuse_upload)
         operation = run(CleanupOperation.objects.get())
     assert outcomes(again(operation)) == {key: "deleted"}
 
@@ -233,7 +233,7 @@ def test_key_whose_deletion_was_not_answered_stays_barred_for_a_while(
     """The store may still be at it, and would delete what is uploaded now."""
     key = bucket.upload("proj_1")
     with monkeypatch.context() as patch:
-        fails(patch, sending, "send", Unavailable("no answer"))
+        fails(patch, delete_pipeline, "send", Unavailable("no answer"))
         operation = delete("proj_1")
     assert operation.status == Status.INCOMPLETE
     with pytest.raises(KeyBeingDeleted):
@@ -276,7 +276,7 @@ def test_key_is_free_once_an_unanswered_deletion_is_too_old_to_be_obeyed(
     """Its worker died: only the next one says that nobody wrote down an answer."""
     key = bucket.upload("proj_1")
     with monkeypatch.context() as patch:
-        fails(patch, sending, "send", Unavailable("no answer"))
+        fails(patch, delete_pipeline, "send", Unavailable("no answer"))
         operation = delete("proj_1")
     assert again(operation).status == Status.CLEAN
     assert default_storage.save(key, ContentFile(b"another")) != key
@@ -289,7 +289,7 @@ def test_mark_of_a_clock_that_is_behind_shortens_no_earlier_one(
 ) -> None:
     bucket.upload("proj_1")
     with monkeypatch.context() as patch:
-        fails(patch, sending, "send", Unavailable("no answer"))
+        fails(patch, delete_pipeline, "send", Unavailable("no answer"))
         operation = delete("proj_1")
     ahead = timezone.now() + timedelta(minutes=10)
     CleanupItem.objects.update(unanswered_at=ahead)
@@ -309,7 +309,7 @@ def test_mark_of_a_clock_that_was_far_ahead_hides_no_later_call(
 ) -> None:
     key = bucket.upload("proj_1")
     with monkeypatch.context() as patch:
-        fails(patch, sending, "send", Unavailable("no answer"))
+        fails(patch, delete_pipeline, "send", Unavailable("no answer"))
         operation = delete("proj_1")
     ahead = timezone.now() + timedelta(minutes=90)
     CleanupItem.objects.update(**{"unanswered_at": timezone.now(), field: ahead})
@@ -337,7 +337,7 @@ def test_key_is_free_at_once_when_its_worker_died_before_the_call(
     key = bucket.upload("proj_1")
     operation = requested("proj_1")
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        fails(patch, deletion, "prove", SystemExit())
+        fails(patch, delete_batches, "prove", SystemExit())
         run(operation)
     assert take_over_lease(operation).status == Status.CLEAN
     assert default_storage.save(key, ContentFile(b"another")) == key
@@ -400,7 +400,7 @@ def test_uploads_are_barred_while_a_deletion_may_be_under_way(
 
 def test_blocked_operation_bars_no_uploads(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     key = bucket.upload("proj_1")
-    fails(monkeypatch, verification, "verify", Mismatch("another bucket"))
+    fails(monkeypatch, verify, "verify", Mismatch("another bucket"))
     assert delete("proj_1").status == Status.BLOCKED
     alive("proj_1")
     with default_storage.open(key, "w") as file:
@@ -414,7 +414,7 @@ def test_objects_sent_before_the_id_lived_again_are_not_called_protected(
 ) -> None:
     key = bucket.upload("proj_1")
     with monkeypatch.context() as patch:
-        fails(patch, verification, "verify", Unavailable("no answer"))
+        fails(patch, verify, "verify", Unavailable("no answer"))
         operation = delete("proj_1")
     assert bucket.keys() == set()
     alive("proj_1")
@@ -427,7 +427,7 @@ def test_key_whose_deletion_was_not_answered_stays_barred_when_the_id_lives_agai
 ) -> None:
     key = bucket.upload("proj_1")
     with monkeypatch.context() as patch:
-        fails(patch, sending, "send", Unavailable("no answer"))
+        fails(patch, delete_pipeline, "send", Unavailable("no answer"))
         operation = delete("proj_1")
     alive("proj_1")
     operation = again(operation)
@@ -446,6 +446,6 @@ def test_dry_run_that_fails_opens_no_key_that_something_else_is_deleting(
     bucket.upload("proj_1")
     plan = requests.dry_run("proj_1")[0]
     R2Object.objects.update(state=R2Object.State.DELETING)
-    fails(monkeypatch, cleanup, "look_for_uploads", Unavailable("no answer"))
+    fails(monkeypatch, runner, "look_for_uploads", Unavailable("no answer"))
     assert run(plan).status == Status.INCOMPLETE
     assert R2Object.objects.get().state == R2Object.State.DELETING

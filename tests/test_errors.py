@@ -19,19 +19,12 @@ from devtools.faults.matching import (
 )
 from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, Rule
 from devtools.local_r2 import LocalR2
-from storage_audit.audit import installation
-from storage_audit.bucket import r2
-from storage_audit.bucket.errors import (
-    LOCKED,
-    Barred,
-    Overloaded,
-    Refused,
-    StoreError,
-    Unavailable,
-)
+from storage_audit.bucket import s3
+from storage_audit.bucket.errors import LOCKED, Barred, Overloaded, Refused, StoreError, Unavailable
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.event import OperationEvent
 from storage_audit.clocks import monotonic
-from storage_audit.operations import CleanupOperation
-from storage_audit.timeline import OperationEvent
+from storage_audit.ownership import bucket_marker
 from tests.bucket import Bucket
 from tests.network import faulty_network
 from tests.promises import Status, again, alive, check, delete, outcomes, reason, send
@@ -99,21 +92,21 @@ def test_each_answer_has_its_class(
 ) -> None:
     store.rules.append(on(is_delete_batch, answer))
     with pytest.raises(StoreError) as raised:
-        r2.delete_batch("tests", KEYS)
+        s3.delete_batch("tests", KEYS)
     assert type(raised.value) is kind
     assert len(store.asked(is_delete_batch)) == 1
 
 
 @pytest.mark.parametrize("redirect", REDIRECTS, ids=lambda reply: str(reply.status))
 def test_store_cannot_send_us_to_another_region(store: FaultyStore, redirect: Reply) -> None:
-    installation.identify("tests")
+    bucket_marker.identify("tests")
     store.seen.clear()
     store.rules.append(on(is_anything, redirect, times=2))
     with pytest.raises(StoreError):
-        r2.list_page("tests", "")
+        s3.list_page("tests", "")
     with pytest.raises(StoreError):
-        r2.head("tests", KEYS[0])
-    assert len(r2.list_page("tests", "projects/").objects) == len(KEYS)
+        s3.head("tests", KEYS[0])
+    assert len(s3.list_page("tests", "projects/").objects) == len(KEYS)
     # Neither was sent again, and nothing else was asked about the bucket.
     assert [request.method for request in store.seen] == ["GET", "HEAD", "GET"]
     assert all("/auto/s3/" in request.headers["Authorization"] for request in store.seen)
@@ -155,7 +148,7 @@ def test_number_in_retry_after_is_read_and_anything_else_is_not(store: FaultySto
         answer = Reply(503, error("SlowDown"), (("Retry-After", text),))
         store.rules[:] = [on(is_delete_batch, answer)]
         with pytest.raises(Overloaded) as raised:
-            r2.delete_batch("tests", KEYS)
+            s3.delete_batch("tests", KEYS)
         assert raised.value.retry_after == seconds
 
 

@@ -28,10 +28,11 @@ from devtools.faults.matching import (
 )
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from devtools.store import Store
-from storage_audit.audit import installation, pace
-from storage_audit.bucket import r2
+from storage_audit.bucket import s3
+from storage_audit.cleanup import adaptive_batch
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.conf import conf
-from storage_audit.operations import CleanupOperation
+from storage_audit.ownership import bucket_marker
 from tests.bucket import Bucket
 from tests.network import faulty_network
 from tests.promises import Status, again, alive, check, late_check, outcomes, requested, run
@@ -126,7 +127,7 @@ def network(request: pytest.FixtureRequest) -> Iterator[Network]:
 def bucket(network: Network, transactional_db: None) -> Iterator[Bucket]:
     found = Bucket(network.origin)
     found.wipe()
-    installation.claim(found.name)
+    bucket_marker.claim(found.name)
     found.put(*KEYS, *OTHERS)
     network.proxy.seen.clear()
     network.finished.clear()
@@ -137,8 +138,8 @@ def bucket(network: Network, transactional_db: None) -> Iterator[Bucket]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of two keys, and no pauses between tries."""
-    monkeypatch.setattr(r2, "PAGE", 2)
-    monkeypatch.setattr(pace, "LAST_TROUBLES", 2)
+    monkeypatch.setattr(s3, "PAGE", 2)
+    monkeypatch.setattr(adaptive_batch, "LAST_TROUBLES", 2)
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0)
 
 
@@ -298,7 +299,7 @@ def struck_by(name: str, step: Step, network: Network, lateness: Event) -> Itera
     lateness.clear()
     with pytest.MonkeyPatch.context() as patch:
         if name.startswith("late-"):
-            patch.setattr(r2, "_client", lru_cache(lambda *options: network.impatient))
+            patch.setattr(s3, "_client", lru_cache(lambda *options: network.impatient))
         yield struck
     network.proxy.rules.remove(struck)
     lateness.set()
@@ -317,7 +318,7 @@ def attempt(operation: CleanupOperation, struck: Struck) -> CleanupOperation:
 
 def impatient_client() -> "S3Client":
     """The application's, which waits for an answer for half a second, and tries once."""
-    return r2._client.__wrapped__(conf(), 1, READ_TIMEOUT, os.getpid())
+    return s3._client.__wrapped__(conf(), 1, READ_TIMEOUT, os.getpid())
 
 
 def nothing_wrong(network: Network, bucket: Bucket) -> None:

@@ -19,8 +19,8 @@ import pytest
 
 from devtools.environment import made_up_environment
 from devtools.processes import Child, stop_on_signals
-from storage_audit.audit.installation import MARKER
 from storage_audit.conf import Conf
+from storage_audit.ownership.bucket_marker import MARKER
 from tests.paths import ROOT
 
 # It has a database of its own.

@@ -41,16 +41,17 @@ from devtools.faults.pages import (
     without_token,
 )
 from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, Rule
-from storage_audit.audit import cleanup, covering, deletion, installation, requests, sending
-from storage_audit.audit.installation import Traits
-from storage_audit.audit.work import OutOfTime, Work
-from storage_audit.bucket import r2, uploads
-from storage_audit.bucket.uploads import Upload
+from storage_audit.bucket import multipart, s3
+from storage_audit.bucket.multipart import Upload
+from storage_audit.cleanup import delete_batches, delete_pipeline, open_decisions, requests, runner
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.turn import OutOfTime, Work
 from storage_audit.conf import conf
-from storage_audit.findings import Finding
+from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.scans import BucketScan
+from storage_audit.ownership import bucket_marker
+from storage_audit.ownership.bucket_marker import Traits
+from storage_audit.scan.models.scan import BucketScan
 from tests.bucket import Bucket
 from tests.promises import (
     Status,
@@ -390,7 +391,7 @@ def test_listing_that_fails_at_a_later_page_says_nothing(
 ) -> None:
     alive("proj_1")
     keys = fill(bucket, 5)
-    monkeypatch.setattr(r2, "PAGE", 2)
+    monkeypatch.setattr(s3, "PAGE", 2)
     failing = on(
         lambda r: is_listing(r) and "continuation-token" in r.query, Reply(500, error("no"))
     )
@@ -507,7 +508,7 @@ def test_unforeseen_error_is_recorded_raised_and_tried_again(
         raise RuntimeError(f"disk \0 full, {secret}")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(deletion, "prove", breaks)
+        patch.setattr(delete_batches, "prove", breaks)
         run(operation)
     operation.refresh_from_db()
     assert operation.status == Status.INCOMPLETE
@@ -531,7 +532,7 @@ def test_look_that_was_interrupted_when_it_was_complete_deletes_nothing_later(
         raise RuntimeError
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(cleanup, "record_plan", breaks)
+        patch.setattr(runner, "record_plan", breaks)
         run(operation)
     ended = again(operation)
     assert ended.status in (Status.PLANNED, Status.INCOMPLETE)
@@ -544,7 +545,7 @@ def test_proof_that_takes_too_long_is_not_acted_on(
 ) -> None:
     alive("proj_1")
     keys = fill(bucket)
-    monkeypatch.setattr(deletion, "PROOF_LASTS", -1.0)
+    monkeypatch.setattr(delete_batches, "PROOF_LASTS", -1.0)
     operation = delete("proj_1")
     assert bucket.keys() == set(keys)
     assert not store.asked(is_delete_batch)
@@ -557,7 +558,7 @@ def test_proof_that_takes_long_shows_all_the_same_what_is_gone(
 ) -> None:
     alive("proj_1")
     track(bucket, "odd/1", "proj_1")
-    monkeypatch.setattr(deletion, "PROOF_LASTS", -1.0)
+    monkeypatch.setattr(delete_batches, "PROOF_LASTS", -1.0)
     assert outcomes(delete("proj_1")) == {"odd/1": "already_absent"}
     check(bucket)
 
@@ -570,10 +571,10 @@ def test_slow_proofs_make_smaller_batches(
     for key in lonely:
         bucket.put(key)
         track(bucket, key, "proj_1")
-    monkeypatch.setattr(deletion, "monotonic", lambda: store_clock(store))
-    monkeypatch.setattr(r2, "monotonic", lambda: store_clock(store))
-    monkeypatch.setattr(deletion, "PROOF_LASTS", 3.0)
-    monkeypatch.setattr(r2, "PAGE", 1)
+    monkeypatch.setattr(delete_batches, "monotonic", lambda: store_clock(store))
+    monkeypatch.setattr(s3, "monotonic", lambda: store_clock(store))
+    monkeypatch.setattr(delete_batches, "PROOF_LASTS", 3.0)
+    monkeypatch.setattr(s3, "PAGE", 1)
     operation = delete("proj_1")
     assert operation.status == Status.CLEAN
     assert set(outcomes(operation)) == set(lonely)
@@ -591,9 +592,9 @@ def test_keys_that_go_one_by_one_wait_for_a_new_proof_when_theirs_is_old(
 ) -> None:
     alive("proj_1")
     bucket.put(*(f"projects/proj_1/scenes/s1/media/\x01{n}" for n in range(3)))
-    monkeypatch.setattr(r2, "monotonic", lambda: clock(store))
-    monkeypatch.setattr(deletion, "monotonic", lambda: clock(store))
-    monkeypatch.setattr(deletion, "PROOF_LASTS", 0.5)
+    monkeypatch.setattr(s3, "monotonic", lambda: clock(store))
+    monkeypatch.setattr(delete_batches, "monotonic", lambda: clock(store))
+    monkeypatch.setattr(delete_batches, "PROOF_LASTS", 0.5)
     operation = delete("proj_1")
     assert operation.status == Status.CLEAN
     order = [
@@ -678,7 +679,10 @@ def test_acknowledged_upload_is_not_aborted(
 ) -> None:
     alive("proj_1")
     key = "projects/proj_1/scenes/s1/media/big.mp4"
-    step = {"after the plan": (deletion, "delete"), "just before": (deletion, "abort_upload")}
+    step = {
+        "after the plan": (delete_batches, "delete"),
+        "just before": (delete_batches, "abort_upload"),
+    }
     if since in step:
         module, name = step[since]
         usual = getattr(module, name)
@@ -707,13 +711,13 @@ def test_no_upload_is_aborted_while_nobody_tells_what_people_keep(
     alive("proj_1")
     store.rules += [list_uploads("projects/proj_1/scenes/s1/media/big.mp4")]
     store.rules += [on(is_abort, Reply(204))]
-    usual = deletion.delete
+    usual = delete_batches.delete
 
     def forget_keeper_first(work: Work) -> None:
-        monkeypatch.setattr(covering, "_keepers", [])
+        monkeypatch.setattr(open_decisions, "_keepers", [])
         usual(work)
 
-    monkeypatch.setattr(deletion, "delete", forget_keeper_first)
+    monkeypatch.setattr(delete_batches, "delete", forget_keeper_first)
     with pytest.raises(ImproperlyConfigured):
         delete("proj_1")
     assert not store.asked(is_abort)
@@ -778,14 +782,14 @@ def test_upload_is_not_aborted_by_a_worker_that_was_stopped_after_its_look(
 ) -> None:
     alive("proj_1")
     [key] = fill(bucket, 1)
-    now, abort = [0.0], uploads.abort
+    now, abort = [0.0], multipart.abort
 
     def stop_and_abort(bucket: str, upload: Upload) -> None:
-        now[0] += deletion.PROOF_LASTS + 1
+        now[0] += delete_batches.PROOF_LASTS + 1
         abort(bucket, upload)
 
-    monkeypatch.setattr(uploads, "abort", stop_and_abort)
-    for module in (deletion, r2):
+    monkeypatch.setattr(multipart, "abort", stop_and_abort)
+    for module in (delete_batches, s3):
         monkeypatch.setattr(module, "monotonic", lambda: now[0])
     store.rules += [list_uploads(key), on(is_abort, Reply(204))]
     operation = delete("proj_1")
@@ -823,7 +827,7 @@ def test_lease_that_is_lost_stops_all_but_the_abortion_under_way(
     lost = then(lambda: CleanupOperation.objects.update(lease_until=timezone.now()))
     store.rules.append(list_uploads(*(f"projects/proj_1/scenes/s1/media/{n}" for n in range(3))))
     store.rules += [on(is_abort, lost, times=1), on(is_abort, Reply(204))]
-    assert cleanup.run_slice(operation.pk) is None
+    assert runner.run_slice(operation.pk) is None
     assert len(store.asked(is_abort)) == 1
     assert not operation.events.filter(step="delete").exists()
 
@@ -871,9 +875,9 @@ def test_what_is_looked_at_anew_is_counted_anew(
     alive("proj_1")
     fill(bucket)
     [look] = requests.verify_project("proj_1")
-    monkeypatch.setattr(cleanup, "look_for_uploads", ends)
+    monkeypatch.setattr(runner, "look_for_uploads", ends)
     for _turn in range(2):
-        cleanup.run_slice(look.pk)
+        runner.run_slice(look.pk)
         age_position(look)
     look.refresh_from_db()
     assert look.headway["books"]["planned"] == [3, 21]
@@ -897,8 +901,8 @@ def test_a_verification_that_no_worker_had_for_long_looks_anew(
     [key] = fill(bucket, 1)
     look = requests.verify_operation(delete("proj_1"))
     with monkeypatch.context() as patch, suppress(SystemExit):
-        patch.setattr(cleanup, "look_for_uploads", ends)
-        cleanup.run_slice(look.pk)
+        patch.setattr(runner, "look_for_uploads", ends)
+        runner.run_slice(look.pk)
     bucket.put(key)
     age_position(look, age)
     CleanupOperation.objects.filter(lease_until__isnull=False).update(lease_until=timezone.now())
@@ -965,8 +969,8 @@ def test_key_listed_in_another_spelling_than_tracked_is_not_called_absent(
 
 
 def folding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(installation, "probe", lambda bucket: Traits(folds_unicode=True))
-    installation.claim(conf().bucket)
+    monkeypatch.setattr(bucket_marker, "probe", lambda bucket: Traits(folds_unicode=True))
+    bucket_marker.claim(conf().bucket)
 
 
 def test_row_in_another_spelling_still_says_whose_the_object_is(
@@ -987,7 +991,7 @@ def test_database_connection_that_breaks_after_the_send_loses_nothing(
     alive("proj_1")
     fill(bucket)
     operation = requested("proj_1")
-    real = sending.record_answers
+    real = delete_pipeline.record_answers
 
     def record(*args: Any) -> None:
         assert connection.connection is not None
@@ -995,7 +999,7 @@ def test_database_connection_that_breaks_after_the_send_loses_nothing(
         real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sending, "record_answers", record)
+        patch.setattr(delete_pipeline, "record_answers", record)
         with pytest.raises(Error):
             run(operation)
     connection.close()

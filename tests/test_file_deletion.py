@@ -22,18 +22,19 @@ from devtools.faults.matching import (
 )
 from devtools.faults.proxy import FaultyStore, Reply
 from storage_audit import tasks
-from storage_audit.attention import select_keeping_files
-from storage_audit.audit import delays, incidents, named, requests
-from storage_audit.audit.certificate.record import items_of
-from storage_audit.bucket import r2
+from storage_audit.alerts import alert_rules, lateness
+from storage_audit.alerts.models import Incident
+from storage_audit.bucket import s3
 from storage_audit.bucket.errors import Refused, StoreError, TooLate, Unavailable
-from storage_audit.file_deletion import Deletion
-from storage_audit.incidents import Incident
-from storage_audit.items import CleanupItem
+from storage_audit.certificate.evidence import items_of
+from storage_audit.cleanup import policies, requests
+from storage_audit.cleanup.attention import select_keeping_files
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.models import Project, R2Object
-from storage_audit.operations import CleanupOperation
 from storage_audit.storage import KeyBeingDeleted
-from storage_audit.upload import Upload, intend
+from storage_audit.tracking.delete_file import Deletion
+from storage_audit.tracking.upload import Upload, intend
 from tests.bucket import Bucket
 from tests.database import Rollback
 from tests.keys import NFC, NFD
@@ -111,7 +112,7 @@ def test_key_is_barred_during_the_deletion_of_a_file_without_a_row(
             default_storage.open(NAME, "w")
         raise TooLate("not sent")
 
-    monkeypatch.setattr(r2, "delete_single", write)
+    monkeypatch.setattr(s3, "delete_single", write)
     with pytest.raises(TooLate):
         default_storage.delete(NAME)
     assert not R2Object.objects.exists()
@@ -126,7 +127,7 @@ def test_key_stays_barred_when_another_process_takes_the_row_during_the_call(
         R2Object.objects.all().forget()
         raise Unavailable("no answer")
 
-    monkeypatch.setattr(r2, "delete_single", lose_row)
+    monkeypatch.setattr(s3, "delete_single", lose_row)
     default_storage.delete(NAME)
     with pytest.raises(KeyBeingDeleted):
         default_storage.open(NAME, "w")
@@ -144,7 +145,7 @@ def test_row_stays_that_another_process_changes_during_the_call(
         R2Object.objects.update(updated_at=timezone.now())
         raise Unavailable("no answer")
 
-    monkeypatch.setattr(r2, "delete_single", change_row)
+    monkeypatch.setattr(s3, "delete_single", change_row)
     default_storage.delete(NAME)
     assert outcomes(run(CleanupOperation.objects.get())) == {NAME: "protected"}
     assert_row_matches_object(bucket, NAME)
@@ -161,7 +162,7 @@ def during_call(monkeypatch: pytest.MonkeyPatch) -> During:
             raise Unavailable("no answer")
 
         with monkeypatch.context() as patch:
-            patch.setattr(r2, "delete_single", call)
+            patch.setattr(s3, "delete_single", call)
             default_storage.delete(NAME)
 
     return do
@@ -250,7 +251,7 @@ def test_refused_deletion_that_slept_takes_no_mark_of_a_worker_back(
     bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As if the file were an old one.
-    monkeypatch.setattr(named, "CLOCKS_DIFFER", timedelta(hours=-1))
+    monkeypatch.setattr(policies, "CLOCKS_DIFFER", timedelta(hours=-1))
     bucket.put(NAME)
     store.rules.append(on(is_delete_batch, NO_ANSWER))
 
@@ -261,7 +262,7 @@ def test_refused_deletion_that_slept_takes_no_mark_of_a_worker_back(
         assert operation.items.get().calls
         raise Refused("refused")
 
-    monkeypatch.setattr(r2, "delete_single", sleep_and_refuse)
+    monkeypatch.setattr(s3, "delete_single", sleep_and_refuse)
     with pytest.raises(Refused):
         default_storage.delete(NAME)
     with pytest.raises(KeyBeingDeleted):
@@ -302,7 +303,7 @@ def test_deletion_is_carried_out_though_it_met_an_upload_that_it_refused(
 ) -> None:
     """Without an answer, after a death, or where the look afterwards fails."""
     put()
-    upload, request, call = Upload(bucket.name, NAME), Deletion._request, r2.delete_single
+    upload, request, call = Upload(bucket.name, NAME), Deletion._request, s3.delete_single
 
     def request_between(deletion: Deletion) -> CleanupOperation:
         upload.before = intend(bucket.name, NAME, upload.id)
@@ -310,7 +311,7 @@ def test_deletion_is_carried_out_though_it_met_an_upload_that_it_refused(
         upload.withdraw()
         return operation
 
-    def delete_with_trouble(*args: str) -> r2.Answer:
+    def delete_with_trouble(*args: str) -> s3.Answer:
         answer = call(*args)
         if trouble:
             raise trouble
@@ -319,7 +320,7 @@ def test_deletion_is_carried_out_though_it_met_an_upload_that_it_refused(
 
     with monkeypatch.context() as patch, suppress(StoreError, SystemExit):
         patch.setattr(Deletion, "_request", request_between)
-        patch.setattr(r2, "delete_single", delete_with_trouble)
+        patch.setattr(s3, "delete_single", delete_with_trouble)
         default_storage.delete(NAME)
     store.rules.clear()
     operation = CleanupOperation.objects.get()
@@ -379,9 +380,9 @@ def test_answered_deletion_tells_nobody_and_is_no_sign_of_a_worker(bucket: Bucke
     put()
     default_storage.delete(NAME)
     assert CleanupOperation.objects.get().status == "clean"
-    incidents.notice()
+    alert_rules.notice()
     assert not Incident.objects.exists()
-    assert not delays.gets_on()
+    assert not lateness.gets_on()
 
 
 def test_answered_deletion_hides_no_kept_file_and_is_no_usual_cleanup(bucket: Bucket) -> None:
@@ -400,13 +401,13 @@ def test_file_is_deleted_whose_cleanup_somebody_verifies_meanwhile(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put()
-    call = r2.delete_single
+    call = s3.delete_single
 
-    def verify_and_call(*args: str) -> r2.Answer:
+    def verify_and_call(*args: str) -> s3.Answer:
         requests.verify_operation(CleanupOperation.objects.get())
         return call(*args)
 
-    monkeypatch.setattr(r2, "delete_single", verify_and_call)
+    monkeypatch.setattr(s3, "delete_single", verify_and_call)
     default_storage.delete(NAME)
     operation = CleanupOperation.objects.get(kind="objects")
     assert (operation.status, R2Object.objects.count()) == ("clean", 0)
@@ -418,14 +419,14 @@ def test_cleanup_that_a_worker_had_is_not_closed(
 ) -> None:
     """It was blocked, and a person has approved it: it counts no attempts any more."""
     put()
-    call = r2.delete_single
+    call = s3.delete_single
 
-    def approve_and_call(*args: str) -> r2.Answer:
+    def approve_and_call(*args: str) -> s3.Answer:
         CleanupOperation.objects.update(status="blocked", started_at=timezone.now())
         CleanupOperation.objects.get().release("somebody")
         return call(*args)
 
-    monkeypatch.setattr(r2, "delete_single", approve_and_call)
+    monkeypatch.setattr(s3, "delete_single", approve_and_call)
     default_storage.delete(NAME)
     assert not R2Object.objects.exists()
     assert CleanupOperation.objects.get().status == "pending"

@@ -13,9 +13,9 @@ from django_q.models import OrmQ
 from pytest_django import Settings
 
 from storage_audit import exports
-from storage_audit.findings import Finding
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import visible
 from tests.bucket import Bucket
 from tests.builders import create_findings, create_orphans, read_states

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from storage_audit.audit import headway
-from storage_audit.audit.headway import Headway
+from storage_audit.cleanup import progress
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.progress import Headway
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.promises import between_plan_and_batch, requested, run
 
@@ -67,10 +67,10 @@ def test_a_long_step_keeps_few_marks_that_tell_its_pace(monkeypatch: pytest.Monk
         def now() -> datetime:
             return datetime.fromtimestamp(now, UTC)
 
-    monkeypatch.setattr(headway, "timezone", Clock)
+    monkeypatch.setattr(progress, "timezone", Clock)
     for _batch in range(1000):
         now += 0.5
-        operation.headway = headway.passed(operation, 10)
+        operation.headway = progress.passed(operation, 10)
     assert len(operation.headway["marks"]) < 20
     found = Headway.of(operation, Clock.now())
     assert found and found.done == 10_000
@@ -86,14 +86,14 @@ def test_the_worker_counts_what_its_items_say(
     bucket.upload("proj_1")
     bucket.put(*keys, "proj_1_x_s1_media.mp4")
     bucket.r2.remove(bucket.upload("proj_1", "lost.mp4"), bucket.name)
-    counted, real = list[tuple[dict[str, Any], dict[str, Any]]](), headway.enter
+    counted, real = list[tuple[dict[str, Any], dict[str, Any]]](), progress.enter
 
     def enter(operation: CleanupOperation) -> None:
         if operation.headway and operation.headway["step"] != operation.step:
             counted.append((operation.headway, operation.items.by_outcome()))
         real(operation)
 
-    monkeypatch.setattr(headway, "enter", enter)
+    monkeypatch.setattr(progress, "enter", enter)
     between_plan_and_batch(
         monkeypatch,
         lambda: bucket.put(keys[0], body=b"another"),

@@ -22,12 +22,12 @@ from pytest_django import Settings
 from devtools.environment import made_up_environment
 from devtools.postgres import postgres
 from storage_audit import queue
-from storage_audit.audit import delays, incidents
-from storage_audit.audit.delays import LATE
+from storage_audit.alerts import alert_rules, lateness
+from storage_audit.alerts.lateness import LATE
+from storage_audit.alerts.models import Incident
+from storage_audit.cleanup.models.bulk_job import Job
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.conf import conf
-from storage_audit.incidents import Incident
-from storage_audit.jobs import Job
-from storage_audit.operations import CleanupOperation
 from tests.builders import create_lost_cleanup
 from tests.paths import ROOT
 from tests.processes import HOST, fetch, run_site
@@ -186,13 +186,13 @@ def test_a_queue_that_does_not_move_is_told() -> None:
 def test_bulk_job_without_progress_is_reported_though_workers_do_other_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(delays, "gets_on", lambda: True)
+    monkeypatch.setattr(lateness, "gets_on", lambda: True)
     job = Job.objects.request(Job.Action.DELETE, ["proj_1", "proj_2"])
     assert ask(WORKER) == []
-    Job.objects.update(moved_at=timezone.now() - delays.JOB_LATE - LATE)
+    Job.objects.update(moved_at=timezone.now() - lateness.JOB_LATE - LATE)
     (told,) = ask(WORKER)
     assert f"Bulk jobs without progress: 1, the first for 70 minutes ({job.pk})." in told
-    incidents.notice()
+    alert_rules.notice()
     assert told.startswith(Incident.objects.get().summary[:40])
     job.advance(1)
     assert ask(WORKER) == []

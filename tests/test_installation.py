@@ -12,15 +12,16 @@ from devtools.faults.matching import is_abort, is_listing, is_uploads_listing, o
 from devtools.faults.pages import empty
 from devtools.faults.proxy import FaultyStore, Reply, Request
 from devtools.local_r2 import LocalR2
-from storage_audit.audit import deletion, installation, requests, sending
-from storage_audit.audit.installation import MARKER, Mismatch, Traits
-from storage_audit.audit.sending import Planned
-from storage_audit.audit.work import Work
-from storage_audit.bucket import frame, r2
+from storage_audit.bucket import frame, s3
 from storage_audit.bucket.deleters import Sent
 from storage_audit.bucket.errors import Broken
+from storage_audit.cleanup import delete_batches, delete_pipeline, requests
+from storage_audit.cleanup.delete_pipeline import Planned
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.turn import Work
 from storage_audit.models import Installation, Project, R2Object
-from storage_audit.operations import CleanupOperation
+from storage_audit.ownership import bucket_marker
+from storage_audit.ownership.bucket_marker import MARKER, Mismatch, Traits
 from tests.bucket import BUCKETS, Bucket
 from tests.database import copy_database
 from tests.promises import (
@@ -97,7 +98,7 @@ def test_database_that_claimed_no_bucket_deletes_nothing(tracked: Bucket) -> Non
     operation = blocked(tracked, delete("proj_1"))
     assert "claim_bucket" in operation.error
     assert len(tracked.keys()) == 2
-    installation.claim(tracked.name, take_over=True)
+    bucket_marker.claim(tracked.name, take_over=True)
     healed(tracked, operation)
 
 
@@ -136,7 +137,7 @@ def test_marker_that_differs_blocks(tracked: Bucket, changes: dict[str, str]) ->
     assert len(tracked.keys()) == 2
     if "installation" in changes:
         with pytest.raises(Mismatch):
-            installation.claim(tracked.name)
+            bucket_marker.claim(tracked.name)
     tracked.set_marker(**right)
     healed(tracked, operation)
 
@@ -147,7 +148,7 @@ def test_copied_bucket_is_refused_until_it_is_claimed(tracked: Bucket) -> None:
     operation = blocked(tracked, delete("proj_1"))
     assert "another marker" in operation.error and "claim_bucket" in operation.error
     assert len(tracked.keys()) == 2
-    installation.claim(tracked.name)
+    bucket_marker.claim(tracked.name)
     healed(tracked, operation)
 
 
@@ -157,14 +158,14 @@ def test_bucket_claimed_before_its_marker_was_recorded_has_to_be_claimed_again(
     Installation.objects.update(markers={})
     operation = blocked(tracked, delete("proj_1"))
     assert "before we recorded" in operation.error and "claim_bucket" in operation.error
-    installation.claim(tracked.name)
+    bucket_marker.claim(tracked.name)
     healed(tracked, operation)
 
 
 def test_cleanup_waits_while_the_bucket_is_being_claimed(
     tracked: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, waiting = r2.write, list[CleanupOperation]()
+    write, waiting = s3.write, list[CleanupOperation]()
     Project.objects.create(pk="proj_2")
 
     def write_slowly(bucket: str, key: str, body: bytes) -> None:
@@ -172,9 +173,9 @@ def test_cleanup_waits_while_the_bucket_is_being_claimed(
         if key == MARKER:
             waiting.append(delete("proj_1"))
 
-    monkeypatch.setattr(r2, "write", write_slowly)
+    monkeypatch.setattr(s3, "write", write_slowly)
     Installation.objects.update(markers={})
-    installation.claim(tracked.name)
+    bucket_marker.claim(tracked.name)
     [operation] = waiting
     assert operation.status == Status.INCOMPLETE
     assert "is being claimed" in operation.error
@@ -182,15 +183,15 @@ def test_cleanup_waits_while_the_bucket_is_being_claimed(
 
 
 def test_sighting_names_the_marker_of_its_bucket(bucket: Bucket, local_r2: LocalR2) -> None:
-    seen = installation.see_marker(bucket.name)
+    seen = bucket_marker.see_marker(bucket.name)
     other = Bucket(local_r2, BUCKETS[1])
     other.wipe()
-    installation.claim(other.name)
-    assert installation.see_marker(bucket.name) == seen != installation.see_marker(other.name)
-    installation.claim(bucket.name)
-    assert installation.see_marker(bucket.name) == seen
+    bucket_marker.claim(other.name)
+    assert bucket_marker.see_marker(bucket.name) == seen != bucket_marker.see_marker(other.name)
+    bucket_marker.claim(bucket.name)
+    assert bucket_marker.see_marker(bucket.name) == seen
     bucket.set_marker(folds_unicode=True)
-    assert installation.see_marker(bucket.name) != seen
+    assert bucket_marker.see_marker(bucket.name) != seen
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
@@ -198,7 +199,7 @@ def test_marker_that_is_garbled_blocks(tracked: Bucket, content: bytes) -> None:
     tracked.r2.plant(MARKER, content, tracked.name)
     blocked(tracked, delete("proj_1"))
     with pytest.raises(Mismatch):
-        installation.claim(tracked.name)
+        bucket_marker.claim(tracked.name)
 
 
 def remove_marker(bucket: Bucket) -> Callable[[], None]:
@@ -208,17 +209,17 @@ def remove_marker(bucket: Bucket) -> Callable[[], None]:
 def test_marker_removed_between_plan_and_batch_blocks(
     tracked: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = deletion.next_batch
+    original = delete_batches.next_batch
 
     def next_batch(work: Work) -> list[Planned]:
         remove_marker(tracked)()
         return original(work)
 
     with monkeypatch.context() as patch:
-        patch.setattr(deletion, "next_batch", next_batch)
+        patch.setattr(delete_batches, "next_batch", next_batch)
         operation = blocked(tracked, delete("proj_1"))
     assert len(tracked.keys()) == 2
-    installation.claim(tracked.name)
+    bucket_marker.claim(tracked.name)
     healed(tracked, operation)
 
 
@@ -228,7 +229,7 @@ def test_marker_removed_between_batch_and_verification_blocks(
     between_batch_and_verification(monkeypatch, remove_marker(tracked))
     operation = blocked(tracked, delete("proj_1"))
     assert set(outcomes(operation).values()) == {"planned"}
-    installation.claim(tracked.name)
+    bucket_marker.claim(tracked.name)
     healed(tracked, operation)
 
 
@@ -243,11 +244,11 @@ def test_what_was_seen_in_the_wrong_bucket_is_not_believed_in_the_right_one(
         return Sent({}, [], [], [])
 
     with monkeypatch.context() as patch:
-        patch.setattr(sending, "send", send_nothing)
-        patch.setattr(deletion, "next_batch", once(deletion.next_batch))
+        patch.setattr(delete_pipeline, "send", send_nothing)
+        patch.setattr(delete_batches, "next_batch", once(delete_batches.next_batch))
         operation = blocked(tracked, delete("proj_1"))
     tracked.put(*keys)
-    installation.claim(tracked.name)
+    bucket_marker.claim(tracked.name)
     operation.release("me")
     run(operation)
     assert not {"deleted", "already_absent"} & set(outcomes(operation).values())
@@ -272,7 +273,7 @@ def test_plan_made_in_the_wrong_bucket_is_made_again(
     tracked: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = tracked.keys()
-    checked = installation.identify
+    checked = bucket_marker.identify
     with monkeypatch.context() as patch:
 
         def wrong_after_this(bucket: str) -> Traits:
@@ -280,26 +281,26 @@ def test_plan_made_in_the_wrong_bucket_is_made_again(
             tracked.wipe()
             return traits
 
-        patch.setattr(installation, "identify", wrong_after_this)
+        patch.setattr(bucket_marker, "identify", wrong_after_this)
         operation = blocked(tracked, delete("proj_1"))
     tracked.put(*keys)
-    installation.claim(tracked.name)
+    bucket_marker.claim(tracked.name)
     healed(tracked, operation)
 
 
 def test_copy_of_the_database_is_blocked_and_after_a_take_over_the_original_is(
     tracked: Bucket, tmp_path: Path
 ) -> None:
-    original = installation.fingerprint()
+    original = bucket_marker.fingerprint()
     with copy_database(tmp_path):
-        assert installation.fingerprint() != original
+        assert bucket_marker.fingerprint() != original
         operation = blocked(tracked, delete("proj_1"))
         assert "copy" in operation.error
         assert len(tracked.keys()) == 2
         with pytest.raises(Mismatch):
-            installation.claim(tracked.name)
+            bucket_marker.claim(tracked.name)
         before = Installation.objects.get().pk
-        installation.claim(tracked.name, take_over=True)
+        bucket_marker.claim(tracked.name, take_over=True)
         assert Installation.objects.get().pk != before
         healed(tracked, operation)
     blocked(tracked, delete("proj_1"))
@@ -319,26 +320,26 @@ def test_verification_that_could_not_see_the_bucket_says_nothing(tracked: Bucket
 
 def test_claim_learns_the_stores_traits_and_leaves_nothing_behind(bucket: Bucket) -> None:
     traits = Traits(folds_unicode=False, lists_in_key_order=True, echoes=ECHOES)
-    assert installation.claim(bucket.name) == traits
-    assert installation.check(bucket.name) == traits
+    assert bucket_marker.claim(bucket.name) == traits
+    assert bucket_marker.check(bucket.name) == traits
     assert bucket.keys() == set()
     bucket.set_marker(folds_unicode=True, lists_in_key_order=False, echoes=ECHOES[:2])
     traits = Traits(folds_unicode=True, lists_in_key_order=False, echoes=ECHOES[:2])
-    assert installation.check(bucket.name) == traits
+    assert bucket_marker.check(bucket.name) == traits
     assert frame.expected(bucket.name) == set(ECHOES[:2])
     bucket.set_marker(echoes="ListBucketResult.Name")
-    assert installation.check(bucket.name).echoes == ()
+    assert bucket_marker.check(bucket.name).echoes == ()
     assert frame.expected(bucket.name) == set()
 
 
 def test_bucket_of_unknown_traits_is_taken_to_fold(bucket: Bucket) -> None:
     bucket.set_marker(folds_unicode=None, lists_in_key_order=None, echoes=None)
-    assert installation.check(bucket.name) == Traits(folds_unicode=True)
+    assert bucket_marker.check(bucket.name) == Traits(folds_unicode=True)
 
 
 def test_claiming_again_changes_nothing(bucket: Bucket) -> None:
     before = marker(bucket)
-    installation.claim(bucket.name)
+    bucket_marker.claim(bucket.name)
     assert marker(bucket) == before
     assert Installation.objects.count() == 1
 
@@ -366,13 +367,13 @@ def test_no_upload_is_aborted_in_a_bucket_whose_marker_is_gone_since_the_plan(
     alive("proj_1")
     own = "projects/proj_1/scenes/s1/media/a"
     store.rules += [list_uploads(own), on(is_abort, Reply(204))]
-    abort_uploads = deletion.abort_uploads
+    abort_uploads = delete_batches.abort_uploads
 
     def abort_later(work: Work) -> bool:
         bucket.r2.remove(MARKER, bucket.name)
         return abort_uploads(work)
 
-    monkeypatch.setattr(deletion, "abort_uploads", abort_later)
+    monkeypatch.setattr(delete_batches, "abort_uploads", abort_later)
     operation = delete("proj_1")
     assert operation.status == CleanupOperation.Status.BLOCKED
     assert store.asked(is_uploads_listing) and not store.asked(is_abort)
@@ -388,18 +389,18 @@ def test_store_whose_listings_lack_what_was_just_written_is_not_claimed(
 
     store.rules.append(on(has_probes, changed(empty)))
     with pytest.raises(Broken, match="do not show what was just written"):
-        installation.claim(bucket.name)
+        bucket_marker.claim(bucket.name)
 
 
 def test_traits_of_the_marker_before_are_refused(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = installation.see_marker
+    original = bucket_marker.see_marker
 
     def claim_first(name: str) -> str:
         bucket.set_marker(folds_unicode=True)
         return original(name)
 
-    monkeypatch.setattr(installation, "see_marker", claim_first)
+    monkeypatch.setattr(bucket_marker, "see_marker", claim_first)
     with pytest.raises(Broken, match="claimed again"):
-        installation.check(bucket.name)
+        bucket_marker.check(bucket.name)

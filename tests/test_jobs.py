@@ -27,13 +27,13 @@ from pytest_django import Settings
 from devtools.faults.matching import is_anything, on
 from devtools.faults.proxy import RESET, FaultyStore
 from storage_audit import tasks
-from storage_audit.audit import jobs, requests
-from storage_audit.audit.jobs import enqueue_job, enqueue_job_on_commit
-from storage_audit.jobs import Job
+from storage_audit.cleanup import bulk, requests
+from storage_audit.cleanup.bulk import enqueue_job, enqueue_job_on_commit
+from storage_audit.cleanup.models.bulk_job import Job
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
-from storage_audit.pages.projects import ProjectAdmin
+from storage_audit.projects.admin.projects import ProjectAdmin
 from tests.admin_client import act, page, person, signed_in, superuser, text_of, yes_to
 from tests.bucket import Bucket
 from tests.builders import track_keys
@@ -49,7 +49,7 @@ SECONDS = 20
 
 @pytest.fixture(autouse=True)
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "SLICE", 3)
+    monkeypatch.setattr(bulk, "SLICE", 3)
 
 
 def projects(count: int) -> list[str]:
@@ -309,7 +309,7 @@ def test_job_keeps_a_project_that_was_created_after_the_request(
     job = asked(3, Action.DELETE)
     replace("proj_001")
     key = bucket.upload("proj_001")
-    made = jobs.take_up(job)
+    made = bulk.take_up(job)
     assert {each.project_id for each in made} == {"proj_000", "proj_002"}
     for operation in CleanupOperation.objects.all():
         tasks.run_operation(str(operation.pk))
@@ -327,7 +327,7 @@ def test_job_tells_projects_apart_whatever_its_clock_said(off: timedelta) -> Non
     job.created_at += off
     job.save()
     delete_and_save("proj_001")
-    made = jobs.take_up(job)
+    made = bulk.take_up(job)
     assert {each.project_id for each in made} == {"proj_000", "proj_002"}
     assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
 
@@ -339,7 +339,7 @@ def test_job_deletes_a_project_that_was_created_again_before_the_request() -> No
     with acting_as(ANNA):
         job = Job.objects.request(Action.DELETE, ["proj_000"])
     Project.objects.get().save()
-    assert len(jobs.take_up(job)) == 1
+    assert len(bulk.take_up(job)) == 1
     assert not Project.objects.exists()
 
 
@@ -347,7 +347,7 @@ def test_job_deletes_a_project_that_was_first_seen_after_the_request() -> None:
     job = asked(2, Action.DELETE)
     Project.objects.get(pk="proj_000").save()
     tasks.sweep()
-    assert len(jobs.take_up(job)) == 2
+    assert len(bulk.take_up(job)) == 2
 
 
 def test_a_project_that_may_not_be_deleted_stays_and_stops_no_other(
@@ -434,7 +434,7 @@ def test_deletion_waits_while_permissions_cannot_be_looked_up(
 
     with monkeypatch.context() as patch:
         patch.setattr(User, "has_perm", fail)
-        for _attempt in range(jobs.ATTEMPTS + 2):
+        for _attempt in range(bulk.ATTEMPTS + 2):
             with pytest.raises(ConnectionError):
                 tasks.run_job(str(job.pk))
     job.refresh_from_db()
@@ -538,7 +538,7 @@ def test_project_whose_deletion_always_times_out_is_left_out_after_some_attempts
     tasks.run_job(str(job.pk))
     job.refresh_from_db()
     assert (job.position, job.attempts) == (1, 1), "it stops the one before it"
-    for _attempt in range(jobs.ATTEMPTS - 1):
+    for _attempt in range(bulk.ATTEMPTS - 1):
         with pytest.raises(OperationalError):
             tasks.run_job(str(job.pk))
         assert f"Job {job.pk} leaves out" not in caplog.text
@@ -613,7 +613,7 @@ def test_a_worker_that_dies_at_any_project_makes_none_twice_and_forgets_none(
             raise Died
         return made
 
-    monkeypatch.setitem(jobs.MAKE, Action.VERIFY, verify)
+    monkeypatch.setitem(bulk.MAKE, Action.VERIFY, verify)
     enqueue_job(job.pk)
     with pytest.raises(Died):
         work(job)
@@ -635,7 +635,7 @@ def test_a_project_of_which_none_can_be_made_stops_no_other_and_is_told_of(
             CleanupOperation.objects.bulk_create(made)  # The database refuses it.
         return made
 
-    monkeypatch.setitem(jobs.MAKE, Action.VERIFY, verify)
+    monkeypatch.setitem(bulk.MAKE, Action.VERIFY, verify)
     enqueue_job(job.pk)
     work(job)
     assert made_for() == once(8) - Counter(["proj_004"])
@@ -674,7 +674,7 @@ def test_project_that_kills_each_worker_is_left_out() -> None:
 
     pre_delete.connect(kill, Project)
     try:
-        for _worker in range(jobs.ATTEMPTS + 1):
+        for _worker in range(bulk.ATTEMPTS + 1):
             with pytest.raises(Died):
                 tasks.run_job(str(job.pk))
         tasks.run_job(str(job.pk))
@@ -712,7 +712,7 @@ def test_two_workers_at_once_make_each_operation_once() -> None:
             made, mine = 0, Job.objects.get(pk=job.pk)
             both.wait(SECONDS)
             while mine.finished_at is None:
-                made += len(jobs.take_up(mine))
+                made += len(bulk.take_up(mine))
                 mine = Job.objects.get(pk=job.pk)
             return made
         finally:
@@ -731,19 +731,19 @@ def test_worker_that_another_one_overtakes_makes_no_operation_twice(
     def overtake(of: Job) -> bool:
         began = begin_attempt(of)
         if of is job:
-            jobs.take_up(Job.objects.get())
+            bulk.take_up(Job.objects.get())
         return began
 
     monkeypatch.setattr(Job, "begin_attempt", overtake)
-    assert jobs.take_up(job) == []
+    assert bulk.take_up(job) == []
     assert made_for() == once(3)
 
 
 def test_a_task_that_comes_twice_leaves_the_job_to_the_first() -> None:
     job = asked(7)
     stale = Job.objects.get()
-    assert len(jobs.take_up(job)) == 3
-    assert jobs.take_up(stale) == []
+    assert len(bulk.take_up(job)) == 3
+    assert bulk.take_up(stale) == []
     assert made_for().total() == 3
 
 
@@ -752,8 +752,8 @@ def test_worker_that_was_overtaken_makes_no_operation_twice() -> None:
     assert job.begin_attempt()
     second = Job.objects.get()
     assert second.begin_attempt()
-    assert len(jobs.take(second, 3)) == 3
-    assert jobs.take(job, 3) == []
+    assert len(bulk.take(second, 3)) == 3
+    assert bulk.take(job, 3) == []
     assert made_for() == once(3)
 
 
@@ -802,7 +802,7 @@ def test_the_page_says_how_far_it_is_and_what_waits_for_a_person(done: Job) -> N
     shown = text_of(client.get(address))
     assert "0 of 2 projects are taken up." in shown
     assert "None yet. A worker starts the first ones soon." in shown
-    made = jobs.take_up(done)
+    made = bulk.take_up(done)
     shown = text_of(client.get(address))
     assert "Of 2 operations, 2 are still to be done" in shown
     assert "data-live" in shown and "live.js" in shown and 'http-equiv="refresh"' in shown
@@ -826,7 +826,7 @@ def test_the_page_of_a_dry_run_says_what_a_deletion_would_do(
     bucket.upload("proj_000", body=b"x" * 2048)
     Project.objects.create(pk="proj_001")
     job = Job.objects.request(Action.DRY_RUN, ["proj_000", "proj_001"])
-    for operation in jobs.take_up(job):
+    for operation in bulk.take_up(job):
         tasks.run_operation(str(operation.pk))
     shown = text_of(superuser().get(page("job", "change", job.pk)))
     assert "To be deleted</th><td>1</td><td>2.0 KB</td>" in shown
@@ -846,7 +846,7 @@ def test_the_page_costs_as_many_queries_for_60_operations_as_for_none() -> None:
 
     before = queries()
     while not job.finished_at:
-        jobs.take_up(job)
+        bulk.take_up(job)
     assert queries() == before
 
 
@@ -862,7 +862,7 @@ def test_what_could_not_be_looked_at_is_under_way_until_it_is(
 ) -> None:
     job, client = asked(2, action), superuser()
     bucket.put("projects/proj_001/scenes/s1/media/left.mp4")
-    made = jobs.take_up(job)
+    made = bulk.take_up(job)
     store.rules.append(on(is_anything, RESET))
     for operation in made:
         tasks.run_operation(str(operation.pk))
@@ -953,7 +953,7 @@ def test_who_may_not_verify_makes_no_job() -> None:
 def test_more_operations_than_a_request_can_bear_are_not_verified_in_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("storage_audit.pages.operations.MOST_AT_ONCE", 3)
+    monkeypatch.setattr("storage_audit.cleanup.admin.cleanups.MOST_AT_ONCE", 3)
     for n in range(4):
         CleanupOperation.objects.request(
             kind="project", project_id=f"proj_{n}", bucket="tests", trigger="deleted"

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from storage_audit.audit.key_format import MAX_KEY_BYTES, Layout, LayoutError, Reading
-from storage_audit.audit.layouts import DEFAULT_KINDS, DEFAULT_TEMPLATES, Layouts
 from storage_audit.bucket.listing import nfc
 from storage_audit.conf import Conf
 from storage_audit.models import R2Object
+from storage_audit.ownership.key_format import MAX_KEY_BYTES, Layout, LayoutError, Reading
+from storage_audit.ownership.key_formats import DEFAULT_KINDS, DEFAULT_TEMPLATES, Layouts
 
 # What it asks is no database.
 pytestmark = pytest.mark.only_on("sqlite")

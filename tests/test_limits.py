@@ -23,19 +23,20 @@ from devtools.faults.matching import (
 from devtools.faults.pages import with_contents
 from devtools.faults.proxy import FaultyStore, Reply, Request
 from storage_audit import tasks
-from storage_audit.audit import cleanup, installation, limits, requests, vanished
-from storage_audit.audit.installation import MARKER, Mismatch
-from storage_audit.audit.scan.requests import start_scan
-from storage_audit.audit.scan.scan_limits import expected_objects
-from storage_audit.audit.scan.worker import work_on_scan
-from storage_audit.audit.work import Work
 from storage_audit.bucket.errors import Unavailable
-from storage_audit.findings import Finding
-from storage_audit.items import CleanupItem
+from storage_audit.cleanup import limits, requests, runner, vanished_projects
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.turn import Work
+from storage_audit.findings.models import Finding
 from storage_audit.models import Installation, KnownProject, Project, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.scans import BucketScan
-from storage_audit.transitions import IllegalTransition
+from storage_audit.ownership import bucket_marker
+from storage_audit.ownership.bucket_marker import MARKER, Mismatch
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.scan_limits import expected_objects
+from storage_audit.scan.start import start_scan
+from storage_audit.scan.worker import work_on_scan
 from tests.admin_client import act, confirm, page, superuser, text_of
 from tests.bucket import Bucket, put_files
 from tests.commands import run_command
@@ -297,7 +298,7 @@ def test_verification_that_is_tried_again_concludes_from_a_new_listing(
     (operation,) = requests.verify_project("proj_1")
     CleanupOperation.objects.update(released_by="anna")
     with monkeypatch.context() as patch:
-        patch.setattr(cleanup, "compare", unavailable)
+        patch.setattr(runner, "compare", unavailable)
         operation = run(operation)
     assert operation.status == Status.INCOMPLETE and operation.planned_at
     bucket.put(HIERARCHICAL)
@@ -470,7 +471,7 @@ def test_table_stays_empty_when_the_sweep_has_noticed_it(
     bucket: Bucket, waiting: CleanupOperation
 ) -> None:
     empty_the_table()
-    assert vanished.notice() == 1
+    assert vanished_projects.notice() == 1
     operation = run(waiting)
     assert operation.status == Status.BLOCKED
     assert bucket.keys() == {HIERARCHICAL}
@@ -531,7 +532,7 @@ def many(bucket: Bucket, settings: Settings) -> CleanupOperation:
     for n in range(5):
         bucket.upload(f"proj_{n}")
     gone("proj_0", "proj_1", "proj_2")
-    assert vanished.notice() == 3
+    assert vanished_projects.notice() == 3
     return CleanupOperation.objects.get()
 
 
@@ -543,7 +544,7 @@ def test_many_gone_at_once_are_one_blocked_operation_and_stay_alive(
     assert "proj_0, proj_1, proj_2." in many.error
     assert many.events.get(step="vanished").data["projects"] == ["proj_0", "proj_1", "proj_2"]
     assert all(known("proj_0", "proj_1", "proj_2").values())
-    assert vanished.notice() == 0
+    assert vanished_projects.notice() == 0
     tasks.sweep()
     assert CleanupOperation.objects.get() == many
     assert len(bucket.keys()) == 5
@@ -553,7 +554,7 @@ def test_as_many_as_the_limit_have_an_operation_each(bucket: Bucket, settings: S
     limited(settings, vanished=2)
     alive("proj_0", "proj_1", "proj_2")
     gone("proj_0", "proj_1")
-    assert vanished.notice() == 2
+    assert vanished_projects.notice() == 2
     kinds = CleanupOperation.objects.values_list("kind", "project_id").order_by("project_id")
     assert list(kinds) == [("project", "proj_0"), ("project", "proj_1")]
 
@@ -561,7 +562,7 @@ def test_as_many_as_the_limit_have_an_operation_each(bucket: Bucket, settings: S
 def test_all_of_several_projects_gone_are_many(bucket: Bucket) -> None:
     alive("proj_0", "proj_1")
     empty_the_table()
-    assert vanished.notice() == 2
+    assert vanished_projects.notice() == 2
     assert CleanupOperation.objects.get().kind == Kind.VANISHED
 
 
@@ -569,7 +570,7 @@ def test_later_sweeps_keep_the_list_up_to_date(many: CleanupOperation) -> None:
     Project.objects.bulk_create([Project(pk="proj_0")])
     gone("proj_3")
     before = many.figures
-    assert vanished.notice() == 1
+    assert vanished_projects.notice() == 1
     many.refresh_from_db()
     assert "proj_1, proj_2, proj_3." in many.error
     assert many.figures != before
@@ -579,12 +580,12 @@ def test_later_sweeps_keep_the_list_up_to_date(many: CleanupOperation) -> None:
 
 def test_rows_that_are_back_settle_it(many: CleanupOperation) -> None:
     Project.objects.bulk_create(Project(pk=f"proj_{n}") for n in range(3))
-    assert vanished.notice() == 0
+    assert vanished_projects.notice() == 0
     many.refresh_from_db()
     assert many.status == Status.SUPERSEDED
     assert "are back" in many.error
     gone("proj_0", "proj_1", "proj_2")
-    assert vanished.notice() == 3
+    assert vanished_projects.notice() == 3
     assert CleanupOperation.objects.disappearances().count() == 1
 
 
@@ -599,7 +600,7 @@ def test_released_it_becomes_a_cleanup_for_each_that_is_still_gone(
     assert [run(each).status for each in made] == [Status.CLEAN] * 2
     left = bucket.keys()
     assert {key.split("/")[1] for key in left} == {"proj_0", "proj_3", "proj_4"}
-    assert vanished.notice() == 0
+    assert vanished_projects.notice() == 0
 
 
 def test_cleanups_that_a_release_makes_are_held_to_the_limits(
@@ -613,7 +614,7 @@ def test_cleanups_that_a_release_makes_are_held_to_the_limits(
 
 def test_list_that_changed_since_is_not_released(bucket: Bucket, many: CleanupOperation) -> None:
     gone("proj_3")
-    vanished.notice()
+    vanished_projects.notice()
     with pytest.raises(IllegalTransition):
         requests.force_delete_operation(many)
     assert CleanupOperation.objects.count() == 1
@@ -633,10 +634,10 @@ def test_release_waits_for_a_sweep_that_is_under_way(many: CleanupOperation) -> 
 
     other = Thread(target=release)
     with transaction.atomic():
-        vanished.hold_other_sweeps()
+        vanished_projects.hold_other_sweeps()
         other.start()
         other.join(timeout=1)
-        assert vanished.notice() == 1
+        assert vanished_projects.notice() == 1
     other.join()
     assert len(refused) == 1
     many.refresh_from_db()
@@ -648,12 +649,12 @@ def test_two_sweeps_at_once_make_one_operation(bucket: Bucket) -> None:
     empty_the_table()
 
     def sweep() -> None:
-        vanished.notice()
+        vanished_projects.notice()
         connection.close()
 
     other = Thread(target=sweep)
     with transaction.atomic():
-        assert vanished.notice() == 2
+        assert vanished_projects.notice() == 2
         other.start()
         other.join(timeout=1)
     other.join()
@@ -682,7 +683,7 @@ def test_sweep_leaves_a_deletion_on_record_that_comes_while_it_waits(bucket: Buc
     alive("proj_2")
     deleted_at = timezone.now() - timedelta(minutes=5)
     KnownProject.objects.filter(pk="proj_1").update(evidence="vanished", deleted_at=deleted_at)
-    meanwhile(vanished.remember_alive, Project.objects.get(pk="proj_1").delete)
+    meanwhile(vanished_projects.remember_alive, Project.objects.get(pk="proj_1").delete)
     assert run(CleanupOperation.objects.get()).status == Status.CLEAN
     assert not bucket.keys()
 
@@ -691,7 +692,7 @@ def test_sweep_leaves_a_deletion_on_record_that_comes_while_it_waits(bucket: Buc
 def test_project_created_while_a_sweep_waits_is_not_called_gone(bucket: Bucket) -> None:
     alive("proj_1", "proj_2")
     gone("proj_1")
-    meanwhile(lambda: vanished.record("proj_1"), lambda: alive("proj_1"))
+    meanwhile(lambda: vanished_projects.record("proj_1"), lambda: alive("proj_1"))
     assert KnownProject.objects.get(pk="proj_1").deleted_at is None
     assert not CleanupOperation.objects.exists()
 
@@ -811,7 +812,7 @@ def test_release_before_there_is_a_plan_lifts_no_limit(bucket: Bucket, settings:
     bucket.r2.remove(MARKER, bucket.name)
     operation = delete("proj_1")
     assert (operation.status, operation.planned_at) == (Status.BLOCKED, None)
-    installation.claim(bucket.name)
+    bucket_marker.claim(bucket.name)
     operation.release("me")
     operation = run(operation)
     assert "the limit is 1" in operation.error
@@ -886,7 +887,7 @@ def test_worker_that_dies_before_the_limits_are_asked_lifts_none(
     die_once(monkeypatch, limits, "objections", KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         run(operation)
-    before = {"store": 1, "workers": cleanup.TAKEOVERS}[trouble]
+    before = {"store": 1, "workers": runner.TAKEOVERS}[trouble]
     past = timezone.now() - timedelta(seconds=1)
     CleanupOperation.objects.update(lease_until=past, next_attempt_at=past, takeovers=before - 1)
     store.rules.append(on(is_anything, Reply(503)))
@@ -906,7 +907,7 @@ def test_release_of_something_else_does_not_say_that_a_project_is_deleted(
     alive("proj_2")
     key = bucket.upload("proj_1")
     gone("proj_1")
-    vanished.notice()
+    vanished_projects.notice()
     bucket.r2.remove(MARKER, bucket.name)
     if kind == "dry run":
         requests.dry_run("proj_1")
@@ -1103,17 +1104,17 @@ def test_copy_that_disowns_the_bucket_is_blocked_though_it_cannot_be_told_from_t
 ) -> None:
     alive("proj_1")
     bucket.put(HIERARCHICAL)
-    same = installation.fingerprint()
-    monkeypatch.setattr(installation, "fingerprint", lambda: same)
+    same = bucket_marker.fingerprint()
+    monkeypatch.setattr(bucket_marker, "fingerprint", lambda: same)
     with copy_database(tmp_path):
-        installation.check(bucket.name)
+        bucket_marker.check(bucket.name)
         out, _err, code = run_command("claim_bucket", "--disown")
         assert (out.startswith("This database is installation ID now"), code) == (True, 0)
         operation = delete("proj_1")
         assert operation.status == Status.BLOCKED
         assert "belongs to another installation" in operation.error
         with pytest.raises(Mismatch):
-            installation.claim(bucket.name)
+            bucket_marker.claim(bucket.name)
         assert Installation.objects.count() == 1
     assert bucket.keys() == {HIERARCHICAL}
     assert delete("proj_1").status == Status.CLEAN

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage_audit.bucket import r2
+from storage_audit.bucket import s3
 from storage_audit.bucket.errors import Broken
 from storage_audit.bucket.listing import (
     Identity,
@@ -23,8 +23,8 @@ from storage_audit.bucket.listing import (
     storable,
     unescape,
 )
-from storage_audit.bucket.r2 import Page
-from storage_audit.bucket.wire import Entries, Entry
+from storage_audit.bucket.listing_xml import Entries, Entry
+from storage_audit.bucket.s3 import Page
 from tests.bucket import Bucket
 
 LONGEST = "long/" + "é" * 509 + "x"
@@ -53,12 +53,12 @@ ABSENT = ["\x01", "a/b/", "a/a", "m/", "m/001", "m/5", "m/99", "z", "z\ud7fe", "
 
 @pytest.fixture
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(r2, "PAGE", 7)
+    monkeypatch.setattr(s3, "PAGE", 7)
 
 
 @pytest.fixture
 def filled(bucket: Bucket, small_pages: None) -> Iterator[Bucket]:
-    assert len(as_bytes(LONGEST)) == r2.MAX_KEY_BYTES
+    assert len(as_bytes(LONGEST)) == s3.MAX_KEY_BYTES
     bucket.put(*KEYS)
     yield bucket
 
@@ -133,7 +133,7 @@ def test_neighbours_cost_one_page_and_lonely_keys_one_each(
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """The prefixes and starts of the pages that are asked for from now on."""
     asked: list[tuple[str, str]] = []
-    original = r2.list_entries
+    original = s3.list_entries
 
     def counted(
         bucket: str, prefix: str, start_after: str = "", token: str | None = None
@@ -171,7 +171,7 @@ def test_any_spelling_finds_the_object_where_spellings_are_one(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, asked: str, listed: str
 ) -> None:
     bucket.put("x/K", "x/KKL", "x/KKM", "x/cafd", "x/cafz", listed)
-    monkeypatch.setattr(r2, "PAGE", 2)
+    monkeypatch.setattr(s3, "PAGE", 2)
     assert found(bucket, [asked], nfc) == {listed}
     assert found(bucket, [asked], exact) == set()
 

@@ -19,18 +19,18 @@ from django.urls import reverse
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit.access import ApiToken
-from storage_audit.audit import messages
-from storage_audit.diagnoses import Diagnosis
-from storage_audit.findings import Finding
-from storage_audit.incidents import Incident
+from storage_audit.alerts import alert_text
+from storage_audit.alerts.models import Incident
+from storage_audit.api.models import ApiToken
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.doctor.models import Diagnosis
+from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.pages import lists
-from storage_audit.pages.base import AuditAdmin
-from storage_audit.pages.objects import R2ObjectAdmin
-from storage_audit.pages.projects import ProjectAdmin
-from storage_audit.scans import BucketScan
+from storage_audit.projects.admin.projects import ProjectAdmin
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.tracking.admin.files import R2ObjectAdmin
+from storage_audit.ui import keyset_list
+from storage_audit.ui.model_admin import AuditAdmin
 from tests.admin_client import count_queries, page, superuser, text_of
 from tests.builders import track_files
 
@@ -226,7 +226,7 @@ def test_an_order_that_may_be_null_has_numbered_pages(
 def test_many_rows_are_not_counted_to_the_end(
     db: None, short: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lists, "COUNTED", 4)
+    monkeypatch.setattr(keyset_list, "COUNTED", 4)
     findings(4)
     client = superuser()
     assert " 4 findings" in text_of(client.get(page("finding")))
@@ -247,7 +247,11 @@ def test_many_rows_are_not_counted_to_the_end(
 
 
 def test_an_estimate_has_three_digits() -> None:
-    assert [lists.rounded(n) for n in (7, 9_994_321, 10_006_000)] == [7, 9_990_000, 10_000_000]
+    assert [keyset_list.rounded(n) for n in (7, 9_994_321, 10_006_000)] == [
+        7,
+        9_990_000,
+        10_000_000,
+    ]
 
 
 MAKERS: dict[str, Callable[[int], object]] = {
@@ -433,7 +437,7 @@ def test_what_counts_all_buckets_leads_to_the_findings_of_all(db: None, settings
     told = (
         text_of(client.get(page("incident", "change", incident.pk))),
         text_of(client.get(reverse("admin:app_list", args=["storage_audit"]))),
-        f'href="{messages.page_of(incident)}"',
+        f'href="{alert_text.page_of(incident)}"',
     )
     assert [listed(each) for each in told] == [{"k000", "of-old"}] * 3
     both = text_of(client.get(page("finding"), {"bucket": "*"}))

@@ -30,14 +30,14 @@ from autoshorts.settings import LOGGING
 from devtools.demo.browser import Browser
 from devtools.processes import Child, free_port
 from storage_audit import logs, queue
-from storage_audit.audit import cleanup
-from storage_audit.audit.work import Work
-from storage_audit.bucket import r2
+from storage_audit.bucket import s3
+from storage_audit.cleanup import runner
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.event import OperationEvent
+from storage_audit.cleanup.turn import Work
 from storage_audit.logs import LONGEST, Formatter, RequestIdMiddleware
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import HIDDEN, visible
-from storage_audit.timeline import OperationEvent
 from tests.admin_client import page, superuser
 from tests.bucket import Bucket
 from tests.builders import create_cleanup
@@ -293,7 +293,7 @@ def test_the_middleware_is_the_first(settings: Settings) -> None:
 
 
 def told(lines: Lines) -> list[str]:
-    return [line["message"] for line in lines.of("storage_audit.timeline")]
+    return [line["message"] for line in lines.of("storage_audit.cleanup.models.event")]
 
 
 @pytest.mark.django_db(transaction=True)
@@ -304,7 +304,7 @@ def test_an_event_is_a_line_once_it_is_committed(lines: Lines) -> None:
         assert told(lines) == []
     assert told(lines) == ["deletion", "50 % done"]
     event = OperationEvent.objects.latest("pk")
-    line = lines.of("storage_audit.timeline")[-1]
+    line = lines.of("storage_audit.cleanup.models.event")[-1]
     assert (line["deletion_id"], line["event"]) == (str(made.pk), event.pk)
     assert (line["step"], line["data"]) == ("plan", event.data)
 
@@ -333,7 +333,7 @@ def test_what_may_need_a_person_is_a_warning(lines: Lines) -> None:
     worse = ("blocked", "failed", "incomplete", "takeover", "vanished")
     for step in (*steps, *worse):
         made.record(step, step)
-    found = {line["step"]: line["level"] for line in lines.of("storage_audit.timeline")}
+    found = {line["step"]: line["level"] for line in lines.of("storage_audit.cleanup.models.event")}
     assert found == {"request": "INFO"} | dict.fromkeys(steps, "INFO") | dict.fromkeys(
         worse, "WARNING"
     )
@@ -364,7 +364,7 @@ def delete_on_the_site(project_id: str) -> str:
 def test_the_request_can_be_followed_into_the_worker(
     bucket: Bucket, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    really = r2.delete_batch
+    really = s3.delete_batch
 
     def delete_batch(*args: Any) -> Any:
         probe.info("in a thread of the pool")
@@ -374,7 +374,7 @@ def test_the_request_can_be_followed_into_the_worker(
     request_id = delete_on_the_site("proj_1")
     made = CleanupOperation.objects.get(parent=None)
     assert made.events.earliest("pk").data == {"request_id": request_id}
-    monkeypatch.setattr(r2, "delete_batch", delete_batch)
+    monkeypatch.setattr(s3, "delete_batch", delete_batch)
     before = len(lines.all())
     async_task("storage_audit.tasks.run_operation", str(made.pk), sync=True)
     made.refresh_from_db()
@@ -394,7 +394,7 @@ def test_the_request_can_be_followed_into_the_worker(
 
     events = [
         line["message"]
-        for line in lines.of("storage_audit.timeline")
+        for line in lines.of("storage_audit.cleanup.models.event")
         if line["deletion_id"] == str(made.pk)
     ]
     assert events == [event.message for event in made.events.all()]
@@ -425,8 +425,8 @@ def test_an_error_that_nobody_foresaw_is_a_line_of_its_deletion(
     async_task("storage_audit.tasks.run_operation", str(made.pk), task_name=str(made.pk))
     work_off_the_queue()
     failed = [line for line in lines.all() if "ZeroDivisionError" in json.dumps(line)]
-    told = [line for line in failed if line["logger"] != "storage_audit.timeline"]
-    assert [line["logger"] for line in told] == ["storage_audit.audit.cleanup", "django-q"]
+    told = [line for line in failed if line["logger"] != "storage_audit.cleanup.models.event"]
+    assert [line["logger"] for line in told] == ["storage_audit.cleanup.runner", "django-q"]
     assert {line["deletion_id"] for line in told} == {str(made.pk)}
     assert told[0]["request_id"] == "asked" and told[0]["task"]
     assert "Traceback" in told[0]["exc_info"] and "Traceback" in told[1]["message"]
@@ -446,7 +446,7 @@ def work_off_the_queue() -> None:
 
 def test_what_was_asked_for_in_no_request_has_no_request_id(bucket: Bucket, lines: Lines) -> None:
     bucket.upload("proj_1")
-    made = cleanup.run(requested("proj_1").pk)
+    made = runner.run(requested("proj_1").pk)
     assert made.events.earliest("pk").data == {}
     assert {line["request_id"] for line in lines.all()} == {None}
 
@@ -470,7 +470,7 @@ def test_keys_are_told_only_to_those_who_ask(
         caplog.set_level(level, logs.keys.name)
         bucket.put(*keys, evil)
         Project.objects.create(pk="proj_1").delete()
-        made = cleanup.run(CleanupOperation.objects.filter(parent=None).latest("created_at").pk)
+        made = runner.run(CleanupOperation.objects.filter(parent=None).latest("created_at").pk)
         found = lines.of(logs.keys.name)
         batches = [line for line in lines.of(logs.timeline.name) if line["step"] == "delete"]
         assert len(batches) == number + 1
@@ -533,7 +533,11 @@ def test_each_line_of_web_and_worker_is_json_and_says_of_which_deletion(
 
     request_id = made.events.earliest("pk").data["request_id"]
     of_request = {line["logger"]: line for line in said if line["request_id"] == request_id}
-    assert of_request.keys() == {"storage_audit.timeline", "django-q", "gunicorn.access"}
+    assert of_request.keys() == {
+        "storage_audit.cleanup.models.event",
+        "django-q",
+        "gunicorn.access",
+    }
     access = of_request["gunicorn.access"]
     assert (access["method"], access["status"]) == ("POST", "302")
     assert access["path"] == page("project", "delete", "proj_1")
@@ -548,7 +552,9 @@ def test_each_line_of_web_and_worker_is_json_and_says_of_which_deletion(
     ]
     assert {line["request_id"] for line in ours} == {request_id}
     assert len({line["worker"] for line in ours}) == len({line["task"] for line in ours}) == 1
-    events = [line["event"] for line in ours if line["logger"] == "storage_audit.timeline"]
+    events = [
+        line["event"] for line in ours if line["logger"] == "storage_audit.cleanup.models.event"
+    ]
     kept = made.events.exclude(step="request").values_list("pk", flat=True)
     assert sorted(events) == sorted(kept)
     assert [line["message"] for line in ours if line["logger"] == "storage_audit.keys"] == [

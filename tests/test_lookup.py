@@ -21,15 +21,15 @@ from pytest_django import Settings
 from devtools.faults.kinds import KINDS
 from devtools.faults.matching import is_listing, on
 from devtools.faults.proxy import FaultyStore
-from storage_audit.audit.lookup.pasted import Named, understand, without_secrets
-from storage_audit.audit.lookup.search import explain, look_up
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.event import OperationEvent
+from storage_audit.concurrency import place
 from storage_audit.conf import conf
-from storage_audit.findings import Finding
+from storage_audit.findings.models import Finding
+from storage_audit.lookup.parse_query import Named, understand, without_secrets
+from storage_audit.lookup.search import explain, look_up
 from storage_audit.models import KnownProject, Project
-from storage_audit.operations import CleanupOperation
-from storage_audit.places import place
 from storage_audit.redaction import HIDDEN
-from storage_audit.timeline import OperationEvent
 from tests.admin_client import (
     LOOK,
     count_queries,

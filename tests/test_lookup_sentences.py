@@ -13,16 +13,16 @@ from django.db import transaction
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit.audit.lookup import project
-from storage_audit.audit.lookup.facts import ALL, Seen, Sight
-from storage_audit.audit.lookup.pasted import Named
-from storage_audit.audit.lookup.search import explain, look_up
-from storage_audit.audit.lookup.sentence import Sentence
-from storage_audit.bucket.r2 import Listed
-from storage_audit.findings import Finding
+from storage_audit.bucket.s3 import Listed
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.findings.models import Finding
+from storage_audit.lookup import project_rules
+from storage_audit.lookup.facts import ALL, Seen, Sight
+from storage_audit.lookup.facts_sentence import Sentence
+from storage_audit.lookup.parse_query import Named
+from storage_audit.lookup.search import explain, look_up
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.scans import BucketScan
+from storage_audit.scan.models.scan import BucketScan
 from tests.builders import add_items, create_cleanup, create_row
 from tests.promises import alive, deleted
 
@@ -566,7 +566,7 @@ def test_the_latest_evidence_counts_whichever_operation_is_older(db: None) -> No
 def answer_of(project_id: str) -> Sentence:
     told = look_up(project_id).project
     assert told
-    return project.why(told)
+    return project_rules.why(told)
 
 
 def why_project(project_id: str = "proj_1") -> str:

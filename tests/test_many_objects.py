@@ -7,12 +7,12 @@ import pytest
 from django.db import DataError, connection
 from django.test.utils import CaptureQueriesContext
 
-from storage_audit.audit import deletion
-from storage_audit.audit.sending import Proof
+from storage_audit.cleanup import delete_batches
+from storage_audit.cleanup.delete_pipeline import Proof
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.fields import insert_new
-from storage_audit.items import CleanupItem
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.promises import alive, fill_project, outcomes, requested, run, track
 
@@ -132,7 +132,7 @@ def test_row_that_a_backfill_writes_after_the_mark_is_barred_and_forgotten(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [key] = fill_project(bucket, 1)
-    operation, real = requested("proj_1"), deletion.refuse_reborn
+    operation, real = requested("proj_1"), delete_batches.refuse_reborn
     states = list[str]()
 
     def write_row(operation: CleanupOperation) -> None:
@@ -144,9 +144,9 @@ def test_row_that_a_backfill_writes_after_the_mark_is_barred_and_forgotten(
         states.extend(R2Object.objects.values_list("state", flat=True))
         recorded(operation, proof)
 
-    recorded = deletion.record_proof
-    monkeypatch.setattr(deletion, "refuse_reborn", write_row)
-    monkeypatch.setattr(deletion, "record_proof", send)
+    recorded = delete_batches.record_proof
+    monkeypatch.setattr(delete_batches, "refuse_reborn", write_row)
+    monkeypatch.setattr(delete_batches, "record_proof", send)
     assert outcomes(run(operation)) == {key: "deleted"}
     assert states == ["deleting"]
     assert not R2Object.objects.exists()

@@ -12,18 +12,18 @@ from django.db import connection
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit import projects
-from storage_audit.audit import ownership
-from storage_audit.audit.covering import Owners, find_covering, of_project
-from storage_audit.audit.discovery import verdicts
-from storage_audit.audit.key_format import MOST_WAYS
-from storage_audit.audit.layouts import DEFAULT_KINDS, Layouts
-from storage_audit.audit.ownership import Deleted, alive_of, judge, known_among, layouts
-from storage_audit.audit.scan.owners import recognise
+from storage_audit import project_model
 from storage_audit.bucket.listing import nfc
-from storage_audit.bucket.r2 import Listed
-from storage_audit.findings import Finding
+from storage_audit.bucket.s3 import Listed
+from storage_audit.cleanup.open_decisions import Owners, find_covering, of_project
+from storage_audit.cleanup.plan import verdicts
+from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, R2Object
+from storage_audit.ownership import owner as ownership
+from storage_audit.ownership.key_format import MOST_WAYS
+from storage_audit.ownership.key_formats import DEFAULT_KINDS, Layouts
+from storage_audit.ownership.owner import Deleted, alive_of, judge, known_among, layouts
+from storage_audit.tracking.recognise import recognise
 from tests.bucket import Bucket
 from tests.builders import create_cleanup, create_findings
 from tests.orphans import delete_orphans
@@ -194,5 +194,5 @@ def test_ids_are_asked_for_a_few_hundred_at_a_time() -> None:
     else:
         found = alive_of(ids), known_among(ids)
     assert found == ({"proj_300"}, {"proj_1", "proj_300", "proj_499"})
-    assert projects.alive(ids) == {"proj_300"}
+    assert project_model.alive(ids) == {"proj_300"}
     assert KnownProject.objects.maybe_alive(ids) == {"proj_300"}

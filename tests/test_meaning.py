@@ -10,14 +10,16 @@ from django.utils import timezone
 from django.utils.html import escape
 from pytest_django import Settings
 
-from storage_audit.audit import finding_text, meaning, scan_text
-from storage_audit.findings import Finding, Kind
-from storage_audit.items import CleanupItem
+from storage_audit.cleanup import cleanup_text
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.findings import finding_text
+from storage_audit.findings.models import Finding, Kind
 from storage_audit.models import KnownProject, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.pages.known_projects import KNOWN
-from storage_audit.pages.objects import TRACKED
-from storage_audit.scans import BucketScan
+from storage_audit.projects.admin.known_projects import KNOWN
+from storage_audit.scan import scan_text
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.tracking.admin.files import TRACKED
 from tests.admin_client import page, superuser, text_of, url_of_cleanup
 from tests.builders import create_cleanup, create_finding, create_row
 from tests.keys import ESCAPED, HOSTILE
@@ -28,10 +30,10 @@ State = Finding.State
 @pytest.mark.parametrize(
     ("known", "members"),
     [
-        (meaning.MEANING, CleanupOperation.Status),
-        (meaning.OUTCOMES, CleanupItem.Outcome),
-        (meaning.DOING, CleanupOperation.Step),
-        (meaning.TRIGGERS, CleanupOperation.Trigger),
+        (cleanup_text.MEANING, CleanupOperation.Status),
+        (cleanup_text.OUTCOMES, CleanupItem.Outcome),
+        (cleanup_text.DOING, CleanupOperation.Step),
+        (cleanup_text.TRIGGERS, CleanupOperation.Trigger),
         (finding_text.DIFFERENCES, Kind),
         (finding_text.FINDINGS, State),
         (scan_text.SCANS, BucketScan.Status),
@@ -131,6 +133,6 @@ def test_a_known_id_says_what_its_evidence_means(evidence: KnownProject.Evidence
 def test_an_operation_says_who_or_what_asked_for_it(trigger: CleanupOperation.Trigger) -> None:
     operation = create_cleanup()
     CleanupOperation.objects.update(trigger=trigger)
-    assert escape(str(meaning.TRIGGERS[trigger])) in text_of(
+    assert escape(str(cleanup_text.TRIGGERS[trigger])) in text_of(
         superuser().get(url_of_cleanup(operation))
     )

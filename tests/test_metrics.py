@@ -25,15 +25,16 @@ from prometheus_client.openmetrics import parser as openmetrics
 from pytest_django import Settings
 
 from storage_audit import locking
-from storage_audit.access import ApiToken
-from storage_audit.audit import overview, requests
-from storage_audit.audit.scan.requests import start_scan
-from storage_audit.audit.scan.worker import work_on_scan
-from storage_audit.findings import Finding
-from storage_audit.items import CleanupItem
+from storage_audit.api.models import ApiToken
+from storage_audit.bucket.models import StoreCalls
+from storage_audit.cleanup import requests
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.dashboard import daily_figures
+from storage_audit.findings.models import Finding
 from storage_audit.metrics import metrics
-from storage_audit.operations import CleanupOperation
-from storage_audit.store_calls import StoreCalls
+from storage_audit.scan.start import start_scan
+from storage_audit.scan.worker import work_on_scan
 from tests.bucket import Bucket
 from tests.builders import create_finding
 from tests.paths import ROOT
@@ -137,7 +138,7 @@ def test_left_behind_is_the_figure_of_the_dashboard(admin: Client) -> None:
     create_finding("b.mp4", project_id="proj_2", size=10)
     told = figures(admin)
     assert (told["left_behind_objects",], told["left_behind_bytes",]) == (1, 10)
-    assert overview.left_behind() == (1, 10)
+    assert daily_figures.left_behind() == (1, 10)
     assert told["settled_objects_total", "deleted"] == 0
     assert told["settled_objects_total", "protected"] == 0
     CleanupOperation.objects.filter(pk=open_one.pk).update(
@@ -154,9 +155,9 @@ def test_left_behind_is_not_told_before_it_was_counted(
 ) -> None:
     """As the dashboard: of very many only a sweep's last count is known."""
     create_finding("a.mp4", project_id="proj_1", size=7)
-    monkeypatch.setattr(overview, "MUCH", 0)
+    monkeypatch.setattr(daily_figures, "MUCH", 0)
     assert ("left_behind_objects",) not in figures(admin)
-    overview.take_figures()
+    daily_figures.take_figures()
     assert figures(admin)["left_behind_bytes",] == 7
 
 
@@ -265,7 +266,7 @@ def test_each_figure_is_one_question_however_much_there_is(
     with CaptureQueriesContext(connection) as many:
         page(admin)
     assert len(many) == len(few) < 16
-    monkeypatch.setattr(overview, "MUCH", -1)
+    monkeypatch.setattr(daily_figures, "MUCH", -1)
     with CaptureQueriesContext(connection) as with_much_left_behind:
         page(admin)
     asked = " ".join(query["sql"] for query in with_much_left_behind.captured_queries)

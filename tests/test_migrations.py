@@ -12,11 +12,11 @@ from django.db import connection
 from django.utils import timezone
 from django_q.models import Schedule
 
-from storage_audit import projects, queue
+from storage_audit import project_model, queue
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.fields import BytewiseTextField, after_prefix
-from storage_audit.items import CleanupItem
 from storage_audit.models import Installation, KnownProject, Project, R2Object
-from storage_audit.operations import CleanupOperation
 from storage_audit.roles import ROLES
 from tests.builders import track_keys
 from tests.paths import ROOT
@@ -130,7 +130,7 @@ def test_ids_are_compared_by_their_bytes() -> None:
     expected = ["proj_-", "proj_A", "proj_B", "proj_a"]
     assert list(Project.objects.order_by("pk").values_list("pk", flat=True)) == expected
     assert list(KnownProject.objects.order_by("pk").values_list("pk", flat=True)) == expected
-    assert projects.alive(["proj_a", "PROJ_A"]) == {"proj_a"}
+    assert project_model.alive(["proj_a", "PROJ_A"]) == {"proj_a"}
 
 
 @pytest.mark.parametrize("prefix", ["", "a", "A", "a-", "é", "😀", "\U0010ffff", "a\ud7ff", "e"])

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import storage_audit
-from storage_audit.audit.key_format import FIELDS
-from storage_audit.audit.pace import Pace
-from storage_audit.pages.names import COLUMNS, NAMES, words_for
+from storage_audit.cleanup.adaptive_batch import Pace
+from storage_audit.cleanup.cleanup_text_names import COLUMNS, NAMES, words_for
+from storage_audit.ownership.key_format import FIELDS
 
 SOURCES = Path(storage_audit.__file__).parent.rglob("*.py")
 

@@ -40,17 +40,16 @@ from django_q.models import OrmQ, Schedule, Task
 from pytest_django import Settings
 
 from storage_audit import queue, tasks
-from storage_audit.audit import incidents, messages, notices
-from storage_audit.audit.delays import BUSY, RESTART, delays
-from storage_audit.channels import webhook
+from storage_audit.alerts import alert_rules, alert_text, channels, deliver
+from storage_audit.alerts.lateness import BUSY, RESTART, delays
+from storage_audit.alerts.models import Delivery, Incident, Notice
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.event import OperationEvent
 from storage_audit.conf import conf
-from storage_audit.daily_figures import DailyFigures
-from storage_audit.findings import Finding
-from storage_audit.incidents import Delivery, Incident, Notice
+from storage_audit.dashboard.models import DailyFigures
+from storage_audit.findings.models import Finding
 from storage_audit.management.commands.notify import Command
-from storage_audit.operations import CleanupOperation
-from storage_audit.scans import BucketScan
-from storage_audit.timeline import OperationEvent
+from storage_audit.scan.models.scan import BucketScan
 from tests.admin_client import page, person, superuser, text_of
 from tests.builders import create_lost_cleanup
 from tests.commands import run_command
@@ -159,8 +158,8 @@ def change(changed: CleanupOperation, **values: Any) -> None:
 
 
 def sweep() -> None:
-    incidents.notice()
-    notices.send_due()
+    alert_rules.notice()
+    deliver.send_due()
 
 
 def let_the_time_come() -> None:
@@ -214,22 +213,22 @@ def in_threads(work: Callable[[], object], count: int = 4) -> None:
 
 def test_what_was_untold_is_told_once_by_workers_that_sweep_at_once(settings: Settings) -> None:
     blocked()
-    incidents.notice()
+    alert_rules.notice()
     tell(settings, NOTIFY_EMAILS=("ann@example.com",))
-    in_threads(incidents.notice, 8)
+    in_threads(alert_rules.notice, 8)
     assert Notice.objects.count() == Delivery.objects.count() == 1
 
 
 def test_workers_that_sweep_and_send_at_once_tell_once(receiver: Receiver) -> None:
     stopped = [blocked(project_id=f"proj_{n}") for n in range(20)]
     Schedule.objects.filter(func=queue.SWEEP).delete()
-    in_threads(incidents.notice)
+    in_threads(alert_rules.notice)
     assert Incident.objects.count() == 21
     assert Notice.objects.count() == Delivery.objects.count() == 1
-    in_threads(notices.send_due)
+    in_threads(deliver.send_due)
     CleanupOperation.objects.filter(pk__in=[each.pk for each in stopped]).update(status="clean")
-    in_threads(incidents.notice)
-    in_threads(notices.send_due)
+    in_threads(alert_rules.notice)
+    in_threads(deliver.send_due)
     assert [post.content["data"]["began_count"] for post in receiver.posts] == [21, 0]
     assert [post.content["data"]["ended_count"] for post in receiver.posts] == [0, 20]
 
@@ -241,7 +240,7 @@ def test_many_at_once_are_one_message_that_lists_the_first(mailed: list[Any]) ->
     sweep()
     (message,) = mailed
     assert message.subject.endswith("30 deletions are blocked; 1 deletion has failed")
-    assert len(re.findall("^- proj_", message.body, re.M)) == messages.LISTED + 1
+    assert len(re.findall("^- proj_", message.body, re.M)) == alert_text.LISTED + 1
     assert "… and 10 more." in message.body
 
 
@@ -283,7 +282,7 @@ def test_an_address_that_the_settings_name_twice_is_told_once(settings: Settings
 )
 def test_what_stopped_but_waits_for_nobody_is_no_incident(values: dict[str, Any]) -> None:
     blocked(**values)
-    incidents.notice()
+    alert_rules.notice()
     assert kinds_open() == []
 
 
@@ -292,10 +291,10 @@ def test_the_daily_attempt_of_a_failed_deletion_neither_ends_nor_repeats_the_inc
     failing = operation(status="failed", created_at=long_ago, next_attempt_at=timezone.now())
     for status in ("failed", "running", "incomplete", "pending", "failed"):
         change(failing, status=status)
-        incidents.notice()
+        alert_rules.notice()
         assert kinds_open() == ["failed"]
     change(failing, status="clean", next_attempt_at=None)
-    incidents.notice()
+    alert_rules.notice()
     assert kinds_open() == [] and Incident.objects.count() == 1
 
 
@@ -304,30 +303,30 @@ def test_a_deletion_is_overdue_from_the_hours_of_the_settings_on(settings: Setti
     slow = operation(status="incomplete", created_at=timezone.now() - timedelta(hours=3))
     operation(status="incomplete", created_at=timezone.now() - timedelta(hours=1))
     operation(status="pending", created_at=timezone.now() - timedelta(hours=3), parent=slow)
-    incidents.notice()
+    alert_rules.notice()
     assert [each.operation for each in Incident.objects.open()] == [slow]
     change(slow, status="clean")
-    incidents.notice()
+    alert_rules.notice()
     assert kinds_open() == []
 
 
 @pytest.mark.parametrize("status", ["failed", "blocked"])
 def test_what_was_overdue_and_stops_is_told_as_what_it_is_now(status: str) -> None:
     slow = operation(status="incomplete", created_at=timezone.now() - timedelta(days=3))
-    incidents.notice()
+    alert_rules.notice()
     assert kinds_open() == ["overdue"]
     change(slow, status=status)
-    incidents.notice()
+    alert_rules.notice()
     assert kinds_open() == [status]
 
 
 def test_a_deletion_is_not_overdue_for_the_time_in_which_it_waited_for_a_person() -> None:
     waited = operation(status="pending", created_at=timezone.now() - timedelta(days=3))
     decision = OperationEvent.objects.create(operation=waited, step="force", message="")
-    incidents.notice()
+    alert_rules.notice()
     assert kinds_open() == []
     OperationEvent.objects.filter(pk=decision.pk).update(at=timezone.now() - timedelta(days=2))
-    incidents.notice()
+    alert_rules.notice()
     assert kinds_open() == ["overdue"]
 
 
@@ -377,14 +376,14 @@ def test_a_long_queue_is_no_incident_while_workers_get_on_and_is_one_when_they_d
     long_queue: datetime, sign: Callable[[datetime], None]
 ) -> None:
     sign(long_queue)
-    incidents.notice()
+    alert_rules.notice()
     assert kinds_open() == ["worker"]
     sign(timezone.now() - timedelta(minutes=3))
-    incidents.notice()
+    alert_rules.notice()
     assert kinds_open() == []
     assert [advice for _text, advice in delays()] == [str(BUSY)] * 2
     Schedule.objects.update(next_run=long_queue)
-    incidents.notice()
+    alert_rules.notice()
     assert kinds_open() == ["worker"], "no sweep comes"
 
 
@@ -401,7 +400,7 @@ def test_what_is_no_work_of_ours_keeps_no_stuck_worker_from_being_told_of(
 ) -> None:
     ended(timezone.now(), **facts)
     operation(status="superseded", finished_at=timezone.now())
-    incidents.notice()
+    alert_rules.notice()
     assert kinds_open() == ["worker"]
     assert [advice for _text, advice in delays()] == [str(RESTART)] * 2
 
@@ -421,7 +420,7 @@ def test_workers_that_die_of_what_they_take_are_told_of(facts: dict[str, Any]) -
     if facts["status"] == "running":
         facts = {**facts, "lease_until": lately + conf().lease}
     operation(**{"next_attempt_at": now + timedelta(hours=1), "finished_at": lately, **facts})
-    incidents.notice()
+    alert_rules.notice()
     assert "worker" in kinds_open()
 
 
@@ -436,7 +435,7 @@ def test_what_is_put_off_as_workers_die_of_it_is_not_called_work() -> None:
 
 def test_a_look_that_found_differences_is_work_that_was_done(long_queue: datetime) -> None:
     operation(kind="verify", status="incomplete", next_attempt_at=None, finished_at=timezone.now())
-    incidents.notice()
+    alert_rules.notice()
     assert kinds_open() == []
 
 
@@ -465,18 +464,18 @@ def test_findings_are_told_of_above_the_threshold_only(settings: Settings) -> No
     scan = BucketScan.objects.create(bucket="tests", status="complete")
     seen = {"first_scan": scan, "last_scan": scan, "bucket": "tests"}
     for number, kind in enumerate(["orphaned"] * 4 + ["missing"] * 2):
-        incidents.notice()
+        alert_rules.notice()
         assert kinds_open() == []
         Finding.objects.create(key=f"k{number}", kind=kind, **seen)
-    incidents.notice()
+    alert_rules.notice()
     assert Incident.objects.get().summary == (
         "6 findings are open, more than 5: 4 orphaned, 2 missing."
     )
     Finding.objects.filter(key="k5").acknowledge("ours", "anna")
-    incidents.notice()
+    alert_rules.notice()
     assert kinds_open() == ["findings"], "there may be one more at once"
     Finding.objects.filter(key="k4").acknowledge("ours", "anna")
-    incidents.notice()
+    alert_rules.notice()
     assert kinds_open() == []
 
 
@@ -502,18 +501,18 @@ def test_a_receiver_can_verify_the_signature_and_tell_a_repetition(receiver: Rec
         assert post.headers["webhook-signature"] == "v1," + base64.b64encode(digest).decode()
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
     assert "." not in first.headers["webhook-id"]
-    assert first.content["type"] == "storage_audit.incidents"
+    assert first.content["type"] == "storage_audit.alerts.models"
 
 
 def test_what_is_refused_is_tried_again_with_growing_pauses_for_a_day(receiver: Receiver) -> None:
     receiver.answers = [500, 302, 404, 0, 429, 500, 500, 500]
     blocked()
-    incidents.notice()
+    alert_rules.notice()
     for minutes in (1, 2, 4, 8, 16, 32, 60):
         before = timezone.now()
         let_the_time_come()
-        notices.send_due()
-        notices.send_due()
+        deliver.send_due()
+        deliver.send_due()
         delivery = Delivery.objects.get()
         assert delivery.state == State.WAITING and delivery.error and delivery.next_try_at
         pause = timedelta(minutes=minutes)
@@ -523,7 +522,7 @@ def test_what_is_refused_is_tried_again_with_growing_pauses_for_a_day(receiver: 
     Notice.objects.update(made_at=timezone.now() - timedelta(days=1))
     for _each in range(2):
         let_the_time_come()
-        notices.send_due()
+        deliver.send_due()
     delivery.refresh_from_db()
     assert (delivery.state, len(receiver.posts)) == (State.GIVEN_UP, 8)
     assert delivery.error == "The webhook's receiver answers 500."
@@ -548,7 +547,7 @@ def test_a_receiver_that_answers_byte_by_byte_is_not_waited_for(
                 self.wfile.write(b".")
             self.wfile.write(b"\r\n\r\n")
 
-    monkeypatch.setattr(webhook, "PATIENCE", 0.2)
+    monkeypatch.setattr(channels, "PATIENCE", 0.2)
     server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Dripping)
     tell(
         settings,
@@ -587,7 +586,7 @@ def test_a_sender_that_is_killed_before_it_notes_the_answer_leaves_it_to_be_sent
     assert sender.wait() == -signal.SIGKILL
     delivery = Delivery.objects.get()
     assert (delivery.state, delivery.tries) == (State.WAITING, 1)
-    notices.send_due()
+    deliver.send_due()
     assert len(receiver.posts) == 1, "somebody may be at it still"
     let_the_time_come()
     sweep()
@@ -727,8 +726,8 @@ def test_a_channel_that_fails_stops_neither_the_other_nor_the_sweep(
     def break_down(*args: object) -> None:
         raise ValueError("nobody thought of it")
 
-    monkeypatch.setattr(notices, "send_webhook", break_down)
-    monkeypatch.setattr(notices, "send_mail", break_down)
+    monkeypatch.setattr(deliver, "send_webhook", break_down)
+    monkeypatch.setattr(deliver, "send_mail", break_down)
     let_the_time_come()
     blocked(project_id="proj_2")
     sweep()
@@ -736,7 +735,7 @@ def test_a_channel_that_fails_stops_neither_the_other_nor_the_sweep(
         "It could not be sent (ValueError): the log says why."
     }
     lost = create_lost_cleanup()
-    monkeypatch.setattr(incidents, "notice", break_down)
+    monkeypatch.setattr(alert_rules, "notice", break_down)
     tasks.sweep()
     assert "nobody thought of it" in caplog.text
     lost.refresh_from_db()
@@ -748,9 +747,9 @@ def test_who_is_not_named_any_more_gets_no_message_that_waited(
     receiver: Receiver, mailed: list[Any], settings: Settings
 ) -> None:
     blocked()
-    incidents.notice()
+    alert_rules.notice()
     tell(settings, NOTIFY_EMAILS=("ben@example.com",), NOTIFY_WEBHOOK_URL="")
-    notices.send_due()
+    deliver.send_due()
     assert not mailed and not receiver.posts
     assert set(Delivery.objects.values_list("state", "error")) == {
         ("given_up", "The settings do not name it any more.")
@@ -806,7 +805,7 @@ def test_host_of_the_webhook_is_not_shown_where_its_certificate_is_of_another(
         error.verify_code = 62
         status.set_exception(URLError(error))
 
-    monkeypatch.setattr(webhook, "ask", refuse)
+    monkeypatch.setattr(channels, "ask", refuse)
     blocked()
     sweep()
     assert Delivery.objects.get().error.endswith("breaks off: SSLCertVerificationError 62")
@@ -892,7 +891,7 @@ def test_who_may_not_send_a_test_is_told_whom_to_ask(mailed: list[Any]) -> None:
 
 def test_the_list_says_when_nobody_is_told() -> None:
     blocked()
-    incidents.notice()
+    alert_rules.notice()
     shown = text_of(superuser().get(page("incident")))
     assert "Nobody is told of these" in shown and "nobody" in shown
     assert "Overdue after 12 hours; more than 100 findings." in shown

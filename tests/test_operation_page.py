@@ -15,10 +15,10 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import escape
 
-from storage_audit.audit import cleanup, requests
+from storage_audit.cleanup import requests, runner
+from storage_audit.cleanup.admin import cleanup_page, items
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
-from storage_audit.pages import operation_items, operation_page
 from tests.admin_client import person, read_totals, signed_in, superuser, text_of, url_of_cleanup
 from tests.bucket import Bucket
 from tests.builders import add_items, create_cleanup
@@ -39,7 +39,7 @@ COMMAND = {
 def scattered(db: None, monkeypatch: pytest.MonkeyPatch) -> CleanupOperation:
     """Items of several outcomes, in listed ranges and in none; two look alike, and are on two
     pages."""
-    monkeypatch.setattr(operation_items, "ITEMS_A_PAGE", 13)
+    monkeypatch.setattr(items, "ITEMS_A_PAGE", 13)
     operation = create_cleanup("running")
     for outcome in ("planned", "deleted", "protected"):
         for span in (1, None, 0):
@@ -169,7 +169,7 @@ def test_page_of_a_closed_operation_adds_nothing_up(db: None) -> None:
 
 
 def test_reasons_are_counted_among_so_many(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operation_page, "REASONS_OF", 3)
+    monkeypatch.setattr(cleanup_page, "REASONS_OF", 3)
     operation = create_cleanup("clean_with_protected", found=5, protected=5)
     add_items(operation, 5, outcome="protected", reason="in doubt")
     shown = text_of(superuser().get(url_of_cleanup(operation)))
@@ -341,7 +341,7 @@ def test_verification_speaks_of_differences_and_not_of_deletions(bucket: Bucket)
     bucket.upload("proj_1")
     bucket.put("proj_1_s1_media.mp4")
     check = requests.verify_project("proj_1")[0]
-    assert cleanup.run(check.pk).status == "incomplete"
+    assert runner.run(check.pk).status == "incomplete"
     shown = text_of(superuser().get(f"{url_of_cleanup(check)}?outcome=failed"))
     assert "Different (1)</a>" in shown
     assert '<td class="audit-short">different</td>' in shown

@@ -21,17 +21,17 @@ from django.urls import resolve
 from pytest_django import Settings
 
 from storage_audit import roles, signals
-from storage_audit.audit import jobs
-from storage_audit.audit.requests import StillAlive
-from storage_audit.jobs import Job
+from storage_audit.cleanup import bulk
+from storage_audit.cleanup.models.bulk_job import Job
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.requests import StillAlive
 from storage_audit.models import Project, R2Object
-from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
-from storage_audit.pages.base import ModelAdmin
-from storage_audit.pages.confirming import Selection
-from storage_audit.pages.project_columns import with_storage
-from storage_audit.pages.projects import OwnerAdmin, ProjectAdmin
+from storage_audit.projects.admin.columns import with_storage
+from storage_audit.projects.admin.projects import OwnerAdmin, ProjectAdmin
 from storage_audit.roles import deletion_obstacles, has_own_deletion, is_hidden
+from storage_audit.ui.confirm import Selection
+from storage_audit.ui.model_admin import ModelAdmin
 from tests.admin_client import act, confirm, page, superuser
 from tests.api_client import program, refused
 from tests.owner_models import create_table, forget_model
@@ -72,7 +72,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Register:
     # It is made of the site of now, before a test has another one.
     import_module(django_settings.ROOT_URLCONF)
     monkeypatch.setattr(roles, "all_sites", set())
-    monkeypatch.setattr(jobs, "SLICE", 3)
+    monkeypatch.setattr(bulk, "SLICE", 3)
     registry: dict[Any, Any] = admin.site._registry
 
     def register(model: type[models.Model], page_class: Any) -> Any:
@@ -139,7 +139,7 @@ def test_queryset_with_its_own_deletion_archives_many_projects_too(
     answer = program().ask("DELETE", "/projects/proj_0")
     assert "its own way to delete this project" in refused(answer, 409, "refused")["detail"]
     while not earlier.finished_at:
-        jobs.take_up(earlier)
+        bulk.take_up(earlier)
     assert (archived(), Job.objects.count()) == (4, 1)
 
 
@@ -193,7 +193,7 @@ def test_selected_projects_that_their_model_keeps_stay(
     pks = [f"proj_{number}" for number in range(count)]
     shown = confirm(superuser(), "project", "delete_selected", *pks)
     for job in Job.objects.all():
-        jobs.take_up(job)
+        bulk.take_up(job)
     assert Project.objects.count() == count and not CleanupOperation.objects.exists()
     if count == 2:
         reason = {soft_row: "its model keeps such rows.", keep: "An invoice needs it."}[delete]
@@ -457,7 +457,7 @@ def test_project_that_its_admin_protects_stays(
     problem = refused(program().ask("DELETE", "/projects/proj_0"), 409, "in-use")
     assert problem["detail"] == "Delete first what needs it: an invoice for published (proj_0)."
     while not job.finished_at:
-        jobs.take_up(job)
+        bulk.take_up(job)
     assert "does not let this person delete an invoice for published" in caplog.text
     assert set(Project.objects.values_list("pk", flat=True)) == {f"proj_{n}" for n in (0, 2, 3, 4)}
 

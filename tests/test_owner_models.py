@@ -11,14 +11,14 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import models, transaction
 from pytest_django import Settings
 
-from storage_audit import projects
-from storage_audit.audit.decisions import tracking
-from storage_audit.audit.decisions.base import Refusal
-from storage_audit.audit.project_deletion import delete_project_by_id
-from storage_audit.findings import Finding
+from storage_audit import project_model
+from storage_audit.cleanup.delete_projects import delete_project_by_id
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.findings import track_files
+from storage_audit.findings.action_result import Refusal
+from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project
-from storage_audit.operations import CleanupOperation
-from storage_audit.pages.project_columns import with_storage
+from storage_audit.projects.admin.columns import with_storage
 from tests.api_client import program
 from tests.bucket import Bucket
 from tests.builders import track_keys
@@ -184,7 +184,7 @@ def test_id_with_other_case_names_no_project(ignoring_case: Any) -> None:
     answer = program().ask("DELETE", "/projects/alpha")
     assert answer.status_code == 404
     with pytest.raises(Refusal, match="There is no project alpha"):
-        tracking.adopt(Finding.objects.none(), "alpha")
+        track_files.adopt(Finding.objects.none(), "alpha")
     with transaction.atomic():
-        assert projects.lock("alpha") is None
-        assert projects.lock("Alpha") == ignoring_case.objects.get()
+        assert project_model.lock("alpha") is None
+        assert project_model.lock("Alpha") == ignoring_case.objects.get()

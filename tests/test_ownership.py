@@ -11,11 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest_django import Settings
 
-from storage_audit.audit.attribution import Doubt, Owner, attribute
-from storage_audit.audit.covering import possible_owners, unsure_among
-from storage_audit.audit.decisions.orphans import delete_orphans
-from storage_audit.audit.key_format import Readings
-from storage_audit.audit.ownership import (
+from storage_audit.bucket.listing import exact
+from storage_audit.bucket.s3 import Listed
+from storage_audit.cleanup.open_decisions import possible_owners, unsure_among
+from storage_audit.clocks import apart
+from storage_audit.findings.models import Finding
+from storage_audit.findings.orphans import delete_orphans
+from storage_audit.models import R2Object
+from storage_audit.ownership.attribution import Doubt, Owner, attribute
+from storage_audit.ownership.key_format import Readings
+from storage_audit.ownership.owner import (
     LONGEST,
     SHOWN,
     Claim,
@@ -32,11 +37,6 @@ from storage_audit.audit.ownership import (
     too_young,
     version,
 )
-from storage_audit.bucket.listing import exact
-from storage_audit.bucket.r2 import Listed
-from storage_audit.clocks import apart
-from storage_audit.findings import Finding
-from storage_audit.models import R2Object
 from tests.bucket import Bucket
 from tests.promises import (
     FLAT,

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from storage_audit.audit import ownership
-from storage_audit.audit.key_format import Readings
-from storage_audit.audit.layouts import Layouts
-from storage_audit.audit.ownership import Deleted, Verdict
+from storage_audit.ownership import owner
+from storage_audit.ownership.key_format import Readings
+from storage_audit.ownership.key_formats import Layouts
+from storage_audit.ownership.owner import Deleted, Verdict
 from tests import ownership_fuzz
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow]
-judge, readings = ownership.judge, Layouts.readings
+judge, readings = owner.judge, Layouts.readings
 
 
 def test_no_key_is_claimed_falsely_and_none_is_overlooked() -> None:

@@ -12,14 +12,14 @@ from django.test import override_settings
 from devtools.faults.kinds import error, per_key
 from devtools.faults.matching import is_delete_batch, is_listing_under, keys_sent, on, then
 from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, Rule
-from storage_audit.audit import cleanup, deletion, pace
-from storage_audit.audit.pace import Pace
-from storage_audit.audit.sending import Proof
-from storage_audit.bucket import r2
+from storage_audit.bucket import s3
 from storage_audit.bucket.errors import TooLate
+from storage_audit.cleanup import adaptive_batch, delete_batches, runner
+from storage_audit.cleanup.adaptive_batch import Pace
+from storage_audit.cleanup.delete_pipeline import Proof
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.clocks import monotonic
-from storage_audit.items import CleanupItem
-from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.promises import (
     Status,
@@ -51,7 +51,7 @@ def one_key_a_call(store: FaultyStore) -> Iterator[None]:
 
 
 def test_pace_falls_in_leaps_and_rises_by_doubling() -> None:
-    fastest = pace.most_of(CleanupOperation())
+    fastest = adaptive_batch.most_of(CleanupOperation())
     assert fastest == Pace(250, 16)
     falling = [fastest, Pace(25, 4), Pace(1, 1)]
     assert [one.slower() for one in falling] == [*falling[1:], Pace(1, 1)]
@@ -65,7 +65,7 @@ def test_no_call_is_ever_larger_than_the_setting(most: int) -> None:
         one = Pace.of(CleanupOperation(pace={"keys": 1000, "calls": 1}))
         for _step in range(20):
             assert one.keys <= most
-            one = one.faster(pace.most_of(CleanupOperation()))
+            one = one.faster(adaptive_batch.most_of(CleanupOperation()))
         assert one == Pace(most, 16)
 
 
@@ -215,7 +215,7 @@ def test_what_was_not_answered_waits_for_the_others(
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Those that were made; time does not pass."""
     made: list[float] = []
-    monkeypatch.setattr(pace, "sleep", made.append)
+    monkeypatch.setattr(adaptive_batch, "sleep", made.append)
     return made
 
 
@@ -236,7 +236,7 @@ def test_time_that_the_store_asks_for_is_given_within_the_turn(
 def test_pauses_differ(
     store: FaultyStore, bucket: Bucket, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pace, "PAUSE", 2.0)
+    monkeypatch.setattr(adaptive_batch, "PAUSE", 2.0)
     fill_project(bucket, 3)
     store.rules.append(on(is_delete_batch, RESET))
     delete("proj_1")
@@ -297,7 +297,7 @@ def test_lease_that_is_lost_stops_all_but_what_is_under_way(
         mine.update(lease_token=uuid4())
 
     store.rules.append(on(is_delete_batch, then(lose), times=1))
-    cleanup.run_slice(operation.pk)
+    runner.run_slice(operation.pk)
     assert sizes(store) == [1] * 4
     assert operation.items.filter(outcome="deleting", answer="", tries=1).count() == 4
     # Some of these may have been marked by then, as their look was under way.
@@ -317,7 +317,7 @@ def test_trouble_with_one_call_keeps_the_answers_of_the_others(
         return RESET if keys_sent(request) == keys[:1] else forward()
 
     store.rules.append(on(is_delete_batch, all_but_the_first, times=4))
-    assert cleanup.run(operation.pk).status == Status.CLEAN
+    assert runner.run(operation.pk).status == Status.CLEAN
     sent = [key for call in store.asked(is_delete_batch) for key in keys_sent(call)]
     assert sorted(sent) == sorted([*keys, keys[0]])
     assert set(operation.items.values_list("answer", flat=True)) == {"Deleted"}
@@ -330,14 +330,14 @@ def test_trouble_with_one_call_keeps_the_answers_of_the_others(
 def test_nothing_leaves_when_its_time_is_over(store: FaultyStore, bucket: Bucket) -> None:
     keys = fill_project(bucket, 2)
     for call in (
-        lambda: r2.delete_batch("tests", keys),
-        lambda: r2.delete_single("tests", keys[0]),
+        lambda: s3.delete_batch("tests", keys),
+        lambda: s3.delete_single("tests", keys[0]),
     ):
-        with pytest.raises(TooLate), r2.sent_until(monotonic() - 1):
+        with pytest.raises(TooLate), s3.sent_until(monotonic() - 1):
             call()
     assert not store.seen
     assert bucket.keys() == set(keys)
-    r2.delete_batch("tests", keys)
+    s3.delete_batch("tests", keys)
     assert not bucket.keys()
 
 
@@ -350,10 +350,10 @@ def test_nothing_leaves_after_the_machine_was_suspended(
     def after_a_minute(clock: int) -> float:
         return clock_gettime(clock) + 60 * (clock == CLOCK_BOOTTIME)
 
-    with r2.sent_until(monotonic() + 30):
+    with s3.sent_until(monotonic() + 30):
         monkeypatch.setattr("storage_audit.clocks.clock_gettime", after_a_minute)
         with pytest.raises(TooLate):
-            r2.delete_batch("tests", keys)
+            s3.delete_batch("tests", keys)
     assert not store.seen
 
 
@@ -362,16 +362,16 @@ def test_batch_whose_proof_grew_old_before_it_left_is_proved_anew(
 ) -> None:
     """As when the process was stopped in between."""
     fill_project(bucket, 8)
-    now, real = [0.0], deletion.record_proof
+    now, real = [0.0], delete_batches.record_proof
 
     def stall_once(operation: CleanupOperation, proof: Proof) -> None:
         real(operation, proof)
         if not now[0]:
             assert not store.asked(is_delete_batch)
-            now[0] += deletion.PROOF_LASTS + 1
+            now[0] += delete_batches.PROOF_LASTS + 1
 
-    monkeypatch.setattr(deletion, "record_proof", stall_once)
-    for module in (deletion, r2):
+    monkeypatch.setattr(delete_batches, "record_proof", stall_once)
+    for module in (delete_batches, s3):
         monkeypatch.setattr(module, "monotonic", lambda: now[0])
     operation = delete("proj_1")
     assert operation.status == Status.CLEAN

@@ -16,12 +16,12 @@ from django.test import RequestFactory
 from django.urls import resolve
 from pytest_django import Settings
 
-from storage_audit.audit.diagnostics import comparison
-from storage_audit.bucket import uploads
+from storage_audit.bucket import multipart
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.doctor import compare_processes
 from storage_audit.management.console import login_name
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
-from storage_audit.pages.projects import OwnerAdmin
+from storage_audit.projects.admin.projects import OwnerAdmin
 from tests.admin_actions import (
     ACTIONS,
     OURS,
@@ -155,7 +155,7 @@ def test_the_permission_of_an_action_and_the_list_suffice(
     world: Bucket, model: str, action: str, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 10}
-    monkeypatch.setattr(uploads, "unfinished", lambda bucket, prefix: iter([[]]))
+    monkeypatch.setattr(multipart, "unfinished", lambda bucket, prefix: iter([[]]))
     prepare_world(world, action)
     needed = {*ACTIONS[model, action].split(), *name_permissions("view", model)}
     client = make_client(staff(*(p for name, p in permissions() if name in needed)))
@@ -275,7 +275,7 @@ def test_somebody_decided_on_each_command() -> None:
 def test_a_command_leaves_what_lives_and_says_who_asked(
     world: Bucket, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "WORKER_ANSWERS_WITHIN", timedelta(0))
+    monkeypatch.setattr(compare_processes, "WORKER_ANSWERS_WITHIN", timedelta(0))
     lives = world.facts("projects/proj_1/") | world.facts("stranger")
     before, blocked = set(Project.objects.all()), CleanupOperation.objects.get()
     values = {"FOLDER": tmp_path, "DELETION_ID": blocked.pk, "FIGURES": blocked.figures}

@@ -18,14 +18,15 @@ from django.db import connection
 from devtools import debian
 from devtools.processes import Child
 from storage_audit import models, reading
-from storage_audit.audit import comparison, installation
-from storage_audit.audit.certificate import record
-from storage_audit.audit.comparison import Way
-from storage_audit.audit.scan.requests import start_scan
-from storage_audit.audit.scan.worker import work_on_scan
+from storage_audit.certificate import evidence
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.debug import discovery_comparison
+from storage_audit.debug.discovery_comparison import Way
 from storage_audit.models import Project, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.scans import BucketScan
+from storage_audit.ownership import bucket_marker
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.start import start_scan
+from storage_audit.scan.worker import work_on_scan
 from tests.bucket import Bucket
 from tests.promises import Status, check, run
 
@@ -98,7 +99,7 @@ def test_cleanup_and_scans_work_behind_a_transaction_pooler(
 ) -> None:
     for module in (reading, models):
         monkeypatch.setattr(module, "STEP", 2)
-    installation.claim(bucket.name, take_over=True)  # The host is part of its identity.
+    bucket_marker.claim(bucket.name, take_over=True)  # The host is part of its identity.
     for project_id in ("proj_1", "proj_2"):
         for n in range(FILES):
             bucket.upload(project_id, f"{n}.mp4")
@@ -111,10 +112,10 @@ def test_cleanup_and_scans_work_behind_a_transaction_pooler(
     assert (operation.status, operation.deleted) == (Status.CLEAN, FILES)
     assert not bucket.facts("projects/proj_1/")
     check(bucket)
-    assert len(list(record.items_of(operation))) == FILES
+    assert len(list(evidence.items_of(operation))) == FILES
     R2Object.objects.filter(key__endswith="0.mp4").forget()
     bucket.r2.remove(R2Object.objects.earliest("key").key, bucket.name)
-    found = comparison.compare("proj_2").found
+    found = discovery_comparison.compare("proj_2").found
     assert (found[Way.TRACKED].count, found[Way.LISTED].count) == (FILES - 1, FILES - 1)
     call_command("deletion_log", str(operation.pk), "--items")
     CleanupOperation.objects.exclude(pk=operation.pk).delete()

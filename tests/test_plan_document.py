@@ -9,13 +9,13 @@ from django.utils import timezone
 from django.utils.html import escape
 from pytest_django import Settings
 
-from storage_audit.audit import cleanup, plan_summary, prices, requests
-from storage_audit.audit.decisions.orphans import delete_orphans
-from storage_audit.audit.meaning import NOT_WHILE_ALIVE
-from storage_audit.bucket import calls
-from storage_audit.operations import CleanupOperation
-from storage_audit.pages import plan_page
-from storage_audit.transitions import LeaseLost
+from storage_audit.bucket import prices, request_stats
+from storage_audit.cleanup import plan_summary, requests, runner
+from storage_audit.cleanup.admin import plan_page
+from storage_audit.cleanup.cleanup_text import NOT_WHILE_ALIVE
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.states import LeaseLost
+from storage_audit.findings.orphans import delete_orphans
 from tests.admin_client import (
     confirm,
     count_queries,
@@ -45,7 +45,7 @@ def execute(operation: CleanupOperation) -> CleanupOperation:
     """Press the button, say yes, and let a worker take it."""
     assert BUTTON in shown(operation)
     confirm(superuser(), "cleanupoperation", "force_delete", operation.pk)
-    return cleanup.run(operation.pk)
+    return runner.run(operation.pk)
 
 
 def shown(operation: CleanupOperation) -> str:
@@ -183,10 +183,10 @@ def test_plan_that_is_run_as_it_was_tells_that_and_costs_no_more_than_it_says(
     for key in (f"{MEDIA}lost.mp4", "elsewhere"):
         track(bucket, key, "proj_1", size=5)
     operation = plan()
-    with calls.take():
+    with request_stats.take():
         pass
     operation = execute(operation)
-    with calls.take() as taken:
+    with request_stats.take() as taken:
         took = prices.dollars((kind, n) for (kind, _result), n in taken.items())
     assert (operation.status, operation.already_absent) == (Status.CLEAN, 2)
     text = shown(operation)
@@ -301,13 +301,13 @@ def test_figures_are_written_under_the_lease_and_change_no_digest(
 
     monkeypatch.setattr(plan_summary, "summarise", lose_the_lease)
     [operation] = requests.dry_run("proj_1")
-    assert cleanup.run_slice(operation.pk) is None
+    assert runner.run_slice(operation.pk) is None
     operation.refresh_from_db()
     assert (operation.status, operation.summary) == (Status.RUNNING, {})
     monkeypatch.undo()
     operation = again(operation)
     assert operation.status == Status.PLANNED and operation.summary["go"]["objects"] == 1
-    assert before == [operation.plan_digest] == [cleanup.digest(operation)]
+    assert before == [operation.plan_digest] == [runner.digest(operation)]
 
 
 def test_the_lease_is_renewed_while_many_items_are_gone_through(

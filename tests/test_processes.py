@@ -12,8 +12,8 @@ from contextlib import ExitStack, closing, contextmanager
 import pytest
 from django.db import connection, transaction
 
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import KnownProject, Project
-from storage_audit.operations import CleanupOperation
 from tests.paths import ROOT
 from tests.processes import database_url
 

@@ -12,14 +12,14 @@ from django.db.models.signals import post_delete, pre_delete
 from django.http import HttpRequest
 from pytest_django import Settings
 
-from storage_audit.audit import project_deletion
-from storage_audit.audit.project_deletion import delete_project, delete_projects
-from storage_audit.audit.requests import StillAlive
-from storage_audit.jobs import Job
+from storage_audit.cleanup import delete_projects as project_deletion
+from storage_audit.cleanup.delete_projects import delete_project, delete_projects
+from storage_audit.cleanup.models.bulk_job import Job
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.requests import StillAlive
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
-from storage_audit.pages.projects import OwnerAdmin, ProjectAdmin
+from storage_audit.projects.admin.projects import OwnerAdmin, ProjectAdmin
 from storage_audit.tasks import run_job
 from tests.admin_client import confirm, page, superuser, text_of
 from tests.api_client import program, refused

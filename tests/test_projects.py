@@ -14,12 +14,13 @@ from django.db import connection, models, transaction
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit import projects
-from storage_audit.audit import cleanup, installation, project_deletion, requests, vanished
-from storage_audit.audit.project_deletion import delete_project
+from storage_audit import project_model
+from storage_audit.cleanup import delete_projects, requests, runner, vanished_projects
+from storage_audit.cleanup.delete_projects import delete_project
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.pages.project_columns import with_storage
+from storage_audit.ownership import bucket_marker
+from storage_audit.projects.admin.columns import with_storage
 from storage_audit.signals import project_deleted, project_to_be_deleted
 from tests.admin_client import confirm, superuser
 from tests.bucket import Bucket
@@ -74,25 +75,25 @@ def case(request: pytest.FixtureRequest, settings: Settings) -> Case:
 
 def test_an_id_is_the_text_that_stands_in_keys(case: Case) -> None:
     owner, project_id, others = case.make(), case.project_id, case.no_ids
-    assert projects.id_of(owner) == project_id
-    assert projects.alive([project_id, *others]) == {project_id}
-    assert projects.is_alive(project_id)
-    assert not any(map(projects.is_alive, others))
-    assert not projects.is_alive(None)
+    assert project_model.id_of(owner) == project_id
+    assert project_model.alive([project_id, *others]) == {project_id}
+    assert project_model.is_alive(project_id)
+    assert not any(map(project_model.is_alive, others))
+    assert not project_model.is_alive(None)
     with transaction.atomic():
-        assert projects.lock(project_id) == owner
-        assert not any(map(projects.lock, others))
-    found = projects.rows().values_list("storage_audit_id", flat=True)
+        assert project_model.lock(project_id) == owner
+        assert not any(map(project_model.lock, others))
+    found = project_model.rows().values_list("storage_audit_id", flat=True)
     assert list(found) == [project_id]
 
 
 def test_the_sweep_remembers_and_misses_it(case: Case) -> None:
     owner, project_id = case.make(), case.project_id
     KnownProject.objects.all().delete()
-    assert vanished.notice() == 0
+    assert vanished_projects.notice() == 0
     assert [known.pk for known in KnownProject.objects.all()] == [project_id]
     type(owner)._base_manager.all()._raw_delete(connection.alias)
-    assert vanished.notice() == 1
+    assert vanished_projects.notice() == 1
     operation = CleanupOperation.objects.exclude(status="clean").get()
     assert (operation.project_id, operation.status) == (project_id, "blocked")
 
@@ -107,9 +108,9 @@ def test_its_storage_is_summed_up(case: Case) -> None:
 
 def test_an_instance_may_hold_another_spelling_of_its_id(settings: Settings) -> None:
     settings.STORAGE_AUDIT_PROJECT_MODEL = "storage_audit.CleanupOperation"
-    assert projects.id_of(CleanupOperation(pk=DIGITS)) == CANONICAL
+    assert project_model.id_of(CleanupOperation(pk=DIGITS)) == CANONICAL
     settings.STORAGE_AUDIT_PROJECT_MODEL = "auth.Group"
-    assert projects.id_of(Group(pk="007")) == "7"
+    assert project_model.id_of(Group(pk="007")) == "7"
 
 
 def problems(settings: Settings, model: str, field: str) -> list[str]:
@@ -132,7 +133,7 @@ def test_a_field_that_does_not_tell_projects_apart_is_an_error(settings: Setting
 def test_a_model_that_is_not_there_stops_the_start(label: str, settings: Settings) -> None:
     settings.STORAGE_AUDIT_PROJECT_MODEL = label
     with pytest.raises(ImproperlyConfigured, match="STORAGE_AUDIT_PROJECT_MODEL"):
-        projects.model()
+        project_model.model()
 
 
 def test_a_row_that_its_own_field_would_refuse_is_alive(settings: Settings) -> None:
@@ -140,13 +141,13 @@ def test_a_row_that_its_own_field_would_refuse_is_alive(settings: Settings) -> N
     settings.STORAGE_AUDIT_PROJECT_MODEL = "auth.User"
     settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "PROJECT_FIELD": "username"}
     User.objects.create(username="Ann & Ben")
-    assert projects.is_alive("Ann & Ben")
+    assert project_model.is_alive("Ann & Ben")
 
 
 def test_an_id_that_the_pattern_does_not_know_is_not_called_clean(bucket: Bucket) -> None:
     """Nothing of it was listed, so nothing of it was seen gone."""
     operation = recorded("7", trigger="deleted")
-    assert cleanup.run(operation.pk).status != "clean"
+    assert runner.run(operation.pk).status != "clean"
 
 
 def test_a_field_that_the_database_writes_otherwise_is_an_error(settings: Settings) -> None:
@@ -175,11 +176,11 @@ def test_such_an_id_stays_blocked_until_the_setting_is_mended(
             state="stored",
         )
     operation = recorded("7", trigger="deleted")
-    blocked = cleanup.run(operation.pk)
+    blocked = runner.run(operation.pk)
     assert blocked.status == "blocked"
     assert "7 is no project id" in blocked.error
     requests.force_delete_operation(blocked)
-    blocked = cleanup.run(operation.pk)
+    blocked = runner.run(operation.pk)
     assert blocked.status == "blocked"
     settings.STORAGE_AUDIT = {
         **settings.STORAGE_AUDIT,
@@ -187,7 +188,7 @@ def test_such_an_id_stays_blocked_until_the_setting_is_mended(
         "LAYOUTS": {"old": "old/{project}.{ext}"},
     }
     requests.force_delete_operation(blocked)
-    assert cleanup.run(operation.pk).status == "clean"
+    assert runner.run(operation.pk).status == "clean"
     assert bucket.keys() == {"old/8.mp4"}
 
 
@@ -201,8 +202,8 @@ def test_a_row_that_every_manager_hides_is_alive(
     hiding.model = Group
     monkeypatch.setattr(Group._meta, "base_manager", hiding)
     assert not Group._base_manager.exists()
-    assert projects.is_alive("7")
-    assert projects.rows().get().storage_audit_id == "7"
+    assert project_model.is_alive("7")
+    assert project_model.rows().get().storage_audit_id == "7"
 
 
 class Nothing(models.QuerySet[Group]):
@@ -219,7 +220,7 @@ def test_ids_may_have_a_collation_of_their_own(settings: Settings) -> None:
     number()
     collate("POSIX")
     try:
-        assert vanished.notice() == 0
+        assert vanished_projects.notice() == 0
         assert with_storage(Group.objects.all()).get().storage_audit_id == "Seven"
     finally:
         collate("default")
@@ -235,7 +236,7 @@ def collate(collation: str) -> None:
 
 def test_forcing_a_deletion_does_not_make_it_clean(bucket: Bucket) -> None:
     operation = recorded("7", trigger="forced", released_by="anna")
-    assert cleanup.run(operation.pk).status == "blocked"
+    assert runner.run(operation.pk).status == "blocked"
 
 
 def test_a_model_that_keeps_its_row_when_it_is_deleted_cannot_be_forced(
@@ -254,7 +255,7 @@ def test_force_delete_of_projects_that_are_gone_by_now_says_so(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Project.objects.create(pk="proj_1")
-    monkeypatch.setattr(project_deletion, "lock_row", lambda owner: None)
+    monkeypatch.setattr(delete_projects, "lock_row", lambda owner: None)
     shown = confirm(superuser(), "project", "force_delete", "proj_1")
     assert "none of the selected projects is there any more." in shown
     assert not LogEntry.objects.exists()
@@ -278,7 +279,7 @@ def test_a_live_project_protects_its_keys_in_any_spelling(
     Group.objects.create(name=normalize("NFD", "a_é"))
     bucket.put("clips/a_é_take.mp4")
     (operation,) = requests.declare_deleted("a")
-    assert cleanup.run(operation.pk).status == "clean_with_protected"
+    assert runner.run(operation.pk).status == "clean_with_protected"
     assert bucket.keys() == {"clips/a_é_take.mp4"}
 
 
@@ -287,7 +288,7 @@ def clean_up_after(group: Group) -> CleanupOperation:
     project_to_be_deleted(group)
     group.delete()
     project_deleted(group)
-    return cleanup.run(CleanupOperation.objects.latest("created_at").pk)
+    return runner.run(CleanupOperation.objects.latest("created_at").pk)
 
 
 def test_cleanup_waits_while_an_id_with_other_code_points_may_use_its_files(
@@ -323,8 +324,8 @@ def test_an_id_that_is_not_in_nfc_is_not_called_clean(bucket: Bucket, settings: 
 def test_no_layout_reaches_the_marker(bucket: Bucket, settings: Settings) -> None:
     named(settings, LAYOUTS={"all": "{project}/{filename}"})
     (operation,) = requests.declare_deleted(".storage_audit")
-    cleanup.run(operation.pk)
-    assert installation.MARKER in bucket.r2.keys(bucket.name)
+    runner.run(operation.pk)
+    assert bucket_marker.MARKER in bucket.r2.keys(bucket.name)
 
 
 def test_the_row_that_is_deleted_says_its_id_and_not_the_memory(settings: Settings) -> None:

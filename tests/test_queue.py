@@ -16,9 +16,9 @@ from django_q.models import OrmQ, Task
 from django_q.signing import SignedPackage
 
 from storage_audit import queue, tasks
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.conf import conf
 from storage_audit.models import Project, R2Object
-from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.keys import KEY_OF_PROJ_10
 from tests.promises import Status

@@ -26,11 +26,11 @@ from devtools.faults.matching import (
     then,
 )
 from devtools.faults.proxy import FaultyStore, Request
-from storage_audit.audit import cleanup, requests, vanished
+from storage_audit.cleanup import requests, runner, vanished_projects
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.models import Project, R2Object
-from storage_audit.operations import CleanupOperation
 from storage_audit.storage import KeyBeingDeleted, TrackedStorage, key_for
-from storage_audit.transitions import IllegalTransition
 from tests.bucket import Bucket
 from tests.database import (
     SECONDS,
@@ -267,7 +267,7 @@ def test_project_that_was_called_gone_is_created_again_while_that_is_released(
 ) -> None:
     """Nobody can see the row of the project yet, nor did its disappearance change what we know."""
     Project.objects.all()._raw_delete("default")
-    assert vanished.notice() == 2
+    assert vanished_projects.notice() == 2
     many = CleanupOperation.objects.get()
     uploaded, may_commit, new = Event(), Event(), set[str]()
 
@@ -279,7 +279,7 @@ def test_project_that_was_called_gone_is_created_again_while_that_is_released(
 
     def release() -> None:
         for each in requests.force_delete_operation(many):
-            cleanup.run(each.pk)
+            runner.run(each.pk)
 
     with meanwhile(create):
         assert uploaded.wait(SECONDS)
@@ -461,7 +461,7 @@ def test_of_two_operations_of_one_project_the_second_waits_and_finds_nothing(
     )
     refused = list[object]()
     for moment in (planning, proving, sending, verifying(store)):
-        at(store, moment, lambda: refused.append(cleanup.run_slice(second.pk)))
+        at(store, moment, lambda: refused.append(runner.run_slice(second.pk)))
     assert run(first).status == Status.CLEAN
     assert refused == [None] * 4
     assert (run(second).status, run(second).found) == (Status.CLEAN, 0)
@@ -495,7 +495,7 @@ def test_worker_that_takes_a_cleanup_while_the_project_goes_again_leaves_the_fil
     with ThreadPoolExecutor(1) as pool:
         with transaction.atomic():
             Project.objects.get(pk="proj_1").delete()
-            taken = pool.submit(on_own_connection(lambda: cleanup.run_slice(first.pk)))
+            taken = pool.submit(on_own_connection(lambda: runner.run_slice(first.pk)))
             done, _waiting = wait([taken], timeout=0.3)
             assert not done
         taken.result(SECONDS)

@@ -18,17 +18,17 @@ from django_q.models import OrmQ
 from django_q.signing import SignedPackage
 from pytest_django import Settings
 
-from storage_audit.access import ApiToken
-from storage_audit.audit import cleanup
-from storage_audit.bucket import r2
+from storage_audit.api.models import ApiToken
+from storage_audit.bucket import s3
 from storage_audit.bucket.errors import Refused, StoreError, Unavailable
+from storage_audit.cleanup import runner
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.event import OperationEvent
+from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.conf import conf
-from storage_audit.items import CleanupItem
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import HIDDEN, redact
 from storage_audit.storage import TrackedStorage
-from storage_audit.timeline import OperationEvent
 from tests.bucket import Bucket
 
 KEY_ID, SECRET, SIGNING = "AKIAPLANTEDKEYID", "planted/Secret+Key==", "planted-django-secret-key"
@@ -99,9 +99,9 @@ def test_no_part_of_a_password_is_in_the_error_of_a_proxy_that_cannot_be_read(
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("https_proxy", f"http://svc:{password}@127.0.0.1:9")
-    r2.forget_connections()
+    s3.forget_connections()
     with pytest.raises(Unavailable) as raised:
-        r2.head("tests", "a")
+        s3.head("tests", "a")
     shown = "".join(format_exception(raised.value))
     assert "Check R2_ENDPOINT_URL, HTTPS_PROXY" in shown and "pw99" not in shown
 
@@ -298,11 +298,11 @@ def test_a_store_call_that_fails_with_secrets_leaves_none(
             patch.setitem(given.__dict__, name, value)
         patch.setattr(django_settings, "SECRET_KEY_FALLBACKS", [FORMER])
         Project.objects.get().delete()
-        patch.setattr(r2, call, refused_with_secrets)
-        patch.setattr("storage_audit.bucket.listing.list_entries", r2.list_entries)
+        patch.setattr(s3, call, refused_with_secrets)
+        patch.setattr("storage_audit.bucket.listing.list_entries", s3.list_entries)
         # botocore's own lines at DEBUG hold what it signs.
         with suppress(StoreError), caplog.at_level(logging.DEBUG, "storage_audit"):
-            made = cleanup.run(CleanupOperation.objects.latest("created_at").pk)
+            made = runner.run(CleanupOperation.objects.latest("created_at").pk)
             assert made.status == CleanupOperation.Status.INCOMPLETE
             reasons = made.items.values_list("reason", flat=True)
             assert "SignatureDoesNotMatch" in f"{made.error} {[*reasons]}"
@@ -320,7 +320,7 @@ def test_wrong_credentials_are_in_no_table_and_no_log(
     project = Project.objects.create(pk="proj_1")
     with caplog.at_level(logging.INFO):
         project.delete()
-        made = cleanup.run(CleanupOperation.objects.latest("created_at").pk)
+        made = runner.run(CleanupOperation.objects.latest("created_at").pk)
         with pytest.raises(Exception) as raised:  # noqa: B017
             TrackedStorage(file_overwrite=True).save("a.txt", ContentFile(b"content"))
         with pytest.raises(StoreError) as refused:

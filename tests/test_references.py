@@ -17,24 +17,19 @@ from storages.backends.s3 import S3Storage
 from devtools.faults.matching import is_anything, on
 from devtools.faults.proxy import FaultyStore, Reply
 from storage_audit import tasks
-from storage_audit.audit import (
-    cleanup,
-    incidents,
-    named_files,
-    references,
-    requests,
-    used_files,
-)
-from storage_audit.audit.installation import Mismatch
-from storage_audit.audit.lookup.search import explain, look_up
-from storage_audit.audit.references import Used, uses_of_keys
-from storage_audit.audit.work import Work
+from storage_audit.alerts import alert_rules
+from storage_audit.alerts.models import Incident
+from storage_audit.cleanup import named_files, requests, runner, used_files
+from storage_audit.cleanup.models.bulk_job import Job
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.turn import Work
 from storage_audit.conf import conf
-from storage_audit.incidents import Incident
-from storage_audit.jobs import Job
+from storage_audit.lookup.search import explain, look_up
 from storage_audit.models import Project, R2Object
-from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
+from storage_audit.ownership import references
+from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.ownership.references import Used, uses_of_keys
 from storage_audit.reading import read_within
 from storage_audit.storage import TrackedStorage
 from tests.admin_client import DASHBOARD, act, page, superuser, text_of
@@ -333,14 +328,14 @@ def test_the_alert_ends_when_the_row_is_settled(
     library: Bucket, monkeypatch: pytest.MonkeyPatch, settled_by: str
 ) -> None:
     key, operation = lose(library, monkeypatch)
-    incidents.notice()
+    alert_rules.notice()
     assert Incident.objects.open().exists()
     assert "file in use deleted" in text_of(superuser().get(DASHBOARD))
     if settled_by == "row":
         library_rows("Poster").delete()
     else:
         assert library.upload("proj_1") == key
-    incidents.notice()
+    alert_rules.notice()
     assert not Incident.objects.open().exists()
 
 
@@ -558,7 +553,7 @@ def test_what_rows_named_outlasts_a_plan_that_was_stopped(
         raise Mismatch("another bucket")
 
     with monkeypatch.context() as patch:
-        patch.setattr(cleanup, "look_for_uploads", refuse)
+        patch.setattr(runner, "look_for_uploads", refuse)
         operation = delete("proj_1")
     assert operation.status == Status.BLOCKED
     requests.force_delete_operation(operation)

@@ -12,16 +12,19 @@ from django.db import transaction
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit import projects
-from storage_audit.audit import deletion, incidents, overview, ownership
-from storage_audit.audit.layouts import Layouts
-from storage_audit.audit.lookup.search import look_up
-from storage_audit.audit.ownership import alive_among, layouts
-from storage_audit.audit.work import Work
-from storage_audit.bucket.uploads import Upload
-from storage_audit.findings import Finding
-from storage_audit.incidents import Incident
+from storage_audit import project_model
+from storage_audit.alerts import alert_rules
+from storage_audit.alerts.models import Incident
+from storage_audit.bucket.multipart import Upload
+from storage_audit.cleanup import delete_batches
+from storage_audit.cleanup.turn import Work
+from storage_audit.dashboard import daily_figures
+from storage_audit.findings.models import Finding
+from storage_audit.lookup.search import look_up
 from storage_audit.models import Project, R2Object
+from storage_audit.ownership import owner
+from storage_audit.ownership.key_formats import Layouts
+from storage_audit.ownership.owner import alive_among, layouts
 from tests.bucket import Bucket
 from tests.promises import (
     alive,
@@ -162,7 +165,7 @@ def test_an_unfinished_upload_of_a_refused_id_is_not_aborted(bucket: Bucket) -> 
     project = Work.begin(operation)
     long_ago = timezone.now() - timedelta(days=30)
     uploads = [Upload(key, "id", long_ago) for key in (DOUBLED, OWN)]
-    owned = deletion.owned_uploads(project, uploads)
+    owned = delete_batches.owned_uploads(project, uploads)
     assert [upload.key for upload, _reason in owned] == [OWN]
 
 
@@ -211,21 +214,23 @@ def test_check_names_refused_ids_and_says_what_to_do() -> None:
 
 @pytest.mark.django_db
 def test_all_ids_are_read_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projects, "CHUNK", 2)
+    monkeypatch.setattr(project_model, "CHUNK", 2)
     alive("proj_1", "proj_3", "proj_2", "proj_5")
     past_all_checks(*(f"{n}" for n in range(7)), "z")
-    assert sorted(projects.ids()) == sorted([*"0123456z", "proj_1", "proj_2", "proj_3", "proj_5"])
-    refused = ownership.refused_ids()
-    assert len(refused) == ownership.IDS_SHOWN + 1
-    assert ownership.about_refused(refused).endswith("4 and more.")
+    assert sorted(project_model.ids()) == sorted(
+        [*"0123456z", "proj_1", "proj_2", "proj_3", "proj_5"]
+    )
+    refused = owner.refused_ids()
+    assert len(refused) == owner.IDS_SHOWN + 1
+    assert owner.about_refused(refused).endswith("4 and more.")
 
 
 @pytest.mark.django_db
 def test_alert_begins_and_ends_with_refused_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     def notice_after_an_hour() -> list[Incident]:
-        monkeypatch.setattr(overview, "FIGURES_EVERY", timedelta(0))
-        overview.take_figures()
-        incidents.notice(overview.latest_refused_ids())
+        monkeypatch.setattr(daily_figures, "FIGURES_EVERY", timedelta(0))
+        daily_figures.take_figures()
+        alert_rules.notice(daily_figures.latest_refused_ids())
         return list(Incident.objects.open().filter(kind="ids"))
 
     assert not notice_after_an_hour()

@@ -20,15 +20,17 @@ from devtools.faults.kinds import error
 from devtools.faults.matching import is_delete_batch, is_listing, on, then
 from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request
 from devtools.seaweedfs import SeaweedFS
-from storage_audit.audit import cleanup, installation, new_names, renaming
-from storage_audit.bucket import copies, r2
+from storage_audit.bucket import copies, s3
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import nfc
+from storage_audit.cleanup import runner
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.conf import conf
-from storage_audit.findings import Finding
-from storage_audit.items import CleanupItem
+from storage_audit.findings import rename, rename_plan
+from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
+from storage_audit.ownership import bucket_marker
 from tests.bucket import Bucket
 from tests.builders import create_findings
 from tests.commands import run_command, run_json
@@ -106,13 +108,13 @@ def test_file_acknowledged_in_another_finding_keeps_its_name(
 def test_file_acknowledged_while_it_is_renamed_stays_under_its_old_name(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = renaming.finish
+    original = rename.finish
 
     def acknowledge_and_finish(*args: Any) -> None:
         Finding.objects.acknowledge("Evidence in a law suit", "zoe")
         original(*args)
 
-    monkeypatch.setattr(renaming, "finish", acknowledge_and_finish)
+    monkeypatch.setattr(rename, "finish", acknowledge_and_finish)
     [one] = rename_findings(misnamed)
     assert f"zoe acknowledged finding {misnamed.pk} about this file" in one.objection
     assert bucket.keys() == {A, A_NEW}
@@ -166,14 +168,14 @@ def test_each_doubled_layout_has_a_key_in_the_current_one(
     alive("proj_1")
     bucket.put(old, body=CONTENT)
     [finding] = create_misnamed(bucket, old)
-    assert [(one.old, one.new) for one in renaming.plan([finding])] == [(old, new)]
+    assert [(one.old, one.new) for one in rename.plan([finding])] == [(old, new)]
     rename_findings(finding)
     assert_renamed(bucket, finding, new)
 
 
 def test_plan_changes_nothing(bucket: Bucket, misnamed: Finding) -> None:
     before = list(R2Object.objects.values())
-    [one] = renaming.plan([misnamed])
+    [one] = rename.plan([misnamed])
     assert (one.old, one.new, one.objection) == (A, A_NEW, "")
     assert list(R2Object.objects.values()) == before
     assert not CleanupOperation.objects.exists()
@@ -220,7 +222,7 @@ def upload_in_parts(bucket: Bucket, key: str) -> None:
 def test_many_are_renamed_with_one_operation_for_a_chunk(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(new_names, "LONE_KEYS", 4)
+    monkeypatch.setattr(rename_plan, "LONE_KEYS", 4)
     alive("proj_1")
     keys = [f"{OLD}{n}.mp4" for n in range(10)]
     bucket.put(*keys)
@@ -236,7 +238,7 @@ def test_many_are_renamed_with_one_operation_for_a_chunk(
 
 def refused(finding: Finding) -> str:
     """The plan and the act object alike, and change nothing."""
-    [planned], rows = renaming.plan([finding]), list(R2Object.objects.values())
+    [planned], rows = rename.plan([finding]), list(R2Object.objects.values())
     [one] = rename_findings(finding)
     assert one.objection == planned.objection
     assert list(R2Object.objects.values()) == rows
@@ -351,8 +353,8 @@ def test_resolved_finding_is_refused(bucket: Bucket, misnamed: Finding) -> None:
 
 
 def test_other_bucket_is_not_touched(bucket: Bucket, misnamed: Finding) -> None:
-    bucket.r2.remove(installation.MARKER)
-    with pytest.raises(installation.Mismatch):
+    bucket.r2.remove(bucket_marker.MARKER)
+    with pytest.raises(bucket_marker.Mismatch):
         rename_findings(misnamed)
     assert_kept(bucket, misnamed)
 
@@ -391,7 +393,7 @@ def test_object_that_changes_before_the_copy_stays(
 def test_object_that_changes_after_the_copy_stays_and_so_does_the_copy(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    after(monkeypatch, renaming, "copy", lambda: bucket.put(A, body=b"new"))
+    after(monkeypatch, rename, "copy", lambda: bucket.put(A, body=b"new"))
     [one] = rename_findings(misnamed)
     assert "changed since the scan" in one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
@@ -405,7 +407,7 @@ def test_object_that_changes_after_the_copy_stays_and_so_does_the_copy(
 def test_object_that_changes_after_the_rows_stays(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    after(monkeypatch, renaming, "change_over", lambda: bucket.put(A, body=b"new"))
+    after(monkeypatch, rename, "change_over", lambda: bucket.put(A, body=b"new"))
     [one] = rename_findings(misnamed)
     assert "still there" in one.objection and "overwritten" in one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
@@ -424,7 +426,7 @@ def test_upload_that_begins_after_the_rows_is_not_lost(
         with default_storage.open(A, "w") as file:
             file.write(b"new")
 
-    after(monkeypatch, renaming, "change_over", upload)
+    after(monkeypatch, rename, "change_over", upload)
     [one] = rename_findings(misnamed)
     assert one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
@@ -439,7 +441,7 @@ def test_upload_to_the_new_key_gets_another_name(
     def save() -> None:
         saved.append(default_storage.save(A_NEW, ContentFile(b"mine")))
 
-    after(monkeypatch, renaming, "hold", save)
+    after(monkeypatch, rename, "hold", save)
     [one] = rename_findings(misnamed)
     assert not one.objection
     assert bucket.keys() == {A_NEW, *saved} and len(saved) == 1
@@ -453,7 +455,7 @@ def test_upload_that_takes_the_new_key_keeps_it(
         with default_storage.open(A_NEW, "w") as file:
             file.write(b"mine")
 
-    after(monkeypatch, renaming, "copy", overwrite)
+    after(monkeypatch, rename, "copy", overwrite)
     [one] = rename_findings(misnamed)
     assert "tracked already" in one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
@@ -464,7 +466,7 @@ def test_object_that_comes_to_the_new_key_is_not_taken_for_the_copy(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = bytes(reversed(CONTENT))
-    after(monkeypatch, renaming, "copy", lambda: bucket.put(A_NEW, body=other))
+    after(monkeypatch, rename, "copy", lambda: bucket.put(A_NEW, body=other))
     [one] = rename_findings(misnamed)
     assert "Another object has the new key" in one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
@@ -482,7 +484,7 @@ def test_new_key_that_a_cleanup_marks_just_now_is_let_go(
         names = {"key": A_NEW, "identity": A_NEW}
         CleanupItem.objects.create(operation=operation, outcome="deleting", **names)
 
-    before(monkeypatch, renaming, "hold", mark)
+    before(monkeypatch, rename, "hold", mark)
     [one] = rename_findings(misnamed)
     assert "A cleanup has the new key" in one.objection
     assert R2Object.objects.get().key == A
@@ -492,7 +494,7 @@ def test_new_key_that_a_cleanup_marks_just_now_is_let_go(
 def test_old_object_stays_while_the_new_one_is_another(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(renaming, "ask_for_deletion", lambda rows: None)
+    monkeypatch.setattr(rename, "ask_for_deletion", lambda rows: None)
     rename_findings(misnamed)
     monkeypatch.undo()
     bucket.put(A_NEW, body=b"other")
@@ -506,7 +508,7 @@ def test_old_object_stays_while_the_new_one_is_another(
 def test_old_object_that_no_operation_has_is_deleted_later(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(renaming, "ask_for_deletion", lambda rows: None)
+    monkeypatch.setattr(rename, "ask_for_deletion", lambda rows: None)
     [one] = rename_findings(misnamed)
     assert one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
@@ -518,7 +520,7 @@ def test_old_object_that_no_operation_has_is_deleted_later(
 def test_deletion_of_an_earlier_object_is_not_taken_for_that_of_this_one(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(renaming, "ask_for_deletion", lambda rows: None)
+    monkeypatch.setattr(rename, "ask_for_deletion", lambda rows: None)
     rename_findings(misnamed)
     monkeypatch.undo()
     names = {"key": A, "identity": A}
@@ -561,7 +563,7 @@ def test_row_that_changes_meanwhile_is_not_overwritten(
             project_id="proj_2", source="adopted", updated_at=timezone.now()
         )
 
-    before(monkeypatch, renaming, "change_over", adopt)
+    before(monkeypatch, rename, "change_over", adopt)
     [one] = rename_findings(misnamed)
     assert "changed just now" in one.objection
     assert R2Object.objects.get(key=A).project_id == "proj_2"
@@ -571,14 +573,14 @@ def test_row_that_changes_meanwhile_is_not_overwritten(
 def test_file_that_the_application_deletes_just_before_the_rows_is_not_renamed(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    change_over = renaming.change_over
+    change_over = rename.change_over
 
     def delete_meanwhile(*args: Any) -> None:
         # The renaming goes on before the call leaves.
-        before(monkeypatch, r2, "delete_single", lambda: change_over(*args))
+        before(monkeypatch, s3, "delete_single", lambda: change_over(*args))
         default_storage.delete(A)
 
-    monkeypatch.setattr(renaming, "change_over", delete_meanwhile)
+    monkeypatch.setattr(rename, "change_over", delete_meanwhile)
     [one] = rename_findings(misnamed)
     assert one.objection == f"The object is being deleted. If it goes, delete its copy too: {A_NEW}"
     assert_kept(bucket, misnamed, A_NEW)
@@ -692,14 +694,14 @@ def after(
 
 
 STEPS = [
-    (after, renaming, "hold"),
-    (before, renaming, "copy"),
-    (after, renaming, "copy"),
-    (before, renaming, "change_over"),
-    (after, renaming, "change_over"),
-    (before, cleanup, "run"),
-    (after, cleanup, "take_turn"),
-    (after, cleanup, "run"),
+    (after, rename, "hold"),
+    (before, rename, "copy"),
+    (after, rename, "copy"),
+    (before, rename, "change_over"),
+    (after, rename, "change_over"),
+    (before, runner, "run"),
+    (after, runner, "take_turn"),
+    (after, runner, "run"),
 ]
 
 
@@ -772,7 +774,7 @@ def test_cleanup_of_a_project_deleted_meanwhile_finds_both_keys(
 def test_project_deleted_during_the_copy_is_not_outrun(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    after(monkeypatch, renaming, "copy", lambda: run(requested("proj_1")))
+    after(monkeypatch, rename, "copy", lambda: run(requested("proj_1")))
     [one] = rename_findings(misnamed)
     assert "its cleanup decides" in one.objection
     assert R2Object.objects.filter(project_id="proj_1", key=A_NEW, state="stored").exists()
@@ -784,7 +786,7 @@ def test_project_deleted_during_the_copy_is_not_outrun(
 def test_project_deleted_just_before_has_no_copy_made(
     bucket: Bucket, races: FaultyStore, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before(monkeypatch, renaming, "hold", lambda: requested("proj_1"))
+    before(monkeypatch, rename, "hold", lambda: requested("proj_1"))
     [one] = rename_findings(misnamed)
     assert "its cleanup decides" in one.objection
     assert not races.asked(is_copy)
@@ -794,7 +796,7 @@ def test_project_deleted_just_before_has_no_copy_made(
 def test_project_deleted_just_before_the_rows_keeps_them(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before(monkeypatch, renaming, "change_over", lambda: requested("proj_1"))
+    before(monkeypatch, rename, "change_over", lambda: requested("proj_1"))
     [one] = rename_findings(misnamed)
     assert "its cleanup decides" in one.objection
     assert run(CleanupOperation.objects.get()).status == Status.CLEAN
@@ -805,7 +807,7 @@ def test_project_deleted_just_before_the_rows_keeps_them(
 def test_two_at_once_rename_it_once(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    after(monkeypatch, renaming, name, lambda: rename_findings(misnamed))
+    after(monkeypatch, rename, name, lambda: rename_findings(misnamed))
     rename_findings(misnamed)
     assert_renamed(bucket, misnamed)
 
@@ -819,12 +821,12 @@ def test_killed_at_random_it_finishes_with_nothing_lost(bucket: Bucket) -> None:
     create_misnamed(bucket, *(OLD + name for name in contents))
     random = Random(7)
     for _kill in range(8):
-        child = in_child(lambda: list(renaming.rename(Finding.objects.unresolved())))
+        child = in_child(lambda: list(rename.rename(Finding.objects.unresolved())))
         kill_after(child, random.uniform(0.05, 1.5))
         assert bodies_in(bucket) >= set(contents.values())
         due = timezone.now()
         CleanupOperation.objects.update(next_attempt_at=due, lease_until=None)
-    list(renaming.rename(Finding.objects.unresolved()))
+    list(rename.rename(Finding.objects.unresolved()))
     assert not Finding.objects.unresolved().exists()
     assert {key: bucket.r2.read(key) for key in sorted(bucket.keys())} == {
         NEW + name: body for name, body in contents.items()
@@ -949,7 +951,7 @@ def tree(seaweedfs: SeaweedFS, transactional_db: None) -> Iterator[Bucket]:
     with faulty_network(seaweedfs):
         bucket = Bucket(seaweedfs)
         bucket.wipe()
-        installation.claim(bucket.name)
+        bucket_marker.claim(bucket.name)
         alive("proj_1")
         yield bucket
 

@@ -5,11 +5,11 @@ from unicodedata import normalize
 import pytest
 from pytest_django import Settings
 
-from storage_audit.audit import renaming
-from storage_audit.audit.new_names import Renaming
-from storage_audit.findings import Finding
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.findings import rename
+from storage_audit.findings.models import Finding
+from storage_audit.findings.rename_plan import Renaming
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.owner_models import drop_library_table, library_rows
 from tests.promises import alive
@@ -35,7 +35,7 @@ def misnamed(library: Bucket) -> Finding:
 
 
 def planned(finding: Finding) -> list[Renaming]:
-    return renaming.plan(Finding.objects.filter(pk=finding.pk))
+    return rename.plan(Finding.objects.filter(pk=finding.pk))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_object_that_a_row_names_in_another_spelling_keeps_its_name(library: Buc
 def test_object_that_a_row_names_since_the_plan_stays(
     library: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before(monkeypatch, renaming, "copy", lambda: library_rows("Clip").create(file=A))
+    before(monkeypatch, rename, "copy", lambda: library_rows("Clip").create(file=A))
     [one] = rename_findings(misnamed)
     assert "Used by library.Clip" in one.objection
     # The copy is a file like any other.
@@ -88,7 +88,7 @@ def test_object_that_a_row_names_since_the_plan_stays(
 def test_old_object_that_a_row_names_after_the_renaming_stays(
     library: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before(monkeypatch, renaming, "finish", crash)
+    before(monkeypatch, rename, "finish", crash)
     with pytest.raises(Crash):
         rename_findings(misnamed)
     CleanupOperation.objects.all().delete()

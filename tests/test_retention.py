@@ -25,16 +25,16 @@ from django.db import connection, transaction
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from storage_audit.audit import requests, retention
-from storage_audit.audit.retention import Archive, ArchiveError
+from storage_audit.alerts.models import Incident
+from storage_audit.cleanup import requests, retention
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.event import OperationEvent
+from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.retention import Archive, ArchiveError
 from storage_audit.conf import conf
-from storage_audit.incidents import Incident
-from storage_audit.items import CleanupItem
 from storage_audit.management.commands.prune_operations import Command
 from storage_audit.models import KnownProject
-from storage_audit.operations import CleanupOperation
-from storage_audit.timeline import OperationEvent
-from storage_audit.transitions import IllegalTransition
 from tests.admin_client import act, superuser, text_of, url_of_cleanup
 from tests.bucket import Bucket
 from tests.commands import run_command

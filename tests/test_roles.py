@@ -15,14 +15,12 @@ from django.test import Client, RequestFactory
 from pytest_django import Settings
 
 from storage_audit import roles
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.conf import conf
-from storage_audit.diagnoses import Diagnosis
-from storage_audit.findings import Finding
+from storage_audit.doctor.models import Diagnosis
+from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.pages.base import DJANGO_6_1, ModelAdmin
-from storage_audit.pages.links import lookup_of
-from storage_audit.pages.projects import OwnerAdmin
+from storage_audit.projects.admin.projects import OwnerAdmin
 from storage_audit.roles import (
     ADMIN,
     OPERATOR,
@@ -33,7 +31,9 @@ from storage_audit.roles import (
     is_hidden,
     make_groups,
 )
-from storage_audit.scans import BucketScan
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.ui.links import lookup_of
+from storage_audit.ui.model_admin import DJANGO_6_1, ModelAdmin
 from tests.admin_client import act, confirm, page, signed_in, superuser, text_of
 from tests.api_client import program
 from tests.bucket import Bucket

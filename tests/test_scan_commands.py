@@ -16,14 +16,15 @@ from pytest_django import Settings
 
 from devtools.faults.matching import is_listing, is_listing_at, on, then
 from devtools.faults.proxy import FaultyStore
-from storage_audit.audit import installation, limits
-from storage_audit.audit.scan.requests import start_scan
-from storage_audit.audit.scan.worker import work_on_scan
-from storage_audit.bucket import r2
-from storage_audit.findings import Finding
+from storage_audit.bucket import s3
+from storage_audit.cleanup import limits
+from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.scan_parts import ScanShard, Sighting
-from storage_audit.scans import BucketScan
+from storage_audit.ownership import bucket_marker
+from storage_audit.scan.models.parts import ScanShard, Sighting
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.start import start_scan
+from storage_audit.scan.worker import work_on_scan
 from tests.bucket import Bucket
 from tests.commands import run_command, run_json
 from tests.processes import Command
@@ -184,7 +185,7 @@ def test_since_stays_in_its_prefix_and_counts_its_requests(
 def test_since_of_rows_far_apart_asks_for_no_more_than_it_may(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(r2, "PAGE", 1)
+    monkeypatch.setattr(s3, "PAGE", 1)
     keys = [bucket.upload(f"proj_{letter}") for letter in "abcd"]
     begun = start_scan(purpose="reconcile", since=timezone.now() - timedelta(hours=1), ceiling=4)
     BucketScan.objects.update(ceiling=2)
@@ -329,11 +330,11 @@ def test_a_killed_command_is_followed_by_one_that_resumes(
 
 def test_a_scan_that_failed_goes_on_where_it_was(bucket: Bucket, store: FaultyStore) -> None:
     bucket.put("README.txt")
-    bucket.r2.remove(installation.MARKER, bucket.name)
+    bucket.r2.remove(bucket_marker.MARKER, bucket.name)
     _out, err, code = run_command("backfill_r2")
     assert code == 1
     assert "holds no marker of this installation" in err
-    installation.claim(bucket.name)
+    bucket_marker.claim(bucket.name)
     assert run_command("backfill_r2", "--resume", str(BucketScan.objects.get().pk)) == (
         "1 objects (7 bytes) in bucket tests: 1 added, 0 updated, 0 unchanged.\n"
         "1 unrecognised:\n"

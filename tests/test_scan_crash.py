@@ -18,12 +18,12 @@ from django.utils import timezone
 
 from devtools.faults.matching import is_listing_under, on, then
 from devtools.faults.proxy import FaultyStore
-from storage_audit.audit.scan.requests import start_scan
-from storage_audit.bucket import r2
-from storage_audit.findings import Finding
+from storage_audit.bucket import s3
+from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.scan_parts import ScanShard
-from storage_audit.scans import BucketScan
+from storage_audit.scan.models.parts import ScanShard
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.start import start_scan
 from tests.bucket import Bucket
 from tests.paths import ROOT
 from tests.processes import database_url
@@ -66,7 +66,7 @@ def full(bucket: Bucket) -> Iterator[Bucket]:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(bucket.put, keys))
     yield bucket
-    r2.delete_batch(bucket.name, keys)
+    s3.delete_batch(bucket.name, keys)
 
 
 class Maker:

@@ -5,13 +5,13 @@ from time import sleep
 
 import pytest
 
-from storage_audit.audit.scan import shards
-from storage_audit.audit.scan.shards import find_cut, largest, middle, split
 from storage_audit.bucket.listing import as_bytes, storable
 from storage_audit.conf import conf
 from storage_audit.models import R2Object, R2ObjectQuerySet
-from storage_audit.scan_parts import ScanShard
-from storage_audit.scans import BucketScan
+from storage_audit.scan import shards
+from storage_audit.scan.models.parts import ScanShard
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.shards import find_cut, largest, middle, split
 from tests import scanning
 from tests.scanning import LONG_AGO, Listing, a, alive, complete, track
 
@@ -151,7 +151,7 @@ def list_slowly(patch: pytest.MonkeyPatch, keys: list[str], *, page: int, pause:
     listing = Listing(*keys, page=page)
     listing.use(patch)
     listing.before_page = lambda number: sleep(pause)
-    patch.setattr("storage_audit.audit.scan.lanes.BATCH", 2)
+    patch.setattr("storage_audit.scan.fetchers.BATCH", 2)
 
 
 def test_what_the_table_does_not_know_is_cut_by_the_bucket_beside_what_it_knows(
@@ -159,7 +159,7 @@ def test_what_the_table_does_not_know_is_cut_by_the_bucket_beside_what_it_knows(
 ) -> None:
     keys = [a(n) for n in range(1600)]
     list_slowly(monkeypatch, keys, page=5, pause=0.003)
-    monkeypatch.setattr("storage_audit.scan_parts.LARGE", 10)
+    monkeypatch.setattr("storage_audit.scan.models.parts.LARGE", 10)
     track(*keys[:1000])
     found = complete()
     assert (found.listed, found.unchanged, found.untracked) == (1600, 1000, 600)

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from storage_audit.audit.installation import Traits
-from storage_audit.audit.scan import batch, lanes
-from storage_audit.audit.scan.batch import Compared
-from storage_audit.audit.scan.lanes import Lanes, Stretch
-from storage_audit.audit.scan.shards import split
-from storage_audit.audit.scan.sides import Range, key_of
 from storage_audit.bucket.errors import StoreError, Unavailable
 from storage_audit.bucket.listing import as_bytes, pages_in_any_order, storable
 from storage_audit.conf import conf
-from storage_audit.scan_parts import ListedKey, ScanShard
-from storage_audit.scans import BucketScan
+from storage_audit.ownership.bucket_marker import Traits
+from storage_audit.scan import compare, fetchers
+from storage_audit.scan.compare import Compared
+from storage_audit.scan.diff_lines import Range, key_of
+from storage_audit.scan.fetchers import Lanes, Stretch
+from storage_audit.scan.models.parts import ListedKey, ScanShard
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.shards import split
 from tests import scanning
 from tests.scanning import Listing, a, alive, complete, findings, track
 
@@ -51,9 +51,9 @@ class Compares:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.keys: list[str] = []
         self.ranges: list[Range] = []
-        self.write = batch.write
-        patch.setattr(batch, "compare", lambda *args: Compared())
-        patch.setattr(batch, "write", self)
+        self.write = compare.write
+        patch.setattr(compare, "compare", lambda *args: Compared())
+        patch.setattr(compare, "write", self)
 
     def __call__(
         self, scan: BucketScan, token: object, stretches: Sequence[Stretch], *rest: object
@@ -68,10 +68,10 @@ class Compares:
 @pytest.fixture
 def compares(monkeypatch: pytest.MonkeyPatch) -> Compares:
     scanning.quick(monkeypatch)
-    monkeypatch.setattr(lanes, "PATIENCE", 0.05)
+    monkeypatch.setattr(fetchers, "PATIENCE", 0.05)
     # Whoever dies would have to wait for lanes that wait for room.
-    monkeypatch.setattr(lanes, "AHEAD", 200)
-    monkeypatch.setattr(lanes.logger, "disabled", True)
+    monkeypatch.setattr(fetchers, "AHEAD", 200)
+    monkeypatch.setattr(fetchers.logger, "disabled", True)
     return Compares(monkeypatch)
 
 
@@ -93,7 +93,7 @@ def test_each_key_and_each_place_is_compared_once(
     keys = data.draw(st.sets(any_names, max_size=30))
     listing = Listing(*keys, page=data.draw(st.integers(1, 5)))
     listing.use(monkeypatch)
-    monkeypatch.setattr(lanes, "BATCH", data.draw(st.integers(1, 6)))
+    monkeypatch.setattr(fetchers, "BATCH", data.draw(st.integers(1, 6)))
     failing = data.draw(st.sets(st.integers(1, 40), max_size=10))
     listing.before_page = fails_at(failing)
     found = BucketScan.objects.create(bucket=conf().bucket)
@@ -164,8 +164,8 @@ def test_pages_behind_a_cut_that_were_read_already_are_left_to_the_rest(
     """Another worker cuts what this one has read to its end, and written in part."""
     keys = [a(n) for n in range(8)]
     Listing(*keys, page=1).use(monkeypatch)
-    monkeypatch.setattr(lanes, "PATIENCE", 10.0)
-    monkeypatch.setattr(lanes, "BATCH", 2)
+    monkeypatch.setattr(fetchers, "PATIENCE", 10.0)
+    monkeypatch.setattr(fetchers, "BATCH", 2)
     found, token = BucketScan.objects.create(bucket=conf().bucket), uuid4()
     found.shards.create()
     with Lanes(found.bucket, 1) as running:
@@ -196,7 +196,7 @@ def test_each_key_is_seen_once_in_any_order(
     listing = Listing(*keys, page=data.draw(st.integers(1, 5)))
     listing.order = lambda key: as_bytes(key)[::-1]
     listing.use(monkeypatch, Traits(folds_unicode=False, lists_in_key_order=False))
-    monkeypatch.setattr(lanes, "BATCH", data.draw(st.integers(1, 6)))
+    monkeypatch.setattr(fetchers, "BATCH", data.draw(st.integers(1, 6)))
     listing.before_page = fails_at(data.draw(st.sets(st.integers(1, 40), max_size=10)))
     found = BucketScan.objects.create(bucket=conf().bucket, in_key_order=False)
     found.shards.create()
@@ -232,8 +232,8 @@ def test_trouble_with_a_look_for_a_cut_is_none_of_the_scan(
     listing = Listing(*(a(n) for n in range(40)))
     listing.use(monkeypatch)
     scanning.quick(monkeypatch)
-    monkeypatch.setattr("storage_audit.scan_parts.LARGE", 1)
-    monkeypatch.setattr(lanes, "BATCH", 1)
+    monkeypatch.setattr("storage_audit.scan.models.parts.LARGE", 1)
+    monkeypatch.setattr(fetchers, "BATCH", 1)
     alive("proj_1")
     looks = []
 
@@ -241,8 +241,8 @@ def test_trouble_with_a_look_for_a_cut_is_none_of_the_scan(
         looks.append(shard)
         raise Unavailable("just now")
 
-    monkeypatch.setattr("storage_audit.audit.scan.worker.find_cut", fails)
-    monkeypatch.setattr("storage_audit.audit.scan.worker.PAUSE", 0)
+    monkeypatch.setattr("storage_audit.scan.worker.find_cut", fails)
+    monkeypatch.setattr("storage_audit.scan.worker.PAUSE", 0)
     assert complete().listed == 40
     # What is left of a shard only becomes less.
     assert len(looks) == 1
@@ -279,13 +279,13 @@ def test_a_scan_that_cuts_itself_says_what_one_says_that_does_not(
     alive("proj_1")
     track(*keys[::every], a(500), a(1, name="b"))
     with monkeypatch.context() as patch:
-        patch.setattr("storage_audit.audit.scan.worker.halve", lambda *args: 0)
+        patch.setattr("storage_audit.scan.worker.halve", lambda *args: 0)
         found = complete()
     assert found.shards.count() == 1
     undisturbed = findings()
     assert {kind for kind, _key in undisturbed} >= {"missing", "unrecognised"}
-    monkeypatch.setattr("storage_audit.scan_parts.LARGE", 1)
-    monkeypatch.setattr(lanes, "BATCH", 2)
+    monkeypatch.setattr("storage_audit.scan.models.parts.LARGE", 1)
+    monkeypatch.setattr(fetchers, "BATCH", 2)
     # Slower than those that look for a cut.
     listing.before_page = lambda number: sleep(0.005)
     again = complete()

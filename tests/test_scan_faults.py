@@ -14,13 +14,13 @@ from devtools.faults import kinds
 from devtools.faults.kinds import KINDS
 from devtools.faults.matching import is_listing_under
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
-from storage_audit.audit import installation
-from storage_audit.bucket import r2
+from storage_audit.bucket import s3
 from storage_audit.conf import conf
-from storage_audit.findings import Finding
+from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.scan_parts import Sighting
-from storage_audit.scans import BucketScan
+from storage_audit.ownership import bucket_marker
+from storage_audit.scan.models.parts import Sighting
+from storage_audit.scan.models.scan import BucketScan
 from tests import scanning
 from tests.bucket import Bucket
 from tests.scanning import a, alive, all_findings, backfill, complete, findings, resume
@@ -69,7 +69,7 @@ class Struck:
 @pytest.fixture(scope="module")
 def impatient(proxy: FaultyStore) -> "S3Client":
     """The application's, which waits for an answer for a second, and tries once."""
-    return r2._client.__wrapped__(conf(), 1, 1.0, os.getpid())
+    return s3._client.__wrapped__(conf(), 1, 1.0, os.getpid())
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def struck_by(
     lateness.clear()
     with pytest.MonkeyPatch.context() as patch:
         if name.startswith("late-"):
-            patch.setattr(r2, "_client", lambda *options: impatient)
+            patch.setattr(s3, "_client", lambda *options: impatient)
         yield
     store.rules.clear()
     lateness.set()
@@ -164,7 +164,7 @@ def test_each_fault_at_the_last_look_at_the_marker_says_nothing(
     changed: Bucket, store: FaultyStore, lateness: Event, impatient: "S3Client"
 ) -> None:
     """All was listed by then, and is not believed."""
-    before, is_canary = all_findings(), is_listing_under(installation.MARKER)
+    before, is_canary = all_findings(), is_listing_under(bucket_marker.MARKER)
     # A page of one key is the same backwards.
     for name in set(faults(1)) - {"page-backwards"}:
         struck, mark = 0, len(store.seen)
@@ -184,7 +184,7 @@ def test_each_fault_at_the_last_look_at_the_marker_says_nothing(
         lateness.clear()
         with pytest.MonkeyPatch.context() as patch:
             if name.startswith("late-"):
-                patch.setattr(r2, "_client", lambda *options: impatient)
+                patch.setattr(s3, "_client", lambda *options: impatient)
             found = scanning.reconcile()
         store.rules.clear()
         lateness.set()

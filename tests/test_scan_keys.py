@@ -12,18 +12,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg2.extensions import cursor as psycopg2_cursor
 
-from storage_audit.audit import installation
-from storage_audit.audit.installation import Traits
-from storage_audit.audit.scan import bulk, lanes, rows, shards, sides, worker
-from storage_audit.audit.scan.lanes import PageRead, Stretch
-from storage_audit.bucket import r2
+from storage_audit.bucket import s3
 from storage_audit.bucket.listing import as_bytes, escape, nfc, storable, storable_part
-from storage_audit.bucket.wire import Entries
+from storage_audit.bucket.listing_xml import Entries
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.conf import conf
-from storage_audit.items import CleanupItem
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.scans import BucketScan
+from storage_audit.ownership import bucket_marker
+from storage_audit.ownership.bucket_marker import Traits
+from storage_audit.scan import diff_lines, fetchers, shards, worker
+from storage_audit.scan.fetchers import PageRead, Stretch
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.tracking import bulk_insert, rows
 from tests import scanning
 from tests.bucket import Bucket
 from tests.scanning import Listing, a, alive, backfill, complete, entry, findings, row, track
@@ -99,12 +100,12 @@ def test_keys_that_r2_admits_go_through_a_scan_unharmed(
     keys = {*KEYS, *TRAPS, *HARD[:-1]}
     alive("proj_1")
     bucket.put(*keys)
-    monkeypatch.setattr(r2, "PAGE", 10)
+    monkeypatch.setattr(s3, "PAGE", 10)
     there = bucket.keys()
     assert there == keys
     found = backfill()
     assert (found.status, found.error, found.listed) == ("complete", "", len(there))
-    identity = installation.check(bucket.name).identity
+    identity = bucket_marker.check(bucket.name).identity
     assert tracked() == {identity(key) for key in there}
     again = backfill()
     assert (again.added, again.updated) == (0, 0)
@@ -131,24 +132,24 @@ def test_any_text_comes_out_of_the_database_as_it_went_in(keys: set[str]) -> Non
     late = connection.ops.adapt_datetimefield_value(scanning.LONG_AGO)
     values = [("b", key, 7, key[:5], at, None, "backfill", "stored") for key in keys]
     texts = {"scene_id": "", "file_type": "", "layout": "", "created_at": late, "updated_at": late}
-    lines = [*map(bulk.line, values)]
-    assert bulk.load(R2Object, names, lines, texts, ["bucket", "key"]) == len(keys)
-    assert bulk.load(R2Object, names, lines, texts, ["bucket", "key"]) == 0
+    lines = [*map(bulk_insert.line, values)]
+    assert bulk_insert.load(R2Object, names, lines, texts, ["bucket", "key"]) == len(keys)
+    assert bulk_insert.load(R2Object, names, lines, texts, ["bucket", "key"]) == 0
     assert dict(R2Object.objects.values_list("key", "etag")) == {key: key[:5] for key in keys}
-    assert sides.tracked_in("b", [sides.Range("", "", None)]) == ({}, keys)
+    assert diff_lines.tracked_in("b", [diff_lines.Range("", "", None)]) == ({}, keys)
     some = sorted(keys)[: len(keys) // 2 + 1]
-    assert sides.tracked_in("b", [sides.Keys(some)]) == ({}, set(some))
+    assert diff_lines.tracked_in("b", [diff_lines.Keys(some)]) == ({}, set(some))
 
 
 @pytest.mark.django_db
 def test_a_line_of_the_table_is_that_of_the_same_object_in_a_listing() -> None:
     keys = [UNDER + key for key in HARD]
     R2Object.objects.bulk_create(row(key) for key in keys)
-    lines, others = sides.tracked_in(conf().bucket, [sides.Range("", "", None)])
+    lines, others = diff_lines.tracked_in(conf().bucket, [diff_lines.Range("", "", None)])
     plain = {key for key in keys if row(key).plain_under is not None and "\n" not in key}
     assert lines.keys() == {"proj_1"} and plain
-    told = sides.lines_of(Entries.of(map(entry, keys)))
-    assert set(lines["proj_1"]) == {line for line in told if sides.key_of(line) in plain}
+    told = diff_lines.lines_of(Entries.of(map(entry, keys)))
+    assert set(lines["proj_1"]) == {line for line in told if diff_lines.key_of(line) in plain}
     assert others == set(keys) - plain
     assert all(map(storable, keys)) and sorted(keys, key=as_bytes) == sorted(keys)
 
@@ -158,9 +159,9 @@ def test_a_line_of_the_table_is_that_of_the_same_object_in_a_listing() -> None:
 def test_a_row_whose_etag_is_none_needs_a_closer_look(etag: str) -> None:
     """Others may write rows, too."""
     R2Object.objects.bulk_create([row(a(1), etag=etag), row(a(2))])
-    lines, others = sides.tracked_in(conf().bucket, [sides.Range("", "", None)])
+    lines, others = diff_lines.tracked_in(conf().bucket, [diff_lines.Range("", "", None)])
     assert others == {a(1)}
-    assert list(map(sides.key_of, lines["proj_1"])) == [a(2)]
+    assert list(map(diff_lines.key_of, lines["proj_1"])) == [a(2)]
 
 
 def test_an_object_that_is_listed_otherwise_than_it_is_being_deleted_gets_no_row(
@@ -233,22 +234,22 @@ def test_a_repeat_asks_the_database_at_most_once_for_a_thousand_keys(
 ) -> None:
     """Of a batch that is full."""
     alive("proj_1")
-    keys = [a(n) for n in range(1000 * lanes.BATCH)]
+    keys = [a(n) for n in range(1000 * fetchers.BATCH)]
     track(*keys)
     found = scanning.begin()
     assert asked_by_a_batch(monkeypatch, found, keys) <= len(keys) / 1000
-    assert (found.unchanged, found.requests) == (len(keys), lanes.BATCH)
+    assert (found.unchanged, found.requests) == (len(keys), fetchers.BATCH)
 
 
 @pytest.mark.django_db
 def test_a_first_backfill_asks_little_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whose projects live, what is being deleted, and three times to write the rows."""
     alive("proj_1", "proj_2")
-    keys = [a(n, f"proj_{1 + n % 2}") for n in range(1000 * lanes.BATCH)]
+    keys = [a(n, f"proj_{1 + n % 2}") for n in range(1000 * fetchers.BATCH)]
     Listing(*keys, page=1000).use(monkeypatch)
     found = scanning.begin(purpose=BucketScan.Purpose.BACKFILL)
     assert asked_by_a_batch(monkeypatch, found, sorted(keys)) <= 12
-    assert (found.added, found.requests) == (len(keys), 2 * lanes.BATCH)
+    assert (found.added, found.requests) == (len(keys), 2 * fetchers.BATCH)
 
 
 @pytest.mark.django_db

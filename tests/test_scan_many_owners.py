@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 from django.db.models import F
 
-from storage_audit.audit.ownership import layouts
-from storage_audit.audit.scan import batch, owners
-from storage_audit.audit.scan.worker import work_on_scan
-from storage_audit.findings import Finding
-from storage_audit.scan_parts import ScanShard
+from storage_audit.findings.models import Finding
+from storage_audit.ownership.owner import layouts
+from storage_audit.scan import compare
+from storage_audit.scan.models.parts import ScanShard
+from storage_audit.scan.worker import work_on_scan
+from storage_audit.tracking import recognise
 from tests import scanning
 from tests.scanning import Listing, a, alive, complete, findings
 
@@ -38,7 +39,7 @@ def test_a_closer_look_that_takes_longer_than_a_lease_keeps_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Forty seconds pass with each of its parts, and a lease is one of sixty."""
-    real = owners.recognise
+    real = recognise.recognise
 
     def slow(*args: Any) -> Any:
         past = F("lease_until") - timedelta(seconds=40)
@@ -47,8 +48,8 @@ def test_a_closer_look_that_takes_longer_than_a_lease_keeps_it(
 
     scanning.quick(monkeypatch)
     Listing(*MANY, page=1000).use(monkeypatch)
-    monkeypatch.setattr(batch, "CHUNK", 3)
-    monkeypatch.setattr(batch, "recognise", slow)
+    monkeypatch.setattr(compare, "CHUNK", 3)
+    monkeypatch.setattr(compare, "recognise", slow)
     found = scanning.begin()
     for batches, _each in enumerate(work_on_scan(found)):
         assert batches < 3, "It lists the same again and again."

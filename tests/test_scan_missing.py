@@ -7,18 +7,18 @@ from unicodedata import normalize
 import pytest
 from django.utils import timezone
 
-from storage_audit.audit.installation import Traits
-from storage_audit.audit.objects_in_hand import find_in_hand
-from storage_audit.audit.scan import batch, lanes, sightings
-from storage_audit.audit.scan.sides import Range
-from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.bucket.errors import Broken, Unavailable
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.objects_in_hand import find_in_hand
 from storage_audit.conf import conf
-from storage_audit.findings import Finding
+from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.scan_parts import Sighting
-from storage_audit.scans import BucketScan
+from storage_audit.ownership.bucket_marker import Traits
+from storage_audit.scan import compare, fetchers, sightings
+from storage_audit.scan.diff_lines import Range
+from storage_audit.scan.models.parts import Sighting
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.worker import work_on_scan
 from tests import scanning
 from tests.scanning import (
     Listing,
@@ -57,13 +57,13 @@ def listing(monkeypatch: pytest.MonkeyPatch) -> Listing:
 
 
 def before_publication(patch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    real = batch.write
+    real = compare.write
 
     def write(*args: object) -> None:
         real(*args)  # type: ignore[arg-type]
         act()
 
-    patch.setattr(batch, "write", write)
+    patch.setattr(compare, "write", write)
 
 
 def test_what_is_listed_as_it_is_tracked_is_no_finding(listing: Listing) -> None:
@@ -262,7 +262,7 @@ def test_a_row_whose_object_is_listed_in_another_spelling_is_not_missing(
     assert NFD < between[0] < between[-1] < NFC
     listing = Listing(*between, listed)
     listing.use(monkeypatch, FOLDS)
-    monkeypatch.setattr("storage_audit.audit.scan.shards.WORTH", 8 // shards)
+    monkeypatch.setattr("storage_audit.scan.shards.WORTH", 8 // shards)
     alive("proj_1")
     track(*between, tracked)
     R2Object.objects.filter(key=tracked).update(etag=listing.entries[listed].etag)
@@ -396,7 +396,7 @@ def test_a_first_page_of_the_applications_own_objects_is_no_end(
 ) -> None:
     """They are not compared: so a batch may be of no key at all, and says nothing of any row."""
     listing.add(*(f".storage_audit/probe-{n}" for n in range(8)))
-    monkeypatch.setattr(lanes, "BATCH", 1)
+    monkeypatch.setattr(fetchers, "BATCH", 1)
     found = complete()
     assert (found.listed, found.missing) == (10, 0)
     assert findings() == set()
@@ -407,7 +407,7 @@ def test_a_first_page_of_keys_that_nobody_can_name_is_no_end(
 ) -> None:
     names = [f"\0{n}" for n in range(9)]
     listing.add(*names)
-    monkeypatch.setattr(lanes, "BATCH", 1)
+    monkeypatch.setattr(fetchers, "BATCH", 1)
     found = complete()
     assert (found.listed, found.missing, found.unstorable) == (19, 0, 9)
     assert {kind for kind, _key in findings()} == {"unstorable"}

@@ -7,19 +7,19 @@ import pytest
 
 from devtools.faults.proxy import FaultyStore
 from devtools.seaweedfs import SeaweedFS
-from storage_audit.audit import installation
-from storage_audit.audit.installation import Traits
-from storage_audit.audit.scan import worker
-from storage_audit.audit.scan.requests import start_scan
-from storage_audit.bucket import r2
+from storage_audit.bucket import s3
 from storage_audit.bucket.errors import Broken
 from storage_audit.bucket.listing import OutOfOrder, as_bytes, entry_pages
-from storage_audit.bucket.r2 import Page
-from storage_audit.bucket.wire import Entries
-from storage_audit.findings import Finding
+from storage_audit.bucket.listing_xml import Entries
+from storage_audit.bucket.s3 import Page
+from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.scan_parts import ListedKey, Sighting
-from storage_audit.scans import BucketScan
+from storage_audit.ownership import bucket_marker
+from storage_audit.ownership.bucket_marker import Traits
+from storage_audit.scan import worker
+from storage_audit.scan.models.parts import ListedKey, Sighting
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.start import start_scan
 from tests import scanning
 from tests.bucket import Bucket
 from tests.network import faulty_network
@@ -162,7 +162,7 @@ def test_a_store_that_lists_a_key_twice_in_any_order_is_not_believed(
     twice = Twice(*TREE, page=3)
     twice.order = as_tree
     twice.use(monkeypatch, OWN_ORDER)
-    monkeypatch.setattr("storage_audit.audit.scan.lanes.BATCH", batch)
+    monkeypatch.setattr("storage_audit.scan.fetchers.BATCH", batch)
     found = reconcile()
     assert found.status == "failed"
     assert "twice" in found.error
@@ -263,8 +263,8 @@ def seaweed(
 ) -> Bucket:
     found = Bucket(seaweedfs)
     found.wipe()
-    installation.claim(found.name)
-    monkeypatch.setattr(r2, "PAGE", 3)
+    bucket_marker.claim(found.name)
+    monkeypatch.setattr(s3, "PAGE", 3)
     alive("proj_1")
     return found
 
@@ -277,9 +277,9 @@ def test_seaweedfs_is_scanned_in_its_order(
     seaweed: Bucket, monkeypatch: pytest.MonkeyPatch, known: bool
 ) -> None:
     if not known:
-        content = installation.read_marker(seaweed.name) or {}
+        content = bucket_marker.read_marker(seaweed.name) or {}
         del content["lists_in_key_order"]
-        monkeypatch.setattr(installation, "read_marker", lambda bucket: content)
+        monkeypatch.setattr(bucket_marker, "read_marker", lambda bucket: content)
     seaweed.put(*KEYS)
     found = backfill()
     assert (found.status, found.error, found.in_key_order) == ("complete", "", False)

@@ -13,19 +13,20 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pytest_django import Settings
 
-from storage_audit.audit.installation import Traits
-from storage_audit.audit.key_format import Reading
-from storage_audit.audit.layouts import DEFAULT_KINDS, DEFAULT_TEMPLATES, MADE_UP, Layouts
-from storage_audit.audit.scan import plain, rows
-from storage_audit.audit.scan.plain import Sorted
-from storage_audit.audit.scan.sides import Line
 from storage_audit.bucket import listing
 from storage_audit.bucket.errors import Broken
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.conf import conf
-from storage_audit.items import CleanupItem
 from storage_audit.models import KnownProject, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.scans import BucketScan
+from storage_audit.ownership.bucket_marker import Traits
+from storage_audit.ownership.key_format import Reading
+from storage_audit.ownership.key_formats import DEFAULT_KINDS, DEFAULT_TEMPLATES, MADE_UP, Layouts
+from storage_audit.scan import fast_path
+from storage_audit.scan.diff_lines import Line
+from storage_audit.scan.fast_path import Sorted
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.tracking import rows
 from tests import scanning
 from tests.scanning import Listing, a, alive, backfill, entry, findings, track
 from tests.strange_keys import HARD, KEYS, TRAPS
@@ -106,7 +107,7 @@ def said(found: BucketScan) -> tuple[Any, ...]:
 
 def both_ways(patch: pytest.MonkeyPatch, **scope: Any) -> list[list[str]]:
     """Backfill with and without a short way; what went it, by batch."""
-    went, real = list[list[str]](), plain.sort_out
+    went, real = list[list[str]](), fast_path.sort_out
 
     def sort_out(*args: Any) -> Sorted:
         found = real(*args)
@@ -118,7 +119,7 @@ def both_ways(patch: pytest.MonkeyPatch, **scope: Any) -> list[list[str]]:
     as_they_were, results = list(before), []
     for way in (sort_out, no_plain):
         R2Object.objects.exclude(key__in=before_keys).forget()
-        patch.setattr(plain, "sort_out", way)
+        patch.setattr(fast_path, "sort_out", way)
         found = backfill(**scope)
         results.append((said(found), written(), findings()))
     assert results[0] == results[1]

@@ -13,9 +13,9 @@ from pytest_django import Settings
 
 from devtools.faults.matching import is_listing, is_listing_at, is_listing_under, on, then
 from devtools.faults.proxy import FaultyStore
-from storage_audit.management.processes import beside
-from storage_audit.scans import BucketScan
-from storage_audit.store_calls import StoreCalls
+from storage_audit.bucket.models import StoreCalls
+from storage_audit.management.scan_processes import beside
+from storage_audit.scan.models.scan import BucketScan
 from tests.bucket import Bucket
 from tests.commands import run_command
 from tests.processes import Command

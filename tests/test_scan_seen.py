@@ -7,17 +7,17 @@ from unicodedata import normalize
 import pytest
 from django.utils import timezone
 
-from storage_audit.audit.installation import Traits
-from storage_audit.audit.scan import ending
-from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.bucket.listing import as_bytes
-from storage_audit.findings import Finding
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.scan_parts import Sighting
-from storage_audit.scans import BucketScan
-from storage_audit.transitions import IllegalTransition
+from storage_audit.ownership.bucket_marker import Traits
+from storage_audit.scan import conclude
+from storage_audit.scan.models.parts import Sighting
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.worker import work_on_scan
 from tests import scanning
 from tests.scanning import (
     LONG_AGO,
@@ -370,7 +370,7 @@ def test_acknowledgement_outlasts_a_project_created_as_the_scan_ends(
     listing: Listing, monkeypatch: pytest.MonkeyPatch, covered: bool
 ) -> None:
     keep(ORPHAN)
-    original = ending.take_back
+    original = conclude.take_back
 
     def create_and_take_back(found: BucketScan) -> None:
         alive("proj_9")
@@ -378,7 +378,7 @@ def test_acknowledgement_outlasts_a_project_created_as_the_scan_ends(
             Project.objects.filter(pk="proj_9").delete()
         original(found)
 
-    monkeypatch.setattr(ending, "take_back", create_and_take_back)
+    monkeypatch.setattr(conclude, "take_back", create_and_take_back)
     complete()
     assert the_orphan().state == "acknowledged"
 

@@ -19,11 +19,11 @@ from pytest_django import Settings
 from devtools.faults.matching import is_listing_under, on, then
 from devtools.faults.proxy import FaultyStore
 from storage_audit import queue, tasks
-from storage_audit.audit import installation
-from storage_audit.audit.scan.requests import share, start_scan
-from storage_audit.findings import Finding
-from storage_audit.scan_parts import ScanShard
-from storage_audit.scans import BucketScan
+from storage_audit.findings.models import Finding
+from storage_audit.ownership import bucket_marker
+from storage_audit.scan.models.parts import ScanShard
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.start import share, start_scan
 from tests.bucket import Bucket
 from tests.queues import Cluster, list_enqueued_ids, list_results, print_log_on_failure
 from tests.scanning import begin_in_four_parts
@@ -98,7 +98,7 @@ def test_a_scan_that_fails_in_a_worker_is_in_its_log_with_what_to_do(
     bucket: Bucket, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = begun()
-    bucket.r2.remove(installation.MARKER, bucket.name)
+    bucket.r2.remove(bucket_marker.MARKER, bucket.name)
     assert tasks.take_part(str(made.pk)) == "failed"
     [record] = [each for each in caplog.records if each.levelno == logging.ERROR]
     assert f"Scan {made.pk} failed: " in record.getMessage()

@@ -22,18 +22,19 @@ from devtools.faults.matching import (
     on,
 )
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
-from storage_audit.audit import installation
-from storage_audit.audit.scan import batch, lanes, rows, sightings, worker
-from storage_audit.audit.scan.lanes import Lanes
-from storage_audit.audit.scan.requests import start_scan
-from storage_audit.audit.scan.witness import Witness
-from storage_audit.audit.scan.worker import work_on_scan
 from storage_audit.bucket.errors import Unavailable
-from storage_audit.bucket.r2 import Listed
-from storage_audit.findings import Finding
+from storage_audit.bucket.s3 import Listed
+from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.scan_parts import Sighting
-from storage_audit.scans import BucketScan
+from storage_audit.ownership import bucket_marker
+from storage_audit.scan import compare, fetchers, sightings, worker
+from storage_audit.scan.fetchers import Lanes
+from storage_audit.scan.marker_sighting import Witness
+from storage_audit.scan.models.parts import Sighting
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.start import start_scan
+from storage_audit.scan.worker import work_on_scan
+from storage_audit.tracking import rows
 from tests import scanning
 from tests.bucket import Bucket
 from tests.scanning import Listing, a, alive, complete, findings, resume, track
@@ -48,7 +49,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page has four keys, and each is written before the next."""
     scanning.quick(monkeypatch)
     scanning.page_size(monkeypatch, 4)
-    monkeypatch.setattr(lanes, "BATCH", 1)
+    monkeypatch.setattr(fetchers, "BATCH", 1)
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0)
 
 
@@ -217,7 +218,7 @@ EXPECTED = {("missing", KEYS[8]), ("untracked", a(20))}
 STEPS = {
     "before the marker is asked for": (Witness, "look"),
     "before its answer": (Witness, "vouch"),
-    "before the parts are locked": (batch, "lock"),
+    "before the parts are locked": (compare, "lock"),
     "while it writes": (sightings, "save"),
     "before it notes the marker": (BucketScan, "vouch"),
 }
@@ -267,7 +268,7 @@ def test_a_backfill_writes_no_row_before_the_marker_was_seen(
     if kind == "changed":
         R2Object.objects.filter(key=KEYS[1]).update(size=1)
     steps: list[str] = []
-    monkeypatch.setattr(lanes, "BATCH", 15)
+    monkeypatch.setattr(fetchers, "BATCH", 15)
     for place, name in ((Witness, "vouch"), (rows, "load"), (rows, "update")):
         monkeypatch.setattr(place, name, logged(steps, getattr(place, name)))
     assert scanning.backfill().status == "complete"
@@ -279,7 +280,7 @@ def test_the_marker_is_asked_for_when_the_pages_have_arrived(
     listing: Listing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
-    for place, name in ((Lanes, "gather"), (Witness, "look"), (batch, "write")):
+    for place, name in ((Lanes, "gather"), (Witness, "look"), (compare, "write")):
         monkeypatch.setattr(place, name, logged(steps, getattr(place, name)))
     complete()
     each = [step for step in steps if step != "gather"]
@@ -360,11 +361,13 @@ def test_a_scan_whose_marker_is_another_one_starts_again(
 ) -> None:
     found = half_listed(listing)
     other = scanning.MARKER._replace(etag="other")
-    monkeypatch.setattr(installation, "find_marker", lambda bucket: other)
-    monkeypatch.setattr(installation, "see_marker", lambda bucket: installation.name_marker(other))
+    monkeypatch.setattr(bucket_marker, "find_marker", lambda bucket: other)
+    monkeypatch.setattr(
+        bucket_marker, "see_marker", lambda bucket: bucket_marker.name_marker(other)
+    )
     assert resume(found).status == "complete"
     assert findings() == EXPECTED
-    assert found.marker == installation.name_marker(other)
+    assert found.marker == bucket_marker.name_marker(other)
 
 
 @pytest.mark.parametrize("change", ["marker", "time"])
@@ -404,7 +407,7 @@ def test_nobody_ends_a_scan_that_another_worker_has_started_again(
     listing: Listing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Just when the last look at the marker is over."""
-    real, found = installation.see_marker, scanning.begin()
+    real, found = bucket_marker.see_marker, scanning.begin()
     calls = 0
 
     def start_again(bucket: str) -> str:
@@ -414,7 +417,7 @@ def test_nobody_ends_a_scan_that_another_worker_has_started_again(
             BucketScan.objects.get(pk=found.pk).start_again()
         return real(bucket)
 
-    monkeypatch.setattr(installation, "see_marker", start_again)
+    monkeypatch.setattr(bucket_marker, "see_marker", start_again)
     assert scanning.work(found).status == "running"
     assert found.shards.unfinished().exists() and findings() == set()
     assert scanning.work(found).status == "complete"
@@ -434,7 +437,7 @@ def test_the_marker_is_asked_for_once_for_each_batch(
         looks += 1
         return scanning.MARKER
 
-    monkeypatch.setattr(installation, "find_marker", find_marker)
+    monkeypatch.setattr(bucket_marker, "find_marker", find_marker)
     assert len(list(work_on_scan(scanning.begin()))) == looks > 2
 
 
@@ -448,8 +451,8 @@ def test_trouble_with_a_look_at_the_marker_that_passes_is_none_of_the_scan(
             raise error
         return scanning.MARKER
 
-    monkeypatch.setattr(installation, "find_marker", find_marker)
-    monkeypatch.setattr(lanes.logger, "disabled", True)
+    monkeypatch.setattr(bucket_marker, "find_marker", find_marker)
+    monkeypatch.setattr(fetchers.logger, "disabled", True)
     complete()
     assert findings() == EXPECTED
 
@@ -469,8 +472,8 @@ def test_a_store_that_asks_for_a_long_pause_does_not_hold_a_scan_up(
         if error := next(page, None):
             raise error
 
-    monkeypatch.setattr(installation, "find_marker", find_marker)
-    monkeypatch.setattr(lanes, "LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr(bucket_marker, "find_marker", find_marker)
+    monkeypatch.setattr(fetchers, "LONGEST_PAUSE", 0.0)
     listing.before_page = before_page
     complete()
     assert findings() == EXPECTED
@@ -486,8 +489,8 @@ def test_a_scan_that_ends_does_not_wait_for_the_pause_before_a_look_at_the_marke
         waits.set()
         raise Unavailable("busy", retry_after=30)
 
-    monkeypatch.setattr(installation, "find_marker", find_marker)
-    monkeypatch.setattr(lanes, "LONGEST_PAUSE", 30.0)
+    monkeypatch.setattr(bucket_marker, "find_marker", find_marker)
+    monkeypatch.setattr(fetchers, "LONGEST_PAUSE", 30.0)
     began = monotonic()
     with Witness("tests") as witness:
         witness.look()

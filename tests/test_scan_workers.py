@@ -14,21 +14,21 @@ from django.db.transaction import atomic
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from storage_audit.audit.scan import batch, ending, lanes, worker
-from storage_audit.audit.scan.lanes import PageRead, Stretch
-from storage_audit.audit.scan.requests import start_scan
-from storage_audit.audit.scan.sides import key_of
-from storage_audit.audit.scan.worker import work_on_scan
-from storage_audit.bucket import uploads
+from storage_audit.bucket import multipart
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.bucket.listing import Identity, exact
-from storage_audit.bucket.uploads import Upload
-from storage_audit.bucket.wire import Entries
-from storage_audit.findings import Finding
+from storage_audit.bucket.listing_xml import Entries
+from storage_audit.bucket.multipart import Upload
+from storage_audit.cleanup.models.states import LeaseLost
+from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.scan_parts import ScanShard, Sighting
-from storage_audit.scans import BucketScan
-from storage_audit.transitions import LeaseLost
+from storage_audit.scan import compare, conclude, fetchers, worker
+from storage_audit.scan.diff_lines import key_of
+from storage_audit.scan.fetchers import PageRead, Stretch
+from storage_audit.scan.models.parts import ScanShard, Sighting
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.start import start_scan
+from storage_audit.scan.worker import work_on_scan
 from tests import scanning
 from tests.scanning import Listing, a, alive, complete, entry, findings, now, said, track
 
@@ -43,9 +43,9 @@ FIGURES = ("listed", "listed_bytes", "unchanged", "missing", "untracked", "orpha
 def listing(monkeypatch: pytest.MonkeyPatch) -> Listing:
     """What a scan finds to say something of, at many places."""
     scanning.quick(monkeypatch)
-    monkeypatch.setattr("storage_audit.audit.scan.shards.WORTH", 80)
-    monkeypatch.setattr(lanes, "BATCH", 3)
-    monkeypatch.setattr(lanes, "PATIENCE", 0.1)
+    monkeypatch.setattr("storage_audit.scan.shards.WORTH", 80)
+    monkeypatch.setattr(fetchers, "BATCH", 3)
+    monkeypatch.setattr(fetchers, "PATIENCE", 0.1)
     alive(*PROJECTS[1:])
     for project in PROJECTS:
         track(*(a(n, project) for n in range(60)), project_id=project)
@@ -69,7 +69,7 @@ def test_who_comes_late_to_the_end_notes_nothing_more(
             scanning.work(others.pop())
         return iter([[upload]])
 
-    monkeypatch.setattr(uploads, "unfinished", unfinished)
+    monkeypatch.setattr(multipart, "unfinished", unfinished)
     for one in (found, third):
         scanning.work(one)
         assert (one.status, one.unfinished) == ("complete", 1)
@@ -109,14 +109,14 @@ def together(found: BucketScan, count: int) -> list[BucketScan]:
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each key was compared and written down."""
-    counts, counting, real = Counter[str](), Lock(), batch.write
+    counts, counting, real = Counter[str](), Lock(), compare.write
 
     def write(of: BucketScan, token: Any, stretches: list[Stretch], *rest: Any) -> None:
         real(of, token, stretches, *rest)
         with counting:
             counts.update(key_of(line) for each in stretches for line in each.lines)
 
-    monkeypatch.setattr(batch, "write", write)
+    monkeypatch.setattr(compare, "write", write)
     return counts
 
 
@@ -135,8 +135,8 @@ def test_several_say_what_one_says(
     Finding.objects.all().delete()
     written.clear()
     if cuts:
-        monkeypatch.setattr("storage_audit.audit.scan.shards.WORTH", 10_000)
-        monkeypatch.setattr("storage_audit.scan_parts.LARGE", 10)
+        monkeypatch.setattr("storage_audit.scan.shards.WORTH", 10_000)
+        monkeypatch.setattr("storage_audit.scan.models.parts.LARGE", 10)
     listing.before_page = lambda number: pause()
     found = start_scan(purpose=BucketScan.Purpose.RECONCILE)
     ends = together(found, count)
@@ -226,7 +226,7 @@ def test_a_worker_that_slept_through_its_lease_does_not_count_twice(
     listing: Listing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It wakes in the middle of its batch, when another one has done all of it."""
-    found, real = whole(), batch.record
+    found, real = whole(), compare.record
     found.bucket = R2Object.objects.values_list("bucket", flat=True)[0]
     found.save()
     slept: list[Any] = []
@@ -249,8 +249,8 @@ def test_who_ends_first_says_it_and_the_other_says_nothing(
     listing: Listing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two that find everything done at the same moment."""
-    published, real = list[str](), ending.end
-    monkeypatch.setattr("storage_audit.audit.scan.ending.publish", counted(published, "published"))
+    published, real = list[str](), conclude.end
+    monkeypatch.setattr("storage_audit.scan.conclude.publish", counted(published, "published"))
     found = start_scan(purpose=BucketScan.Purpose.RECONCILE)
     both = Barrier(2)
 
@@ -266,7 +266,7 @@ def test_who_ends_first_says_it_and_the_other_says_nothing(
 
 
 def counted(calls: list[str], name: str) -> Callable[..., None]:
-    real = ending.publish
+    real = conclude.publish
 
     def publish(of: BucketScan) -> None:
         calls.append(name)
@@ -287,7 +287,7 @@ def test_figures_of_others_count_before_too_few_are_refused(
     monkeypatch.undo()
     listing.use(monkeypatch)
     assert stale.listed == 0 and not found.shards.unfinished().exists()
-    ending.end(stale, exact)
+    conclude.end(stale, exact)
     found.refresh_from_db()
     assert (found.status, found.error) == ("complete", "")
 

@@ -7,11 +7,11 @@ import pytest
 from devtools.faults.matching import is_delete_batch
 from devtools.faults.proxy import FaultyStore
 from devtools.seaweedfs import SeaweedFS
-from storage_audit.audit import installation
-from storage_audit.bucket import r2
+from storage_audit.bucket import s3
 from storage_audit.bucket.errors import Broken
 from storage_audit.bucket.listing import as_bytes, exact, find, pages
 from storage_audit.models import R2Object
+from storage_audit.ownership import bucket_marker
 from tests.bucket import Bucket
 from tests.network import faulty_network
 from tests.promises import Status, again, alive, check, delete, outcomes, track
@@ -32,7 +32,7 @@ def proxy(seaweedfs: SeaweedFS) -> Iterator[FaultyStore]:
 def bucket(seaweedfs: SeaweedFS, proxy: FaultyStore, transactional_db: None) -> Bucket:
     found = Bucket(seaweedfs)
     found.wipe()
-    installation.claim(found.name)
+    bucket_marker.claim(found.name)
     proxy.seen.clear()
     return found
 
@@ -55,7 +55,7 @@ def test_keys_are_found_in_its_order_or_not_at_all(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
     """Broken is no answer, and absence is never said of what is there."""
-    monkeypatch.setattr(r2, "PAGE", page)
+    monkeypatch.setattr(s3, "PAGE", page)
     keys = ["a-b", "a.b", "a/0", "a/b", "a/b-c/d", "a/b.c", "a0", "b/c/d", "b/c-d/e", "b/c0"]
     bucket.put(*keys)
     for asked in [*([key] for key in keys), keys[:2], keys[3:6], keys]:

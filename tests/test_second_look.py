@@ -14,9 +14,8 @@ from devtools.cloudflare_api import CloudflareApi
 from devtools.faults.matching import is_anything, is_listing_under, on, then
 from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, Rule, faulty_store
 from devtools.local_r2 import LocalR2
-from storage_audit.audit import requests, second_look
-from storage_audit.audit.installation import MARKER, Mismatch
-from storage_audit.bucket import cloudflare, listing, r2
+from storage_audit.bucket import cloudflare_api as cloudflare
+from storage_audit.bucket import listing, s3
 from storage_audit.bucket.errors import (
     Barred,
     Broken,
@@ -26,9 +25,11 @@ from storage_audit.bucket.errors import (
     TooLate,
     Unavailable,
 )
+from storage_audit.cleanup import cloudflare_crosscheck, requests
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.clocks import monotonic
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
+from storage_audit.ownership.bucket_marker import MARKER, Mismatch
 from tests.bucket import BUCKETS, Bucket
 from tests.promises import (
     FLAT,
@@ -515,11 +516,11 @@ def test_it_takes_no_longer_than_it_may(
     bucket.put("odd/1", "odd/2")
     track(bucket, "odd/1", "proj_1")
     track(bucket, "odd/2", "proj_1")
-    monkeypatch.setattr(second_look, "LONE_KEYS", 1)
+    monkeypatch.setattr(cloudflare_crosscheck, "LONE_KEYS", 1)
     assert told(verify_project("proj_1")).endswith("It was not asked for 1 more keys.")
     with pytest.raises(StoreError, match="outside"):
         remaining(bucket)
-    monkeypatch.setattr(second_look, "LONGEST", -1.0)
+    monkeypatch.setattr(cloudflare_crosscheck, "LONGEST", -1.0)
     operation = verify_project("proj_1")
     assert operation.status == Status.CLEAN
     assert "took longer" in told(operation)
@@ -541,7 +542,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (second_look, r2):
+    for module in (cloudflare_crosscheck, s3):
         monkeypatch.setattr(module, "monotonic", lambda: clock.now)
     return clock
 
@@ -552,12 +553,12 @@ def test_it_takes_no_longer_for_keys_that_stand_alone(
     keys = ["odd/1", "odd/2", "odd/3"]
     bucket.put(*keys)
     for key in keys:
-        there = r2.head(bucket.name, key)._asdict()
+        there = s3.head(bucket.name, key)._asdict()
         track(bucket, there.pop("key"), None, **there)
     R2Object.objects.all().delete()
     operation = CleanupOperation.objects.get()
     assert run(operation).status == Status.CLEAN
-    rest.rules.append(on(under("odd/"), then(clock.goes_on(second_look.LONGEST + 1))))
+    rest.rules.append(on(under("odd/"), then(clock.goes_on(cloudflare_crosscheck.LONGEST + 1))))
     assert "took longer" in told(run(requests.verify_operation(operation)))
     assert len([request for request in rest.seen if under("odd/")(request)]) == 1
 
@@ -566,7 +567,7 @@ def test_it_takes_no_longer_for_keys_that_stand_alone(
 
 
 def remaining(bucket: Bucket, project_id: str = "proj_1", seconds: float = 60) -> list[str]:
-    return second_look.remaining(project_id, bucket.name, seconds=seconds)
+    return cloudflare_crosscheck.remaining(project_id, bucket.name, seconds=seconds)
 
 
 def test_what_remains_is_what_a_cleanup_would_take(bucket: Bucket, rest: FaultyStore) -> None:

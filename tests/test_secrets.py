@@ -31,14 +31,14 @@ from devtools.faults import matching
 from devtools.faults.kinds import error, per_key
 from devtools.faults.matching import Matches, is_anything, on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, Rule
-from storage_audit.audit import requests, retention
-from storage_audit.audit.installation import MARKER
 from storage_audit.bucket.errors import StoreError
+from storage_audit.cleanup import requests, retention
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.event import OperationEvent
+from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.conf import conf
-from storage_audit.items import CleanupItem
-from storage_audit.operations import CleanupOperation
+from storage_audit.ownership.bucket_marker import MARKER
 from storage_audit.redaction import HIDDEN
-from storage_audit.timeline import OperationEvent
 from tests.admin_client import superuser
 from tests.bucket import Bucket
 from tests.commands import run_command

@@ -16,16 +16,16 @@ from django.test import override_settings
 
 from devtools.faults.matching import is_delete_batch, is_delete_single, keys_sent, on, then
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
-from storage_audit.audit import cleanup, deletion, pace, sending
-from storage_audit.audit.installation import Mismatch
-from storage_audit.audit.pace import Pace
-from storage_audit.audit.sending import Planned, Proof
-from storage_audit.audit.work import OutOfTime, Reborn, Undecided, Work
 from storage_audit.bucket import deleters
 from storage_audit.bucket.errors import Unavailable
+from storage_audit.cleanup import adaptive_batch, delete_batches, delete_pipeline, runner
+from storage_audit.cleanup.adaptive_batch import Pace
+from storage_audit.cleanup.delete_pipeline import Planned, Proof
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.turn import OutOfTime, Reborn, Undecided, Work
 from storage_audit.clocks import monotonic
-from storage_audit.items import CleanupItem
-from storage_audit.operations import CleanupOperation
+from storage_audit.ownership.bucket_marker import Mismatch
 from tests.bucket import Bucket
 from tests.promises import Status, check, fill_project, outcomes, requested, run
 from tests.store_replies import BUSY
@@ -36,7 +36,7 @@ Effect = Callable[[], None]
 @pytest.fixture
 def at_full_pace(store: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Four calls at once, of one key each: no more are allowed."""
-    monkeypatch.setitem(pace.MOST, "batch", Pace(1000, 4))
+    monkeypatch.setitem(adaptive_batch.MOST, "batch", Pace(1000, 4))
     with override_settings(STORAGE_AUDIT={**settings.STORAGE_AUDIT, "BATCH_SIZE": 1}):
         yield
 
@@ -44,7 +44,7 @@ def at_full_pace(store: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> Iterato
 @pytest.fixture
 def call_by_call(store: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Lanes of many calls, whose next batch would not be proved beside them otherwise."""
-    monkeypatch.setattr(pace, "keeps_up", lambda operation: True)
+    monkeypatch.setattr(adaptive_batch, "keeps_up", lambda operation: True)
     changed = {"BATCH_SIZE": 2, "STRATEGY": "parallel"}
     with override_settings(STORAGE_AUDIT={**settings.STORAGE_AUDIT, **changed}):
         yield
@@ -66,7 +66,7 @@ def two_long_batches(bucket: Bucket) -> CleanupOperation:
 
 def before_second_proof(patch: pytest.MonkeyPatch, effect: Effect) -> list[list[str]]:
     """The keys of each proof that is made from now on."""
-    proofs, real = list[list[str]](), deletion.prove
+    proofs, real = list[list[str]](), delete_batches.prove
 
     def prove(work: Work, batch: list[Planned]) -> Proof:
         proofs.append([item.key for item in batch])
@@ -74,7 +74,7 @@ def before_second_proof(patch: pytest.MonkeyPatch, effect: Effect) -> list[list[
             effect()
         return real(work, batch)
 
-    patch.setattr(deletion, "prove", prove)
+    patch.setattr(delete_batches, "prove", prove)
     return proofs
 
 
@@ -88,13 +88,13 @@ class Gate:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.in_time, self._here = list[bool](), Semaphore(0)
-        self._stops, real = list[Event](), sending.send
+        self._stops, real = list[Event](), delete_pipeline.send
 
         def send(*args: Any) -> deleters.Sent:
             self._stops.append(args[-1])
             return real(*args)
 
-        patch.setattr(sending, "send", send)
+        patch.setattr(delete_pipeline, "send", send)
 
     def __call__(self, request: Request, forward: Forward) -> Reply:
         self._here.release()
@@ -152,7 +152,7 @@ def test_two_batches_have_no_more_calls_at_once_than_one(
 ) -> None:
     fill_project(bucket, 12)
     operation, lock, four = requested("proj_1"), Lock(), Barrier(4)
-    real, sent, other_is_sent = sending.send, list[list[str]](), Event()
+    real, sent, other_is_sent = delete_pipeline.send, list[list[str]](), Event()
 
     def send(*args: Any) -> deleters.Sent:
         sent.append(args[1])
@@ -177,7 +177,7 @@ def test_two_batches_have_no_more_calls_at_once_than_one(
             under_way -= 1
         return reply
 
-    monkeypatch.setattr(sending, "send", send)
+    monkeypatch.setattr(delete_pipeline, "send", send)
     store.rules.append(on(is_delete_batch, count))
     assert run(operation).status == Status.CLEAN
     assert most == 4
@@ -186,13 +186,13 @@ def test_two_batches_have_no_more_calls_at_once_than_one(
 @pytest.mark.parametrize("strategy", ["parallel", "sequential", "wrangler", "wrangler_sequential"])
 def test_proof_never_grows_old_behind_a_batch_of_many_calls(strategy: str) -> None:
     operation = CleanupOperation(strategy=strategy)
-    operation.pace = pace.most_of(operation)._asdict()
-    assert not pace.keeps_up(operation)
+    operation.pace = adaptive_batch.most_of(operation)._asdict()
+    assert not adaptive_batch.keeps_up(operation)
     operation.strategy = "batch"
-    operation.pace = pace.most_of(operation)._asdict()
-    assert pace.keeps_up(operation)
-    operation.pace = pace.most_of(operation).slower()._asdict()
-    assert not pace.keeps_up(operation)
+    operation.pace = adaptive_batch.most_of(operation)._asdict()
+    assert adaptive_batch.keeps_up(operation)
+    operation.pace = adaptive_batch.most_of(operation).slower()._asdict()
+    assert not adaptive_batch.keeps_up(operation)
 
 
 KEY_BY_KEY = Reply(
@@ -235,11 +235,11 @@ def test_nothing_is_sent_on_a_look_that_grew_old_behind_the_batch_before(
 ) -> None:
     operation, now, is_late = two_batches(bucket), [0.0], Event()
     proofs = before_second_proof(monkeypatch, lambda: None)
-    real = sending.Flight.land
+    real = delete_pipeline.Flight.land
 
-    def land_late(flight: sending.Flight, all_but: int = 0) -> None:
+    def land_late(flight: delete_pipeline.Flight, all_but: int = 0) -> None:
         if len(proofs) == 2:
-            now[0] = deletion.PROOF_LASTS + 1
+            now[0] = delete_batches.PROOF_LASTS + 1
             is_late.set()
         real(flight, all_but)
 
@@ -248,9 +248,9 @@ def test_nothing_is_sent_on_a_look_that_grew_old_behind_the_batch_before(
         return forward()
 
     store.rules.append(on(is_delete_batch, wait, times=4))
-    monkeypatch.setattr(sending.Flight, "land", land_late)
-    monkeypatch.setattr(deletion, "monotonic", lambda: now[0])
-    monkeypatch.setattr("storage_audit.bucket.r2.monotonic", lambda: now[0])
+    monkeypatch.setattr(delete_pipeline.Flight, "land", land_late)
+    monkeypatch.setattr(delete_batches, "monotonic", lambda: now[0])
+    monkeypatch.setattr("storage_audit.bucket.s3.monotonic", lambda: now[0])
     assert run(operation).status == Status.CLEAN
     for key in proofs[1]:
         assert sum(key in proof for proof in proofs) == 2
@@ -345,9 +345,9 @@ def test_trouble_of_the_batch_behind_counts_as_that_of_the_one_in_front(
     fill_project(bucket, 12)
     operation = requested("proj_1")
     CleanupOperation.objects.update(pace={"keys": 1, "calls": 4})
-    proofs, real = before_second_proof(monkeypatch, lambda: None), sending.record_answers
+    proofs, real = before_second_proof(monkeypatch, lambda: None), delete_pipeline.record_answers
     has_left, has_failed, has_landed = Event(), Event(), Event()
-    real_send = sending.send
+    real_send = delete_pipeline.send
 
     def send(*args: Any) -> deleters.Sent:
         sent = real_send(*args)
@@ -372,8 +372,8 @@ def test_trouble_of_the_batch_behind_counts_as_that_of_the_one_in_front(
             return BUSY
         return forward()
 
-    monkeypatch.setattr(sending, "send", send)
-    monkeypatch.setattr(sending, "record_answers", record)
+    monkeypatch.setattr(delete_pipeline, "send", send)
+    monkeypatch.setattr(delete_pipeline, "record_answers", record)
     store.rules.append(on(is_delete_batch, answer))
     operation = run(operation)
     assert operation.status == Status.INCOMPLETE
@@ -389,7 +389,7 @@ def test_trouble_of_the_batch_behind_counts_as_that_of_the_one_in_front(
 def test_pace_after_trouble_is_that_of_the_batch_that_had_it(bucket: Bucket) -> None:
     operation = CleanupOperation(strategy="batch")
     for size, expected in ((4000, Pace(250, 4)), (1000, Pace(250, 1)), (7, Pace(1, 1))):
-        assert Pace.for_size(size // 4, pace.most_of(operation)) == expected
+        assert Pace.for_size(size // 4, adaptive_batch.most_of(operation)) == expected
 
 
 @pytest.mark.parametrize("has_left", [True, False])
@@ -401,7 +401,11 @@ def test_answers_to_the_batch_behind_count_when_those_to_the_one_in_front_are_lo
     has_left: bool,
 ) -> None:
     """What has not left by then is not asked for, and does not count as sent."""
-    operation, real_send, real = two_batches(bucket), sending.send, sending.record_answers
+    operation, real_send, real = (
+        two_batches(bucket),
+        delete_pipeline.send,
+        delete_pipeline.record_answers,
+    )
     proofs = before_second_proof(monkeypatch, lambda: None)
     recorded, answered = list[Proof](), Event()
 
@@ -421,10 +425,10 @@ def test_answers_to_the_batch_behind_count_when_those_to_the_one_in_front_are_lo
             raise ZeroDivisionError
         real(operation, proof, sent)
 
-    monkeypatch.setattr(sending, "send", send)
-    monkeypatch.setattr(sending, "record_answers", fail_once)
+    monkeypatch.setattr(delete_pipeline, "send", send)
+    monkeypatch.setattr(delete_pipeline, "record_answers", fail_once)
     with pytest.raises(ZeroDivisionError):
-        cleanup.run_slice(operation.pk)
+        runner.run_slice(operation.pk)
     assert [[item.key for item in proof.may_go] for proof in recorded] == proofs
     of_key = {item.key: (item.outcome, item.tries) for item in operation.items.all()}
     assert {of_key[key] for key in proofs[0]} == {("deleting", 1)}
@@ -441,7 +445,7 @@ def test_a_look_that_takes_too_long_is_not_relied_on_and_the_next_one_is_smaller
 
     def let_time_pass() -> None:
         wait_for(4, left)  # The clock is read as a call leaves.
-        now[0] = deletion.PROOF_LASTS + 1
+        now[0] = delete_batches.PROOF_LASTS + 1
         is_late.set()
 
     def wait(request: Request, forward: Forward) -> Reply:
@@ -450,8 +454,8 @@ def test_a_look_that_takes_too_long_is_not_relied_on_and_the_next_one_is_smaller
         return forward()
 
     proofs = before_second_proof(monkeypatch, let_time_pass)
-    monkeypatch.setattr(deletion, "monotonic", lambda: now[0])
-    monkeypatch.setattr("storage_audit.bucket.r2.monotonic", lambda: now[0])
+    monkeypatch.setattr(delete_batches, "monotonic", lambda: now[0])
+    monkeypatch.setattr("storage_audit.bucket.s3.monotonic", lambda: now[0])
     store.rules.append(on(is_delete_batch, wait, times=4))
     assert run(operation).status == Status.CLEAN
     assert [len(proof) for proof in proofs[:3]] == [4, 4, 1]
@@ -466,13 +470,13 @@ def test_nothing_leaves_after_the_lease_that_it_was_proved_under(
     at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not asked for anew when a batch leaves behind another."""
-    operation, real, left = two_batches(bucket), sending.send, list[float]()
+    operation, real, left = two_batches(bucket), delete_pipeline.send, list[float]()
 
     def send(*args: Any) -> object:
         left.append(args[3] - monotonic())
         return real(*args)
 
-    monkeypatch.setattr(sending, "send", send)
+    monkeypatch.setattr(delete_pipeline, "send", send)
     lease = {"LEASE": timedelta(seconds=20)}
     with override_settings(STORAGE_AUDIT={**settings.STORAGE_AUDIT, **lease}):
         assert run(operation).status == Status.CLEAN
@@ -505,7 +509,7 @@ def test_turn_ends_with_the_answers_of_what_was_sent(
     operation = two_batches(bucket)
     with monkeypatch.context() as patch:
         patch.setattr(Work, "breathe", end_while_deleting)
-        cleanup.run_slice(operation.pk)
+        runner.run_slice(operation.pk)
     sent = [key for call in store.asked(is_delete_batch) for key in keys_sent(call)]
     answered = operation.items.filter(answer="Deleted", tries=1)
     assert sorted(answered.values_list("key", flat=True)) == sorted(sent)
@@ -535,7 +539,7 @@ def test_what_is_broken_off_makes_no_further_call(
     before_second_proof(monkeypatch, interrupt)
     store.rules.append(on(is_delete_single, gate))
     with suppress(type(error)):
-        cleanup.run_slice(operation.pk)
+        runner.run_slice(operation.pk)
     assert gate.in_time == [True] * 5
     assert len(bucket.keys()) == 15
     # Who was in no call does not count as sent, unless nobody was left to write that down.
@@ -552,15 +556,15 @@ def test_what_is_broken_off_while_it_is_waited_for_makes_no_further_call(
     operation, gate = requested("proj_1"), Gate(monkeypatch)
     CleanupOperation.objects.update(pace={"keys": 2, "calls": 5})
 
-    def interrupt(flight: sending.Flight, all_but: int = 0) -> None:
+    def interrupt(flight: delete_pipeline.Flight, all_but: int = 0) -> None:
         if flight._under_way:
             gate.wait()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(sending.Flight, "land", interrupt)
+    monkeypatch.setattr(delete_pipeline.Flight, "land", interrupt)
     store.rules.append(on(is_delete_single, gate))
     with pytest.raises(KeyboardInterrupt):
-        cleanup.run_slice(operation.pk)
+        runner.run_slice(operation.pk)
     assert gate.in_time == [True] * 5
     assert len(bucket.keys()) == 5
 
@@ -577,7 +581,7 @@ def test_lease_that_is_lost_stops_what_has_not_left(
 
     proofs = before_second_proof(monkeypatch, lose)
     store.rules.append(on(is_delete_single, gate))
-    assert cleanup.run_slice(operation.pk) is None
+    assert runner.run_slice(operation.pk) is None
     assert gate.in_time == [True] * 5
     assert len(bucket.keys()) == 15
     assert len(proofs) == 2
@@ -590,7 +594,7 @@ def test_only_the_thread_that_proves_asks_the_database(
     at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What another thread asks goes through a connection of its own, outside of the lease."""
-    operation, real, seen = two_batches(bucket), sending.send, list[bool]()
+    operation, real, seen = two_batches(bucket), delete_pipeline.send, list[bool]()
 
     def send(*args: object, **kwargs: object) -> object:
         before = connection.connection
@@ -599,7 +603,7 @@ def test_only_the_thread_that_proves_asks_the_database(
         finally:
             seen.append(connection.connection is before is None)
 
-    monkeypatch.setattr(sending, "send", send)
+    monkeypatch.setattr(delete_pipeline, "send", send)
     assert run(operation).status == Status.CLEAN
     assert seen == [True, True]
 
@@ -609,7 +613,7 @@ def test_no_item_is_in_two_batches(
 ) -> None:
     """What is under way has no answer yet, as has what an earlier worker left without one."""
     operation, batches = two_batches(bucket), list[set[str]]()
-    under_way, real = set[str](), sending.send
+    under_way, real = set[str](), delete_pipeline.send
 
     def send(operation: CleanupOperation, keys: list[str], *how: object) -> object:
         assert not under_way & set(keys)
@@ -621,7 +625,7 @@ def test_no_item_is_in_two_batches(
         finally:
             under_way.difference_update(keys)
 
-    monkeypatch.setattr(sending, "send", send)
+    monkeypatch.setattr(delete_pipeline, "send", send)
     assert run(operation).status == Status.CLEAN
     assert [len(batch) for batch in batches] == [4, 4]
     assert not batches[0] & batches[1]

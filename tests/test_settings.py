@@ -15,7 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 from pytest_django import Settings
 
 from devtools.environment import made_up_environment
-from storage_audit.bucket import r2
+from storage_audit.bucket import s3
 from storage_audit.conf import conf
 from tests.paths import ROOT
 from tests.site_settings import (
@@ -510,8 +510,8 @@ def test_good_settings_are_no_error_and_show_no_secret(settings: Settings) -> No
 
 
 def test_changed_settings_take_effect(settings: Settings) -> None:
-    before = r2.client()
+    before = s3.client()
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"BUCKET": "another"}
     assert conf().bucket == "another"
-    assert r2.client() is not before
-    assert r2.client() is r2.client()
+    assert s3.client() is not before
+    assert s3.client() is s3.client()

@@ -10,14 +10,14 @@ from pytest_django.fixtures import Settings
 from devtools.faults.kinds import lies
 from devtools.faults.matching import is_delete_batch, on
 from devtools.faults.proxy import FaultyStore
-from storage_audit.audit import cleanup, sending, settling, used_files, verification
-from storage_audit.audit.position import OLD_AFTER
-from storage_audit.audit.work import Work
-from storage_audit.incidents import Incident
-from storage_audit.items import CleanupItemQuerySet
+from storage_audit.alerts.models import Incident
+from storage_audit.cleanup import delete_pipeline, runner, settle, used_files, verify
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItemQuerySet
+from storage_audit.cleanup.position import OLD_AFTER
+from storage_audit.cleanup.turn import Work
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.upload import Upload
+from storage_audit.tracking.upload import Upload
 from tests.bucket import Bucket
 from tests.promises import (
     Status,
@@ -40,7 +40,7 @@ LATE = "projects/proj_1/scenes/s1/media/late.mp4"
 
 @pytest.fixture(autouse=True)
 def two_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settling, "TOGETHER", 2)
+    monkeypatch.setattr(settle, "TOGETHER", 2)
 
 
 def fill(bucket: Bucket, count: int = 5) -> list[str]:
@@ -51,7 +51,7 @@ def die_while_settling(
     monkeypatch: pytest.MonkeyPatch, operation: CleanupOperation, survived: int = 1
 ) -> None:
     """Run until the worker dies, with so many transactions behind it."""
-    original, left = settling.forget_rows, [None] * survived
+    original, left = settle.forget_rows, [None] * survived
 
     def forget_rows(operation: CleanupOperation, items: CleanupItemQuerySet) -> None:
         original(operation, items)
@@ -60,7 +60,7 @@ def die_while_settling(
         left.pop()
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(settling, "forget_rows", forget_rows)
+        patch.setattr(settle, "forget_rows", forget_rows)
         run(operation)
 
 
@@ -101,12 +101,12 @@ def test_error_while_its_findings_are_closed_leaves_all_as_it_was(bucket: Bucket
     def fail(**kwargs: object) -> None:
         raise RuntimeError
 
-    settling.objects_gone.connect(fail)
+    settle.objects_gone.connect(fail)
     try:
         with pytest.raises(RuntimeError):
             run(operation)
     finally:
-        settling.objects_gone.disconnect(fail)
+        settle.objects_gone.disconnect(fail)
     assert not bucket.keys() & set(keys) and not list_gone(operation)
     assert set(R2Object.objects.values_list("key", flat=True)) == set(keys)
     operation.refresh_from_db()
@@ -119,7 +119,7 @@ def test_settling_that_takes_longer_than_a_turn_ends(bucket: Bucket, settings: S
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SLICE": timedelta(0)}
     operation, settled = requested("proj_1"), list[int]()
     while operation.status in (Status.PENDING, Status.RUNNING):
-        cleanup.run_slice(operation.pk)
+        runner.run_slice(operation.pk)
         operation.refresh_from_db()
         if "ended" in operation.cursor:
             check_progress(operation)
@@ -154,7 +154,7 @@ def test_file_of_an_upload_that_ends_between_look_and_settling_is_not_called_abs
     assert outcomes(late_check(operation)) == {LATE: "deleted"}
 
 
-@pytest.mark.parametrize(("module", "step"), [(verification, "look"), (used_files, "lost")])
+@pytest.mark.parametrize(("module", "step"), [(verify, "look"), (used_files, "lost")])
 def test_file_of_an_upload_that_stored_it_and_is_still_open_is_not_called_absent(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, module: ModuleType, step: str
 ) -> None:
@@ -179,7 +179,7 @@ def test_row_of_a_file_uploaded_after_it_was_sent_for_deletion_stays(
     [key] = fill(bucket, 1)
     operation = requested("proj_1")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sending, "record_answers", raise_interrupt)
+        patch.setattr(delete_pipeline, "record_answers", raise_interrupt)
         run(operation)
     ago = timezone.now() - STALE_CALL
     operation.items.update(changed_at=ago)

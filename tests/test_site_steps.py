@@ -10,9 +10,9 @@ from django.db import models, transaction
 from django.db.models.signals import post_delete
 from django.http import HttpRequest
 
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
-from storage_audit.pages.projects import OwnerAdmin, ProjectAdmin
+from storage_audit.projects.admin.projects import OwnerAdmin, ProjectAdmin
 from tests.admin_client import confirm, page, superuser, text_of
 from tests.api_client import program, told
 from tests.promises import alive

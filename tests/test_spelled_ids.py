@@ -5,8 +5,8 @@ from unicodedata import normalize
 import pytest
 from pytest_django import Settings
 
-from storage_audit.audit import requests
-from storage_audit.audit.project_deletion import delete_project_by_id
+from storage_audit.cleanup import requests
+from storage_audit.cleanup.delete_projects import delete_project_by_id
 from storage_audit.models import Project
 from tests.bucket import Bucket
 from tests.promises import alive, check, delete, deleted, outcomes, run, track, verify_project

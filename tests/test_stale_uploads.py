@@ -22,22 +22,24 @@ from devtools.faults.pages import (
 )
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from devtools.seaweedfs import SeaweedFS
-from storage_audit.audit import deletion, installation, stale_uploads
-from storage_audit.audit.covering import why_covered
-from storage_audit.audit.installation import Mismatch
-from storage_audit.audit.scan import unfinished
-from storage_audit.audit.scan.requests import start_scan
-from storage_audit.audit.scan.worker import work_on_scan
-from storage_audit.bucket import frame, r2, uploads
+from storage_audit.bucket import frame, multipart, s3
 from storage_audit.bucket.errors import Broken, StoreError
 from storage_audit.bucket.listing import is_too_long
-from storage_audit.bucket.uploads import Upload
+from storage_audit.bucket.multipart import Upload
+from storage_audit.cleanup import delete_batches
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.open_decisions import why_covered
 from storage_audit.conf import conf
-from storage_audit.findings import Finding
+from storage_audit.findings import abort_uploads
+from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.scan_parts import Sighting
-from storage_audit.scans import BucketScan
+from storage_audit.ownership import bucket_marker
+from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.scan import unfinished_uploads
+from storage_audit.scan.models.parts import Sighting
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.start import start_scan
+from storage_audit.scan.worker import work_on_scan
 from tests.bucket import Bucket
 from tests.commands import run_command
 from tests.network import faulty_network
@@ -60,7 +62,7 @@ def tree(seaweedfs: SeaweedFS, proxy: FaultyStore, transactional_db: None) -> Bu
     bucket = Bucket(seaweedfs)
     bucket.wipe()
     end_all(bucket)
-    installation.claim(bucket.name)
+    bucket_marker.claim(bucket.name)
     return bucket
 
 
@@ -85,7 +87,7 @@ def begin(bucket: Bucket, *keys: str) -> None:
 
 
 def there(bucket: Bucket) -> list[str]:
-    pages = uploads.unfinished(bucket.name, "")
+    pages = multipart.unfinished(bucket.name, "")
     assert pages is not None
     return sorted(upload.key for page in pages for upload in page)
 
@@ -94,7 +96,7 @@ def sighted(
     bucket: Bucket, *prefixes: str, older_than: timedelta = AT_ONCE
 ) -> list[Sighting] | None:
     scan = BucketScan.objects.create(bucket=bucket.name)
-    seen = unfinished.sightings(scan, prefixes or [""], older_than)
+    seen = unfinished_uploads.sightings(scan, prefixes or [""], older_than)
     return None if seen is None else Sighting.objects.bulk_create(seen)
 
 
@@ -114,7 +116,7 @@ def findings(bucket: Bucket) -> list[Finding]:
 def aborted(*found: Finding) -> list[str]:
     """How each is resolved, or why it is not."""
     fresh = Finding.objects.filter(pk__in=[finding.pk for finding in found]).order_by("key", "pk")
-    return [one.resolution or one.objection for one in stale_uploads.abort(fresh)]
+    return [one.resolution or one.objection for one in abort_uploads.abort(fresh)]
 
 
 # Found
@@ -182,7 +184,7 @@ def test_memory_does_not_grow_with_the_uploads(tree: Bucket, proxy: FaultyStore)
     frame.expect(tree.name, ())  # The pages are made by hand.
     proxy.rules.append(on(is_uploads_listing, page))
     scan = BucketScan.objects.create(bucket=tree.name)
-    seen = unfinished.sightings(scan, [""], AT_ONCE)
+    seen = unfinished_uploads.sightings(scan, [""], AT_ONCE)
     assert seen is not None
     for number in range(1, 6):
         assert next(seen).key == str(number)
@@ -224,7 +226,7 @@ FOREIGN: dict[str, Callable[[str], str]] = {
 
 def test_page_of_another_request_is_no_listing(tree: Bucket, proxy: FaultyStore) -> None:
     begin(tree, "a/1")
-    frame.expect(tree.name, installation.check(tree.name).echoes)
+    frame.expect(tree.name, bucket_marker.check(tree.name).echoes)
     believed = []
     for name, change in FOREIGN.items():
         proxy.rules[:] = [on(is_uploads_listing, changed(change))]
@@ -249,7 +251,7 @@ def test_uploads_of_several_pages_are_in_order(
     frame.expect(tree.name, ())
     proxy.rules.append(on(is_uploads_listing, Reply(200, body.encode())))
     with pytest.raises(Broken, match="order"):
-        uploads.page_of("tests", "", {"KeyMarker": "a", "UploadIdMarker": "u"})
+        multipart.page_of("tests", "", {"KeyMarker": "a", "UploadIdMarker": "u"})
 
 
 # Aborted
@@ -300,7 +302,7 @@ def test_key_that_no_request_can_name_is_too_long_only_beyond_what_a_key_can_be(
 
 def test_dry_run_aborts_nothing(tree: Bucket, old: None) -> None:
     begin(tree, KEY)
-    assert [one.objection for one in stale_uploads.abort(findings(tree), dry_run=True)] == [""]
+    assert [one.objection for one in abort_uploads.abort(findings(tree), dry_run=True)] == [""]
     assert there(tree) == [KEY]
     assert Finding.objects.get().state == "open"
 
@@ -393,14 +395,14 @@ def test_upload_is_not_aborted_by_a_process_that_was_stopped_after_its_look(
     tree: Bucket, old: None, proxy: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin(tree, KEY)
-    now, abort = [0.0], uploads.abort
+    now, abort = [0.0], multipart.abort
 
     def stop_and_abort(bucket: str, upload: Upload) -> None:
-        now[0] += deletion.PROOF_LASTS + 1
+        now[0] += delete_batches.PROOF_LASTS + 1
         abort(bucket, upload)
 
-    monkeypatch.setattr(uploads, "abort", stop_and_abort)
-    for module in (deletion, r2):
+    monkeypatch.setattr(multipart, "abort", stop_and_abort)
+    for module in (delete_batches, s3):
         monkeypatch.setattr(module, "monotonic", lambda: now[0])
     [told] = aborted(*findings(tree))
     assert told.startswith("Not sent: the look before it is too old by now.")
@@ -445,7 +447,7 @@ def test_empty_copy_of_the_bucket_resolves_nothing(
 def test_nothing_is_aborted_in_another_bucket(tree: Bucket, old: None) -> None:
     begin(tree, KEY)
     found = findings(tree)
-    tree.r2.remove(installation.MARKER, tree.name)
+    tree.r2.remove(bucket_marker.MARKER, tree.name)
     with pytest.raises(Mismatch):
         aborted(*found)
     assert there(tree) == [KEY]

@@ -26,9 +26,9 @@ from devtools.faults.kinds import KINDS
 from devtools.faults.matching import is_delete_batch, on, then
 from devtools.faults.proxy import FaultyStore
 from devtools.local_r2 import LocalR2
-from storage_audit.bucket import r2
+from storage_audit.bucket import s3
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import Installation
-from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.network import faulty_network
 from tests.stateful.end import come_to_rest
@@ -255,7 +255,7 @@ def store(local_r2: LocalR2) -> Iterator[FaultyStore]:
 def test_any_order_of_events(
     bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(r2, "PAGE", 5)
+    monkeypatch.setattr(s3, "PAGE", 5)
     here = {"bucket": bucket, "store": store, "world": World(monkeypatch)}
     is_long = settings.get_current_profile_name() == "crash"
     size = settings(max_examples=60 if is_long else 15, stateful_step_count=50 if is_long else 25)

@@ -22,12 +22,12 @@ from devtools.faults.proxy import FaultyStore, Request, faulty_store
 from devtools.local_r2 import LocalR2
 from devtools.processes import Child, free_port
 from storage_audit import tasks
-from storage_audit.audit import cleanup
+from storage_audit.cleanup import runner
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.event import OperationEvent
+from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.conf import conf
-from storage_audit.items import CleanupItem
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
-from storage_audit.timeline import OperationEvent
 from tests.bucket import Bucket
 from tests.keys import KEY_OF_PROJ_10
 from tests.paths import ROOT
@@ -196,7 +196,7 @@ def test_a_worker_that_sleeps_past_its_lease_writes_and_sends_nothing_when_it_wa
     assert len(store.asked(is_delete_batch)) == sent_before == (moment is is_delete_batch)
     assert not OrmQ.objects.exists()
     another.hand_over()
-    done = cleanup.run(another.pk)
+    done = runner.run(another.pk)
     assert (done.status, done.deleted + done.already_absent) == (Status.CLEAN, len(keys))
     assert not bucket.keys()
 

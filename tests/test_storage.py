@@ -26,15 +26,17 @@ from pytest_django import Settings
 from devtools.faults.kinds import error
 from devtools.faults.matching import is_delete_single, on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
-from storage_audit.audit import cleanup, deletion, installation, settling
-from storage_audit.bucket import r2
+from storage_audit.bucket import s3
 from storage_audit.bucket.errors import Broken, StoreError, TooLate, Unavailable
-from storage_audit.items import CleanupItem
+from storage_audit.cleanup import delete_batches, runner
+from storage_audit.cleanup import settle as settling
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.models import Project, R2Object, R2ObjectQuerySet
-from storage_audit.operations import CleanupOperation
+from storage_audit.ownership import bucket_marker
 from storage_audit.storage import KeyBeingDeleted, TrackedStorage, key_for
-from storage_audit.tracking_rows import durably
-from storage_audit.upload import Upload
+from storage_audit.tracking.upload import Upload
+from storage_audit.tracking.upload_rows import durably
 from tests.bucket import Bucket
 from tests.database import Rollback
 from tests.promises import delete, outcomes, reason, run
@@ -201,7 +203,7 @@ def test_a_store_that_takes_no_more_after_the_upload_leaves_an_unconfirmed_row(
     def no_head(bucket: str, key: str) -> None:
         raise Unavailable("no")
 
-    monkeypatch.setattr(r2, "head", no_head)
+    monkeypatch.setattr(s3, "head", no_head)
     with pytest.raises(Unavailable):
         put()
     assert read_row().state == State.UPLOAD_FAILED
@@ -600,7 +602,7 @@ def test_deleting_a_row_keeps_its_file_while_an_upload_to_it_is_under_way(
     Upload(bucket.name, NAME).begin()
     R2Object.objects.update(updated_at=timezone.now() - timedelta(hours=hours))
     read_row().delete()
-    operation = cleanup.run(CleanupOperation.objects.get().pk)
+    operation = runner.run(CleanupOperation.objects.get().pk)
     assert operation.items.get().outcome == outcome
     assert bucket.keys() == ({NAME} if outcome == "protected" else set())
 
@@ -650,7 +652,7 @@ def test_a_cleanup_beside_an_upload_leaves_no_object_without_a_row(bucket: Bucke
     with default_storage.open("projects/proj_1/scenes/s1/media/late.mp4", "w") as file:
         file.write("text")
         project.delete()
-        cleanup.run(CleanupOperation.objects.latest("created_at").pk)
+        runner.run(CleanupOperation.objects.latest("created_at").pk)
     assert bucket.keys() <= {each.key for each in R2Object.objects.all()}
 
 
@@ -719,8 +721,8 @@ def test_a_name_among_our_own_objects_is_refused(name: str, bucket: Bucket) -> N
 
 def test_deleting_our_own_objects_is_refused(bucket: Bucket) -> None:
     with pytest.raises(ValueError, match="reserved"):
-        default_storage.delete(installation.MARKER)
-    assert bucket.r2.read(installation.MARKER, bucket.name)
+        default_storage.delete(bucket_marker.MARKER)
+    assert bucket.r2.read(bucket_marker.MARKER, bucket.name)
 
 
 def test_a_key_is_built_by_the_one_current_layout() -> None:
@@ -773,7 +775,7 @@ def test_a_row_stays_with_its_object_when_that_does_not_go(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put()
-    monkeypatch.setattr(r2, "delete_single", lambda bucket, key: r2.DELETED)
+    monkeypatch.setattr(s3, "delete_single", lambda bucket, key: s3.DELETED)
     with pytest.raises(StoreError, match="still in the bucket"):
         default_storage.delete(NAME)
     assert_row_matches_object(bucket, NAME)
@@ -829,7 +831,7 @@ def test_a_key_stays_barred_after_a_process_died_that_deleted_its_file(
 ) -> None:
     put()
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(r2, "delete_single", die)
+        patch.setattr(s3, "delete_single", die)
         default_storage.delete(NAME)
     with pytest.raises(KeyBeingDeleted):
         default_storage.open(NAME, "w")
@@ -854,7 +856,7 @@ def test_file_stays_with_its_row_when_a_process_died_that_deleted_it(
     """Perhaps before its call: the cleanup that is left says why it keeps the file."""
     put()
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(r2, "delete_single", die)
+        patch.setattr(s3, "delete_single", die)
         default_storage.delete(NAME)
     operation = CleanupOperation.objects.get()
     assert run(operation).status == "pending"
@@ -866,14 +868,14 @@ def test_file_stays_with_its_row_when_a_process_died_that_deleted_it(
 
 def delete_and_die(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the store has obeyed."""
-    call = r2.delete_single
+    call = s3.delete_single
 
     def call_and_die(*args: str) -> None:
         call(*args)
         raise SystemExit
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(r2, "delete_single", call_and_die)
+        patch.setattr(s3, "delete_single", call_and_die)
         default_storage.delete(NAME)
 
 
@@ -921,7 +923,7 @@ def test_a_process_that_slept_before_its_deletion_left_deletes_nothing(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put()
-    monkeypatch.setattr(deletion, "PROOF_LASTS", -1.0)
+    monkeypatch.setattr(delete_batches, "PROOF_LASTS", -1.0)
     with pytest.raises(TooLate):
         default_storage.delete(NAME)
     assert_row_matches_object(bucket, NAME)
@@ -933,7 +935,7 @@ def test_a_failed_row_stays_a_failed_one_when_it_cannot_be_deleted(
     put()
     Upload(bucket.name, NAME).begin().fail()
     etag = read_row().etag
-    monkeypatch.setattr(r2, "delete_single", lambda bucket, key: r2.DELETED)
+    monkeypatch.setattr(s3, "delete_single", lambda bucket, key: s3.DELETED)
     with pytest.raises(StoreError):
         default_storage.delete(NAME)
     assert (read_row().state, read_row().etag) == (State.UPLOAD_FAILED, etag)
@@ -958,7 +960,7 @@ def test_a_row_barred_by_a_cleanup_stays_barred_when_it_cannot_be_deleted(
 ) -> None:
     put()
     R2Object.objects.update(state=State.DELETING)
-    monkeypatch.setattr(r2, "delete_single", lambda bucket, key: r2.DELETED)
+    monkeypatch.setattr(s3, "delete_single", lambda bucket, key: s3.DELETED)
     with pytest.raises(StoreError):
         default_storage.delete(NAME)
     assert read_row().state == State.DELETING

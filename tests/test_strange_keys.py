@@ -18,11 +18,12 @@ from django.utils import timezone
 from devtools.faults.kinds import changed
 from devtools.faults.matching import is_listing, on
 from devtools.seaweedfs import SeaweedFS
-from storage_audit.audit import installation, retention
 from storage_audit.bucket.listing import escape
-from storage_audit.findings import Finding
+from storage_audit.cleanup import retention
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
+from storage_audit.ownership import bucket_marker
 from storage_audit.redaction import visible
 from tests.admin_client import page, superuser
 from tests.bucket import Bucket
@@ -98,7 +99,7 @@ def tree(seaweedfs: SeaweedFS, transactional_db: None) -> Iterator[Bucket]:
     with faulty_network(seaweedfs):
         bucket = Bucket(seaweedfs)
         bucket.wipe()
-        installation.claim(bucket.name)
+        bucket_marker.claim(bucket.name)
         alive("proj_1", "proj_2")
         yield bucket
 

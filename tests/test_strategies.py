@@ -17,14 +17,15 @@ from devtools.cloudflare_api import cloudflare_api as running_api
 from devtools.faults.matching import is_anything, is_delete_batch, is_delete_single, on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from devtools.local_r2 import LocalR2
-from storage_audit.audit import deletion, installation, requests
-from storage_audit.audit.installation import MARKER, Mismatch
-from storage_audit.audit.modes import MODES, Mode
 from storage_audit.bucket import wrangler
+from storage_audit.cleanup import delete_batches, requests
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.modes import MODES, Mode
 from storage_audit.clocks import monotonic
 from storage_audit.conf import conf
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
+from storage_audit.ownership import bucket_marker
+from storage_audit.ownership.bucket_marker import MARKER, Mismatch
 from tests.bucket import BUCKETS, Bucket
 from tests.commands import run_command
 from tests.promises import (
@@ -293,7 +294,7 @@ def test_wrangler_deletes_what_is_asked_for_and_nothing_else(
     names: tuple[str, ...],
 ) -> None:
     # On a slow machine too it is all one proof, whose lease is longer still.
-    monkeypatch.setattr(deletion, "PROOF_LASTS", 300.0)
+    monkeypatch.setattr(delete_batches, "PROOF_LASTS", 300.0)
     plain = {UNDER + name for name in names}
     next_door = Bucket(bucket.r2, "other")
     next_door.wipe()
@@ -369,7 +370,7 @@ def test_wrangler_deletes_nothing_in_an_account_that_s3_does_not_look_into(
 def test_no_marker_is_not_the_same_marker(cloudflare_api: CloudflareApi, bucket: Bucket) -> None:
     bucket.r2.remove(MARKER)
     with pytest.raises(Mismatch, match="does not show the marker"):
-        installation.see_marker_by_wrangler(
+        bucket_marker.see_marker_by_wrangler(
             bucket.name, until=monotonic() + 30, ran=lambda command: None
         )
 

@@ -9,9 +9,9 @@ from django.db import transaction
 from django.utils import timezone
 
 from storage_audit import tasks
-from storage_audit.audit import cleanup, deletion, plan_summary, succession
+from storage_audit.cleanup import delete_batches, plan_summary, runner, succession
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 from tests.promises import Status, alive, check, requested, run
 
@@ -68,9 +68,12 @@ def test_worker_without_its_lease_ends_no_other_cleanup(
         first.block("too much")
     leased = CleanupOperation.objects.filter(pk=second.pk)
     before_once(
-        monkeypatch, deletion, "refuse_reborn", lambda: leased.update(lease_until=timezone.now())
+        monkeypatch,
+        delete_batches,
+        "refuse_reborn",
+        lambda: leased.update(lease_until=timezone.now()),
     )
-    assert cleanup.run_slice(second.pk) is None
+    assert runner.run_slice(second.pk) is None
     first.refresh_from_db()
     assert first.status == Status.BLOCKED
 

@@ -15,17 +15,19 @@ from django_q.models import OrmQ, Schedule
 from django_q.tasks import async_task
 
 from storage_audit import queue, tasks
-from storage_audit.audit import delays, trial, vanished
-from storage_audit.audit.jobs import enqueue_job
-from storage_audit.audit.requests import enqueue
-from storage_audit.audit.scan.requests import share
+from storage_audit.alerts import lateness
+from storage_audit.alerts.models import Delivery, Notice
+from storage_audit.cleanup import vanished_projects
+from storage_audit.cleanup.bulk import enqueue_job
+from storage_audit.cleanup.models.bulk_job import Job
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.states import SPREAD
+from storage_audit.cleanup.requests import enqueue
 from storage_audit.conf import conf
-from storage_audit.incidents import Delivery, Notice
-from storage_audit.jobs import Job
+from storage_audit.debug import strategy_benchmark
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.scans import BucketScan
-from storage_audit.transitions import SPREAD
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.start import share
 from tests.bucket import Bucket
 from tests.builders import create_lost_cleanup, track_keys
 from tests.database import Rollback
@@ -119,7 +121,7 @@ def test_a_deletion_that_comes_between_is_not_doubled(monkeypatch: pytest.Monkey
     """The list of vanished ids is read; before the first is recorded, somebody else has it."""
     Project.objects.create(pk="proj_1")
     delete_with_sql("proj_1")
-    remember = vanished.remember_alive
+    remember = vanished_projects.remember_alive
 
     def while_another_sweeps() -> None:
         remember()
@@ -127,15 +129,15 @@ def test_a_deletion_that_comes_between_is_not_doubled(monkeypatch: pytest.Monkey
         gone = KnownProject.objects.vanished()
         assert [each.pk for each in gone] == ["proj_1"]
 
-    monkeypatch.setattr(vanished, "remember_alive", while_another_sweeps)
+    monkeypatch.setattr(vanished_projects, "remember_alive", while_another_sweeps)
     assert tasks.sweep()["vanished"] == 1
-    assert not vanished.record("proj_1")
+    assert not vanished_projects.record("proj_1")
     assert CleanupOperation.objects.count() == 1
 
 
 def test_a_project_restored_before_it_is_recorded_is_left_alone() -> None:
     Project.objects.create(pk="proj_1")
-    assert not vanished.record("proj_1")
+    assert not vanished_projects.record("proj_1")
     assert not CleanupOperation.objects.exists()
     assert KnownProject.objects.get().deleted_at is None
 
@@ -144,7 +146,7 @@ def test_trouble_with_vanished_projects_does_not_keep_lost_tasks_from_the_queue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     operation = create_lost_cleanup()
-    monkeypatch.setattr(vanished, "notice", lambda: 1 / 0)
+    monkeypatch.setattr(vanished_projects, "notice", lambda: 1 / 0)
     with suppress(ZeroDivisionError):
         tasks.sweep()
     assert list_enqueued_ids() == [str(operation.pk)]
@@ -230,7 +232,7 @@ def test_tasks_of_another_cluster_do_not_keep_ours_from_the_queue() -> None:
     assert tasks.sweep() == {"vanished": 0, "enqueued": 1}
     (task,) = OrmQ.objects.filter(key="autoshorts")
     assert task.task["args"] == (str(operation.pk),)
-    assert delays.waiting_task() is None
+    assert lateness.waiting_task() is None
 
 
 def test_tasks_of_the_site_in_our_cluster_do_not_keep_ours_from_the_queue() -> None:
@@ -308,7 +310,7 @@ def test_pauses_that_were_meant_are_kept() -> None:
     now, settings = timezone.now(), conf()
     longest = [
         ("pending", Trigger.LATE_CHECK, settings.late_checks[-1]),
-        ("pending", Trigger.TRIAL, trial.HOLD),
+        ("pending", Trigger.TRIAL, strategy_benchmark.HOLD),
         ("running", Trigger.DELETED, settings.longest_retry),
         ("incomplete", Trigger.DELETED, settings.longest_retry * SPREAD),
         ("failed", Trigger.DELETED, settings.failed_retry * SPREAD),
@@ -351,7 +353,7 @@ def test_sweeps_that_a_clock_that_was_ahead_has_put_off_are_noticed_and_brought_
     first, second = Schedule.objects.filter(func=queue.SWEEP).order_by("next_run")
     [reconcile] = Schedule.objects.filter(func=queue.RECONCILE)
     Schedule.objects.update(next_run=F("next_run") + YEAR)
-    late = delays.late_sweep()
+    late = lateness.late_sweep()
     assert late is not None and "a clock was ahead" in late.text
     tasks.sweep()
     soon = timezone.now() + timedelta(minutes=1)
@@ -360,7 +362,7 @@ def test_sweeps_that_a_clock_that_was_ahead_has_put_off_are_noticed_and_brought_
         schedule.refresh_from_db()
         assert timezone.now() <= schedule.next_run <= soon
         assert schedule.next_run.second == before.second
-    assert delays.late_sweep() is None
+    assert lateness.late_sweep() is None
     reconcile.refresh_from_db()
     assert reconcile.next_run <= soon
 

@@ -13,7 +13,7 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from storage_audit.access import TOKEN_PREFIX, ApiToken, digest_of
+from storage_audit.api.models import TOKEN_PREFIX, ApiToken, digest_of
 from tests.admin_client import act, confirm, page, signed_in, superuser, text_of, words
 from tests.api_client import Program, refused
 

@@ -9,11 +9,11 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from storage_audit.audit import cleanup, sending, verification
-from storage_audit.audit.work import Work
+from storage_audit.cleanup import delete_pipeline, runner, verify
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.states import IllegalTransition, LeaseLost
+from storage_audit.cleanup.turn import Work
 from storage_audit.conf import conf
-from storage_audit.operations import CleanupOperation
-from storage_audit.transitions import IllegalTransition, LeaseLost
 from tests.bucket import Bucket
 from tests.promises import (
     Status,
@@ -58,7 +58,7 @@ def take_over(operation: CleanupOperation) -> CleanupOperation:
 def test_operation_is_held_by_one_worker_at_a_time() -> None:
     operation = held()
     assert not acquire_lease(CleanupOperation.objects.get(pk=operation.pk))
-    assert cleanup.run_slice(operation.pk) is None
+    assert runner.run_slice(operation.pk) is None
 
 
 def test_two_who_read_it_at_once_do_not_both_get_it() -> None:
@@ -194,15 +194,15 @@ def test_stalled_worker_changes_nothing_and_the_next_one_ends_the_work(
         elif moment == "while verifying":
             between_batch_and_verification(patch, lose)
         else:
-            original = sending.send
+            original = delete_pipeline.send
 
             def send(*args: object, **kwargs: object) -> object:
                 answers = original(*args, **kwargs)  # type: ignore[arg-type]
                 lose()
                 return answers
 
-            patch.setattr(sending, "send", send)
-        cleanup.run_slice(operation.pk)
+            patch.setattr(delete_pipeline, "send", send)
+        runner.run_slice(operation.pk)
     assert seen
     assert dump_cleanup(operation) == seen
     if moment == "before the batch":
@@ -309,7 +309,7 @@ def test_work_of_a_worker_that_dies_waits_for_no_outage_that_is_over() -> None:
 
 def turns(operation: CleanupOperation) -> int:
     count = 0
-    while (worked := cleanup.run_slice(operation.pk)) and worked.status == Status.RUNNING:
+    while (worked := runner.run_slice(operation.pk)) and worked.status == Status.RUNNING:
         count += 1
         assert worked.lease_token is None
         assert count < 200
@@ -345,7 +345,7 @@ def test_small_pages_and_turns_of_no_length_end_clean(
         "SLICE": timedelta(0),
         "BATCH_SIZE": 2,
     }
-    monkeypatch.setattr("storage_audit.bucket.r2.PAGE", 2)
+    monkeypatch.setattr("storage_audit.bucket.s3.PAGE", 2)
     alive("proj_1")
     bucket.put(*KEYS)
     operation = requested("proj_1")
@@ -362,8 +362,8 @@ def test_turn_that_ends_while_verifying_settles_nothing_yet(
     alive("proj_1")
     bucket.put(*KEYS)
     operation = requested("proj_1")
-    monkeypatch.setattr(verification, "look_at_keys", end_turn)
-    cleanup.run_slice(operation.pk)
+    monkeypatch.setattr(verify, "look_at_keys", end_turn)
+    runner.run_slice(operation.pk)
     operation.refresh_from_db()
     assert operation.status == Status.RUNNING
     assert set(outcomes(operation).values()) == {"deleting"}

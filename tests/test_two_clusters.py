@@ -7,10 +7,10 @@ import pytest
 
 from devtools.faults.proxy import FaultyStore, faulty_store
 from devtools.local_r2 import LocalR2
-from storage_audit.audit.requests import enqueue
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.event import OperationEvent
+from storage_audit.cleanup.requests import enqueue
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
-from storage_audit.timeline import OperationEvent
 from tests.bucket import Bucket
 from tests.keys import KEY_OF_PROJ_10
 from tests.promises import Status, check, count_sent

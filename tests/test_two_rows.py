@@ -17,24 +17,19 @@ from pytest_django import Settings
 from devtools.faults.kinds import lies
 from devtools.faults.matching import is_delete_batch, on
 from devtools.faults.proxy import FaultyStore
-from storage_audit.audit import (
-    cleanup,
-    deletion,
-    installation,
-    named,
-    named_files,
-    requests,
-    verification,
-)
-from storage_audit.audit.decisions import tracking
-from storage_audit.audit.named_files import Named
-from storage_audit.audit.untracking import kept_by_rows
-from storage_audit.audit.work import Work
-from storage_audit.bucket import r2
-from storage_audit.bucket.uploads import Upload
-from storage_audit.findings import Finding
+from storage_audit.bucket import s3
+from storage_audit.bucket.multipart import Upload
+from storage_audit.cleanup import delete_batches, named_files, requests, runner
+from storage_audit.cleanup import policies as named
+from storage_audit.cleanup import verify as verification
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.named_files import Named
+from storage_audit.cleanup.turn import Work
+from storage_audit.findings import track_files
+from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
+from storage_audit.ownership import bucket_marker
+from storage_audit.tracking.untrack import kept_by_rows
 from tests.bucket import Bucket
 from tests.builders import create_findings, list_ids
 from tests.keys import NFC, NFD
@@ -191,7 +186,7 @@ def test_unfinished_upload_that_two_rows_name_is_not_aborted(
         assert operation.claim()
     work = Work.begin(operation)
     upload = Upload(NFC, "id", timezone.now() - timedelta(days=9))
-    assert not list(deletion.owned_uploads(work, [upload]))
+    assert not list(delete_batches.owned_uploads(work, [upload]))
 
 
 @each_order
@@ -271,7 +266,7 @@ def test_adopting_the_object_settles_both_rows(folding: Bucket, mine: str, other
     track(folding, other, "proj_2")
     folding.put(NFD)
     call_command("backfill_r2")
-    decision = tracking.adopt(list(Finding.objects.values_list("pk", flat=True)), "proj_3")
+    decision = track_files.adopt(list(Finding.objects.values_list("pk", flat=True)), "proj_3")
     assert decision.left == []
     assert set(R2Object.objects.values_list("project_id", flat=True)) == {"proj_3"}
     assert outcomes(delete("proj_3"))[NFD] == "deleted"
@@ -296,7 +291,7 @@ def test_object_whose_two_rows_are_deleted_counts_once(bucket: Bucket, etag: str
     bucket.set_marker(folds_unicode=True)
     alive("proj_1")
     bucket.put(NFD)
-    seen = r2.head(bucket.name, NFD)
+    seen = s3.head(bucket.name, NFD)
     facts: dict[str, Any] = {
         "size": seen.size,
         "etag": seen.etag,
@@ -347,7 +342,7 @@ def claim_again(
 
 # The first is within the plan, the others within the look at the marker with which a turn begins.
 each_moment = pytest.mark.parametrize(
-    ("module", "name"), [(cleanup, "look_for_uploads"), (installation, "see_marker")]
+    ("module", "name"), [(runner, "look_for_uploads"), (bucket_marker, "see_marker")]
 )
 
 
@@ -373,7 +368,7 @@ def test_object_of_two_rows_counts_once_when_the_bucket_is_claimed_again(
 ) -> None:
     alive("proj_1")
     bucket.put(NFD)
-    seen = r2.head(bucket.name, NFD)._asdict()
+    seen = s3.head(bucket.name, NFD)._asdict()
     for key in (NFC, seen.pop("key")):
         track(bucket, key, "proj_1", **seen)
     R2Object.objects.all().delete()
@@ -391,11 +386,11 @@ def test_upload_that_keeps_one_row_keeps_both_when_the_bucket_is_claimed_again(
     """The first pass saw the object of the one row, and none of the other."""
     alive("proj_1")
     bucket.put(mine)
-    seen = r2.head(bucket.name, mine)._asdict()
+    seen = s3.head(bucket.name, mine)._asdict()
     track(bucket, seen.pop("key"), "proj_1", state="uploading")
     track(bucket, other, "proj_1", **seen)
     R2Object.objects.all().delete()
-    claim_again(bucket, monkeypatch, cleanup, "look_for_uploads")
+    claim_again(bucket, monkeypatch, runner, "look_for_uploads")
     operation = run(CleanupOperation.objects.get())
     assert "claimed again" in operation.error
     assert again(operation).deleted == 0
@@ -415,7 +410,7 @@ def test_plan_that_starts_again_deletes_the_file_of_the_row_that_describes_it(
     """As it does without a pause. The other row describes an earlier file of the key."""
     alive("proj_1")
     folding.put(NFD)
-    seen = r2.head(folding.name, NFD)._asdict()
+    seen = s3.head(folding.name, NFD)._asdict()
     seen.pop("key")
     track(folding, mine, "proj_1", **seen)
     track(folding, other, "proj_1", **seen | {"etag": "of an earlier file"})
@@ -438,7 +433,7 @@ def test_two_files_are_two_items_once_the_bucket_tells_their_spellings_apart(
     track(folding, tracked, "proj_1")
     operation = requested("proj_1")
     named_files.note([operation], [Named(folding.name, named, "shop.Cover 1, field file")])
-    claim_again(folding, monkeypatch, cleanup, "look_for_uploads", folds_unicode=False)
+    claim_again(folding, monkeypatch, runner, "look_for_uploads", folds_unicode=False)
     assert "claimed again" in run(operation).error
     assert again(operation).found == 2
     check(folding)
@@ -471,7 +466,7 @@ def test_row_of_either_spelling_says_which_blocked_cleanup_covers_the_object(
     track(folding, other, "proj_2", "adopted")
     blocked = delete("proj_2")
     assert blocked.status == blocked.Status.BLOCKED
-    [left] = tracking.adopt(list_ids(create_findings(folding, NFC)), "proj_3").left
+    [left] = track_files.adopt(list_ids(create_findings(folding, NFC)), "proj_3").left
     assert str(blocked.pk) in left.reason
     for name in (NFC, NFD):
         default_storage.delete(name)

@@ -5,10 +5,10 @@ from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from pytest_django import Settings
 
-from storage_audit.audit.decisions import tracking
-from storage_audit.bucket import r2
+from storage_audit.bucket import s3
 from storage_audit.bucket.errors import Unavailable
-from storage_audit.findings import Finding
+from storage_audit.findings import track_files
+from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object
 from tests.bucket import Bucket
 from tests.promises import Status, alive, between_plan_and_batch, delete, outcomes, reason
@@ -35,7 +35,7 @@ def overwritten(bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPa
         raise Unavailable("The answer to HEAD is late.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(r2, "head", fail)
+        patch.setattr(s3, "head", fail)
         with pytest.raises(Unavailable):
             default_storage.save(KEY, ContentFile(b"of a-b"))
     row = R2Object.objects.get()
@@ -86,7 +86,7 @@ def test_barring_a_key_does_not_confirm_its_last_upload(
 def test_person_decides_whose_an_unconfirmed_upload_is(overwritten: Bucket) -> None:
     backfill()
     findings = Finding.objects.filter(key=KEY, state=Finding.State.OPEN)
-    assert tracking.adopt(findings, "a-b").done == 1
+    assert track_files.adopt(findings, "a-b").done == 1
     assert delete("a").status == Status.CLEAN
     assert overwritten.keys() == {KEY}
     assert delete("a-b").status == Status.CLEAN

@@ -11,15 +11,15 @@ from pytest_django import Settings
 
 from devtools.faults.matching import is_abort, on
 from devtools.faults.proxy import FaultyStore, Reply
-from storage_audit.audit import deletion, meaning, requests, vanished
-from storage_audit.audit.covering import find_unnamed_owners
-from storage_audit.audit.decisions import tracking
-from storage_audit.audit.incidents import find_overdue
-from storage_audit.audit.key_format import MOST_WAYS
-from storage_audit.audit.modes import MODES, Mode
-from storage_audit.audit.ownership import layouts
+from storage_audit.alerts.alert_rules import find_overdue
+from storage_audit.cleanup import cleanup_text, delete_batches, requests, vanished_projects
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.modes import MODES, Mode
+from storage_audit.cleanup.open_decisions import find_unnamed_owners
+from storage_audit.findings import track_files
 from storage_audit.models import Project, R2Object
-from storage_audit.operations import CleanupOperation
+from storage_audit.ownership.key_format import MOST_WAYS
+from storage_audit.ownership.owner import layouts
 from tests.bucket import Bucket
 from tests.builders import create_cleanup, create_findings, list_ids
 from tests.keys import AMBIGUOUS
@@ -68,7 +68,7 @@ def assert_waits(follow_up: CleanupOperation, blocked: CleanupOperation, bucket:
     assert not CleanupOperation.objects.due().contains(follow_up)
     assert bucket.keys() == LATE
     waits = f"It waits until a person has decided on cleanup {blocked.pk}."
-    assert waits in meaning.meaning(follow_up)
+    assert waits in cleanup_text.meaning(follow_up)
 
 
 def test_follow_up_check_waits_for_another_blocked_cleanup_of_its_project(
@@ -142,7 +142,7 @@ def test_upload_that_a_blocked_cleanup_covers_is_not_aborted(
 def test_upload_is_not_aborted_once_its_cleanup_was_blocked_during_another_one(
     bucket: Bucket, settings: Settings, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual, abort = settings.STORAGE_AUDIT, deletion.abort_upload
+    usual, abort = settings.STORAGE_AUDIT, delete_batches.abort_upload
     alive("proj_9", "proj_9_x", "proj_1")
     bucket.upload("proj_9")
     other, rival = requested("proj_9_x"), requested("proj_9")
@@ -153,7 +153,7 @@ def test_upload_is_not_aborted_once_its_cleanup_was_blocked_during_another_one(
         settings.STORAGE_AUDIT = usual
         return abort(*args)
 
-    monkeypatch.setattr(deletion, "abort_upload", abort_behind_the_block)
+    monkeypatch.setattr(delete_batches, "abort_upload", abort_behind_the_block)
     store.rules += [list_uploads(SHARED), on(is_abort, Reply(204))]
     other = run(other)
     assert not store.asked(is_abort)
@@ -270,7 +270,7 @@ def test_file_of_too_many_owners_is_not_adopted_while_the_cleanup_of_one_is_bloc
     bucket: Bucket, blocked: CleanupOperation, many: str
 ) -> None:
     found = create_findings(bucket, many, kind="ambiguous", project_id=None)
-    [left] = tracking.adopt(list_ids(found), "proj_1").left
+    [left] = track_files.adopt(list_ids(found), "proj_1").left
     assert left.reason.startswith(f"Cleanup {blocked.pk} covers this file")
 
 
@@ -281,7 +281,7 @@ def test_file_of_too_many_owners_waits_for_a_person_where_many_projects_disappea
     limit(settings, LIMIT_VANISHED=0)
     alive("proj_9")
     Project.objects.filter(pk="proj_9")._raw_delete("default")
-    vanished.notice()
+    vanished_projects.notice()
     assert CleanupOperation.objects.get().kind == "vanished"
     default_storage.delete(many)
     assert bucket.keys() >= {many}

@@ -15,16 +15,18 @@ from devtools.faults.kinds import changed
 from devtools.faults.matching import is_listing_at, on
 from devtools.faults.pages import with_contents
 from devtools.faults.proxy import FaultyStore
-from storage_audit.audit import cleanup, discovery, limits, requests
-from storage_audit.audit.requests import StillAlive
-from storage_audit.audit.second_look import SecondLook
-from storage_audit.audit.work import OutOfTime, Work
-from storage_audit.bucket import r2
+from storage_audit.bucket import s3
 from storage_audit.bucket.listing import escape
+from storage_audit.cleanup import limits, requests
+from storage_audit.cleanup import plan as discovery
+from storage_audit.cleanup import runner as cleanup
+from storage_audit.cleanup.cloudflare_crosscheck import SecondLook
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.requests import StillAlive
+from storage_audit.cleanup.turn import OutOfTime, Work
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.transitions import IllegalTransition
-from storage_audit.upload import Upload
+from storage_audit.tracking.upload import Upload
 from tests.bucket import Bucket
 from tests.keys import NFC, NFD
 from tests.promises import (
@@ -106,7 +108,7 @@ def test_upload_that_ends_while_the_bucket_is_listed_is_not_called_missing(
 def test_file_that_the_application_deletes_meanwhile_is_not_called_missing(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, errors = r2.delete_single, list[str]()
+    original, errors = s3.delete_single, list[str]()
 
     def delete_and_verify(*args: Any) -> Any:
         answer = original(*args)
@@ -115,7 +117,7 @@ def test_file_that_the_application_deletes_meanwhile_is_not_called_missing(
 
     alive("proj_1")
     default_storage.save(HIERARCHICAL, ContentFile(b"content"))
-    monkeypatch.setattr(r2, "delete_single", delete_and_verify)
+    monkeypatch.setattr(s3, "delete_single", delete_and_verify)
     default_storage.delete(HIERARCHICAL)
     assert errors == ["0 in step, 0 missing, 0 untracked."]
 

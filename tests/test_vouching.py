@@ -24,16 +24,18 @@ from devtools.faults.pages import contents, with_contents
 from devtools.faults.proxy import FaultyStore, Reply, Request
 from devtools.local_r2 import LocalR2
 from storage_audit import tasks
-from storage_audit.audit import cleanup, headway, installation, verification, work
-from storage_audit.audit.deletion import NOT_LISTED
-from storage_audit.audit.installation import MARKER
-from storage_audit.audit.layouts import DEFAULT_TEMPLATES
-from storage_audit.audit.work import AHEAD, Work, gather
-from storage_audit.bucket import listing, r2
+from storage_audit.bucket import listing, s3
 from storage_audit.bucket.errors import StoreError
-from storage_audit.bucket.r2 import Listed
+from storage_audit.bucket.s3 import Listed
+from storage_audit.cleanup import progress, runner, verify
+from storage_audit.cleanup import turn as work
+from storage_audit.cleanup.delete_batches import NOT_LISTED
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.turn import AHEAD, Work, gather
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
+from storage_audit.ownership import bucket_marker
+from storage_audit.ownership.bucket_marker import MARKER
+from storage_audit.ownership.key_formats import DEFAULT_TEMPLATES
 from tests.bucket import Bucket
 from tests.promises import (
     FLAT,
@@ -107,7 +109,7 @@ def die_between_page_and_sighting(
 ) -> None:
     """In this step the pages show nothing, and the worker stops before it sees the marker."""
     struck, now = list[str](), list[str]()
-    enter, see_marker = headway.enter, Work.see_marker
+    enter, see_marker = progress.enter, Work.see_marker
 
     def strike(request: Request, forward: Any) -> Reply | None:
         if not now or now[-1] != step or not is_page(request):
@@ -125,7 +127,7 @@ def die_between_page_and_sighting(
         see_marker(work)
 
     store.rules.append(strike)
-    patch.setattr(headway, "enter", enter_step)
+    patch.setattr(progress, "enter", enter_step)
     patch.setattr(Work, "see_marker", stop)
 
 
@@ -253,9 +255,9 @@ def stop_in(step: str, patch: pytest.MonkeyPatch) -> None:
         raise SystemExit
 
     if step == Step.PLAN:
-        patch.setattr("storage_audit.audit.discovery.discover_outside", die)
+        patch.setattr("storage_audit.cleanup.plan.discover_outside", die)
     else:
-        patch.setattr(verification, "look_at_keys", die)
+        patch.setattr(verify, "look_at_keys", die)
 
 
 @pytest.mark.parametrize("step", [Step.PLAN, Step.VERIFY])
@@ -295,15 +297,15 @@ def test_pass_that_starts_again_and_again_makes_no_progress_and_waits(
     """Such as for a queue that gives it a turn every two hours."""
     operation = requested("proj_1")
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SLICE": timedelta(0)}
-    for _turn in range(cleanup.RESTARTS):
-        assert cleanup.run_slice(operation.pk)
+    for _turn in range(runner.RESTARTS):
+        assert runner.run_slice(operation.pk)
         operation.refresh_from_db()
         assert operation.status == Status.RUNNING
         CHANGES["an hour"](operation)
-    assert cleanup.run_slice(operation.pk)
+    assert runner.run_slice(operation.pk)
     operation.refresh_from_db()
     assert operation.status == Status.INCOMPLETE and operation.troubled_since
-    assert f"{cleanup.RESTARTS} times" in operation.error
+    assert f"{runner.RESTARTS} times" in operation.error
     assert operation.next_attempt_at and operation.next_attempt_at > timezone.now()
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SLICE": timedelta(seconds=30)}
     assert again(operation).status == Status.CLEAN
@@ -327,12 +329,12 @@ def test_file_that_somebody_else_deleted_is_already_gone_after_a_second_look(
     filled: Bucket, monkeypatch: pytest.MonkeyPatch, unhurried: None
 ) -> None:
     between_plan_and_batch(monkeypatch, lambda: filled.r2.remove(FLAT, filled.name))
-    operation, before = delete("proj_1"), r2.client()
+    operation, before = delete("proj_1"), s3.client()
     assert not list_gone(operation)
     assert operation.next_attempt_at and operation.next_attempt_at > timezone.now()
     assert operation.events.filter(message__contains="again in a minute").exists()
     operation = let_the_pause_end(operation)
-    assert r2.client() is not before
+    assert s3.client() is not before
     assert operation.status == Status.CLEAN
     assert outcomes(operation) == {
         FLAT: "already_absent",
@@ -405,9 +407,9 @@ def test_each_piece_of_a_listing_is_followed_by_a_sighting_before_it_is_given(
     alive("proj_1")
     work = Work.begin(requested("proj_1"))
     work.marker = "m"
-    monkeypatch.setattr(r2, "PAGE", 1)
+    monkeypatch.setattr(s3, "PAGE", 1)
     monkeypatch.setattr(listing, "pages", pages)
-    monkeypatch.setattr(installation, "see_marker", see_marker)
+    monkeypatch.setattr(bucket_marker, "see_marker", see_marker)
     given = 0
     for piece in work.pages("p/"):
         given += len(piece)
@@ -451,8 +453,8 @@ def test_ranges_before_a_failure_are_given_and_no_range_behind_it(
 
 def test_pieces_hold_some_pages_and_an_empty_listing_is_one() -> None:
     assert list(gather(iter([[]]))) == [[]]
-    one = [Listed("k", 1, "e", datetime(2026, 1, 1, tzinfo=UTC))] * r2.PAGE
+    one = [Listed("k", 1, "e", datetime(2026, 1, 1, tzinfo=UTC))] * s3.PAGE
     assert [len(piece) for piece in gather(iter([one] * (AHEAD + 1)))] == [
-        AHEAD * r2.PAGE,
-        r2.PAGE,
+        AHEAD * s3.PAGE,
+        s3.PAGE,
     ]

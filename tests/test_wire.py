@@ -16,8 +16,7 @@ from devtools.faults.pages import FORMS, without_field
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from devtools.local_r2 import LocalR2
 from devtools.seaweedfs import SeaweedFS
-from storage_audit.audit import installation
-from storage_audit.bucket import frame, r2, wire
+from storage_audit.bucket import frame, listing_xml, s3
 from storage_audit.bucket.errors import Broken, StoreError
 from storage_audit.bucket.listing import (
     OutOfOrder,
@@ -26,8 +25,9 @@ from storage_audit.bucket.listing import (
     pages,
     pages_in_any_order,
 )
-from storage_audit.bucket.r2 import Listed
-from storage_audit.bucket.wire import NONE, Entries, Entry
+from storage_audit.bucket.listing_xml import NONE, Entries, Entry
+from storage_audit.bucket.s3 import Listed
+from storage_audit.ownership import bucket_marker
 from storage_audit.storage import is_listed
 from tests.bucket import Bucket
 from tests.network import faulty_network
@@ -66,12 +66,12 @@ def read(body: bytes, cut: Cut) -> list[Listed] | None:
     if handlers._looks_like_special_case_error(200, rest):  # type: ignore[attr-defined]
         return None
     parser = parsers.create_parser("rest-xml")
-    shape = r2.client().meta.service_model.operation_model("ListObjectsV2").output_shape
+    shape = s3.client().meta.service_model.operation_model("ListObjectsV2").output_shape
     assert shape
     try:
         answer = parser.parse({"body": rest, "headers": {}, "status_code": 200}, shape)
         answer |= {"Entries": entries, "Frame": rest}
-        return [r2.listed(entry) for entry in r2.page_in(answer, "tests", ASKED, r2.PAGE).objects]
+        return [s3.listed(entry) for entry in s3.page_in(answer, "tests", ASKED, s3.PAGE).objects]
     except (AttributeError, Broken, KeyError, TypeError, ValueError, parsers.ResponseParserError):
         return None
 
@@ -79,11 +79,11 @@ def read(body: bytes, cut: Cut) -> list[Listed] | None:
 def assert_read_alike(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket.put(*KEYS)
     with monkeypatch.context() as patch:
-        patch.setattr(wire, "parsed", None)  # Nothing is left to botocore.
-        ours = r2.list_page(bucket.name, "")
+        patch.setattr(listing_xml, "parsed", None)  # Nothing is left to botocore.
+        ours = s3.list_page(bucket.name, "")
     with monkeypatch.context() as patch:
-        patch.setattr(wire, "cut", uncut)
-        assert ours == r2.list_page(bucket.name, "")
+        patch.setattr(listing_xml, "cut", uncut)
+        assert ours == s3.list_page(bucket.name, "")
     assert {listed.key for listed in ours.objects} >= set(KEYS)
 
 
@@ -100,7 +100,7 @@ def test_pages_of_another_store(seaweedfs: SeaweedFS, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("tags", list(permutations([KEY, SIZE, DATE, ETAG])))
 def test_tags_may_come_in_any_order(tags: tuple[str, ...]) -> None:
-    rest, entries = wire.cut(page("".join(tags), "".join(tags)))
+    rest, entries = listing_xml.cut(page("".join(tags), "".join(tags)))
     assert list(entries) == [LISTED, LISTED]
     assert rest == page().replace(b"<KeyCount>0", b"<KeyCount>2")
 
@@ -122,8 +122,8 @@ def test_tags_may_come_in_any_order(tags: tuple[str, ...]) -> None:
 )
 def test_entries_of_any_one_shape_are_read(entry: str) -> None:
     body = page(entry, entry)
-    assert list(wire.cut(body)[1]) == [LISTED, LISTED]
-    assert read(body, wire.cut) == read(body, uncut) == [r2.listed(LISTED)] * 2
+    assert list(listing_xml.cut(body)[1]) == [LISTED, LISTED]
+    assert read(body, listing_xml.cut) == read(body, uncut) == [s3.listed(LISTED)] * 2
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_entries_of_any_one_shape_are_read(entry: str) -> None:
     ],
 )
 def test_anything_else_is_left_as_it_is(body: bytes) -> None:
-    assert wire.cut(body) == (body, NONE)
+    assert listing_xml.cut(body) == (body, NONE)
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_anything_else_is_left_as_it_is(body: bytes) -> None:
 )
 def test_what_is_left_is_read_by_botocore(store: FaultyStore, body: bytes, key: str) -> None:
     store.rules[:] = [on(is_listing, Reply(200, body))]
-    expected = r2.listed(LISTED._replace(key=key))
-    assert r2.list_page("tests", "").objects == [expected, expected]
+    expected = s3.listed(LISTED._replace(key=key))
+    assert s3.list_page("tests", "").objects == [expected, expected]
 
 
 @pytest.mark.parametrize(
@@ -198,16 +198,16 @@ def test_pages_are_refused_as_before(
 ) -> None:
     store.rules[:] = [on(is_listing, Reply(200, body))]
     refusals = []
-    for cut in (wire.cut, uncut):
-        monkeypatch.setattr(wire, "cut", cut)
+    for cut in (listing_xml.cut, uncut):
+        monkeypatch.setattr(listing_xml, "cut", cut)
         with pytest.raises(StoreError) as refusal:
-            r2.list_page("tests", "")
+            s3.list_page("tests", "")
         refusals.append((refusal.type, refusal.value.code))
     assert refusals[0] == refusals[1]
 
 
 def both_readers(test: Callable[..., None]) -> Callable[..., None]:
-    readers = pytest.mark.parametrize("cut", [wire.cut, uncut], ids=["quick", "botocore"])
+    readers = pytest.mark.parametrize("cut", [listing_xml.cut, uncut], ids=["quick", "botocore"])
     return readers(test)  # type: ignore[no-any-return]
 
 
@@ -228,7 +228,7 @@ def store(store: FaultyStore) -> FaultyStore:
 def three(store: FaultyStore, bucket: Bucket) -> Iterator[Bucket]:
     """Objects in a bucket whose store is known."""
     bucket.put("a/1", "a/2", "a/3")
-    frame.expect(bucket.name, installation.check(bucket.name).echoes)
+    frame.expect(bucket.name, bucket_marker.check(bucket.name).echoes)
     yield bucket
     frame.expect(bucket.name, ())
 
@@ -254,7 +254,7 @@ def read_spoiled(store: FaultyStore, form: str) -> list[Listed]:
 def test_page_of_another_request_or_form_is_refused(
     store: FaultyStore, three: Bucket, monkeypatch: pytest.MonkeyPatch, cut: Cut, form: str
 ) -> None:
-    monkeypatch.setattr(wire, "cut", cut)
+    monkeypatch.setattr(listing_xml, "cut", cut)
     with pytest.raises(Broken):
         read_spoiled(store, form)
 
@@ -264,7 +264,7 @@ def test_page_of_another_request_or_form_is_refused(
 def test_impossible_keys_on_a_page_in_any_order_are_refused(
     store: FaultyStore, three: Bucket, monkeypatch: pytest.MonkeyPatch, cut: Cut, form: str
 ) -> None:
-    monkeypatch.setattr(wire, "cut", cut)
+    monkeypatch.setattr(listing_xml, "cut", cut)
     store.rules[:] = [on(is_listing, changed(FORMS[form]))]
     with pytest.raises(Broken):
         list(pages_in_any_order(three.name, "a/"))
@@ -274,8 +274,8 @@ def test_impossible_keys_on_a_page_in_any_order_are_refused(
 def test_later_page_of_another_request_is_refused(
     store: FaultyStore, three: Bucket, monkeypatch: pytest.MonkeyPatch, cut: Cut
 ) -> None:
-    monkeypatch.setattr(wire, "cut", cut)
-    monkeypatch.setattr(r2, "PAGE", 2)
+    monkeypatch.setattr(listing_xml, "cut", cut)
+    monkeypatch.setattr(s3, "PAGE", 2)
     store.rules[:] = [on(is_later_page, changed(without_continuation))]
     with pytest.raises(Broken):
         list(pages("tests", "a/"))
@@ -290,7 +290,7 @@ def test_unknown_store_need_not_repeat_the_request(
     store: FaultyStore, three: Bucket, monkeypatch: pytest.MonkeyPatch, cut: Cut
 ) -> None:
     """A bucket that was claimed before this was learned: what is sent must agree all the same."""
-    monkeypatch.setattr(wire, "cut", cut)
+    monkeypatch.setattr(listing_xml, "cut", cut)
     frame.expect(three.name, ())
     for form in FORMS:
         if form in SILENT:
@@ -322,7 +322,7 @@ def test_bucket_whose_store_sends_less_than_before_can_be_claimed_again(
     with pytest.raises(Broken, match="lacks ListBucketResult.KeyCount"):
         is_listed(three.name, "a/1")
     sent_before = frame.expected(three.name)
-    assert "ListBucketResult.KeyCount" not in installation.claim(three.name).echoes
+    assert "ListBucketResult.KeyCount" not in bucket_marker.claim(three.name).echoes
     assert is_listed(three.name, "a/1")
     frame.expect(three.name, sent_before)  # In a process that read the marker before.
     with pytest.raises(Broken):
@@ -362,7 +362,7 @@ def test_two_stores_repeat_the_request(local_r2: LocalR2, seaweedfs: SeaweedFS) 
         bucket = Bucket(origin)
         bucket.wipe()
         with faulty_network(origin):
-            frame.expect("tests", installation.probe("tests").echoes)
+            frame.expect("tests", bucket_marker.probe("tests").echoes)
             assert {"ListBucketResult.Prefix", "ListBucketResult.StartAfter"} <= frame.expected(
                 "tests"
             )
@@ -379,7 +379,7 @@ def test_botocore_reads_no_entry(bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(handlers, "_looks_like_special_case_error", look)
     bucket.put("a")
-    assert r2.list_page(bucket.name, "a").objects
+    assert s3.list_page(bucket.name, "a").objects
     assert seen and b"<Contents>" not in seen[0]
 
 
@@ -388,7 +388,7 @@ def test_each_of_many_threads_has_its_own_page(bucket: Bucket) -> None:
     bucket.put(*(f"{prefix}{n}" for prefix in prefixes for n in range(3)))
 
     def keys(prefix: str) -> list[str]:
-        return [entry.key for entry in r2.list_entries(bucket.name, prefix).objects]
+        return [entry.key for entry in s3.list_entries(bucket.name, prefix).objects]
 
     with ThreadPoolExecutor(len(prefixes)) as pool:
         for prefix, found in zip(prefixes, pool.map(keys, prefixes), strict=True):
@@ -398,11 +398,11 @@ def test_each_of_many_threads_has_its_own_page(bucket: Bucket) -> None:
 def test_pages_of_entries_are_those_of_objects(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(r2, "PAGE", 7)
+    monkeypatch.setattr(s3, "PAGE", 7)
     bucket.put(*KEYS)
-    found = [[r2.listed(entry) for entry in page] for page in entry_pages(bucket.name, "a", "a b")]
+    found = [[s3.listed(entry) for entry in page] for page in entry_pages(bucket.name, "a", "a b")]
     assert found == list(pages(bucket.name, "a", "a b"))
-    assert found[0] and len(r2.list_entries(bucket.name, "", max_keys=2).objects) == 2
+    assert found[0] and len(s3.list_entries(bucket.name, "", max_keys=2).objects) == 2
 
 
 @pytest.mark.parametrize("keys", [("b", "a"), ("a", "a"), ("%F0%90%80%80", "%80")])
@@ -425,7 +425,7 @@ def test_keys_that_are_no_text_are_in_the_order_of_their_bytes(store: FaultyStor
 def test_any_key_comes_through(raw: list[bytes]) -> None:
     for encode in (quote_from_bytes, lambda key: quote_plus(key, safe="/")):
         body = page(*(USUAL.replace("a%2Fb", encode(key)) for key in raw))
-        assert [as_bytes(entry.key) for entry in wire.cut(body)[1]] == raw
+        assert [as_bytes(entry.key) for entry in listing_xml.cut(body)[1]] == raw
 
 
 PIECES = ["<Contents>", "</Contents>", "<Key>", "</Key>", "<!--", "-->", "<", ">", "&amp;", "&"]
@@ -443,4 +443,4 @@ def test_damage_is_read_as_botocore_reads_it_or_not_at_all(
     body = BODY
     for place, length, piece in damage:
         body = body[:place] + piece + body[place + length :]
-    assert read(body.encode(), wire.cut) == read(body.encode(), uncut)
+    assert read(body.encode(), listing_xml.cut) == read(body.encode(), uncut)

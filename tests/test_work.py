@@ -7,9 +7,9 @@ from time import sleep
 
 import pytest
 
-from storage_audit.audit.work import AHEAD, ahead
 from storage_audit.bucket.errors import Broken
-from storage_audit.bucket.r2 import Listed
+from storage_audit.bucket.s3 import Listed
+from storage_audit.cleanup.turn import AHEAD, ahead
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 

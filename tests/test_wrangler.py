@@ -30,7 +30,7 @@ from storage_audit.bucket.errors import (
     TooLate,
     Unavailable,
 )
-from storage_audit.bucket.r2 import DELETED, Answer
+from storage_audit.bucket.s3 import DELETED, Answer
 from storage_audit.bucket.wrangler import Command
 from storage_audit.bucket.wrangler_errors import Unusable
 from storage_audit.clocks import monotonic

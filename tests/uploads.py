@@ -6,9 +6,9 @@ from functools import cache
 from typing import Any
 
 from devtools.local_r2 import LocalR2
-from storage_audit.items import CleanupItem
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
 from tests.bucket import Bucket
 
 State = R2Object.State

@@ -16,8 +16,8 @@ from devtools.crash.site import Site
 from devtools.crash.world import World
 from devtools.demo.browser import Browser, Refused
 from devtools.demo.site import USER
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import Project, R2Object
-from storage_audit.operations import CleanupOperation
 
 OPEN_AT_ONCE = 6
 PATIENCE = 90.0  # seconds

@@ -10,13 +10,13 @@ from devtools.crash.chaos import RESUMES_WITHIN, Chaos, unfinished
 from devtools.crash.observer import ROWS, Observer
 from devtools.crash.world import UPLOADED, World
 from devtools.demo.report import shown
-from storage_audit.audit.installation import MARKER
-from storage_audit.audit.pace import MOST
+from storage_audit.cleanup.adaptive_batch import MOST
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.event import OperationEvent
+from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.conf import conf
-from storage_audit.items import CleanupItem
 from storage_audit.models import KnownProject, Project
-from storage_audit.operations import CleanupOperation
-from storage_audit.timeline import OperationEvent
+from storage_audit.ownership.bucket_marker import MARKER
 
 DELETIONS = ("deleted", "forced")
 # Of each of these one worker may have had one batch under way.

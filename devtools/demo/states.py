@@ -15,19 +15,21 @@ from django.utils import timezone
 from devtools.demo.site import USER
 from devtools.demo.story import DELETED
 from devtools.local_r2 import LocalR2
-from storage_audit.audit import cleanup, incidents, jobs, overview, requests
-from storage_audit.audit.diagnostics import examination
+from storage_audit.alerts import alert_rules
+from storage_audit.alerts.models import Incident
+from storage_audit.cleanup import bulk, requests, runner
+from storage_audit.cleanup.models.bulk_job import Job
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.conf import conf
-from storage_audit.daily_figures import DailyFigures
-from storage_audit.diagnoses import Diagnosis
-from storage_audit.findings import Finding
-from storage_audit.incidents import Incident
-from storage_audit.jobs import Job
+from storage_audit.dashboard import daily_figures
+from storage_audit.dashboard.models import DailyFigures
+from storage_audit.doctor import run_checks
+from storage_audit.doctor.models import Diagnosis
+from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object
-from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
-from storage_audit.pages.links import comparison_of, lookup_of
-from storage_audit.scans import BucketScan
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.ui.links import comparison_of, lookup_of
 
 MODELS = (
     "project",
@@ -64,27 +66,27 @@ def make_states(r2: LocalR2) -> dict[str, CleanupOperation]:
     call_command("backfill_r2", stdout=StringIO(), stderr=StringIO())
     r2.plant(UNTRACKED, b"content")
     with acting_as(Origin(USER, "web, 127.0.0.1")):
-        for each in jobs.take_up(Job.objects.request("verify", ["proj_10", "proj_autumn-sale"])):
-            cleanup.run(each.pk)
+        for each in bulk.take_up(Job.objects.request("verify", ["proj_10", "proj_autumn-sale"])):
+            runner.run(each.pk)
         states = {
-            "planned": cleanup.run(requests.dry_run("proj_10")[0].pk),
-            "differences": cleanup.run(requests.verify_project("proj_autumn-sale")[0].pk),
-            "incomplete": cleanup.run(delete("proj_intro").pk),
+            "planned": runner.run(requests.dry_run("proj_10")[0].pk),
+            "differences": runner.run(requests.verify_project("proj_autumn-sale")[0].pk),
+            "incomplete": runner.run(delete("proj_intro").pk),
             "blocked": block("proj_launch"),
             "pending": delete("proj_1_x"),
         }
     # Last, as the limit of what is blocked grows with what was deleted.
     make_history()
     # As the sweep does.
-    incidents.notice()
-    overview.take_figures()
+    alert_rules.notice()
+    daily_figures.take_figures()
     return states
 
 
 def make_history() -> None:
     """Made up, for the charts: weeks in which files were deleted, and fewer were left each day."""
     random, now = Random(1), timezone.now()
-    tracked, size = map(sum, zip(*overview.by_file_type().values(), strict=True))
+    tracked, size = map(sum, zip(*daily_figures.by_file_type().values(), strict=True))
     for days in range(1, 7 * WEEKS + 1):
         then, left = now - timedelta(days=days), days // 2
         DailyFigures.objects.create(
@@ -140,15 +142,15 @@ def past(then: datetime, status: str, megabytes: int) -> CleanupOperation:
 def block(project_id: str) -> CleanupOperation:
     low = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 2, "LIMIT_SHARE": 0.01}
     with override_settings(STORAGE_AUDIT=low):
-        return cleanup.run(delete(project_id).pk)
+        return runner.run(delete(project_id).pk)
 
 
 def examine() -> Diagnosis:
     """With a worker that was started in another environment: another bucket, and no wrangler."""
-    diagnosis = examination.examine(Diagnosis.Context.WEB, uuid4())
+    diagnosis = run_checks.examine(Diagnosis.Context.WEB, uuid4())
     other = settings.STORAGE_AUDIT | {"BUCKET": "autoshorts-old", "WRANGLER": "no-wrangler"}
     with override_settings(STORAGE_AUDIT=other):
-        examination.examine(Diagnosis.Context.WORKER, diagnosis.run)
+        run_checks.examine(Diagnosis.Context.WORKER, diagnosis.run)
     return diagnosis
 
 

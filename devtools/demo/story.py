@@ -13,11 +13,11 @@ from devtools.demo.browser import Browser
 from devtools.demo.site import USER, Site
 from devtools.local_r2 import LocalR2
 from devtools.processes import Child
-from storage_audit.audit import requests
-from storage_audit.audit.installation import MARKER
+from storage_audit.cleanup import requests
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
+from storage_audit.ownership.bucket_marker import MARKER
 from storage_audit.storage import key_for
 
 DELETED = "proj_1"

@@ -1,0 +1,1 @@
+"""Shared pieces of the HTTP API, and its tokens; knows no feature."""

@@ -7,7 +7,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from ninja.security import APIKeyCookie, HttpBearer
 
-from storage_audit.access import ApiToken, digest_of
+from storage_audit.api.models import ApiToken, digest_of
 from storage_audit.api.problems import CHALLENGE, Problem
 
 READING = ("GET", "HEAD", "OPTIONS")

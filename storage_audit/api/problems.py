@@ -20,7 +20,7 @@ from django.utils.translation import gettext_lazy
 from ninja.errors import AuthenticationError, HttpError, Throttled, ValidationError
 
 from storage_audit.bucket.errors import StoreError, TooLate, Unavailable
-from storage_audit.places import COME_BACK_AFTER, Full
+from storage_audit.concurrency import COME_BACK_AFTER, Full
 from storage_audit.redaction import redact
 
 logger = logging.getLogger(__name__)

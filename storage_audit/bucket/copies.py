@@ -2,7 +2,7 @@
 
 import hashlib
 
-from storage_audit.bucket.r2 import client, own_errors
+from storage_audit.bucket.s3 import client, own_errors
 
 # What one CopyObject can copy, and the seconds that it may take.
 LARGEST = 5 * 2**30

@@ -6,16 +6,9 @@ from concurrent.futures import Executor
 from threading import Event
 from typing import NamedTuple, Protocol
 
-from storage_audit.bucket import r2, wrangler
-from storage_audit.bucket.errors import (
-    Barred,
-    Broken,
-    StoreError,
-    TooLate,
-    Unavailable,
-    classify,
-)
-from storage_audit.bucket.r2 import DELETED, Answer
+from storage_audit.bucket import s3, wrangler
+from storage_audit.bucket.errors import Barred, Broken, StoreError, TooLate, Unavailable, classify
+from storage_audit.bucket.s3 import DELETED, Answer
 from storage_audit.bucket.wrangler import Command
 
 Answers = dict[str, Answer]
@@ -66,10 +59,10 @@ class Batch:
         return [[part] for part in parts(batch, size)] + single
 
     def ask(self, bucket: str, keys: list[str], until: float, ran: list[Command]) -> Answers:
-        with r2.sent_until(until):
+        with s3.sent_until(until):
             if survives_xml(keys[0]):
-                return r2.delete_batch(bucket, keys)
-            return {keys[0]: r2.delete_single(bucket, keys[0])}
+                return s3.delete_batch(bucket, keys)
+            return {keys[0]: s3.delete_single(bucket, keys[0])}
 
 
 class Single(Batch):
@@ -81,8 +74,8 @@ class Single(Batch):
     def ask(self, bucket: str, keys: list[str], until: float, ran: list[Command]) -> Answers:
         if has_dots(keys[0]):
             return super().ask(bucket, keys, until, ran)
-        with r2.sent_until(until):
-            return {keys[0]: r2.delete_single(bucket, keys[0])}
+        with s3.sent_until(until):
+            return {keys[0]: s3.delete_single(bucket, keys[0])}
 
 
 class Wrangler:
@@ -164,7 +157,7 @@ def ask(deleter: Deleter, bucket: str, keys: list[str], until: float, sent: Sent
         alone = len(keys) == 1 and error.answered and not isinstance(error, Barred)
         if not alone or isinstance(error, Unavailable):
             sent.troubles.append(error)
-        return {keys[0]: r2.refusal(error.code, str(error), type(error))} if alone else {}
+        return {keys[0]: s3.refusal(error.code, str(error), type(error))} if alone else {}
 
 
 def troubles_told_in(answers: Answers) -> Iterator[StoreError]:

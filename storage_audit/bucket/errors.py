@@ -9,7 +9,7 @@
     Broken, or    unknown      as transient, and whatever the request was about is unknown too
     none of them
 
-audit/pace.py asks for less, audit/cleanup.py tries again and calls for a person.
+cleanup/adaptive_batch.py asks for less, cleanup/runner.py tries again and calls for a person.
 """
 
 from django.utils.functional import Promise

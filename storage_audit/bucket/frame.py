@@ -14,7 +14,7 @@ from unicodedata import normalize
 from xml.etree import ElementTree
 
 from storage_audit.bucket.errors import Broken
-from storage_audit.bucket.wire import decode
+from storage_audit.bucket.listing_xml import decode
 from storage_audit.conf import conf
 
 

@@ -10,8 +10,8 @@ from operator import lt
 from secrets import token_hex
 
 from storage_audit.bucket.errors import Broken
-from storage_audit.bucket.r2 import Listed, Page, Shown, list_entries, listed
-from storage_audit.bucket.wire import Entries
+from storage_audit.bucket.listing_xml import Entries
+from storage_audit.bucket.s3 import Listed, Page, Shown, list_entries, listed
 
 Identity = Callable[[str], str]
 SURROGATE = re.compile("[\ud800-\udfff]")

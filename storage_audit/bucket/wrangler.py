@@ -26,9 +26,9 @@ from urllib.parse import quote
 
 from django.utils.translation import gettext as _
 
-from storage_audit.bucket import calls
+from storage_audit.bucket import request_stats
 from storage_audit.bucket.errors import Broken, Refused, StoreError, TooLate, Unavailable
-from storage_audit.bucket.r2 import DELETED, MAX_KEY_BYTES, Answer
+from storage_audit.bucket.s3 import DELETED, MAX_KEY_BYTES, Answer
 from storage_audit.bucket.wrangler_errors import Said, Unusable, not_started, shorten, trouble
 from storage_audit.clocks import monotonic
 from storage_audit.conf import conf
@@ -324,10 +324,12 @@ def ask(*arguments: str, until: float, ran: Ran) -> Said:
     try:
         said = run(*arguments, until=until, ran=ran)
     except StoreError as error:
-        calls.count(CALL, error.code or type(error).__name__)
+        request_stats.count(CALL, error.code or type(error).__name__)
         raise
-    code = trouble(said).code if said.exit_code != 0 else calls.OK
-    calls.count(CALL, code if code in (calls.OK, *calls.KNOWN) else "failed")
+    code = trouble(said).code if said.exit_code != 0 else request_stats.OK
+    request_stats.count(
+        CALL, code if code in (request_stats.OK, *request_stats.KNOWN) else "failed"
+    )
     return said
 
 

@@ -13,15 +13,15 @@ from uuid import UUID
 from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError, OutputWrapper
 
-from storage_audit.audit.counting import counted
-from storage_audit.audit.installation import Mismatch
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import storable
+from storage_audit.bucket.request_stats_counting import counted
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem, CleanupItemQuerySet
 from storage_audit.conf import conf
-from storage_audit.items import CleanupItem, CleanupItemQuerySet
 from storage_audit.models import validate_project_id
-from storage_audit.operations import CleanupOperation
 from storage_audit.origin import Origin, acting_as
+from storage_audit.ownership.bucket_marker import Mismatch
 from storage_audit.redaction import redact, visible
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130

@@ -6,8 +6,8 @@ from django import template
 from django.template import Context
 
 from storage_audit import roles
-from storage_audit.audit.meaning import status_of
-from storage_audit.pages import dashboard
+from storage_audit.cleanup.cleanup_text import status_of
+from storage_audit.dashboard.admin import overview
 
 register = template.Library()
 register.filter("status_of", status_of)
@@ -15,12 +15,12 @@ register.filter("status_of", status_of)
 
 @register.simple_tag(takes_context=True)
 def storage_board(context: Context) -> dict[str, Any]:
-    return dashboard.board(context)
+    return overview.board(context)
 
 
 @register.simple_tag(takes_context=True)
 def storage_panel(context: Context) -> dict[str, Any]:
-    return dashboard.panel(context)
+    return overview.panel(context)
 
 
 @register.simple_tag(takes_context=True)

@@ -2,8 +2,8 @@
 
 from playwright.sync_api import Page, expect
 
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
 from tests.browser.staff import come_as_superuser
 from tests.bucket import Bucket
 

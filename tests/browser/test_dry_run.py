@@ -6,9 +6,9 @@ import pytest
 from django.db import transaction
 from playwright.sync_api import Page, expect
 
-from storage_audit.audit import requests
+from storage_audit.cleanup import requests
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
 from tests.admin_client import page as path
 from tests.browser.staff import act, act_on, come_as_superuser, row, watch
 from tests.bucket import Bucket

@@ -11,12 +11,12 @@ from playwright.sync_api import Page
 
 from devtools.demo.site import ROOT
 from devtools.staff import act_on_all
-from storage_audit.audit import cleanup, jobs, requests
-from storage_audit.incidents import Incident
-from storage_audit.jobs import Job
+from storage_audit.alerts.models import Incident
+from storage_audit.cleanup import bulk, requests, runner
+from storage_audit.cleanup.models.bulk_job import Job
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
-from storage_audit.pages.links import lookup_of
+from storage_audit.ui.links import lookup_of
 from tests.admin_client import page as path
 from tests.browser.staff import come_as_superuser
 from tests.bucket import Bucket
@@ -66,16 +66,16 @@ def hostile(bucket: Bucket) -> None:
         Project.objects.create(pk=project_id, title=TITLE)
     bucket.put(*KEYS)
     call_command("backfill_r2", stdout=StringIO(), stderr=StringIO())
-    cleanup.run(requests.dry_run("proj_1")[0].pk)
+    runner.run(requests.dry_run("proj_1")[0].pk)
     long_id = "proj_" + "x" * 200
     bucket.upload(long_id)
     Project.objects.get(pk=long_id).delete()
-    operation = cleanup.run(CleanupOperation.objects.get(project_id=long_id).pk)
+    operation = runner.run(CleanupOperation.objects.get(project_id=long_id).pk)
     assert operation.status == CleanupOperation.Status.CLEAN
     Incident.objects.create(kind="blocked", operation=operation, summary=TITLE.ljust(1024, "x"))
     job = Job.objects.request(Job.Action.VERIFY, ["proj_1", "proj_1_x"])
-    for operation in jobs.take_up(job):
-        cleanup.run(operation.pk)
+    for operation in bulk.take_up(job):
+        runner.run(operation.pk)
 
 
 def tour(page: Page) -> Iterator[str]:

@@ -9,9 +9,9 @@ from django.urls import reverse
 from playwright.sync_api import Page, expect
 
 from devtools.staff import actions
+from storage_audit.cleanup.admin.cleanups import figures_of
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import Project, R2Object
-from storage_audit.operations import CleanupOperation
-from storage_audit.pages.operations import figures_of
 from tests.admin_client import page as path
 from tests.browser.staff import come_to_look
 from tests.bucket import Bucket

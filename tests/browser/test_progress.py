@@ -10,10 +10,10 @@ from playwright.sync_api import Browser, Page, Route, expect
 from devtools.faults.matching import is_delete_batch, on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, faulty_store
 from devtools.local_r2 import LocalR2
-from storage_audit.audit import cleanup, jobs
-from storage_audit.jobs import Job
+from storage_audit.cleanup import bulk, runner
+from storage_audit.cleanup.models.bulk_job import Job
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import Project
-from storage_audit.operations import CleanupOperation
 from tests.admin_client import page as path
 from tests.browser.staff import GONE, come_as_superuser
 from tests.bucket import Bucket
@@ -126,14 +126,14 @@ def test_page_of_a_job_ends_without_being_loaded_again_and_reads_aloud_only_that
     expect(page.get_by_text("0 of 2 projects are taken up.")).to_be_visible()
     expect(page.get_by_role("status").get_by_text("projects")).to_have_count(0)
     page.evaluate("window.stays = true")
-    made = jobs.take_up(job)
+    made = bulk.take_up(job)
     rows = page.locator("#job-figures tbody tr")
     expect(rows.filter(has_text="pending")).to_have_count(1)
     page.get_by_role("link", name="pending").focus()
     ended = page.get_by_role("status").get_by_text("It has ended")
     expect(ended).to_be_hidden()
     for operation in made:
-        cleanup.run(operation.pk)
+        runner.run(operation.pk)
     expect(ended).to_be_visible()
     expect(page.get_by_text("Done: each project was looked at.")).to_be_visible()
     expect(rows.filter(has_text="clean")).to_have_count(1)

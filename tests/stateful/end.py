@@ -2,8 +2,8 @@
 
 from datetime import timedelta
 
-from storage_audit.items import CleanupItem
-from storage_audit.operations import CleanupOperation
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
 from tests.stateful.model import Fate
 from tests.stateful.play import Play
 

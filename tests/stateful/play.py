@@ -13,15 +13,15 @@ from django.db import connection, models, transaction
 from django.db.models import F
 
 from storage_audit import tasks
-from storage_audit.audit import requests
-from storage_audit.audit.requests import StillAlive
-from storage_audit.audit.scan.requests import start_scan
-from storage_audit.audit.scan.worker import work_on_scan
-from storage_audit.items import CleanupItem
+from storage_audit.cleanup import requests
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.requests import StillAlive
 from storage_audit.models import Project, R2Object
-from storage_audit.operations import CleanupOperation
+from storage_audit.scan.start import start_scan
+from storage_audit.scan.worker import work_on_scan
 from storage_audit.storage import KeyBeingDeleted
-from storage_audit.transitions import IllegalTransition
 from tests.bucket import Bucket
 from tests.promises import force_delete
 from tests.stateful.model import Model

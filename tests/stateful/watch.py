@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from datetime import datetime
 from uuid import UUID
 
-from storage_audit.audit import installation
-from storage_audit.items import CleanupItem
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
+from storage_audit.ownership import bucket_marker
 from tests.bucket import Bucket
 from tests.promises import check_books
 from tests.stateful.model import Fate, Model
@@ -64,7 +64,7 @@ class Watch:
     def _sees_every_object(self) -> None:
         there = {(key, etag) for key, (_size, etag) in self.bucket.facts().items()}
         expected = {(key, known.etag) for key, known in self.model.objects.items()}
-        assert {key for key, _etag in there ^ expected} == {installation.MARKER}
+        assert {key for key, _etag in there ^ expected} == {bucket_marker.MARKER}
 
     def _keeps_rows_of_uploads(self) -> None:
         rows = set(R2Object.objects.filter(source="upload").values_list("key", flat=True))

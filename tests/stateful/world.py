@@ -12,8 +12,8 @@ from botocore.retries.standard import ExponentialBackoff
 from django.db import connection
 from django.db.backends.utils import CursorWrapper
 
-from storage_audit import transitions
-from storage_audit.audit import work
+from storage_audit.cleanup import turn
+from storage_audit.cleanup.models import states
 
 WRITES = ("INSERT", "UPDATE", "DELETE")
 # Told whether the call that is about to be sent deletes objects.
@@ -36,10 +36,10 @@ class World:
         self._watch_store(patch, URLLib3Session.send)
         for name in ("execute", "executemany"):
             self._watch_database(patch, name, getattr(CursorWrapper, name))
-        patch.setattr(work, "monotonic", self._clock)
+        patch.setattr(turn, "monotonic", self._clock)
         patch.setattr(ExponentialBackoff, "delay_amount", lambda *args: 0)
         # What is drawn at random would make of the same steps another story.
-        patch.setattr(transitions, "SPREAD", 1.0)
+        patch.setattr(states, "SPREAD", 1.0)
 
     def _clock(self) -> float:
         """In a hurry, a worker's turn is over whenever it looks at the clock."""

@@ -1,5 +1,5 @@
-from storage_audit.management.scanning import ScanCommand, shown_size
-from storage_audit.scans import BucketScan
+from storage_audit.management.scan_command import ScanCommand, shown_size
+from storage_audit.scan.models.scan import BucketScan
 
 
 class Command(ScanCommand):

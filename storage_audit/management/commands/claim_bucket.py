@@ -1,10 +1,10 @@
 from argparse import ArgumentParser
 
-from storage_audit.audit import installation
 from storage_audit.conf import conf
 from storage_audit.management.console import asked_from_shell
-from storage_audit.management.documented import DocumentedCommand
+from storage_audit.management.console_documented import DocumentedCommand
 from storage_audit.models import Installation
+from storage_audit.ownership import bucket_marker
 
 
 class Command(DocumentedCommand):
@@ -48,14 +48,14 @@ class Command(DocumentedCommand):
     def handle(self, *, take_over: bool, disown: bool, **options: object) -> None:
         if disown:
             self.stdout.write(
-                f"This database is installation {installation.disown().pk} now and has no bucket:"
+                f"This database is installation {bucket_marker.disown().pk} now and has no bucket:"
                 " everything it would delete is blocked. Next: set a bucket of its own, then"
                 " manage.py claim_bucket."
             )
             return
         bucket = conf().bucket
         with asked_from_shell():
-            traits = installation.claim(bucket, take_over=take_over)
+            traits = bucket_marker.claim(bucket, take_over=take_over)
         self.stdout.write(
             f"Bucket {bucket} belongs to installation {Installation.objects.get().pk}."
         )

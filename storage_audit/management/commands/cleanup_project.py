@@ -5,10 +5,12 @@ from uuid import UUID
 from django.core.management.base import CommandError
 from django.db import transaction
 
-from storage_audit import projects
-from storage_audit.audit import cleanup, requests
-from storage_audit.audit.modes import MODES, Mode, usual
-from storage_audit.audit.requests import StillAlive
+from storage_audit import project_model
+from storage_audit.cleanup import requests, runner
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.modes import MODES, Mode, usual
+from storage_audit.cleanup.requests import StillAlive
 from storage_audit.conf import DISCOVERIES, STRATEGIES, conf
 from storage_audit.management.console import (
     SHOWN,
@@ -21,10 +23,8 @@ from storage_audit.management.console import (
     lines_of_result,
     project_id,
 )
-from storage_audit.management.documented import DocumentedCommand
+from storage_audit.management.console_documented import DocumentedCommand
 from storage_audit.models import KnownProject
-from storage_audit.operations import CleanupOperation
-from storage_audit.transitions import IllegalTransition
 
 Status = CleanupOperation.Status
 
@@ -144,7 +144,7 @@ class Command(DocumentedCommand):
                 project, declare_deleted, dry_run, plan, how, enqueue=not here
             )
             if here:
-                operations = [cleanup.run(operation.pk) for operation in operations]
+                operations = [runner.run(operation.pk) for operation in operations]
         if as_json:
             self.stdout.write(json.dumps({"operations": [facts_of(o) for o in operations]}))
         else:
@@ -197,7 +197,7 @@ class Command(DocumentedCommand):
             self.stdout.write(line)
         if operation.status != Status.PLANNED:
             return
-        if projects.is_alive(operation.project_id):
+        if project_model.is_alive(operation.project_id):
             self.stdout.write("The project exists. Delete it in the admin to let them go.")
         elif other := requests.cleanup_beside(operation):
             self.stdout.write(
@@ -229,7 +229,7 @@ def chosen(
 def refuse(project: str, declare_deleted: bool) -> None:
     """Stop unless the project is known to be deleted, or the option says that it is. Raises
     IllegalTransition for a project that vanished."""
-    if projects.is_alive(project):
+    if project_model.is_alive(project):
         raise CommandError(
             f"Project {project} exists; delete it in the admin (or use --dry-run to see what"
             " would go).",

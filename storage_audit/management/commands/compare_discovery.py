@@ -6,9 +6,14 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from storage_audit.audit.comparison import EXAMPLES, Comparison, Difference, compare_everywhere
+from storage_audit.debug.discovery_comparison import (
+    EXAMPLES,
+    Comparison,
+    Difference,
+    compare_everywhere,
+)
 from storage_audit.management.console import FAILED, asked_from_shell, project_id
-from storage_audit.management.documented import DocumentedCommand
+from storage_audit.management.console_documented import DocumentedCommand
 from storage_audit.redaction import visible
 
 

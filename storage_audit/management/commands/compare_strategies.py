@@ -6,12 +6,13 @@ from urllib.parse import urlsplit
 
 from django.core.management.base import CommandError
 
-from storage_audit.audit import prices, trial
-from storage_audit.audit.trial import CannotTry, Run
+from storage_audit.bucket import prices
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.conf import STRATEGIES, conf
+from storage_audit.debug import strategy_benchmark
+from storage_audit.debug.strategy_benchmark import CannotTry, Run
 from storage_audit.management.console import FAILED, INTERRUPTED, WRONG_USE, asked_from_shell
-from storage_audit.management.documented import DocumentedCommand
-from storage_audit.operations import CleanupOperation
+from storage_audit.management.console_documented import DocumentedCommand
 from storage_audit.redaction import redact, visible
 
 USUAL, MOST = 50, 10_000
@@ -107,9 +108,9 @@ class Command(DocumentedCommand):
         runs: list[Run] = []
         with asked_from_shell():
             try:
-                runs = trial.prepare(strategies, objects)
+                runs = strategy_benchmark.prepare(strategies, objects)
                 self.announce(runs, objects)
-                for run in trial.try_all(runs):
+                for run in strategy_benchmark.try_all(runs):
                     self.stderr.write(f"{run.strategy}: over.", style_func=str)
             except CannotTry as error:
                 raise CommandError(visible(str(error)), returncode=WRONG_USE) from error

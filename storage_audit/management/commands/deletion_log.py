@@ -9,10 +9,12 @@ from django.core.management.base import CommandError
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db.models import Model
 
-from storage_audit.audit import describe
-from storage_audit.audit.meaning import meaning
+from storage_audit.cleanup import describe
+from storage_audit.cleanup.cleanup_text import meaning
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.event import OperationEvent
+from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.formats import amount
-from storage_audit.items import CleanupItem
 from storage_audit.management.console import (
     FAILED,
     INTERRUPTED,
@@ -20,11 +22,9 @@ from storage_audit.management.console import (
     deletion_id,
     for_a_reader,
 )
-from storage_audit.management.documented import DocumentedCommand
-from storage_audit.operations import CleanupOperation
+from storage_audit.management.console_documented import DocumentedCommand
 from storage_audit.reading import read_in_steps
 from storage_audit.redaction import visible
-from storage_audit.timeline import OperationEvent
 
 POLL = 1.0  # seconds
 Status = CleanupOperation.Status

@@ -9,21 +9,15 @@ from uuid import UUID
 from django.core.management.base import CommandError
 from django.db import transaction
 
-from storage_audit.audit import cleanup, requests
-from storage_audit.audit.decisions import base, renames, tracking
-from storage_audit.audit.decisions.base import Decision, Refusal
-from storage_audit.audit.decisions.orphans import delete_orphans
+from storage_audit.cleanup import requests, runner
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.conf import conf
 from storage_audit.exports import csv_lines
-from storage_audit.findings import FindingQuerySet
-from storage_audit.management.choosing import (
-    COLUMNS,
-    add_choices,
-    as_json,
-    as_row,
-    as_text,
-    selection,
-)
+from storage_audit.findings import action_result, actions, track_files
+from storage_audit.findings.action_result import Decision, Refusal
+from storage_audit.findings.models import FindingQuerySet
+from storage_audit.findings.orphans import delete_orphans
 from storage_audit.management.console import (
     FAILED,
     SHOWN,
@@ -38,11 +32,17 @@ from storage_audit.management.console import (
     lines_of_result,
     stored_text,
 )
-from storage_audit.management.documented import DocumentedCommand
-from storage_audit.operations import CleanupOperation
+from storage_audit.management.console_documented import DocumentedCommand
+from storage_audit.management.finding_filters import (
+    COLUMNS,
+    add_choices,
+    as_json,
+    as_row,
+    as_text,
+    selection,
+)
 from storage_audit.reading import read_in_steps
 from storage_audit.redaction import visible
-from storage_audit.transitions import IllegalTransition
 
 Status = CleanupOperation.Status
 
@@ -195,7 +195,7 @@ class Command(DocumentedCommand):
         """Have the operations run, or run them; tell what came of it all."""
         with asked_from_shell():
             if here:
-                decision.operations = [cleanup.run(each.pk) for each in decision.operations]
+                decision.operations = [runner.run(each.pk) for each in decision.operations]
             else:
                 with transaction.atomic():
                     requests.enqueue_on_commit(decision.operations)
@@ -260,14 +260,14 @@ def says_which(options: dict[str, Any]) -> bool:
 
 def act_of(options: dict[str, Any], dry_run: bool) -> Callable[[FindingQuerySet], Decision] | None:
     acts: dict[str, Callable[[FindingQuerySet], Decision]] = {
-        "acknowledge": partial(base.acknowledge, note=options["acknowledge"]),
-        "reopen": base.reopen,
+        "acknowledge": partial(action_result.acknowledge, note=options["acknowledge"]),
+        "reopen": action_result.reopen,
         "delete_orphans": partial(delete_orphans, dry_run=dry_run),
-        "adopt": partial(tracking.adopt, project_id=options["adopt"]),
-        "track": tracking.track,
-        "untrack": tracking.untrack,
-        "rename": partial(renames.rename, dry_run=dry_run),
-        "abort_uploads": partial(renames.abort_uploads, dry_run=dry_run),
+        "adopt": partial(track_files.adopt, project_id=options["adopt"]),
+        "track": track_files.track,
+        "untrack": track_files.untrack,
+        "rename": partial(actions.rename, dry_run=dry_run),
+        "abort_uploads": partial(actions.abort_uploads, dry_run=dry_run),
     }
     # An empty note, or id, was given all the same.
     asked = [name for name in (*acts, "plan") if options[name] not in (None, False)]

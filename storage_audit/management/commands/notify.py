@@ -2,10 +2,11 @@ from argparse import ArgumentParser
 
 from django.core.management.base import CommandError
 
-from storage_audit.audit import incidents, notices, overview
-from storage_audit.incidents import Incident
+from storage_audit.alerts import alert_rules, deliver
+from storage_audit.alerts.models import Incident
+from storage_audit.dashboard import daily_figures
 from storage_audit.management.console import FAILED, WRONG_USE
-from storage_audit.management.documented import DocumentedCommand
+from storage_audit.management.console_documented import DocumentedCommand
 from storage_audit.redaction import visible
 
 NOBODY = "Nobody is told: set NOTIFY_EMAILS or NOTIFY_WEBHOOK_URL, and run manage.py notify --test"
@@ -44,10 +45,10 @@ class Command(DocumentedCommand):
             self.look_and_send()
 
     def look_and_send(self) -> None:
-        incidents.notice(overview.latest_refused_ids())
-        tried = notices.send_due()
+        alert_rules.notice(daily_figures.latest_refused_ids())
+        tried = deliver.send_due()
         self.stdout.write(f"Incidents open: {Incident.objects.open().count()}.")
-        if not incidents.recipients():
+        if not alert_rules.recipients():
             self.stdout.write(NOBODY)
         self.stdout.write(f"Messages sent: {sum(each.is_sent for each in tried)}.")
         if failed := [each for each in tried if not each.is_sent]:
@@ -55,9 +56,9 @@ class Command(DocumentedCommand):
             raise CommandError("\n".join(["Not sent:", *lines]), returncode=FAILED)
 
     def send_test(self) -> None:
-        if not incidents.recipients():
+        if not alert_rules.recipients():
             raise CommandError(NOBODY, returncode=WRONG_USE)
-        errors = dict(notices.send_test())
+        errors = dict(deliver.send_test())
         for who, error in errors.items():
             self.stdout.write(f"{visible(who)}: {visible(error) or 'sent'}")
         if any(errors.values()):

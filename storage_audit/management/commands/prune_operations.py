@@ -6,14 +6,14 @@ from pathlib import Path
 from django.core.management.base import CommandError
 from django.utils import timezone
 
-from storage_audit.audit import retention
+from storage_audit.cleanup import retention
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.event import OperationEvent
+from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.conf import conf
-from storage_audit.items import CleanupItem
 from storage_audit.management.console import FAILED, WRONG_USE
-from storage_audit.management.documented import DocumentedCommand
-from storage_audit.operations import CleanupOperation
+from storage_audit.management.console_documented import DocumentedCommand
 from storage_audit.redaction import visible
-from storage_audit.timeline import OperationEvent
 
 
 def days(text: str) -> timedelta:

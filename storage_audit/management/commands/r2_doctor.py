@@ -7,12 +7,12 @@ from typing import Any
 from django.core.management.base import CommandError
 from django.utils import timezone
 
-from storage_audit.audit.diagnostics.comparison import Comparison, Problem, await_worker
-from storage_audit.audit.diagnostics.examination import examine_everywhere
-from storage_audit.audit.diagnostics.results import Status
-from storage_audit.diagnoses import Diagnosis
+from storage_audit.doctor.compare_processes import Comparison, Problem, await_worker
+from storage_audit.doctor.models import Diagnosis
+from storage_audit.doctor.probe_result import Status
+from storage_audit.doctor.run_checks import examine_everywhere
 from storage_audit.management.console import FAILED
-from storage_audit.management.documented import DocumentedCommand
+from storage_audit.management.console_documented import DocumentedCommand
 
 
 class Command(DocumentedCommand):

@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime, parse_duration
 
-from storage_audit.management.scanning import ScanCommand, shown_size
+from storage_audit.management.scan_command import ScanCommand, shown_size
 from storage_audit.redaction import visible
-from storage_audit.scans import BucketScan
+from storage_audit.scan.models.scan import BucketScan
 
 
 def since(text: str) -> datetime:

@@ -6,10 +6,10 @@ from django.core.management.base import CommandError
 from django.utils import timezone
 
 from storage_audit import logs, tasks
-from storage_audit.audit import cleanup, vanished
+from storage_audit.cleanup import runner, vanished_projects
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.management.console import FAILED, asked_from_shell
-from storage_audit.management.documented import DocumentedCommand
-from storage_audit.operations import CleanupOperation
+from storage_audit.management.console_documented import DocumentedCommand
 from storage_audit.redaction import visible
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Command(DocumentedCommand):
     def handle(self, *, sync: bool, **options: object) -> None:
         with asked_from_shell():
             if sync:
-                self.report_vanished(vanished.notice())
+                self.report_vanished(vanished_projects.notice())
                 self.run_due()
             else:
                 figures = tasks.sweep()
@@ -72,7 +72,7 @@ class Command(DocumentedCommand):
     def run(self, operation_id: UUID) -> bool:
         """One operation that fails must not keep the others from being run."""
         try:
-            operation = cleanup.run(operation_id)
+            operation = runner.run(operation_id)
         except Exception:
             with logs.about(operation_id):
                 logger.exception("%s failed", operation_id)

@@ -7,12 +7,12 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from storage_audit.audit.certificate import checking
-from storage_audit.audit.certificate.files import Certificate, Misshapen, NoCertificate
-from storage_audit.audit.installation import Mismatch
 from storage_audit.bucket.errors import StoreError
+from storage_audit.certificate import check_file
+from storage_audit.certificate.certificate_file import Certificate, Misshapen, NoCertificate
 from storage_audit.management.console import FAILED, SHOWN, WRONG_USE, asked_from_shell
-from storage_audit.management.documented import DocumentedCommand
+from storage_audit.management.console_documented import DocumentedCommand
+from storage_audit.ownership.bucket_marker import Mismatch
 from storage_audit.redaction import redact, visible
 
 
@@ -100,8 +100,8 @@ def unread(certificate: Certificate, error: Misshapen) -> dict[str, Any]:
 
 
 def verdict(certificate: Certificate, bucket: bool) -> dict[str, Any]:
-    flaws = list(checking.flaws(certificate))
-    comparison = checking.compare(certificate)
+    flaws = list(check_file.flaws(certificate))
+    comparison = check_file.compare(certificate)
     differences, more = first(comparison.differences)
     told: dict[str, Any] = {
         "deletion_id": certificate.head["deletion_id"],
@@ -122,11 +122,11 @@ def looked(certificate: Certificate, believed: bool) -> dict[str, Any]:
     """What the bucket shows now; of a file that was altered the bucket is not asked."""
     if not believed:
         return {"unknown": "An altered certificate does not say what to look for."}
-    if checking.is_foreign(certificate):
+    if check_file.is_foreign(certificate):
         return {"unknown": "another installation issued it, whose bucket this one cannot ask."}
     with asked_from_shell():
         try:
-            found, more = first(checking.back(certificate))
+            found, more = first(check_file.back(certificate))
         except (Mismatch, StoreError) as error:
             return {"unknown": redact(str(error))}
     back = [

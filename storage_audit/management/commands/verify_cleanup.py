@@ -6,8 +6,10 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError
 from django.db.models import UUIDField
 
-from storage_audit import projects
-from storage_audit.audit import cleanup, requests
+from storage_audit import project_model
+from storage_audit.cleanup import requests, runner
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.management.console import (
     FAILED,
     SHOWN,
@@ -18,11 +20,9 @@ from storage_audit.management.console import (
     staying,
     stored_text,
 )
-from storage_audit.management.documented import DocumentedCommand
+from storage_audit.management.console_documented import DocumentedCommand
 from storage_audit.models import KnownProject, R2Object
-from storage_audit.operations import CleanupOperation
 from storage_audit.redaction import visible
-from storage_audit.transitions import IllegalTransition
 
 Status = CleanupOperation.Status
 FINE = (Status.CLEAN, Status.CLEAN_WITH_PROTECTED)
@@ -65,7 +65,7 @@ class Command(DocumentedCommand):
 
     def handle(self, *, subject: str, as_json: bool, **options: object) -> None:
         with asked_from_shell():
-            checks = [cleanup.run(check.pk) for check in self.request(subject)]
+            checks = [runner.run(check.pk) for check in self.request(subject)]
         if as_json:
             self.stdout.write(json.dumps({"checks": [facts_of(check) for check in checks]}))
         else:
@@ -113,7 +113,7 @@ def find_operation(subject: str) -> CleanupOperation | None:
 
 def is_known(project_id: str) -> bool:
     return (
-        projects.is_alive(project_id)
+        project_model.is_alive(project_id)
         or KnownProject.objects.filter(pk=project_id).exists()
         or R2Object.objects.filter(project_id=project_id).exists()
     )

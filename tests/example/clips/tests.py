@@ -6,8 +6,8 @@ from django.test import TestCase
 from django.urls import reverse
 
 from clips.models import Clip
+from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import R2Object
-from storage_audit.operations import CleanupOperation
 
 BUCKET = str(settings.STORAGE_AUDIT["BUCKET"])
 

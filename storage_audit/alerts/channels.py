@@ -1,0 +1,84 @@
+"""A webhook, signed as https://www.standardwebhooks.com/ has it: a receiver can check it with that
+project's libraries."""
+
+import hmac
+import json
+from base64 import b64encode
+from concurrent.futures import Future
+from http.client import HTTPException
+from ssl import SSLCertVerificationError
+from threading import Thread
+from time import time
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from django.utils.translation import gettext as _
+
+from storage_audit import __version__
+from storage_audit.alerts.channels_errors import Undelivered
+from storage_audit.conf import conf
+
+PATIENCE = 10  # seconds, for all of it
+GONE = 410
+
+
+class NoRedirect(HTTPRedirectHandler):
+    """Who answers with another address may send the message, and the network, anywhere."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+def send_webhook(message_id: str, content: dict[str, Any]) -> None:
+    """The same id for the same message, whenever it is sent. Raises Undelivered."""
+    body = json.dumps(content).encode()
+    status = post(body, headers(message_id, int(time()), body))
+    if not 200 <= status < 300:
+        text = _("The webhook's receiver answers %d.") % status
+        raise Undelivered(text, hopeless=status == GONE)
+
+
+def headers(message_id: str, now: int, body: bytes) -> dict[str, str]:
+    signed = hmac.digest(conf().webhook_key, f"{message_id}.{now}.".encode() + body, "sha256")
+    return {
+        "Content-Type": "application/json",
+        "User-Agent": f"storage_audit/{__version__}",
+        "webhook-id": message_id,
+        "webhook-timestamp": str(now),
+        "webhook-signature": f"v1,{b64encode(signed).decode()}",
+    }
+
+
+def post(body: bytes, sent: dict[str, str]) -> int:
+    """A socket's timeout is for each read: who answers byte by byte would hold us for longer than
+    the message is ours. So the whole of it is done in a thread, which nobody waits for for longer
+    than this, not even the end of the process."""
+    request = Request(conf().notify_webhook_url, body, sent, method="POST")
+    status: Future[int] = Future()
+    Thread(target=ask, args=(request, status), daemon=True).start()
+    try:
+        return status.result(PATIENCE)
+    except (OSError, HTTPException) as error:
+        text = _("The webhook's receiver cannot be reached, or breaks off: %s")
+        raise Undelivered(text % name_of(error)) from error
+
+
+def name_of(error: OSError | HTTPException) -> str:
+    """Not its text, which may have the address in it, or a host that is a secret. Of a certificate
+    also OpenSSL's number for what is wrong with it."""
+    below = error.reason if isinstance(error, URLError) else None
+    error = below if isinstance(below, OSError) else error
+    code = error.verify_code if isinstance(error, SSLCertVerificationError) else ""
+    return f"{type(error).__name__} {code}".rstrip()
+
+
+def ask(request: Request, status: Future[int]) -> None:
+    try:
+        with build_opener(NoRedirect).open(request, timeout=PATIENCE) as answer:
+            status.set_result(answer.status)
+    except HTTPError as error:
+        with error:
+            status.set_result(error.code)
+    except Exception as error:  # noqa: BLE001 - whoever waits for the status raises it
+        status.set_exception(error)

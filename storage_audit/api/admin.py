@@ -1,0 +1,151 @@
+"""The API's tokens. One is shown on the page that follows its making, and never again."""
+
+from datetime import datetime
+from typing import Any, cast
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.auth import get_user_model
+from django.db import transaction
+from django.db.models import DateTimeField, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
+
+from storage_audit.api.models import ApiToken
+from storage_audit.redaction import visible
+from storage_audit.ui.confirm import ConfirmingAdmin, Selection
+from storage_audit.ui.model_admin import DateAndTime, ReadOnlyAdmin, action
+
+
+class ApiTokenForm(forms.ModelForm):  # type: ignore[type-arg]  # Not subscriptable when run.
+    def clean_expires_at(self) -> datetime | None:
+        expires_at: datetime | None = self.cleaned_data["expires_at"]
+        if expires_at and expires_at <= timezone.now():
+            raise forms.ValidationError(_("This moment is over. Leave it empty for no end."))
+        return expires_at
+
+
+@admin.register(ApiToken)
+class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
+    form = ApiTokenForm
+    formfield_overrides = {DateTimeField: {"widget": DateAndTime}}
+    list_display = ("shown", "user", "may_write", "state", "last_used_at", "expires_at")
+    list_filter = ("may_write",)
+    list_select_related = ("user",)
+    search_fields = ("name",)
+    ordering = ("-created_at", "pk")
+    actions = ("revoke",)
+    change_form_template = "admin/storage_audit/change_form.html"
+
+    # Not by way of ReadOnlyAdmin: there is something to add.
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("storage_audit.add_apitoken")
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[ApiToken], search_term: str
+    ) -> tuple[QuerySet[ApiToken], bool]:
+        return queryset.filter(name__icontains=search_term), False
+
+    def has_revoke_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("storage_audit.change_apitoken")
+
+    def get_fields(self, request: HttpRequest, obj: ApiToken | None = None) -> tuple[str, ...]:
+        if obj:
+            return (
+                "shown",
+                "user",
+                "may_write",
+                "state",
+                "created_at",
+                "last_used_at",
+                "expires_at",
+                "revoked_at",
+            )
+        # Whoever made a token for somebody else would have that person's permissions.
+        whose = ("user",) if request.user.is_superuser else ()
+        return ("name", *whose, "may_write", "expires_at")
+
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        # Nothing of the address: Django fails at a date that is none.
+        return {"user": request.user.pk}
+
+    def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        people = get_user_model()
+        fields = {field.name for field in people._meta.get_fields()} & {"is_active", "is_staff"}
+        kwargs["queryset"] = people._default_manager.filter(**dict.fromkeys(fields, True))
+        return super().formfield_for_foreignkey(db_field, request, **kwargs)
+
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        # What follows is the page with the token, and nothing else.
+        buttons = {"show_save_and_continue": False, "show_save_and_add_another": False}
+        return super().add_view(request, form_url, {**buttons, **(extra_context or {})})
+
+    @admin.display(description=gettext_lazy("name"), ordering="name")
+    def shown(self, token: ApiToken) -> str:
+        return visible(token.name)
+
+    @admin.display(description=gettext_lazy("state"))
+    def state(self, token: ApiToken) -> str:
+        if token.revoked_at:
+            return _("revoked")
+        if token.expires_at and token.expires_at <= timezone.now():
+            return _("out of date")
+        if token.rests:
+            return _("rests: %s may not sign in") % token.user
+        return _("valid")
+
+    def save_model(self, request: HttpRequest, obj: ApiToken, form: Any, change: bool) -> None:
+        if not request.user.is_superuser:
+            obj.user = cast(Any, request.user)
+        # For the page that follows; the row has no column for it.
+        vars(obj)["text"] = obj.draw()
+        super().save_model(request, obj, form, change)
+
+    def response_add(
+        self, request: HttpRequest, obj: ApiToken, post_url_continue: str | None = None
+    ) -> HttpResponse:
+        request.current_app = self.admin_site.name
+        context = {
+            **self.admin_site.each_context(request),
+            "title": _("Token made: %s") % obj,
+            "opts": self.opts,
+            "media": self.media,
+            "token": vars(obj)["text"],
+        }
+        return TemplateResponse(request, "admin/storage_audit/token_made.html", context)
+
+    @action("revoke", gettext_lazy("Revoke"))
+    def revoke(self, request: HttpRequest, queryset: QuerySet[ApiToken]) -> HttpResponse | None:
+        selection = self.select(request, queryset)
+        if not selection:
+            return None
+        if not selection.is_confirmed:
+            return self.confirm_revocation(request, selection)
+        with transaction.atomic():
+            revoked = [token for token in selection.rows if token.revoke()]
+            for token in revoked:
+                self.log_change(request, token, _("Revoked."))
+        text = ngettext(
+            "%d token is revoked: no program can use it from now on.",
+            "%d tokens are revoked: no program can use them from now on.",
+            len(revoked),
+        )
+        self.message_user(request, text % len(revoked), messages.SUCCESS)
+        return None
+
+    def confirm_revocation(self, request: HttpRequest, selection: Selection) -> HttpResponse:
+        return self.confirm(
+            request,
+            selection,
+            action="revoke",
+            title=_("Revoke tokens?"),
+            sentences=(_("Programs that use them are refused at once, and for good."),),
+            heads=(_("Token"), _("Acts as"), _("State")),
+            rows=[(str(token), token.user, self.state(token)) for token in selection.rows],
+            button=_("Yes, revoke"),
+        )

@@ -1,0 +1,184 @@
+"""Objects as Cloudflare's own API lists them, past S3; the only module that knows its SDK.
+
+https://developers.cloudflare.com/api/resources/r2/subresources/buckets/subresources/objects/
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from datetime import datetime
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from django.utils.translation import gettext as _
+
+from storage_audit.bucket import listing, request_stats
+from storage_audit.bucket.errors import Broken, Refused, StoreError, Unavailable, classify
+from storage_audit.bucket.listing_xml import parse_facts
+from storage_audit.bucket.s3 import PAGE, Listed, Page
+from storage_audit.conf import Conf, conf
+
+if TYPE_CHECKING:
+    from cloudflare import APIStatusError, Cloudflare
+
+CALL = "CloudflareListObjects"
+# What its numbers are called over S3: https://developers.cloudflare.com/r2/api/error-codes/
+# 7003 answers an id that no account can have. No token, and one that is none, are as hopeless as a
+# wrong one.
+CODES = {7003: "NoSuchAccount", 10006: "NoSuchBucket", 10042: "NotEntitled"} | dict.fromkeys(
+    (6003, 9106, 9109), "Unauthorized"
+)
+
+
+def why_not() -> str:
+    """Why Cloudflare's API cannot be asked, and what to do about it; nothing when it can."""
+    if not conf().api_token:
+        return _(
+            "Set CLOUDFLARE_API_TOKEN to a token with the permission Workers R2 Storage: Read, if"
+            " the bucket is at Cloudflare."
+        )
+    if not conf().account_id:
+        return _("Set CLOUDFLARE_ACCOUNT_ID to the 32 letters and digits of your account.")
+    if find_spec("cloudflare") is None:
+        return _("Install its SDK: pip install cloudflare.")
+    return ""
+
+
+# Importing the SDK takes a third of a second, which most processes need not spend.
+@lru_cache(maxsize=8)
+def _client(settings: Conf, process: int) -> "Cloudflare":
+    from cloudflare import Cloudflare, Timeout
+
+    client = Cloudflare(
+        api_token=settings.api_token,
+        base_url=settings.api_url,
+        timeout=Timeout(12, connect=5),
+        # It would wait as long as the answer asks for, up to a minute: longer than a lease.
+        max_retries=0,
+    )
+    # It takes these from the environment, and prefers them to the token.
+    client.api_key = client.api_email = client.user_service_key = None
+    return client
+
+
+_creating = threading.Lock()
+
+
+def client() -> "Cloudflare":
+    """The shared client: safe between threads, not between processes. Raises StoreError."""
+    if reason := why_not():
+        raise Refused(_("Cloudflare's API cannot be asked. %s") % reason)
+    with _creating:
+        try:
+            return _client(conf(), os.getpid())
+        except Exception as error:  # noqa: BLE001 - it reads the proxies of the environment
+            text = _(
+                "Cloudflare's API cannot be asked: there is no client for it (%s). Check"
+                " HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY."
+            )
+            # Its own text is left out, as it quotes these, and with them passwords.
+            name = type(error).__name__
+            raise Unavailable(text % name, name) from None
+
+
+def pages(bucket: str, prefix: str, after: str = "") -> Iterator[list[Listed]]:
+    """The same promise as that of `listing.pages`."""
+    return listing.checked(prefix, after, lambda token: list_page(bucket, prefix, after, token))
+
+
+def list_page(
+    bucket: str, prefix: str, start_after: str = "", token: str | None = None
+) -> Page[list[Listed]]:
+    """One page of a listing, as the API gives it. Raises StoreError."""
+    where = {"cursor": token} if token else {"start_after": start_after} if start_after else {}
+    if conf().jurisdiction:
+        where["cf_r2_jurisdiction"] = conf().jurisdiction
+    answer = ask(bucket, prefix=prefix, per_page=PAGE, **where)
+    try:
+        if answer["success"] is not True or answer.get("errors"):
+            raise Broken(_("Cloudflare's API says neither that it failed nor that it did not."))
+        entries, info = answer["result"], answer["result_info"]
+        if not isinstance(entries, list) or len(entries) > PAGE or info.get("delimited"):
+            raise Broken(_("Cloudflare's API answered another request than ours."))
+        return Page([listed(entry) for entry in entries], next_cursor(info, len(entries)))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise unreadable(error) from error
+
+
+def ask(bucket: str, **parameters: Any) -> Any:
+    """The answer as it came: the SDK's models take any type for any other."""
+    objects = client().r2.buckets.objects.with_raw_response
+    from cloudflare import APIConnectionError, APIStatusError
+
+    try:
+        response = objects.list(bucket, account_id=conf().account_id, **parameters)
+    except APIStatusError as error:
+        raise translate(error) from error
+    except UnicodeEncodeError as error:
+        text = _("CLOUDFLARE_API_TOKEN has characters that no token has. Set it anew.")
+        raise Refused(text) from error
+    except APIConnectionError as error:
+        reason = error.__cause__ or error
+        request_stats.count(CALL, type(error).__name__)
+        raise Unavailable(
+            _("Cloudflare's API cannot be reached: %s") % reason, type(reason).__name__
+        ) from error
+    request_stats.count(CALL, request_stats.OK)
+    try:
+        return response.http_response.json()
+    except ValueError as error:
+        raise unreadable(error) from error
+
+
+def translate(error: "APIStatusError") -> StoreError:
+    status, (number, message) = error.status_code, first_error(error.body)
+    code = CODES.get(number, str(status))
+    request_stats.count(CALL, request_stats.named(code, status))
+    text = _("Cloudflare's API answers %(status)s: %(message)s (code %(number)s).")
+    text %= {"status": status, "message": message.rstrip("."), "number": number}
+    kind = classify(code, status)
+    if issubclass(kind, Refused):
+        text += " " + _(
+            "Look at CLOUDFLARE_API_TOKEN, whether it is valid and has the permission Workers R2"
+            " Storage: Read, at CLOUDFLARE_ACCOUNT_ID, R2_BUCKET_NAME and R2_JURISDICTION."
+        )
+    asked = error.response.headers.get("retry-after", "")
+    return kind(
+        text, code, retry_after=float(asked) if asked.isdecimal() else 0, answered=status < 500
+    )
+
+
+def first_error(content: object) -> tuple[int, str]:
+    match content:
+        case {"errors": [{"code": int(number), "message": str(message)}, *_]}:
+            return number, message
+    return 0, _("no reason given")
+
+
+def unreadable(error: Exception) -> Broken:
+    return Broken(_("The answer of Cloudflare's API is unreadable: %r") % error)
+
+
+def listed(entry: dict[str, Any]) -> Listed:
+    key, size, etag = entry["key"], entry["size"], entry["etag"]
+    if not (isinstance(key, str) and type(size) is int and isinstance(etag, str)):
+        raise TypeError(f"{entry!r}")
+    key.encode()  # Half a surrogate pair names nothing.
+    size, etag = parse_facts(size, etag)
+    return Listed(key, size, etag, datetime.fromisoformat(entry["last_modified"]))
+
+
+def next_cursor(info: dict[str, Any], count: int) -> str | None:
+    cursor = info.get("cursor")
+    # Not documented, and decisive where it is told.
+    more = info.get("is_truncated", bool(cursor) or count >= PAGE)
+    if not isinstance(more, bool) or not isinstance(cursor, str | None):
+        raise Broken(_("The listing does not say whether it is complete."))
+    if not more:
+        if cursor:
+            raise Broken(_("The listing says that it is complete and how to go on."))
+        return None
+    if not cursor:
+        raise Broken(_("The listing is cut short and does not say how to go on."))
+    return cursor

@@ -1,0 +1,1 @@
+"""Evidence of a deletion as a signed file."""

@@ -1,0 +1,1 @@
+"""What follows a deletion: request, plan, limits, delete, verify, follow-up checks."""

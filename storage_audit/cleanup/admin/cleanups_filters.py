@@ -1,0 +1,72 @@
+"""What the dashboard counts, as filters of the lists that it links to."""
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+from django.contrib import admin
+from django.http import HttpRequest
+from django.utils.translation import gettext_lazy
+
+from storage_audit.cleanup.attention import select_keeping_files, select_waiting_for_person
+
+
+class Needs(admin.SimpleListFilter):
+    """Operations by what they wait for."""
+
+    title = gettext_lazy("what it needs")
+    parameter_name = "needs"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return [
+            ("end", gettext_lazy("Deletions that are not over")),
+            ("person", gettext_lazy("A person: blocked or failed")),
+            ("judgement", gettext_lazy("Nothing, but kept objects to judge")),
+        ]
+
+    def queryset(self, request: HttpRequest, operations: Any) -> Any:
+        match self.value():
+            case "end":
+                return operations.cleanups().open()
+            case "person":
+                return select_waiting_for_person(operations)
+            case "judgement":
+                return select_keeping_files(operations)
+        return operations
+
+
+class FollowUpChecks(admin.SimpleListFilter):
+    """Follow-up checks are newer than the cleanups that they follow, and would stand above them.
+    They are hidden unless somebody asks for them, or for operations in a certain state."""
+
+    title = gettext_lazy("follow-up checks")
+    parameter_name = "follow_up_checks"
+    SHOWN = "shown"
+    # Which operations these show does not depend on what they follow.
+    SHOWN_BY = ("status", "trigger", "needs")
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        asked = {name.partition("__")[0] for name in request.GET}
+        place = request.resolver_match
+        # A file that is kept must not lack any.
+        is_export = bool(place and (place.url_name or "").endswith("_export"))
+        is_named = is_uuid(request.GET.get("q", ""))
+        self.is_shown = is_export or is_named or not asked.isdisjoint(self.SHOWN_BY)
+        return [(self.SHOWN, gettext_lazy("Shown"))]
+
+    def choices(self, changelist: Any) -> Iterator[Any]:
+        _all, *others = super().choices(changelist)
+        yield from ({**_all, "display": gettext_lazy("Hidden")}, *others)
+
+    def queryset(self, request: HttpRequest, operations: Any) -> Any:
+        if self.is_shown or self.value() == self.SHOWN:
+            return operations
+        return operations.without_follow_ups()
+
+
+def is_uuid(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,154 @@
+"""Deletions that a cleanup follows, and where to follow it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from django.contrib import admin, messages
+from django.contrib.admin.actions import delete_selected
+from django.contrib.admin.options import TO_FIELD_VAR
+from django.contrib.admin.utils import unquote
+from django.db import models
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
+from django.template.response import TemplateResponse
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from storage_audit.cleanup.cleanup_text import status_of
+from storage_audit.cleanup.delete_projects import committing
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.roles import deletion_of_site, stock_deletion
+from storage_audit.ui.confirm import ConfirmingAdmin, Selection
+from storage_audit.ui.links import list_of, page_of
+from storage_audit.ui.model_admin import AuditAdmin, M
+
+deletes = admin.action(
+    permissions=["delete"],
+    description=gettext_lazy("Delete selected %(verbose_name_plural)s"),
+)
+
+
+class DeletingAdmin(ConfirmingAdmin[M]):
+    """The stock deletion, which here is followed by a cleanup."""
+
+    def get_action(self, action: Any, *args: Any, **kwargs: Any) -> Any:
+        """None for the deletion where the site disabled it, or has another one in its place, which
+        Django then offers: ours has the name of Django's."""
+        if action == "delete_selected":
+            of_site = deletion_of_site(self.admin_site)
+            is_ours = type(self).delete_selected is DeletingAdmin.delete_selected
+            if of_site is None or (is_ours and of_site is not delete_selected):
+                return None
+        return super().get_action(action, *args, **kwargs)
+
+    def refused(self, request: HttpRequest, row: M | None = None) -> list[tuple[str, str]]:
+        found = super().refused(request, row)
+        if row and not self.has_delete_permission(request, row):
+            found.append((_("Delete"), self.reason(request, "delete")))
+        return found
+
+    @stock_deletion
+    @deletes
+    def delete_selected(
+        self, request: HttpRequest, queryset: models.QuerySet[M]
+    ) -> HttpResponse | None:
+        selection = self.select(request, queryset)
+        return self.delete_selection(request, selection) if selection else None
+
+    @contextmanager
+    def _deletion(self, request: HttpRequest) -> Iterator[None]:
+        """A transaction; says if a hook of the site failed after its commit."""
+        failures = list[Exception]()
+        with committing(failures):
+            yield
+        self._tell_failures(request, failures)
+
+    def _tell_failures(self, request: HttpRequest, failures: list[Exception]) -> None:
+        if failures:
+            text = _(
+                "The deletion went through, but a later step of this site failed. The server's log"
+                " says why."
+            )
+            self.message_user(request, text, messages.WARNING)
+
+    def delete_selection(self, request: HttpRequest, selection: Selection) -> HttpResponse | None:
+        began = timezone.now()
+        with self._deletion(request):
+            response = delete_selected(self, request, selection.rows)
+        if isinstance(response, TemplateResponse) and response.context_data is not None:
+            response.context_data |= self.hidden_fields(request, selection)
+        else:
+            self.announce_deletion(request, began)
+        return response
+
+    def delete_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        if row := self.row_to_delete(request, object_id):
+            _pks, digest = self.read_facts(self.rows_of(request, row))
+            # Read before the page: what changes between them is asked for again.
+            extra_context = {"digest": digest, **(extra_context or {})}
+            if request.POST and not self.is_confirmed(request, digest):
+                # Django takes any other answer for a yes.
+                request.POST = QueryDict()
+        if request.method != "POST":
+            return super().delete_view(request, object_id, extra_context)
+        began = timezone.now()
+        with self._deletion(request):
+            response = super().delete_view(request, object_id, extra_context)
+        if response.status_code == 302:
+            self.announce_deletion(request, began)
+        return response
+
+    def row_to_delete(self, request: HttpRequest, object_id: str) -> M | None:
+        """As Django finds it: in a popup, the address may name another field than the key."""
+        to_field = request.POST.get(TO_FIELD_VAR, request.GET.get(TO_FIELD_VAR))
+        if to_field and not self.to_field_allowed(request, to_field):
+            return None
+        return self.get_object(request, unquote(object_id), to_field)
+
+    def rows_of(self, request: HttpRequest, row: M) -> models.QuerySet[M]:
+        return self.get_queryset(request).filter(pk=row.pk)
+
+    def announce_deletion(self, request: HttpRequest, began: datetime) -> None:
+        made = CleanupOperation.objects.filter(
+            requested_by=request.user.get_username(),
+            trigger=CleanupOperation.Trigger.DELETED,
+            created_at__gte=began,
+        )
+        text = _("A cleanup is deleting the files from R2. Its page shows when they are gone.")
+        announce(self, request, text, list(made))
+
+
+def badge(status: str, word: str = "") -> SafeString:
+    shown = word or CleanupOperation.Status(status).label
+    return format_html('<span class="audit-status audit-{}">{}</span>', status, shown)
+
+
+def badge_of(operation: CleanupOperation) -> SafeString:
+    return badge(operation.status, status_of(operation))
+
+
+def announce(
+    admin: AuditAdmin[Any], request: HttpRequest, text: str, cleanups: Sequence[CleanupOperation]
+) -> HttpResponse | None:
+    """Say what happens next, with a link to it. A single operation's page is shown next, to those
+    who may look at it."""
+    if not cleanups:
+        return None
+    if not request.user.has_perm("storage_audit.view_cleanupoperation"):
+        admin.message_user(request, text, messages.SUCCESS)
+        return None
+    if len(cleanups) == 1:
+        url, label = page_of(cleanups[0].pk), _("Follow it here")
+    else:
+        first = min(cleanup.created_at for cleanup in cleanups)
+        url = list_of("cleanupoperation", created_at__gte=first.isoformat())
+        label = _("Follow the %d operations here") % len(cleanups)
+    message = format_html('{} <a href="{}">{}</a>.', text, url, label)
+    admin.message_user(request, message, messages.SUCCESS)
+    return HttpResponseRedirect(url) if len(cleanups) == 1 else None

@@ -1,0 +1,1 @@
+"""The overview: figures, charts, what needs attention."""

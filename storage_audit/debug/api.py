@@ -1,0 +1,282 @@
+"""What an operator asks who wonders why files stay. The names of fields are those of the document
+that asked for these addresses."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
+from uuid import UUID
+
+from django.contrib.admin.models import ADDITION
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from django.utils.translation import gettext as _
+from ninja import Field, Query, Router, Schema, Status
+
+from storage_audit.api import auth_history
+from storage_audit.api.auth import require
+from storage_audit.api.openapi import refusals
+from storage_audit.api.problems import Problem, refuse_unread
+from storage_audit.api.rate_limit import Rate
+from storage_audit.bucket import wrangler
+from storage_audit.bucket.errors import StoreError
+from storage_audit.bucket.wrangler import Command
+from storage_audit.cleanup import requests
+from storage_audit.cleanup.api import DeletionDetails, details, status_url
+from storage_audit.cleanup.modes import MODES
+from storage_audit.concurrency import place
+from storage_audit.conf import conf
+from storage_audit.debug import discovery_comparison
+from storage_audit.debug.discovery_comparison import Keys, Way
+from storage_audit.debug.remaining_files import look_for_remains
+from storage_audit.doctor.environment import environment
+from storage_audit.ownership.owner import layouts
+from storage_audit.redaction import visible
+
+# Each of these asks the store, or starts a program.
+router = Router(tags=["debug"], throttle=Rate(heavy=True))
+
+T = TypeVar("T")
+DIAGNOSE, LOOK = "storage_audit.view_diagnosis", "storage_audit.verify_cleanup"
+# To start wrangler takes a second of CPU, which is more than a viewer may ask for.
+EXAMINE = "storage_audit.add_diagnosis"
+# Seconds. What takes longer would be a burden to the site; the commands have no such limit.
+PATIENCE = 20
+SET, NOT_SET, NO_VALUE = "✓ Set", "❌ Not Set", "Not Set"
+
+
+class Ran(Schema):
+    """A command of wrangler; without an exit code it was killed, or could not be started."""
+
+    stdout: str
+    stderr: str
+    exit_code: int | None
+    reason: str = Field(description="Why there is no answer; empty when there is one.")
+
+
+class WranglerLogin(Ran):
+    is_authenticated: bool | None
+    accounts: list[str]
+
+
+class Buckets(Ran):
+    buckets: list[str] | None
+
+
+class VariableShown(Schema):
+    is_set: bool
+    shown: str
+    source: str
+
+
+class Environment(Schema):
+    CLOUDFLARE_ACCOUNT_ID: str
+    CLOUDFLARE_API_TOKEN: str
+    R2_BUCKET_NAME: str
+    WRANGLER_PATH: str
+    variables: dict[str, VariableShown]
+
+
+class Differences(Schema):
+    only_in_app: list[str]
+    only_in_script: list[str]
+
+
+class FilesFound(Schema):
+    project_id: str
+    bucket: str = Field(description="That of the settings.")
+    buckets: list[str] = Field(description="Where it looked.")
+    files_found_by_app: list[str]
+    files_found_by_script: list[str]
+    differences: Differences
+    counts: dict[str, int]
+    is_cut: bool
+
+
+class FilesRemaining(Schema):
+    project_id: str
+    buckets: list[str] = Field(description="Where both looked, or could not.")
+    files_remaining_wrangler: list[str] | None
+    files_remaining_s3: list[str] | None
+    is_clean_wrangler: bool | None
+    is_clean_s3: bool | None
+    reason_wrangler: str = Field(description="Why it is null; empty when it is not.")
+    reason_s3: str
+    counts: dict[str, int | None]
+    is_cut: bool
+
+
+class Cleanup(Schema):
+    deletion_id: UUID
+    status_url: str
+    project_id: str
+    mode: str
+    dry_run: bool
+    result: DeletionDetails
+    deletion_ids: list[UUID] = Field(description="One for each bucket that has files of it.")
+
+
+@router.get("/wrangler-auth", response={200: WranglerLogin, **refusals()})
+def wrangler_auth(request: HttpRequest) -> WranglerLogin:
+    """Whether wrangler is logged in, where the web server runs: `whoami --json`. Needs the
+    permission add_diagnosis."""
+    require(request, EXAMINE)
+    command, identity, reason = run(lambda ran: wrangler.whoami(ran=ran))
+    return WranglerLogin(
+        **said(command),
+        is_authenticated=identity.logged_in if identity else None,
+        accounts=[account.name for account in identity.accounts] if identity else [],
+        reason=reason,
+    )
+
+
+@router.get("/r2-access", response={200: Buckets, **refusals()})
+def r2_access(request: HttpRequest) -> Buckets:
+    """Which buckets wrangler sees, where the web server runs. Needs the permission
+    add_diagnosis."""
+    require(request, EXAMINE)
+    command, buckets, reason = run(lambda ran: wrangler.buckets(ran=ran))
+    return Buckets(**said(command), buckets=buckets, reason=reason)
+
+
+def run(ask: Callable[[wrangler.Ran], T]) -> tuple[Command | None, T | None, str]:
+    """The last command that was run, if it came to that, with its answer or why there is none."""
+    ran: list[Command] = []
+    try:
+        with place():
+            answer, reason = ask(ran.append), ""
+    except StoreError as error:
+        answer, reason = None, str(error)
+    return (ran[-1] if ran else None), answer, reason
+
+
+def said(command: Command | None) -> dict[str, Any]:
+    if command is None:
+        return {"stdout": "", "stderr": "", "exit_code": None}
+    return {name: getattr(command, name) for name in ("stdout", "stderr", "exit_code")}
+
+
+@router.get("/env-vars", response={200: Environment, **refusals()})
+def env_vars(request: HttpRequest) -> Environment:
+    """The variables that make a difference, where the web server runs; of a secret only a
+    fingerprint. WRANGLER_PATH is where wrangler is looked for. Needs the permission
+    view_diagnosis."""
+    require(request, DIAGNOSE)
+    found = environment()
+
+    def value(*names: str) -> str:
+        return next((found[name].shown for name in names if found[name].is_set), NO_VALUE)
+
+    return Environment(
+        CLOUDFLARE_ACCOUNT_ID=SET if found["CLOUDFLARE_ACCOUNT_ID"].is_set else NOT_SET,
+        CLOUDFLARE_API_TOKEN=SET if found["CLOUDFLARE_API_TOKEN"].is_set else NOT_SET,
+        R2_BUCKET_NAME=value("R2_BUCKET_NAME"),
+        WRANGLER_PATH=value("WRANGLER_PATH", "PATH"),
+        variables={
+            name: VariableShown(is_set=each.is_set, shown=each.shown, source=each.source)
+            for name, each in found.items()
+        },
+    )
+
+
+@router.get(
+    "/list-project-files/{project_id}", response={200: FilesFound, **refusals(404, 502, 504)}
+)
+def list_project_files(request: HttpRequest, project_id: str) -> FilesFound:
+    """What a cleanup would take (the app) beside what names the project by its key alone (the
+    script), in each bucket that may have some. The lists are cut after 1,000 keys, the counts are
+    not; a key that cannot be written is shown escaped. Needs the permission verify_cleanup."""
+    require(request, LOOK)
+    refuse_no_id(project_id)
+    with place():
+        found = discovery_comparison.compare_everywhere(project_id, seconds=PATIENCE)
+    lists = {
+        "found_by_app": sum((each.found[Way.LISTED] for each in found), Keys()),
+        "found_by_script": sum((each.found[Way.PARSED] for each in found), Keys()),
+        "only_in_app": sum((each.only_listed for each in found), Keys()),
+        "only_in_script": sum((each.only_parsed for each in found), Keys()),
+    }
+    return FilesFound(
+        project_id=project_id,
+        bucket=conf().bucket,
+        buckets=[each.bucket for each in found],
+        files_found_by_app=lists["found_by_app"].first,
+        files_found_by_script=lists["found_by_script"].first,
+        differences=Differences(
+            only_in_app=lists["only_in_app"].first, only_in_script=lists["only_in_script"].first
+        ),
+        counts={name: keys.count for name, keys in lists.items()},
+        is_cut=any(keys.is_cut for keys in lists.values()),
+    )
+
+
+@router.post("/cleanup/{project_id}", response={202: Cleanup, **refusals(404, 409)})
+def cleanup(
+    request: HttpRequest,
+    project_id: str,
+    response: HttpResponse,
+    mode: Literal["wrangler", "s3", "database", "sequential"] = "wrangler",
+    dry_run: Annotated[bool, Query()] = False,
+) -> Status[Cleanup]:
+    """Clean up after a project that is gone, in one of four ways, or plan to and delete nothing. A
+    live project is to be deleted first: DELETE projects/{project_id}. One that vanished without a
+    deletion on record is refused until a person decides. A worker does it: follow status_url. A
+    cleanup that is open already is returned; one that is incomplete or failed is tried again, by
+    this mode. Needs the permission force_cleanup, or dry_run_cleanup for a dry run."""
+    require(request, f"storage_audit.{'dry_run' if dry_run else 'force'}_cleanup")
+    refuse_unread(request, "mode", "dry_run")
+    refuse_no_id(project_id)
+    ask = requests.dry_run if dry_run else requests.declare_deleted
+    with transaction.atomic():
+        if not dry_run:
+            requests.refuse_undeclared(project_id)
+        operations = ask(project_id, MODES[mode])
+        note = _("Dry run requested.") if dry_run else _("Project declared deleted.")
+        for operation in operations:
+            auth_history.log(request, operation, ADDITION, note)
+        requests.enqueue_on_commit(operations)
+    operation = operations[0]
+    operation.refresh_from_db()
+    response["Location"] = status_url(operation)
+    answer = Cleanup(
+        deletion_id=operation.pk,
+        status_url=status_url(operation),
+        project_id=project_id,
+        mode=mode,
+        dry_run=dry_run,
+        result=details(operation),
+        deletion_ids=[each.pk for each in operations],
+    )
+    return Status(202, answer)
+
+
+@router.get("/verify-cleanup/{project_id}", response={200: FilesRemaining, **refusals(404)})
+def verify_cleanup(request: HttpRequest, project_id: str) -> FilesRemaining:
+    """Which files a cleanup of the project would still find, in each bucket that may have
+    some: over S3 and over Cloudflare's own API, as wrangler cannot list. What could not be seen is
+    null, and never an empty list. The lists are cut after 1,000 keys, the counts are not. It looks,
+    and keeps no record: POST deletions/{deletion_id}/verify does. Needs the permission
+    verify_cleanup."""
+    require(request, LOOK)
+    refuse_no_id(project_id)
+    with place():
+        found = look_for_remains(project_id, seconds=PATIENCE)
+    api, s3 = found.api, found.s3
+    return FilesRemaining(
+        project_id=project_id,
+        buckets=found.buckets,
+        files_remaining_wrangler=api.keys.first if api.keys else None,
+        files_remaining_s3=s3.keys.first if s3.keys else None,
+        is_clean_wrangler=api.is_clean,
+        is_clean_s3=s3.is_clean,
+        reason_wrangler=api.reason,
+        reason_s3=s3.reason,
+        counts={
+            "wrangler": api.keys.count if api.keys else None,
+            "s3": s3.keys.count if s3.keys else None,
+        },
+        is_cut=any(look.keys.is_cut for look in (api, s3) if look.keys),
+    )
+
+
+def refuse_no_id(project_id: str) -> None:
+    if not layouts().is_project_id(project_id):
+        raise Problem("not-found", _("%s is no id of a project.") % visible(project_id))

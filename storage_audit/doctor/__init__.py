@@ -1,0 +1,1 @@
+"""Health checks, in every process side by side."""

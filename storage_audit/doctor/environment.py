@@ -1,0 +1,175 @@
+"""The process's environment and settings, each value with where it comes from."""
+
+import os
+import re
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.conf import settings
+from django.utils.translation import gettext as _
+
+from storage_audit.bucket.connectivity import R2_HOST, jurisdiction_of
+from storage_audit.conf import Conf, conf
+from storage_audit.doctor.probe_result import Facts, Result, Status, fingerprint
+from storage_audit.redaction import redact, redact_proxy
+
+# Reported also when they are not set.
+NAMES = (
+    "CLOUDFLARE_ACCOUNT_ID",
+    "CLOUDFLARE_API_TOKEN",
+    "DATABASE_URL",
+    "DJANGO_SETTINGS_MODULE",
+    "HOME",
+    "PATH",
+    "R2_ACCESS_KEY_ID",
+    "R2_ACCOUNT_ID",
+    "R2_BUCKET_NAME",
+    "R2_ENDPOINT_URL",
+    "R2_JURISDICTION",
+    "R2_SECRET_ACCESS_KEY",
+    "SECRET_KEY",
+    "WRANGLER_PATH",
+)
+# What else makes a difference to the application, boto3, wrangler, or the way to them.
+OTHERS = re.compile(
+    "(AWS|CF|CLEANUP|CLOUDFLARE|ORPHAN|R2|RECONCILE|SCAN|WRANGLER)_|QUEUE_WORKERS$|DEBUG$|PYTHONPATH$|VIRTUAL_ENV$"
+    "|TZ$|XDG_CONFIG_HOME$|NODE_|SSL_CERT_|REQUESTS_CA_BUNDLE$|(?i:https?|all|no)_PROXY$",
+)
+SECRET = re.compile("KEY|TOKEN|SECRET|PASS|PWD|AUTH|CREDENTIAL|DATABASE_URL")
+# Settings, and the variables that they come from.
+MISTYPED = {
+    "endpoint_url": "R2_ENDPOINT_URL",
+    "access_key_id": "R2_ACCESS_KEY_ID",
+    "secret_access_key": "R2_SECRET_ACCESS_KEY",
+    "bucket": "R2_BUCKET_NAME",
+    "api_token": "CLOUDFLARE_API_TOKEN",
+}
+ENV_FILE = Path(".env")
+AT_START = Path("/proc/self/environ")
+LINE = re.compile(r"""\s*(?:export\s+)?(\w+)\s*=\s*(["']?)(.*?)\2\s*""")
+
+ENVIRONMENT, FILE, LATER, DEFAULT = "environment", "env file", "set by the program", "default"
+UNREAD = "env file, which this process has not read"
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """`shown` is the value as anybody may see it: of a secret only a fingerprint, and no password
+    of an address. `source` is one of the constants above; what is not set has its default."""
+
+    is_set: bool
+    shown: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.shown} ({self.source})"
+
+
+def environment() -> dict[str, Variable]:
+    """The variables that matter here, by their names."""
+    in_file, started = of_env_file(), at_start()
+    others = {name for name in (*os.environ, *in_file) if OTHERS.match(name)}
+    return {name: variable(name, in_file, started) for name in sorted({*NAMES, *others})}
+
+
+def variable(name: str, in_file: dict[str, str], started: dict[str, str]) -> Variable:
+    value = os.environ.get(name)
+    if not value:
+        return Variable(False, "not set", UNREAD if in_file.get(name) else DEFAULT)
+    if name.upper().endswith("_PROXY"):
+        shown = redact_proxy(value)
+    else:
+        shown = fingerprint(value) if SECRET.search(name) else redact(value)
+    if started.get(name) == value:
+        return Variable(True, shown, ENVIRONMENT)
+    return Variable(True, shown, FILE if in_file.get(name) == value else LATER)
+
+
+def at_start() -> dict[str, str]:
+    """What the process was started with; where that cannot be seen, what it has now."""
+    now = dict(os.environ)
+    try:
+        entries = AT_START.read_bytes().split(b"\0")
+    except OSError:
+        return now
+    pairs = (os.fsdecode(entry).partition("=") for entry in entries)
+    started = {name: value for name, _equals, value in pairs}
+    # A program that gives its process another name overwrites them.
+    return started if started.items() & now.items() else now
+
+
+def of_env_file() -> dict[str, str]:
+    """What stands in the file that many programs, wrangler among them, read where they run."""
+    try:
+        lines = ENV_FILE.read_text(errors="replace").splitlines()
+    except OSError:
+        return {}
+    found = filter(None, (LINE.fullmatch(line) for line in lines))
+    return {match[1]: match[3] for match in found}
+
+
+def variables() -> Result:
+    found = environment()
+    facts: Facts = {name: str(variable) for name, variable in found.items()}
+    unread = [name for name, variable in found.items() if variable.source == UNREAD]
+    if unread:
+        text = _("%(file)s sets what this process does not have: %(names)s.")
+        advice = _(
+            "Nothing reads that file for you. Export its variables before you start the process, or"
+            " name it as its EnvironmentFile; a shell that has read it works, and this does not."
+        )
+        where = {"file": ENV_FILE.absolute(), "names": ", ".join(unread)}
+        return Result(Status.WARNING, text % where, advice, facts)
+    count = sum(variable.is_set for variable in found.values())
+    return Result(Status.OK, _("%d variables that matter are set.") % count, facts=facts)
+
+
+def settings_of_app() -> Result:
+    facts: Facts = {"settings module": os.environ.get("DJANGO_SETTINGS_MODULE", "")}
+    facts |= {f.name.upper(): setting(f.name, getattr(conf(), f.name)) for f in fields(Conf)}
+    facts |= {"SECRET_KEY": fingerprint(settings.SECRET_KEY), "DEBUG": settings.DEBUG}
+    if mistake := mistake_in(conf()):
+        text, advice = mistake
+        return Result(Status.WRONG, text, advice, facts)
+    text = _("Bucket %(bucket)s at %(host)s.")
+    where = {"bucket": conf().bucket, "host": urlsplit(conf().endpoint_url).hostname}
+    return Result(Status.OK, text % where, facts=facts)
+
+
+def setting(name: str, value: Any) -> str:
+    field = next(f for f in fields(Conf) if f.name == name)
+    shown = fingerprint(value) if not field.repr and name != "endpoint_url" else str(value)
+    default = field.default if field.default is not MISSING else None
+    given = name.upper() in settings.STORAGE_AUDIT and value != default
+    return f"{shown} ({'settings' if given else DEFAULT})"
+
+
+def mistake_in(given: Conf) -> tuple[str, str] | None:
+    """What can be seen to be wrong without asking anybody, and what to do."""
+    for name, variable in MISTYPED.items():
+        if re.search(r"""\s|^["']|["']$""", getattr(given, name)):
+            text = _("%s has quotes or white space in it.") % variable
+            return text, _("Take them out: an EnvironmentFile and Docker's env-file keep them.")
+    url = urlsplit(given.endpoint_url)
+    host = R2_HOST.fullmatch(url.hostname or "")
+    if not host:
+        return None
+    if len(given.access_key_id) == 64 and len(given.secret_access_key) == 32:
+        return _("The access key id and the secret access key are swapped."), _(
+            "Swap R2_ACCESS_KEY_ID, which has 32 characters, and R2_SECRET_ACCESS_KEY, with 64."
+        )
+    if url.path.strip("/"):
+        return _("The store's address has a path."), _(
+            "Take the bucket's name out of R2_ENDPOINT_URL: it belongs into R2_BUCKET_NAME."
+        )
+    if given.account_id and host["account"] != given.account_id:
+        return _("The store's address is of another account than CLOUDFLARE_ACCOUNT_ID."), _(
+            "Set R2_ACCOUNT_ID and CLOUDFLARE_ACCOUNT_ID to the account that has the bucket."
+        )
+    if jurisdiction_of(given.endpoint_url) != given.jurisdiction:
+        return _("The store's address is of another jurisdiction than R2_JURISDICTION."), _(
+            "Set both to the one of the bucket, or leave R2_ENDPOINT_URL out."
+        )
+    return None

@@ -1,0 +1,156 @@
+"""What the store's refusals mean, told apart, and what to do about each."""
+
+from dataclasses import dataclass
+
+from django.utils.functional import Promise
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from storage_audit.bucket import connectivity
+from storage_audit.bucket.errors import LOCKED, Broken, StoreError, Unavailable
+from storage_audit.conf import conf
+from storage_audit.doctor.probe_result import Result, Status
+
+Text = str | Promise
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    summary: Text
+    advice: Text
+
+    def result(self, error: StoreError) -> Result:
+        """With the store's own words among the readings, as they hold times and ids."""
+        facts, readings = {"error": error.code}, {"answer": str(error)}
+        return Result(Status.WRONG, str(self.summary), str(self.advice), facts, readings)
+
+
+CLOCK = Cause(
+    gettext_lazy("The store refuses requests of this machine because its clock is wrong."),
+    gettext_lazy(
+        "Set the clock of this machine, and have it kept right: timedatectl set-ntp true. S3"
+        " refuses every request that is more than 15 minutes off."
+    ),
+)
+UNKNOWN_KEY = Cause(
+    gettext_lazy("The store does not know the access key in this account."),
+    gettext_lazy(
+        "Compare R2_ACCESS_KEY_ID with the dashboard, R2, “Manage API tokens”: it is mistyped, its"
+        " token was deleted or is out of date, or R2_ACCOUNT_ID is not the account that it is of."
+    ),
+)
+# https://developers.cloudflare.com/r2/api/error-codes/
+BY_CODE = {
+    "Unauthorized": UNKNOWN_KEY,
+    "InvalidAccessKeyId": UNKNOWN_KEY,
+    "RequestTimeTooSkewed": CLOCK,
+    "ExpiredRequest": CLOCK,
+    "SignatureDoesNotMatch": Cause(
+        gettext_lazy("The secret access key is not the one of the access key id."),
+        gettext_lazy(
+            "Set R2_SECRET_ACCESS_KEY again: it is shown only once, when the token is made. If it"
+            " is lost, make a new token and set both. Look for a missing or additional character."
+        ),
+    ),
+    "NotEntitled": Cause(
+        gettext_lazy("R2 is not switched on in this account."),
+        gettext_lazy(
+            "Open R2 in the dashboard of the account and subscribe to it; or set R2_ACCOUNT_ID to"
+            " the account that has the bucket."
+        ),
+    ),
+    "AccessDenied": Cause(
+        gettext_lazy("The access key is right, and may not do this in this bucket."),
+        gettext_lazy(
+            "Give its token “Object Read & Write” for this bucket, in the dashboard, R2, “Manage"
+            " API tokens”; or correct R2_BUCKET_NAME or R2_JURISDICTION, if the token is for"
+            " another bucket."
+        ),
+    ),
+    LOCKED: Cause(
+        gettext_lazy("A lock rule of the bucket keeps objects from being deleted."),
+        gettext_lazy(
+            "Look at the bucket's lock rules in the dashboard, R2, the bucket, Settings. What they"
+            " cover can be deleted once its time is over: shorten or remove a rule that covers"
+            " what cleanups are to delete."
+        ),
+    ),
+    "SSLError": Cause(
+        gettext_lazy("No secure connection to the store comes about (TLS)."),
+        gettext_lazy(
+            "Is R2_ENDPOINT_URL right, where it is set? A store without TLS has an address that"
+            " begins with http://. Is R2_ACCOUNT_ID right? R2 has a certificate for each account"
+            " and breaks off for one that it does not know; a new account has to wait for half an"
+            " hour. Otherwise look at the error: a certificate that is not trusted is that of a"
+            " proxy in between, or of a store whose authority AWS_CA_BUNDLE has to name; one that"
+            " is out of date may also be the fault of this machine's clock."
+        ),
+    ),
+    "ParamValidationError": Cause(
+        gettext_lazy("R2 has no bucket of such a name."),
+        gettext_lazy(
+            "Correct R2_BUCKET_NAME: the name alone, as the dashboard, R2, shows it, without a path"
+            " and without s3://."
+        ),
+    ),
+    "NoSuchBucket": Cause(
+        gettext_lazy("There is no such bucket in this account and jurisdiction."),
+        gettext_lazy(
+            "Correct R2_BUCKET_NAME: the dashboard, R2, shows the buckets of the account. If it is"
+            " there, R2_ACCOUNT_ID or R2_JURISDICTION is that of another place: each jurisdiction"
+            " has an address of its own."
+        ),
+    ),
+}
+UNREACHABLE = Cause(
+    gettext_lazy("The store gave no proper answer."),
+    gettext_lazy(
+        "Is R2_ENDPOINT_URL right, where it is set: the host, the port, and whether a store runs"
+        " there? Look again in some minutes, and at https://www.cloudflarestatus.com. If it stays"
+        " so and other machines reach the store, look for a firewall before this one, or a proxy or"
+        " a sign-in page that answers in the store's place."
+    ),
+)
+STRANGE = Cause(
+    gettext_lazy("What answers is not an S3 store."),
+    gettext_lazy(
+        "Open R2_ENDPOINT_URL in a browser of this network: a proxy or a sign-in page answers in"
+        " the store's place, or the address is not that of the S3 API."
+    ),
+)
+HEAD_ONLY = Cause(
+    gettext_lazy("The access key lists the bucket, and HeadBucket is refused."),
+    gettext_lazy(
+        "Let its token, or the policy of a store of your own, allow HeadBucket too: with it the"
+        " bucket's place and the store's clock are looked at."
+    ),
+)
+OTHER = Cause(
+    gettext_lazy("The store refuses, for a reason of its own."),
+    gettext_lazy("Look the error up: https://developers.cloudflare.com/r2/api/error-codes/"),
+)
+
+
+def cause_of(error: StoreError) -> Cause:
+    if error.code in BY_CODE:
+        return BY_CODE[error.code]
+    if isinstance(error, Unavailable):
+        return UNREACHABLE
+    # Without an error of S3 in the answer, its status stands for the code.
+    is_s3 = error.code and not error.code.isdecimal()
+    return OTHER if is_s3 and not isinstance(error, Broken) else STRANGE
+
+
+def refusal_of_bucket(bucket: str, error: StoreError) -> Result:
+    """Of the bucket as a whole. A bucket of another jurisdiction is not there, or not for us."""
+    if error.code in ("NoSuchBucket", "AccessDenied"):
+        for jurisdiction in connectivity.elsewhere(bucket):
+            return in_another_jurisdiction(jurisdiction).result(error)
+    return cause_of(error).result(error)
+
+
+def in_another_jurisdiction(name: str) -> Cause:
+    where = {"right": name or _("none"), "wrong": conf().jurisdiction or _("none")}
+    text = _("The bucket is in another jurisdiction: in %(right)s, and not in %(wrong)s.")
+    advice = _("Set R2_JURISDICTION to %s, and leave R2_ENDPOINT_URL out.") % (name or '""')
+    return Cause(text % where, advice)

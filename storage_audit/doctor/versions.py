@@ -1,0 +1,63 @@
+"""What runs: the versions of everything, and whether it is the code that is on the disk."""
+
+import platform
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+import storage_audit
+from storage_audit.bucket import wrangler
+from storage_audit.doctor.probe_result import Facts, Result, Status
+
+PACKAGES = (
+    "Django",
+    "boto3",
+    "botocore",
+    "django-q2",
+    "django-storages",
+    "django-ninja",
+    "cloudflare",
+    "psycopg2-binary",
+    "psycopg2",
+    "gunicorn",
+)
+CODE = Path(storage_audit.__file__).resolve().parent
+LOADED_AT = timezone.now()
+
+
+def versions() -> Result:
+    facts: Facts = {"Python": platform.python_version(), "storage_audit": storage_audit.__version__}
+    facts |= {name: version_of(name) for name in PACKAGES}
+    digest, changed_at = code()
+    facts |= {"node": wrangler.node_version() or _("not on the PATH"), "code": LOADED}
+    readings = {"code changed": f"{changed_at:%Y-%m-%d %H:%M:%S}"}
+    if digest != LOADED:
+        text = _("The code was changed after this process had loaded it.")
+        advice = _("Restart it: it runs the old code, and others may run the new one.")
+        return Result(Status.WARNING, text, advice, facts, readings)
+    text = _("Python %(Python)s, Django %(Django)s.") % facts
+    return Result(Status.OK, text, facts=facts, readings=readings)
+
+
+def version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return _("not installed as a package")
+
+
+def code() -> tuple[str, datetime]:
+    """A digest of the application's modules as they are on the disk, and their latest change."""
+    files = sorted(CODE.rglob("*.py"))
+    digest = sha256(b"".join(bytes(file.relative_to(CODE)) + file.read_bytes() for file in files))
+    latest = max(file.stat().st_mtime for file in files)
+    return digest.hexdigest()[:12], datetime.fromtimestamp(latest, UTC)
+
+
+# The module is loaded with all others when the process starts. What was unpacked or copied since
+# may have the times of another machine, so that only the content tells.
+LOADED, _changed_at = code()

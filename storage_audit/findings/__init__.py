@@ -1,0 +1,1 @@
+"""Differences between bucket and table, and what a person does about them."""

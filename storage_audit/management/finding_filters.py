@@ -1,0 +1,85 @@
+"""Which findings a command is about, and how they are listed."""
+
+import json
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.serializers.json import DjangoJSONEncoder
+from django.template.defaultfilters import filesizeformat
+
+from storage_audit.findings.models import Finding, FindingQuerySet
+from storage_audit.management.console import stored_text
+from storage_audit.redaction import visible
+
+Kind, State = Finding.Kind, Finding.State
+COLUMNS = (
+    "kind",
+    "state",
+    "bucket",
+    "key",
+    "escaped",
+    "project_id",
+    "size",
+    "etag",
+    "last_modified",
+    "evidence",
+    "first_seen_at",
+    "last_seen_at",
+    "note",
+    "decided_by",
+    "decided_at",
+)
+
+
+def add_choices(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--kind",
+        action="append",
+        choices=Kind.values,
+        metavar="KIND",
+        help=f"only of this kind: {', '.join(Kind.values)}; may be repeated (default: all)",
+    )
+    parser.add_argument(
+        "--state",
+        choices=State.values,
+        metavar="STATE",
+        help=f"only in this state: {', '.join(State.values)} (default: open; with --reopen,"
+        " acknowledged)",
+    )
+    for name, example in (("prefix", "only of keys that start with it"), ("project", "only its")):
+        parser.add_argument(
+            f"--{name}", type=stored_text, metavar=name.upper(), help=f"{example} (default: all)"
+        )
+    parser.add_argument(
+        "--key",
+        action="append",
+        type=stored_text,
+        metavar="KEY",
+        help="only of this very key; may be repeated (default: all)",
+    )
+
+
+def selection(options: dict[str, Any]) -> FindingQuerySet:
+    usual = State.ACKNOWLEDGED if options["reopen"] else State.OPEN
+    return Finding.objects.filter(state=options["state"] or usual).about(
+        kinds=options["kind"] or (),
+        prefix=options["prefix"] or "",
+        project_id=options["project"] or "",
+        keys=options["key"] or (),
+    )
+
+
+def as_json(finding: Finding) -> str:
+    return json.dumps({name: getattr(finding, name) for name in COLUMNS}, cls=DjangoJSONEncoder)
+
+
+def as_text(finding: Finding) -> str:
+    size = filesizeformat(finding.size).replace("\xa0", " ") if finding.size is not None else ""
+    facts = ", ".join(filter(None, [size, visible(finding.project_id or ""), finding.bucket]))
+    why = visible(" ".join(filter(None, [finding.evidence, finding.note])))
+    state = "" if finding.state == State.OPEN else f" ({finding.get_state_display()})"
+    return f"{finding.get_kind_display()}{state}: {visible(finding.key)} ({facts}): {why}"
+
+
+def as_row(finding: Finding) -> list[object]:
+    return [getattr(finding, name) for name in COLUMNS]

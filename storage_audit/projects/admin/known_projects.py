@@ -1,0 +1,61 @@
+"""The ids that ever were a project's."""
+
+from django.contrib import admin
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from storage_audit.models import KnownProject
+from storage_audit.redaction import visible
+from storage_audit.ui.links import lookup_of
+from storage_audit.ui.model_admin import ReadOnlyAdmin
+
+Evidence = KnownProject.Evidence
+# How an id came to be known, and what a person does about it.
+KNOWN = {
+    Evidence.SAVED: gettext_lazy(
+        "The application saved a project with this id, and nobody said that it is deleted: it"
+        " counts as alive."
+    ),
+    Evidence.SEEN: gettext_lazy(
+        "The sweep saw a project with this id in the table, and nobody said that it is deleted: it"
+        " counts as alive."
+    ),
+    Evidence.DELETED: gettext_lazy(
+        "The application deleted the project, and a cleanup of its files followed."
+    ),
+    Evidence.VANISHED: gettext_lazy(
+        "The project is gone, and no deletion was signalled: it was deleted with SQL or past"
+        " Django. Its cleanup is blocked. Force-delete that if its files are to go, or restore the"
+        " project."
+    ),
+    Evidence.DECLARED: gettext_lazy(
+        "A person said that the project is deleted, and a cleanup of its files followed."
+    ),
+}
+
+
+@admin.register(KnownProject)
+class KnownProjectAdmin(ReadOnlyAdmin[KnownProject]):
+    list_display = ("shown", "evidence", "first_seen_at", "deleted_at")
+    list_filter = ("evidence",)
+    search_fields = ("id",)
+    search_help_text = gettext_lazy("The beginning of an id, such as proj_1. Case counts.")
+    prefix_field = "id"
+    ordering = ("pk",)
+    fields = ("shown", "why", "evidence", "means", "first_seen_at", "deleted_at")
+
+    @admin.display(description=gettext_lazy("id"), ordering="id")
+    def shown(self, known: KnownProject) -> str:
+        return visible(known.pk)
+
+    @admin.display(description=gettext_lazy("what became of its files"))
+    def why(self, known: KnownProject) -> SafeString:
+        return format_html('<a href="{}">{}</a>', lookup_of(known.pk), _("Why?"))
+
+    @admin.display(description=gettext_lazy("what that means"))
+    def means(self, known: KnownProject) -> str:
+        return str(KNOWN[KnownProject.Evidence(known.evidence)])
+
+    sortable_by = ("id",)

@@ -1,0 +1,1 @@
+"""Backfill and reconcile: the bucket beside the table."""

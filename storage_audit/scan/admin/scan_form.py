@@ -1,0 +1,75 @@
+"""The form that asks what to scan."""
+
+from typing import Any
+
+from django import forms
+from django.contrib.admin.widgets import (
+    AdminIntegerFieldWidget,
+    AdminRadioSelect,
+    AdminTextInputWidget,
+)
+from django.utils.translation import gettext_lazy as _
+
+from storage_audit.ownership.owner import layouts
+from storage_audit.redaction import visible
+from storage_audit.scan.models.scan import BucketScan
+
+
+class ScanForm(forms.Form):
+    purpose = forms.ChoiceField(
+        label=_("What it does"),
+        choices=BucketScan.Purpose,
+        widget=AdminRadioSelect(attrs={"class": "radiolist inline"}),
+        help_text=_(
+            "Both compare the bucket with the table, and what differs becomes findings. A backfill"
+            " also writes rows for objects that have none. Neither deletes an object."
+        ),
+    )
+    beginning = forms.CharField(
+        label=_("Only keys that start with"),
+        max_length=1024,
+        strip=False,
+        required=False,
+        widget=AdminTextInputWidget,
+        help_text=_("Such as projects/proj_1/. Empty: the whole bucket."),
+    )
+    project_id = forms.CharField(
+        label=_("Only files of the project"),
+        required=False,
+        widget=AdminTextInputWidget,
+        help_text=_("Its id. Empty: of all."),
+    )
+    dry_run = forms.BooleanField(
+        label=_("Dry run"),
+        required=False,
+        help_text=_("The same figures, and no row and no finding is written."),
+    )
+    ceiling = forms.IntegerField(
+        label=_("Requests that it may take"),
+        min_value=0,
+        max_value=2**63 - 1,
+        required=False,
+        widget=AdminIntegerFieldWidget,
+        help_text=_("Empty: as many as the setting SCAN_CEILING says."),
+    )
+
+    def clean_project_id(self) -> str:
+        project_id: str = self.cleaned_data["project_id"]
+        if project_id and not layouts().is_project_id(project_id):
+            raise forms.ValidationError(_("%s is no id of a project.") % visible(project_id))
+        return project_id
+
+    def clean(self) -> None:
+        if self.cleaned_data.get("beginning") and self.cleaned_data.get("project_id"):
+            raise forms.ValidationError(_("Give the beginning of keys or a project, not both."))
+
+    @property
+    def scope(self) -> dict[str, Any]:
+        """What to scan, as `start_scan` and `estimate` take it."""
+        given = self.cleaned_data
+        return {
+            "purpose": given["purpose"],
+            "prefix": given["beginning"],
+            "project_id": given["project_id"] or None,
+            "dry_run": given["dry_run"],
+        }

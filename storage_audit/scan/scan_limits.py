@@ -1,0 +1,51 @@
+"""Is what a scan listed too little to be believed?"""
+
+from django.utils.translation import gettext as _
+
+from storage_audit.cleanup.limits import figures, is_reasonable
+from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.objects_in_hand import exclude_in_hand
+from storage_audit.clocks import after
+from storage_audit.fields import starts_with_any
+from storage_audit.models import R2Object
+from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.scan.models.scan import BucketScan
+
+
+def refuse_shrunken(scan: BucketScan) -> None:
+    """Raises Mismatch when the scan found far less than there must be."""
+    expected = expected_objects(scan)
+    if is_reasonable(expected - scan.listed, expected):
+        return
+    raise Mismatch(
+        _(
+            "The listing shows %(listed)s objects where about %(expected)s should be. If more than"
+            " %(few)s objects and %(share)s %% are missing, it is rather the listing or the bucket"
+            " that is wrong, so nothing is concluded. If they are really gone, add --accept-fewer."
+        )
+        % {**figures(0, expected), "listed": scan.listed, "expected": expected}
+    )
+
+
+def expected_objects(scan: BucketScan) -> int:
+    """What the latest complete scan found and what became of it since; without one, what is
+    tracked. For a partial look, the rows that it looks at."""
+    rows = exclude_in_hand(R2Object.objects.in_bucket(scan.bucket))
+    rows = rows.filter(starts_with_any("key", scan.prefixes))
+    if scan.is_partial:
+        rows = rows.filter(updated_at__gte=scan.since)
+    before = scan.before()
+    if before is None or scan.is_partial:
+        # Not what a backfill writes meanwhile.
+        return rows.filter(created_at__lt=scan.started_at).exclude(etag="").count()
+    since = {"created_at__gte": before.started_at, "created_at__lt": scan.started_at}
+    uploaded = rows.filter(source=R2Object.Source.UPLOAD, **since).exclude(etag="").count()
+    # What came and went in between was in no listing.
+    deleted = CleanupItem.objects.filter(
+        starts_with_any("key", scan.prefixes),
+        after("operation__finished_at", before.started_at),
+        operation__bucket=scan.bucket,
+        outcome=CleanupItem.Outcome.DELETED,
+        last_modified__lt=before.started_at,
+    )
+    return before.listed + uploaded - deleted.count()

@@ -1,0 +1,201 @@
+"""The tracking rows. Deleting one means to delete its object; untracking forgets the row only."""
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.contrib.admin.models import DELETION, LogEntry
+from django.db import IntegrityError, transaction
+from django.db.models import QuerySet
+from django.db.models.deletion import get_candidate_relations_to_delete
+from django.http import HttpRequest, HttpResponse
+from django.template.defaultfilters import filesizeformat
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
+
+from storage_audit.cleanup.admin.deleting import DeletingAdmin
+from storage_audit.cleanup.objects_in_hand import exclude_in_hand
+from storage_audit.formats import amount, placed_key, will_go, with_lines
+from storage_audit.models import R2Object, R2ObjectQuerySet
+from storage_audit.redaction import visible
+from storage_audit.tracking.admin.used_files import DELETED, used_lines
+from storage_audit.tracking.untrack import kept_by_rows
+from storage_audit.ui.confirm import Selection
+from storage_audit.ui.keyset_list import BucketFilter
+from storage_audit.ui.links import why_link
+from storage_audit.ui.model_admin import action
+
+Tracked = R2Object.State
+# What the state of a tracking row means, and what a person does where it stays so.
+TRACKED = {
+    Tracked.UPLOADING: gettext_lazy(
+        "The application is uploading it. Should it stay so for hours, whatever uploaded it has"
+        " died: upload it again."
+    ),
+    Tracked.STORED: gettext_lazy(
+        "It was seen in the bucket, as its size and ETag here say. Nothing needs to be done."
+    ),
+    Tracked.UPLOAD_FAILED: gettext_lazy(
+        "Its upload ended with an error, so most likely there is no object. Upload it again, or"
+        " delete the row."
+    ),
+    Tracked.DELETING: gettext_lazy(
+        "It is being deleted, and nothing may be uploaded to its key meanwhile. The row goes once"
+        " the object is seen gone. Should it stay so, “Why?” tells what stands in the way."
+    ),
+}
+KEYS_SHOWN = 50
+
+
+@admin.register(R2Object)
+class R2ObjectAdmin(DeletingAdmin[R2Object]):
+    list_display = ("shown", "owner", "shown_size", "state", "last_modified")
+    list_filter = (BucketFilter, "state")
+    linked_lookups = ("project_id",)
+    search_fields = ("key",)
+    search_help_text = gettext_lazy(
+        "The beginning of a key, such as projects/proj_1/. Case counts."
+    )
+    prefix_field = "key"
+    ordering = ("key", "pk")
+    sortable_by = ("shown",)
+    fields = (
+        "bucket",
+        "shown",
+        "why",
+        "owner",
+        "scene_id",
+        "file_type",
+        "layout",
+        "shown_size",
+        "etag",
+        "last_modified",
+        "source",
+        "state",
+        "means",
+        "created_at",
+        "updated_at",
+    )
+    actions = ("delete_selected", "untrack")
+    confirmed_fields = ("pk", "etag", "size", "last_modified", "upload_id")
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: R2Object | None = None) -> bool:
+        return False
+
+    @admin.display(description=gettext_lazy("key"), ordering="key")
+    def shown(self, row: R2Object) -> SafeString:
+        return placed_key(row.bucket, row.key)
+
+    @admin.display(description=gettext_lazy("why it is there"))
+    def why(self, row: R2Object) -> SafeString:
+        return why_link(row.bucket, row.key)
+
+    # The id itself: a join would hide the rows whose project is gone.
+    @admin.display(description=gettext_lazy("project"), ordering="project_id")
+    def owner(self, row: R2Object) -> str | None:
+        return row.project_id and visible(row.project_id)
+
+    @admin.display(description=gettext_lazy("size"), ordering="size")
+    def shown_size(self, row: R2Object) -> str | None:
+        return None if row.size is None else filesizeformat(row.size)
+
+    @admin.display(description=gettext_lazy("what that means"))
+    def means(self, row: R2Object) -> str:
+        return str(TRACKED[R2Object.State(row.state)])
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        rows = objs
+        if not isinstance(objs, QuerySet):
+            rows = R2Object.objects.filter(pk__in=[row.pk for row in objs])
+        listed, counts, protected = keys_of(rows), dict[Any, Any](), list[Any]()
+        lacking = set() if self.has_delete_permission(request) else {self.opts.verbose_name}
+        # Django reads every row, so it is asked only where other tables have rows that may follow.
+        meta: Any = self.opts
+        if any(get_candidate_relations_to_delete(meta)):
+            whole, counts, refused, protected = super().get_deleted_objects(rows, request)
+            listed = whole if len(counts) > 1 else listed
+            lacking |= refused
+        return (
+            [
+                *listed,
+                *(will_go(*figures) for figures in rows.by_bucket()),
+                *used_lines(rows, DELETED),
+            ],
+            counts | {self.opts.verbose_name_plural: amount(*rows.totals())},
+            lacking,
+            protected,
+        )
+
+    @action("delete", gettext_lazy("Untrack, and keep the objects"))
+    def untrack(self, request: HttpRequest, queryset: R2ObjectQuerySet) -> HttpResponse | None:
+        selection = self.select(request, queryset)
+        if not selection:
+            return None
+        if not selection.is_confirmed:
+            return self.confirm_untracking(request, selection)
+        chosen: R2ObjectQuerySet = selection.rows
+        note = _("Untracked: the object was kept.")
+        try:
+            with transaction.atomic():
+                # Read once: another row may come to rest while we look at what keeps these.
+                locked = exclude_in_hand(chosen).select_for_update().values_list("pk", flat=True)
+                at_rest = chosen.filter(pk__any_of=list(locked))
+                kept = kept_by_rows(at_rest)
+                rows = at_rest.exclude(pk__any_of=list(kept))
+                LogEntry.objects.log_actions(str(request.user.pk), rows, DELETION, note)
+                count = rows.forget()
+        except IntegrityError:
+            text = _(
+                "Nothing was untracked: rows of another table point at these objects. Change or"
+                " delete those rows first."
+            )
+            self.message_user(request, text, messages.ERROR)
+            return None
+        if kept:
+            text = ngettext("%d row was kept:", "%d rows were kept:", len(kept)) % len(kept)
+            self.message_user(request, with_lines(text, kept.values()), messages.WARNING)
+        text = ngettext(
+            "%d row is forgotten; its object is still in R2. A backfill would track it again.",
+            "%d rows are forgotten; their objects are still in R2. A backfill would track them"
+            " again.",
+            count,
+        )
+        if count or not kept:
+            self.message_user(request, text % count, messages.SUCCESS)
+        return None
+
+    def confirm_untracking(self, request: HttpRequest, selection: Selection) -> HttpResponse:
+        rows: R2ObjectQuerySet = selection.rows
+        return self.confirm(
+            request,
+            selection,
+            action="untrack",
+            title=_("Untrack objects?"),
+            sentences=(
+                _(
+                    "%s: the rows are forgotten, the objects stay in R2. Only a backfill can"
+                    " track them again, and it cannot bring back what an upload recorded."
+                )
+                % amount(*rows.totals()),
+                _(
+                    "A later cleanup judges these keys by their names alone. Rows with an upload"
+                    " or a deletion under way are kept. So are rows of acknowledged files, and rows"
+                    " without which a cleanup, or a follow-up check that is due, could delete the"
+                    " file."
+                ),
+            ),
+            heads=(_("Key"),),
+            rows=[(key,) for key in keys_of(rows)],
+            button=_("Yes, untrack"),
+        )
+
+
+def keys_of(rows: R2ObjectQuerySet) -> list[str]:
+    """The first keys; where there are more, the last line says how many."""
+    keys = [visible(key) for key in rows.order_by("key").values_list("key", flat=True)[:KEYS_SHOWN]]
+    if more := rows.count() - len(keys):
+        keys.append(_("… and %d more") % more)
+    return keys

@@ -126,7 +126,7 @@ class IncidentAdmin(ReadOnlyAdmin[Incident]):
             "media": self.media,
             "recipients": list(map(named, recipients())),
         }
-        return TemplateResponse(request, "admin/storage_audit/incident/test.html", context)
+        return TemplateResponse(request, "admin/storage_audit/incident/send_test.html", context)
 
     def say_hello(self, request: HttpRequest) -> HttpResponseRedirect:
         try:

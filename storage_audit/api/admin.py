@@ -117,7 +117,7 @@ class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
             "media": self.media,
             "token": vars(obj)["text"],
         }
-        return TemplateResponse(request, "admin/storage_audit/token_made.html", context)
+        return TemplateResponse(request, "admin/storage_audit/api/token_made.html", context)
 
     @action("revoke", gettext_lazy("Revoke"))
     def revoke(self, request: HttpRequest, queryset: QuerySet[ApiToken]) -> HttpResponse | None:

@@ -36,4 +36,4 @@ def page(request: HttpRequest) -> HttpResponse:
     """For staff, as what is tried out here is asked for with their session."""
     swagger = {"url": reverse("storage_audit_api:openapi-json"), "deepLinking": True}
     context = {"title": _("Storage audit: HTTP API"), "swagger": swagger}
-    return render(request, "admin/storage_audit/api_docs.html", context)
+    return render(request, "admin/storage_audit/api/api_docs.html", context)

@@ -77,7 +77,7 @@ def certificate(
         "media": admin.media,
         **context(operation),
     }
-    return TemplateResponse(request, "admin/storage_audit/certificate.html", shown)
+    return TemplateResponse(request, "admin/storage_audit/certificate/certificate.html", shown)
 
 
 def certificate_file(

@@ -36,7 +36,7 @@ def compare_discovery(admin: CleanupOperationAdmin, request: HttpRequest) -> Htt
         "media": admin.media,
         **context(request.GET),
     }
-    return TemplateResponse(request, "admin/storage_audit/comparison.html", shown)
+    return TemplateResponse(request, "admin/storage_audit/debug/compare_discovery.html", shown)
 
 
 def context(query: QueryDict) -> dict[str, Any]:

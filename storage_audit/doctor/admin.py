@@ -56,7 +56,7 @@ class DiagnosisAdmin(ReadOnlyAdmin[Diagnosis]):
             "opts": self.opts,
             "media": self.media,
         }
-        return TemplateResponse(request, "admin/storage_audit/diagnosis/examine.html", context)
+        return TemplateResponse(request, "admin/storage_audit/diagnosis/run_checks.html", context)
 
     def examine(self, request: HttpRequest) -> HttpResponseRedirect:
         try:

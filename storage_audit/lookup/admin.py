@@ -65,7 +65,7 @@ def show_answers(admin: CleanupOperationAdmin, request: HttpRequest) -> HttpResp
         "refused": refusal,
         **context(request, text),
     }
-    return TemplateResponse(request, "admin/storage_audit/lookup.html", shown)
+    return TemplateResponse(request, "admin/storage_audit/lookup/lookup.html", shown)
 
 
 def asked(request: HttpRequest) -> tuple[str, str]:

@@ -39,7 +39,7 @@ class ConfirmingAdmin(AuditAdmin[M]):
         request.current_app = self.admin_site.name
         return TemplateResponse(
             request,
-            "admin/storage_audit/confirm_action.html",
+            "admin/storage_audit/ui/confirm_action.html",
             {
                 **self.admin_site.each_context(request),
                 **self.hidden_fields(request, selection),

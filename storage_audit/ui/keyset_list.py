@@ -232,7 +232,7 @@ class BucketFilter(admin.SimpleListFilter):
 
     title = gettext_lazy("bucket")
     parameter_name = "bucket"
-    template = "admin/storage_audit/bucket_filter.html"
+    template = "admin/storage_audit/ui/bucket_filter.html"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         self.names = buckets_in(model_admin.model.objects)

@@ -268,7 +268,9 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
             "media": self.media,
             "form": form,
         }
-        return TemplateResponse(request, "admin/storage_audit/declare_deleted.html", context)
+        return TemplateResponse(
+            request, "admin/storage_audit/cleanupoperation/declare_deleted.html", context
+        )
 
     def declare(self, request: HttpRequest, form: DeclareDeletedForm) -> HttpResponse | None:
         try:

@@ -75,7 +75,7 @@ def view(request: HttpRequest, admin: ModelAdmin[Finding]) -> HttpResponse:
         "title": _("Left behind"),
         **page(edge_of(request)),
     }
-    return TemplateResponse(request, "admin/storage_audit/left_behind.html", context)
+    return TemplateResponse(request, "admin/storage_audit/finding/leftovers.html", context)
 
 
 def edge_of(request: HttpRequest) -> Edge:

@@ -126,7 +126,7 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
             "duration": cost and cost.seconds and shown_time(cost.seconds),
             "refusal": refusal_to_begin(request),
         }
-        return TemplateResponse(request, "admin/storage_audit/bucketscan/begin.html", context)
+        return TemplateResponse(request, "admin/storage_audit/bucketscan/start.html", context)
 
     def begin(self, request: HttpRequest, form: ScanForm) -> HttpResponse | None:
         if reason := refusal_to_begin(request):

@@ -36,7 +36,7 @@ examples:
   make test
   make test ARGS="--only fast -k lease"
   make test ARGS="--database sqlite"
-  make test ARGS="tests/test_cleanup.py -x -n 0"
+  make test ARGS="tests/cleanup/test_cleanup.py -x -n 0"
   make test PYTHON=python3.13 VENV=.venv-3.13
 
 exit codes:

@@ -13,7 +13,7 @@ from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object
 from storage_audit.scan.models.scan import BucketScan
-from tests.bucket import Bucket
+from tests.real_bucket import Bucket
 
 LONG_AGO = timedelta(days=3)
 

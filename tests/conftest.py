@@ -48,19 +48,19 @@ from storage_audit.ownership import bucket_marker
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
 from tests import leftovers
-from tests.bucket import BUCKETS, Bucket
 from tests.keys import KEY_OF_PROJ_10
 from tests.network import faulty_network
+from tests.real_bucket import BUCKETS, Bucket
 from tests.selection import is_of_another, is_of_the_store_alone, needs_others
 from tests.times import YEAR
 
 # Each takes a minute or two. Begun last, they would keep all cores but one waiting.
 LONGEST = {
-    "test_doctor.py",
-    "test_faults.py",
+    "test_probes.py",
+    "test_store_faults.py",
     "test_permissions.py",
-    "test_queue.py",
-    "test_scan_crash.py",
+    "test_clusters.py",
+    "test_crash.py",
     "test_stateful.py",
 }
 

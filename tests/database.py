@@ -18,7 +18,7 @@ from django_q.signing import SignedPackage
 
 from storage_audit import locking, migrations
 from storage_audit.bucket.models import StoreCalls
-from tests.bucket import Bucket
+from tests.real_bucket import Bucket
 
 T = TypeVar("T")
 SECONDS = 20  # for what takes a fraction of one

@@ -26,7 +26,7 @@ from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.cleanup.turn import Work
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.origin import Origin, acting_as
-from tests.bucket import Bucket
+from tests.real_bucket import Bucket
 
 Status = CleanupOperation.Status
 FLAT, HIERARCHICAL = "proj_1_s1_media.mp4", "projects/proj_1/scenes/s1/media/old.mp4"

@@ -9,7 +9,7 @@ from devtools.local_r2 import LocalR2
 from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.models import R2Object
-from tests.bucket import Bucket
+from tests.real_bucket import Bucket
 
 State = R2Object.State
 NAME = "projects/proj_1/scenes/s1/media/take.mp4"

@@ -68,8 +68,14 @@ def parts(seed: int, kills: int) -> Iterator[tuple[str, list[str]]]:
     yield "r2-postgresql", crash("r2", "postgresql", kills - 2 * (kills // 5))
     yield "seaweedfs-postgresql", crash("seaweedfs", "postgresql", kills // 5)
     yield "r2-sqlite", crash("r2", "sqlite", kills // 5, "parallel")
-    yield "ownership", ["-m", "tests.ownership_fuzz", "--keys", str(KEYS), "--seed", str(seed)]
-    histories = ["-m", "pytest", "-q", "tests/test_stateful.py", f"--hypothesis-seed={seed}"]
+    yield "ownership", ["-m", "tests.ownership.fuzz", "--keys", str(KEYS), "--seed", str(seed)]
+    histories = [
+        "-m",
+        "pytest",
+        "-q",
+        "tests/stateful/test_stateful.py",
+        f"--hypothesis-seed={seed}",
+    ]
     yield "histories", histories
 
 

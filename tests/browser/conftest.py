@@ -18,9 +18,9 @@ from playwright.sync_api import (
 
 from devtools.chromium import chromium
 from devtools.demo.site import ROOT, web_server
-from tests.bucket import Bucket
 from tests.processes import database_url
-from tests.queues import Cluster
+from tests.queue.clusters import Cluster
+from tests.real_bucket import Bucket
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

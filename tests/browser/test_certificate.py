@@ -6,9 +6,9 @@ from playwright.sync_api import Page, expect
 
 from tests.admin_client import page as path
 from tests.browser.staff import come_as_superuser, row
-from tests.bucket import Bucket
-from tests.commands import run_command
 from tests.promises import delete
+from tests.real_bucket import Bucket
+from tests.run_command import run_command
 
 
 def test_certificate_is_read_taken_along_and_held_to_what_it_said(

@@ -6,8 +6,8 @@ from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import Project, R2Object
 from tests.admin_client import page as path
 from tests.browser.staff import GONE, act, act_on, come_as_superuser, row, watch
-from tests.bucket import Bucket
-from tests.queues import Cluster
+from tests.queue.clusters import Cluster
+from tests.real_bucket import Bucket
 
 OTHER = "projects/proj_10/scenes/s1/media/other.mp4"
 

@@ -19,7 +19,7 @@ from storage_audit.models import Project
 from storage_audit.ui.links import lookup_of
 from tests.admin_client import page as path
 from tests.browser.staff import come_as_superuser
-from tests.bucket import Bucket
+from tests.real_bucket import Bucket
 
 RUN = "window.ran = true"
 IMAGE = f"<img src=x onerror='{RUN}'>"

@@ -9,9 +9,9 @@ from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import Project
 from tests.admin_client import page as path
 from tests.browser.staff import act, come_as_superuser, row, watch
-from tests.bucket import Bucket
 from tests.promises import delete
-from tests.queues import Cluster
+from tests.queue.clusters import Cluster
+from tests.real_bucket import Bucket
 
 
 def test_blocked_cleanup_runs_when_it_is_forced(

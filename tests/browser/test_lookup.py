@@ -3,8 +3,8 @@
 from playwright.sync_api import Page, expect
 
 from tests.browser.staff import come_as_superuser
-from tests.bucket import Bucket
 from tests.promises import delete
+from tests.real_bucket import Bucket
 
 
 def test_key_of_a_deleted_project_is_explained_by_keyboard_alone(

@@ -14,7 +14,7 @@ from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import Project, R2Object
 from tests.admin_client import page as path
 from tests.browser.staff import come_to_look
-from tests.bucket import Bucket
+from tests.real_bucket import Bucket
 
 BUTTONS = re.compile("^(Dry-run|Verify|Force|Untrack|Delete|Save|Run|Go)")
 LINKS = re.compile("^(Add|Delete$|Clean up)")

@@ -16,8 +16,8 @@ from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.models import Project
 from tests.admin_client import page as path
 from tests.browser.staff import GONE, come_as_superuser
-from tests.bucket import Bucket
-from tests.queues import Cluster
+from tests.queue.clusters import Cluster
+from tests.real_bucket import Bucket
 
 KEYS = [f"projects/proj_1/scenes/s1/media/{n:03}.mp4" for n in range(300)]
 WIDTHS = """() => Object.fromEntries(

@@ -1,4 +1,4 @@
-"""An app whose rows name files in the bucket. Only `tests/test_references.py` installs it."""
+"""An app whose rows name files in the bucket. Only `test_references.py` installs it."""
 
 from typing import Any
 

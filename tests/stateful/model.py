@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 
-from tests.ownership_oracle import named_by
+from tests.ownership.oracle import named_by
 
 
 class Fate(Enum):

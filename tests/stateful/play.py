@@ -22,8 +22,8 @@ from storage_audit.models import Project, R2Object
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
 from storage_audit.storage import KeyBeingDeleted
-from tests.bucket import Bucket
 from tests.promises import force_delete
+from tests.real_bucket import Bucket
 from tests.stateful.model import Model
 from tests.stateful.watch import Watch
 from tests.stateful.world import World

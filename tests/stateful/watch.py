@@ -9,8 +9,8 @@ from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
-from tests.bucket import Bucket
 from tests.promises import check_books
+from tests.real_bucket import Bucket
 from tests.stateful.model import Fate, Model
 
 Status = CleanupOperation.Status

@@ -1,0 +1,91 @@
+"""A store that lists in an order of its own is noticed, and never trusted."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from devtools.faults.matching import is_delete_batch
+from devtools.faults.proxy import FaultyStore
+from devtools.seaweedfs import SeaweedFS
+from storage_audit.bucket import s3
+from storage_audit.bucket.errors import Broken
+from storage_audit.bucket.listing import as_bytes, exact, find, pages
+from storage_audit.models import R2Object
+from storage_audit.ownership import bucket_marker
+from tests.network import faulty_network
+from tests.promises import Status, again, alive, check, delete, outcomes, track
+from tests.real_bucket import Bucket
+
+PREFIX = "projects/proj_1/scenes/"
+IN_BOTH_ORDERS = [f"{PREFIX}s1/media/{n}.mp4" for n in range(5)]
+# `-` comes before `/`, and SeaweedFS lists the folder first.
+ONLY_IN_ITS_OWN = [f"{PREFIX}s1/media/a.mp4", f"{PREFIX}s1-b/media/a.mp4"]
+
+
+@pytest.fixture(scope="module")
+def proxy(seaweedfs: SeaweedFS) -> Iterator[FaultyStore]:
+    with faulty_network(seaweedfs) as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(seaweedfs: SeaweedFS, proxy: FaultyStore, transactional_db: None) -> Bucket:
+    found = Bucket(seaweedfs)
+    found.wipe()
+    bucket_marker.claim(found.name)
+    proxy.seen.clear()
+    return found
+
+
+def test_it_has_an_order_of_its_own(bucket: Bucket) -> None:
+    bucket.put(*ONLY_IN_ITS_OWN)
+    listed = list(bucket.facts(PREFIX))
+    assert listed == ONLY_IN_ITS_OWN
+    assert listed != sorted(listed, key=as_bytes)
+
+
+def test_its_order_breaks_a_listing(bucket: Bucket) -> None:
+    bucket.put(*ONLY_IN_ITS_OWN)
+    with pytest.raises(Broken):
+        list(pages(bucket.name, PREFIX))
+
+
+@pytest.mark.parametrize("page", [1, 2, 1000])
+def test_keys_are_found_in_its_order_or_not_at_all(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    """Broken is no answer, and absence is never said of what is there."""
+    monkeypatch.setattr(s3, "PAGE", page)
+    keys = ["a-b", "a.b", "a/0", "a/b", "a/b-c/d", "a/b.c", "a0", "b/c/d", "b/c-d/e", "b/c0"]
+    bucket.put(*keys)
+    for asked in [*([key] for key in keys), keys[:2], keys[3:6], keys]:
+        try:
+            assert set(find(bucket.name, asked, exact)) == set(asked)
+        except Broken:
+            continue
+
+
+def test_project_in_the_order_of_all_stores_is_cleaned(bucket: Bucket) -> None:
+    alive("proj_1")
+    bucket.put(*IN_BOTH_ORDERS)
+    operation = delete("proj_1")
+    assert operation.status == Status.CLEAN, operation.error
+    assert outcomes(operation) == dict.fromkeys(IN_BOTH_ORDERS, "deleted")
+    assert not bucket.keys()
+    check(bucket)
+
+
+def test_project_out_of_order_keeps_all_and_says_why(bucket: Bucket, proxy: FaultyStore) -> None:
+    alive("proj_1")
+    bucket.put(*ONLY_IN_ITS_OWN)
+    for key in ONLY_IN_ITS_OWN:
+        track(bucket, key, "proj_1")
+    operation = delete("proj_1")
+    for _attempt in range(2):
+        assert operation.status == Status.INCOMPLETE
+        assert "where it cannot be" in operation.error
+        assert bucket.keys() == set(ONLY_IN_ITS_OWN)
+        assert not proxy.asked(is_delete_batch)
+        assert R2Object.objects.count() == len(ONLY_IN_ITS_OWN)
+        check(bucket)
+        operation = again(operation)

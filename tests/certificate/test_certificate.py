@@ -1,0 +1,802 @@
+"""Deletion certificates: what they say, that they show what was altered, and that they are still
+so."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
+from datetime import datetime, timedelta
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils import timezone, translation
+from django.utils.functional import lazy
+from pytest_django import Settings
+
+from devtools.cloudflare_api import CloudflareApi
+from storage_audit.certificate import evidence
+from storage_audit.certificate.certificate_file import (
+    FORMS,
+    Certificate,
+    Changed,
+    Ending,
+    Misshapen,
+    NoCertificate,
+    issued,
+    signed,
+)
+from storage_audit.certificate.check_file import flaws
+from storage_audit.certificate.evidence import ITEM
+from storage_audit.certificate.signature import canonical
+from storage_audit.cleanup import requests, retention
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.exports import csv_lines
+from storage_audit.models import Installation, R2Object
+from storage_audit.origin import Origin, acting_as
+from tests.admin_client import page, person, superuser, text_of
+from tests.promises import alive, delete, late_check, outcomes, run, track
+from tests.real_bucket import BUCKETS, Bucket
+from tests.strange_keys import KEYS
+
+UNDER = "projects/proj_1/scenes/s1/media/"
+ONE, TWO, ALONE = f"{UNDER}1.mp4", f"{UNDER}2.mp4", "elsewhere/proj_1.mp4"
+Facts = dict[str, Any]
+Alter = Callable[[Facts, list[Facts]], None]
+each_form = pytest.mark.parametrize("form", FORMS)
+
+
+@pytest.fixture
+def cleaned(bucket: Bucket) -> CleanupOperation:
+    """Two objects under a listed prefix, and one elsewhere that only its row tells of."""
+    alive("proj_1")
+    bucket.put(ONE, TWO, ALONE)
+    track(bucket, ALONE, "proj_1")
+    with acting_as(Origin("anna", "admin, 192.0.2.7")):
+        operation = delete("proj_1")
+    assert operation.status == "clean" and bucket.keys() == set()
+    return operation
+
+
+def made(**values: Any) -> CleanupOperation:
+    """The same, without a bucket: what is written in the database is all that counts."""
+    facts = {
+        "kind": "project",
+        "project_id": "proj_1",
+        "bucket": BUCKETS[0],
+        "trigger": "deleted",
+        "requested_by": "anna",
+        "status": "clean",
+        "next_attempt_at": None,
+        "finished_at": timezone.now(),
+        "ranges": ["projects/proj_1/"],
+        "plan_digest": "0" * 64,
+        **dict.fromkeys(("found", "deleted"), 3),
+        **dict.fromkeys(("found_bytes", "deleted_bytes"), 21),
+    }
+    operation = CleanupOperation.objects.create(**facts | values)
+    for key, span in ((ONE, 0), (TWO, 0), (ALONE, None)):
+        outcome = "planned" if operation.failed else "deleted"
+        operation.items.create(
+            key=key, identity=key, span=span, size=7, tries=1, outcome=outcome, found_in="listed"
+        )
+    operation.record("verify", "3 gone")
+    return operation
+
+
+@pytest.fixture
+def certified(db: None) -> CleanupOperation:
+    return made()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[..., Path]:
+    """What is downloaded, in a file."""
+    client = superuser()
+
+    def downloaded(operation: CleanupOperation, form: str = "json") -> Path:
+        answer: Any = client.get(address(operation, form))
+        assert answer.status_code == 200
+        path = tmp_path / f"{operation.pk}.{form}"
+        path.write_bytes(b"".join(answer.streaming_content))
+        return path
+
+    return downloaded
+
+
+def address(operation: CleanupOperation, form: str) -> str:
+    return reverse("admin:storage_audit_certificate_file", args=[operation.pk, form])
+
+
+def loaded(path: Path) -> tuple[Facts, dict[str, Facts]]:
+    """The head of a JSON certificate, and its items by key."""
+    whole = json.loads(path.read_bytes())
+    assert list(whole) == ["certificate", "items", "digest", "signature"]
+    return whole["certificate"], {item["key"]: item for item in whole["items"]}
+
+
+def opened(path: Path) -> Certificate:
+    certificate = Certificate(path)
+    certificate.read()
+    return certificate
+
+
+def rewrite(path: Path, alter: Alter, ends: Callable[[str], Ending] | None = None) -> None:
+    """Forge it: another content, well written; with the old ending if no other is given."""
+    old = opened(path)
+    head, items, ending = old.head, list(old.items()), old.ending
+    alter(head, items)
+    path.write_text("".join(old.form.write(head, items, ends or (lambda _digest: ending))))
+
+
+def verify(path: Path, *options: str) -> tuple[str, str, int]:
+    """What the command prints, what it fails with, and its exit code."""
+    out = StringIO()
+    try:
+        call_command("verify_certificate", str(path), *options, stdout=out)
+    except CommandError as error:
+        return out.getvalue(), str(error), error.returncode
+    return out.getvalue(), "", 0
+
+
+def verdict(path: Path, *options: str) -> tuple[Facts, int]:
+    out, _err, code = verify(path, *options, "--json")
+    return json.loads(out), code
+
+
+def found_in(path: Path) -> list[str]:
+    try:
+        return list(flaws(opened(path)))
+    except (Misshapen, NoCertificate) as error:
+        return [str(error)]
+
+
+# What it says
+
+
+def test_says_who_asked_what_was_found_and_by_which_listing_each_was_seen_gone(
+    bucket: Bucket, cleaned: CleanupOperation, file: Callable[..., Path]
+) -> None:
+    head, items = loaded(file(cleaned))
+    assert (head["deletion_id"], head["finished"]) == (str(cleaned.pk), True)
+    assert (head["requested_by"], head["origin"]) == ("anna", "admin, 192.0.2.7")
+    assert (head["bucket"], head["project_id"]) == (bucket.name, "proj_1")
+    assert datetime.fromisoformat(head["created_at"]) == cleaned.created_at
+    assert head["plan_digest"] == cleaned.plan_digest != ""
+    assert head["ranges"] == cleaned.ranges != []
+    assert head["books"]["deleted"] == head["books"]["found"] == {"objects": 3, "bytes": 21}
+    [listing] = head["listings"]
+    assert items.keys() == {ONE, TWO, ALONE}
+    for item in items.values():
+        assert (item["outcome"], item["listing"], item["size"]) == ("deleted", 1, 7)
+        assert item["evidence"] and item["answer"]
+        times = [head["planned_at"], listing["began"], listing["ended"], item["seen_gone_at"]]
+        assert times == sorted(times) and times[1] < times[2]
+    assert UNDER.startswith(items[ONE]["listed_under"])
+    assert items[ALONE]["listed_under"] is None
+
+
+def test_what_stays_has_its_reason_and_is_not_called_gone(
+    bucket: Bucket, file: Callable[..., Path]
+) -> None:
+    alive("proj_1")
+    bucket.put(ONE, doubtful := "proj_1_s1_media/x.mp4")
+    operation = delete("proj_1")
+    head, items = loaded(file(operation))
+    assert (operation.status, head["finished"]) == ("clean_with_protected", True)
+    kept = items[doubtful]
+    assert (kept["outcome"], kept["seen_gone_at"], kept["listing"]) == ("protected", None, None)
+    assert kept["reason"] and kept["present_at"]
+    assert items[ONE]["listing"] == 1
+    assert verify(file(operation), "--bucket")[2] == 0
+
+
+def test_an_object_that_went_at_the_second_try_was_seen_gone_by_the_second_listing(
+    certified: CleanupOperation, file: Callable[..., Path]
+) -> None:
+    certified.record("verify", "the rest")
+    certified.items.filter(key=TWO).update(changed_at=certified.events.latest("at").at)
+    head, items = loaded(file(certified))
+    assert [listing["result"] for listing in head["listings"]] == ["3 gone", "the rest"]
+    assert (items[ONE]["listing"], items[TWO]["listing"]) == (1, 2)
+
+
+def test_later_looks_and_what_cloudflare_showed_are_in_it(
+    cloudflare_api: CloudflareApi, cleaned: CleanupOperation, file: Callable[..., Path]
+) -> None:
+    checked = late_check(cleaned)
+    verified = run(requests.verify_operation(cleaned))
+    head, _items = loaded(file(cleaned))
+    looks = {look["deletion_id"]: look for look in head["later_looks"]}
+    assert looks.keys() == {str(pk) for pk in cleaned.children.values_list("pk", flat=True)}
+    assert looks[str(checked.pk)]["status"] == checked.status == "clean"
+    assert looks[str(checked.pk)]["books"]["found"] == {"objects": 0, "bytes": 0}
+    second = looks[str(verified.pk)]["second_look"]
+    assert "shows the same" in second["said"] and second["doubted"] == 0
+    due = [look for look in head["later_looks"] if look["status"] == "pending"]
+    assert len(due) == 2 and all(look["next_attempt_at"] for look in due)
+
+
+def test_one_that_is_not_finished_says_so_and_that_the_deletion_has_gone_on_since(
+    db: None, file: Callable[..., Path]
+) -> None:
+    counts = {"deleted": 0, "deleted_bytes": 0, "failed": 3, "failed_bytes": 21}
+    operation = made(status="incomplete", **counts)
+    path = file(operation)
+    head, items = loaded(path)
+    assert not head["finished"] and "Not finished" in head["statement"]
+    assert items[ONE]["outcome"] == "planned" and items[ONE]["seen_gone_at"] is None
+    assert "Interim record" in text_of(superuser().get(page_of(operation)))
+    told, code = verdict(path)
+    assert code == 0 and told["not_compared"] == ""
+    CleanupOperation.objects.filter(pk=operation.pk).update(status="running", finished_at=None)
+    told, code = verdict(path)
+    assert code == 0 and "gone on since" in told["not_compared"]
+
+
+def page_of(operation: CleanupOperation) -> str:
+    return reverse("admin:storage_audit_certificate", args=[operation.pk])
+
+
+# Its form
+
+
+def test_anybody_can_work_out_the_digest_of_the_json_as_the_documents_say(
+    certified: CleanupOperation, file: Callable[..., Path]
+) -> None:
+    path = file(certified)
+    whole = json.loads(path.read_bytes())
+    sums = hashlib.sha256()
+    for facts in [*whole["items"], whole["certificate"]]:
+        text = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        sums.update(text.encode() + b"\n")
+    assert whole["digest"] == sums.hexdigest()
+    # Each of these texts is in the file as it is.
+    assert path.read_text().splitlines()[-4].rstrip(",") == text_of_last(whole["items"])
+
+
+def text_of_last(items: list[Facts]) -> str:
+    return json.dumps(items[-1], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def test_csv_and_json_say_the_same_and_the_page_shows_their_seal(
+    certified: CleanupOperation, file: Callable[..., Path]
+) -> None:
+    one, other = opened(file(certified, "json")), opened(file(certified, "csv"))
+    assert one.head == other.head and list(one.items()) == list(other.items())
+    assert one.ending == other.ending
+    shown = text_of(superuser().get(page_of(certified)))
+    for text in (*one.ending, str(certified.pk), ONE, TWO, ALONE, "anna", certified.plan_digest):
+        assert text in shown
+
+
+def test_a_certificate_is_the_same_for_people_of_all_languages(
+    certified: CleanupOperation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_reader = lazy(translation.get_language, str)()
+    monkeypatch.setitem(evidence.STATEMENTS, CleanupOperation.Status.CLEAN, of_reader)
+    with translation.override("de"):
+        assert evidence.head_of(certified)["statement"] == "en"
+
+
+def test_a_csv_has_one_row_for_each_item_below_the_names_of_the_columns(
+    certified: CleanupOperation, file: Callable[..., Path]
+) -> None:
+    rows = list(csv.DictReader(StringIO(file(certified, "csv").read_text())))
+    assert [row["key"] for row in rows if row["row"] == "item"] == [ALONE, ONE, TWO]
+    assert [row["row"] for row in rows[3:]] == ["certificate", "digest", "signature"]
+
+
+def test_strange_keys_are_no_formula_and_are_read_again_as_they_are(
+    bucket: Bucket, file: Callable[..., Path]
+) -> None:
+    alive("proj_1")
+    bucket.put(*KEYS)
+    for key in KEYS:
+        track(bucket, key, "proj_1")
+    R2Object.objects.filter(key__in=KEYS).delete()
+    operation = run(CleanupOperation.objects.get())
+    for form in FORMS:
+        items = list(opened(path := file(operation, form)).items())
+        assert {item["key"]: item["outcome"] for item in items} == outcomes(operation)
+        assert max(len(item["key"].encode()) for item in items) == 1024
+        assert verify(path)[2] == 0
+    assert all(char.isprintable() or char == "\n" for char in path.read_text())
+
+
+def test_no_cell_of_a_csv_is_a_formula(
+    certified: CleanupOperation, file: Callable[..., Path]
+) -> None:
+    hostile = {"key": "=cmd()", "identity": "=cmd()", "reason": " ＝1", "answer": "x;@cmd()"}
+    certified.items.filter(key=TWO).update(**hostile, etag="-1", evidence="+1")
+    path = file(certified, "csv")
+    for delimiter in ",;":
+        for row in csv.reader(StringIO(path.read_text()), delimiter=delimiter):
+            assert not any(cell.strip(' "').startswith(tuple("=+-@＝＋－＠")) for cell in row)
+    assert found_in(path) == []
+    assert hostile.items() <= next(opened(path).items()).items()
+
+
+def test_more_items_cost_no_more_queries(certified: CleanupOperation) -> None:
+    before = queries(certified)
+    more = (f"{UNDER}x{n:04}" for n in range(1200))
+    facts = {"operation": certified, "found_in": "listed", "outcome": "deleted", "size": 1}
+    CleanupItem.objects.bulk_create(CleanupItem(key=k, identity=k, **facts) for k in more)
+    books = certified.items.books()
+    CleanupOperation.objects.filter(pk=certified.pk).update(**books)
+    certified.refresh_from_db()
+    assert queries(certified) == before
+    shown = text_of(superuser().get(page_of(certified)))
+    assert "And 903 more objects" in shown and "too many objects to seal" in shown
+    assert shown.count('class="audit-key"') < 320
+
+
+def queries(operation: CleanupOperation) -> int:
+    with CaptureQueriesContext(connection) as captured:
+        for _piece in issued(operation, "json"):
+            pass
+    return len(captured)
+
+
+def test_what_changes_while_it_is_written_gives_a_file_without_an_end(
+    certified: CleanupOperation, tmp_path: Path
+) -> None:
+    path, pieces = tmp_path / "cut.json", list[str]()
+    coming = issued(certified, "json")
+    with pytest.raises(Changed):
+        for piece in coming:
+            pieces.append(piece)
+            certified.items.filter(key=TWO).delete()
+            CleanupOperation.objects.filter(pk=certified.pk).update(requested_by="other")
+    path.write_text("".join(pieces))
+    out, err, code = verify(path)
+    assert (out, code) == ("", 1) and f"the certificate of {certified.pk}" in err
+
+
+# Alterations
+
+
+def called_gone(head: Facts, items: list[Facts]) -> None:
+    items[0]["outcome"] = "already_absent"
+
+
+def other_reason(head: Facts, items: list[Facts]) -> None:
+    items[1]["reason"] = "asked for by the owner"
+
+
+def earlier(head: Facts, items: list[Facts]) -> None:
+    items[0]["seen_gone_at"] = "2020-01-01T00:00:00+00:00"
+
+
+def removed(head: Facts, items: list[Facts]) -> None:
+    del items[1]
+
+
+def removed_with_its_books(head: Facts, items: list[Facts]) -> None:
+    del items[1]
+    for name in ("found", "deleted"):
+        head["books"][name]["objects"] -= 1
+        head["books"][name]["bytes"] -= 7
+
+
+def added(head: Facts, items: list[Facts]) -> None:
+    items.append({**items[-1], "key": f"{TWO}x", "identity": f"{TWO}x"})
+
+
+def repeated(head: Facts, items: list[Facts]) -> None:
+    items.insert(1, items[1])
+
+
+def reordered(head: Facts, items: list[Facts]) -> None:
+    items.reverse()
+
+
+def other_asker(head: Facts, items: list[Facts]) -> None:
+    head["requested_by"] = "nobody"
+
+
+def other_deletion(head: Facts, items: list[Facts]) -> None:
+    head["deletion_id"] = "9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983"
+
+
+def other_look(head: Facts, items: list[Facts]) -> None:
+    head["later_looks"].append({"status": "clean"})
+
+
+ALTERATIONS = [
+    called_gone,
+    other_reason,
+    earlier,
+    removed,
+    removed_with_its_books,
+    added,
+    repeated,
+    reordered,
+    other_asker,
+    other_deletion,
+    other_look,
+]
+
+
+def recomputed(digest: str) -> Ending:
+    """What a forger can do without the key, who signs with one of his own."""
+    return Ending(digest, "c" * 43)
+
+
+@each_form
+@pytest.mark.parametrize("alter", ALTERATIONS, ids=lambda alter: alter.__name__)
+def test_an_alteration_is_found_whether_or_not_the_digest_is_made_to_fit(
+    certified: CleanupOperation, file: Callable[..., Path], form: str, alter: Alter
+) -> None:
+    path = file(certified, form)
+    issued_file = path.read_bytes()
+    rewrite(path, lambda _head, _items: None)
+    assert path.read_bytes() == issued_file and found_in(path) == []
+    rewrite(path, alter)
+    assert any("digest" in flaw for flaw in found_in(path))
+    path.write_bytes(issued_file)
+    rewrite(path, alter, recomputed)
+    flaws_found = found_in(path)
+    assert any("signature" in flaw for flaw in flaws_found)
+    assert not any("digest" in flaw for flaw in flaws_found)
+    out, err, code = verify(path)
+    assert (
+        code == 1
+        and "Altered: Its signature" in out
+        and f"certificate of {opened(path).head['deletion_id']}" in err
+    )
+
+
+@pytest.mark.parametrize("alter", [reordered, repeated], ids=lambda alter: alter.__name__)
+def test_the_order_is_looked_at_even_where_the_seal_fits(
+    certified: CleanupOperation, file: Callable[..., Path], alter: Alter
+) -> None:
+    path = file(certified)
+    rewrite(path, alter, signed)
+    assert "Its items are not in their order" in found_in(path)[0]
+
+
+def test_the_figures_are_added_up_even_where_the_seal_fits(
+    certified: CleanupOperation, file: Callable[..., Path]
+) -> None:
+    path = file(certified)
+    rewrite(path, removed, signed)
+    assert found_in(path) == ["Its items do not add up to the figures that it gives."]
+
+
+@each_form
+def test_no_byte_can_be_changed_left_out_or_added(
+    certified: CleanupOperation, file: Callable[..., Path], form: str
+) -> None:
+    path = file(certified, form)
+    good = path.read_bytes()
+    for changed in changed_bytes(good):
+        path.write_bytes(changed)
+        assert found_in(path), changed
+    path.write_bytes(good)
+    assert found_in(path) == []
+
+
+def changed_bytes(good: bytes) -> Iterator[bytes]:
+    # A step that meets every place of the lines of some length, in some of them.
+    for place in range(0, len(good), 17):
+        byte = good[place : place + 1]
+        yield good[:place] + (b"0" if byte != b"0" else b"1") + good[place + 1 :]
+        yield good[:place] + good[place + 1 :]
+        yield good[:place] + b" " + good[place:]
+    for line in (b"\n", b"{}\n", b"\xff", good, b'"items":[\n', b"item,x\n"):
+        yield good + line
+
+
+# In place of each value; the first means that its name goes, too.
+STRANGE: tuple[Any, ...] = (..., None, 1, [], {}, "\ud800")
+
+
+@pytest.mark.slow
+@each_form
+def test_whatever_any_value_is_changed_to_is_told_and_breaks_nothing(
+    certified: CleanupOperation, file: Callable[..., Path], form: str
+) -> None:
+    made(parent=certified, trigger="late_check")
+    path = file(certified, form)
+    issued_file, good = path.read_bytes(), opened(path)
+    whole = {"certificate": good.head, "items": list(good.items()), **good.ending._asdict()}
+    assert loosely(form, whole) == issued_file
+    for place in places_in(whole):
+        for strange in STRANGE:
+            path.write_bytes(loosely(form, altered(whole, place, strange)))
+            if path.read_bytes() != issued_file:
+                told, code = verdict(path)
+                assert code == 1 and told["flaws"] and not told["fine"], (place, strange)
+    assert "Altered" in "".join(verify(path)[:2])
+
+
+@pytest.mark.parametrize("levels", [30, 300, 980, 3000])
+def test_what_is_nested_too_deeply_is_not_as_we_write_it(
+    certified: CleanupOperation, file: Callable[..., Path], levels: int
+) -> None:
+    path = file(certified)
+    deep = "[" * levels + "]" * levels
+    path.write_text(path.read_text().replace('"later_looks":[', f'"later_looks":[{deep}', 1))
+    assert "Line 1 is not as we write it." in verify(path)[1]
+
+
+def places_in(value: Any) -> Iterator[list[Any]]:
+    """The way to each value inside of this one; of a list, to the first."""
+    names: Iterable[Any] = value if isinstance(value, dict) else ()
+    if isinstance(value, list) and value:
+        names = (0,)
+    for name in names:
+        yield [name]
+        yield from ([name, *rest] for rest in places_in(value[name]))
+
+
+def altered(whole: Facts, place: list[Any], strange: Any) -> Facts:
+    copy = inside = deepcopy(whole)
+    for name in place[:-1]:
+        inside = inside[name]
+    if strange is ...:
+        del inside[place[-1]]
+    else:
+        inside[place[-1]] = strange
+    return copy
+
+
+def loosely(form: str, whole: Facts) -> bytes:
+    """A file of whatever there is, as we would write it if it were ours."""
+    items = whole["items"] if isinstance(whole.get("items"), list) else []
+    ends = [name for name in Ending._fields if name in whole]
+    if form == "json":
+        parts = [f'"certificate":{canonical(whole.get("certificate"))}']
+        parts.append('"items":[\n' + ",\n".join(map(canonical, items)) + "\n]")
+        parts += (f'"{name}":{canonical(whole[name])}' for name in ends)
+        return ("{" + ",\n".join(parts) + "}\n").encode(errors="backslashreplace")
+    rows: list[list[Any]] = [["row", *ITEM]]
+    cells = (item if isinstance(item, dict) else {} for item in items)
+    rows += (["item", *map(item.get, ITEM)] for item in cells)
+    rows.append(["certificate", canonical(whole.get("certificate"))])
+    rows += ([name, whole[name]] for name in ends)
+    return "".join(csv_lines(row + [""] * (len(ITEM) + 1 - len(row)) for row in rows)).encode()
+
+
+def test_a_second_value_of_a_name_is_no_way_to_show_something_else(
+    certified: CleanupOperation, file: Callable[..., Path]
+) -> None:
+    path = file(certified)
+    twice = path.read_text().replace('"tries":1', '"tries":2,"tries":1', 1)
+    assert json.loads(twice) == json.loads(path.read_text())
+    path.write_text(twice)
+    assert found_in(path) == ["Line 3 is not as we write it."]
+
+
+def test_a_signature_with_an_older_key_counts_while_the_key_is_a_fallback(
+    certified: CleanupOperation, file: Callable[..., Path], settings: Settings
+) -> None:
+    path, old = file(certified), settings.SECRET_KEY
+    settings.SECRET_KEY = "another key"
+    assert ["Its signature is not ours" in flaw for flaw in found_in(path)] == [True]
+    settings.SECRET_KEY_FALLBACKS = [old]
+    assert found_in(path) == []
+
+
+# The database
+
+
+@pytest.mark.parametrize(
+    "alter, told",
+    [
+        (called_gone, f"{ALONE}: outcome is “already_absent” in the certificate, “deleted” in the"),
+        (removed, f"{ONE}: is missing in the certificate"),
+        (added, f"{TWO}x: is in the certificate only"),
+        (other_asker, "requested_by is “nobody” in the certificate, “anna” in the database"),
+    ],
+)
+def test_who_has_the_key_is_found_out_by_the_database(
+    certified: CleanupOperation, file: Callable[..., Path], alter: Alter, told: str
+) -> None:
+    path = file(certified)
+    rewrite(path, alter, signed)
+    answer, code = verdict(path)
+    assert code == 1 and told in " ".join(answer["differences"])
+
+
+def test_a_deletion_that_the_database_does_not_know_is_judged_by_its_seal(
+    certified: CleanupOperation, file: Callable[..., Path]
+) -> None:
+    path = file(certified)
+    certified.delete()
+    out, _err, code = verify(path)
+    assert code == 0 and "It is as it was issued." in out
+    assert "This database knows no such deletion" in out
+
+
+def test_what_was_issued_before_the_database_was_moved_is_relied_on_as_before(
+    bucket: Bucket, cleaned: CleanupOperation, file: Callable[..., Path]
+) -> None:
+    path = file(cleaned)
+    Installation.objects.update(fingerprint="of the database where it was before")
+    claimed = StringIO()
+    call_command("claim_bucket", "--take-over", stdout=claimed)
+    installed = opened(path).head["installation"]
+    assert installed != str(Installation.objects.get().pk), claimed.getvalue()
+    out, err, code = verify(path, "--bucket")
+    assert (code, err) == (0, "") and "The database says the same." in out
+    rewrite(path, other_asker, signed)
+    assert verify(path)[2] == 1
+
+
+def test_later_looks_that_have_ended_since_are_no_difference_and_changed_ones_are(
+    certified: CleanupOperation, file: Callable[..., Path]
+) -> None:
+    look = made(parent=certified, trigger="late_check", status="pending")
+    path = file(certified)
+    CleanupOperation.objects.filter(pk=look.pk).update(status="clean")
+    assert verify(path)[2] == 0
+    path = file(certified)
+    CleanupOperation.objects.filter(pk=look.pk).update(requested_by="other")
+    answer, code = verdict(path)
+    assert code == 1 and "a later look is not as it was" in answer["differences"][0]
+
+
+# The bucket
+
+
+def test_the_bucket_is_asked_on_request_and_an_object_that_came_back_is_named(
+    bucket: Bucket, cleaned: CleanupOperation, file: Callable[..., Path]
+) -> None:
+    path = file(cleaned)
+    bucket.put(f"{UNDER}other.mp4", "elsewhere/other.mp4")
+    out, _err, code = verify(path, "--bucket")
+    assert code == 0 and "The bucket shows none of the objects that were seen gone." in out
+    bucket.put(TWO, ALONE)
+    assert verify(path)[2] == 0
+    answer, code = verdict(path, "--bucket")
+    assert code == 1 and not answer["flaws"] and not answer["differences"]
+    assert {back["key"]: back["newer"] for back in answer["back"]} == {TWO: True, ALONE: True}
+    # One that was there all the time, and that no listing showed.
+    cleaned.items.filter(key=TWO).update(changed_at=timezone.now() + timedelta(minutes=1))
+    answer, code = verdict(file(cleaned), "--bucket")
+    assert {back["key"]: back["newer"] for back in answer["back"]} == {TWO: False, ALONE: True}
+
+
+def test_what_came_back_in_another_spelling_is_the_same_object_where_the_store_says_so(
+    bucket: Bucket, file: Callable[..., Path]
+) -> None:
+    bucket.set_marker(folds_unicode=True)
+    operation, composed = made(), f"{UNDER}\u00e9.mp4"
+    operation.items.filter(key=TWO).update(key=f"{UNDER}e\u0301.mp4", identity=composed)
+    path = file(operation)
+    bucket.put(f"{UNDER}e\u0301.mp4")
+    answer, code = verdict(path, "--bucket")
+    assert code == 1 and [back["key"] for back in answer["back"]] == [f"{UNDER}e\u0301.mp4"]
+
+
+def test_what_the_store_does_not_tell_is_unknown(
+    bucket: Bucket, file: Callable[..., Path], settings: Settings
+) -> None:
+    path = file(made())
+    assert verify(path, "--bucket")[2] == 0
+    bucket.wipe()  # The marker too.
+    out, _err, code = verify(path, "--bucket")
+    assert code == 1 and "Unknown whether it is still so: Bucket tests holds no marker" in out
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ENDPOINT_URL": "http://127.0.0.1:9"}
+    answer, code = verdict(path, "--bucket")
+    assert code == 1 and answer["unknown"] and "back" not in answer
+
+
+def test_of_an_altered_file_the_bucket_is_not_asked(
+    certified: CleanupOperation, file: Callable[..., Path]
+) -> None:
+    path = file(certified)
+    rewrite(path, other_asker, recomputed)
+    answer, code = verdict(path, "--bucket")
+    assert code == 1 and "altered" in answer["unknown"]
+
+
+# Who may have one, of what
+
+
+def test_whoever_may_see_the_operation_may_have_its_certificate_and_nobody_else(
+    certified: CleanupOperation,
+) -> None:
+    viewer = person()
+    shown = text_of(viewer.get(page("cleanupoperation", "change", certified.pk)))
+    for url in (page_of(certified), address(certified, "json"), address(certified, "csv")):
+        assert f'href="{url}"' in shown
+        assert viewer.get(url).status_code == 200
+    answer = viewer.get(address(certified, "csv"))
+    assert answer["Content-Disposition"] == f'attachment; filename="certificate-{certified.pk}.csv"'
+    assert answer["X-Content-Type-Options"] == "nosniff"
+    assert viewer.get(address(certified, "html")).status_code == 404
+    User.objects.get(username="ben").user_permissions.clear()
+    for url in (page_of(certified), address(certified, "json")):
+        assert viewer.get(url).status_code == 403
+
+
+def test_of_what_deletes_nothing_or_is_not_over_there_is_none_and_it_is_said_why(db: None) -> None:
+    none = dict.fromkeys(("found", "deleted", "found_bytes", "deleted_bytes"), 0)
+    client = superuser()
+    for values, why in (
+        ({"kind": "verify"}, "A verification deletes nothing."),
+        ({"kind": "vanished", "status": "blocked"}, "It lists projects."),
+        ({"dry_run": True, "status": "planned"}, "A dry run deletes nothing."),
+        ({"status": "running"}, "None yet."),
+        ({"status": "superseded", "failed": 0}, "It was ended before it was done."),
+    ):
+        operation = made(**none | values)
+        for url in (page_of(operation), page("cleanupoperation", "change", operation.pk)):
+            assert f"No certificate: {why}" in words_of(client.get(url))
+        assert client.get(address(operation, "json")).status_code == 404
+
+
+def words_of(answer: Any) -> str:
+    return text_of(answer).replace("<strong>", "").replace("</strong>", "")
+
+
+def test_one_that_was_pruned_says_where_its_items_are_and_an_old_file_is_compared_with_the_head(
+    certified: CleanupOperation, file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = file(certified)
+    [pruned] = retention.prune(tmp_path, timezone.now() + timedelta(days=1))
+    pruned.refresh_from_db()
+    client = superuser()
+    shown = text_of(client.get(page_of(pruned)))
+    assert pruned.archive in shown and "anna" in shown and "Seal" not in shown
+    assert client.get(address(pruned, "json")).status_code == 404
+    answer, code = verdict(path)
+    assert code == 0 and "Only its head was compared" in answer["not_compared"]
+    rewrite(path, other_asker, signed)
+    assert verdict(path)[1] == 1
+
+
+@pytest.mark.parametrize(
+    "values", [{"status": "superseded"}, {"kind": "verify"}, {"kind": "vanished"}], ids=str
+)
+def test_what_never_had_one_has_none_once_it_is_pruned(db: None, values: Facts) -> None:
+    none = dict.fromkeys(("found", "deleted", "found_bytes", "deleted_bytes"), 0)
+    archived = {"pruned_at": timezone.now(), "archive": "old.gz", "archive_digest": "d"}
+    shown = text_of(superuser().get(page_of(made(**none | archived | values))))
+    assert "No certificate:" in shown
+    assert "Finished." not in shown and "Who asked for what" not in shown
+
+
+@each_form
+def test_no_project_and_an_empty_id_of_one_are_the_same(
+    certified: CleanupOperation, file: Callable[..., Path], form: str
+) -> None:
+    certified.items.filter(key=ALONE).update(project_id="")
+    assert verify(file(certified, form))[2] == 0
+
+
+def test_the_bucket_is_not_asked_of_what_another_installation_issued(
+    bucket: Bucket, file: Callable[..., Path]
+) -> None:
+    operation = made()
+    path = file(operation)
+    operation.delete()
+    assert verify(path, "--bucket")[2] == 0
+
+    def elsewhere(head: Facts, items: list[Facts]) -> None:
+        head["installation"] = "123e4567-e89b-42d3-a456-426614174000"
+
+    rewrite(path, elsewhere, signed)
+    out, _err, code = verify(path, "--bucket")
+    assert code == 1 and "another installation issued it" in out
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\x00\xff", b"key,size\n1,2\n"])
+def test_another_file_is_wrong_use(db: None, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "other.json"
+    path.write_bytes(content)
+    out, err, code = verify(path)
+    assert (out, code) == ("", 2) and "no certificate of ours" in err
+    assert verify(tmp_path / "none.json")[2] == 2

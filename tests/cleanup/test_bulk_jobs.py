@@ -1,0 +1,966 @@
+"""One thing asked for of many projects at once: one job, of which each project gets its operations
+once, whoever dies meanwhile or does the same."""
+
+import inspect
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from threading import Barrier
+from typing import Any
+
+import pytest
+from django.contrib import admin
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
+from django.db import IntegrityError, OperationalError, connection, transaction
+from django.db.models import PROTECT, ForeignKey, Model, ProtectedError, QuerySet, TextField
+from django.db.models.signals import post_delete, pre_delete
+from django.http import HttpRequest
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+from django_q.models import OrmQ
+from pytest_django import Settings
+
+from devtools.faults.matching import is_anything, on
+from devtools.faults.proxy import RESET, FaultyStore
+from storage_audit import tasks
+from storage_audit.cleanup import bulk, requests
+from storage_audit.cleanup.bulk import enqueue_job, enqueue_job_on_commit
+from storage_audit.cleanup.models.bulk_job import Job
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.models import Project
+from storage_audit.origin import Origin, acting_as
+from storage_audit.projects.admin.projects import ProjectAdmin
+from tests.admin_client import act, page, person, signed_in, superuser, text_of, yes_to
+from tests.builders import track_keys
+from tests.database import Rollback
+from tests.owner_models import create_table
+from tests.queue.clusters import list_enqueued_ids
+from tests.real_bucket import Bucket
+
+pytestmark = pytest.mark.usefixtures("transactional_db")
+Action, Status = Job.Action, CleanupOperation.Status
+ANNA = Origin("anna", "web, 127.0.0.1")
+SECONDS = 20
+
+
+@pytest.fixture(autouse=True)
+def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bulk, "SLICE", 3)
+
+
+def projects(count: int) -> list[str]:
+    made = Project.objects.bulk_create(Project(pk=f"proj_{n:03}") for n in range(count))
+    return [project.pk for project in made]
+
+
+def asked(count: int, action: str = Action.VERIFY) -> Job:
+    superuser()
+    with acting_as(ANNA):
+        return Job.objects.request(action, projects(count))
+
+
+def begin(client: Client, action: str = "verify_cleanup") -> Any:
+    """Select all projects across the pages, as the list's form does."""
+    data = {"action": action, "_selected_action": "proj_000", "select_across": "1"}
+    return client.post(page("project"), data)
+
+
+def work(job: Job) -> None:
+    """What workers do: each task once, in the order of the queue; the operations' own tasks end
+    without work."""
+    while job_tasks := [each for each in OrmQ.objects.order_by("pk") if is_of(each, job)]:
+        job_tasks[0].delete()
+        tasks.run_job(str(job.pk))
+
+
+def is_of(task: OrmQ, job: Job) -> bool:
+    return bool(task.task["args"] == (str(job.pk),))
+
+
+def made_for() -> Counter[str | None]:
+    return Counter(CleanupOperation.objects.values_list("project_id", flat=True))
+
+
+def once(count: int) -> Counter[str | None]:
+    return Counter(f"proj_{n:03}" for n in range(count))
+
+
+# The request
+
+
+def test_500_projects_become_one_job_by_as_many_queries_as_two() -> None:
+    client = superuser()
+
+    def queries(count: int) -> int:
+        Project.objects.all()._raw_delete("default")
+        projects(count)
+        with CaptureQueriesContext(connection) as captured:
+            assert begin(client).status_code == 302
+        return len(captured)
+
+    queries(2)  # Django keeps some of what it asks for.
+    assert queries(2) == queries(500)
+    latest = Job.objects.latest("created_at")
+    assert latest.project_ids == [f"proj_{n:03}" for n in range(500)]
+    assert not CleanupOperation.objects.exists()
+    assert list_enqueued_ids()[-1] == str(latest.pk)
+
+
+@pytest.mark.parametrize(
+    ("action", "trigger", "dry_run"),
+    [("verify_cleanup", "verify", False), ("dry_run_cleanup", "dry_run", True)],
+)
+def test_each_project_has_its_operation_in_the_name_of_who_asked(
+    action: str, trigger: str, dry_run: bool
+) -> None:
+    projects(7)
+    answer = begin(superuser(), action)
+    job = Job.objects.get()
+    assert answer.headers["Location"] == page("job", "change", job.pk)
+    work(job)
+    assert made_for() == once(7)
+    for operation in CleanupOperation.objects.all():
+        told = (operation.requested_by, operation.origin, operation.trigger, operation.dry_run)
+        assert told == ("anna", "web, 127.0.0.1", trigger, dry_run)
+        assert operation.job == job and operation.enqueued_at
+    assert LogEntry.objects.get().change_message == "Requested of 7 projects."
+
+
+def test_a_project_in_two_buckets_has_an_operation_in_each() -> None:
+    job = asked(4)
+    track_keys("a", project="proj_002", bucket="other")
+    enqueue_job(job.pk)
+    work(job)
+    assert made_for() == once(4) + Counter(["proj_002"])
+
+
+def test_a_project_that_went_meanwhile_is_looked_at_all_the_same() -> None:
+    job = asked(4)
+    Project.objects.filter(pk="proj_001")._raw_delete("default")
+    enqueue_job(job.pk)
+    work(job)
+    assert made_for() == once(4)
+
+
+def test_one_project_alone_has_no_job() -> None:
+    projects(2)
+    shown = act(superuser(), "project", "verify_cleanup", "proj_001")
+    assert "A verification is queued." in shown
+    assert made_for() == Counter(["proj_001"])
+    assert not Job.objects.exists()
+
+
+def test_a_request_that_is_rolled_back_leaves_nothing() -> None:
+    with pytest.raises(Rollback), transaction.atomic():
+        enqueue_job_on_commit(asked(4))
+        # A worker must not look for what is not committed yet.
+        assert not OrmQ.objects.exists()
+        raise Rollback
+    assert not Job.objects.exists()
+    assert not OrmQ.objects.exists()
+
+
+def test_with_sync_few_are_done_in_the_request_and_many_refused(
+    bucket: Bucket, settings: Settings
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True}
+    projects(3)
+    client = superuser()
+    begin(client)
+    job = Job.objects.get()
+    assert job.finished_at
+    assert {each.status for each in job.operations.all()} == {Status.CLEAN}
+    Project.objects.create(pk="proj_003")
+    shown = text_of(client.get(begin(client).headers["Location"]))
+    assert "Nothing was done: with the setting CLEANUP_SYNC there are no workers" in shown
+    assert Job.objects.count() == 1
+
+
+# Deletions
+
+
+def confirm_all(client: Client, action: str) -> Any:
+    """Select all projects across the pages, and say yes on the page that asks."""
+    asked = text_of(begin(client, action))
+    [digest] = re.findall('name="digest" value="(.*?)"', asked)
+    data = {"action": action, "_selected_action": "proj_000", "select_across": "1"}
+    return client.post(page("project"), data | {"post": "yes", "digest": digest})
+
+
+@pytest.mark.parametrize(
+    ("action", "trigger", "released_by"),
+    [("delete_selected", "deleted", ""), ("force_delete", "forced", "anna")],
+)
+def test_deleting_many_projects_is_a_job_and_each_has_its_cleanup(
+    action: str, trigger: str, released_by: str
+) -> None:
+    projects(7)
+    answer = confirm_all(superuser(), action)
+    job = Job.objects.get()
+    assert answer.headers["Location"] == page("job", "change", job.pk)
+    assert Project.objects.count() == 7, "they are deleted in the request"
+    work(job)
+    assert not Project.objects.exists()
+    assert made_for() == once(7)
+    for operation in CleanupOperation.objects.all():
+        told = (operation.requested_by, operation.origin, operation.trigger, operation.released_by)
+        assert told == ("anna", "web, 127.0.0.1", trigger, released_by)
+        assert operation.job == job
+    by_task = Counter(list_enqueued_ids())
+    assert [by_task[str(pk)] for pk in CleanupOperation.objects.values_list("pk", flat=True)] == (
+        [1] * 7
+    )
+
+
+def test_deleting_many_projects_costs_as_many_queries_in_the_request_as_deleting_some() -> None:
+    client = superuser()
+
+    def queries(count: int) -> int:
+        Project.objects.all()._raw_delete("default")
+        projects(count)
+        with CaptureQueriesContext(connection) as captured:
+            assert confirm_all(client, "delete_selected").status_code == 302
+        return len(captured)
+
+    queries(4)  # Django keeps some of what it asks for.
+    assert queries(4) == queries(80)
+
+
+@pytest.mark.parametrize("count", [3, 4])
+@pytest.mark.parametrize("action", ["delete_selected", "force_delete"])
+def test_page_asks_again_when_an_id_is_of_another_project_by_now(action: str, count: int) -> None:
+    projects(count)
+    client = superuser()
+    asked = text_of(begin(client, action))
+    delete_and_save("proj_001")
+    before = CleanupOperation.objects.count()
+    across = {"select_across": "1", **yes_to(asked)}
+    again = act(client, "project", action, "proj_000", **across)
+    assert "Nothing was done: your selection changed" in again
+    assert Project.objects.count() == count and not Job.objects.exists()
+    act(client, "project", action, "proj_000", **(across | yes_to(again)))
+    assert CleanupOperation.objects.count() > before or Job.objects.exists()
+
+
+def test_deleting_few_projects_is_done_at_once() -> None:
+    projects(3)
+    client = superuser()
+    shown = text_of(client.get(confirm_all(client, "delete_selected").url))
+    assert "Successfully deleted 3 projects." in shown
+    assert not Project.objects.exists() and not Job.objects.exists()
+
+
+def test_a_deletion_goes_on_behind_projects_that_are_already_gone(
+    bucket: Bucket, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = asked(7, Action.DELETE)
+    Project.objects.filter(pk__lt="proj_004")._raw_delete("default")
+    enqueue_job(job.pk)
+    work(job)
+    assert not Project.objects.exists()
+    assert made_for() == once(7) - once(4)
+    assert f"Job {job.pk} leaves out project proj_003: it is already gone" in caplog.text
+    shown = text_of(superuser().get(page("job", "change", job.pk)))
+    assert "3 of 3 cleanups are not finished yet." in shown
+    assert "Not deleted by this job: 4. The log says why." in shown
+    for operation in job.operations.all():
+        tasks.run_operation(str(operation.pk))
+    shown = text_of(superuser().get(page("job", "change", job.pk)))
+    assert "Done. All cleanups are finished." in shown
+
+
+def delete_and_save(project_id: str) -> None:
+    Project.objects.get(pk=project_id).delete()
+    Project.objects.create(pk=project_id)
+
+
+def delete_and_insert(project_id: str) -> None:
+    """The deletion is on record; no signal tells of the new project."""
+    Project.objects.get(pk=project_id).delete()
+    Project.objects.bulk_create([Project(pk=project_id)])
+
+
+def delete_and_insert_before_a_sweep(project_id: str) -> None:
+    delete_and_insert(project_id)
+    tasks.sweep()
+
+
+def replace_without_a_deletion(project_id: str) -> None:
+    Project.objects.filter(pk=project_id)._raw_delete("default")
+    Project.objects.create(pk=project_id)
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [
+        delete_and_save,
+        delete_and_insert,
+        delete_and_insert_before_a_sweep,
+        replace_without_a_deletion,
+    ],
+)
+def test_job_keeps_a_project_that_was_created_after_the_request(
+    bucket: Bucket, replace: Callable[[str], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    job = asked(3, Action.DELETE)
+    replace("proj_001")
+    key = bucket.upload("proj_001")
+    made = bulk.take_up(job)
+    assert {each.project_id for each in made} == {"proj_000", "proj_002"}
+    for operation in CleanupOperation.objects.all():
+        tasks.run_operation(str(operation.pk))
+    assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
+    assert bucket.keys() == {key}
+    reason = "proj_001: it was deleted or created since the request"
+    assert f"Job {job.pk} leaves out project {reason}" in caplog.text
+    shown = text_of(superuser().get(page("job", "change", job.pk)))
+    assert "Not deleted by this job: 1. The log says why." in shown
+
+
+@pytest.mark.parametrize("off", [timedelta(days=365), -timedelta(days=365)])
+def test_job_tells_projects_apart_whatever_its_clock_said(off: timedelta) -> None:
+    job = asked(3, Action.DELETE)
+    job.created_at += off
+    job.save()
+    delete_and_save("proj_001")
+    made = bulk.take_up(job)
+    assert {each.project_id for each in made} == {"proj_000", "proj_002"}
+    assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
+
+
+def test_job_deletes_a_project_that_was_created_again_before_the_request() -> None:
+    projects(1)
+    delete_and_save("proj_000")
+    superuser()
+    with acting_as(ANNA):
+        job = Job.objects.request(Action.DELETE, ["proj_000"])
+    Project.objects.get().save()
+    assert len(bulk.take_up(job)) == 1
+    assert not Project.objects.exists()
+
+
+def test_job_deletes_a_project_that_was_first_seen_after_the_request() -> None:
+    job = asked(2, Action.DELETE)
+    Project.objects.get(pk="proj_000").save()
+    tasks.sweep()
+    assert len(bulk.take_up(job)) == 2
+
+
+def test_a_project_that_may_not_be_deleted_stays_and_stops_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job, delete = asked(4, Action.DELETE), Project.delete
+
+    def refuse(project: Project, *args: Any, **kwargs: Any) -> Any:
+        if project.pk == "proj_001":
+            raise ProtectedError("It is invoiced.", set())
+        return delete(project, *args, **kwargs)
+
+    monkeypatch.setattr(Project, "delete", refuse)
+    enqueue_job(job.pk)
+    work(job)
+    assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
+    assert made_for() == once(4) - Counter(["proj_001"])
+
+
+def deactivate(user: User) -> None:
+    User.objects.filter(pk=user.pk).update(is_active=False)
+
+
+def dismiss(user: User) -> None:
+    User.objects.filter(pk=user.pk).update(is_staff=False)
+
+
+def take_permission(name: str) -> Callable[[User], None]:
+    def take(user: User) -> None:
+        user.user_permissions.remove(Permission.objects.get(codename=name))
+
+    return take
+
+
+@pytest.mark.parametrize(
+    ("lose", "reason"),
+    [
+        (deactivate, "ben cannot sign in to the admin any more."),
+        (dismiss, "ben cannot sign in to the admin any more."),
+        (User.delete, "ben cannot sign in to the admin any more."),
+        (take_permission("delete_project"), "permission storage_audit.delete_project any more."),
+        (take_permission("force_cleanup"), "permission storage_audit.force_cleanup any more."),
+    ],
+)
+def test_deletion_stops_when_the_person_may_not_delete_any_more(
+    lose: Callable[[User], None], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    projects(7)
+    confirm_all(person("delete_project", "force_cleanup"), "force_delete")
+    job = Job.objects.get()
+    tasks.run_job(str(job.pk))
+    assert Project.objects.count() == 4
+    lose(User.objects.get(username="ben"))
+    work(job)
+    assert Project.objects.count() == 4 and made_for() == once(3)
+    job.refresh_from_db()
+    assert job.finished_at and reason in job.stop_reason and reason in caplog.text
+    tasks.run_job(str(job.pk))
+    assert Project.objects.count() == 4
+    shown = text_of(superuser().get(page("job", "change", job.pk)))
+    assert "Stopped after 3 of 7 projects: ben " in shown and reason in shown
+    assert "The other 4 were not deleted." in shown
+    assert "Stopped</th>" in shown and "All taken up" not in shown
+
+
+def test_deletion_does_not_need_a_permission_that_it_was_confirmed_without() -> None:
+    projects(7)
+    client = person("delete_project", "force_cleanup")
+    confirm_all(client, "delete_selected")
+    take_permission("force_cleanup")(User.objects.get(username="ben"))
+    work(job := Job.objects.get())
+    assert not Project.objects.exists() and job.permissions == ["storage_audit.delete_project"]
+
+
+def test_deletion_waits_while_permissions_cannot_be_looked_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    projects(7)
+    confirm_all(person("delete_project"), "delete_selected")
+    job = Job.objects.get()
+
+    def fail(*args: object) -> None:
+        raise ConnectionError("The directory is down.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(User, "has_perm", fail)
+        for _attempt in range(bulk.ATTEMPTS + 2):
+            with pytest.raises(ConnectionError):
+                tasks.run_job(str(job.pk))
+    job.refresh_from_db()
+    assert (job.position, job.attempts, job.stop_reason) == (0, 0, "")
+    assert Project.objects.count() == 7
+    work(job)
+    assert not Project.objects.exists()
+
+
+class Held(ProjectAdmin):
+    def has_delete_permission(self, request: HttpRequest, obj: Project | None = None) -> bool:
+        return super().has_delete_permission(request, obj) and not (obj and obj.title == "held")
+
+
+class Archive(ProjectAdmin):
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Project]:
+        return super().get_queryset(request).exclude(title="held")
+
+
+class Failing(ProjectAdmin):
+    def has_delete_permission(self, request: HttpRequest, obj: Project | None = None) -> bool:
+        return not obj or obj.title != "held" or bool(request.session)
+
+
+@pytest.mark.parametrize("page_class", [Held, Archive, Failing])
+def test_job_keeps_a_project_that_the_admin_does_not_let_go_any_more(
+    page_class: type[ProjectAdmin],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    registry: dict[Any, Any] = admin.site._registry
+    monkeypatch.setitem(registry, Project, page_class(Project, admin.site))
+    projects(4)
+    confirm_all(person("delete_project"), "delete_selected")
+    Project.objects.filter(pk="proj_001").update(title="held")
+    work(job := Job.objects.get())
+    assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
+    assert f"Job {job.pk} leaves out project proj_001" in caplog.text
+
+
+def test_log_of_a_job_shows_no_secret_of_a_row_that_needs_a_project(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Invoice(Model):
+        address = TextField()
+        project = ForeignKey(Project, PROTECT, related_name="+")
+
+        class Meta:
+            app_label = "storage_audit"
+
+        def __str__(self) -> str:
+            return self.address
+
+    with create_table(Invoice) as invoices:
+        job = asked(2, Action.DELETE)
+        address = "https://zoe:hunter2@invoices.example"
+        invoices.objects.create(address=address, project_id="proj_001")
+        enqueue_job(job.pk)
+        work(job)
+        assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
+    assert "this person delete Invoice: https://[redacted]@invoices.example" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
+def archive(page: ProjectAdmin, request: HttpRequest, rows: QuerySet[Project]) -> None:
+    rows.update(title="archived")
+
+
+def test_site_that_deletes_in_its_own_way_is_asked_for_many_projects_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ProjectAdmin, "delete_queryset", archive)
+    projects(4)
+    client = superuser()
+    confirm_all(client, "delete_selected")
+    assert Project.objects.filter(title="archived").count() == 4
+    shown = act(client, "project", "force_delete", "proj_001")
+    assert "Nothing was deleted: Force-delete would skip this site" in shown
+    assert Project.objects.count() == 4 and not Job.objects.exists()
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Projects whose deletion takes longer than the database allows; all others go."""
+    ids, delete = list[str](), Project.delete
+
+    def cancel(project: Project, *args: Any, **kwargs: Any) -> Any:
+        if project.pk in ids:
+            raise OperationalError("canceling statement due to statement timeout")
+        return delete(project, *args, **kwargs)
+
+    monkeypatch.setattr(Project, "delete", cancel)
+    return ids
+
+
+def test_project_whose_deletion_always_times_out_is_left_out_after_some_attempts(
+    failing: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    job = asked(7, Action.DELETE)
+    failing.append("proj_001")
+    tasks.run_job(str(job.pk))
+    job.refresh_from_db()
+    assert (job.position, job.attempts) == (1, 1), "it stops the one before it"
+    for _attempt in range(bulk.ATTEMPTS - 1):
+        with pytest.raises(OperationalError):
+            tasks.run_job(str(job.pk))
+        assert f"Job {job.pk} leaves out" not in caplog.text
+    tasks.run_job(str(job.pk))
+    assert f"Job {job.pk} leaves out project proj_001" in caplog.text
+    work(job)
+    assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
+    assert made_for() == once(7) - Counter(["proj_001"])
+
+
+def test_project_whose_deletion_times_out_for_a_while_is_deleted(failing: list[str]) -> None:
+    job = asked(3, Action.DELETE)
+    failing.append("proj_000")
+    with pytest.raises(OperationalError):
+        tasks.run_job(str(job.pk))
+    failing.clear()
+    tasks.run_job(str(job.pk))
+    assert made_for() == once(3)
+    job.refresh_from_db()
+    assert job.finished_at and not job.attempts
+
+
+@pytest.mark.parametrize("error", [IntegrityError, OperationalError, ConnectionError])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_job_leaves_out_no_project_when_a_step_of_the_site_fails_after_the_commit(
+    at_once: bool,
+    error: type[Exception],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail() -> None:
+        raise error("The message broker is down.")
+
+    def call_later(**kwargs: Any) -> None:
+        transaction.on_commit(fail)
+
+    def delete(project: Project, *args: Any, **kwargs: Any) -> Any:
+        return Model.delete(project, *args, **kwargs)
+
+    if not at_once:
+        monkeypatch.setattr(Project, "delete", delete)
+    job = asked(7, Action.DELETE)
+    enqueue_job(job.pk)
+    post_delete.connect(call_later, Project)
+    try:
+        work(job)
+    finally:
+        post_delete.disconnect(call_later, Project)
+    assert not Project.objects.exists() and made_for() == once(7)
+    assert set(CleanupOperation.objects.values_list("job", flat=True)) == {job.pk}
+    assert "The message broker is down." in caplog.text and "leaves out" not in caplog.text
+    job.refresh_from_db()
+    assert job.finished_at
+
+
+# Workers
+
+
+class Died(BaseException):
+    """As SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize("after", range(8))
+def test_a_worker_that_dies_at_any_project_makes_none_twice_and_forgets_none(
+    after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, calls = asked(8), iter(range(100))
+
+    def verify(project_id: str) -> list[CleanupOperation]:
+        made = requests.verify_project(project_id)
+        if next(calls) == after:
+            raise Died
+        return made
+
+    monkeypatch.setitem(bulk.MAKE, Action.VERIFY, verify)
+    enqueue_job(job.pk)
+    with pytest.raises(Died):
+        work(job)
+    job.refresh_from_db()
+    assert made_for().total() == job.position == after // 3 * 3
+    sweep_later()
+    work(job)
+    assert made_for() == once(8)
+
+
+def test_a_project_of_which_none_can_be_made_stops_no_other_and_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = asked(8)
+
+    def verify(project_id: str) -> list[CleanupOperation]:
+        made = requests.verify_project(project_id)
+        if project_id == "proj_004":
+            CleanupOperation.objects.bulk_create(made)  # The database refuses it.
+        return made
+
+    monkeypatch.setitem(bulk.MAKE, Action.VERIFY, verify)
+    enqueue_job(job.pk)
+    work(job)
+    assert made_for() == once(8) - Counter(["proj_004"])
+    assert f"Job {job.pk} leaves out project proj_004" in caplog.text
+    for operation in CleanupOperation.objects.all():
+        tasks.run_operation(str(operation.pk))
+    shown = text_of(superuser().get(page("job", "change", job.pk)))
+    assert "Projects left out, as the log tells: 1." in shown
+
+
+def test_a_worker_that_dies_between_the_operations_and_their_tasks_forgets_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = asked(4)
+
+    def die(*args: object) -> None:
+        raise Died
+
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        patch.setattr(requests, "enqueue", die)
+        enqueue_job(job.pk)
+        work(job)
+    assert made_for().total() == 3
+    sweep_later()
+    work(job)
+    assert made_for() == once(4)
+    assert not CleanupOperation.objects.filter(enqueued_at=None).exists()
+
+
+def test_project_that_kills_each_worker_is_left_out() -> None:
+    job = asked(4, Action.DELETE)
+
+    def kill(instance: Project, **kwargs: Any) -> None:
+        if instance.pk == "proj_001":
+            raise Died
+
+    pre_delete.connect(kill, Project)
+    try:
+        for _worker in range(bulk.ATTEMPTS + 1):
+            with pytest.raises(Died):
+                tasks.run_job(str(job.pk))
+        tasks.run_job(str(job.pk))
+    finally:
+        pre_delete.disconnect(kill, Project)
+    assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
+
+
+def sweep_later() -> None:
+    """When the task was lost a minute ago."""
+    lost = timezone.now() - timedelta(minutes=1)
+    Job.objects.update(enqueued_at=lost, created_at=lost)
+    tasks.sweep()
+
+
+def test_the_sweep_takes_up_a_forgotten_job_and_no_other() -> None:
+    lost, now = timezone.now() - timedelta(minutes=1), timezone.now()
+    forgotten, finished, fresh = (Job.objects.request(Action.VERIFY, ["proj_1"]) for _n in "abc")
+    never_sent = Job.objects.request(Action.VERIFY, ["proj_1"])
+    Job.objects.filter(pk__in=[forgotten.pk, never_sent.pk]).update(created_at=lost)
+    Job.objects.filter(pk=forgotten.pk).update(enqueued_at=lost)
+    Job.objects.filter(pk=finished.pk).update(enqueued_at=lost, created_at=lost, finished_at=now)
+    tasks.sweep()
+    assert sorted(list_enqueued_ids()) == sorted([str(forgotten.pk), str(never_sent.pk)])
+    assert fresh.enqueued_at is None
+    tasks.sweep()
+    assert len(list_enqueued_ids()) == 2
+
+
+def test_two_workers_at_once_make_each_operation_once() -> None:
+    job, both = asked(30), Barrier(2)
+
+    def take_all(_worker: int) -> int:
+        try:
+            made, mine = 0, Job.objects.get(pk=job.pk)
+            both.wait(SECONDS)
+            while mine.finished_at is None:
+                made += len(bulk.take_up(mine))
+                mine = Job.objects.get(pk=job.pk)
+            return made
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sum(pool.map(take_all, range(2))) == 30
+    assert made_for() == once(30)
+
+
+def test_worker_that_another_one_overtakes_makes_no_operation_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job, begin_attempt = asked(3), Job.begin_attempt
+
+    def overtake(of: Job) -> bool:
+        began = begin_attempt(of)
+        if of is job:
+            bulk.take_up(Job.objects.get())
+        return began
+
+    monkeypatch.setattr(Job, "begin_attempt", overtake)
+    assert bulk.take_up(job) == []
+    assert made_for() == once(3)
+
+
+def test_a_task_that_comes_twice_leaves_the_job_to_the_first() -> None:
+    job = asked(7)
+    stale = Job.objects.get()
+    assert len(bulk.take_up(job)) == 3
+    assert bulk.take_up(stale) == []
+    assert made_for().total() == 3
+
+
+def test_worker_that_was_overtaken_makes_no_operation_twice() -> None:
+    job = asked(7)
+    assert job.begin_attempt()
+    second = Job.objects.get()
+    assert second.begin_attempt()
+    assert len(bulk.take(second, 3)) == 3
+    assert bulk.take(job, 3) == []
+    assert made_for() == once(3)
+
+
+def test_a_job_enqueues_itself_behind_its_operations_and_lets_others_in_between() -> None:
+    job = asked(7)
+    tasks.run_job(str(job.pk))
+    *operations, last = list_enqueued_ids()
+    assert last == str(job.pk)
+    assert len(operations) == 3
+
+
+@pytest.mark.parametrize("action", ["verify_cleanup", "dry_run_cleanup"])
+def test_of_projects_that_are_all_gone_no_job_is_made(action: str) -> None:
+    data = {"action": action, "_selected_action": "proj_000"}
+    shown = text_of(superuser().post(page("project"), data, follow=True))
+    assert "Nothing was done: none of the selected projects is there any more." in shown
+    assert not Job.objects.exists()
+
+
+def test_without_workers_one_slice_follows_the_other_and_none_stands_in_another(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or Python would end a job of some hundreds of them with a RecursionError."""
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True}
+    depths = list[int]()
+    monkeypatch.setattr(requests, "enqueue", lambda _pk: depths.append(len(inspect.stack())))
+    enqueue_job(asked(9).pk)
+    assert len(depths) == 9 and len(set(depths)) == 1
+
+
+# The page
+
+
+@pytest.fixture
+def done(bucket: Bucket) -> Iterator[Job]:
+    bucket.upload("proj_000")
+    bucket.put("projects/proj_001/scenes/s1/media/left.mp4")
+    with acting_as(ANNA):
+        job = Job.objects.request(Action.VERIFY, ["proj_000", "proj_001"])
+    Project.objects.create(pk="proj_001")
+    yield job
+
+
+def test_the_page_says_how_far_it_is_and_what_waits_for_a_person(done: Job) -> None:
+    client, address = superuser(), page("job", "change", done.pk)
+    shown = text_of(client.get(address))
+    assert "0 of 2 projects are taken up." in shown
+    assert "None yet. A worker starts the first ones soon." in shown
+    made = bulk.take_up(done)
+    shown = text_of(client.get(address))
+    assert "Of 2 operations, 2 are still to be done" in shown
+    assert "data-live" in shown and "live.js" in shown and 'http-equiv="refresh"' in shown
+    assert 'id="audit-unreachable" hidden' in shown and 'id="audit-refused" hidden' in shown
+    assert '<p id="job-said" data-live>' in shown, "each figure would be read aloud"
+    for operation in made:
+        tasks.run_operation(str(operation.pk))
+    shown = text_of(client.get(address))
+    assert "Done: each project was looked at." in shown
+    assert "data-live" not in shown and "live.js" not in shown and "unreachable" not in shown
+    assert "Bucket and table differ, or something was left behind: 1" in shown
+    [link, *_same] = re.findall('href="([^"]*status__exact=incomplete)"', shown)
+    listed = text_of(client.get(link.replace("&amp;", "&")))
+    assert "proj_001" in listed and "proj_000" not in listed
+
+
+def test_the_page_of_a_dry_run_says_what_a_deletion_would_do(
+    bucket: Bucket, settings: Settings
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 0}
+    bucket.upload("proj_000", body=b"x" * 2048)
+    Project.objects.create(pk="proj_001")
+    job = Job.objects.request(Action.DRY_RUN, ["proj_000", "proj_001"])
+    for operation in bulk.take_up(job):
+        tasks.run_operation(str(operation.pk))
+    shown = text_of(superuser().get(page("job", "change", job.pk)))
+    assert "To be deleted</th><td>1</td><td>2.0 KB</td>" in shown
+    assert "A safety limit would block the deletion: 1" in shown
+
+
+def test_the_page_costs_as_many_queries_for_60_operations_as_for_none() -> None:
+    job, client = asked(60), superuser()
+    address = page("job", "change", job.pk)
+
+    def queries() -> int:
+        client.get(address)
+        with CaptureQueriesContext(connection) as captured:
+            text_of(client.get(address))
+        assert not any("project_ids" in query["sql"] for query in captured.captured_queries)
+        return len(captured)
+
+    before = queries()
+    while not job.finished_at:
+        bulk.take_up(job)
+    assert queries() == before
+
+
+def given(job: Job, number: int, **values: Any) -> None:
+    """The job has an operation like this, of the project with the number."""
+    [made] = requests.verify_project(f"proj_{number:03}")
+    CleanupOperation.objects.filter(pk=made.pk).update(job=job, **values)
+
+
+@pytest.mark.parametrize("action", [Action.DRY_RUN, Action.VERIFY])
+def test_what_could_not_be_looked_at_is_under_way_until_it_is(
+    bucket: Bucket, store: FaultyStore, action: str
+) -> None:
+    job, client = asked(2, action), superuser()
+    bucket.put("projects/proj_001/scenes/s1/media/left.mp4")
+    made = bulk.take_up(job)
+    store.rules.append(on(is_anything, RESET))
+    for operation in made:
+        tasks.run_operation(str(operation.pk))
+    store.rules.clear()
+    address = page("job", "change", job.pk)
+    shown = text_of(client.get(address))
+    assert "Of 2 operations, 2 are still to be done" in shown and "data-live" in shown
+    assert "To be tried again by themselves, as the bucket could not be asked or" in shown
+    assert "Nothing so far." in shown and "differ" not in shown
+    [link] = re.findall('href="([^"]*)"><span class="audit-status audit-again">', shown)
+    assert "2 cleanup operations" in text_of(client.get(link.replace("&amp;", "&")))
+    CleanupOperation.objects.update(next_attempt_at=timezone.now())
+    for operation in made:
+        tasks.run_operation(str(operation.pk))
+    shown = text_of(client.get(address))
+    assert "Done: each project was looked at." in shown and "data-live" not in shown
+    is_look = action == Action.VERIFY
+    assert ("differences found</span>" in shown) == is_look
+
+
+@pytest.mark.parametrize(
+    "status", [Status.PENDING, Status.RUNNING, Status.INCOMPLETE, Status.FAILED]
+)
+def test_what_an_interrupted_look_has_not_compared_is_not_called_different(status: str) -> None:
+    job = asked(1)
+    books = {"found": 3, "failed": 3, "found_bytes": 9, "failed_bytes": 9}
+    given(job, 0, status=status, **books)
+    Job.objects.update(position=1)
+    address, client = page("job", "change", job.pk), superuser()
+    different = "Different</th><td>3</td>"
+    assert different not in text_of(client.get(address))
+    CleanupOperation.objects.update(status=Status.INCOMPLETE, next_attempt_at=None)
+    assert different in text_of(client.get(address))
+
+
+@pytest.mark.parametrize("status", [Status.BLOCKED, Status.FAILED])
+def test_what_was_stopped_or_failed_was_not_looked_at(status: str) -> None:
+    job = asked(2)
+    given(job, 0, status=Status.CLEAN)
+    given(job, 1, status=status)
+    Job.objects.update(position=2, finished_at=timezone.now())
+    shown = text_of(superuser().get(page("job", "change", job.pk)))
+    assert "Done, but for what was stopped or has failed." in shown
+    assert "each project was looked at" not in shown
+
+
+def test_each_status_has_a_pattern_of_its_own_in_the_bar_and_in_its_row() -> None:
+    job = asked(12)
+    statuses = [Status.CLEAN, *Status]
+    for number, status in enumerate(statuses):
+        given(job, number, status=status, next_attempt_at=None)
+    given(job, len(statuses), status=Status.INCOMPLETE)
+    Job.objects.update(position=11)
+    shown = text_of(superuser().get(page("job", "change", job.pk)))
+    marks = dict(
+        re.findall(r'<pattern id="job-(\w+)".*?<path class="audit-mark" d="(.*?)"/>', shown)
+    )
+    assert marks.keys() == {*Status, "again"} and len(set(marks.values())) == len(marks)
+    parts = re.findall(r'"audit-part" x="(.*?)%" width="(.*?)%" .*?url\(#job-(\w+)\)', shown)
+    in_order = [*list(Status)[:3], "again", *list(Status)[3:]]
+    assert [status for *_place, status in parts] == in_order
+    assert parts[4] == ("33.33", "16.67", "clean")
+    assert float(parts[-1][0]) + float(parts[-1][1]) == pytest.approx(100 * 11 / 12, abs=0.02)
+    for status in in_order:
+        swatch = f'fill="url(#job-{status})"/></svg> <a href='
+        assert shown.count(swatch) == 1, status
+
+
+@pytest.mark.parametrize("permission", ["view_job", "view_cleanupoperation"])
+def test_who_may_see_operations_or_jobs_sees_jobs(permission: str) -> None:
+    job = asked(2)
+    user = User.objects.create_user("ben", is_staff=True)
+    addresses = (page("job"), page("job", "change", job.pk))
+    assert {signed_in(user).get(each).status_code for each in addresses} == {403}
+    user.user_permissions.set(Permission.objects.filter(codename=permission))
+    assert {signed_in(user).get(each).status_code for each in addresses} == {200}
+
+
+def test_who_may_not_verify_makes_no_job() -> None:
+    projects(3)
+    begin(person("dry_run_cleanup"))
+    assert not Job.objects.exists()
+
+
+# Many operations
+
+
+def test_more_operations_than_a_request_can_bear_are_not_verified_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("storage_audit.cleanup.admin.cleanups.MOST_AT_ONCE", 3)
+    for n in range(4):
+        CleanupOperation.objects.request(
+            kind="project", project_id=f"proj_{n}", bucket="tests", trigger="deleted"
+        )
+    client, pks = superuser(), list(CleanupOperation.objects.values_list("pk", flat=True))
+    shown = act(client, "cleanupoperation", "verify_cleanup", *pks)
+    assert "Nothing was done: at most 3 operations can be verified at once." in shown
+    assert CleanupOperation.objects.count() == 4
+    act(client, "cleanupoperation", "verify_cleanup", *pks[:3])
+    assert CleanupOperation.objects.count() == 7

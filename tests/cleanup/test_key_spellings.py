@@ -1,0 +1,135 @@
+"""A key that is listed in another spelling may stand anywhere among all that start alike."""
+
+from datetime import timedelta
+from unicodedata import normalize
+
+import pytest
+from django.utils import timezone
+from pytest_django.fixtures import Settings
+
+from storage_audit.bucket import s3
+from storage_audit.bucket.listing import pages_alike
+from storage_audit.bucket.listing_xml import Entries
+from storage_audit.bucket.s3 import Page
+from storage_audit.cleanup import plan, runner
+from storage_audit.cleanup import turn as work
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.models import R2Object
+from tests.promises import Status, alive, check, give, outcomes, requested, track
+from tests.real_bucket import Bucket
+
+MINE = "projects/proj_1/scenes/s1/media/a.mp4"
+OTHERS = [f"projects/proj_2/scenes/s1/media/{n:02}.mp4" for n in range(24)]
+TRACKED = "\u00dcbersicht.pdf"
+LISTED = normalize("NFD", TRACKED)
+
+
+@pytest.fixture
+def large(bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A bucket that takes a turn for each few of its pages."""
+    bucket.set_marker(folds_unicode=True)
+    alive("proj_1", "proj_2")
+    bucket.put(MINE, *OTHERS)
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SLICE": timedelta(0)}
+    monkeypatch.setattr(s3, "PAGE", 1)
+    monkeypatch.setattr(work, "SLOW", 0.0)
+    return bucket
+
+
+@pytest.fixture
+def listings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The prefixes of which the application has asked for a page."""
+    asked = list[str]()
+
+    def list_entries(
+        bucket: str, prefix: str, start_after: str = "", token: str | None = None
+    ) -> Page[Entries]:
+        asked.append(prefix)
+        return s3.list_entries(bucket, prefix, start_after, token)
+
+    monkeypatch.setattr("storage_audit.bucket.listing.list_entries", list_entries)
+    return asked
+
+
+def turn(operation: CleanupOperation) -> None:
+    CleanupOperation.objects.filter(pk=operation.pk).update(next_attempt_at=timezone.now())
+    runner.run_slice(operation.pk)
+    operation.refresh_from_db()
+
+
+def is_open(operation: CleanupOperation) -> bool:
+    return operation.status in (Status.PENDING, Status.RUNNING)
+
+
+def test_absent_key_is_looked_for_in_all_of_the_bucket_turn_after_turn(
+    large: Bucket, listings: list[str]
+) -> None:
+    track(large, TRACKED, "proj_1", "adopted", etag="x", size=1)
+    operation, most = requested("proj_1"), 0
+    while is_open(operation):
+        listings.clear()
+        turn(operation)
+        # At the key's place, and among all that start alike.
+        most = max(most, listings.count(""))
+    assert operation.status == Status.CLEAN
+    assert outcomes(operation) == {MINE: "deleted", TRACKED: "already_absent"}
+    assert most < len(OTHERS)
+    assert large.keys() == set(OTHERS) and not R2Object.objects.exists()
+
+
+def test_file_that_an_earlier_turn_saw_in_another_spelling_is_not_forgotten(
+    large: Bucket,
+) -> None:
+    large.put(LISTED)
+    give(large, LISTED, "proj_1", spelled=TRACKED)
+    operation = requested("proj_1")
+    while is_open(operation):
+        turn(operation)
+        check(large)
+    assert outcomes(operation) == {MINE: "deleted", LISTED: "deleted"}
+    assert large.keys() == set(OTHERS)
+
+
+def test_look_for_other_keys_does_not_go_on_from_this_one(
+    large: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "LONE_KEYS", 1)
+    other = track(large, "\u00dca.pdf", "proj_1", "adopted", etag="x", size=1)
+    large.put(LISTED)
+    give(large, LISTED, "proj_1", spelled=TRACKED)
+    operation = requested("proj_1")
+    while operation.cursor.get("alike", {}).get("after", "") < LISTED:
+        turn(operation)
+    # The first of the two is looked for no more.
+    R2Object.objects.filter(pk=other.pk).delete()
+    CleanupOperation.objects.exclude(pk=operation.pk).delete()
+    while is_open(operation):
+        turn(operation)
+        check(large)
+    assert outcomes(operation) == {MINE: "deleted", LISTED: "deleted"}
+
+
+def test_second_look_at_the_same_key_begins_at_the_beginning(
+    large: Bucket, settings: Settings
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"TRIES": 1}
+    track(large, TRACKED, "proj_1", "adopted", etag="x", size=1)
+    operation = requested("proj_1")
+    while "again_at" not in operation.cursor:
+        turn(operation)
+    large.put(LISTED)
+    while is_open(operation):
+        turn(operation)
+    assert outcomes(operation) == {MINE: "deleted", TRACKED: "failed"}
+    assert R2Object.objects.get().key == TRACKED
+
+
+def test_look_for_spellings_goes_on_from_any_place(bucket: Bucket) -> None:
+    keys = ["x/K\u00e9", "x/Ka", "x/Kb", "x/z", "x/\u212aa", "x/\u212ae\u0301", "y/K"]
+    bucket.put(*keys)
+    wanted = ["x/Ke\u0301"]
+    every = [each.key for page in pages_alike(bucket.name, wanted) for each in page]
+    assert every == sorted(key for key in keys if key[:3] in ("x/K", "x/\u212a"))
+    for number, after in enumerate(every, start=1):
+        rest = [each.key for page in pages_alike(bucket.name, wanted, after) for each in page]
+        assert rest == every[number:]

@@ -1,0 +1,399 @@
+"""A dry run as a document: what would go and what stays, and what became of it once it was run."""
+
+import re
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.utils import timezone
+from django.utils.html import escape
+from pytest_django import Settings
+
+from storage_audit.bucket import prices, request_stats
+from storage_audit.cleanup import plan_summary, requests, runner
+from storage_audit.cleanup.admin import plan_page
+from storage_audit.cleanup.cleanup_text import NOT_WHILE_ALIVE
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models.states import LeaseLost
+from storage_audit.findings.orphans import delete_orphans
+from tests.admin_client import (
+    confirm,
+    count_queries,
+    person,
+    read_totals,
+    superuser,
+    text_of,
+    url_of_cleanup,
+)
+from tests.builders import add_items, create_cleanup, create_findings, list_ids
+from tests.keys import ESCAPED, HOSTILE, KEY, OTHER_KEY
+from tests.promises import again, alive, outcomes, reason, run, track
+from tests.real_bucket import Bucket
+
+Status = CleanupOperation.Status
+MEDIA = "projects/proj_1/scenes/s1/media/"
+FLAT, AMBIGUOUS = "proj_1_s1_media.mp4", "proj_1_x_s1_media.mp4"
+BUTTON = 'value="Run exactly this plan"'
+
+
+def plan(project_id: str = "proj_1") -> CleanupOperation:
+    """Of a project that is gone already, as that of a live one cannot be run."""
+    return run(requests.dry_run(project_id)[0])
+
+
+def execute(operation: CleanupOperation) -> CleanupOperation:
+    """Press the button, say yes, and let a worker take it."""
+    assert BUTTON in shown(operation)
+    confirm(superuser(), "cleanupoperation", "force_delete", operation.pk)
+    return runner.run(operation.pk)
+
+
+def shown(operation: CleanupOperation) -> str:
+    return text_of(superuser().get(url_of_cleanup(operation)))
+
+
+def named(part: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    return {row["name"]: (row["objects"], row["bytes"]) for row in part["rows"]}
+
+
+def line(name: str, *cells: object) -> str:
+    """A row of one of the plan's tables."""
+    given = "".join(f"<td>{cell}</td>" for cell in cells)
+    return f'<th scope="row"><code class="audit-key">{name}</code></th>{given}'
+
+
+def test_plan_tells_folders_types_and_the_largest_to_the_byte(bucket: Bucket) -> None:
+    bucket.put(f"{MEDIA}a.mp4", f"{MEDIA}b.MP4", body=b"x" * 3000)
+    bucket.put("projects/proj_1/scenes/s2/media/deep/er/c.srt", body=b"four")
+    bucket.put(FLAT, body=b"seven ..")
+    bucket.put("audio/proj_1/s1/no-type", body=b"12345")
+    operation = plan()
+    summary = operation.summary
+    assert summary["go"] == {"objects": 5, "bytes": 6017}
+    assert named(summary["folders"]) == {
+        "projects/proj_1/scenes/s1/": (2, 6000),
+        "projects/proj_1/scenes/s2/": (1, 4),
+        "audio/proj_1/s1/": (1, 5),
+        "": (1, 8),
+    }
+    assert named(summary["types"]) == {"mp4": (3, 6008), "srt": (1, 4), "audio": (1, 5)}
+    assert [size for size, _key in summary["largest"]] == [3000, 3000, 8, 5, 4]
+    text = shown(operation)
+    assert line("projects/proj_1/scenes/s1/", 2, "5.9 KB") in text
+    assert line("(no folder)", 1, "8 bytes") in text
+    assert line("mp4", 3, "5.9 KB") in text
+    assert line(FLAT, "8 bytes") in text
+    assert "<dd>5 objects, 5.9 KB</dd>" in text and "<dd>0 objects, 0 bytes</dd>" in text
+    assert "Nothing. Everything that was found can be deleted." in text
+
+
+def test_plan_tells_what_would_stay_with_reasons_and_keys(bucket: Bucket) -> None:
+    alive("proj_1_x")
+    bucket.put(FLAT)
+    bucket.put(AMBIGUOUS, body=b"four")
+    track(bucket, f"{MEDIA}lost.mp4", "proj_1", size=5)
+    operation = plan()
+    assert outcomes(operation)[AMBIGUOUS] == "protected"
+    text = shown(operation)
+    assert "<dd>1 object, 7 bytes</dd>" in text and "<dd>1 object, 4 bytes</dd>" in text
+    assert (
+        "1 tracked key has no object in the bucket: only its row goes."
+        " It is counted below among those to be deleted."
+    ) in text
+    assert read_totals(text)["planned"][0] == "2"
+    why = f"<strong>{reason(operation, AMBIGUOUS)}</strong> 1 object, 4 bytes,"
+    assert f'{why} <a href="?outcome=protected#items">protected</a>' in text
+    assert f'<li><code class="audit-key">{AMBIGUOUS}</code></li>' in text
+
+
+def test_many_folders_and_types_are_cut_and_none_is_lost(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_summary, "CHUNK", 7)
+    operation = create_cleanup("planned")
+    for n in range(40):
+        add_items(operation, 1, key=f"projects/proj_1/scenes/s{n}/media/a.t{n}")
+    add_items(operation, 2, key="projects/proj_1/scenes/s7/media/b.t7", reason="")
+    folders = plan_summary.summarise(operation)["folders"]
+    assert folders["rows"][0]["name"] == "projects/proj_1/scenes/s7/"
+    assert (len(folders["rows"]), folders["others"], folders["objects"]) == (30, 10, 10)
+    operation.found = 42
+    operation.save()
+    assert "… and 10 more, with 10 objects, 100 bytes." in shown(operation)
+    monkeypatch.setattr(plan_summary, "MOST", 20)
+    summary = plan_summary.summarise(operation)
+    assert named(summary["folders"]) == {"projects/proj_1/scenes/": (42, 420)}
+    assert sum(row["objects"] for row in summary["types"]["rows"]) == 42
+
+
+# Run exactly this plan
+
+
+def test_run_deletes_a_subset_and_lists_what_dropped_out_with_reasons(bucket: Bucket) -> None:
+    keys = [f"{MEDIA}{n}.mp4" for n in range(4)]
+    bucket.put(*keys, AMBIGUOUS, "proj_1_y_s1_media.mp4")
+    alive("proj_1_y")
+    operation = plan()
+    assert operation.summary["go"]["objects"] == 5
+    bucket.put(keys[0], body=b"overwritten")
+    bucket.r2.remove(keys[1], bucket.name)
+    alive("proj_1_x")
+    bucket.put(f"{MEDIA}late.mp4")
+    operation = execute(operation)
+    assert bucket.keys() == {
+        keys[0],
+        AMBIGUOUS,
+        "proj_1_y_s1_media.mp4",
+        f"{MEDIA}late.mp4",
+    }
+    text = shown(operation)
+    for label, then, now in (
+        ("Deleted", "5 objects, 35 bytes", "2 objects, 14 bytes"),
+        ("Already absent", "0 objects, 0 bytes", "1 object, 7 bytes"),
+        ("Protected", "1 object, 7 bytes", "4 objects, 28 bytes"),
+        ("Failed", "0 objects, 0 bytes", "0 objects, 0 bytes"),
+    ):
+        assert f'<th scope="row">{label}</th><td>{then}</td><td>{now}</td>' in text
+    assert dropped_on(text) == {
+        keys[0]: reason(operation, keys[0]),
+        keys[1]: "It was not in the bucket any more.",
+        AMBIGUOUS: "It could also belong to the live project proj_1_x. It goes with that project.",
+        f"{MEDIA}late.mp4": reason(operation, f"{MEDIA}late.mp4"),
+    }
+    assert "overwritten after the plan" in reason(operation, keys[0])
+    assert "1 of these was not in the plan" in text
+    assert "Run by anna." in text and BUTTON not in text
+
+
+def dropped_on(text: str) -> dict[str, str]:
+    """The keys that are listed as dropped out, each with its reason."""
+    listed = text.split("What dropped out, and why")[1].split("<details>")[0]
+    found = dict[str, str]()
+    for part in listed.split("<li><strong>")[1:]:
+        why, keys = part.split("</strong>", 1)
+        found |= dict.fromkeys(re.findall('audit-key">(.*?)</code>', keys), why)
+    return found
+
+
+def test_plan_that_is_run_as_it_was_tells_that_and_costs_no_more_than_it_says(
+    bucket: Bucket,
+) -> None:
+    bucket.put(*(f"{MEDIA}{n}.mp4" for n in range(20)), "audio/proj_1/s1/a.mp4")
+    bucket.put(FLAT, body=b"the largest")
+    for key in (f"{MEDIA}lost.mp4", "elsewhere"):
+        track(bucket, key, "proj_1", size=5)
+    operation = plan()
+    with request_stats.take():
+        pass
+    operation = execute(operation)
+    with request_stats.take() as taken:
+        took = prices.dollars((kind, n) for (kind, _result), n in taken.items())
+    assert (operation.status, operation.already_absent) == (Status.CLEAN, 2)
+    text = shown(operation)
+    assert "Nothing: what the plan was to delete is gone." in text
+    assert "What the plan said" in text and line(FLAT, "11 bytes") in text
+    assert 0 < took <= prices.dollars(operation.summary["calls"].items()) < 2 * took
+
+
+def test_what_failed_dropped_out_but_not_what_the_plan_could_not_name(db: None) -> None:
+    planned_at = timezone.now() - timedelta(hours=1)
+    operation = create_cleanup("pending", planned_at=planned_at, summary={"go": 1})
+    add_items(operation, 1, key="kept", outcome="failed", reason="Still in the bucket; no answer")
+    add_items(operation, 1, key="nameless", outcome="failed", reason="No request", escaped=True)
+    add_items(operation, 1, outcome="protected", reason="in doubt", changed_at=planned_at)
+    add_items(operation, 1, outcome="already_absent", found_in="tracked")
+    assert operation.claim()
+    plan_summary.add_dropped(operation)
+    [row] = operation.summary["dropped"]["rows"]
+    assert (row["name"], row["keys"]) == ("failed Still in the bucket; no answer", ["kept"])
+
+
+def test_a_run_that_is_not_over_says_so(db: None) -> None:
+    operation = create_cleanup("planned")
+    operation.summary = plan_summary.summarise(operation)
+    operation.save()
+    requests.force_delete_operation(operation)
+    text = shown(operation)
+    assert "It is not over yet." in text and "Nothing: what the plan" not in text
+
+
+def test_plan_of_a_project_that_lives_again_says_why_it_all_stays(bucket: Bucket) -> None:
+    bucket.put(FLAT)
+    operation = plan()
+    requests.force_delete_operation(operation)
+    alive("proj_1")
+    operation = run(operation)
+    assert operation.status == Status.SUPERSEDED and bucket.keys() == {FLAT}
+    assert dropped_on(shown(operation)) == {FLAT: escape(operation.error)}
+
+
+def test_what_was_sent_and_never_answered_before_the_project_lives_again_dropped_out(
+    bucket: Bucket,
+) -> None:
+    bucket.put(FLAT)
+    operation = plan()
+    requests.force_delete_operation(operation)
+    operation.items.update(outcome="deleting", calls=1, changed_at=timezone.now())
+    alive("proj_1")
+    operation = run(operation)
+    assert operation.status == Status.SUPERSEDED and bucket.keys() == {FLAT}
+    text = shown(operation)
+    assert dropped_on(text) == {FLAT: reason(operation, FLAT)}
+    assert "Nothing: what the plan was to delete is gone." not in text
+
+
+def test_plan_of_orphans_is_shown_run_and_told_of(bucket: Bucket, settings: Settings) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(microseconds=1)}
+    bucket.put(KEY, OTHER_KEY)
+    found = create_findings(bucket, KEY, OTHER_KEY)
+    [operation] = delete_orphans(list_ids(found), dry_run=True).operations
+    operation = run(operation)
+    assert line("projects/proj_9/scenes/s1/", 2, "14 bytes") in shown(operation)
+    bucket.put(OTHER_KEY, body=b"another")
+    operation = execute(operation)
+    assert bucket.keys() == {OTHER_KEY}
+    assert dropped_on(shown(operation)) == {OTHER_KEY: reason(operation, OTHER_KEY)}
+
+
+# Who may, and what stands in the way
+
+
+def test_who_may_not_run_it_sees_the_button_disabled_with_the_reason(db: None) -> None:
+    text = text_of(person().get(url_of_cleanup(create_cleanup("planned", dry_run=True))))
+    assert f"{BUTTON} disabled" in text
+    assert "<small>You may not do this. Ask an administrator to add you" in text
+
+
+def test_plan_of_a_live_project_shows_the_button_disabled_with_the_reason(db: None) -> None:
+    alive("proj_1")
+    text = shown(create_cleanup("planned", project_id="proj_1", dry_run=True))
+    assert f"{BUTTON} disabled" in text and f"<small>{NOT_WHILE_ALIVE}</small>" in text
+
+
+def test_a_limit_is_said_to_be_lifted(db: None) -> None:
+    lifted = "Running it lifts that limit, for this plan alone."
+    assert lifted in shown(create_cleanup("planned", error="2 are more than 1."))
+    assert lifted not in shown(create_cleanup("planned"))
+
+
+def test_plan_of_yesterday_says_that_what_changed_drops_out(db: None) -> None:
+    now, hint = timezone.now(), "It is more than a day old."
+    assert hint not in shown(create_cleanup("planned", planned_at=now - timedelta(hours=23)))
+    text = shown(
+        create_cleanup("planned", planned_at=now - timedelta(hours=25), plan_digest="0" * 64)
+    )
+    assert hint in text and "1 day, 1 hour ago" in text and "0" * 64 in text
+
+
+# How it is made
+
+
+def test_figures_are_written_under_the_lease_and_change_no_digest(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put(FLAT)
+    before, original = [], plan_summary.summarise
+
+    def lose_the_lease(operation: CleanupOperation, *args: Any) -> dict[str, Any]:
+        before.append(operation.plan_digest)
+        CleanupOperation.objects.update(lease_until=timezone.now())
+        return original(operation)
+
+    monkeypatch.setattr(plan_summary, "summarise", lose_the_lease)
+    [operation] = requests.dry_run("proj_1")
+    assert runner.run_slice(operation.pk) is None
+    operation.refresh_from_db()
+    assert (operation.status, operation.summary) == (Status.RUNNING, {})
+    monkeypatch.undo()
+    operation = again(operation)
+    assert operation.status == Status.PLANNED and operation.summary["go"]["objects"] == 1
+    assert before == [operation.plan_digest] == [runner.digest(operation)]
+
+
+def test_the_lease_is_renewed_while_many_items_are_gone_through(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_summary, "CHUNK", 10)
+    operation, renewed = create_cleanup("running"), list[bool]()
+    add_items(operation, 40)
+    plan_summary.summarise(operation, lambda: renewed.append(True))
+    assert len(renewed) == 4
+    with pytest.raises(LeaseLost):
+        plan_summary.summarise(operation, operation.renew)
+
+
+def test_a_plan_frozen_without_figures_is_summed_up_if_it_is_small(db: None) -> None:
+    operation = create_cleanup("planned", found=3)
+    add_items(operation, 3)
+    assert "<dd>3 objects, 30 bytes</dd>" in shown(operation)
+    CleanupOperation.objects.update(found=plan_page.FEW + 1)
+    text = shown(operation)
+    assert "too large to be summed up here" in text and BUTTON in text
+
+
+def test_keys_that_no_prefix_covers_cost_a_call_each_before_and_after(db: None) -> None:
+    near, alone = create_cleanup("planned", ranges=["a/"]), create_cleanup("planned")
+    add_items(near, 300, span=0)
+    add_items(alone, 300)
+    costs = [plan_summary.summarise(each)["calls"]["ListObjectsV2"] for each in (near, alone)]
+    assert costs[0] < 50 and 600 <= costs[1] < 650
+
+
+def test_time_is_told_by_the_latest_cleanups_with_the_same_strategy(db: None) -> None:
+    operation = create_cleanup("planned")
+    usual = {"rate": 4000.0, "cleanups": 0}
+    now = timezone.now()
+    ended = {"started_at": now - timedelta(seconds=10), "finished_at": now}
+    create_cleanup("clean", deleted=5000, found=5000, strategy="sequential", **ended)
+    create_cleanup("clean", deleted=1, found=1, **ended)
+    assert plan_summary.speed(operation) == usual
+    create_cleanup("clean", deleted=2000, found=2000, **ended)
+    create_cleanup("clean_with_protected", deleted=4000, found=4000, **ended)
+    assert plan_summary.speed(operation) == {"rate": 300.0, "cleanups": 2}
+    # One that an outage kept waiting for a day.
+    waited = {"started_at": now - timedelta(days=1), "finished_at": now}
+    create_cleanup("clean", deleted=2000, found=2000, **waited)
+    assert plan_summary.speed(operation) == {"rate": 200.0, "cleanups": 3}
+    operation.strategy = "wrangler_sequential"
+    assert plan_summary.speed(operation)["rate"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("objects", "said"),
+    [(10, "less than a minute"), (60_000, "about 1 minute"), (36_000_000, "about 10 hours")],
+)
+def test_time_is_told_in_words(objects: int, said: str) -> None:
+    summary = {"go": {"objects": objects}, "speed": {"rate": 1000.0, "cleanups": 2}}
+    assert plan_page.takes(summary) == said
+
+
+def test_hostile_keys_and_reasons_are_shown_as_text(db: None) -> None:
+    operation = create_cleanup("planned", found=2)
+    add_items(operation, 1, key=f"{HOSTILE}/{HOSTILE}", identity="a")
+    add_items(operation, 1, key=HOSTILE, identity="b", outcome="protected", reason=HOSTILE)
+    text = shown(operation)
+    assert f"<strong>{ESCAPED}</strong>" in text
+    assert f'<li><code class="audit-key">{ESCAPED}</code></li>' in text
+    folder, _slash, name = ESCAPED.rpartition("/")
+    assert line(f"{folder}/{name}/{folder}/", 1, "10 bytes") in text
+    assert line(f"{ESCAPED}/{ESCAPED}", "10 bytes") in text
+    assert "<script>alert" not in text and "\u202e" not in text
+
+
+def test_page_costs_the_same_for_a_small_and_a_large_plan_and_sums_nothing_up(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, costs, summarise = superuser(), list[int](), plan_summary.summarise
+    monkeypatch.setattr(plan_summary, "summarise", None)
+    for status in ("planned", "clean_with_protected"):
+        for n in (1, 60):
+            operation = create_cleanup(status, planned_at=timezone.now() - timedelta(hours=1))
+            for i in range(n):
+                key = f"projects/proj_1/scenes/s{i}/media/a.t{i}"
+                add_items(operation, 1, key=key, outcome="protected", reason=f"in doubt {i}")
+                add_items(operation, 1, key=f"{key}2")
+            summary = summarise(operation)
+            operation.summary = summary | {"dropped": summary["reasons"]}
+            operation.save()
+            costs.append(count_queries(client, url_of_cleanup(operation)))
+    assert costs[0] == costs[1] and costs[2] == costs[3]

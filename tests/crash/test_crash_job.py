@@ -1,0 +1,154 @@
+"""The crash job sees what it is to see; the job itself is `make test-crash`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from devtools.crash.__main__ import parts
+from devtools.crash.chaos import Chaos
+from devtools.crash.observer import Observer
+from devtools.crash.people import Person
+from devtools.crash.services import Cluster, Program, insist
+from devtools.crash.verdict import Verdict
+from devtools.crash.world import World
+from devtools.processes import Child, StartError
+from storage_audit.models import Project
+from tests.paths import ROOT
+from tests.promises import alive, delete, late_check
+from tests.real_bucket import Bucket
+
+KEY = "projects/proj_1/scenes/s1/media/a.mp4"
+
+
+@pytest.fixture
+def world() -> World:
+    return World(1, has_folders=False)
+
+
+@pytest.fixture
+def person(world: World) -> Person:
+    return Person(cast(Any, None), world, {}, seed=1)
+
+
+@pytest.fixture
+def chaos(tmp_path: Path, world: World, person: Person) -> Chaos:
+    return Chaos(cast(Any, SimpleNamespace(folder=tmp_path)), world, person, Random(1), Random(1))
+
+
+def problems(chaos: Chaos) -> list[str]:
+    return list(Verdict(chaos.world, Observer(chaos.world, "bucket"), chaos, {}).problems())
+
+
+def test_the_histories_are_found() -> None:
+    argv = dict(parts(seed=1, kills=1))["histories"]
+    subprocess.run([sys.executable, *argv, "--collect-only"], cwd=ROOT, check=True)
+
+
+def test_what_does_not_start_at_first_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the web server, when another program has its port for a moment."""
+    outcomes = iter([StartError("Address already in use"), None])
+
+    def start() -> None:
+        if error := next(outcomes):
+            raise error
+
+    monkeypatch.setattr("devtools.crash.services.time.sleep", lambda seconds: None)
+    insist(cast(Any, SimpleNamespace(start=start)))
+    assert not list(outcomes)
+
+
+def test_a_program_started_again_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:
+    """As a cluster whose guard was killed: it ends, and its workers do not."""
+    orphaning = "import subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True)"
+    program = Program("program", [sys.executable, "-c", orphaning], os.environ, tmp_path)
+    program.start()
+    assert cast(Child, program.child).wait() == 0
+    orphan = Path("/proc", program.said.strip())
+    assert orphan.exists()
+    program.start()
+    assert not orphan.exists()
+    cast(Child, program.child).wait()
+    program.stop()
+
+
+def test_a_cluster_that_slept_is_not_taken_for_stuck_at_once(tmp_path: Path) -> None:
+    class Quiet(Cluster):
+        said = ""
+
+    cluster = Quiet("cluster", os.environ, tmp_path)
+    cluster._taken_at -= 200
+    assert cluster.is_idle(100)
+    cluster.look_afresh()
+    assert not cluster.is_idle(100)
+
+
+def test_a_sleeper_is_left_to_sleep(chaos: Chaos) -> None:
+    one, other = object(), object()
+    chaos.site = cast(Any, SimpleNamespace(clusters=[one, other]))
+    chaos.asleep = cast(Any, one)
+    assert {chaos.one_awake() for _try in range(20)} == {other}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("seconds, is_late", [(120, False), (121, True)])
+def test_work_that_resumes_late_is_noticed(chaos: Chaos, seconds: float, is_late: bool) -> None:
+    chaos.longest_resume = seconds
+    assert (f"work resumed only after {seconds} s" in problems(chaos)) == is_late
+
+
+def test_of_an_upload_nobody_knows_in_which_life_of_its_project_it_was(
+    chaos: Chaos, world: World
+) -> None:
+    world.born("proj_1")
+    key = "projects/proj_1/scenes/s9/media/a.mp4"
+    upload = cast(Any, SimpleNamespace(said=f"try {key}\nsaved {key} etag\n"))
+    lives = {"proj_1": world.lives("proj_1")}
+    world.born("proj_1")
+    chaos.learn(upload, lives)
+    assert world.should({"proj_1"}, set()) == ({}, set())
+    chaos.learn(upload, {"proj_1": world.lives("proj_1")})
+    assert world.should({"proj_1"}, set()) == ({key: "etag"}, set())
+
+
+@pytest.mark.django_db
+def test_a_project_that_was_not_deleted_is_not_born_again(person: Person, world: World) -> None:
+    """Whoever asked for its deletion got no answer, and nothing came of it."""
+    world.born("proj_1")
+    Project.objects.create(pk="proj_1")
+    person.gone.append("proj_1")
+    person.bring_back()
+    assert world.lives("proj_1") == 1
+
+
+@pytest.mark.django_db
+def test_a_run_in_which_nothing_was_interrupted_proves_nothing(chaos: Chaos) -> None:
+    assert problems(chaos) == ["no deletion was interrupted, so that nothing was put to the proof"]
+
+
+def test_an_operation_that_ended_twice_is_noticed(bucket: Bucket, chaos: Chaos) -> None:
+    alive("proj_1")
+    operation = delete("proj_1")
+    twice = f"ended 2 times: {operation.pk}"
+    assert twice not in problems(chaos)
+    operation.record("closed", "clean")
+    assert twice in problems(chaos)
+
+
+def test_an_object_that_was_called_gone_and_is_there_is_noticed(
+    bucket: Bucket, chaos: Chaos, world: World
+) -> None:
+    alive("proj_1")
+    bucket.put(KEY)
+    world.planted.add(KEY)
+    operation = delete("proj_1")
+    called_gone = f"called gone, and was there: {KEY}"
+    assert called_gone not in problems(chaos)
+    bucket.put(KEY)
+    late_check(operation)
+    assert called_gone in problems(chaos)

@@ -1,0 +1,376 @@
+"""Scans and findings in the admin: what each scan looked at and saw, and what is to be decided."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from html import unescape
+
+import pytest
+from django.contrib import admin
+from django.contrib.admin.models import LogEntry
+from django.db import connection
+from django.test import Client
+from django.utils import timezone, translation
+from django.utils.html import escape
+from pytest_django import Settings
+
+from storage_audit import tasks
+from storage_audit.conf import conf
+from storage_audit.findings.models import Finding
+from storage_audit.models import R2Object
+from storage_audit.origin import Origin, acting_as
+from storage_audit.scan import scan_text
+from storage_audit.scan.admin.scans import shown_time
+from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.start import start_scan
+from tests.admin_client import act, count_queries, page, person, superuser, text_of
+from tests.builders import create_finding, create_scan, track_keys
+from tests.keys import ESCAPED, HOSTILE
+from tests.queue.clusters import list_enqueued_ids
+from tests.real_bucket import Bucket
+
+pytestmark = pytest.mark.django_db
+KINDS = Finding.Kind.values
+
+
+def test_a_scan_shows_what_it_saw_of_each_kind_and_how_fast_it_was() -> None:
+    began = timezone.now() - timedelta(minutes=2)
+    counts = {kind: 1001 + n for n, kind in enumerate(KINDS)}
+    one = create_scan(
+        started_at=began,
+        finished_at=began + timedelta(seconds=90),
+        listed=900_000,
+        listed_bytes=3 * 2**30,
+        requests=912,
+        **counts,
+    )
+    shown = text_of(superuser().get(page("bucketscan")))
+    assert '<td class="field-took">0:01:30</td>' in shown
+    for count in counts.values():
+        assert f"{count} " in shown
+    shown = text_of(superuser().get(page("bucketscan", "change", one.pk)))
+    assert "912" in shown and "3.0 GB" in shown and ">10000<" in shown
+    for count in counts.values():
+        assert f">{count}<" in shown
+
+
+def test_each_count_of_what_was_written_leads_to_these_findings() -> None:
+    one = create_scan(bucket="tests", orphaned=1, missing=1)
+    create_finding("of-it", scan=one)
+    create_finding("of-it-and-missing", "missing", scan=one)
+    create_finding("of-another", scan=create_scan(bucket="tests"))
+    client = superuser()
+    shown = text_of(client.get(page("bucketscan", "change", one.pk)))
+    links = dict(
+        re.findall('<th scope="row">([^<]*)</th><td class="audit-short"><a href="(.*?)"', shown)
+    )
+    assert list(links) == ["Orphaned", "Missing"]
+    listed = text_of(client.get(unescape(links["Orphaned"])))
+    assert ">of-it<" in listed
+    assert "of-it-and-missing" not in listed and "of-another" not in listed
+    assert "What a later scan saw too is listed with that one." in shown
+
+
+@pytest.mark.parametrize(
+    "facts", [{"dry_run": True}, {"since": timezone.now()}, {"status": "failed"}]
+)
+def test_counts_of_which_no_finding_was_written_lead_nowhere(facts: dict[str, object]) -> None:
+    one = create_scan(orphaned=7, **facts)
+    shown = text_of(superuser().get(page("bucketscan", "change", one.pk)))
+    assert '<td class="audit-short">7</td>' in shown and "last_scan" not in shown
+
+
+def test_who_may_not_see_findings_is_led_to_none() -> None:
+    one = create_scan(orphaned=7)
+    shown = text_of(person("view_bucketscan").get(page("bucketscan", "change", one.pk)))
+    assert '<td class="audit-short">7</td>' in shown and "last_scan" not in shown
+
+
+@pytest.mark.parametrize("status", BucketScan.Status.values)
+def test_a_scan_says_what_its_status_means_and_what_to_do(status: str) -> None:
+    shown = text_of(superuser().get(page("bucketscan", "change", create_scan(status=status).pk)))
+    for sentence in scan_text.SCANS[BucketScan.Status(status)]:
+        assert f"<p>{escape(str(sentence))}</p>" in shown
+
+
+@pytest.mark.parametrize(
+    ("scope", "sentences"),
+    [({"dry_run": True}, scan_text.DRY_SCAN), ({"since": timezone.now()}, scan_text.PARTIAL_SCAN)],
+)
+def test_a_scan_that_wrote_no_findings_says_so(
+    scope: dict[str, object], sentences: tuple[str, str]
+) -> None:
+    shown = text_of(superuser().get(page("bucketscan", "change", create_scan(**scope).pk)))
+    assert all(f"<p>{escape(str(sentence))}</p>" in shown for sentence in sentences)
+    failed = create_scan(status="failed", **scope)
+    shown = text_of(superuser().get(page("bucketscan", "change", failed.pk)))
+    assert str(scan_text.SCANS[BucketScan.Status.FAILED][0]) in shown
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"accept_fewer": True}, "It is believed all the same, as a person said."),
+        ({"accept_fewer": False}, "Then it is not believed, and fails."),
+        ({"in_key_order": True}, "By key, as R2 lists"),
+        ({"in_key_order": False}, "What is missing is known once all keys are listed."),
+    ],
+)
+def test_a_scan_says_in_sentences_how_it_looked(facts: dict[str, object], says: str) -> None:
+    assert says in text_of(superuser().get(page("bucketscan", "change", create_scan(**facts).pk)))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(5.4, "0:00:05"), (90, "0:01:30"), (86_405, "1 day, 0:00:05"), (172_800, "2 days, 0:00:00")],
+)
+def test_a_duration_has_seconds_and_its_days_in_words(seconds: float, shown: str) -> None:
+    assert shown_time(seconds) == shown
+    german = shown.replace("days", "Tage").replace("day", "Tag")
+    with translation.override("de"):
+        assert shown_time(seconds) == german
+
+
+@pytest.mark.parametrize(
+    ("scope", "says"),
+    [
+        ({}, ">tests<"),
+        ({"prefix": "a\u202e/"}, "tests/a\\u202e/<"),
+        ({"project_id": "proj_1"}, "tests, project proj_1<"),
+        ({"since": timezone.now()}, "tests, only rows since "),
+    ],
+)
+def test_a_scan_says_what_it_looked_at(scope: dict[str, object], says: str) -> None:
+    one = create_scan(bucket="tests", **scope)
+    for url in (page("bucketscan"), page("bucketscan", "change", one.pk)):
+        assert says in text_of(superuser().get(url))
+
+
+def test_a_scan_under_way_has_a_duration_and_one_that_failed_its_message() -> None:
+    running = create_scan(status="running", finished_at=None)
+    text_of(superuser().get(page("bucketscan", "change", running.pk)))
+    failed = create_scan(status="failed", error="It broke\x1b")
+    assert "It broke\\x1b" in text_of(superuser().get(page("bucketscan", "change", failed.pk)))
+
+
+def test_findings_are_filtered_by_state_and_kind() -> None:
+    one = create_scan()
+    create_finding("first", scan=one)
+    create_finding("second", "missing", scan=one)
+    create_finding("third", scan=one, state="acknowledged")
+    client = superuser()
+    for query, key in (
+        ({"kind__exact": "missing"}, "second"),
+        ({"state__exact": "acknowledged"}, "third"),
+        ({"kind__exact": "orphaned", "state__exact": "open"}, "first"),
+    ):
+        shown = text_of(client.get(page("finding"), query))
+        assert [k for k in ("first", "second", "third") if f">{k}<" in shown] == [key]
+
+
+def test_a_finding_shows_hostile_keys_evidence_and_notes_escaped() -> None:
+    one = create_finding(HOSTILE, evidence=HOSTILE, note=HOSTILE, project_id=HOSTILE)
+    shown = text_of(superuser().get(page("finding", "change", one.pk)))
+    assert shown.count(ESCAPED) >= 4
+    assert "<script>alert" not in shown and "\u202e" not in shown
+    shown = text_of(superuser().get(page("finding")))
+    assert shown.count(ESCAPED) >= 3
+    assert "<script>alert" not in shown and "\u202e" not in shown
+
+
+@pytest.mark.parametrize("model", ["finding", "bucketscan"])
+def test_a_list_costs_as_many_queries_for_50_rows_as_for_one(model: str) -> None:
+    client, one = superuser(), create_scan()
+    create_finding("first", scan=one)
+    before = count_queries(client, page(model))
+    for n in range(49):
+        create_finding(f"{n}", scan=create_scan())
+    assert count_queries(client, page(model)) == before
+
+
+@pytest.mark.parametrize("model", ["finding", "bucketscan"])
+def test_every_column_sorts(model: str) -> None:
+    create_finding("first")
+    for column in range(1, 10):
+        text_of(superuser().get(page(model), {"o": str(column)}))
+
+
+# To begin, stop and resume one
+
+
+def begin(client: Client, **fields: object) -> str:
+    given = {"purpose": "reconcile", "begin": "yes", **fields}
+    return text_of(client.post(page("bucketscan", "add"), given, follow=True))
+
+
+@pytest.mark.parametrize(
+    ("fields", "scope"),
+    [
+        ({}, {}),
+        ({"purpose": "backfill", "dry_run": "on"}, {"purpose": "backfill", "dry_run": True}),
+        ({"beginning": " a/"}, {"prefix": " a/"}),
+        ({"project_id": "proj_1", "ceiling": "99"}, {"project_id": "proj_1", "ceiling": 99}),
+    ],
+)
+def test_who_may_begins_a_scan_that_a_worker_does(
+    fields: dict[str, object], scope: dict[str, object]
+) -> None:
+    shown = begin(person("add_bucketscan", "view_bucketscan"), **fields)
+    scan = BucketScan.objects.get()
+    usual = {"purpose": "reconcile", "prefix": "", "project_id": None, "dry_run": False}
+    for name, value in {**usual, "ceiling": conf().scan_ceiling, **scope}.items():
+        assert getattr(scan, name) == value
+    assert (scan.status, scan.requested_by) == ("running", "ben")
+    assert list_enqueued_ids() == [str(scan.pk)]
+    assert "The scan is begun: a worker takes it up next." in shown
+    assert LogEntry.objects.get().object_id == str(scan.pk)
+
+
+def test_a_scan_that_a_person_began_is_shown_while_it_runs_and_with_what_it_found(
+    bucket: Bucket,
+) -> None:
+    bucket.put("README.txt")
+    client = superuser()
+    assert "It is running: 0 objects are listed so far." in (shown := begin(client))
+    assert "data-live" in shown and "live.js" in shown and 'http-equiv="refresh"' in shown
+    assert 'id="audit-unreachable" hidden' in shown and 'id="audit-refused" hidden' in shown
+    assert '<p id="scan-said" data-live>' in shown, "each figure would be read aloud"
+    scan = BucketScan.objects.get()
+    assert tasks.take_part(str(scan.pk)) == "complete"
+    shown = text_of(client.get(page("bucketscan", "change", scan.pk)))
+    assert "data-live" not in shown and "live.js" not in shown
+    [link] = re.findall('href="([^"]*)">Show what it found', shown)
+    assert "README.txt" in text_of(client.get(unescape(link)))
+
+
+def test_the_cost_is_said_first_and_nothing_is_begun() -> None:
+    track_keys(*(f"{n}" for n in range(3)), bucket=conf().bucket)
+    R2Object.objects.update(created_at=timezone.now() - timedelta(days=1))
+    shown = text_of(superuser().post(page("bucketscan", "add"), {"purpose": "reconcile"}))
+    assert "Objects: about 3. Requests: 1 (R2: Class A), $0.0000." in shown
+    assert not BucketScan.objects.exists() and not list_enqueued_ids()
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"ceiling": "0"}, "If it is worth it, ask for it with a higher ceiling."),
+        ({"project_id": "nonsense!"}, "nonsense! is no id of a project."),
+        ({"beginning": "a", "project_id": "proj_1"}, "Give the beginning of keys or a project"),
+        ({"beginning": "a\0"}, "Null characters are not allowed."),
+        ({"purpose": "delete"}, "delete is not one of the available choices."),
+    ],
+)
+def test_what_cannot_be_scanned_is_refused_with_the_reason(
+    fields: dict[str, object], says: str
+) -> None:
+    assert says in begin(superuser(), **fields)
+    assert not BucketScan.objects.exists() and not list_enqueued_ids()
+
+
+def test_beside_a_scan_of_the_whole_bucket_no_other_is_begun_but_one_of_a_part() -> None:
+    create_scan(status="running", bucket=conf().bucket, finished_at=None)
+    client = superuser()
+    assert "another scan of the whole bucket is running" in begin(client)
+    assert BucketScan.objects.count() == 1
+    begin(client, beginning="a/")
+    assert BucketScan.objects.count() == 2
+
+
+def test_beside_a_scan_of_the_whole_bucket_no_other_goes_on_and_none_twice() -> None:
+    stopped, running = begun_by_anna(), begun_by_anna()
+    stopped.stop("")
+    client = superuser()
+    shown = act(client, "bucketscan", "resume", stopped.pk)
+    assert "another scan of the whole bucket is running" in shown
+    assert f"Scan {running.pk} is running already." in act(
+        client, "bucketscan", "resume", running.pk
+    )
+    stopped.refresh_from_db()
+    assert stopped.status == "stopped" and not list_enqueued_ids()
+    assert not LogEntry.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("to_do", ["begin", "resume"])
+def test_of_those_who_ask_for_the_same_scan_at_once_one_gets_it(bucket: Bucket, to_do: str) -> None:
+    if to_do == "resume":
+        begun_by_anna().stop("")
+    client = superuser()
+
+    def ask(_number: int) -> None:
+        one = Client()
+        one.cookies = client.cookies
+        if to_do == "begin":
+            one.post(page("bucketscan", "add"), {"purpose": "reconcile", "begin": "yes"})
+        else:
+            chosen = {"action": "resume", "_selected_action": [BucketScan.objects.get().pk]}
+            one.post(page("bucketscan"), chosen)
+        connection.close()
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(ask, range(4)))
+    assert list_enqueued_ids() == [str(BucketScan.objects.running().get().pk)]
+
+
+def test_without_workers_no_scan_is_begun(settings: Settings) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True}
+    reason = "With the setting CLEANUP_SYNC there are no workers: use manage.py reconcile_r2."
+    client = superuser()
+    assert reason in text_of(client.get(page("bucketscan")))
+    assert reason in begin(client)
+    scan = create_scan(status="stopped")
+    assert reason in act(client, "bucketscan", "resume", scan.pk)
+    assert not BucketScan.objects.running().exists()
+
+
+def test_who_may_not_begin_one_sees_why_and_is_refused() -> None:
+    client = person("view_bucketscan")
+    shown = text_of(client.get(page("bucketscan")))
+    assert 'value="Compare now" disabled' in shown and 'value="Backfill" disabled' in shown
+    assert "Ask an administrator to add you to the group “Storage operator”." in shown
+    for answer in (client.get, client.post):
+        assert answer(page("bucketscan", "add"), {"purpose": "reconcile"}).status_code == 403
+    assert not BucketScan.objects.exists()
+    shown = text_of(superuser().get(page("bucketscan")))
+    assert page("bucketscan", "add") + "?purpose=backfill" in shown and "disabled" not in shown
+
+
+def test_a_scan_is_stopped_and_goes_on() -> None:
+    scan, over = begun_by_anna(), create_scan(bucket=conf().bucket)
+    client = superuser()
+    shown = act(client, "bucketscan", "stop", scan.pk, over.pk)
+    assert "1 scan is stopped, and nothing is concluded from it." in shown
+    scan.refresh_from_db()
+    assert (scan.status, scan.error) == ("stopped", "Stopped by anna. Resume it to go on.")
+    assert not list_enqueued_ids()
+    shown = act(client, "bucketscan", "resume", scan.pk, over.pk)
+    assert "The scan goes on where it was" in shown
+    assert f"Scan {over.pk} is complete, or older than a day." in shown
+    scan.refresh_from_db()
+    assert scan.status == "running"
+    assert list_enqueued_ids() == [str(scan.pk)]
+    scan.stop("later")
+    BucketScan.objects.update(marker_seen_at=timezone.now() - timedelta(hours=2))
+    assert "The scan starts again from the beginning" in act(
+        client, "bucketscan", "resume", scan.pk
+    )
+    other = create_scan(status="stopped", bucket="other")
+    assert "is of bucket other" in act(client, "bucketscan", "resume", other.pk)
+    assert "Nothing was stopped" in act(client, "bucketscan", "stop", over.pk)
+
+
+def begun_by_anna() -> BucketScan:
+    with acting_as(Origin("anna")):
+        return start_scan(purpose="reconcile")
+
+
+@pytest.mark.parametrize(
+    ("status", "offered"),
+    [("running", {"stop"}), ("stopped", {"resume"}), ("failed", {"resume"}), ("complete", set())],
+)
+def test_a_page_offers_to_stop_what_runs_and_to_resume_what_does_not(
+    status: str, offered: set[str]
+) -> None:
+    model_admin, scan = admin.site.get_model_admin(BucketScan), create_scan(status=status)
+    assert {name for name in ("stop", "resume") if model_admin.is_fit(scan, name)} == offered  # type: ignore[attr-defined]

@@ -1,0 +1,262 @@
+"""Anything in any order, against a simple model of what must stay, what may go, and what goes."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from sys import exc_info
+from typing import Any
+
+import pytest
+from django.apps import apps
+from django.conf import settings as django_settings
+from django.db import connection, transaction
+from django.test import override_settings
+from django_q.models import OrmQ
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from devtools.faults.kinds import KINDS
+from devtools.faults.matching import is_delete_batch, on, then
+from devtools.faults.proxy import FaultyStore
+from devtools.local_r2 import LocalR2
+from storage_audit.bucket import s3
+from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.models import Installation
+from tests.network import faulty_network
+from tests.real_bucket import Bucket
+from tests.stateful.end import come_to_rest
+from tests.stateful.play import Play
+from tests.stateful.world import World
+
+pytestmark = pytest.mark.database
+
+# `proj_9` always lives: a table of projects that is empty stops everything.
+BYSTANDER = "proj_9"
+IDS = ["proj_1", "proj_1_x", "proj_10"]
+KEYS = [
+    *(f"projects/{id}/scenes/s1/media/a.mp4" for id in [*IDS, BYSTANDER]),
+    *(f"{id}_s1_media.mp4" for id in [*IDS, BYSTANDER]),
+    "projects/proj_proj_1/scenes/s1/media/a.mp4",
+    "proj_proj_1_x_s1_media.mp4",
+    "proj_1_x_media.mp4",
+    "audio/proj_1/s1/\u00e9.mp3",
+    "audio/proj_10/s1/a.mp3",
+    "audio/proj_1_x/s1/a.mp3",
+    "proj_1_notes.txt",
+    "somewhere/else.bin",
+]
+TIMES = [timedelta(minutes=2), timedelta(minutes=40), timedelta(hours=2), timedelta(days=2)]
+# The late ones only take time.
+FAULTS = sorted(KINDS.keys() - {"late-answer", "late-request"})
+OF_DELETIONS = [name for name in FAULTS if KINDS[name].fits is is_delete_batch]
+FOREIGN = ["page-of-another-bucket", "page-of-another-prefix", "page-of-the-past", "page-malformed"]
+SETTINGS = {
+    "KINDS": ("audio",),
+    "BATCH_SIZE": 2,
+    "LATE_CHECKS": (timedelta(days=1),),
+}
+
+ids, keys, bodies = st.sampled_from(IDS), st.sampled_from(KEYS), st.sampled_from([b"1", b"22"])
+places, lives = st.integers(0, 5), st.integers(0, 60)
+# A fault, after how many of the requests that it fits it begins, and for how many it lasts.
+troubles = st.one_of(
+    st.tuples(st.sampled_from(FAULTS), st.integers(0, 20), st.integers(1, 4)),
+    st.tuples(st.sampled_from(OF_DELETIONS), st.integers(0, 2), st.integers(1, 4)),
+    st.tuples(st.sampled_from(FOREIGN), st.integers(0, 60), st.integers(1, 4)),
+)
+acts = st.one_of(
+    st.tuples(st.sampled_from(["put", "save", "overwrite"]), st.tuples(keys, bodies)),
+    st.tuples(st.sampled_from(["remove", "storage_delete", "delete_row"]), st.tuples(keys)),
+    st.tuples(st.sampled_from(["create", "delete", "delete_forced"]), st.tuples(ids)),
+    st.tuples(st.just("hand_over"), st.tuples(keys, ids)),
+    st.tuples(st.sampled_from(["sweep", "backfill"]), st.just(())),
+    st.tuples(st.just("let_pass"), st.just((timedelta(minutes=2),))),
+)
+
+
+class Machine(RuleBasedStateMachine):
+    bucket: Bucket
+    store: FaultyStore
+    world: World
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.play = Play(self.bucket, self.world)
+        empty(self.bucket)
+
+    @initialize(gone=st.sets(ids, min_size=1))
+    def begin(self, gone: set[str]) -> None:
+        for id in [BYSTANDER, *IDS]:
+            self.play.create(id)
+        for key in KEYS:
+            self.play.put(key, b"first")
+        for id in sorted(gone):
+            self.play.delete(id)
+
+    # The world
+
+    @rule(act=acts)
+    def somebody_acts(self, act: tuple[str, tuple[Any, ...]]) -> None:
+        getattr(self.play, act[0])(*act[1])
+
+    @rule(time=st.sampled_from(TIMES))
+    def let_pass(self, time: timedelta) -> None:
+        self.play.let_pass(time)
+
+    @rule(trouble=troubles)
+    def trouble_begins(self, trouble: tuple[str, int, int]) -> None:
+        self.trouble(*trouble)
+
+    def trouble(self, fault: str, after: int, times: int) -> None:
+        kind, spared = KINDS[fault], [then()] * after
+        self.store.rules.append(on(kind.fits, *spared, kind.answer, times=after + times))
+        self.play.store_has_trouble = True
+
+    @precondition(lambda self: self.store.rules)
+    @rule()
+    def trouble_ends(self) -> None:
+        self.heal()
+
+    def heal(self) -> None:
+        self.store.rules.clear()
+        self.play.store_has_trouble = False
+
+    @rule(id=ids, key=keys, body=bodies)
+    def save_and_roll_back(self, id: str, key: str, body: bytes) -> None:
+        self.play.save_and_roll_back(id, key, body)
+
+    @rule(dies_after=lives)
+    def backfill_and_die(self, dies_after: int) -> None:
+        self.play.backfill(dies_after)
+
+    # What people ask for
+
+    @precondition(lambda self: self.play.model.living < {BYSTANDER, *IDS})
+    @rule(id=ids)
+    def create(self, id: str) -> None:
+        self.play.create(id)
+
+    @rule(id=ids)
+    def delete(self, id: str) -> None:
+        self.play.delete(id)
+
+    @rule(id=ids)
+    def delete_with_sql(self, id: str) -> None:
+        self.play.delete_with_sql(id)
+
+    @rule(id=ids, dies_after=st.integers(0, 8), forced=st.booleans())
+    def delete_and_die(self, id: str, dies_after: int, forced: bool) -> None:
+        self.play.delete(id, dies_after, forced=forced)
+
+    @rule(id=ids)
+    def delete_and_roll_back(self, id: str) -> None:
+        self.play.delete_and_roll_back(id)
+
+    @rule(key=keys, dies_after=st.integers(0, 8))
+    def delete_row_and_die(self, key: str, dies_after: int) -> None:
+        self.play.delete_row(key, dies_after)
+
+    @rule(id=ids)
+    def declare_deleted(self, id: str) -> None:
+        self.play.declare_deleted(id)
+
+    @rule(id=ids, ask=st.sampled_from(["dry_run", "verify"]))
+    def ask(self, id: str, ask: str) -> None:
+        getattr(self.play, ask)(id)
+
+    @precondition(lambda self: CleanupOperation.objects.exists())
+    @rule(place=places, ask=st.sampled_from(["decide", "verify_operation"]))
+    def ask_of_operation(self, place: int, ask: str) -> None:
+        getattr(self.play, ask)(at(place, list(CleanupOperation.objects.order_by("created_at"))))
+
+    @rule(strategy=st.sampled_from(["batch", "parallel", "sequential"]))
+    def choose_strategy(self, strategy: str) -> None:
+        CleanupOperation.objects.update(strategy=strategy)
+
+    # Workers
+
+    @rule(dies_after=st.integers(0, 8))
+    def sweep_and_die(self, dies_after: int) -> None:
+        self.play.sweep(dies_after)
+
+    @precondition(lambda self: self.play.workable())
+    @rule(place=places)
+    def work(self, place: int) -> None:
+        self.play.work(at(place, self.play.workable()))
+
+    @precondition(lambda self: self.play.workable())
+    @rule(place=places, dies_after=lives)
+    def work_and_die(self, place: int, dies_after: int) -> None:
+        self.play.work(at(place, self.play.workable()), dies_after)
+
+    @precondition(lambda self: self.play.workable())
+    @rule(place=places, trouble=troubles)
+    def work_in_trouble(self, place: int, trouble: tuple[str, int, int]) -> None:
+        self.trouble(*trouble)
+        self.play.work(at(place, self.play.workable()))
+        self.heal()
+
+    @precondition(lambda self: self.play.workable())
+    @rule(place=places)
+    def work_in_a_hurry(self, place: int) -> None:
+        self.play.work_in_a_hurry(at(place, self.play.workable()))
+
+    @precondition(lambda self: self.play.workable())
+    @rule(place=places, call=st.integers(1, 60), act=acts)
+    def work_interrupted(self, place: int, call: int, act: tuple[str, tuple[Any, ...]]) -> None:
+        self.play.work_interrupted(at(place, self.play.workable()), call, *act)
+
+    @rule()
+    def work_on_all(self) -> None:
+        for operation in self.play.due():
+            self.play.work_to_the_end(operation)
+
+    @invariant()
+    def holds(self) -> None:
+        self.play.watch.agrees()
+
+    def teardown(self) -> None:
+        self.heal()
+        if exc_info()[0] is None:
+            come_to_rest(self.play)
+
+
+def at(place: int, operations: list[CleanupOperation]) -> CleanupOperation:
+    return operations[place % len(operations)]
+
+
+def empty(bucket: Bucket) -> None:
+    """Back to the start, but for the claim of the bucket."""
+    for key in bucket.keys():  # noqa: SIM118
+        bucket.r2.remove(key, bucket.name)
+    tables = set(apps.get_app_config("storage_audit").get_models()) - {Installation}
+    # Together, since the database asks for what is referred to when the transaction ends.
+    with transaction.atomic():
+        for model in [*tables, OrmQ]:
+            model._default_manager.all()._raw_delete(connection.alias)
+
+
+@pytest.fixture
+def store(local_r2: LocalR2) -> Iterator[FaultyStore]:
+    with (
+        faulty_network(local_r2) as running,
+        override_settings(STORAGE_AUDIT={**django_settings.STORAGE_AUDIT, **SETTINGS}),
+    ):
+        yield running
+
+
+def test_any_order_of_events(
+    bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "PAGE", 5)
+    here = {"bucket": bucket, "store": store, "world": World(monkeypatch)}
+    is_long = settings.get_current_profile_name() == "crash"
+    size = settings(max_examples=60 if is_long else 15, stateful_step_count=50 if is_long else 25)
+    run_state_machine_as_test(type("Machine", (Machine,), here), settings=size)

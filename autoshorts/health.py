@@ -9,7 +9,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from storage_audit.alerts.lateness import delays
-from storage_audit.doctor.host_probes_database import lacking_migrations
+from storage_audit.doctor.host_probes import lacking_migrations
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from django.db.models.signals import (
 from django.utils import timezone
 
 from storage_audit import project_model, queue
-from storage_audit.bucket import request_stats_counting
+from storage_audit.bucket import request_stats
 from storage_audit.cleanup import delete_projects, named_files, requests, succession
 from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.cleanup.models.item import Row
@@ -38,9 +38,7 @@ def connect() -> None:
         apps.get_app_config("storage_audit"),
         dispatch_uid="storage_audit.schedule",
     )
-    request_finished.connect(
-        request_stats_counting.keep_after_request, dispatch_uid="storage_audit.counted"
-    )
+    request_finished.connect(request_stats.keep_after_request, dispatch_uid="storage_audit.counted")
 
 
 def connect_late_model(sender: type[models.Model], **kwargs: Any) -> None:

@@ -19,7 +19,7 @@ from django_q.signals import post_execute_in_worker, pre_execute
 from storage_audit import logs, queue
 from storage_audit.alerts import alert_rules, deliver
 from storage_audit.alerts.models import Delivery
-from storage_audit.bucket.request_stats_counting import counted
+from storage_audit.bucket.request_stats import counted
 from storage_audit.cleanup import bulk, requests, runner, vanished_projects
 from storage_audit.cleanup.models.bulk_job import Job
 from storage_audit.cleanup.models.cleanup import CleanupOperation

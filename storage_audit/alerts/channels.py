@@ -6,17 +6,21 @@ import json
 from base64 import b64encode
 from concurrent.futures import Future
 from http.client import HTTPException
+from smtplib import SMTPException, SMTPResponseException
 from ssl import SSLCertVerificationError
 from threading import Thread
 from time import time
 from typing import Any
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from django.conf import settings
+from django.core.mail import EmailMessage
+from django.utils.encoding import force_str
 from django.utils.translation import gettext as _
 
 from storage_audit import __version__
-from storage_audit.alerts.channels_errors import Undelivered
 from storage_audit.conf import conf
 
 PATIENCE = 10  # seconds, for all of it
@@ -82,3 +86,37 @@ def ask(request: Request, status: Future[int]) -> None:
             status.set_result(error.code)
     except Exception as error:  # noqa: BLE001 - whoever waits for the status raises it
         status.set_exception(error)
+
+
+class Undelivered(Exception):
+    """The message did not arrive, as far as can be told; the text says why, and holds no secret.
+    `hopeless` says that it never will."""
+
+    def __init__(self, text: str, *, hopeless: bool = False) -> None:
+        super().__init__(text)
+        self.hopeless = hopeless
+
+
+def send_mail(recipient: str, message_id: str, subject: str, text: str) -> None:
+    """The same id for the same message, so that a mailbox can tell a repetition. Raises
+    Undelivered."""
+    headers = {
+        "Message-ID": f"<{message_id}@{domain()}>",
+        # So that no absence note answers: https://www.rfc-editor.org/rfc/rfc3834
+        "Auto-Submitted": "auto-generated",
+    }
+    whole = settings.EMAIL_SUBJECT_PREFIX + subject
+    message = EmailMessage(whole, text, to=[recipient], headers=headers)
+    try:
+        message.send()
+    except SMTPResponseException as error:
+        answer = f"{error.smtp_code} {force_str(error.smtp_error, errors='replace')}"
+        raise Undelivered(_("The mail server answers: %s") % answer) from error
+    except (SMTPException, OSError) as error:
+        reason = str(error) or type(error).__name__
+        raise Undelivered(_("The mail server does not take it: %s") % reason) from error
+
+
+def domain() -> str:
+    """The same on each machine, as any of them may be the one that sends it again."""
+    return urlsplit(conf().notify_site_url).hostname or "storage-audit.invalid"

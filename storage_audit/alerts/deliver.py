@@ -12,9 +12,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit.alerts import alert_text
 from storage_audit.alerts.alert_rules import recipients
-from storage_audit.alerts.channels import send_webhook
-from storage_audit.alerts.channels_errors import Undelivered
-from storage_audit.alerts.channels_mail import send_mail
+from storage_audit.alerts.channels import Undelivered, send_mail, send_webhook
 from storage_audit.alerts.models import Delivery
 from storage_audit.conf import conf
 from storage_audit.redaction import redact

@@ -1,7 +1,9 @@
 """Who asks: staff with a session, or a program with a token, which acts as its person."""
 
 from django.conf import settings
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import AbstractBaseUser
+from django.db.models import Model
 from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -48,3 +50,7 @@ def require(request: HttpRequest, permission: str) -> None:
     """Such as storage_audit.delete_project. Raises Problem."""
     if not request.user.has_perm(permission):
         raise Problem("forbidden", _("It needs the permission %s.") % permission)
+
+
+def log(request: HttpRequest, row: Model, action: int, message: str) -> None:
+    LogEntry.objects.log_actions(str(request.user.pk), [row], action, message, single_object=True)

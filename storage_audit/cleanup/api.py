@@ -14,14 +14,14 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from ninja import Field, Query, Router, Schema, Status
 
-from storage_audit.api import auth_history
+from storage_audit.api import auth
 from storage_audit.api.auth import require
 from storage_audit.api.openapi import refusals
 from storage_audit.api.problems import SPOKEN
 from storage_audit.api.schemas import ABSENT, Limit, Text, first
 from storage_audit.cleanup import requests
-from storage_audit.cleanup.api_waiting import LONGEST, wait_for_change
 from storage_audit.cleanup.cleanup_text import meaning
+from storage_audit.cleanup.long_poll import LONGEST, wait_for_change
 from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.cleanup.models.states import IllegalTransition
@@ -202,7 +202,7 @@ def verify_deletion(
     with transaction.atomic():
         check = requests.verify_operation(operation)
         note = _("Verification requested: operation %s.") % check.pk
-        auth_history.log(request, operation, CHANGE, note)
+        auth.log(request, operation, CHANGE, note)
         requests.enqueue_on_commit([check])
     response["Location"] = status_url(check)
     text = _("A verification is queued. It looks into the bucket and changes nothing.")

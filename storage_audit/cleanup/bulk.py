@@ -13,7 +13,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit import project_model, queue
-from storage_audit.bucket.request_stats_counting import counted
+from storage_audit.bucket.request_stats import counted
 from storage_audit.cleanup import requests
 from storage_audit.cleanup.delete_projects import delete_project_by_id, has_own_delete
 from storage_audit.cleanup.models.bulk_job import Job

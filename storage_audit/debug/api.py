@@ -11,7 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from django.utils.translation import gettext as _
 from ninja import Field, Query, Router, Schema, Status
 
-from storage_audit.api import auth_history
+from storage_audit.api import auth
 from storage_audit.api.auth import require
 from storage_audit.api.openapi import refusals
 from storage_audit.api.problems import Problem, refuse_unread
@@ -231,7 +231,7 @@ def cleanup(
         operations = ask(project_id, MODES[mode])
         note = _("Dry run requested.") if dry_run else _("Project declared deleted.")
         for operation in operations:
-            auth_history.log(request, operation, ADDITION, note)
+            auth.log(request, operation, ADDITION, note)
         requests.enqueue_on_commit(operations)
     operation = operations[0]
     operation.refresh_from_db()

@@ -10,7 +10,7 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from ninja import Field, Router, Schema, Status
 
-from storage_audit.api import auth_history
+from storage_audit.api import auth
 from storage_audit.api.auth import require
 from storage_audit.api.openapi import refusals
 from storage_audit.api.problems import Problem
@@ -76,7 +76,7 @@ def examine(request: HttpRequest, response: HttpResponse) -> Status[Examination]
         diagnosis = examine_everywhere(Diagnosis.Context.WEB)
     # None is kept while the database is what is wrong.
     if diagnosis.pk:
-        auth_history.log(request, diagnosis, ADDITION, _("Examined."))
+        auth.log(request, diagnosis, ADDITION, _("Examined."))
     response["Location"] = reverse("storage_audit_api:get_diagnostics")
     return Status(202, told(Comparison.of(diagnosis)))
 

@@ -13,7 +13,7 @@ from django.utils.translation import gettext as _
 from ninja import Field, Path, Query, Router, Schema, Status
 from pydantic import ConfigDict, StrictBool, model_validator
 
-from storage_audit.api import auth_history
+from storage_audit.api import auth
 from storage_audit.api.auth import require
 from storage_audit.api.openapi import refusals
 from storage_audit.api.problems import SPOKEN, Problem
@@ -185,7 +185,7 @@ def delete_orphans(
         decision = orphans.delete_orphans(chosen(asked), dry_run=asked.dry_run)
     with transaction.atomic():
         for operation in decision.operations:
-            auth_history.log(request, operation, ADDITION, _("Deletion of orphans requested."))
+            auth.log(request, operation, ADDITION, _("Deletion of orphans requested."))
         enqueue_on_commit(decision.operations)
     if not decision.operations:
         return Status(200, told(decision))

@@ -18,7 +18,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 from storage_audit import roles
 from storage_audit.cleanup.admin.cleanups import CleanupOperationAdmin
 from storage_audit.cleanup.cleanup_text import meaning
-from storage_audit.cleanup.cleanup_text_names import words_for
+from storage_audit.cleanup.field_words import words_for
 from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.concurrency import Full, place
@@ -26,8 +26,7 @@ from storage_audit.findings.models import Finding
 from storage_audit.formats import amount
 from storage_audit.lookup import live_check
 from storage_audit.lookup import project_rules as projects
-from storage_audit.lookup.facts import Facts, Sight, Standing
-from storage_audit.lookup.facts_sentence import Sentence
+from storage_audit.lookup.facts import Facts, Sentence, Sight, Standing
 from storage_audit.lookup.parse_query import TooMuch, without_secrets
 from storage_audit.lookup.project_rules import ProjectFacts
 from storage_audit.lookup.search import explain, look_up

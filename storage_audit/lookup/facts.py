@@ -339,3 +339,20 @@ def standing(name: str, alive: set[str], known: Mapping[str, KnownProject]) -> S
         return Standing(name, Life.UNKNOWN, None)
     said = row.deleted_at and row.evidence != KnownProject.Evidence.VANISHED
     return Standing(name, Life.DELETED if said else Life.VANISHED, row)
+
+
+class Sentence(NamedTuple):
+    """With the next step for the person who reads it. `ended` is the project to declare deleted, if
+    that is the step."""
+
+    text: str
+    operation: CleanupOperation | None = None
+    finding: Finding | None = None
+    ended: str = ""
+
+
+Answer = Sentence | None
+
+
+def moment(at: datetime) -> str:
+    return f"{timezone.localtime(at):%Y-%m-%d %H:%M:%S}"

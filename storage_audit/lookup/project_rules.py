@@ -13,8 +13,7 @@ from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.clocks import after_outer
 from storage_audit.fields import spellings, starts_with_any
 from storage_audit.findings.models import Finding
-from storage_audit.lookup.facts import Life, Sight, Standing, standings_of
-from storage_audit.lookup.facts_sentence import Answer, Sentence, moment
+from storage_audit.lookup.facts import Answer, Life, Sentence, Sight, Standing, moment, standings_of
 from storage_audit.models import R2Object
 from storage_audit.ownership.owner import layouts
 

@@ -7,8 +7,7 @@ from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
-from storage_audit.lookup.facts import ALL, GONE, NO_OBJECT, Facts, Life
-from storage_audit.lookup.facts_sentence import Answer, Sentence, moment
+from storage_audit.lookup.facts import ALL, GONE, NO_OBJECT, Answer, Facts, Life, Sentence, moment
 from storage_audit.models import R2Object
 from storage_audit.ownership.key_formats import OWN_PREFIX
 from storage_audit.ownership.owner import Claim

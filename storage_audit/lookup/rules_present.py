@@ -8,8 +8,7 @@ from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.cleanup.open_decisions import why_covered
 from storage_audit.findings.models import Finding, Kind
-from storage_audit.lookup.facts import ALL, Facts, Life, Standing
-from storage_audit.lookup.facts_sentence import Answer, Sentence, moment
+from storage_audit.lookup.facts import ALL, Answer, Facts, Life, Sentence, Standing, moment
 from storage_audit.lookup.rules_gone import owners_of, still
 from storage_audit.models import R2Object
 from storage_audit.ownership.owner import Claim, told_by, too_many_owners

@@ -12,8 +12,7 @@ from storage_audit.fields import buckets_in
 from storage_audit.findings.models import Finding
 from storage_audit.lookup import project_rules as project
 from storage_audit.lookup import rules_gone, rules_present
-from storage_audit.lookup.facts import ALL, Facts, Sight, facts_of
-from storage_audit.lookup.facts_sentence import Answer, Sentence
+from storage_audit.lookup.facts import ALL, Answer, Facts, Sentence, Sight, facts_of
 from storage_audit.lookup.parse_query import Understood, understand
 from storage_audit.lookup.project_rules import ProjectFacts
 from storage_audit.models import R2Object

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from django.db import connections
 
-from storage_audit.bucket.request_stats_counting import counted
+from storage_audit.bucket.request_stats import counted
 from storage_audit.scan.models.scan import BucketScan
 from storage_audit.scan.worker import work_on_scan
 

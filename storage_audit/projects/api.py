@@ -8,7 +8,7 @@ from django.utils.translation import gettext as _
 from ninja import Field, Router, Status
 
 from storage_audit import project_model
-from storage_audit.api import auth_history
+from storage_audit.api import auth
 from storage_audit.api.auth import require
 from storage_audit.api.openapi import refusals
 from storage_audit.api.problems import Problem, refuse_unread
@@ -66,7 +66,7 @@ def delete_project(
 def delete(request: HttpRequest, project: Model) -> list[CleanupOperation]:
     refuse_own_deletion(request, project)
     refuse_to_take_along(request, project)
-    auth_history.log(request, project, DELETION, "")
+    auth.log(request, project, DELETION, "")
     return delete_projects.delete_project(project) or []
 
 

@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 from ninja import Field, Router, Schema, Status
 from pydantic import ConfigDict, StrictBool, model_validator
 
-from storage_audit.api import auth_history
+from storage_audit.api import auth
 from storage_audit.api.auth import require
 from storage_audit.api.openapi import refusals
 from storage_audit.api.problems import SPOKEN, Problem
@@ -148,7 +148,7 @@ def start_scan(
     others = BucketScan.objects.running().filter(bucket=conf().bucket).count()
     with transaction.atomic():
         scan = requests.start_scan(**{**asked.dict(), "prefix": asked.prefix or ""})
-        auth_history.log(request, scan, ADDITION, _("Scan requested."))
+        auth.log(request, scan, ADDITION, _("Scan requested."))
     text = _("A worker takes it up next.")
     if others:
         text += " " + _("Beside it run others of this bucket: %d.") % others
@@ -166,7 +166,7 @@ def stop_scan(request: HttpRequest, scan_id: UUID) -> Scan:
         text = _("Scan %(id)s is over: %(status)s.")
         values = {"id": scan.pk, "status": scan.get_status_display()}
         raise Problem("wrong-state", text % values)
-    auth_history.log(request, scan, CHANGE, _("Stopped."))
+    auth.log(request, scan, CHANGE, _("Stopped."))
     return shown(scan)
 
 
@@ -184,7 +184,7 @@ def resume_scan(
         raise Problem("wrong-state", text)
     with transaction.atomic():
         starts_again = scan.resume(ceiling=asked.ceiling, accept_fewer=asked.accept_fewer)
-        auth_history.log(request, scan, CHANGE, _("Resumed."))
+        auth.log(request, scan, CHANGE, _("Resumed."))
     return accepted(scan, str(RESUMED[starts_again]), response)
 
 

@@ -16,7 +16,7 @@ from devtools.faults.kinds import KINDS, changed
 from devtools.faults.matching import is_anything, is_delete_batch, is_listing, on
 from devtools.faults.proxy import FaultyStore, Reply
 from storage_audit import tasks
-from storage_audit.bucket import request_stats, request_stats_counting, s3
+from storage_audit.bucket import request_stats, s3
 from storage_audit.bucket.errors import StoreError, TooLate
 from storage_audit.bucket.models import StoreCalls
 from storage_audit.cleanup import runner
@@ -29,7 +29,7 @@ from tests.run_command import run_command
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_stats_counting, "_not_before", 0.0)
+    monkeypatch.setattr(request_stats, "_not_before", 0.0)
 
 
 def waiting() -> dict[tuple[str, str], int]:
@@ -178,9 +178,9 @@ def test_a_task_that_fails_writes_down_what_it_called(
 def test_nothing_is_written_in_a_transaction_of_somebody_else(bucket: Bucket) -> None:
     request_stats.count("k", "ok")
     with transaction.atomic():
-        request_stats_counting.keep()
+        request_stats.keep()
         assert not StoreCalls.objects.exists()
-    request_stats_counting.keep()
+    request_stats.keep()
     assert kept() == {("k", "ok"): 1}
 
 
@@ -189,7 +189,7 @@ def test_who_called_nothing_asks_the_database_nothing(
 ) -> None:
     waiting()
     with django_assert_num_queries(0):  # type: ignore[operator]
-        request_stats_counting.keep()
+        request_stats.keep()
 
 
 def test_a_database_that_fails_loses_no_call_stops_nothing_and_is_left_alone_for_a_while(
@@ -204,14 +204,14 @@ def test_a_database_that_fails_loses_no_call_stops_nothing_and_is_left_alone_for
     tried: list[str] = []
     request_stats.count("k", "ok")
     with connection.execute_wrapper(fail_to_update):
-        request_stats_counting.keep()
-        request_stats_counting.keep()
+        request_stats.keep()
+        request_stats.keep()
     assert len(tried) == 1
     assert "could not be noted" in caplog.text
     assert kept() == {}
     request_stats.count("k", "ok")
-    monkeypatch.setattr(request_stats_counting, "_not_before", 0.0)
-    request_stats_counting.keep()
+    monkeypatch.setattr(request_stats, "_not_before", 0.0)
+    request_stats.keep()
     assert kept() == {("k", "ok"): 2}
 
 

@@ -18,7 +18,7 @@ from django_q.models import OrmQ
 from pytest_django import Settings
 
 from storage_audit import concurrency
-from storage_audit.cleanup import api_waiting, cleanup_text, requests, runner
+from storage_audit.cleanup import cleanup_text, long_poll, requests, runner
 from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.conf import conf
 from storage_audit.models import Project
@@ -323,7 +323,7 @@ def test_so_many_may_wait_and_the_next_is_answered_at_once(settings: Settings) -
 def test_one_person_waits_in_half_of_the_places_at_most() -> None:
     operation = create_cleanup(project_id="proj_1")
     greedy, other = staff(LOOK), staff(LOOK)
-    with api_waiting.place_of(greedy.pk), api_waiting.place_of(greedy.pk):
+    with long_poll.place_of(greedy.pk), long_poll.place_of(greedy.pk):
         for _token in range(2):
             assert timed(program(greedy), path_of(operation, "?wait=20"))[1] < 5
         assert timed(program(other), path_of(operation, "?wait=1"))[1] >= 1

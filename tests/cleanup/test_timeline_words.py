@@ -6,7 +6,7 @@ from pathlib import Path
 
 import storage_audit
 from storage_audit.cleanup.adaptive_batch import Pace
-from storage_audit.cleanup.cleanup_text_names import COLUMNS, NAMES, words_for
+from storage_audit.cleanup.field_words import COLUMNS, NAMES, words_for
 from storage_audit.ownership.key_format import FIELDS
 
 SOURCES = Path(storage_audit.__file__).parent.rglob("*.py")

@@ -42,7 +42,6 @@ from storage_audit.doctor import (
     compare_processes,
     environment,
     host_probes,
-    host_probes_database,
     roundtrip_probe,
     run_checks,
     versions,
@@ -741,9 +740,9 @@ def test_disks_that_are_nearly_full(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_connections_of_the_server_that_are_nearly_used_up(
     db: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert host_probes_database.database().status == Status.OK
-    monkeypatch.setattr(host_probes_database, "MOST_CONNECTIONS", 0.0)
-    result = host_probes_database.database()
+    assert host_probes.database().status == Status.OK
+    monkeypatch.setattr(host_probes, "MOST_CONNECTIONS", 0.0)
+    result = host_probes.database()
     assert result.status == Status.WARNING
     assert "max_connections" in result.advice
 

@@ -17,7 +17,7 @@ from django_q.models import OrmQ
 from pytest_django import Settings
 
 from storage_audit import tasks
-from storage_audit.doctor import compare_processes, run_checks, store_probes_store
+from storage_audit.doctor import compare_processes, run_checks, store_probes
 from storage_audit.doctor import environment as variables
 from storage_audit.doctor.compare_processes import WORKER_ANSWERS_WITHIN, Comparison
 from storage_audit.doctor.environment import environment
@@ -218,7 +218,7 @@ def test_a_proxy_keeps_its_password(
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ENDPOINT_URL": "https://r2.example.com"}
     monkeypatch.setenv("HTTPS_PROXY", f"{scheme}{user}@proxy:3128")
-    for result in (variables.variables(), store_probes_store.network()):
+    for result in (variables.variables(), store_probes.network()):
         kept = str(result.stored("environment"))
         assert "@proxy:3128" in kept
         assert "hid" not in kept

@@ -17,8 +17,7 @@ from storage_audit.bucket.s3 import Listed
 from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.findings.models import Finding
 from storage_audit.lookup import project_rules
-from storage_audit.lookup.facts import ALL, Seen, Sight
-from storage_audit.lookup.facts_sentence import Sentence
+from storage_audit.lookup.facts import ALL, Seen, Sentence, Sight
 from storage_audit.lookup.parse_query import Named
 from storage_audit.lookup.search import explain, look_up
 from storage_audit.models import KnownProject, Project, R2Object

@@ -26,7 +26,7 @@ from django.views.decorators.http import require_GET
 
 from storage_audit.cleanup import requests
 from storage_audit.cleanup.admin import cleanup_page, items, live_progress, plan_page
-from storage_audit.cleanup.admin.cleanups_filters import FollowUpChecks, Needs
+from storage_audit.cleanup.admin.cleanup_filters import FollowUpChecks, Needs
 from storage_audit.cleanup.admin.deleting import announce, badge_of
 from storage_audit.cleanup.admin.forms import DeclareDeletedForm
 from storage_audit.cleanup.cleanup_text import words_of

@@ -16,8 +16,8 @@ from django.utils.translation import gettext as _
 from storage_audit import project_model
 from storage_audit.bucket.listing import storable
 from storage_audit.cleanup.cleanup_text import words_of
-from storage_audit.cleanup.cleanup_text_names import words_for
 from storage_audit.cleanup.describe import Line, are_closed, shown_item
+from storage_audit.cleanup.field_words import words_for
 from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.cleanup.models.item import CleanupItem, CleanupItemQuerySet
 from storage_audit.fields import spellings, starts_with_any

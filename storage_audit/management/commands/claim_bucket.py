@@ -1,8 +1,7 @@
 from argparse import ArgumentParser
 
 from storage_audit.conf import conf
-from storage_audit.management.console import asked_from_shell
-from storage_audit.management.console_documented import DocumentedCommand
+from storage_audit.management.console import DocumentedCommand, asked_from_shell
 from storage_audit.models import Installation
 from storage_audit.ownership import bucket_marker
 

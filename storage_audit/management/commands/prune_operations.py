@@ -11,8 +11,7 @@ from storage_audit.cleanup.models.cleanup import CleanupOperation
 from storage_audit.cleanup.models.event import OperationEvent
 from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.conf import conf
-from storage_audit.management.console import FAILED, WRONG_USE
-from storage_audit.management.console_documented import DocumentedCommand
+from storage_audit.management.console import FAILED, WRONG_USE, DocumentedCommand
 from storage_audit.redaction import visible
 
 

@@ -10,8 +10,13 @@ from django.core.management.base import CommandError
 from storage_audit.bucket.errors import StoreError
 from storage_audit.certificate import check_file
 from storage_audit.certificate.certificate_file import Certificate, Misshapen, NoCertificate
-from storage_audit.management.console import FAILED, SHOWN, WRONG_USE, asked_from_shell
-from storage_audit.management.console_documented import DocumentedCommand
+from storage_audit.management.console import (
+    FAILED,
+    SHOWN,
+    WRONG_USE,
+    DocumentedCommand,
+    asked_from_shell,
+)
 from storage_audit.ownership.bucket_marker import Mismatch
 from storage_audit.redaction import redact, visible
 

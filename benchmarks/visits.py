@@ -117,7 +117,7 @@ def listed_at(model: str) -> str:
 def items() -> dict[str, dict[str, str]]:
     """Views of one deletion's items, on its page."""
     from storage_audit.cleanup.admin.items import ITEMS_A_PAGE, ByOutcome, name_of
-    from storage_audit.cleanup.models.item import CleanupItem
+    from storage_audit.cleanup.models import CleanupItem
 
     rows = CleanupItem.objects.filter(operation=UUID(DELETION))
     middle = rows.order_by(*ByOutcome.forwards)[rows.count() // 2]

@@ -19,7 +19,7 @@ from django.http import HttpRequest, HttpResponse
 from storage_audit.redaction import HIDDEN, redact, visible
 
 # The events of operations, and each key that is sent: at DEBUG, for those who ask.
-timeline = logging.getLogger("storage_audit.cleanup.models.event")
+timeline = logging.getLogger("storage_audit.timeline")
 keys = logging.getLogger("storage_audit.keys")
 
 HEADER = "X-Request-ID"

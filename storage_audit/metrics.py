@@ -29,7 +29,7 @@ from storage_audit import __version__, queue
 from storage_audit.api.auth import BearerToken, StaffSession, require
 from storage_audit.api.problems import speaking
 from storage_audit.bucket.models import StoreCalls
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.conf import conf
 from storage_audit.dashboard.daily_figures import Amount, last_complete_scan, left_behind_in_time
 from storage_audit.findings.models import Finding

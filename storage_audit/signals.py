@@ -20,8 +20,7 @@ from django.utils import timezone
 from storage_audit import project_model, queue
 from storage_audit.bucket import request_stats
 from storage_audit.cleanup import delete_projects, named_files, requests, succession
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import Row
+from storage_audit.cleanup.models import CleanupOperation, Row
 from storage_audit.models import KnownProject, R2Object
 from storage_audit.origin import current_origin
 

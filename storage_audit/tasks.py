@@ -21,8 +21,7 @@ from storage_audit.alerts import alert_rules, deliver
 from storage_audit.alerts.models import Delivery
 from storage_audit.bucket.request_stats import counted
 from storage_audit.cleanup import bulk, requests, runner, vanished_projects
-from storage_audit.cleanup.models.bulk_job import Job
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation, Job
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
@@ -30,7 +29,7 @@ from storage_audit.dashboard import daily_figures
 from storage_audit.doctor.compare_processes import WORKER_ANSWERS_WITHIN
 from storage_audit.doctor.models import Diagnosis
 from storage_audit.doctor.run_checks import examine
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.scan.start import TooCostly, refuse_beside_another, share, start_scan
 from storage_audit.scan.worker import work_on_scan
 

@@ -10,7 +10,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 
 DASHBOARD = reverse("admin:app_list", args=["storage_audit"])
 LOOK = ("view_project", "view_r2object", "view_cleanupoperation")

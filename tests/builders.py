@@ -7,12 +7,11 @@ from typing import Any
 from django.utils import timezone
 
 from storage_audit.bucket.s3 import list_page
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from tests.real_bucket import Bucket
 
 LONG_AGO = timedelta(days=3)

@@ -39,8 +39,7 @@ from storage_audit.alerts import alert_rules
 from storage_audit.api.models import ApiToken
 from storage_audit.bucket import request_stats
 from storage_audit.cleanup import adaptive_batch, runner, verify
-from storage_audit.cleanup.models.bulk_job import Job
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation, Job
 from storage_audit.clocks import DatabaseNow
 from storage_audit.doctor.models import Diagnosis
 from storage_audit.models import Installation, Project

@@ -11,7 +11,7 @@ from django.db.models.signals import post_delete, post_save, pre_delete
 
 from storage_audit import signals
 from storage_audit.cleanup import runner
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from tests.promises import Status
 
 ON_POSTGRESQL = connection.vendor == "postgresql"

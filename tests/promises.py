@@ -21,8 +21,7 @@ from storage_audit.bucket.deleters import Sent
 from storage_audit.cleanup import delete_batches, requests, retention, runner, verify
 from storage_audit.cleanup.delete_pipeline import Planned, Proof
 from storage_audit.cleanup.delete_projects import delete_project_by_id
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.cleanup.turn import Work
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.origin import Origin, acting_as

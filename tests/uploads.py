@@ -6,8 +6,7 @@ from functools import cache
 from typing import Any
 
 from devtools.local_r2 import LocalR2
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.models import R2Object
 from tests.real_bucket import Bucket
 

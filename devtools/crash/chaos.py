@@ -17,7 +17,7 @@ from devtools.crash.people import Person, retried
 from devtools.crash.services import Cluster, Program, Service, one_of
 from devtools.crash.site import Site
 from devtools.crash.world import World
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 
 RESUMES_WITHIN = 120.0  # seconds
 # So long that its lease is over and another worker goes on with the work.

@@ -16,7 +16,7 @@ from devtools.crash.site import Site
 from devtools.crash.world import World
 from devtools.demo.browser import Browser, Refused
 from devtools.demo.site import USER
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import Project, R2Object
 
 OPEN_AT_ONCE = 6

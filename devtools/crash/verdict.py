@@ -11,9 +11,7 @@ from devtools.crash.observer import ROWS, Observer
 from devtools.crash.world import UPLOADED, World
 from devtools.demo.report import shown
 from storage_audit.cleanup.adaptive_batch import MOST
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.event import OperationEvent
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation, OperationEvent
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject, Project
 from storage_audit.ownership.bucket_marker import MARKER

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Collection, Mapping
 
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 
 WIDTH = 100
 # Each key with its size and etag, as LocalR2.keys() gives them.

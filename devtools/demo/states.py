@@ -18,8 +18,7 @@ from devtools.local_r2 import LocalR2
 from storage_audit.alerts import alert_rules
 from storage_audit.alerts.models import Incident
 from storage_audit.cleanup import bulk, requests, runner
-from storage_audit.cleanup.models.bulk_job import Job
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation, Job
 from storage_audit.conf import conf
 from storage_audit.dashboard import daily_figures
 from storage_audit.dashboard.models import DailyFigures
@@ -28,7 +27,7 @@ from storage_audit.doctor.models import Diagnosis
 from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object
 from storage_audit.origin import Origin, acting_as
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.ui.links import comparison_of, lookup_of
 
 MODELS = (

@@ -14,7 +14,7 @@ from devtools.demo.site import USER, Site
 from devtools.local_r2 import LocalR2
 from devtools.processes import Child
 from storage_audit.cleanup import requests
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import Project
 from storage_audit.origin import Origin, acting_as
 from storage_audit.ownership.bucket_marker import MARKER

@@ -16,8 +16,7 @@ from django.utils.translation import gettext as _
 from storage_audit.alerts import lateness
 from storage_audit.alerts.models import Delivery, Incident, Notice
 from storage_audit.cleanup import used_files
-from storage_audit.cleanup.models.cleanup import CleanupOperation, CleanupOperationQuerySet
-from storage_audit.cleanup.models.event import OperationEvent
+from storage_audit.cleanup.models import CleanupOperation, CleanupOperationQuerySet, OperationEvent
 from storage_audit.clocks import before
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding

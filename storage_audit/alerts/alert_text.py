@@ -171,7 +171,7 @@ def content(notice: Notice) -> dict[str, Any]:
     """For a program; `text` is what chats show."""
     began, ended = notice.began.all(), notice.ended.all()
     return {
-        "type": "storage_audit.alerts.models",
+        "type": "storage_audit.incidents",
         "timestamp": notice.made_at.isoformat(),
         "text": text(notice),
         "data": {

@@ -9,10 +9,9 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit import queue
-from storage_audit.cleanup.models.bulk_job import Job
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation, Job
 from storage_audit.conf import conf
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 
 # A worker that is being restarted, or has many cleanups to do, is not late yet.
 LATE = timedelta(minutes=10)

@@ -22,8 +22,7 @@ from storage_audit.certificate.evidence import (
 )
 from storage_audit.cleanup.admin.cleanups import CleanupOperationAdmin
 from storage_audit.cleanup.describe import label_of
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.exports import pieces
 from storage_audit.redaction import visible
 

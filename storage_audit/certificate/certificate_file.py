@@ -25,7 +25,7 @@ from storage_audit.certificate.evidence import (
     items_of,
 )
 from storage_audit.certificate.signature import Seal, canonical, sign
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.exports import csv_lines, text_of
 
 LONGEST = 2**24  # bytes in a line

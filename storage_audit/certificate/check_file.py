@@ -20,7 +20,7 @@ from storage_audit.certificate.evidence import (
     place_of,
 )
 from storage_audit.certificate.signature import is_signed
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import Installation
 from storage_audit.ownership import bucket_marker
 

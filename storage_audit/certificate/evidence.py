@@ -11,9 +11,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit.cleanup.cleanup_text import PRUNED
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.event import OperationEvent
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation, OperationEvent
 from storage_audit.models import Installation
 from storage_audit.reading import read_in_steps
 

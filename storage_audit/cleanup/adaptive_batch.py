@@ -11,7 +11,7 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from storage_audit.bucket.errors import Barred, Overloaded, StoreError, TooLate
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.turn import Work
 from storage_audit.clocks import monotonic
 from storage_audit.conf import conf

@@ -22,8 +22,7 @@ from storage_audit.api.schemas import ABSENT, Limit, Text, first
 from storage_audit.cleanup import requests
 from storage_audit.cleanup.cleanup_text import meaning
 from storage_audit.cleanup.long_poll import LONGEST, wait_for_change
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.ownership.bucket_marker import Mismatch
 

@@ -6,7 +6,7 @@ from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from storage_audit import project_model
-from storage_audit.cleanup.models.cleanup import CleanupOperation, CleanupOperationQuerySet
+from storage_audit.cleanup.models import CleanupOperation, CleanupOperationQuerySet
 from storage_audit.clocks import after_outer
 from storage_audit.models import KnownProject
 

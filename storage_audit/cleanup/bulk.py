@@ -16,8 +16,7 @@ from storage_audit import project_model, queue
 from storage_audit.bucket.request_stats import counted
 from storage_audit.cleanup import requests
 from storage_audit.cleanup.delete_projects import delete_project_by_id, has_own_delete
-from storage_audit.cleanup.models.bulk_job import Job
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation, Job
 from storage_audit.cleanup.named_files import cascading_models
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject

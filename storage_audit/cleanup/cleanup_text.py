@@ -6,9 +6,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit import project_model
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.event import OperationEvent
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation, OperationEvent
 
 Kind, Status = CleanupOperation.Kind, CleanupOperation.Status
 Outcome, Step, Trigger = CleanupItem.Outcome, CleanupOperation.Step, CleanupOperation.Trigger

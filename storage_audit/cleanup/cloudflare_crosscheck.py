@@ -19,7 +19,7 @@ from storage_audit.bucket import cloudflare_api, listing, s3
 from storage_audit.bucket.errors import Broken, StoreError, TooLate
 from storage_audit.bucket.listing import Identity, escape, spellings, storable
 from storage_audit.bucket.s3 import Listed
-from storage_audit.cleanup.models.item import CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet
 from storage_audit.cleanup.open_decisions import of_project
 from storage_audit.cleanup.plan import judged, ranges_of, save, verdicts
 from storage_audit.cleanup.turn import LONE_KEYS, Work

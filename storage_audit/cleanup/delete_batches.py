@@ -23,8 +23,7 @@ from storage_audit.bucket.wrangler import Command
 from storage_audit.cleanup import adaptive_batch, policies, progress, used_files
 from storage_audit.cleanup.adaptive_batch import Pace
 from storage_audit.cleanup.delete_pipeline import Flight, Planned, Proof, among, record_commands
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, CleanupOperation
 from storage_audit.cleanup.open_decisions import ask_keeper, asked_by
 from storage_audit.cleanup.plan import rows_by_identity, to_judge, undecided_among
 from storage_audit.cleanup.turn import OutOfTime, Reborn, Scattered, Undecided, Work

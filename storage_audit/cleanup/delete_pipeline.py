@@ -28,8 +28,7 @@ from storage_audit.bucket.s3 import DELETED
 from storage_audit.bucket.wrangler import Command
 from storage_audit.cleanup import adaptive_batch, progress
 from storage_audit.cleanup.adaptive_batch import Pace
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, CleanupOperation
 from storage_audit.cleanup.turn import OutOfTime, Undecided, Work
 from storage_audit.clocks import mark_of
 from storage_audit.conf import conf

@@ -11,7 +11,7 @@ from django.db.models import Model, ProtectedError, QuerySet, RestrictedError
 from django.utils.translation import gettext as _
 
 from storage_audit import project_model
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.requests import StillAlive, deletion_of
 from storage_audit.fields import limit_to
 from storage_audit.redaction import redact, visible

@@ -8,8 +8,7 @@ from django.db import models
 from django.utils.translation import gettext_lazy
 
 from storage_audit.cleanup.cleanup_text import TRIGGERS, words_of
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.redaction import visible
 
 Outcome, Trigger = CleanupItem.Outcome, CleanupOperation.Trigger

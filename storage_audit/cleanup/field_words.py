@@ -2,7 +2,7 @@
 
 from django.utils.translation import gettext_lazy as _
 
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.redaction import visible
 
 # The fields of a layout, and the figures of a timeline, as far as no column has the name.

@@ -10,8 +10,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from storage_audit.bucket.wrangler import expected_duration
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, CleanupOperation
 from storage_audit.clocks import after, latest
 from storage_audit.conf import conf
 from storage_audit.models import R2Object

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.conf import conf
 
 Discovery, Strategy = CleanupOperation.Discovery, CleanupOperation.Strategy

@@ -15,8 +15,7 @@ from django.utils.translation import ngettext
 
 from storage_audit import project_model
 from storage_audit.bucket.listing import storable
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.cleanup.turn import Work
 from storage_audit.conf import conf
 from storage_audit.fields import insert_new

@@ -5,8 +5,7 @@ from datetime import datetime
 
 from django.db.models import Exists, OuterRef, Q
 
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, CleanupOperation
 from storage_audit.clocks import lately, maybe_since
 from storage_audit.conf import conf
 from storage_audit.models import AT_REST, ObjectState, R2Object, R2ObjectQuerySet, barred, under_way

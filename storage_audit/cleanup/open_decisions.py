@@ -15,8 +15,7 @@ from django.utils.translation import gettext as _
 from storage_audit.bucket.listing import Identity, nfc, storable
 from storage_audit.bucket.multipart import Upload
 from storage_audit.bucket.s3 import Listed
-from storage_audit.cleanup.models.cleanup import CleanupOperation, CleanupOperationQuerySet
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation, CleanupOperationQuerySet
 from storage_audit.fields import spellings
 from storage_audit.models import KnownProject
 from storage_audit.ownership.key_format import Readings

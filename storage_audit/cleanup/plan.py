@@ -19,8 +19,7 @@ from django.utils.translation import gettext as _
 from storage_audit.bucket.listing import Identity, escape, spellings, storable
 from storage_audit.bucket.s3 import Listed
 from storage_audit.cleanup import progress
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.cleanup.open_decisions import (
     Owners,
     ask_keeper,

@@ -17,8 +17,7 @@ from django.db.models import F
 from storage_audit.bucket.s3 import PAGE
 from storage_audit.bucket.wrangler import expected_duration
 from storage_audit.cleanup.adaptive_batch import Pace
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, CleanupOperation
 from storage_audit.cleanup.turn import LONE_KEYS
 from storage_audit.ownership.owner import layouts
 

@@ -18,8 +18,7 @@ from storage_audit.bucket.listing import exact
 from storage_audit.bucket.s3 import Listed
 from storage_audit.cleanup import progress
 from storage_audit.cleanup.delete_pipeline import Planned
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, CleanupOperation
 from storage_audit.cleanup.open_decisions import (
     ask_keeper,
     asked_by,

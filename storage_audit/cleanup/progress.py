@@ -8,8 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from django.utils import timezone
 
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 
 Outcome = CleanupItem.Outcome
 Step = CleanupOperation.Step

@@ -18,8 +18,7 @@ from storage_audit import logs, project_model, queue
 from storage_audit.bucket.listing import storable
 from storage_audit.cleanup import named_files, runner, succession
 from storage_audit.cleanup import vanished_projects as vanished
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import Row
+from storage_audit.cleanup.models import CleanupOperation, Row
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.modes import Mode, usual
 from storage_audit.conf import conf

@@ -20,7 +20,7 @@ from django.core.serializers import serialize
 from django.db import models, transaction
 from django.utils.translation import gettext as _
 
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.ownership.owner import shorten
 from storage_audit.reading import read_in_steps
 

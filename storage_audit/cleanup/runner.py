@@ -31,8 +31,7 @@ from storage_audit.cleanup import (
     used_files,
     verify,
 )
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.cleanup.models.states import LeaseLost
 from storage_audit.cleanup.plan import discover, ranges_of
 from storage_audit.cleanup.position import Basis

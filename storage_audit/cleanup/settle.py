@@ -16,8 +16,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit.cleanup import progress, used_files
 from storage_audit.cleanup.delete_batches import NOT_LISTED, barred_by, what_decides
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, CleanupOperation
 from storage_audit.cleanup.turn import Work
 from storage_audit.clocks import CLOCKS_DIFFER, maybe_since
 from storage_audit.conf import conf

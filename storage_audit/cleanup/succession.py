@@ -13,8 +13,7 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from storage_audit.cleanup import delete_batches, plan_summary
-from storage_audit.cleanup.models.cleanup import CleanupOperation, CleanupOperationQuerySet
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation, CleanupOperationQuerySet
 from storage_audit.models import KnownProject
 
 Status = CleanupOperation.Status

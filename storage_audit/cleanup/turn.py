@@ -15,8 +15,7 @@ from storage_audit.bucket import listing, s3
 from storage_audit.bucket.errors import Broken, StoreError
 from storage_audit.bucket.listing import Identity, exact, show_all_spellings, spelled_as
 from storage_audit.bucket.s3 import PAGE, Listed
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, CleanupOperation
 from storage_audit.cleanup.position import Alike, Basis
 from storage_audit.clocks import monotonic, was_ahead
 from storage_audit.conf import conf

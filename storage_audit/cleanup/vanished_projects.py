@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit import project_model
 from storage_audit.cleanup import succession
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject
 

@@ -16,8 +16,7 @@ from storage_audit.bucket.s3 import DELETED, Listed
 from storage_audit.cleanup import limits, progress, settle, used_files
 from storage_audit.cleanup.cloudflare_crosscheck import SecondLook
 from storage_audit.cleanup.delete_batches import what_decides
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, CleanupOperation
 from storage_audit.cleanup.objects_in_hand import exclude_in_hand, select_changing
 from storage_audit.cleanup.plan import judged, save
 from storage_audit.cleanup.position import end_of

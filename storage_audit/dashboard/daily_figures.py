@@ -14,14 +14,14 @@ from storage_audit.cleanup.attention import (
     find_verifications_with_uncovered_leftovers,
     select_keeping_files,
 )
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.conf import conf
 from storage_audit.dashboard.models import DailyFigures
 from storage_audit.findings.leftovers import find_leftovers, group_by_object
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
 from storage_audit.ownership.owner import refused_ids
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 
 # The table of objects is read as a whole for them: not more often.
 FIGURES_EVERY = timedelta(hours=1)

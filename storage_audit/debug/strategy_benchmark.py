@@ -25,7 +25,7 @@ from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import pages
 from storage_audit.bucket.request_stats import Calls
 from storage_audit.cleanup import requests, runner, succession
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject

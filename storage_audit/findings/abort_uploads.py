@@ -10,7 +10,7 @@ from storage_audit.bucket import multipart, s3
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.multipart import Upload
 from storage_audit.cleanup.delete_batches import proof_ends
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.open_decisions import find_covering, possible_owners, why_covered
 from storage_audit.conf import conf
 from storage_audit.fields import spellings

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from django.db.models import QuerySet
 from django.utils.translation import gettext as _
 
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.open_decisions import Owners, find_covering, possible_owners
 from storage_audit.findings.models import Finding, FindingQuerySet
 from storage_audit.origin import current_origin

@@ -5,7 +5,7 @@ from typing import Any
 from django.db.models import Exists, Max, OuterRef, QuerySet
 
 from storage_audit.cleanup.attention import find_verifications_with_uncovered_leftovers
-from storage_audit.cleanup.models.item import CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet
 from storage_audit.findings.models import Finding
 
 

@@ -12,7 +12,7 @@ from django.utils import timezone
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.conf import conf
 from storage_audit.fields import LONGEST_ETAG, BytewiseTextField, starts_with
 from storage_audit.redaction import visible

@@ -13,8 +13,7 @@ from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 
 from storage_audit.bucket.listing import Identity
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, CleanupOperation
 from storage_audit.cleanup.modes import Mode, usual
 from storage_audit.cleanup.open_decisions import Owners, find_covering, why_covered
 from storage_audit.conf import conf

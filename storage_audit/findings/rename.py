@@ -19,8 +19,7 @@ from storage_audit.bucket import copies
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import spellings
 from storage_audit.cleanup import runner
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem, Row
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation, Row
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
 from storage_audit.findings.rename_plan import (

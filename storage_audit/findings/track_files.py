@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit import project_model
 from storage_audit.bucket.listing import Identity, find
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.objects_in_hand import exclude_in_hand
 from storage_audit.cleanup.open_decisions import find_covering, why_covered
 from storage_audit.cleanup.plan import find_owners, rows_by_identity

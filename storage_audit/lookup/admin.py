@@ -19,8 +19,7 @@ from storage_audit import roles
 from storage_audit.cleanup.admin.cleanups import CleanupOperationAdmin
 from storage_audit.cleanup.cleanup_text import meaning
 from storage_audit.cleanup.field_words import words_for
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.concurrency import Full, place
 from storage_audit.findings.models import Finding
 from storage_audit.formats import amount

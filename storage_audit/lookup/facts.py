@@ -14,8 +14,7 @@ from django.utils.translation import gettext_lazy
 from storage_audit import project_model
 from storage_audit.bucket.listing import storable, unescape
 from storage_audit.bucket.s3 import Listed
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.cleanup.open_decisions import Owners, find_covering, possible_owners
 from storage_audit.conf import conf
 from storage_audit.fields import spellings

@@ -8,8 +8,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from storage_audit.cleanup.cleanup_text import meaning
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.clocks import after_outer
 from storage_audit.fields import spellings, starts_with_any
 from storage_audit.findings.models import Finding

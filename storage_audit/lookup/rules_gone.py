@@ -3,8 +3,7 @@ that a verification has settled, and of nothing else."""
 
 from django.utils.translation import gettext as _
 
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
 from storage_audit.lookup.facts import ALL, GONE, NO_OBJECT, Answer, Facts, Life, Sentence, moment

@@ -4,8 +4,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.cleanup.open_decisions import why_covered
 from storage_audit.findings.models import Finding, Kind
 from storage_audit.lookup.facts import ALL, Answer, Facts, Life, Sentence, Standing, moment

@@ -23,8 +23,7 @@ from django.core.management.base import (
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import storable
 from storage_audit.bucket.request_stats import counted
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, CleanupOperation
 from storage_audit.conf import conf
 from storage_audit.models import validate_project_id
 from storage_audit.origin import Origin, acting_as

@@ -29,8 +29,8 @@ from storage_audit.management.console import (
 )
 from storage_audit.management.scan_processes import beside
 from storage_audit.redaction import visible
-from storage_audit.scan.models.parts import Sighting
-from storage_audit.scan.models.scan import FIGURES, BucketScan
+from storage_audit.scan.models import BucketScan, Sighting
+from storage_audit.scan.models.scan import FIGURES
 from storage_audit.scan.start import Cost, TooCostly, cost_of, estimate, share, start_scan
 from storage_audit.scan.worker import work_on_scan
 

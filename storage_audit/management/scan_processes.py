@@ -10,7 +10,7 @@ from uuid import UUID
 from django.db import connections
 
 from storage_audit.bucket.request_stats import counted
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.scan.worker import work_on_scan
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from storage_audit.api.openapi import refusals
 from storage_audit.api.problems import Problem, refuse_unread
 from storage_audit.cleanup import delete_projects, requests
 from storage_audit.cleanup.api import Accepted, OneDeletion, status_url
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.redaction import redact, visible
 from storage_audit.roles import deletion_obstacles, has_own_deletion, is_hidden
 

@@ -24,7 +24,7 @@ from storage_audit.findings.models import Kind
 from storage_audit.ownership.owner import layouts
 from storage_audit.redaction import visible
 from storage_audit.scan import start as requests
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.scan.start import RESUMED, share
 
 router = Router(tags=["scans"])

@@ -21,8 +21,7 @@ from storage_audit.scan import fast_path, sightings
 from storage_audit.scan.diff_lines import Keys, Line, Place, entry_of, key_of, tracked_in
 from storage_audit.scan.fetchers import Stretch
 from storage_audit.scan.marker_sighting import Witness
-from storage_audit.scan.models.parts import ListedKey, ScanShard, Sighting
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan, ListedKey, ScanShard, Sighting
 from storage_audit.tracking import rows
 from storage_audit.tracking.recognise import Seen, recognise
 

@@ -18,7 +18,7 @@ from storage_audit.bucket.listing import (
     nfc,
     show_all_spellings,
 )
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem
 from storage_audit.cleanup.objects_in_hand import select_changing, select_stored
 from storage_audit.clocks import CLOCKS_DIFFER, after, before, maybe_since
 from storage_audit.conf import conf
@@ -29,8 +29,8 @@ from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import Mismatch
 from storage_audit.scan import sightings
 from storage_audit.scan.compare import note_keys
-from storage_audit.scan.models.parts import IN_HAND, ListedKey, ScanShard, Sighting
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan, ListedKey, ScanShard, Sighting
+from storage_audit.scan.models.parts import IN_HAND
 from storage_audit.scan.scan_limits import refuse_shrunken
 from storage_audit.scan.unfinished_uploads import sightings as sightings_of_uploads
 from storage_audit.tracking.rows import find_each, find_in_any_order, still_there

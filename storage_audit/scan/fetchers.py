@@ -21,7 +21,7 @@ from storage_audit.bucket.listing import as_bytes, entry_pages, storable
 from storage_audit.bucket.listing_xml import NONE, Entries, Entry
 from storage_audit.ownership.key_formats import OWN_PREFIX
 from storage_audit.scan.diff_lines import Line, Range, key_of, lines_of, size_of
-from storage_audit.scan.models.parts import ScanShard
+from storage_audit.scan.models import ScanShard
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,7 @@ from storage_audit.fields import starts_with
 from storage_audit.models import R2Object
 from storage_audit.scan import sightings
 from storage_audit.scan.marker_sighting import Witness
-from storage_audit.scan.models.parts import ScanShard, Sighting
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan, ScanShard, Sighting
 from storage_audit.tracking.recognise import recognise
 from storage_audit.tracking.rows import is_as_tracked
 

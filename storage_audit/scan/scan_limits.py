@@ -3,13 +3,13 @@
 from django.utils.translation import gettext as _
 
 from storage_audit.cleanup.limits import figures, is_reasonable
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem
 from storage_audit.cleanup.objects_in_hand import exclude_in_hand
 from storage_audit.clocks import after
 from storage_audit.fields import starts_with_any
 from storage_audit.models import R2Object
 from storage_audit.ownership.bucket_marker import Mismatch
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 
 
 def refuse_shrunken(scan: BucketScan) -> None:

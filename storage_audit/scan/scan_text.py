@@ -2,7 +2,7 @@
 
 from django.utils.translation import gettext_lazy
 
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 
 ScanStatus = BucketScan.Status
 # What a scan's status means, and what a person does then.

@@ -10,8 +10,7 @@ from storage_audit.bucket.s3 import PAGE, list_entries
 from storage_audit.fields import after_prefix, starts_with
 from storage_audit.models import R2Object, R2ObjectQuerySet
 from storage_audit.scan.diff_lines import TABLE, Range
-from storage_audit.scan.models.parts import ScanShard
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan, ScanShard
 
 # Of this many tracked keys a shard is worth its row, and so many shards are enough for any number
 # of workers, as who has none left takes a part of another's.

@@ -13,8 +13,8 @@ from storage_audit.fields import insert_new
 from storage_audit.findings.models import Kind
 from storage_audit.models import R2Object
 from storage_audit.ownership.attribution import Owner
-from storage_audit.scan.models.parts import IN_HAND, Sighting
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan, Sighting
+from storage_audit.scan.models.parts import IN_HAND
 from storage_audit.tracking.recognise import Seen
 from storage_audit.tracking.rows import difference
 

@@ -19,8 +19,7 @@ from storage_audit.conf import conf
 from storage_audit.models import Installation
 from storage_audit.origin import current_origin
 from storage_audit.ownership.owner import layouts
-from storage_audit.scan.models.parts import ScanShard, Sighting
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan, ScanShard, Sighting
 from storage_audit.scan.scan_limits import expected_objects
 from storage_audit.scan.shards import cut
 

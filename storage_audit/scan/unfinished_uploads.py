@@ -13,8 +13,7 @@ from storage_audit.findings.models import Kind
 from storage_audit.ownership.attribution import attribute
 from storage_audit.ownership.key_formats import OWN_PREFIX
 from storage_audit.ownership.owner import alive_among, evidence_of, known_among, layouts
-from storage_audit.scan.models.parts import Sighting
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan, Sighting
 
 
 def sightings(

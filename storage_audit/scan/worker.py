@@ -18,7 +18,8 @@ from storage_audit.scan.compare import record
 from storage_audit.scan.conclude import end
 from storage_audit.scan.fetchers import Lanes
 from storage_audit.scan.marker_sighting import Witness
-from storage_audit.scan.models.scan import BucketScan, PassBroken
+from storage_audit.scan.models import BucketScan
+from storage_audit.scan.models.scan import PassBroken
 from storage_audit.scan.recent_rows import look_up
 from storage_audit.scan.shards import find_cut, is_known, largest, middle, split
 

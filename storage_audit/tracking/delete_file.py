@@ -14,8 +14,8 @@ from django.utils.translation import gettext as _
 from storage_audit.bucket import listing, s3
 from storage_audit.bucket.errors import Refused, StoreError, TooLate, Unavailable, leaves_open
 from storage_audit.cleanup.delete_batches import proof_ends
-from storage_audit.cleanup.models.cleanup import CALL_LASTS, CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem, Row
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation, Row
+from storage_audit.cleanup.models.cleanup import CALL_LASTS
 from storage_audit.cleanup.open_decisions import find_undecided
 from storage_audit.cleanup.plan import find_owners
 from storage_audit.cleanup.requests import enqueue_on_commit

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from storage_audit.bucket.listing import Identity, exact
 from storage_audit.bucket.s3 import Listed
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.cleanup.objects_in_hand import find_in_hand
 from storage_audit.cleanup.open_decisions import find_covering, possible_owners
 from storage_audit.cleanup.plan import rows_by_identity

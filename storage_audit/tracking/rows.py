@@ -22,7 +22,7 @@ from storage_audit.bucket.listing import (
     spellings,
 )
 from storage_audit.bucket.s3 import Listed, listed
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem
 from storage_audit.cleanup.objects_in_hand import select_marked
 from storage_audit.models import R2Object
 from storage_audit.ownership.attribution import Owner

@@ -13,7 +13,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.bucket import s3
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem
 from storage_audit.models import AT_REST, R2Object, R2ObjectQuerySet, barred, under_way
 from storage_audit.ownership.owner import layouts
 from storage_audit.redaction import visible

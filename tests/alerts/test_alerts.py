@@ -43,13 +43,12 @@ from storage_audit import queue, tasks
 from storage_audit.alerts import alert_rules, alert_text, channels, deliver
 from storage_audit.alerts.lateness import BUSY, RESTART, delays
 from storage_audit.alerts.models import Delivery, Incident, Notice
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.event import OperationEvent
+from storage_audit.cleanup.models import CleanupOperation, OperationEvent
 from storage_audit.conf import conf
 from storage_audit.dashboard.models import DailyFigures
 from storage_audit.findings.models import Finding
 from storage_audit.management.commands.notify import Command
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from tests.admin_client import page, person, superuser, text_of
 from tests.builders import create_lost_cleanup
 from tests.database import list_stored_values
@@ -501,7 +500,7 @@ def test_a_receiver_can_verify_the_signature_and_tell_a_repetition(receiver: Rec
         assert post.headers["webhook-signature"] == "v1," + base64.b64encode(digest).decode()
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
     assert "." not in first.headers["webhook-id"]
-    assert first.content["type"] == "storage_audit.alerts.models"
+    assert first.content["type"] == "storage_audit.incidents"
 
 
 def test_what_is_refused_is_tried_again_with_growing_pauses_for_a_day(receiver: Receiver) -> None:

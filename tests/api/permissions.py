@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.findings.models import Finding
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from tests.api_client import PROBLEM, Program
 
 DIAGNOSE, EXAMINE = "view_diagnosis", "add_diagnosis"

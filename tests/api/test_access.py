@@ -15,7 +15,7 @@ from pytest_django import Settings
 
 from storage_audit.api import openapi, rate_limit
 from storage_audit.api.models import ApiToken, digest_of
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import Project
 from tests.api_client import API, Program, program, refused, staff, told
 from tests.forms import TOKEN

@@ -11,12 +11,12 @@ from django.test import Client
 from ninja import Schema
 
 from storage_audit.api.models import ApiToken
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.findings.api import Decided
 from storage_audit.findings.models import Finding
 from storage_audit.models import Project
 from storage_audit.projects.api import ProjectDeleted
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.urls import api
 from tests.api_client import program
 from tests.builders import create_orphans

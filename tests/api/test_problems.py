@@ -17,7 +17,7 @@ from pytest_django import Settings
 from storage_audit.api import problems
 from storage_audit.bucket.errors import Barred, Broken, Overloaded, TooLate, Unavailable
 from storage_audit.cleanup import api as deletions
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.requests import StillAlive
 from storage_audit.conf import conf

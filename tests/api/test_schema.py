@@ -16,11 +16,11 @@ from pytest_django import Settings
 from schemathesis.core.parameters import ParameterLocation as Place
 
 from storage_audit.api.models import ApiToken
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.doctor.models import Diagnosis
 from storage_audit.findings.models import Finding
 from storage_audit.models import Project
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.urls import api
 from tests.real_bucket import Bucket
 

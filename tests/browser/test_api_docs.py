@@ -2,7 +2,7 @@
 
 from playwright.sync_api import Page, expect
 
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import Project
 from tests.browser.staff import come_as_superuser
 from tests.real_bucket import Bucket

@@ -2,7 +2,7 @@
 
 from playwright.sync_api import Page, expect
 
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import Project, R2Object
 from tests.admin_client import page as path
 from tests.browser.staff import GONE, act, act_on, come_as_superuser, row, watch

@@ -7,7 +7,7 @@ from django.db import transaction
 from playwright.sync_api import Page, expect
 
 from storage_audit.cleanup import requests
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import Project
 from tests.admin_client import page as path
 from tests.browser.staff import act, act_on, come_as_superuser, row, watch

@@ -13,8 +13,7 @@ from devtools.demo.site import ROOT
 from devtools.staff import act_on_all
 from storage_audit.alerts.models import Incident
 from storage_audit.cleanup import bulk, requests, runner
-from storage_audit.cleanup.models.bulk_job import Job
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation, Job
 from storage_audit.models import Project
 from storage_audit.ui.links import lookup_of
 from tests.admin_client import page as path

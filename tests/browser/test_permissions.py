@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 from devtools.staff import actions
 from storage_audit.cleanup.admin.cleanups import figures_of
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import Project, R2Object
 from tests.admin_client import page as path
 from tests.browser.staff import come_to_look

@@ -11,8 +11,7 @@ from devtools.faults.matching import is_delete_batch, on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, faulty_store
 from devtools.local_r2 import LocalR2
 from storage_audit.cleanup import bulk, runner
-from storage_audit.cleanup.models.bulk_job import Job
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation, Job
 from storage_audit.models import Project
 from tests.admin_client import page as path
 from tests.browser.staff import GONE, come_as_superuser

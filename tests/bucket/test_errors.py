@@ -21,8 +21,7 @@ from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, R
 from devtools.local_r2 import LocalR2
 from storage_audit.bucket import s3
 from storage_audit.bucket.errors import LOCKED, Barred, Overloaded, Refused, StoreError, Unavailable
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.event import OperationEvent
+from storage_audit.cleanup.models import CleanupOperation, OperationEvent
 from storage_audit.clocks import monotonic
 from storage_audit.ownership import bucket_marker
 from tests.network import faulty_network

@@ -20,7 +20,7 @@ from storage_audit.bucket import request_stats, s3
 from storage_audit.bucket.errors import StoreError, TooLate
 from storage_audit.bucket.models import StoreCalls
 from storage_audit.cleanup import runner
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import Project
 from tests.network import close_connections
 from tests.real_bucket import Bucket

@@ -38,8 +38,7 @@ from storage_audit.certificate.check_file import flaws
 from storage_audit.certificate.evidence import ITEM
 from storage_audit.certificate.signature import canonical
 from storage_audit.cleanup import requests, retention
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.exports import csv_lines
 from storage_audit.models import Installation, R2Object
 from storage_audit.origin import Origin, acting_as

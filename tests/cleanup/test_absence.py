@@ -10,7 +10,7 @@ from storage_audit.bucket.deleters import Sent
 from storage_audit.cleanup import delete_batches, delete_pipeline
 from storage_audit.cleanup import verify as verification
 from storage_audit.cleanup.delete_pipeline import Flight, Planned, Proof
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.turn import Work
 from storage_audit.models import R2Object
 from tests.promises import (

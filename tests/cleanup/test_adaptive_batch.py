@@ -17,8 +17,7 @@ from storage_audit.bucket.errors import TooLate
 from storage_audit.cleanup import adaptive_batch, delete_batches, runner
 from storage_audit.cleanup.adaptive_batch import Pace
 from storage_audit.cleanup.delete_pipeline import Proof
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.clocks import monotonic
 from tests.bucket.store_replies import BROKEN, BUSY
 from tests.promises import (

@@ -19,7 +19,7 @@ from pytest_django import Settings
 
 from storage_audit import concurrency
 from storage_audit.cleanup import cleanup_text, long_poll, requests, runner
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.conf import conf
 from storage_audit.models import Project
 from tests.api_client import API, Program, program, read_all_pages, refused, staff, told

@@ -29,8 +29,7 @@ from devtools.faults.proxy import RESET, FaultyStore
 from storage_audit import tasks
 from storage_audit.cleanup import bulk, requests
 from storage_audit.cleanup.bulk import enqueue_job, enqueue_job_on_commit
-from storage_audit.cleanup.models.bulk_job import Job
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation, Job
 from storage_audit.models import Project
 from storage_audit.origin import Origin, acting_as
 from storage_audit.projects.admin.projects import ProjectAdmin

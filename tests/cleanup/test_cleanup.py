@@ -12,7 +12,7 @@ from pytest_django.fixtures import Settings
 
 from storage_audit.bucket.listing import escape
 from storage_audit.cleanup import runner
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import Project, R2Object
 from tests.promises import (
     FLAT,

@@ -17,7 +17,7 @@ from django.utils.html import escape
 
 from storage_audit.cleanup import requests, runner
 from storage_audit.cleanup.admin import cleanup_page, items
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import Project
 from tests.admin_client import person, read_totals, signed_in, superuser, text_of, url_of_cleanup
 from tests.builders import add_items, create_cleanup

@@ -26,7 +26,7 @@ from storage_audit.bucket.errors import (
     Unavailable,
 )
 from storage_audit.cleanup import cloudflare_crosscheck, requests
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.clocks import monotonic
 from storage_audit.models import R2Object
 from storage_audit.ownership.bucket_marker import MARKER, Mismatch

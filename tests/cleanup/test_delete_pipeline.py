@@ -21,8 +21,7 @@ from storage_audit.bucket.errors import Unavailable
 from storage_audit.cleanup import adaptive_batch, delete_batches, delete_pipeline, runner
 from storage_audit.cleanup.adaptive_batch import Pace
 from storage_audit.cleanup.delete_pipeline import Planned, Proof
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.cleanup.turn import OutOfTime, Reborn, Undecided, Work
 from storage_audit.clocks import monotonic
 from storage_audit.ownership.bucket_marker import Mismatch

@@ -14,8 +14,7 @@ from pytest_django import Settings
 
 from storage_audit.cleanup import delete_projects as project_deletion
 from storage_audit.cleanup.delete_projects import delete_project, delete_projects
-from storage_audit.cleanup.models.bulk_job import Job
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation, Job
 from storage_audit.cleanup.requests import StillAlive
 from storage_audit.models import Project
 from storage_audit.origin import Origin, acting_as

@@ -22,8 +22,7 @@ from storage_audit.cleanup import (
     vanished_projects,
     verify,
 )
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.turn import Work
 from storage_audit.conf import conf

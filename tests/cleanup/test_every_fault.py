@@ -30,7 +30,7 @@ from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from devtools.store import Store
 from storage_audit.bucket import s3
 from storage_audit.cleanup import adaptive_batch
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.conf import conf
 from storage_audit.ownership import bucket_marker
 from tests.network import faulty_network

@@ -13,7 +13,7 @@ from storage_audit.bucket.listing_xml import Entries
 from storage_audit.bucket.s3 import Page
 from storage_audit.cleanup import plan, runner
 from storage_audit.cleanup import turn as work
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import R2Object
 from tests.promises import Status, alive, check, give, outcomes, requested, track
 from tests.real_bucket import Bucket

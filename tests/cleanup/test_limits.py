@@ -25,15 +25,14 @@ from devtools.faults.proxy import FaultyStore, Reply, Request
 from storage_audit import tasks
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.cleanup import limits, requests, runner, vanished_projects
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.turn import Work
 from storage_audit.findings.models import Finding
 from storage_audit.models import Installation, KnownProject, Project, R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import MARKER, Mismatch
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.scan.scan_limits import expected_objects
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan

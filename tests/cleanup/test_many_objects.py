@@ -9,8 +9,7 @@ from django.test.utils import CaptureQueriesContext
 
 from storage_audit.cleanup import delete_batches
 from storage_audit.cleanup.delete_pipeline import Proof
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.fields import insert_new
 from storage_audit.models import R2Object
 from tests.promises import alive, fill_project, outcomes, requested, run, track

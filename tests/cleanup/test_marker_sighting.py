@@ -30,7 +30,7 @@ from storage_audit.bucket.s3 import Listed
 from storage_audit.cleanup import progress, runner, verify
 from storage_audit.cleanup import turn as work
 from storage_audit.cleanup.delete_batches import NOT_LISTED
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.turn import AHEAD, Work, gather
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker

@@ -14,8 +14,7 @@ from pytest_django import Settings
 
 from storage_audit.bucket import s3
 from storage_audit.cleanup import cleanup_text, requests, runner, vanished_projects
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.open_decisions import Owners, find_covering
 from storage_audit.findings import orphans, track_files

@@ -12,7 +12,7 @@ from django_q.models import OrmQ
 
 from storage_audit.cleanup import requests, runner
 from storage_audit.cleanup.cleanup_text import MEANING
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import KnownProject, Project
 from tests.admin_client import (
     act,

@@ -13,7 +13,7 @@ from storage_audit.bucket import prices, request_stats
 from storage_audit.cleanup import plan_summary, requests, runner
 from storage_audit.cleanup.admin import plan_page
 from storage_audit.cleanup.cleanup_text import NOT_WHILE_ALIVE
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.models.states import LeaseLost
 from storage_audit.findings.orphans import delete_orphans
 from tests.admin_client import (

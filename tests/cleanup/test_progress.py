@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from storage_audit.cleanup import progress
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.progress import Headway
 from storage_audit.models import Project
 from tests.promises import between_plan_and_batch, requested, run

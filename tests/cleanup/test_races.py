@@ -27,7 +27,7 @@ from devtools.faults.matching import (
 )
 from devtools.faults.proxy import FaultyStore, Request
 from storage_audit.cleanup import requests, runner, vanished_projects
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.models import Project, R2Object
 from storage_audit.storage import KeyBeingDeleted, TrackedStorage, key_for

@@ -27,9 +27,7 @@ from pytest_django.fixtures import Settings
 
 from storage_audit.alerts.models import Incident
 from storage_audit.cleanup import requests, retention
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.event import OperationEvent
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation, OperationEvent
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.retention import Archive, ArchiveError
 from storage_audit.conf import conf
@@ -372,7 +370,7 @@ import os, signal, sys
 import django
 django.setup()
 from django.core.management import call_command
-from storage_audit.audit import retention
+from storage_audit.cleanup import retention
 
 folder, function, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
 

@@ -12,8 +12,7 @@ from devtools.faults.matching import is_delete_batch, on
 from devtools.faults.proxy import FaultyStore
 from storage_audit.alerts.models import Incident
 from storage_audit.cleanup import delete_pipeline, runner, settle, used_files, verify
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItemQuerySet
+from storage_audit.cleanup.models import CleanupItemQuerySet, CleanupOperation
 from storage_audit.cleanup.position import OLD_AFTER
 from storage_audit.cleanup.turn import Work
 from storage_audit.models import R2Object

@@ -18,8 +18,7 @@ from django_q.models import OrmQ
 from pytest_django import Settings
 
 from storage_audit import signals
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.origin import Origin, acting_as
 from tests.builders import track_keys

@@ -10,7 +10,7 @@ from django.utils import timezone
 from pytest_django.fixtures import Settings
 
 from storage_audit.cleanup import delete_pipeline, runner, verify
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition, LeaseLost
 from storage_audit.cleanup.turn import Work
 from storage_audit.conf import conf

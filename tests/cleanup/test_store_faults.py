@@ -44,14 +44,14 @@ from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, R
 from storage_audit.bucket import multipart, s3
 from storage_audit.bucket.multipart import Upload
 from storage_audit.cleanup import delete_batches, delete_pipeline, open_decisions, requests, runner
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.turn import OutOfTime, Work
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import Traits
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from tests.bucket.store_replies import UPLOADS, list_uploads
 from tests.promises import (
     Status,

@@ -20,7 +20,7 @@ from devtools.faults.matching import is_listing, on
 from devtools.seaweedfs import SeaweedFS
 from storage_audit.bucket.listing import escape
 from storage_audit.cleanup import retention
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker

@@ -19,7 +19,7 @@ from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from devtools.local_r2 import LocalR2
 from storage_audit.bucket import wrangler
 from storage_audit.cleanup import delete_batches, requests
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.modes import MODES, Mode
 from storage_audit.clocks import monotonic
 from storage_audit.conf import conf

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from storage_audit import tasks
 from storage_audit.cleanup import delete_batches, plan_summary, runner, succession
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import Project
 from tests.promises import Status, alive, check, requested, run
 from tests.real_bucket import Bucket

@@ -11,14 +11,13 @@ from django.utils.html import escape
 from pytest_django import Settings
 
 from storage_audit.cleanup import cleanup_text
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.findings import finding_text
 from storage_audit.findings.models import Finding, Kind
 from storage_audit.models import KnownProject, R2Object
 from storage_audit.projects.admin.known_projects import KNOWN
 from storage_audit.scan import scan_text
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.tracking.admin.files import TRACKED
 from tests.admin_client import page, superuser, text_of, url_of_cleanup
 from tests.builders import create_cleanup, create_finding, create_row

@@ -13,7 +13,7 @@ from devtools.faults.matching import is_abort, on
 from devtools.faults.proxy import FaultyStore, Reply
 from storage_audit.alerts.alert_rules import find_overdue
 from storage_audit.cleanup import cleanup_text, delete_batches, requests, vanished_projects
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.modes import MODES, Mode
 from storage_audit.cleanup.open_decisions import find_unnamed_owners
 from storage_audit.findings import track_files

@@ -21,7 +21,7 @@ from storage_audit.cleanup import limits, requests
 from storage_audit.cleanup import plan as discovery
 from storage_audit.cleanup import runner as cleanup
 from storage_audit.cleanup.cloudflare_crosscheck import SecondLook
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.requests import StillAlive
 from storage_audit.cleanup.turn import OutOfTime, Work

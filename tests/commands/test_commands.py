@@ -13,14 +13,14 @@ from pytest_django import Settings
 from storage_audit.bucket.listing import Identity
 from storage_audit.cleanup import plan as discovery
 from storage_audit.cleanup import runner, vanished_projects
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.management import scan_command
 from storage_audit.models import Installation, KnownProject, Project, R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.redaction import visible
 from storage_audit.scan import worker
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from tests.promises import alive
 from tests.real_bucket import Bucket
 from tests.run_command import Terminal, run_command, run_json

@@ -16,7 +16,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from storage_audit.cleanup import runner
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.management.commands import deletion_log
 from tests.builders import create_cleanup
 from tests.paths import ROOT

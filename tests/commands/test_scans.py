@@ -21,8 +21,7 @@ from storage_audit.cleanup import limits
 from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.scan.models.parts import ScanShard, Sighting
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan, ScanShard, Sighting
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
 from tests.processes import Command

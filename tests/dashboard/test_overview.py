@@ -28,8 +28,7 @@ from storage_audit.cleanup.attention import (
     find_verifications_with_leftovers,
     select_waiting_for_person,
 )
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.event import OperationEvent
+from storage_audit.cleanup.models import CleanupOperation, OperationEvent
 from storage_audit.dashboard import daily_figures
 from storage_audit.dashboard.admin import charts, next_steps
 from storage_audit.dashboard.admin.charts import Series
@@ -39,7 +38,7 @@ from storage_audit.doctor.models import Diagnosis
 from storage_audit.findings.models import Finding
 from storage_audit.models import Installation, KnownProject, Project
 from storage_audit.roles import VIEWER
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
 from tests.admin_client import DASHBOARD, count_queries, person, superuser, text_of, words

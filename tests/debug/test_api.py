@@ -19,7 +19,7 @@ from devtools.faults.kinds import error
 from devtools.faults.matching import is_listing, on, then
 from devtools.faults.proxy import FaultyStore, Reply
 from storage_audit import concurrency
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.conf import Conf, conf
 from storage_audit.debug import api as debug
 from storage_audit.debug import discovery_comparison

@@ -15,7 +15,7 @@ from devtools.faults.matching import is_delete_single, on
 from devtools.faults.proxy import FaultyStore
 from storage_audit.bucket import prices, s3
 from storage_audit.cleanup import delete_batches
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.conf import STRATEGIES
 from storage_audit.debug import strategy_benchmark
 from storage_audit.debug.strategy_benchmark import Run

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.findings import orphans
 from storage_audit.findings.models import Finding
 from tests.builders import list_ids

@@ -27,7 +27,7 @@ from storage_audit.bucket.errors import Broken, StoreError
 from storage_audit.bucket.listing import is_too_long
 from storage_audit.bucket.multipart import Upload
 from storage_audit.cleanup import delete_batches
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.open_decisions import why_covered
 from storage_audit.conf import conf
 from storage_audit.findings import abort_uploads
@@ -36,8 +36,7 @@ from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import Mismatch
 from storage_audit.scan import unfinished_uploads
-from storage_audit.scan.models.parts import Sighting
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan, Sighting
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
 from tests.network import faulty_network

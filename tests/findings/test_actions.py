@@ -19,8 +19,7 @@ from storage_audit.bucket import listing
 from storage_audit.bucket.errors import Broken
 from storage_audit.cleanup import delete_batches, delete_pipeline, open_decisions, requests
 from storage_audit.cleanup import turn as work
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.cleanup.open_decisions import why_covered
 from storage_audit.cleanup.turn import Work
 from storage_audit.findings import action_result, orphans, track_files

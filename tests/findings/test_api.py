@@ -10,7 +10,7 @@ from django.contrib.admin.models import LogEntry
 from django_q.models import OrmQ
 
 from storage_audit.bucket import multipart
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.concurrency import place
 from storage_audit.conf import conf
 from storage_audit.findings import action_result

@@ -14,7 +14,7 @@ from pytest_django import Settings
 from storage_audit.bucket import multipart
 from storage_audit.bucket.multipart import Upload
 from storage_audit.bucket.s3 import Listed
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.findings import track_files
 from storage_audit.findings.models import Finding
 from storage_audit.findings.orphans import delete_orphans

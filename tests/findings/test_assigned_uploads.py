@@ -14,7 +14,7 @@ from storages.backends.s3 import S3Storage
 from storage_audit.bucket import s3
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.cleanup import requests
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.findings import track_files
 from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object

@@ -24,8 +24,7 @@ from storage_audit.bucket import copies, s3
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import nfc
 from storage_audit.cleanup import runner
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.conf import conf
 from storage_audit.findings import rename, rename_plan
 from storage_audit.findings.models import Finding

@@ -5,7 +5,7 @@ from unicodedata import normalize
 import pytest
 from pytest_django import Settings
 
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.findings import rename
 from storage_audit.findings.models import Finding
 from storage_audit.findings.rename_plan import Renaming

@@ -14,14 +14,14 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from storage_audit.bucket.s3 import Listed
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.findings.models import Finding
 from storage_audit.lookup import project_rules
 from storage_audit.lookup.facts import ALL, Seen, Sentence, Sight
 from storage_audit.lookup.parse_query import Named
 from storage_audit.lookup.search import explain, look_up
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from tests.builders import add_items, create_cleanup, create_row
 from tests.promises import alive, deleted
 

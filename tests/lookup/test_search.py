@@ -21,8 +21,7 @@ from pytest_django import Settings
 from devtools.faults.kinds import KINDS
 from devtools.faults.matching import is_listing, on
 from devtools.faults.proxy import FaultyStore
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.event import OperationEvent
+from storage_audit.cleanup.models import CleanupOperation, OperationEvent
 from storage_audit.concurrency import place
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding

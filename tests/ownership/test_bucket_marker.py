@@ -17,7 +17,7 @@ from storage_audit.bucket.deleters import Sent
 from storage_audit.bucket.errors import Broken
 from storage_audit.cleanup import delete_batches, delete_pipeline, requests
 from storage_audit.cleanup.delete_pipeline import Planned
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.turn import Work
 from storage_audit.models import Installation, Project, R2Object
 from storage_audit.ownership import bucket_marker

@@ -20,8 +20,7 @@ from storage_audit import tasks
 from storage_audit.alerts import alert_rules
 from storage_audit.alerts.models import Incident
 from storage_audit.cleanup import named_files, requests, runner, used_files
-from storage_audit.cleanup.models.bulk_job import Job
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation, Job
 from storage_audit.cleanup.turn import Work
 from storage_audit.conf import conf
 from storage_audit.lookup.search import explain, look_up

@@ -16,7 +16,7 @@ from pytest_django import Settings
 
 from storage_audit import project_model, roles
 from storage_audit.cleanup import requests, vanished_projects
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import KnownProject, Project
 from storage_audit.ui.model_admin import ModelAdmin
 from tests.api_client import API, Program, program, refused, staff, told

@@ -22,8 +22,7 @@ from pytest_django import Settings
 
 from storage_audit import roles, signals
 from storage_audit.cleanup import bulk
-from storage_audit.cleanup.models.bulk_job import Job
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation, Job
 from storage_audit.cleanup.requests import StillAlive
 from storage_audit.models import Project, R2Object
 from storage_audit.origin import Origin, acting_as

@@ -13,7 +13,7 @@ from pytest_django import Settings
 
 from storage_audit import project_model
 from storage_audit.cleanup.delete_projects import delete_project_by_id
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.findings import track_files
 from storage_audit.findings.action_result import Refusal
 from storage_audit.findings.models import Finding

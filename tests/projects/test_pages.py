@@ -7,7 +7,7 @@ from django.test import Client
 from django_q.models import OrmQ
 
 from storage_audit.cleanup import runner
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import Project, R2Object
 from storage_audit.projects.admin.projects import ProjectAdmin
 from tests.admin_client import act, confirm, count_queries, page, person, superuser, text_of

@@ -17,7 +17,7 @@ from pytest_django import Settings
 from storage_audit import project_model
 from storage_audit.cleanup import delete_projects, requests, runner, vanished_projects
 from storage_audit.cleanup.delete_projects import delete_project
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.projects.admin.columns import with_storage

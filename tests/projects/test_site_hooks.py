@@ -10,7 +10,7 @@ from django.db import models, transaction
 from django.db.models.signals import post_delete
 from django.http import HttpRequest
 
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import Project
 from storage_audit.projects.admin.projects import OwnerAdmin, ProjectAdmin
 from tests.admin_client import confirm, page, superuser, text_of

@@ -15,7 +15,7 @@ from django_q.signing import SignedPackage
 
 from devtools.processes import Child
 from storage_audit import queue
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import R2Object
 from tests.keys import KEY_OF_PROJ_10
 from tests.paths import ROOT

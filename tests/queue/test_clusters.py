@@ -16,7 +16,7 @@ from django_q.models import OrmQ, Task
 from django_q.signing import SignedPackage
 
 from storage_audit import queue, tasks
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.conf import conf
 from storage_audit.models import Project, R2Object
 from tests.keys import KEY_OF_PROJ_10

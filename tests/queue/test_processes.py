@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 import pytest
 from django.db import connection, transaction
 
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import KnownProject, Project
 from tests.paths import ROOT
 from tests.processes import database_url
@@ -24,8 +24,8 @@ import os, signal, sys
 import django
 django.setup()
 from django.db import connection, transaction
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import KnownProject, Project
-from storage_audit.operations import CleanupOperation
 
 def say(*words):
     print(*words, flush=True)

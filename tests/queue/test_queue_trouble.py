@@ -14,7 +14,7 @@ from django_q.models import OrmQ, Task
 from django_q.signing import SignedPackage
 
 from storage_audit import tasks
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import Project
 from tests.keys import KEY_OF_PROJ_10
 from tests.paths import ROOT

@@ -23,9 +23,7 @@ from devtools.local_r2 import LocalR2
 from devtools.processes import Child, free_port
 from storage_audit import tasks
 from storage_audit.cleanup import runner
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.event import OperationEvent
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation, OperationEvent
 from storage_audit.conf import conf
 from storage_audit.models import Project
 from tests.keys import KEY_OF_PROJ_10

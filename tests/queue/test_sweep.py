@@ -19,14 +19,13 @@ from storage_audit.alerts import lateness
 from storage_audit.alerts.models import Delivery, Notice
 from storage_audit.cleanup import vanished_projects
 from storage_audit.cleanup.bulk import enqueue_job
-from storage_audit.cleanup.models.bulk_job import Job
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation, Job
 from storage_audit.cleanup.models.states import SPREAD
 from storage_audit.cleanup.requests import enqueue
 from storage_audit.conf import conf
 from storage_audit.debug import strategy_benchmark
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.scan.start import share
 from tests.builders import create_lost_cleanup, track_keys
 from tests.database import Rollback

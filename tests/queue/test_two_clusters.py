@@ -7,8 +7,7 @@ import pytest
 
 from devtools.faults.proxy import FaultyStore, faulty_store
 from devtools.local_r2 import LocalR2
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.event import OperationEvent
+from storage_audit.cleanup.models import CleanupOperation, OperationEvent
 from storage_audit.cleanup.requests import enqueue
 from storage_audit.models import Project
 from tests.keys import KEY_OF_PROJ_10

@@ -13,7 +13,7 @@ from benchmarks.stores import BUCKET, Canned, canned
 from devtools.processes import stop_on_signals
 from storage_audit.bucket import s3
 from storage_audit.bucket.listing import pages
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker

@@ -13,8 +13,7 @@ from django.core.management.base import CommandError, DjangoHelpFormatter
 from django.db.models import TextChoices
 
 from devtools.screenshots import IN_DOCS
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.findings.models import Kind
 from storage_audit.urls import api
 from tests.paths import ROOT

@@ -71,7 +71,7 @@ django.setup()
 
 def test_each_command_knows_what_people_keep() -> None:
     """No cleanup deletes without it: those of a cluster's workers are in test_queue.py."""
-    asked = "from storage_audit.audit import covering; print(covering.ask_keeper().__name__)"
+    asked = "from storage_audit.cleanup import open_decisions; print(open_decisions.ask_keeper().__name__)"
     settings = ["--settings", "devtools.check_settings"]
     command = [sys.executable, "manage.py", "shell", *settings, "--command", asked]
     ran = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
@@ -83,7 +83,9 @@ def test_all_tables_are_loaded_when_another_app_imports_one_of_them_first(tmp_pa
     adopter.mkdir()
     (adopter / "__init__.py").touch()
     (adopter / "apps.py").write_text(ADOPTER)
-    (adopter / "models.py").write_text("from storage_audit.operations import CleanupOperation\n")
+    (adopter / "models.py").write_text(
+        "from storage_audit.cleanup.models import CleanupOperation\n"
+    )
     started = subprocess.run(
         [sys.executable, "-c", START],
         env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},

@@ -22,8 +22,7 @@ from storage_audit.ownership.owner import layouts, plain_under
 from storage_audit.scan import compare, fetchers, worker
 from storage_audit.scan.fetchers import Stretch
 from storage_audit.scan.marker_sighting import Witness
-from storage_audit.scan.models.parts import ScanShard
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan, ScanShard
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
 from tests.real_bucket import Bucket

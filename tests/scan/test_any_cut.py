@@ -18,8 +18,7 @@ from storage_audit.scan import compare, fetchers
 from storage_audit.scan.compare import Compared
 from storage_audit.scan.diff_lines import Range, key_of
 from storage_audit.scan.fetchers import Lanes, Stretch
-from storage_audit.scan.models.parts import ListedKey, ScanShard
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan, ListedKey, ScanShard
 from storage_audit.scan.shards import split
 from tests.scan import listing_in_memory
 from tests.scan.listing_in_memory import Listing, a, alive, complete, findings, track

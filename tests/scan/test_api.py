@@ -15,8 +15,7 @@ from storage_audit import tasks
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.scan.models.parts import ScanShard
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan, ScanShard
 from tests.api_client import API, Program, program, read_all_pages, refused, staff, told
 from tests.real_bucket import Bucket
 

@@ -21,15 +21,14 @@ from storage_audit.bucket.listing import entry_pages
 from storage_audit.bucket.listing_xml import Entries, Entry
 from storage_audit.bucket.s3 import Listed
 from storage_audit.cleanup import runner
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.owner import version
 from storage_audit.scan import worker
 from storage_audit.scan.fetchers import Lanes, PageRead, Stretch
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
 from storage_audit.tracking import rows as rows_of_scans

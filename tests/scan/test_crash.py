@@ -21,8 +21,7 @@ from devtools.faults.proxy import FaultyStore
 from storage_audit.bucket import s3
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.scan.models.parts import ScanShard
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan, ScanShard
 from storage_audit.scan.start import start_scan
 from tests.paths import ROOT
 from tests.processes import database_url
@@ -35,13 +34,13 @@ SCRIPT = """
 import os, sys
 import django
 django.setup()
-from storage_audit.audit.scan import lanes, shards, worker
-from storage_audit.bucket import r2
-from storage_audit.scans import BucketScan
+from storage_audit.bucket import s3
+from storage_audit.scan import fetchers, shards, worker
+from storage_audit.scan.models import BucketScan
 
-r2.PAGE = shards.PAGE = 10
-lanes.BATCH, lanes.PAUSES, worker.PAUSE = 4, (0.01,) * 3, 0.01
-r2._session()
+s3.PAGE = shards.PAGE = 10
+fetchers.BATCH, fetchers.PAUSES, worker.PAUSE = 4, (0.01,) * 3, 0.01
+s3._session()
 print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()

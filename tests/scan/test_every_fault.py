@@ -19,8 +19,7 @@ from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.scan.models.parts import Sighting
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan, Sighting
 from tests.real_bucket import Bucket
 from tests.scan import listing_in_memory
 from tests.scan.listing_in_memory import (

@@ -15,8 +15,7 @@ from pytest_django import Settings
 
 from storage_audit.bucket import listing
 from storage_audit.bucket.errors import Broken
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject, R2Object
 from storage_audit.ownership.bucket_marker import Traits
@@ -25,7 +24,7 @@ from storage_audit.ownership.key_formats import DEFAULT_KINDS, DEFAULT_TEMPLATES
 from storage_audit.scan import fast_path
 from storage_audit.scan.diff_lines import Line
 from storage_audit.scan.fast_path import Sorted
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.tracking import rows
 from tests.scan import listing_in_memory
 from tests.scan.listing_in_memory import Listing, a, alive, backfill, entry, findings, track

@@ -9,14 +9,13 @@ from django.utils import timezone
 
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.bucket.listing import as_bytes
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.ownership.bucket_marker import Traits
 from storage_audit.scan import conclude
-from storage_audit.scan.models.parts import Sighting
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan, Sighting
 from storage_audit.scan.worker import work_on_scan
 from tests.scan import listing_in_memory
 from tests.scan.listing_in_memory import (

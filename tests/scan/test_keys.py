@@ -15,15 +15,14 @@ from psycopg2.extensions import cursor as psycopg2_cursor
 from storage_audit.bucket import s3
 from storage_audit.bucket.listing import as_bytes, escape, nfc, storable, storable_part
 from storage_audit.bucket.listing_xml import Entries
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.conf import conf
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import Traits
 from storage_audit.scan import diff_lines, fetchers, shards, worker
 from storage_audit.scan.fetchers import PageRead, Stretch
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.tracking import bulk_insert, rows
 from tests.real_bucket import Bucket
 from tests.scan import listing_in_memory

@@ -9,7 +9,7 @@ from django.db.models import F
 from storage_audit.findings.models import Finding
 from storage_audit.ownership.owner import layouts
 from storage_audit.scan import compare
-from storage_audit.scan.models.parts import ScanShard
+from storage_audit.scan.models import ScanShard
 from storage_audit.scan.worker import work_on_scan
 from storage_audit.tracking import recognise
 from tests.scan import listing_in_memory

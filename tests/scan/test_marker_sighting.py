@@ -30,8 +30,7 @@ from storage_audit.ownership import bucket_marker
 from storage_audit.scan import compare, fetchers, sightings, worker
 from storage_audit.scan.fetchers import Lanes
 from storage_audit.scan.marker_sighting import Witness
-from storage_audit.scan.models.parts import Sighting
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan, Sighting
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
 from storage_audit.tracking import rows

@@ -8,7 +8,7 @@ import pytest
 from django.utils import timezone
 
 from storage_audit.bucket.errors import Broken, Unavailable
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.objects_in_hand import find_in_hand
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
@@ -16,8 +16,7 @@ from storage_audit.models import R2Object
 from storage_audit.ownership.bucket_marker import Traits
 from storage_audit.scan import compare, fetchers, sightings
 from storage_audit.scan.diff_lines import Range
-from storage_audit.scan.models.parts import Sighting
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan, Sighting
 from storage_audit.scan.worker import work_on_scan
 from tests.scan import listing_in_memory
 from tests.scan.listing_in_memory import (

@@ -17,8 +17,7 @@ from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import Traits
 from storage_audit.scan import worker
-from storage_audit.scan.models.parts import ListedKey, Sighting
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan, ListedKey, Sighting
 from storage_audit.scan.start import start_scan
 from tests.network import faulty_network
 from tests.real_bucket import Bucket

@@ -21,7 +21,7 @@ from storage_audit.models import R2Object
 from storage_audit.origin import Origin, acting_as
 from storage_audit.scan import scan_text
 from storage_audit.scan.admin.scans import shown_time
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.scan.start import start_scan
 from tests.admin_client import act, count_queries, page, person, superuser, text_of
 from tests.builders import create_finding, create_scan, track_keys

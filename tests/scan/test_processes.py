@@ -15,7 +15,7 @@ from devtools.faults.matching import is_listing, is_listing_at, is_listing_under
 from devtools.faults.proxy import FaultyStore
 from storage_audit.bucket.models import StoreCalls
 from storage_audit.management.scan_processes import beside
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from tests.processes import Command
 from tests.real_bucket import Bucket
 from tests.run_command import run_command

@@ -9,8 +9,7 @@ from storage_audit.bucket.listing import as_bytes, storable
 from storage_audit.conf import conf
 from storage_audit.models import R2Object, R2ObjectQuerySet
 from storage_audit.scan import shards
-from storage_audit.scan.models.parts import ScanShard
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan, ScanShard
 from storage_audit.scan.shards import find_cut, largest, middle, split
 from tests.scan import listing_in_memory
 from tests.scan.listing_in_memory import LONG_AGO, Listing, a, alive, complete, track

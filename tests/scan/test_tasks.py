@@ -21,8 +21,7 @@ from devtools.faults.proxy import FaultyStore
 from storage_audit import queue, tasks
 from storage_audit.findings.models import Finding
 from storage_audit.ownership import bucket_marker
-from storage_audit.scan.models.parts import ScanShard
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan, ScanShard
 from storage_audit.scan.start import share, start_scan
 from tests.queue.clusters import Cluster, list_enqueued_ids, list_results, print_log_on_failure
 from tests.real_bucket import Bucket

@@ -25,8 +25,7 @@ from storage_audit.models import R2Object
 from storage_audit.scan import compare, conclude, fetchers, worker
 from storage_audit.scan.diff_lines import key_of
 from storage_audit.scan.fetchers import PageRead, Stretch
-from storage_audit.scan.models.parts import ScanShard, Sighting
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan, ScanShard, Sighting
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
 from tests.scan import listing_in_memory

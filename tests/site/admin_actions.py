@@ -9,7 +9,7 @@ from django.urls import reverse
 from storage_audit.bucket.s3 import list_page
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.ui.model_admin import DJANGO_6_1
 from tests.real_bucket import Bucket
 from tests.site.pages import pk_of

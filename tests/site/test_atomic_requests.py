@@ -16,7 +16,7 @@ from pytest_django import Settings
 from autoshorts import urls
 from storage_audit.bucket import multipart
 from storage_audit.bucket.s3 import client
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.findings.models import Finding
 from storage_audit.models import Project
 from storage_audit.projects.admin.projects import ProjectAdmin

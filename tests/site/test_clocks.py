@@ -19,13 +19,13 @@ from storage_audit.alerts import lateness
 from storage_audit.alerts.alert_rules import find_overdue
 from storage_audit.cleanup import delete_batches, delete_pipeline, requests, runner
 from storage_audit.cleanup.attention import find_verifications_with_uncovered_leftovers
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.clocks import DatabaseNow
 from storage_audit.dashboard import daily_figures
 from storage_audit.doctor.models import Diagnosis
 from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.storage import key_for
 from storage_audit.tracking import upload
 from storage_audit.tracking.upload import Upload, is_barred

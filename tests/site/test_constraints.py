@@ -8,12 +8,11 @@ from django.db import IntegrityError, connection, models, transaction
 from django.utils import timezone
 
 from storage_audit.alerts.models import Delivery, Incident, Notice
-from storage_audit.cleanup.models.bulk_job import Job
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation, Job
 from storage_audit.doctor.models import Diagnosis
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 
 pytestmark = pytest.mark.django_db(transaction=True)
 OPERATION = "storage_audit_cleanupoperation"

@@ -25,8 +25,7 @@ from storage_audit import queue
 from storage_audit.alerts import alert_rules, lateness
 from storage_audit.alerts.lateness import LATE
 from storage_audit.alerts.models import Incident
-from storage_audit.cleanup.models.bulk_job import Job
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation, Job
 from storage_audit.conf import conf
 from tests.builders import create_lost_cleanup
 from tests.paths import ROOT

@@ -32,8 +32,7 @@ from devtools.processes import Child, free_port
 from storage_audit import logs, queue
 from storage_audit.bucket import s3
 from storage_audit.cleanup import runner
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.event import OperationEvent
+from storage_audit.cleanup.models import CleanupOperation, OperationEvent
 from storage_audit.cleanup.turn import Work
 from storage_audit.logs import LONGEST, Formatter, RequestIdMiddleware
 from storage_audit.models import Project
@@ -293,7 +292,7 @@ def test_the_middleware_is_the_first(settings: Settings) -> None:
 
 
 def told(lines: Lines) -> list[str]:
-    return [line["message"] for line in lines.of("storage_audit.cleanup.models.event")]
+    return [line["message"] for line in lines.of("storage_audit.timeline")]
 
 
 @pytest.mark.django_db(transaction=True)
@@ -304,7 +303,7 @@ def test_an_event_is_a_line_once_it_is_committed(lines: Lines) -> None:
         assert told(lines) == []
     assert told(lines) == ["deletion", "50 % done"]
     event = OperationEvent.objects.latest("pk")
-    line = lines.of("storage_audit.cleanup.models.event")[-1]
+    line = lines.of("storage_audit.timeline")[-1]
     assert (line["deletion_id"], line["event"]) == (str(made.pk), event.pk)
     assert (line["step"], line["data"]) == ("plan", event.data)
 
@@ -333,7 +332,7 @@ def test_what_may_need_a_person_is_a_warning(lines: Lines) -> None:
     worse = ("blocked", "failed", "incomplete", "takeover", "vanished")
     for step in (*steps, *worse):
         made.record(step, step)
-    found = {line["step"]: line["level"] for line in lines.of("storage_audit.cleanup.models.event")}
+    found = {line["step"]: line["level"] for line in lines.of("storage_audit.timeline")}
     assert found == {"request": "INFO"} | dict.fromkeys(steps, "INFO") | dict.fromkeys(
         worse, "WARNING"
     )
@@ -394,7 +393,7 @@ def test_the_request_can_be_followed_into_the_worker(
 
     events = [
         line["message"]
-        for line in lines.of("storage_audit.cleanup.models.event")
+        for line in lines.of("storage_audit.timeline")
         if line["deletion_id"] == str(made.pk)
     ]
     assert events == [event.message for event in made.events.all()]
@@ -425,7 +424,7 @@ def test_an_error_that_nobody_foresaw_is_a_line_of_its_deletion(
     async_task("storage_audit.tasks.run_operation", str(made.pk), task_name=str(made.pk))
     work_off_the_queue()
     failed = [line for line in lines.all() if "ZeroDivisionError" in json.dumps(line)]
-    told = [line for line in failed if line["logger"] != "storage_audit.cleanup.models.event"]
+    told = [line for line in failed if line["logger"] != "storage_audit.timeline"]
     assert [line["logger"] for line in told] == ["storage_audit.cleanup.runner", "django-q"]
     assert {line["deletion_id"] for line in told} == {str(made.pk)}
     assert told[0]["request_id"] == "asked" and told[0]["task"]
@@ -534,7 +533,7 @@ def test_each_line_of_web_and_worker_is_json_and_says_of_which_deletion(
     request_id = made.events.earliest("pk").data["request_id"]
     of_request = {line["logger"]: line for line in said if line["request_id"] == request_id}
     assert of_request.keys() == {
-        "storage_audit.cleanup.models.event",
+        "storage_audit.timeline",
         "django-q",
         "gunicorn.access",
     }
@@ -552,9 +551,7 @@ def test_each_line_of_web_and_worker_is_json_and_says_of_which_deletion(
     ]
     assert {line["request_id"] for line in ours} == {request_id}
     assert len({line["worker"] for line in ours}) == len({line["task"] for line in ours}) == 1
-    events = [
-        line["event"] for line in ours if line["logger"] == "storage_audit.cleanup.models.event"
-    ]
+    events = [line["event"] for line in ours if line["logger"] == "storage_audit.timeline"]
     kept = made.events.exclude(step="request").values_list("pk", flat=True)
     assert sorted(events) == sorted(kept)
     assert [line["message"] for line in ours if line["logger"] == "storage_audit.keys"] == [

@@ -28,8 +28,7 @@ from storage_audit import locking
 from storage_audit.api.models import ApiToken
 from storage_audit.bucket.models import StoreCalls
 from storage_audit.cleanup import requests
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.dashboard import daily_figures
 from storage_audit.findings.models import Finding
 from storage_audit.metrics import metrics

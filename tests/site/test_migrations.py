@@ -13,8 +13,7 @@ from django.utils import timezone
 from django_q.models import Schedule
 
 from storage_audit import project_model, queue
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.fields import BytewiseTextField, after_prefix
 from storage_audit.models import Installation, KnownProject, Project, R2Object
 from storage_audit.roles import ROLES

@@ -17,7 +17,7 @@ from django.urls import resolve
 from pytest_django import Settings
 
 from storage_audit.bucket import multipart
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.doctor import compare_processes
 from storage_audit.management.console import login_name
 from storage_audit.models import Project

@@ -19,12 +19,12 @@ from devtools import debian
 from devtools.processes import Child
 from storage_audit import models, reading
 from storage_audit.certificate import evidence
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.debug import discovery_comparison
 from storage_audit.debug.discovery_comparison import Way
 from storage_audit.models import Project, R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
 from tests.promises import Status, check, run

@@ -22,9 +22,7 @@ from storage_audit.api.models import ApiToken
 from storage_audit.bucket import s3
 from storage_audit.bucket.errors import Refused, StoreError, Unavailable
 from storage_audit.cleanup import runner
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.event import OperationEvent
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation, OperationEvent
 from storage_audit.conf import conf
 from storage_audit.models import Project
 from storage_audit.redaction import HIDDEN, redact

@@ -15,7 +15,7 @@ from django.test import Client, RequestFactory
 from pytest_django import Settings
 
 from storage_audit import roles
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.conf import conf
 from storage_audit.doctor.models import Diagnosis
 from storage_audit.findings.models import Finding
@@ -31,7 +31,7 @@ from storage_audit.roles import (
     is_hidden,
     make_groups,
 )
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.ui.links import lookup_of
 from storage_audit.ui.model_admin import DJANGO_6_1, ModelAdmin
 from tests.admin_client import act, confirm, page, signed_in, superuser, text_of

@@ -33,9 +33,7 @@ from devtools.faults.matching import Matches, is_anything, on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, Rule
 from storage_audit.bucket.errors import StoreError
 from storage_audit.cleanup import requests, retention
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.event import OperationEvent
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation, OperationEvent
 from storage_audit.conf import conf
 from storage_audit.ownership.bucket_marker import MARKER
 from storage_audit.redaction import HIDDEN

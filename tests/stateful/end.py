@@ -2,8 +2,7 @@
 
 from datetime import timedelta
 
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from tests.stateful.model import Fate
 from tests.stateful.play import Play
 

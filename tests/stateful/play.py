@@ -14,8 +14,7 @@ from django.db.models import F
 
 from storage_audit import tasks
 from storage_audit.cleanup import requests
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.requests import StillAlive
 from storage_audit.models import Project, R2Object

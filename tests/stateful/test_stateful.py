@@ -27,7 +27,7 @@ from devtools.faults.matching import is_delete_batch, on, then
 from devtools.faults.proxy import FaultyStore
 from devtools.local_r2 import LocalR2
 from storage_audit.bucket import s3
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import Installation
 from tests.network import faulty_network
 from tests.real_bucket import Bucket

@@ -10,8 +10,7 @@ from django.http import HttpRequest
 from pytest_django import Settings
 
 from storage_audit.cleanup import bulk
-from storage_audit.cleanup.models.bulk_job import Job
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation, Job
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.projects.admin.projects import OwnerAdmin, ProjectAdmin, is_copy
 from tests.admin_client import act, confirm, page, superuser, text_of

@@ -29,8 +29,7 @@ from storage_audit.bucket.errors import Refused, StoreError, TooLate, Unavailabl
 from storage_audit.certificate.evidence import items_of
 from storage_audit.cleanup import policies, requests
 from storage_audit.cleanup.attention import select_keeping_files
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.models import Project, R2Object
 from storage_audit.storage import KeyBeingDeleted
 from storage_audit.tracking.delete_file import Deletion

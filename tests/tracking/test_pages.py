@@ -6,7 +6,7 @@ from django.core.files.storage import default_storage
 from django_q.models import OrmQ
 
 from storage_audit.cleanup import runner
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import KnownProject, R2Object
 from tests.admin_client import act, confirm, count_queries, page, person, superuser, text_of, yes_to
 from tests.builders import create_finding, create_row, track_files

@@ -15,7 +15,7 @@ from devtools.faults.kinds import error
 from devtools.faults.matching import is_delete_single, on
 from devtools.faults.proxy import FaultyStore, Reply
 from storage_audit import locking
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import R2Object
 from storage_audit.ui.model_admin import ModelAdmin
 from tests.admin_client import confirm, person, superuser, text_of

@@ -30,8 +30,7 @@ from storage_audit.bucket import s3
 from storage_audit.bucket.errors import Broken, StoreError, TooLate, Unavailable
 from storage_audit.cleanup import delete_batches, runner
 from storage_audit.cleanup import settle as settling
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.models import Project, R2Object, R2ObjectQuerySet
 from storage_audit.ownership import bucket_marker
 from storage_audit.storage import KeyBeingDeleted, TrackedStorage, key_for

@@ -22,7 +22,7 @@ from storage_audit.bucket.multipart import Upload
 from storage_audit.cleanup import delete_batches, named_files, requests, runner
 from storage_audit.cleanup import policies as named
 from storage_audit.cleanup import verify as verification
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.named_files import Named
 from storage_audit.cleanup.turn import Work
 from storage_audit.findings import track_files

@@ -12,9 +12,7 @@ from pytest_django import Settings
 
 from storage_audit import formats
 from storage_audit.cleanup import bulk
-from storage_audit.cleanup.models.bulk_job import Job
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation, Job
 from storage_audit.fields import limit_to
 from storage_audit.findings.admin import action_pages
 from storage_audit.findings.models import Finding

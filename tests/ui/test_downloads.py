@@ -23,12 +23,11 @@ from django.urls import reverse
 from storage_audit import exports as texts
 from storage_audit.alerts.models import Incident
 from storage_audit.api.models import ApiToken
-from storage_audit.cleanup.models.bulk_job import Job
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation, Job
 from storage_audit.findings.admin import leftover_pages
 from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.ui import downloads
 from tests.admin_client import page, signed_in, superuser, words
 from tests.builders import add_item, create_finding, create_scan, track_keys

@@ -22,12 +22,12 @@ from pytest_django import Settings
 from storage_audit.alerts import alert_text
 from storage_audit.alerts.models import Incident
 from storage_audit.api.models import ApiToken
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.doctor.models import Diagnosis
 from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.projects.admin.projects import ProjectAdmin
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.tracking.admin.files import R2ObjectAdmin
 from storage_audit.ui import keyset_list
 from storage_audit.ui.model_admin import AuditAdmin

@@ -12,8 +12,7 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit.cleanup.cleanup_text import DIFFERENCES_FOUND
 from storage_audit.cleanup.describe import label_of
-from storage_audit.cleanup.models.bulk_job import Job
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation, Job
 from storage_audit.redaction import visible
 from storage_audit.ui.links import list_of
 from storage_audit.ui.model_admin import ReadOnlyAdmin

@@ -20,8 +20,7 @@ from storage_audit.cleanup.cleanup_text import (
     words_of,
 )
 from storage_audit.cleanup.describe import Line, are_closed, books, facts
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.redaction import visible
 from storage_audit.roles import refusal
 

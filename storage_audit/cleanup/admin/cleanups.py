@@ -31,7 +31,7 @@ from storage_audit.cleanup.admin.deleting import announce, badge_of
 from storage_audit.cleanup.admin.forms import DeclareDeletedForm
 from storage_audit.cleanup.cleanup_text import words_of
 from storage_audit.cleanup.describe import CLOSED
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.fields import starts_with
 from storage_audit.formats import amount

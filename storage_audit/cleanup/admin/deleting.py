@@ -20,7 +20,7 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit.cleanup.cleanup_text import status_of
 from storage_audit.cleanup.delete_projects import committing
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.roles import deletion_of_site, stock_deletion
 from storage_audit.ui.confirm import ConfirmingAdmin, Selection
 from storage_audit.ui.links import list_of, page_of

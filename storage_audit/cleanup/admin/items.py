@@ -18,8 +18,7 @@ from storage_audit.bucket.listing import storable
 from storage_audit.cleanup.cleanup_text import words_of
 from storage_audit.cleanup.describe import Line, are_closed, shown_item
 from storage_audit.cleanup.field_words import words_for
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, CleanupOperation
 from storage_audit.fields import spellings, starts_with_any
 from storage_audit.ownership.key_format import Reading, Readings
 from storage_audit.ownership.owner import layouts

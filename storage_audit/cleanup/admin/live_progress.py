@@ -12,7 +12,7 @@ from django.utils.translation import ngettext
 
 from storage_audit.cleanup.cleanup_text import doing, status_of
 from storage_audit.cleanup.describe import books
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.progress import Headway
 
 Status = CleanupOperation.Status

@@ -14,8 +14,7 @@ from storage_audit.cleanup import plan_summary
 from storage_audit.cleanup.admin.cleanup_page import refuse_to_force
 from storage_audit.cleanup.cleanup_text import NOT_WHILE_ALIVE, is_of_live_project
 from storage_audit.cleanup.describe import label_of
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.formats import amount
 from storage_audit.redaction import visible
 

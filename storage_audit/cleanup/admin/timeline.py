@@ -15,8 +15,7 @@ from django.utils.translation import ngettext
 
 from storage_audit.cleanup.cleanup_text import about
 from storage_audit.cleanup.field_words import words_for
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.event import OperationEvent
+from storage_audit.cleanup.models import CleanupOperation, OperationEvent
 from storage_audit.redaction import visible
 
 EVENTS_SHOWN = 200

@@ -10,7 +10,7 @@ from django.utils.text import capfirst
 from django.utils.timezone import localdate
 from django.utils.translation import gettext as _
 
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.dashboard import daily_figures
 from storage_audit.dashboard.admin import charts
 from storage_audit.dashboard.admin.charts import Series, Share

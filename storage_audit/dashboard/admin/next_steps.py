@@ -15,7 +15,7 @@ from storage_audit.cleanup.attention import (
     find_verifications_with_leftovers,
     select_waiting_for_person,
 )
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.dashboard import daily_figures
 from storage_audit.doctor.compare_processes import Comparison
 from storage_audit.doctor.models import Diagnosis
@@ -26,7 +26,7 @@ from storage_audit.formats import age
 from storage_audit.models import Installation
 from storage_audit.redaction import visible
 from storage_audit.roles import role_for
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.ui.links import Links
 
 OPERATIONS_SHOWN = 10

@@ -13,14 +13,14 @@ from django.utils.translation import ngettext
 from storage_audit import queue, roles
 from storage_audit.alerts.lateness import Delay, delays
 from storage_audit.cleanup.attention import select_waiting_for_person
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.conf import conf
 from storage_audit.dashboard import daily_figures
 from storage_audit.dashboard.admin.chart_data import charts_of
 from storage_audit.dashboard.admin.next_steps import OPERATIONS_SHOWN, needs
 from storage_audit.dashboard.daily_figures import Amount, Left
 from storage_audit.formats import age, amount
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 from storage_audit.ui.links import Links
 
 PERIODS = (30, 90)

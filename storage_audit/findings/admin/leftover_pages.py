@@ -12,7 +12,7 @@ from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 
 from storage_audit.bucket.listing import storable
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem
 from storage_audit.findings.leftovers import find_leftovers, group_by_object
 from storage_audit.findings.models import Finding
 from storage_audit.findings.orphans import why_it_stays, with_cleanups

@@ -1,5 +1,5 @@
 from storage_audit.management.scan_command import ScanCommand, shown_size
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 
 
 class Command(ScanCommand):

@@ -7,7 +7,7 @@ from django.db import transaction
 
 from storage_audit import project_model
 from storage_audit.cleanup import requests, runner
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.modes import MODES, Mode, usual
 from storage_audit.cleanup.requests import StillAlive

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from django.core.management.base import CommandError
 
 from storage_audit.bucket import prices
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.conf import STRATEGIES, conf
 from storage_audit.debug import strategy_benchmark
 from storage_audit.debug.strategy_benchmark import CannotTry, Run

@@ -11,9 +11,7 @@ from django.db.models import Model
 
 from storage_audit.cleanup import describe
 from storage_audit.cleanup.cleanup_text import meaning
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.event import OperationEvent
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation, OperationEvent
 from storage_audit.formats import amount
 from storage_audit.management.console import (
     FAILED,

@@ -7,9 +7,7 @@ from django.core.management.base import CommandError
 from django.utils import timezone
 
 from storage_audit.cleanup import retention
-from storage_audit.cleanup.models.cleanup import CleanupOperation
-from storage_audit.cleanup.models.event import OperationEvent
-from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models import CleanupItem, CleanupOperation, OperationEvent
 from storage_audit.conf import conf
 from storage_audit.management.console import FAILED, WRONG_USE, DocumentedCommand
 from storage_audit.redaction import visible

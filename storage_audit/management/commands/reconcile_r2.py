@@ -6,7 +6,7 @@ from django.utils.dateparse import parse_datetime, parse_duration
 
 from storage_audit.management.scan_command import ScanCommand, shown_size
 from storage_audit.redaction import visible
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 
 
 def since(text: str) -> datetime:

@@ -8,7 +8,7 @@ from django.db.models import UUIDField
 
 from storage_audit import project_model
 from storage_audit.cleanup import requests, runner
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.management.console import (
     FAILED,

@@ -14,7 +14,7 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit import project_model
 from storage_audit.cleanup.admin.deleting import badge
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.conf import conf
 from storage_audit.formats import amount
 from storage_audit.models import R2Object

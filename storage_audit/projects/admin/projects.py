@@ -24,7 +24,7 @@ from storage_audit.cleanup.admin.bulk_job_page import may_see_jobs
 from storage_audit.cleanup.admin.deleting import DeletingAdmin, announce
 from storage_audit.cleanup.bulk import enqueue_job_on_commit
 from storage_audit.cleanup.delete_projects import REFUSALS, Deletion, reason_of
-from storage_audit.cleanup.models.bulk_job import Job
+from storage_audit.cleanup.models import Job
 from storage_audit.cleanup.requests import StillAlive, enqueue_on_commit
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField, starts_with

@@ -12,7 +12,7 @@ from django.utils.translation import gettext_lazy as _
 
 from storage_audit.ownership.owner import layouts
 from storage_audit.redaction import visible
-from storage_audit.scan.models.scan import BucketScan
+from storage_audit.scan.models import BucketScan
 
 
 class ScanForm(forms.Form):

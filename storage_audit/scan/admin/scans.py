@@ -25,7 +25,8 @@ from storage_audit.findings.models import Kind
 from storage_audit.redaction import visible
 from storage_audit.roles import refusal
 from storage_audit.scan.admin.scan_form import ScanForm
-from storage_audit.scan.models.scan import BucketScan, BucketScanQuerySet
+from storage_audit.scan.models import BucketScan
+from storage_audit.scan.models.scan import BucketScanQuerySet
 from storage_audit.scan.scan_text import of_scan
 from storage_audit.scan.start import (
     RESUMED,

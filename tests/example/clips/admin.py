@@ -1,7 +1,7 @@
 from django.contrib import admin
 
 from clips.models import Clip
-from storage_audit.projects.admin.projects import OwnerAdmin
+from storage_audit.projects.admin import OwnerAdmin
 
 
 @admin.register(Clip)

@@ -6,7 +6,7 @@ from django.test import TestCase
 from django.urls import reverse
 
 from clips.models import Clip
-from storage_audit.cleanup.models.cleanup import CleanupOperation
+from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import R2Object
 
 BUCKET = str(settings.STORAGE_AUDIT["BUCKET"])

@@ -70,8 +70,8 @@ django.setup()
 
 
 def test_each_command_knows_what_people_keep() -> None:
-    """No cleanup deletes without it: those of a cluster's workers are in test_queue.py."""
-    asked = "from storage_audit.cleanup import open_decisions; print(open_decisions.ask_keeper().__name__)"
+    """No cleanup deletes without it: those of a cluster's workers are in tests/queue."""
+    asked = "from storage_audit.cleanup.open_decisions import ask_keeper as a; print(a().__name__)"
     settings = ["--settings", "devtools.check_settings"]
     command = [sys.executable, "manage.py", "shell", *settings, "--command", asked]
     ran = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)

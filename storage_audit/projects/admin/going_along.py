@@ -10,7 +10,7 @@ from storage_audit import project_model
 from storage_audit.formats import amount, will_go
 from storage_audit.models import R2Object
 from storage_audit.ownership.references import Cascade
-from storage_audit.tracking.admin.used_files import KEPT, used_lines
+from storage_audit.tracking.admin.used_file_lines import KEPT, used_lines
 
 
 class GoingAlong:

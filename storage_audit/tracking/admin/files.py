@@ -18,7 +18,7 @@ from storage_audit.cleanup.objects_in_hand import exclude_in_hand
 from storage_audit.formats import amount, placed_key, will_go, with_lines
 from storage_audit.models import R2Object, R2ObjectQuerySet
 from storage_audit.redaction import visible
-from storage_audit.tracking.admin.used_files import DELETED, used_lines
+from storage_audit.tracking.admin.used_file_lines import DELETED, used_lines
 from storage_audit.tracking.untrack import kept_by_rows
 from storage_audit.ui.confirm import Selection
 from storage_audit.ui.keyset_list import BucketFilter

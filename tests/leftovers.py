@@ -43,6 +43,15 @@ def children() -> Iterator[int]:
                 yield int(process.name)
 
 
+@pytest.fixture(autouse=True)
+def drop_log_records(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """pytest keeps them longer than a module's fixtures. A record that has an error as its argument
+    keeps the cursor, and so the connection, that the error came from."""
+    yield
+    for phase in ("setup", "call"):
+        caplog.get_records(phase).clear()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Generator[None, object, object]:
     # A look at all processes takes milliseconds, and a test has twenty fixtures.

@@ -272,7 +272,6 @@ def test_a_hangup_does_not_stop_what_nohup_runs(tmp_path: Path) -> None:
     command.stdout.close()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
 def test_killing_the_command_ends_all_it_started(tmp_path: Path) -> None:
     command, _ = start_command(tmp_path)
     command.kill()

@@ -117,8 +117,9 @@ def variables() -> Result:
     if unread:
         text = _("%(file)s sets what this process does not have: %(names)s.")
         advice = _(
-            "Nothing reads that file for you. Export its variables before you start the process, or"
-            " name it as its EnvironmentFile; a shell that has read it works, and this does not."
+            "The site reads .env when a process starts, and only the file next to manage.py."
+            " Restart the process if the file changed since. If the file is in another folder, move"
+            " it there. For a service, set the variables in its EnvironmentFile."
         )
         where = {"file": ENV_FILE.absolute(), "names": ", ".join(unread)}
         return Result(Status.WARNING, text % where, advice, facts)

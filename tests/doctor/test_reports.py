@@ -172,6 +172,7 @@ def test_a_variable_says_where_it_comes_from(folder: Path, monkeypatch: pytest.M
     result = variables.variables()
     assert result.status == Status.WARNING
     assert f"{folder}/.env sets what this process does not have: CLOUDFLARE_AC" in result.summary
+    assert "Restart the process" in result.advice and "in another folder" in result.advice
 
 
 def test_what_a_file_leaves_empty_is_as_if_it_were_not_in_it(

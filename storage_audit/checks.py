@@ -26,7 +26,7 @@ from storage_audit.conf import conf
 from storage_audit.models import R2Object
 from storage_audit.origin import OriginMiddleware
 from storage_audit.ownership import references
-from storage_audit.ownership.key_format import LayoutError
+from storage_audit.ownership.key_format import KeyFormatError
 from storage_audit.ownership.owner import about_refused, layouts, refused_ids
 
 
@@ -50,7 +50,7 @@ def register_checks() -> None:
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     try:
         layouts()
-    except (ImproperlyConfigured, LayoutError) as error:
+    except (ImproperlyConfigured, KeyFormatError) as error:
         hint = "Mend the entry of STORAGE_AUDIT in the settings."
         return [Error(str(error), hint=hint, id="storage_audit.E001")]
     return check_projects()
@@ -330,7 +330,7 @@ def check_ids(
         refused = refused_ids()
     except (OperationalError, ProgrammingError):
         return []  # Not migrated yet.
-    except (ImproperlyConfigured, LayoutError):
+    except (ImproperlyConfigured, KeyFormatError):
         return []  # `check_settings` says it.
     if not refused:
         return []
@@ -346,7 +346,7 @@ def check_uploads(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> lis
         columns = [each for each in columns_of_projects() if each.bucket == conf().bucket]
         keys = {each: sample_key(each) for each in columns}
         unread = {each: key for each, key in keys.items() if key and not layouts().readings(key)}
-    except (ImproperlyConfigured, LayoutError):
+    except (ImproperlyConfigured, KeyFormatError):
         return []  # `check_settings` says it.
     hint = "Build the key with storage_audit.storage.key_for, or add its format to LAYOUTS."
     text = "No key format reads the keys of {}, such as {}. Its files stay when a project goes."

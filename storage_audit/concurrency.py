@@ -12,7 +12,7 @@ from storage_audit.conf import conf
 COME_BACK_AFTER = 5  # seconds
 
 
-class Full(Exception):
+class Busy(Exception):
     """All places are taken; the message says when to come again."""
 
 
@@ -27,14 +27,14 @@ _making = Lock()
 @contextmanager
 def place() -> Iterator[None]:
     """A thread of this process for one who takes time; the others are for everybody else. Raises
-    Full."""
+    Busy."""
     with _making:  # Else the first two would make places of their own.
         ours = places()
     if not ours.acquire(blocking=False):
         text = _(
             "Too many requests here are waiting, or asking the store. Try again in %s seconds."
         )
-        raise Full(text % COME_BACK_AFTER)
+        raise Busy(text % COME_BACK_AFTER)
     try:
         yield
     finally:

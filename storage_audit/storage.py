@@ -163,7 +163,7 @@ class TrackedStorage(S3Storage):
         then says why.
 
         Raises ValueError for an impossible name, StoreError when the store refuses, or when the
-        result cannot be seen, and Mismatch in a bucket that is not ours.
+        result cannot be seen, and CannotConclude in a bucket that is not ours.
         """
         key = self.key(name)
         check_key(key)
@@ -181,7 +181,7 @@ class TrackedStorage(S3Storage):
 
 def is_listed(bucket: str, key: str) -> bool:
     """Whether a listing shows the object of a key that has a row. HEAD is no evidence that it is
-    gone. Raises StoreError and Mismatch."""
+    gone. Raises StoreError and CannotConclude."""
     identity = identity_for(folds_spellings(bucket, key))
     there = listing.find(bucket, [key], identity)
     bucket_marker.see_marker(bucket)

@@ -30,7 +30,7 @@ from storage_audit.doctor.compare_processes import WORKER_ANSWERS_WITHIN
 from storage_audit.doctor.models import Diagnosis
 from storage_audit.doctor.run_checks import examine
 from storage_audit.scan.models import BucketScan
-from storage_audit.scan.start import TooCostly, refuse_beside_another, share, start_scan
+from storage_audit.scan.start import ScanTooExpensive, refuse_beside_another, share, start_scan
 from storage_audit.scan.worker import work_on_scan
 
 logger = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ def reconcile() -> str:
             refuse_beside_another(scan)
     except IllegalTransition:
         return "another scan is running"
-    except TooCostly as error:
+    except ScanTooExpensive as error:
         text = "No scan was begun: %s Run reconcile_r2 --ceiling, or raise SCAN_CEILING."
         logger.error(text, error)
         return "too costly"

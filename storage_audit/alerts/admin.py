@@ -20,7 +20,7 @@ from storage_audit.alerts import deliver
 from storage_audit.alerts.alert_rules import recipients
 from storage_audit.alerts.alert_text import MEANING
 from storage_audit.alerts.models import Delivery, Incident, Notice
-from storage_audit.concurrency import Full, place
+from storage_audit.concurrency import Busy, place
 from storage_audit.conf import conf
 from storage_audit.fields import ALL_BUCKETS
 from storage_audit.findings.models import Finding
@@ -132,7 +132,7 @@ class IncidentAdmin(ReadOnlyAdmin[Incident]):
         try:
             with place():
                 results = list(deliver.send_test())
-        except Full as full:
+        except Busy as full:
             self.message_user(request, str(full), messages.ERROR)
             results = []
         for who, error in results:

@@ -35,12 +35,12 @@ class NoRedirect(HTTPRedirectHandler):
 
 
 def send_webhook(message_id: str, content: dict[str, Any]) -> None:
-    """The same id for the same message, whenever it is sent. Raises Undelivered."""
+    """The same id for the same message, whenever it is sent. Raises DeliveryFailed."""
     body = json.dumps(content).encode()
     status = post(body, headers(message_id, int(time()), body))
     if not 200 <= status < 300:
         text = _("The webhook's receiver answers %d.") % status
-        raise Undelivered(text, hopeless=status == GONE)
+        raise DeliveryFailed(text, hopeless=status == GONE)
 
 
 def headers(message_id: str, now: int, body: bytes) -> dict[str, str]:
@@ -65,7 +65,7 @@ def post(body: bytes, sent: dict[str, str]) -> int:
         return status.result(PATIENCE)
     except (OSError, HTTPException) as error:
         text = _("The webhook's receiver cannot be reached, or breaks off: %s")
-        raise Undelivered(text % name_of(error)) from error
+        raise DeliveryFailed(text % name_of(error)) from error
 
 
 def name_of(error: OSError | HTTPException) -> str:
@@ -88,7 +88,7 @@ def ask(request: Request, status: Future[int]) -> None:
         status.set_exception(error)
 
 
-class Undelivered(Exception):
+class DeliveryFailed(Exception):
     """The message did not arrive, as far as can be told; the text says why, and holds no secret.
     `hopeless` says that it never will."""
 
@@ -99,7 +99,7 @@ class Undelivered(Exception):
 
 def send_mail(recipient: str, message_id: str, subject: str, text: str) -> None:
     """The same id for the same message, so that a mailbox can tell a repetition. Raises
-    Undelivered."""
+    DeliveryFailed."""
     headers = {
         "Message-ID": f"<{message_id}@{domain()}>",
         # So that no absence note answers: https://www.rfc-editor.org/rfc/rfc3834
@@ -111,10 +111,10 @@ def send_mail(recipient: str, message_id: str, subject: str, text: str) -> None:
         message.send()
     except SMTPResponseException as error:
         answer = f"{error.smtp_code} {force_str(error.smtp_error, errors='replace')}"
-        raise Undelivered(_("The mail server answers: %s") % answer) from error
+        raise DeliveryFailed(_("The mail server answers: %s") % answer) from error
     except (SMTPException, OSError) as error:
         reason = str(error) or type(error).__name__
-        raise Undelivered(_("The mail server does not take it: %s") % reason) from error
+        raise DeliveryFailed(_("The mail server does not take it: %s") % reason) from error
 
 
 def domain() -> str:

@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit.alerts import alert_text
 from storage_audit.alerts.alert_rules import recipients
-from storage_audit.alerts.channels import Undelivered, send_mail, send_webhook
+from storage_audit.alerts.channels import DeliveryFailed, send_mail, send_webhook
 from storage_audit.alerts.models import Delivery
 from storage_audit.conf import conf
 from storage_audit.redaction import redact
@@ -38,7 +38,7 @@ def send(delivery: Delivery) -> None:
     """Outside of a transaction, and whatever one channel does, the others have their turn."""
     try:
         hand_over(delivery)
-    except Undelivered as error:
+    except DeliveryFailed as error:
         delivery.fail(str(error), hopeless=error.hopeless)
         logger.warning("Notice %s by %s: %s", delivery.notice_id, delivery.channel, error)
     except Exception as error:
@@ -55,7 +55,7 @@ def unforeseen(error: Exception) -> str:
 def hand_over(delivery: Delivery) -> None:
     notice = delivery.notice
     if (delivery.channel, delivery.recipient) not in recipients():
-        raise Undelivered(_("The settings do not name it any more."), hopeless=True)
+        raise DeliveryFailed(_("The settings do not name it any more."), hopeless=True)
     if delivery.channel == Channel.WEBHOOK:
         send_webhook(str(notice.pk), alert_text.content(notice))
     else:
@@ -77,7 +77,7 @@ def send_test() -> Iterator[tuple[str, str]]:
                 send_webhook(message_id, content)
             else:
                 send_mail(who, message_id, subject, text)
-        except Undelivered as error:
+        except DeliveryFailed as error:
             yield name, str(redact(str(error)))
         except Exception as error:
             logger.exception("Test message by %s", channel)

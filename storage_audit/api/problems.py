@@ -19,8 +19,8 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from ninja.errors import AuthenticationError, HttpError, Throttled, ValidationError
 
-from storage_audit.bucket.errors import StoreError, TooLate, Unavailable
-from storage_audit.concurrency import COME_BACK_AFTER, Full
+from storage_audit.bucket.errors import DeadlinePassed, StoreError, Unavailable
+from storage_audit.concurrency import COME_BACK_AFTER, Busy
 from storage_audit.redaction import redact
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def of(error: Exception) -> Problem:
             return Problem("unauthenticated", text, {"WWW-Authenticate": CHALLENGE})
         case Throttled():
             return Problem("too-many-requests", _("Wait as long as Retry-After says, in seconds."))
-        case Full():
+        case Busy():
             wait = {"Retry-After": str(COME_BACK_AFTER)}
             return Problem("too-many-requests", str(error), wait)
         case ValidationError():
@@ -91,7 +91,7 @@ def of(error: Exception) -> Problem:
             return Problem("invalid-values", _("See “errors”."), errors=wrong)
         case HttpError(status_code=403):
             return Problem("csrf", _("Send the value of the CSRF cookie as X-CSRFToken."))
-        case TooLate():
+        case DeadlinePassed():
             return Problem("too-slow", _("It would take too long here: use a command instead."))
         case StoreError():
             return of_store(error)

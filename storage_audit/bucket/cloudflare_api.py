@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from django.utils.translation import gettext as _
 
 from storage_audit.bucket import listing, request_stats
-from storage_audit.bucket.errors import Broken, Refused, StoreError, Unavailable, classify
+from storage_audit.bucket.errors import InvalidResponse, Refused, StoreError, Unavailable, classify
 from storage_audit.bucket.listing_xml import parse_facts
 from storage_audit.bucket.s3 import PAGE, Listed, Page
 from storage_audit.conf import Conf, conf
@@ -97,10 +97,12 @@ def list_page(
     answer = ask(bucket, prefix=prefix, per_page=PAGE, **where)
     try:
         if answer["success"] is not True or answer.get("errors"):
-            raise Broken(_("Cloudflare's API says neither that it failed nor that it did not."))
+            raise InvalidResponse(
+                _("Cloudflare's API says neither that it failed nor that it did not.")
+            )
         entries, info = answer["result"], answer["result_info"]
         if not isinstance(entries, list) or len(entries) > PAGE or info.get("delimited"):
-            raise Broken(_("Cloudflare's API answered another request than ours."))
+            raise InvalidResponse(_("Cloudflare's API answered another request than ours."))
         return Page([listed(entry) for entry in entries], next_cursor(info, len(entries)))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise unreadable(error) from error
@@ -156,8 +158,8 @@ def first_error(content: object) -> tuple[int, str]:
     return 0, _("no reason given")
 
 
-def unreadable(error: Exception) -> Broken:
-    return Broken(_("The answer of Cloudflare's API is unreadable: %r") % error)
+def unreadable(error: Exception) -> InvalidResponse:
+    return InvalidResponse(_("The answer of Cloudflare's API is unreadable: %r") % error)
 
 
 def listed(entry: dict[str, Any]) -> Listed:
@@ -174,11 +176,11 @@ def next_cursor(info: dict[str, Any], count: int) -> str | None:
     # Not documented, and decisive where it is told.
     more = info.get("is_truncated", bool(cursor) or count >= PAGE)
     if not isinstance(more, bool) or not isinstance(cursor, str | None):
-        raise Broken(_("The listing does not say whether it is complete."))
+        raise InvalidResponse(_("The listing does not say whether it is complete."))
     if not more:
         if cursor:
-            raise Broken(_("The listing says that it is complete and how to go on."))
+            raise InvalidResponse(_("The listing says that it is complete and how to go on."))
         return None
     if not cursor:
-        raise Broken(_("The listing is cut short and does not say how to go on."))
+        raise InvalidResponse(_("The listing is cut short and does not say how to go on."))
     return cursor

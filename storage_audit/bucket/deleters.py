@@ -7,7 +7,14 @@ from threading import Event
 from typing import NamedTuple, Protocol
 
 from storage_audit.bucket import s3, wrangler
-from storage_audit.bucket.errors import Barred, Broken, StoreError, TooLate, Unavailable, classify
+from storage_audit.bucket.errors import (
+    BucketForbidden,
+    DeadlinePassed,
+    InvalidResponse,
+    StoreError,
+    Unavailable,
+    classify,
+)
 from storage_audit.bucket.s3 import DELETED, Answer
 from storage_audit.bucket.wrangler import Command
 
@@ -148,13 +155,13 @@ def delete(
 def ask(deleter: Deleter, bucket: str, keys: list[str], until: float, sent: Sent) -> Answers:
     try:
         return deleter.ask(bucket, keys, until, sent.commands)
-    except TooLate as error:
+    except DeadlinePassed as error:
         sent.unasked.extend(keys)
         sent.troubles.append(error)
         return {}
     except StoreError as error:
         # Refused for its spelling, for example: one such key must not stop the others.
-        alone = len(keys) == 1 and error.answered and not isinstance(error, Barred)
+        alone = len(keys) == 1 and error.answered and not isinstance(error, BucketForbidden)
         if not alone or isinstance(error, Unavailable):
             sent.troubles.append(error)
         return {keys[0]: s3.refusal(error.code, str(error), type(error))} if alone else {}
@@ -163,7 +170,9 @@ def ask(deleter: Deleter, bucket: str, keys: list[str], until: float, sent: Sent
 def troubles_told_in(answers: Answers) -> Iterator[StoreError]:
     """What the store could not do for single keys, and might later."""
     for answer in answers.values():
-        if answer != DELETED and issubclass(kind := classify(answer.code), Unavailable | Broken):
+        if answer != DELETED and issubclass(
+            kind := classify(answer.code), Unavailable | InvalidResponse
+        ):
             yield kind(str(answer), answer.code)
 
 

@@ -51,7 +51,7 @@ class Refused(StoreError):
     """It will not work until somebody changes something, for this key or for all."""
 
 
-class Barred(Refused):
+class BucketForbidden(Refused):
     """No request to this bucket will work until somebody changes something."""
 
     advice = gettext_lazy(
@@ -61,11 +61,11 @@ class Barred(Refused):
     )
 
 
-class Broken(StoreError):
+class InvalidResponse(StoreError):
     """The answer cannot be understood or contradicts itself; nothing follows from it."""
 
 
-class TooLate(StoreError):
+class DeadlinePassed(StoreError):
     """Not sent: the look before it took too long."""
 
 
@@ -85,14 +85,14 @@ BY_CODE: dict[str, type[StoreError]] = {
     "SignatureDoesNotMatch": Refused,
     "NotEntitled": Refused,
     LOCKED: Refused,
-    "Unauthorized": Barred,
-    "NoSuchAccount": Barred,
-    "NoSuchBucket": Barred,
-    UNANSWERED: Broken,
+    "Unauthorized": BucketForbidden,
+    "NoSuchAccount": BucketForbidden,
+    "NoSuchBucket": BucketForbidden,
+    UNANSWERED: InvalidResponse,
 }
 # 520 to 530 are of Cloudflare's edge.
 BY_STATUS: dict[int, type[StoreError]] = (
-    {401: Barred, 403: Refused}
+    {401: BucketForbidden, 403: Refused}
     | dict.fromkeys((429, 503), Overloaded)
     | dict.fromkeys((408, 500, 502, 504, *range(520, 531)), Unavailable)
 )

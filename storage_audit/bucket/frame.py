@@ -13,7 +13,7 @@ from typing import NamedTuple
 from unicodedata import normalize
 from xml.etree import ElementTree
 
-from storage_audit.bucket.errors import Broken
+from storage_audit.bucket.errors import InvalidResponse
 from storage_audit.bucket.listing_xml import decode
 from storage_audit.conf import conf
 
@@ -38,26 +38,28 @@ NOT_IN_XML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
 def read(body: bytes, form: Form) -> Fields:
-    """The text of each element around the entries. Raises Broken for any other form."""
+    """The text of each element around the entries. Raises InvalidResponse for any other form."""
     try:
         root = ElementTree.fromstring(body, ElementTree.XMLParser(encoding="utf-8"))
     except ElementTree.ParseError as error:
-        raise Broken(f"The store's answer is unreadable: {error}") from error
+        raise InvalidResponse(f"The store's answer is unreadable: {error}") from error
     if local(root) != form.root:
-        raise Broken(f"The store's answer is not a {form.root}.")
+        raise InvalidResponse(f"The store's answer is not a {form.root}.")
     space = root.tag.removesuffix(form.root)
     fields: dict[str, str] = {}
     around = [root.text, *(element.tail for element in root)]
     if any(text and not text.isspace() for text in around):
-        raise Broken("The store's answer has text between its elements.")
+        raise InvalidResponse("The store's answer has text between its elements.")
     for element in root:
         name = local(element)[:100]
         if element.tag != space + name:
-            raise Broken(f"The {name} of the store's answer is of another namespace.")
+            raise InvalidResponse(f"The {name} of the store's answer is of another namespace.")
         if name in form.entries:
             check_entry(element, form.entries[name])
         elif name in fields or len(element):
-            raise Broken(f"The store's answer has more than one {name}, or elements in it.")
+            raise InvalidResponse(
+                f"The store's answer has more than one {name}, or elements in it."
+            )
         else:
             fields[name] = element.text or ""
     return fields
@@ -69,12 +71,15 @@ def local(element: ElementTree.Element) -> str:
 
 
 def check_entry(entry: ElementTree.Element, needed: Iterable[str]) -> None:
-    """Raises Broken unless it has these elements exactly once, and no other more than once."""
+    """Raises InvalidResponse unless it has these elements exactly once, and no other more than
+    once."""
     parts = [part for part in entry if local(part) != REPEATED]
     by_name = {local(part): part for part in parts}
     leaves = {name for name, part in by_name.items() if not len(part)}
     if len(by_name) < len(parts) or not leaves.issuperset(needed):
-        raise Broken("An entry of the store's answer lacks an element, or has it more than once.")
+        raise InvalidResponse(
+            "An entry of the store's answer lacks an element, or has it more than once."
+        )
 
 
 def check(
@@ -84,18 +89,21 @@ def check(
     asked: Mapping[str, str],
     numbers: Mapping[str, range],
 ) -> None:
-    """Raises Broken unless the fields repeat what was asked, and the numbers are in their ranges.
+    """Raises InvalidResponse unless the fields repeat what was asked, and the numbers are in their
+    ranges.
 
     A field that is missing says nothing, unless the store is known to send it. Stores need not
     repeat what is empty.
     """
     for name, value in asked.items():
         if name in fields and not repeats(fields[name], value):
-            raise Broken(f"The store answered a different request: its {name} is not ours.")
+            raise InvalidResponse(
+                f"The store answered a different request: its {name} is not ours."
+            )
     for name, fitting in numbers.items():
         given = fields.get(name, str(fitting.start))
         if not NUMBER.fullmatch(given) or int(given) not in fitting:
-            raise Broken(f"The {name} of the store's answer does not fit its entries.")
+            raise InvalidResponse(f"The {name} of the store's answer does not fit its entries.")
     # Stores need not repeat on later pages where the first one began.
     optional = {"StartAfter"} if asked.get("ContinuationToken") else set()
     wanted = [name for name, value in asked.items() if value and name not in optional]
@@ -105,7 +113,9 @@ def check(
         notes.append(sent)  # What the store sends by now is just being learned.
     elif missing := [name for name in expected(bucket) if not sent.get(name, True)]:
         forget(bucket)  # The bucket may have been claimed again since.
-        raise Broken(f"The store's answer lacks {missing[0]}, which this store always sends.")
+        raise InvalidResponse(
+            f"The store's answer lacks {missing[0]}, which this store always sends."
+        )
 
 
 def repeats(given: str, asked: str) -> bool:
@@ -117,7 +127,7 @@ def repeats(given: str, asked: str) -> bool:
 def is_truncated(fields: Fields) -> bool:
     said = fields.get("IsTruncated")
     if said not in ("true", "false"):
-        raise Broken("The listing does not say whether it is complete.")
+        raise InvalidResponse("The listing does not say whether it is complete.")
     return said == "true"
 
 
@@ -125,9 +135,9 @@ def next_token(fields: Fields) -> str | None:
     token = fields.get("NextContinuationToken") or None
     if is_truncated(fields):
         if not token:
-            raise Broken("The listing is cut short and does not say how to go on.")
+            raise InvalidResponse("The listing is cut short and does not say how to go on.")
     elif token:
-        raise Broken("The listing is complete, and yet says how to go on.")
+        raise InvalidResponse("The listing is complete, and yet says how to go on.")
     return token
 
 

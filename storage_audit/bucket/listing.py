@@ -9,7 +9,7 @@ from itertools import pairwise, product
 from operator import lt
 from secrets import token_hex
 
-from storage_audit.bucket.errors import Broken
+from storage_audit.bucket.errors import InvalidResponse
 from storage_audit.bucket.listing_xml import Entries
 from storage_audit.bucket.s3 import Listed, Page, Shown, list_entries, listed
 
@@ -28,7 +28,7 @@ NAMELESS_FOLDER = re.compile("^/|//")
 LONGEST_KEY = 2500
 
 
-class OutOfOrder(Broken):
+class ListingOutOfOrder(InvalidResponse):
     """A key is listed where it cannot be."""
 
 
@@ -50,7 +50,7 @@ def pages(bucket: str, prefix: str, after: str = "") -> Iterator[list[Listed]]:
     """The objects under `prefix` later than `after`, page by page, each page checked.
 
     When the iteration ends without an exception the listing was complete. Raises StoreError,
-    Broken among them when a key is out of order, repeated or not under the prefix.
+    InvalidResponse among them when a key is out of order, repeated or not under the prefix.
     """
     for page in entry_pages(bucket, prefix, after):
         yield [listed(entry) for entry in page]
@@ -85,24 +85,26 @@ def checked(
         keys = [after, *page.keys]
         if not is_in_order(keys, prefix):
             other = escape(stray(keys, prefix))
-            raise OutOfOrder(f"The listing shows {other!r} where it cannot be.")
+            raise ListingOutOfOrder(f"The listing shows {other!r} where it cannot be.")
         after = keys[-1]
         yield page.objects
         if page.next_token is None:
             return
         if page.next_token == token or not page.objects:
-            raise Broken("The listing does not get on.")
+            raise InvalidResponse("The listing does not get on.")
         token = page.next_token
         del page, keys  # They would be kept as long as the next page takes.
 
 
 def refuse_long(keys: Collection[str]) -> None:
-    """Raises Broken for a key that no index can hold."""
+    """Raises InvalidResponse for a key that no index can hold."""
     if max(map(len, keys), default=0) * 8 <= LONGEST_KEY:
         return  # As on most pages, where this takes a fraction of the time.
     if long := next(filter(is_too_long, keys), ""):
         shown = escape(long)[:100]
-        raise Broken(f"The listing shows a key of more than {LONGEST_KEY} bytes: {shown!r}...")
+        raise InvalidResponse(
+            f"The listing shows a key of more than {LONGEST_KEY} bytes: {shown!r}..."
+        )
 
 
 def is_too_long(key: str, upload_id: str = "") -> bool:
@@ -138,15 +140,15 @@ def pages_in_any_order(bucket: str, prefix: str, after: str = "") -> Iterator[En
         page = list_entries(bucket, prefix, start, token)
         refuse_long(page.keys)
         if len(set(page.keys)) < len(page.keys):
-            raise Broken("The listing shows a key twice.")
+            raise InvalidResponse("The listing shows a key twice.")
         for key in page.keys:
             if not key.startswith(prefix):
-                raise Broken(f"The listing shows {escape(key)!r} where it cannot be.")
+                raise InvalidResponse(f"The listing shows {escape(key)!r} where it cannot be.")
         yield page.objects
         if page.next_token is None:
             return
         if page.next_token == token or not page.objects:
-            raise Broken("The listing does not get on.")
+            raise InvalidResponse("The listing does not get on.")
         token = page.next_token
 
 
@@ -209,9 +211,10 @@ def nameless_folders(keys: Iterable[str]) -> set[str]:
 
 def see_in(bucket: str, folder: str) -> None:
     """Stores that are trees of folders take `a//b` for `a/b`, and list that as it was asked for;
-    asked for the folder alone, they betray themselves. Raises StoreError, Broken among them."""
+    asked for the folder alone, they betray themselves. Raises StoreError, InvalidResponse among
+    them."""
     if not next(pages(bucket, folder)):
-        raise Broken(f"The listing shows {escape(folder)!r} now and then.")
+        raise InvalidResponse(f"The listing shows {escape(folder)!r} now and then.")
 
 
 def find_spellings(

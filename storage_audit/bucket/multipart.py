@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from storage_audit.bucket import frame
-from storage_audit.bucket.errors import Broken, StoreError
+from storage_audit.bucket.errors import InvalidResponse, StoreError
 from storage_audit.bucket.listing import as_bytes, is_too_long
 from storage_audit.bucket.listing_xml import decode
 from storage_audit.bucket.s3 import client, own_errors
@@ -46,7 +46,7 @@ def pages_from(page: Page, bucket: str, prefix: str) -> Iterator[list[Upload]]:
             return
         page = page_of(bucket, prefix, markers)
         if page[1] == markers:
-            raise Broken("The listing of multipart uploads does not get on.")
+            raise InvalidResponse("The listing of multipart uploads does not get on.")
 
 
 def page_of(bucket: str, prefix: str, markers: Markers) -> Page:
@@ -72,25 +72,29 @@ def next_markers(fields: frame.Fields, decoded: Callable[[str], str]) -> Markers
         return None
     key, upload_id = fields.get("NextKeyMarker"), fields.get("NextUploadIdMarker")
     if not key or not upload_id:
-        raise Broken("The listing of multipart uploads is cut short and does not say how to go on.")
+        raise InvalidResponse(
+            "The listing of multipart uploads is cut short and does not say how to go on."
+        )
     return {"KeyMarker": decoded(key), "UploadIdMarker": upload_id}
 
 
 def refuse_strays(
     found: Sequence[Upload], prefix: str, markers: Markers, following: Markers | None
 ) -> None:
-    """Raises Broken for uploads that cannot be where they are listed. Only where there is more
-    than one page has the store to keep an order."""
+    """Raises InvalidResponse for uploads that cannot be where they are listed. Only where there is
+    more than one page has the store to keep an order."""
     keys = [markers.get("KeyMarker", ""), *(upload.key for upload in found)]
     keys += [following["KeyMarker"]] if following else []
     if (markers or following) and keys != sorted(keys, key=as_bytes):
-        raise Broken("The listing of multipart uploads is out of order.")
+        raise InvalidResponse("The listing of multipart uploads is out of order.")
     if len({(upload.key, upload.upload_id) for upload in found}) < len(found):
-        raise Broken("The listing of multipart uploads shows one twice.")
+        raise InvalidResponse("The listing of multipart uploads shows one twice.")
     if any(is_too_long(upload.key, upload.upload_id) for upload in found):
-        raise Broken("The listing of multipart uploads shows one whose key and ID are too long.")
+        raise InvalidResponse(
+            "The listing of multipart uploads shows one whose key and ID are too long."
+        )
     if not all(upload.key.startswith(prefix) for upload in found):
-        raise Broken("The listing of multipart uploads shows one outside its prefix.")
+        raise InvalidResponse("The listing of multipart uploads shows one outside its prefix.")
 
 
 def abort(bucket: str, upload: Upload) -> None:

@@ -24,11 +24,11 @@ from storage_audit.bucket import answers, frame, listing_xml, request_stats
 from storage_audit.bucket.errors import (
     LOCKED,
     UNANSWERED,
-    Barred,
-    Broken,
+    BucketForbidden,
+    DeadlinePassed,
+    InvalidResponse,
     Refused,
     StoreError,
-    TooLate,
     Unavailable,
     classify,
     leaves_open,
@@ -163,7 +163,7 @@ def count_attempt(event_name: str, context: dict[str, Any], **kwargs: Any) -> No
         result = request_stats.named(str(answer["Error"].get("Code", "")), status)
     else:
         result = request_stats.OK
-    if not isinstance(error, TooLate):  # which was not sent
+    if not isinstance(error, DeadlinePassed):  # which was not sent
         request_stats.count(event_name.rpartition(".")[2], result)
 
 
@@ -181,7 +181,8 @@ _send_until: ContextVar[float] = ContextVar("send_until", default=inf)
 
 @contextmanager
 def sent_until(moment: float) -> Iterator[None]:
-    """Within, a request that would leave after this time of our clock raises TooLate instead.
+    """Within, a request that would leave after this time of our clock raises DeadlinePassed
+    instead.
 
     Looked at when the request is built and signed, and only its connection may be still to make:
     a process that is stopped in this last moment can send it late. Then the store refuses it as
@@ -196,7 +197,7 @@ def sent_until(moment: float) -> Iterator[None]:
 
 def check_the_clock(**kwargs: Any) -> None:
     if monotonic() > _send_until.get():
-        raise TooLate(_("Not sent: the look before it is too old by now."))
+        raise DeadlinePassed(_("Not sent: the look before it is too old by now."))
 
 
 def spare_the_target(params: dict[str, Any], **kwargs: Any) -> None:
@@ -262,8 +263,8 @@ def translate(error: ClientError) -> StoreError:
 
 def bars(bucket: str, error: StoreError) -> bool:
     """Whether the bucket as a whole refuses us, and not only the request that met this error."""
-    if not isinstance(error, Refused) or isinstance(error, Barred):
-        return isinstance(error, Barred)
+    if not isinstance(error, Refused) or isinstance(error, BucketForbidden):
+        return isinstance(error, BucketForbidden)
     try:
         with own_errors():
             client(attempts=1).list_objects_v2(Bucket=bucket, MaxKeys=1)
@@ -302,7 +303,9 @@ def own_errors() -> Iterator[None]:
             raise Unavailable(NO_ADDRESS.format(name), name) from None
         raise Unavailable(f"The store cannot be reached: {error}", type(error).__name__) from error
     except UNREADABLE as error:
-        raise Broken(f"The store's answer is unreadable: {error}", type(error).__name__) from error
+        raise InvalidResponse(
+            f"The store's answer is unreadable: {error}", type(error).__name__
+        ) from error
 
 
 def list_page(
@@ -341,8 +344,8 @@ def list_entries(
 def page_in(
     answer: Mapping[str, Any], bucket: str, asked: Mapping[str, str], most: int
 ) -> Page[Entries]:
-    """What the answer holds, if it is one to this request. Raises Broken and what `own_errors`
-    translates."""
+    """What the answer holds, if it is one to this request. Raises InvalidResponse and what
+    `own_errors` translates."""
     fields = frame.read(answer["Frame"], frame.OBJECTS)
     encoded = fields.get("EncodingType") == "url"
     left = [listing_xml.parsed(entry, encoded) for entry in answer.get("Contents", [])]
@@ -354,11 +357,13 @@ def page_in(
 
 
 def listed(entry: Entry) -> Listed:
-    """Raises Broken if there is no such date."""
+    """Raises InvalidResponse if there is no such date."""
     try:
         moment = datetime.fromisoformat(entry.last_modified)
     except ValueError as error:
-        raise Broken(f"The store's answer is unreadable: {error}", type(error).__name__) from error
+        raise InvalidResponse(
+            f"The store's answer is unreadable: {error}", type(error).__name__
+        ) from error
     return Listed(entry.key, entry.size, entry.etag, moment)
 
 

@@ -27,7 +27,13 @@ from urllib.parse import quote
 from django.utils.translation import gettext as _
 
 from storage_audit.bucket import request_stats
-from storage_audit.bucket.errors import Broken, Refused, StoreError, TooLate, Unavailable
+from storage_audit.bucket.errors import (
+    DeadlinePassed,
+    InvalidResponse,
+    Refused,
+    StoreError,
+    Unavailable,
+)
 from storage_audit.bucket.s3 import DELETED, MAX_KEY_BYTES, Answer
 from storage_audit.bucket.wrangler_errors import Said, Unusable, not_started, shorten, trouble
 from storage_audit.clocks import monotonic
@@ -120,7 +126,7 @@ def version(until: float = inf) -> str:
     path = program()
     with _looking:
         if monotonic() > until:
-            raise TooLate(_("Not started: the look before it is too old by now."))
+            raise DeadlinePassed(_("Not started: the look before it is too old by now."))
         # Not the time of its content, which npm sets to 1985 for all files of all versions.
         return _version(path, os.stat(path).st_ctime_ns)
 
@@ -232,7 +238,7 @@ def delete(bucket: str, key: str, *, until: float, ran: Ran) -> Answer:
     if said.exit_code != 0:
         raise trouble(said)
     if not LOCATION.search(said.stdout):
-        raise Broken(
+        raise InvalidResponse(
             _(
                 "wrangler does not say that it deleted in the bucket, and not in its local"
                 " simulator: see what it said in the timeline."
@@ -267,12 +273,12 @@ _next_start = 0.0
 
 
 def wait_for_turn(until: float) -> None:
-    """Keep the starts of this process APART. Raises TooLate instead of starting in vain."""
+    """Keep the starts of this process APART. Raises DeadlinePassed instead of starting in vain."""
     global _next_start
     with _turn:
         start = max(monotonic(), _next_start)
         if start + SHORTEST > until:
-            raise TooLate(_("Not started: the look before it is too old by now."))
+            raise DeadlinePassed(_("Not started: the look before it is too old by now."))
         _next_start = start + APART
     sleep(max(0.0, start - monotonic()))
 

@@ -9,8 +9,8 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit.bucket.errors import (
     LOCKED,
-    Barred,
-    Broken,
+    BucketForbidden,
+    InvalidResponse,
     Refused,
     StoreError,
     Unavailable,
@@ -43,7 +43,7 @@ NAMES = {
 } | dict.fromkeys(("1000", "6003", "6111", "9106", "9109", "10000"), "Unauthorized")
 
 
-class Unusable(Barred):
+class Unusable(BucketForbidden):
     """No call of wrangler will work until somebody changes something."""
 
     advice = gettext_lazy(
@@ -81,7 +81,7 @@ def trouble(said: Said) -> StoreError:
 
 def answered(text: str, name: str, status: int) -> StoreError:
     kind = classify(name, status)
-    if kind is Barred:
+    if kind is BucketForbidden:
         return Unusable(f"{text} {_no_entry()}", name, answered=True)
     if kind is StoreError and 400 <= status < 500:
         kind = Refused
@@ -94,7 +94,7 @@ def unanswered(gist: str, text: str) -> StoreError:
         return Unavailable(text, "NoConnection")
     if NO_LOGIN.search(gist):
         return Unusable(f"{text} {_no_entry()}", "NotLoggedIn", answered=True)
-    return Broken(text)
+    return InvalidResponse(text)
 
 
 def _no_entry() -> str:

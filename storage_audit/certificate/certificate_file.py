@@ -36,15 +36,15 @@ LINE_OF_BOOKS = {"objects": int, "bytes": int}
 DEEPEST = 20  # levels of a head
 
 
-class NoCertificate(Exception):
+class NotACertificate(Exception):
     """The file is something else."""
 
 
-class Misshapen(Exception):
+class MalformedCertificate(Exception):
     """The file is not as we write one; the message says where."""
 
 
-class Changed(Exception):
+class CertificateOutdated(Exception):
     """The operation changed while its certificate was written, so that this has no end."""
 
 
@@ -171,7 +171,7 @@ def is_shallow(value: Any, levels: int) -> bool:
 
 
 def issued(operation: CleanupOperation, form: str) -> Iterator[str]:
-    """The certificate of an operation that has one. Raises Changed."""
+    """The certificate of an operation that has one. Raises CertificateOutdated."""
     head = head_of(operation)
     return FORMS[form].write(head, unchanged(operation, head), signed)
 
@@ -193,26 +193,28 @@ def unchanged(operation: CleanupOperation, head: Facts) -> Iterator[Facts]:
     yield from reckoning.of(items_of(operation))
     operation.refresh_from_db()
     if reckoning.books != head["books"] or head_of(operation) != head:
-        raise Changed(_("Operation %s changed while its certificate was written.") % operation.pk)
+        raise CertificateOutdated(
+            _("Operation %s changed while its certificate was written.") % operation.pk
+        )
 
 
 class Certificate:
     """A file, read from its beginning each time: it may hold a million items."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError, and NoCertificate."""
+        """Raises OSError, and NotACertificate."""
         self.path = path
         if self.starts_with(HEAD_STARTS):
             self.form = FORMS["json"]
         elif self.starts_with(CSV_STARTS):
             self.form = FORMS["csv"]
         else:
-            raise NoCertificate(_("It is no certificate of ours."))
+            raise NotACertificate(_("It is no certificate of ours."))
         self.head: Facts = {}
 
     def read(self) -> None:
-        """See its head and its ending, and that every line is one of ours. Raises Misshapen, with
-        the head known if it came before that."""
+        """See its head and its ending, and that every line is one of ours. Raises
+        MalformedCertificate, with the head known if it came before that."""
         ending = dict[str, str]()
         for part in self.parts():
             if part.name == "certificate":
@@ -220,7 +222,7 @@ class Certificate:
             elif part.name != "item":
                 ending[part.name] = part.value
         if not self.head or ending.keys() != set(Ending._fields):
-            raise Misshapen(_("Its end is missing."))
+            raise MalformedCertificate(_("Its end is missing."))
         self.ending = Ending(**ending)
 
     def starts_with(self, text: str) -> bool:
@@ -232,7 +234,7 @@ class Certificate:
                 yield line
 
     def parts(self) -> Iterator[Part]:
-        """Raises Misshapen."""
+        """Raises MalformedCertificate."""
         csv.field_size_limit(LONGEST)
         for number, line in enumerate(self.lines(), 1):
             try:
@@ -241,7 +243,7 @@ class Certificate:
                     yield fit(part)
             # Also of what is no UTF-8, and of what cannot be written again.
             except (ValueError, RecursionError, IndexError, csv.Error) as error:
-                raise Misshapen(_("Line %s is not as we write it.") % number) from error
+                raise MalformedCertificate(_("Line %s is not as we write it.") % number) from error
 
     def items(self) -> Iterator[Facts]:
         return (part.value for part in self.parts() if part.name == "item")

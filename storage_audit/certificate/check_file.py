@@ -50,7 +50,8 @@ class Back(NamedTuple):
 
 
 def flaws(certificate: Certificate) -> Iterator[str]:
-    """What shows, by the file alone, that it is not as it was issued. Raises Misshapen."""
+    """What shows, by the file alone, that it is not as it was issued. Raises
+    MalformedCertificate."""
     reckoning, digests = Reckoning(), list[str]()
 
     def as_in_file(digest: str) -> Ending:
@@ -158,7 +159,8 @@ def is_foreign(certificate: Certificate) -> bool:
 
 def back(certificate: Certificate) -> Iterator[Back]:
     """What was certified gone and is there now; complete when the iteration ends without an
-    exception. Raises Mismatch and StoreError. Holds as much as is there now, and not the file."""
+    exception. Raises CannotConclude and StoreError. Holds as much as is there now, and not the
+    file."""
     bucket = certificate.head["bucket"]
     identity = bucket_marker.check(bucket).identity
     for found in some(objects_in(bucket, certificate.head["ranges"], identity), OBJECTS_AT_A_TIME):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from django.db import transaction
 from django.utils.translation import gettext as _
 
-from storage_audit.bucket.errors import Barred, Overloaded, StoreError, TooLate
+from storage_audit.bucket.errors import BucketForbidden, DeadlinePassed, Overloaded, StoreError
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.turn import Work
 from storage_audit.clocks import monotonic
@@ -91,9 +91,11 @@ def adapt(work: Work, size: int, trouble: StoreError | None) -> None:
     if trouble is None:
         work.troubles = 0
         speed_up(work.operation)
-    elif isinstance(trouble, Barred) or (isinstance(trouble, TooLate) and size == 1):
+    elif isinstance(trouble, BucketForbidden) or (
+        isinstance(trouble, DeadlinePassed) and size == 1
+    ):
         raise trouble
-    elif isinstance(trouble, TooLate):
+    elif isinstance(trouble, DeadlinePassed):
         give_way(work.operation, size, trouble)
     else:
         endure(work, size, trouble)
@@ -101,15 +103,15 @@ def adapt(work: Work, size: int, trouble: StoreError | None) -> None:
 
 def give_way(operation: CleanupOperation, size: int, trouble: StoreError) -> None:
     """Ask for less; for as much where that would change nothing. `size` keys were asked for."""
-    if isinstance(trouble, Barred):
+    if isinstance(trouble, BucketForbidden):
         return
-    late = isinstance(trouble, TooLate)
+    late = isinstance(trouble, DeadlinePassed)
     smaller = Pace.for_size(size // 4, most_of(operation))
     slow_down(operation, smaller if late else Pace.of(operation).slower(), trouble)
 
 
 def severity(error: StoreError) -> tuple[bool, float, bool]:
-    return isinstance(error, Barred), error.retry_after, isinstance(error, Overloaded)
+    return isinstance(error, BucketForbidden), error.retry_after, isinstance(error, Overloaded)
 
 
 def speed_up(operation: CleanupOperation) -> None:

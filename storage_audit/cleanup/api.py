@@ -24,7 +24,7 @@ from storage_audit.cleanup.cleanup_text import meaning
 from storage_audit.cleanup.long_poll import LONGEST, wait_for_change
 from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.ownership.bucket_marker import CannotConclude
 
 router = Router(tags=["deletions"])
 
@@ -32,9 +32,9 @@ VIEW = "storage_audit.view_cleanupoperation"
 EVENTS_SHOWN, VALUES_SHOWN = 200, 100
 OUTCOMES = ("found", "deleted", "already_absent", "protected", "failed")
 
-SPOKEN[requests.StillAlive] = "project-exists"
+SPOKEN[requests.ProjectExists] = "project-exists"
 SPOKEN[IllegalTransition] = "wrong-state"
-SPOKEN[Mismatch] = "bucket-not-ours"
+SPOKEN[CannotConclude] = "bucket-not-ours"
 
 
 class Deletion(Schema):

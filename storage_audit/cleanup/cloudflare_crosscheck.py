@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from storage_audit.bucket import cloudflare_api, listing, s3
-from storage_audit.bucket.errors import Broken, StoreError, TooLate
+from storage_audit.bucket.errors import DeadlinePassed, InvalidResponse, StoreError
 from storage_audit.bucket.listing import Identity, escape, spellings, storable
 from storage_audit.bucket.s3 import Listed
 from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet
@@ -36,7 +36,7 @@ LONGEST = 45.0  # seconds
 Name = tuple[str, bool]
 
 
-class Unheard(Exception):
+class CrosscheckUnavailable(Exception):
     """Cloudflare's own API said nothing to be relied on; the message says why."""
 
 
@@ -52,7 +52,8 @@ class SecondLook:
     doubted: int = 0
 
     def take(self) -> str:
-        """What came of it. Raises Mismatch, LeaseLost, and StoreError when S3 gives no answer."""
+        """What came of it. Raises CannotConclude, LeaseLost, and StoreError when S3 gives no
+        answer."""
         if reason := cloudflare_api.why_not():
             return _("Cloudflare's own API was not asked. %s") % reason
         text = ""
@@ -65,7 +66,7 @@ class SecondLook:
                 text = _("Cloudflare's own API shows the same: %s objects.") % self.shown
             if left_out:
                 text += " " + _("It was not asked for %s more keys.") % left_out
-        except Unheard as error:
+        except CrosscheckUnavailable as error:
             text = _("Cloudflare's own API was asked in vain, so it says nothing: %s") % error
         return " ".join(filter(None, [self._differences(), text.strip()]))
 
@@ -84,7 +85,7 @@ class SecondLook:
         return " ".join(text % count for text, count in told if count)
 
     def _heard(self, prefix: str, after: str = "") -> Iterator[list[Listed]]:
-        """Pages of its listing. Raises Unheard, and LeaseLost."""
+        """Pages of its listing. Raises CrosscheckUnavailable, and LeaseLost."""
         operation = self.work.operation
         self._refuse_late()
         try:
@@ -93,16 +94,16 @@ class SecondLook:
                 yield page
                 self._refuse_late()
         except StoreError as error:
-            raise Unheard(str(error)) from error
+            raise CrosscheckUnavailable(str(error)) from error
 
     def _refuse_late(self) -> None:
         if monotonic() > self.ends:
-            raise Unheard(_("It took longer than %s seconds.") % int(LONGEST))
+            raise CrosscheckUnavailable(_("It took longer than %s seconds.") % int(LONGEST))
 
     def _see_marker(self) -> None:
         bucket = self.work.operation.bucket
         if differs(next(listing.pages(bucket, MARKER)), next(self._heard(MARKER))):
-            raise Unheard(str(elsewhere(bucket)))
+            raise CrosscheckUnavailable(str(elsewhere(bucket)))
 
     def _look_under_prefixes(self) -> None:
         operation = self.work.operation
@@ -207,8 +208,8 @@ def facts_of(listed: Listed) -> tuple[str, int, str, datetime]:
     return listed.key, listed.size, listed.etag, listed.last_modified.replace(microsecond=0)
 
 
-def elsewhere(bucket: str) -> Broken:
-    return Broken(
+def elsewhere(bucket: str) -> InvalidResponse:
+    return InvalidResponse(
         _(
             "It does not show the marker of bucket %s as S3 does: it is another bucket, or as it"
             " was once. Look at CLOUDFLARE_ACCOUNT_ID and R2_JURISDICTION."
@@ -221,8 +222,8 @@ def remaining(project_id: str, bucket: str, *, seconds: float) -> list[str]:
     """The keys that Cloudflare's own API lists in the bucket and that are the project's, live or
     deleted, as a cleanup judges them; escaped as `listing.escape` does.
 
-    Raises StoreError, also when the API cannot be asked, TooLate instead of asking once so many
-    seconds are over, and Mismatch, also for what is no project id.
+    Raises StoreError, also when the API cannot be asked, DeadlinePassed instead of asking once so
+    many seconds are over, and CannotConclude, also for what is no project id.
     """
     ends, prefixes = monotonic() + seconds, ranges_of(project_id)
     with s3.sent_until(ends):
@@ -250,7 +251,7 @@ def see_same(bucket: str, marker: Sequence[Listed], ends: float) -> None:
 
 def refuse_after(moment: float) -> None:
     if monotonic() > moment:
-        raise TooLate(_("Not asked: the time for it is over."))
+        raise DeadlinePassed(_("Not asked: the time for it is over."))
 
 
 def pages_of(

@@ -15,7 +15,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit import project_model
 from storage_audit.bucket import multipart, s3
-from storage_audit.bucket.errors import StoreError, TooLate
+from storage_audit.bucket.errors import DeadlinePassed, StoreError
 from storage_audit.bucket.listing import as_bytes, escape
 from storage_audit.bucket.multipart import Upload
 from storage_audit.bucket.s3 import Listed
@@ -26,7 +26,7 @@ from storage_audit.cleanup.delete_pipeline import Flight, Planned, Proof, among,
 from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, CleanupOperation
 from storage_audit.cleanup.open_decisions import ask_keeper, asked_by
 from storage_audit.cleanup.plan import rows_by_identity, to_judge, undecided_among
-from storage_audit.cleanup.turn import OutOfTime, Reborn, Scattered, Undecided, Work
+from storage_audit.cleanup.turn import OwnerChanging, ProjectRecreated, TooManySeeks, TurnOver, Work
 from storage_audit.clocks import mark_of, monotonic
 from storage_audit.conf import conf
 from storage_audit.locking import impatient
@@ -44,7 +44,7 @@ ABORTED = "aborted_up_to"
 
 
 def delete(work: Work) -> None:
-    """Send every planned item once. Raises OutOfTime, StoreError, Mismatch and LeaseLost."""
+    """Send every planned item once. Raises TurnOver, StoreError, CannotConclude and LeaseLost."""
     operation = work.operation
     uploads_left = abort_uploads(work)
     with Flight(work) as flight:
@@ -55,11 +55,11 @@ def delete(work: Work) -> None:
             work.look_again()
             try:
                 delete_batch(work, batch, flight)
-            except Scattered:
+            except TooManySeeks:
                 continue
             work.breathe()
     if uploads_left:
-        raise OutOfTime
+        raise TurnOver
     operation.renew(step=CleanupOperation.Step.VERIFY, cursor={})
 
 
@@ -96,8 +96,8 @@ def delete_batch(work: Work, batch: list[Planned], flight: Flight) -> None:
     try:
         proof = prove(work, batch)
         if proof.may_go and monotonic() > until:
-            raise TooLate(_("The look at the objects took longer than it may be relied on."))
-    except TooLate as late:
+            raise DeadlinePassed(_("The look at the objects took longer than it may be relied on."))
+    except DeadlinePassed as late:
         flight.land()
         return adaptive_batch.adapt(work, len(batch), late)
     if proof.may_go:
@@ -126,7 +126,7 @@ def proof_ends() -> float:
 
 def see_same_bucket(work: Work, *, until: float) -> None:
     """S3 is told an address, and wrangler an account: does it delete where we look? Asked once in
-    a turn. Raises Mismatch and StoreError."""
+    a turn. Raises CannotConclude and StoreError."""
     operation, ran = work.operation, list[Command]()
     if work.wrangler_is_here or not operation.runs_wrangler:
         return
@@ -193,18 +193,18 @@ def uploads_of(rows: Mapping[str, Sequence[Row]]) -> set[tuple[UUID | None, str]
 @contextmanager
 def waiting_for_rows() -> Iterator[None]:
     """Waits for whoever is just changing a row, such as to hand its object to another project.
-    Raises Undecided when that takes long, as others wait for this operation meanwhile."""
+    Raises OwnerChanging when that takes long, as others wait for this operation meanwhile."""
     try:
         with impatient():
             yield
     except OperationalError as error:
         text = _("Somebody is changing the tracking rows of objects to be deleted. %s")
-        raise Undecided(text % StoreError.advice) from error
+        raise OwnerChanging(text % StoreError.advice) from error
 
 
 def prove(work: Work, batch: list[Planned]) -> Proof:
     """Look at the objects and at their owners once more: only those that are as planned may go.
-    Raises TooLate when fewer have to be asked for."""
+    Raises DeadlinePassed when fewer have to be asked for."""
     operation = work.operation
     before = uploads_of(rows_of(work, batch))
     found = look_at(work, batch)
@@ -264,7 +264,7 @@ def undecided_of(
 
 def look_at(work: Work, batch: list[Planned]) -> dict[str, Listed]:
     """The objects and their copies, by identity. Keys that are not found in time are not sent.
-    Raises Scattered when there are too many for one look."""
+    Raises TooManySeeks when there are too many for one look."""
     find = work.find_lone if batch[0].span is None else work.find
     keys = [key for item in batch for key in (item.key, item.copied_to) if key]
     return find(keys, briefly=True)
@@ -303,7 +303,7 @@ def what_decides(operation: CleanupOperation) -> str:
 
 def refuse_reborn(operation: CleanupOperation) -> None:
     """A cleanup acts only for the deletion that asked for it, and a project that is just being
-    created comes first. Raises Reborn, Mismatch and Undecided."""
+    created comes first. Raises ProjectRecreated, CannotConclude and OwnerChanging."""
     project_id = operation.project_id or ""
     changing = KnownProject.objects.is_changing(project_id)
     alike = project_model.spelled_alike(project_id)
@@ -314,20 +314,20 @@ def refuse_reborn(operation: CleanupOperation) -> None:
             "Project %s lives again, or did and is gone without a signal: its objects are the new"
             " project's."
         )
-        raise Reborn(text % project_id)
+        raise ProjectRecreated(text % project_id)
     if living:
-        raise bucket_marker.Mismatch(namesake_of(project_id, min(living)))
+        raise bucket_marker.CannotConclude(namesake_of(project_id, min(living)))
     if changing:
-        raise Undecided(_("Project %s is just being created, or deleted again.") % project_id)
+        raise OwnerChanging(_("Project %s is just being created, or deleted again.") % project_id)
     deleted_at = KnownProject.objects.time_of_deletion(project_id)
     if deleted_at is None:
         text = _(
             "The deletion of project %s is not on record any more, so its files are kept. To delete"
             " them, declare the project deleted."
         )
-        raise Reborn(text % project_id)
+        raise ProjectRecreated(text % project_id)
     if deleted_at != operation.project_deleted_at:
-        raise Reborn(taken_over(project_id))
+        raise ProjectRecreated(taken_over(project_id))
 
 
 def namesake_of(project_id: str, other: str) -> str:

@@ -23,13 +23,13 @@ from django.utils.translation import gettext as _
 from storage_audit import logs
 from storage_audit.bucket import deleters
 from storage_audit.bucket.deleters import Answers, Sent
-from storage_audit.bucket.errors import Barred, StoreError
+from storage_audit.bucket.errors import BucketForbidden, StoreError
 from storage_audit.bucket.s3 import DELETED
 from storage_audit.bucket.wrangler import Command
 from storage_audit.cleanup import adaptive_batch, progress
 from storage_audit.cleanup.adaptive_batch import Pace
 from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, CleanupOperation
-from storage_audit.cleanup.turn import OutOfTime, Undecided, Work
+from storage_audit.cleanup.turn import OwnerChanging, TurnOver, Work
 from storage_audit.clocks import mark_of
 from storage_audit.conf import conf
 from storage_audit.redaction import visible
@@ -96,7 +96,7 @@ class Flight:
     ) -> None:
         with self._lanes, self._senders:  # Which wait for the calls that have left.
             try:
-                if error is None or isinstance(error, OutOfTime):
+                if error is None or isinstance(error, TurnOver):
                     self.land()
                 elif isinstance(error, Exception):
                     self._end_early(error)
@@ -138,8 +138,8 @@ class Flight:
         if trouble:
             adaptive_batch.give_way(self.work.operation, size, trouble)
             longer = trouble.retry_after > getattr(error, "retry_after", 0)
-            if isinstance(error, StoreError | Undecided) and (
-                longer or isinstance(trouble, Barred)
+            if isinstance(error, StoreError | OwnerChanging) and (
+                longer or isinstance(trouble, BucketForbidden)
             ):
                 raise trouble from error
 

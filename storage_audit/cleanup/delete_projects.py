@@ -12,14 +12,14 @@ from django.utils.translation import gettext as _
 
 from storage_audit import project_model
 from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.cleanup.requests import StillAlive, deletion_of
+from storage_audit.cleanup.requests import ProjectExists, deletion_of
 from storage_audit.fields import limit_to
 from storage_audit.redaction import redact, visible
 
 logger = logging.getLogger(__name__)
 
 # How a deletion says why the row stays.
-REFUSALS = StillAlive, ProtectedError, RestrictedError
+REFUSALS = ProjectExists, ProtectedError, RestrictedError
 # Writes the history of these rows, in the transaction that deletes them.
 Log = Callable[[list[Any]], object]
 Batch = dict[str, Model]
@@ -127,7 +127,7 @@ def explain(batch: Batch, error: Exception) -> str:
     reason = reason_of(error) if isinstance(error, REFUSALS) else ""
     if len(batch) > 1:
         return _("None of the selected projects was deleted. %s") % reason
-    if isinstance(error, StillAlive):
+    if isinstance(error, ProjectExists):
         return reason
     [project_id] = batch
     return tell(project_id, reason or _("its deletion failed. The server's log says why."))
@@ -147,7 +147,7 @@ def tell(project_id: str, reason: str) -> str:
 def delete_batch(batch: Batch, log: Log = list) -> Made:
     """Delete those that are still there, all or none: each by its own delete() if it has one. The
     cleanups of these, and of projects that went along. Those that somebody else deleted are not
-    among them. Raises StillAlive if that keeps the row, and whatever else a deletion raises."""
+    among them. Raises ProjectExists if that keeps the row, and whatever else a deletion raises."""
     # Whoever saves or deletes one waits for the commit (PostgreSQL).
     rows = {project_id: row for project_id in batch if (row := lock_row(batch[project_id]))}
     there = [batch[project_id] for project_id in rows]
@@ -166,7 +166,7 @@ def delete_batch(batch: Batch, log: Log = list) -> Made:
     left = project_model.present(gone)
     for project_id in rows:
         if project_id in left:
-            raise StillAlive(tell(project_id, _("its model keeps such rows.")))
+            raise ProjectExists(tell(project_id, _("its model keeps such rows.")))
     return {project_id: deletion_of(project_id) for project_id in gone if project_id not in left}
 
 
@@ -196,15 +196,17 @@ def is_asked_for(project_ids: set[str]) -> bool:
 
 
 def lock_row(owner: Model) -> Model | None:
-    """The project's row, or None if it is gone. Raises StillAlive for a row that has another id by
-    now, or one that the database cannot look up."""
+    """The project's row, or None if it is gone. Raises ProjectExists for a row that has another id
+    by now, or one that the database cannot look up."""
     project_id, pk = project_model.id_of(owner), project_model.pk_of(owner)
     row = project_model.lock(project_id)
     # Another row may have the id by now.
     if row and project_model.pk_of(row) == pk:
         return row
     if project_model.every().filter(pk=pk).exists():
-        raise StillAlive(tell(project_id, _("its row is there, but cannot be found by this id.")))
+        raise ProjectExists(
+            tell(project_id, _("its row is there, but cannot be found by this id."))
+        )
     return None
 
 
@@ -233,11 +235,11 @@ def delete_alone(owner: Model, project: Model) -> None:
 
 def read_again(owner: Model) -> Any:
     """Another delete() may have changed its row. Not by refresh_from_db(), which a model's own
-    fields may refuse. Raises StillAlive where only the project's row is left of a child's."""
+    fields may refuse. Raises ProjectExists where only the project's row is left of a child's."""
     if row := stored(type(owner)).filter(pk=owner.pk).first():
         return row
     reason = _("it is no longer a %s.") % owner._meta.verbose_name
-    raise StillAlive(tell(project_model.id_of(owner), reason))
+    raise ProjectExists(tell(project_model.id_of(owner), reason))
 
 
 def stored(model: type[Model]) -> QuerySet[Any]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from threading import Lock
 
 from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.concurrency import Full, place
+from storage_audit.concurrency import Busy, place
 from storage_audit.conf import conf
 
 LONGEST = 30  # seconds; proxies give up after 60
@@ -22,7 +22,7 @@ def wait_for_change(operation: CleanupOperation, seconds: float, person: Hashabl
     over; at once when there is no place to wait. Nothing is locked meanwhile."""
     if not seconds:
         return
-    with suppress(Full), place_of(person):
+    with suppress(Busy), place_of(person):
         ends = time.monotonic() + seconds
         while is_as_seen(operation) and time.monotonic() < ends:
             time.sleep(LOOK_EVERY)
@@ -37,10 +37,10 @@ def is_as_seen(operation: CleanupOperation) -> bool:
 @contextmanager
 def place_of(person: Hashable) -> Iterator[None]:
     """A place for a long poll of this person, who may take half of them with all tokens: the
-    others are for other people and for requests that ask the store. Raises Full."""
+    others are for other people and for requests that ask the store. Raises Busy."""
     with _counting:
         if 2 * _polls[person] >= conf().api_waits:
-            raise Full
+            raise Busy
         _polls[person] += 1
     try:
         with place():

@@ -138,7 +138,8 @@ def reason(named: Named, owners: set[str]) -> str:
 
 
 def look_up(work: Work) -> None:
-    """Which of them are in the bucket. Raises OutOfTime, StoreError, Mismatch and LeaseLost."""
+    """Which of them are in the bucket. Raises TurnOver, StoreError, CannotConclude and
+    LeaseLost."""
     operation = work.operation
     todo = operation.items.named().filter(present_at=None, outcome=Outcome.PROTECTED)
     while looked := work.look_up(todo.order_by("key")):

@@ -33,7 +33,7 @@ from storage_audit.cleanup.position import end_of
 from storage_audit.cleanup.turn import LONE_KEYS, Work
 from storage_audit.fields import insert_new, insert_values
 from storage_audit.models import R2Object, R2ObjectQuerySet
-from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.ownership.key_format import Readings
 from storage_audit.ownership.owner import (
     Claim,
@@ -54,7 +54,7 @@ CHUNK = 5000
 
 
 def discover(work: Work) -> None:
-    """Make the operation's items, going on where the last turn stopped. Raises OutOfTime,
+    """Make the operation's items, going on where the last turn stopped. Raises TurnOver,
     StoreError and LeaseLost."""
     operation = work.operation
     assert operation.project_id is not None
@@ -67,11 +67,11 @@ def discover(work: Work) -> None:
 
 
 def ranges_of(project_id: str) -> list[str]:
-    """What to list. Raises Mismatch when no layout can have this id: nothing would be listed, and
-    so nothing be seen gone."""
+    """What to list. Raises CannotConclude when no layout can have this id: nothing would be listed,
+    and so nothing be seen gone."""
     if layouts().is_project_id(project_id):
         return layouts().prefixes(project_id)
-    raise Mismatch(
+    raise CannotConclude(
         _(
             "%s is no project id, so its files cannot be looked for. If it should be one, mend the"
             " setting PROJECT_ID and force-delete this operation. Else delete the rows of its"

@@ -30,7 +30,7 @@ from storage_audit.cleanup.open_decisions import (
     why_covered,
 )
 from storage_audit.cleanup.plan import owners_of, rows_by_identity
-from storage_audit.cleanup.turn import Undecided, Work
+from storage_audit.cleanup.turn import OwnerChanging, Work
 from storage_audit.clocks import CLOCKS_DIFFER, was_ahead
 from storage_audit.models import KnownProject, R2Object
 from storage_audit.ownership.attribution import Doubt, attribute
@@ -57,7 +57,7 @@ COMPARED = [
 
 
 def look_up(work: Work) -> None:
-    """Hold the objects against what was said of them. Raises OutOfTime, StoreError, LeaseLost."""
+    """Hold the objects against what was said of them. Raises TurnOver, StoreError, LeaseLost."""
     operation = work.operation
     judge = judge_orphans if operation.about == CleanupOperation.Kind.ORPHANS else compare_rows
     after = operation.cursor.get("after", "")
@@ -229,9 +229,9 @@ def undecided_at_proof(
 def doubts_at_proof(
     work: Work, readings: ByKey, rows: ByIdentity, found: Mapping[str, Listed]
 ) -> dict[str, str]:
-    """The same once nobody is just creating one of the projects. Raises Undecided."""
+    """The same once nobody is just creating one of the projects. Raises OwnerChanging."""
     if KnownProject.objects.are_changing(named_by(readings, rows)):
-        raise Undecided(_("A project that could want these objects is just being created."))
+        raise OwnerChanging(_("A project that could want these objects is just being created."))
     return doubts_of(work, readings, rows, found)
 
 

@@ -37,7 +37,7 @@ Kind, Status, Trigger = (
 Evidence = KnownProject.Evidence
 
 
-class StillAlive(Exception):
+class ProjectExists(Exception):
     """The project exists, so its files are not left-behind ones; the message says what to do."""
 
 
@@ -123,7 +123,7 @@ def force_delete_operation(operation: CleanupOperation) -> list[CleanupOperation
     """Release a blocked operation, run a dry run's plan, or try a failed one again.
 
     Lifts the limits, never the ownership rule. Raises IllegalTransition for any other status, or
-    when the operation tells other figures than the instance, and StillAlive for the plan of a
+    when the operation tells other figures than the instance, and ProjectExists for the plan of a
     live project.
     """
     user = current_origin().user or "command"
@@ -151,7 +151,7 @@ def force_delete_operation(operation: CleanupOperation) -> list[CleanupOperation
 
 
 def run_plan(operation: CleanupOperation, user: str) -> None:
-    """Run a plan for the deletion that it was made for, or that followed it. Raises StillAlive,
+    """Run a plan for the deletion that it was made for, or that followed it. Raises ProjectExists,
     ValidationError and IllegalTransition."""
     project_id = operation.project_id or ""
     refuse_undeclared(project_id)
@@ -192,7 +192,7 @@ def declare_deleted(project_id: str, mode: Mode | None = None) -> list[CleanupOp
     """Clean up after an id that is not alive, such as one deleted before this was installed. An
     open cleanup of it is returned, and goes on at once unless it is blocked by a limit.
 
-    Raises ValidationError for what is no project id, and StillAlive.
+    Raises ValidationError for what is no project id, and ProjectExists.
     """
     mode = mode or usual()
     operations = succession.request_cleanups(
@@ -224,7 +224,7 @@ def is_undecided(operation: CleanupOperation) -> bool:
 
 
 def declare(project_id: str) -> datetime:
-    """Know the id for a deleted one, and since when. Raises ValidationError and StillAlive."""
+    """Know the id for a deleted one, and since when. Raises ValidationError and ProjectExists."""
     validate_project_id(project_id)
     refuse_alive(project_id)
     return KnownProject.objects.declare_deleted(project_id)
@@ -257,7 +257,7 @@ def say_deleted(operation: CleanupOperation) -> None:
 
 def refuse_alive(project_id: str | None) -> None:
     if project_model.is_alive(project_id):
-        raise StillAlive(
+        raise ProjectExists(
             _("Project %s exists. Delete it in the admin; that cleans up after it.") % project_id
         )
 

@@ -18,7 +18,7 @@ from django.utils.translation import ngettext
 
 from storage_audit import logs
 from storage_audit.bucket import s3
-from storage_audit.bucket.errors import Barred, StoreError
+from storage_audit.bucket.errors import BucketForbidden, StoreError
 from storage_audit.bucket.listing import escape
 from storage_audit.cleanup import (
     delete_batches,
@@ -35,10 +35,10 @@ from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.cleanup.models.states import LeaseLost
 from storage_audit.cleanup.plan import discover, ranges_of
 from storage_audit.cleanup.position import Basis
-from storage_audit.cleanup.turn import OutOfTime, Reborn, Undecided, Work
+from storage_audit.cleanup.turn import OwnerChanging, ProjectRecreated, TurnOver, Work
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
-from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.reading import read_in_steps
 from storage_audit.redaction import redact
 
@@ -110,19 +110,19 @@ def take_turn(operation: CleanupOperation) -> None:
     """Advance as far as the turn allows, and leave the operation in the state that follows."""
     try:
         advance(Work.begin(operation))
-    except OutOfTime as over:
+    except TurnOver as over:
         operation.hand_over(over.after)
-    except Reborn as reborn:
+    except ProjectRecreated as reborn:
         succession.supersede(operation, str(reborn))
     except used_files.Unread as unread:
         block(operation, str(unread), unread=unread.fields)
-    except Mismatch as mismatch:
+    except CannotConclude as mismatch:
         with transaction.atomic():
             forget_pass(operation)
             block(operation, str(mismatch))
     except StoreError as error:
         put_off(operation, error)
-    except Undecided as error:
+    except OwnerChanging as error:
         postpone(operation, str(error))
     except LeaseLost:
         raise
@@ -177,7 +177,7 @@ def may_delete(operation: CleanupOperation) -> bool:
 
 def resume(work: Work) -> None:
     """Go on from where the last turn stopped, or start the pass again if what it saw no longer
-    counts. Raises Undecided if that happens again and again."""
+    counts. Raises OwnerChanging if that happens again and again."""
     operation, cursor = work.operation, work.operation.cursor
     if not cursor.keys() - WITHOUT_PAGES or ("seen_at" in cursor and is_trusted(work)):
         return
@@ -188,7 +188,7 @@ def resume(work: Work) -> None:
         text = _("Listing the bucket from the beginning: what was listed before no longer counts.")
         operation.record(operation.step, text)
     if restarts % RESTARTS == 0:
-        raise Undecided(
+        raise OwnerChanging(
             _(
                 "The listing started from the beginning %s times. Its turns were more than an hour"
                 " apart, or the workers' settings differ."
@@ -397,7 +397,11 @@ def put_off(operation: CleanupOperation, error: StoreError) -> None:
     """Try again as the error policy says: see bucket/errors.py."""
     operation.renew()
     refused = s3.bars(operation.bucket, error)
-    advice = error.advice if isinstance(error, Barred) or not refused else Barred.advice
+    advice = (
+        error.advice
+        if isinstance(error, BucketForbidden) or not refused
+        else BucketForbidden.advice
+    )
     reason = f"{str(error).rstrip('.')}. {advice}"
     asked = min(error.retry_after, conf().longest_retry.total_seconds())
     postpone(operation, reason, after=timedelta(seconds=asked), refused=refused)

@@ -59,7 +59,7 @@ def settle_each(
     work: Work, items: CleanupItemQuerySet, settle_some: Callable[[CleanupItemQuerySet], None]
 ) -> None:
     """Settle some at a time, each time in less than the lease lasts. What is settled is none of
-    `items` any more, so any worker can go on with the rest. Raises OutOfTime and LeaseLost."""
+    `items` any more, so any worker can go on with the rest. Raises TurnOver and LeaseLost."""
     operation, todo = work.operation, items.order_by("span", "key").values_list("pk", flat=True)
     while pks := list(todo[:TOGETHER]):
         some = operation.items.filter(pk__any_of=pks)

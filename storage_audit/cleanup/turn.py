@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from storage_audit import logs
 from storage_audit.bucket import listing, s3
-from storage_audit.bucket.errors import Broken, StoreError
+from storage_audit.bucket.errors import InvalidResponse, StoreError
 from storage_audit.bucket.listing import Identity, exact, show_all_spellings, spelled_as
 from storage_audit.bucket.s3 import PAGE, Listed
 from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, CleanupOperation
@@ -38,11 +38,11 @@ RANGES_AT_ONCE = 4
 GATHERING = 5.0
 
 
-class Scattered(Exception):
+class TooManySeeks(Exception):
     """So many lone keys are no neighbours: look for fewer at a time."""
 
 
-class OutOfTime(Exception):
+class TurnOver(Exception):
     """The turn is over and work is left; what was done so far is recorded. The next turn is not
     due before `after` is over."""
 
@@ -51,11 +51,11 @@ class OutOfTime(Exception):
         self.after = after
 
 
-class Undecided(Exception):
+class OwnerChanging(Exception):
     """Somebody is just changing what decides on the objects; the message says what."""
 
 
-class Reborn(Exception):
+class ProjectRecreated(Exception):
     """The cleanup is of an earlier life of the project; the message says which decides now."""
 
 
@@ -82,7 +82,7 @@ class Work:
 
     @classmethod
     def begin(cls, operation: CleanupOperation) -> "Work":
-        """Raises Mismatch and StoreError."""
+        """Raises CannotConclude and StoreError."""
         ends = monotonic() + conf().slice.total_seconds()
         clock_zero = operation.read_database_clock() - timedelta(seconds=monotonic())
         # Before the traits: if the bucket is claimed again, nothing is seen under this name.
@@ -108,13 +108,14 @@ class Work:
         return Deleted(operation.project_id or "", at)
 
     def look_again(self) -> None:
-        """Is it still the right bucket, and the right database? Raises Mismatch and StoreError."""
+        """Is it still the right bucket, and the right database? Raises CannotConclude and
+        StoreError."""
         self.traits = bucket_marker.identify(self.operation.bucket)
         self.see_marker()
         bucket_marker.refuse_empty_table()
 
     def see_marker(self) -> None:
-        """Call after a listing, before anything of it is written. Raises Mismatch and
+        """Call after a listing, before anything of it is written. Raises CannotConclude and
         StoreError."""
         seen = bucket_marker.see_marker(self.operation.bucket)
         if seen != self.marker:
@@ -153,7 +154,7 @@ class Work:
 
     def pages(self, prefix: str, after: str = "") -> Iterator[list[Listed]]:
         """A listing, in pieces that may be written: the marker was seen after each. Complete when
-        the iteration ends without an exception. Raises Mismatch and StoreError."""
+        the iteration ends without an exception. Raises CannotConclude and StoreError."""
         for piece in gather(ahead(listing.pages(self.operation.bucket, prefix, after))):
             self.see_marker()
             yield piece
@@ -161,7 +162,7 @@ class Work:
     def find(self, keys: Sequence[str], *, briefly: bool = False) -> dict[str, Listed]:
         """The objects of these keys, by identity; as complete, and as sure, as `pages`.
 
-        What takes long goes on where the last turn stopped. Raises OutOfTime, but not `briefly`:
+        What takes long goes on where the last turn stopped. Raises TurnOver, but not `briefly`:
         then other spellings are looked for in no more than SLOW seconds, and nothing may be
         concluded from what is not found.
         """
@@ -172,13 +173,13 @@ class Work:
         while some := list(items[: self.together]):
             try:
                 found = self.find_lone([item.key for item in some])
-            except Scattered:
+            except TooManySeeks:
                 continue
             return [(item, found.get(self.identity(item.key))) for item in some]
         return []
 
     def find_lone(self, keys: Sequence[str], *, briefly: bool = False) -> dict[str, Listed]:
-        """The same, of keys that may be far apart. Raises Scattered, after which fewer are one
+        """The same, of keys that may be far apart. Raises TooManySeeks, after which fewer are one
         look."""
         began = monotonic()
 
@@ -186,7 +187,7 @@ class Work:
             self.operation.renew()
             if len(keys) > LONE_KEYS and monotonic() > began + SLOW:
                 self.together = LONE_KEYS
-                raise Scattered
+                raise TooManySeeks
 
         found = self.find_after(keys, after_page, briefly=briefly)
         if monotonic() < began + QUICK:
@@ -229,9 +230,9 @@ class Work:
         return monotonic() >= self.deadline - conf().slice.total_seconds() / 2
 
     def breathe(self) -> None:
-        """Call where the turn may end. Raises OutOfTime."""
+        """Call where the turn may end. Raises TurnOver."""
         if monotonic() >= self.deadline:
-            raise OutOfTime
+            raise TurnOver
 
 
 class Piece(NamedTuple):
@@ -264,7 +265,7 @@ def hold(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
                 held, until = [], monotonic() + GATHERING
     except StoreError as error:
         trouble = error
-    if held and not isinstance(trouble, Broken):
+    if held and not isinstance(trouble, InvalidResponse):
         yield held
     if trouble:
         raise trouble

@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit import project_model
-from storage_audit.bucket.errors import TooLate
+from storage_audit.bucket.errors import DeadlinePassed
 from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.cleanup.turn import Work
 from storage_audit.conf import conf
@@ -111,8 +111,8 @@ def unread_text(fields: list[str]) -> str:
 
 
 def doubts_at_proof(work: Work, keys: Iterable[str]) -> dict[str, str]:
-    """Why these keys stay, as far as columns with an index tell in two seconds. Raises TooLate
-    and Unread."""
+    """Why these keys stay, as far as columns with an index tell in two seconds. Raises
+    DeadlinePassed and Unread."""
     operation = work.operation
     if not asks(operation):
         return {}
@@ -120,7 +120,7 @@ def doubts_at_proof(work: Work, keys: Iterable[str]) -> dict[str, str]:
         used = uses_of_keys(operation.bucket, [(key, key) for key in keys], PROOF_SECONDS)
     except TimeoutError as error:
         text = _("The database takes too long to tell whether rows of %s still use these files.")
-        raise TooLate(text % error) from error
+        raise DeadlinePassed(text % error) from error
     if unread := unapproved(operation, used):
         raise Unread(unread)
     return {key: KEPT % row for key, row in used.rows.items()}

@@ -20,11 +20,11 @@ from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, Clean
 from storage_audit.cleanup.objects_in_hand import exclude_in_hand, select_changing
 from storage_audit.cleanup.plan import judged, save
 from storage_audit.cleanup.position import end_of
-from storage_audit.cleanup.turn import OutOfTime, Work
+from storage_audit.cleanup.turn import TurnOver, Work
 from storage_audit.clocks import maybe_since
 from storage_audit.fields import starts_with
 from storage_audit.models import R2Object
-from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.ownership.bucket_marker import CannotConclude
 
 Outcome, FoundIn = CleanupItem.Outcome, CleanupItem.FoundIn
 # Between two looks for files of which no answer says that they were deleted.
@@ -36,8 +36,8 @@ Found = Mapping[int, Listed]
 def verify(work: Work) -> None:
     """See which items are still in the bucket, then settle them.
 
-    Only a look that reached the end of every range says that anything is gone. Raises OutOfTime,
-    StoreError, Mismatch and LeaseLost.
+    Only a look that reached the end of every range says that anything is gone. Raises TurnOver,
+    StoreError, CannotConclude and LeaseLost.
     """
     if "ended" not in work.operation.cursor:
         look(work)
@@ -54,7 +54,7 @@ def look(work: Work) -> None:
     look_at_keys(work)
     work.look_again()
     if not operation.released_by and (reason := limits.gone_unsent(operation)):
-        raise Mismatch(reason)
+        raise CannotConclude(reason)
     confirm_absence(work)
     operation.renew(cursor=work.move(ended=timezone.now().isoformat()))
 
@@ -139,7 +139,7 @@ def look_for(
 
 def confirm_absence(work: Work) -> None:
     """Look once more, later and over new connections, for files that the listing does not show and
-    of which no answer says that they were deleted. Raises OutOfTime."""
+    of which no answer says that they were deleted. Raises TurnOver."""
     operation = work.operation
     unseen = operation.items.filter(present_at=None)
     unconfirmed = Q(outcome=Outcome.DELETING) & ~Q(answer=str(DELETED))
@@ -152,7 +152,7 @@ def confirm_absence(work: Work) -> None:
         put_off_conclusion(work, count)
     left = datetime.fromisoformat(operation.cursor["again_at"]) - operation.read_database_clock()
     if left > timedelta(0):
-        raise OutOfTime(left)
+        raise TurnOver(left)
     s3.forget_connections()
     look_for(work, absent, "again", adds=0)
     look_for_nameless(work, nameless)
@@ -168,7 +168,7 @@ def put_off_conclusion(work: Work, count: int) -> None:
         again_at = work.operation.read_database_clock() + ABSENCE_PAUSE
         work.operation.renew(cursor=work.move(again_at=again_at.isoformat()))
         work.operation.record("verify", text % count)
-    raise OutOfTime(ABSENCE_PAUSE)
+    raise TurnOver(ABSENCE_PAUSE)
 
 
 def look_for_nameless(work: Work, items: CleanupItemQuerySet) -> None:

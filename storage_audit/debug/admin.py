@@ -9,12 +9,12 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.translation import gettext as _
 
-from storage_audit.bucket.errors import StoreError, TooLate
+from storage_audit.bucket.errors import DeadlinePassed, StoreError
 from storage_audit.cleanup.admin.cleanups import CleanupOperationAdmin
 from storage_audit.cleanup.admin.forms import ProjectIdForm
-from storage_audit.concurrency import Full, place
+from storage_audit.concurrency import Busy, place
 from storage_audit.debug.discovery_comparison import Comparison, Difference, compare_everywhere
-from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.redaction import redact, visible
 
 # So long a person may wait, with the bucket listed meanwhile.
@@ -51,9 +51,9 @@ def context(query: QueryDict) -> dict[str, Any]:
             with place():
                 comparisons = compare_everywhere(project_id, seconds=SECONDS)
             found["comparisons"] = [shown(each) for each in comparisons]
-        except TooLate:
+        except DeadlinePassed:
             found["command"] = f"manage.py compare_discovery {project_id}"
-        except (StoreError, Mismatch, Full) as error:
+        except (StoreError, CannotConclude, Busy) as error:
             found["trouble"] = visible(redact(str(error)))
     return found
 

@@ -25,7 +25,7 @@ from storage_audit.conf import conf
 from storage_audit.fields import spellings
 from storage_audit.models import KnownProject, R2Object, R2ObjectQuerySet
 from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.ownership.key_format import Readings
 from storage_audit.ownership.owner import (
     Claim,
@@ -187,12 +187,13 @@ def compare_everywhere(project_id: str, *, seconds: float = inf) -> list[Compari
 def compare(project_id: str, bucket: str | None = None, *, seconds: float = inf) -> Comparison:
     """What each way finds of a project, live, deleted or unknown; complete, or an error.
 
-    Of a live project a cleanup is meant that would begin now. Raises StoreError, TooLate among
-    them when it takes longer than `seconds`, and Mismatch, also for what is no project id.
+    Of a live project a cleanup is meant that would begin now. Raises StoreError, DeadlinePassed
+    among them when it takes longer than `seconds`, and CannotConclude, also for what is no project
+    id.
     """
     if not layouts().is_project_id(project_id):
         text = _("%(id)s is no project id, so its files cannot be looked for. Ids match %(form)s.")
-        raise Mismatch(text % {"id": project_id, "form": conf().project_id})
+        raise CannotConclude(text % {"id": project_id, "form": conf().project_id})
     with s3.sent_until(monotonic() + seconds):
         look = Look.begin(project_id, bucket or conf().bucket)
         prefixes = layouts().prefixes(project_id)

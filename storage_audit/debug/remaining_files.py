@@ -6,11 +6,11 @@ from time import monotonic
 
 from django.utils.translation import gettext as _
 
-from storage_audit.bucket.errors import StoreError, TooLate
+from storage_audit.bucket.errors import DeadlinePassed, StoreError
 from storage_audit.cleanup import cloudflare_crosscheck
 from storage_audit.debug import discovery_comparison
 from storage_audit.debug.discovery_comparison import Keys, Way
-from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.ownership.bucket_marker import CannotConclude
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,9 @@ def look_for_remains(project_id: str, *, seconds: float) -> Remains:
         for bucket in buckets:
             try:
                 found += into(bucket)
-            except TooLate:
+            except DeadlinePassed:
                 return Look(None, _("It took longer than %s seconds.") % seconds)
-            except (StoreError, Mismatch) as error:
+            except (StoreError, CannotConclude) as error:
                 return Look(
                     None, _("Bucket %(bucket)s: %(error)s") % {"bucket": bucket, "error": error}
                 )

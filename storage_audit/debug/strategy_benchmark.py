@@ -48,7 +48,7 @@ WRITERS = 8
 HOLD = timedelta(minutes=15)
 
 
-class CannotTry(Exception):
+class BenchmarkImpossible(Exception):
     """No project can be made up that is told from all others; the message says why."""
 
 
@@ -92,7 +92,7 @@ class Run:
 def prepare(strategies: list[str], objects: int) -> list[Run]:
     """What is going to be tried, each on a project of its own. Writes nothing.
 
-    Raises CannotTry, and Mismatch and StoreError when this is no bucket of ours.
+    Raises BenchmarkImpossible, and CannotConclude and StoreError when this is no bucket of ours.
     """
     bucket_marker.check(conf().bucket)
     obstacle = obstacle_to_wrangler(objects) if WITH_WRANGLER & set(strategies) else ""
@@ -138,12 +138,12 @@ def refuse_shared(run: Run) -> None:
         owners = {reading.project for reading in layouts().readings(key)}
         if owners != {run.project_id}:
             text = _("%(key)s would not be read as a key of %(id)s alone, so nothing is written.")
-            raise CannotTry(text % {"key": key, "id": run.project_id})
+            raise BenchmarkImpossible(text % {"key": key, "id": run.project_id})
 
 
 def try_all(runs: list[Run]) -> Iterator[Run]:
-    """Try one after the other; gives each when it is over. Raises StoreError and Mismatch when
-    the objects cannot be written, or what is left not be seen."""
+    """Try one after the other; gives each when it is over. Raises StoreError and CannotConclude
+    when the objects cannot be written, or what is left not be seen."""
     for run in runs:
         if not run.obstacle:
             try_one(run)
@@ -169,7 +169,7 @@ def try_one(run: Run) -> None:
 @transaction.atomic
 def record(project_id: str, strategy: str, hold: timedelta = HOLD) -> CleanupOperation:
     """The cleanup of a project that never lived, without limits: its size is what was asked for.
-    Raises StillAlive and ValidationError."""
+    Raises ProjectExists and ValidationError."""
     requests.declare(project_id)
     # Of a deletion of its own: the one before may not be over.
     deleted_at = timezone.now()

@@ -14,7 +14,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit.concurrency import Full, place
+from storage_audit.concurrency import Busy, place
 from storage_audit.doctor.compare_processes import Comparison, Fact
 from storage_audit.doctor.models import Diagnosis
 from storage_audit.doctor.probe_result import Status
@@ -62,7 +62,7 @@ class DiagnosisAdmin(ReadOnlyAdmin[Diagnosis]):
         try:
             with place():
                 diagnosis = examine_everywhere(Diagnosis.Context.WEB)
-        except Full as full:
+        except Busy as full:
             self.message_user(request, str(full), messages.ERROR)
             return redirect("admin:storage_audit_diagnosis_changelist")
         if not diagnosis.pk:

@@ -7,7 +7,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit.bucket import cloudflare_api, wrangler
-from storage_audit.bucket.errors import StoreError, TooLate
+from storage_audit.bucket.errors import DeadlinePassed, StoreError
 from storage_audit.bucket.wrangler_errors import Unusable
 from storage_audit.clocks import monotonic
 from storage_audit.conf import conf
@@ -194,7 +194,7 @@ def unlike_token(error: StoreError) -> Result:
 
 def trouble(error: StoreError, causes: Mapping[str, Cause]) -> Result:
     """Of wrangler. What has no code is no answer of the API, and says itself what to do."""
-    if isinstance(error, TooLate):
+    if isinstance(error, DeadlinePassed):
         text = _("The calls of wrangler took all the time there is.")
         advice = _("Look again when this machine has less to do.")
         return Result(Status.NOT_CHECKED, text, advice)

@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit.bucket import multipart, s3
 from storage_audit.bucket.errors import StoreError
-from storage_audit.bucket.listing import OutOfOrder, pages
+from storage_audit.bucket.listing import ListingOutOfOrder, pages
 from storage_audit.conf import conf
 from storage_audit.doctor.probe_result import Facts, Result, Status
 from storage_audit.doctor.store_probes import Cause, cause_of
@@ -183,7 +183,7 @@ def lists_in_order(bucket: str, start: str, keys: list[str]) -> bool:
         s3.write(bucket, key, BODY)
     try:
         return listed(bucket, start) == keys
-    except OutOfOrder:
+    except ListingOutOfOrder:
         return False
 
 
@@ -191,7 +191,7 @@ def marker() -> Result:
     bucket = conf().bucket
     try:
         bucket_marker.check(bucket)
-    except bucket_marker.Mismatch as mismatch:
+    except bucket_marker.CannotConclude as mismatch:
         advice = _(
             "If this is the wrong bucket or the wrong database, correct R2_BUCKET_NAME or"
             " DATABASE_URL; else do as it says. Until then every cleanup is blocked."

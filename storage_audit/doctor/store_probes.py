@@ -11,7 +11,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit.bucket import connectivity, s3
-from storage_audit.bucket.errors import LOCKED, Broken, StoreError, Unavailable
+from storage_audit.bucket.errors import LOCKED, InvalidResponse, StoreError, Unavailable
 from storage_audit.conf import conf
 from storage_audit.doctor.probe_result import Result, Status
 from storage_audit.redaction import redact_proxy
@@ -143,7 +143,7 @@ def cause_of(error: StoreError) -> Cause:
         return UNREACHABLE
     # Without an error of S3 in the answer, its status stands for the code.
     is_s3 = error.code and not error.code.isdecimal()
-    return OTHER if is_s3 and not isinstance(error, Broken) else STRANGE
+    return OTHER if is_s3 and not isinstance(error, InvalidResponse) else STRANGE
 
 
 def refusal_of_bucket(bucket: str, error: StoreError) -> Result:

@@ -30,8 +30,9 @@ class Aborted(NamedTuple):
 
 
 def abort(findings: Iterable[Finding], *, dry_run: bool = False) -> Iterator[Aborted]:
-    """Abort these very uploads; gives each as soon as it is done, or cannot be. Raises Mismatch and
-    StoreError; calling it again goes on. A dry run gives the objections, and changes nothing."""
+    """Abort these very uploads; gives each as soon as it is done, or cannot be. Raises
+    CannotConclude and StoreError; calling it again goes on. A dry run gives the objections, and
+    changes nothing."""
     checked = set[str]()
     for finding in findings:
         if finding.bucket not in checked:
@@ -117,7 +118,7 @@ def rows_of(finding: Finding) -> R2ObjectQuerySet:
 
 def seen(finding: Finding) -> Upload | None:
     """This very upload, in a complete listing of those of its key, which a sighting of the marker
-    follows. Raises Mismatch and StoreError."""
+    follows. Raises CannotConclude and StoreError."""
     pages = multipart.unfinished(finding.bucket, finding.key)
     if pages is None:
         raise StoreError(_("The store cannot list unfinished uploads."))

@@ -28,11 +28,11 @@ CHUNK = 1000
 AT_ONCE = 100
 
 
-class Refusal(Exception):
+class ActionRefused(Exception):
     """Nothing more was decided; the message says why, and what to do."""
 
 
-class Left(NamedTuple):
+class Skipped(NamedTuple):
     """A finding that stays as it is, and why."""
 
     key: str
@@ -53,14 +53,14 @@ class Decision:
 
     done: int = 0
     operations: list[CleanupOperation] = field(default_factory=list)
-    left: list[Left] = field(default_factory=list)
+    left: list[Skipped] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
     is_plan: bool = False
 
     def leave(self, finding: Finding, reason: str) -> bool:
         """Whether there is a reason, which is noted, to leave it."""
         if reason:
-            self.left.append(Left(finding.key, reason))
+            self.left.append(Skipped(finding.key, reason))
         return bool(reason)
 
     def resolve(self, findings: Iterable[Finding], how: str) -> None:
@@ -72,9 +72,9 @@ class Decision:
 
 
 def acknowledge(findings: Findings, note: str) -> Decision:
-    """Say that these may stay as they are, and why. Raises Refusal without a note."""
+    """Say that these may stay as they are, and why. Raises ActionRefused without a note."""
     if not note.strip():
-        raise Refusal(_("Say in a note why these may stay as they are."))
+        raise ActionRefused(_("Say in a note why these may stay as they are."))
     found = chosen(findings)
     decision = leave_all(found.exclude(state=State.OPEN))
     pks = list(found.open().values_list("pk", flat=True))
@@ -110,13 +110,13 @@ def reopen(findings: Findings) -> Decision:
 
 
 def refuse_many(findings: FindingQuerySet) -> None:
-    """Raises Refusal when they are more than a web request may look into the bucket for."""
+    """Raises ActionRefused when they are more than a web request may look into the bucket for."""
     if findings.order_by("pk")[AT_ONCE : AT_ONCE + 1].exists():
         text = _(
             "These are more than %s findings, and each has to be looked at in the bucket. Choose"
             " fewer, or use manage.py findings."
         )
-        raise Refusal(text % AT_ONCE)
+        raise ActionRefused(text % AT_ONCE)
 
 
 def leave_all(findings: FindingQuerySet) -> Decision:

@@ -8,7 +8,7 @@ from storage_audit.findings.action_result import Decision, Findings, Result, cho
 
 
 def rename(findings: Findings, *, dry_run: bool = False) -> Decision:
-    """Give the objects keys of the current layout; a dry run tells which. Raises Mismatch and
+    """Give the objects keys of the current layout; a dry run tells which. Raises CannotConclude and
     StoreError; then it can be called again, and goes on."""
     found, decision = chosen(findings).order_by("bucket", "key"), Decision(is_plan=dry_run)
     for one in renaming.plan(found) if dry_run else renaming.rename(found):
@@ -19,7 +19,8 @@ def rename(findings: Findings, *, dry_run: bool = False) -> Decision:
 
 
 def abort_uploads(findings: Findings, *, dry_run: bool = False) -> Decision:
-    """Abort these very uploads. Raises Mismatch and StoreError; then it can be called again."""
+    """Abort these very uploads. Raises CannotConclude and StoreError; then it can be called
+    again."""
     found, decision = chosen(findings).order_by("bucket", "key", "pk"), Decision(is_plan=dry_run)
     for one in stale_uploads.abort(found, dry_run=dry_run):
         if not decision.leave(one.finding, one.objection):

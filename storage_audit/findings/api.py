@@ -22,7 +22,7 @@ from storage_audit.cleanup.api import OneDeletion, status_url
 from storage_audit.cleanup.requests import enqueue_on_commit
 from storage_audit.concurrency import place
 from storage_audit.findings import action_result, actions, orphans, track_files
-from storage_audit.findings.action_result import Decision, Refusal, refuse_many
+from storage_audit.findings.action_result import ActionRefused, Decision, refuse_many
 from storage_audit.findings.models import Finding, FindingQuerySet, Kind
 
 router = Router(tags=["findings"])
@@ -32,7 +32,7 @@ TRACK, REMOVE = "storage_audit.change_r2object", "storage_audit.delete_r2object"
 SHOWN = 1000
 State = Finding.State
 
-SPOKEN[Refusal] = "refused"
+SPOKEN[ActionRefused] = "refused"
 
 FindingKind = Annotated[Kind, choices(Kind)]
 FindingState = Annotated[Finding.State, choices(Finding.State)]

@@ -21,7 +21,7 @@ from storage_audit.findings.action_result import (
     CHUNK,
     Decision,
     Findings,
-    Left,
+    Skipped,
     State,
     as_it_is,
     chosen,
@@ -42,7 +42,7 @@ class Deletion(NamedTuple):
     going: list[int]
     bytes: int
     stay: int
-    left: list[Left]
+    left: list[Skipped]
 
 
 def would_delete(findings: Findings, examples: int) -> Deletion:
@@ -59,7 +59,7 @@ def would_delete(findings: Findings, examples: int) -> Deletion:
             whole.going + [pk for pk, _size in going],
             whole.bytes + sum(size or 0 for _pk, size in going),
             whole.stay + judged.count() - len(going),
-            whole.left + [Left(one.key, why_it_stays(one)) for one in some],
+            whole.left + [Skipped(one.key, why_it_stays(one)) for one in some],
         )
     return whole
 
@@ -72,7 +72,7 @@ def delete_orphans(
     findings: Findings, *, dry_run: bool = False, mode: Mode | None = None
 ) -> Decision:
     """Ask for the deletion of those that may go: an operation for each bucket, which the caller
-    enqueues. Raises Mismatch and StoreError."""
+    enqueues. Raises CannotConclude and StoreError."""
     found, decision = chosen(findings), Decision(is_plan=dry_run)
     identities = {bucket: bucket_marker.check(bucket).identity for bucket in buckets_of(found)}
     values = {"dry_run": dry_run, **(mode or usual())._asdict()}

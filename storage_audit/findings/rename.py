@@ -24,7 +24,7 @@ from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
 from storage_audit.findings.rename_plan import (
     Look,
-    Over,
+    RenameObjection,
     Renaming,
     chunks,
     gone,
@@ -41,7 +41,7 @@ Kind, Source, State = CleanupOperation.Kind, R2Object.Source, R2Object.State
 GONE = (CleanupItem.Outcome.DELETED, CleanupItem.Outcome.ALREADY_ABSENT)
 
 
-class Doubt(Exception):
+class RenameInterrupted(Exception):
     """Something is not as it was; `objection` says what, and what happens next."""
 
     def __init__(self, objection: str) -> None:
@@ -51,13 +51,13 @@ class Doubt(Exception):
 
 def plan(findings: Iterable[Finding]) -> list[Renaming]:
     """What would be renamed to what, and why the others would not be; nothing is changed. Raises
-    Mismatch and StoreError."""
+    CannotConclude and StoreError."""
     return [one for chunk, _look in chunks(findings) for one in chunk]
 
 
 def rename(findings: Iterable[Finding]) -> Iterator[Renaming]:
     """Rename what can be. Gives each once it is done, or could not be; then it has an objection.
-    Raises Mismatch and StoreError; whatever it raises, the next call goes on."""
+    Raises CannotConclude and StoreError; whatever it raises, the next call goes on."""
     for chunk, look in chunks(findings):
         todo = [one for one in chunk if not one.objection]
         delete_later([one for one in todo if look.is_changed_over(one)], look)
@@ -96,7 +96,7 @@ def hold(one: Renaming, look: Look) -> bool:
     if not mine:
         one.objection = _("Somebody else just took the new key. Try again later.")
     elif being_deleted(one.bucket, [look.identity(one.new)]):
-        one.objection = Over(_("A cleanup has the new key in hand. Try again later."))
+        one.objection = RenameObjection(_("A cleanup has the new key in hand. Try again later."))
     return not one.objection
 
 
@@ -134,16 +134,18 @@ def uncopied(one: Renaming, look: Look) -> str:
     if look.objects(one)[1]:
         return ""
     if one.trouble is None:
-        return Over(_("The store said that it made the copy, and does not list it. Try again."))
+        return RenameObjection(
+            _("The store said that it made the copy, and does not list it. Try again.")
+        )
     said = f"{str(one.trouble).rstrip('.')}. " + _("Nothing is renamed. Try again.")
     # What was not answered may still come to pass.
-    return Over(said) if one.trouble.answered else said
+    return RenameObjection(said) if one.trouble.answered else said
 
 
 def let_go(one: Renaming) -> None:
     """Leave no upload under way at the new key that nobody goes on with. An object that is there
     stays, and is tracked as a backfill would do it."""
-    if not isinstance(one.objection, Over) or not one.new:
+    if not isinstance(one.objection, RenameObjection) or not one.new:
         return
     row = one.target.filter(state=State.UPLOADING)
     if row.exists():
@@ -163,7 +165,7 @@ def change_over(ready: list[Renaming], look: Look) -> None:
             try:
                 with transaction.atomic():
                     change_rows(one, look)
-            except Doubt as doubt:
+            except RenameInterrupted as doubt:
                 one.objection = doubt.objection
             else:
                 old_rows.append(old_row(one, look))
@@ -171,22 +173,22 @@ def change_over(ready: list[Renaming], look: Look) -> None:
 
 
 def change_rows(one: Renaming, look: Look) -> None:
-    """Raises Doubt when anything was changed since the look."""
+    """Raises RenameInterrupted when anything was changed since the look."""
     new, seen = look.objects(one)[1], look.row(one.old)
     assert new is not None
     if project_model.lock(one.project_id) is None:
-        raise Doubt(gone(one))
+        raise RenameInterrupted(gone(one))
     names = spellings(one.old, look.identity)
     old = R2Object.objects.in_bucket(one.bucket).filter(key__in=names)
     as_they_are = set(old.select_for_update().values_list("pk", "updated_at"))
     values = {"updated_at": timezone.now(), **described(one, look), **facts(new)}
     mine = one.target.filter(state=State.UPLOADING).update(state=State.STORED, **values)
     if as_they_are != ({(seen.pk, seen.updated_at)} if seen else set()) or not mine:
-        raise Doubt(_("Its tracking row was changed just now. Try again later."))
+        raise RenameInterrupted(_("Its tracking row was changed just now. Try again later."))
     # The application notes its deletion under the row's lock, and changes no row.
     if being_deleted(one.bucket, names):
         text = _("The object is being deleted. If it goes, delete its copy too: %s")
-        raise Doubt(Over(text % visible(one.new)))
+        raise RenameInterrupted(RenameObjection(text % visible(one.new)))
     old.forget()
 
 

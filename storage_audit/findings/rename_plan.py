@@ -33,7 +33,7 @@ State = R2Object.State
 NAMESPACE = UUID("2f0f7c52-0f3a-4a51-9d6d-6d0c5a2c9d0e")
 
 
-class Over(str):
+class RenameObjection(str):
     """An objection that ends the renaming: nothing that it began is to stay begun."""
 
 
@@ -119,7 +119,7 @@ class Look(NamedTuple):
 
 def chunks(findings: Iterable[Finding]) -> Iterator[tuple[list[Renaming], Look]]:
     """Few at a time, and neighbours, which share a page of the listing; each with its objection.
-    Raises Mismatch and StoreError."""
+    Raises CannotConclude and StoreError."""
     drafts = [draft(finding) for finding in findings]
     refuse_twins(drafts)
     drafts.sort(key=lambda one: (one.bucket, one.old))
@@ -185,7 +185,8 @@ def refuse_twins(drafts: Iterable[Renaming]) -> None:
 
 
 def take_look(bucket: str, chunk: list[Renaming]) -> Look:
-    """Complete listings of both keys' places, then the rows. Raises Mismatch and StoreError."""
+    """Complete listings of both keys' places, then the rows. Raises CannotConclude and
+    StoreError."""
     identity = bucket_marker.check(bucket).identity
     keys = [key for one in chunk for key in (one.old, one.new)]
     found = find(bucket, keys, identity)
@@ -210,18 +211,24 @@ def objection(one: Renaming, look: Look) -> str:
     return against_old(one, look) or against_new(one, look) or against_uses(one, look)
 
 
-def gone(one: Renaming) -> Over:
-    return Over(_("Project %s is deleted: its cleanup decides on this object.") % one.project_id)
+def gone(one: Renaming) -> RenameObjection:
+    return RenameObjection(
+        _("Project %s is deleted: its cleanup decides on this object.") % one.project_id
+    )
 
 
 def against_old(one: Renaming, look: Look) -> str:
     old, row = look.objects(one)[0], look.row(one.old)
     if old is None:
-        return Over(_("The object is not there any more. The next scan resolves this finding."))
+        return RenameObjection(
+            _("The object is not there any more. The next scan resolves this finding.")
+        )
     if not one.is_of(old):
-        return Over(_("The object was changed since the scan. The next scan tells what it is now."))
+        return RenameObjection(
+            _("The object was changed since the scan. The next scan tells what it is now.")
+        )
     if keeping := look.kept.get(old.key):
-        return Over(why_left(keeping))
+        return RenameObjection(why_left(keeping))
     if old.size > copies.LARGEST:
         return _("The store copies no object of more than 5 GiB. Upload it again by hand.")
     if row and row.state not in (State.STORED, State.UPLOAD_FAILED):
@@ -242,7 +249,9 @@ def against_new(one: Renaming, look: Look) -> str:
     if row and row.upload_id != one.upload_id:
         return _("The new key is tracked already. Compare the two, and delete one of them.")
     if new and not (row and old and is_copy(one, old, new)):
-        return Over(_("Another object has the new key. Compare the two, and delete one of them."))
+        return RenameObjection(
+            _("Another object has the new key. Compare the two, and delete one of them.")
+        )
     return ""
 
 
@@ -271,7 +280,7 @@ def against_deletion(one: Renaming, look: Look) -> str:
 def against_uses(one: Renaming, look: Look) -> str:
     if row := look.used.rows.get(one.finding.pk):
         text = _("Used by %s, so it stays under its old name. Once no row names it, rename it.")
-        return Over(text % row)
+        return RenameObjection(text % row)
     if look.used.unread:
         text = _("These fields cannot be read, so their rows may use it: %s. Try again later.")
         return text % ", ".join(look.used.unread)

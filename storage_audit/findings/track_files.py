@@ -17,9 +17,9 @@ from storage_audit.cleanup.objects_in_hand import exclude_in_hand
 from storage_audit.cleanup.open_decisions import find_covering, why_covered
 from storage_audit.cleanup.plan import find_owners, rows_by_identity
 from storage_audit.findings.action_result import (
+    ActionRefused,
     Decision,
     Findings,
-    Refusal,
     State,
     as_it_is,
     chunks,
@@ -50,7 +50,7 @@ class Look(NamedTuple):
 
 
 def track(findings: Findings) -> Decision:
-    """Have rows say what the bucket holds. Raises Mismatch and StoreError."""
+    """Have rows say what the bucket holds. Raises CannotConclude and StoreError."""
     decision = Decision()
     for look in looks(findings, TRACKABLE, decision):
         decision.resolve(written(look, decision), _("tracked"))
@@ -58,8 +58,8 @@ def track(findings: Findings) -> Decision:
 
 
 def adopt(findings: Findings, project_id: str) -> Decision:
-    """Give the objects to a live project, whose end will be theirs. Raises Refusal when there is
-    no such project, Mismatch and StoreError."""
+    """Give the objects to a live project, whose end will be theirs. Raises ActionRefused when there
+    is no such project, CannotConclude and StoreError."""
     refuse_dead(project_model.with_id(project_id).exists(), project_id)
     decision = Decision()
     for look in looks(findings, ADOPTABLE, decision):
@@ -81,7 +81,7 @@ def adopt(findings: Findings, project_id: str) -> Decision:
 
 
 def untrack(findings: Findings) -> Decision:
-    """Forget rows whose objects are seen to be gone. Raises Mismatch and StoreError."""
+    """Forget rows whose objects are seen to be gone. Raises CannotConclude and StoreError."""
     decision = Decision()
     for bucket, chunk in chunks(findings):
         identity = bucket_marker.check(bucket).identity
@@ -131,7 +131,7 @@ def still_tracked(
 def refuse_dead(alive: object, project_id: str) -> None:
     if not alive:
         text = _("There is no project %s. Only an existing project can adopt files.")
-        raise Refusal(text % project_id)
+        raise ActionRefused(text % project_id)
 
 
 def looks(findings: Findings, kinds: Collection[str], decision: Decision) -> Iterator[Look]:
@@ -226,7 +226,7 @@ def given(look: Look, held: list[Finding], project_id: str, decision: Decision) 
 
 def give(held: Iterable[R2Object], project_id: str) -> set[int]:
     """Write the project into those rows that are still as they were read, while it is sure to
-    live; gives their ids. Raises Refusal."""
+    live; gives their ids. Raises ActionRefused."""
     try:
         with impatient():
             still, now = unchanged(held), timezone.now()

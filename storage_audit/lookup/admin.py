@@ -20,7 +20,7 @@ from storage_audit.cleanup.admin.cleanups import CleanupOperationAdmin
 from storage_audit.cleanup.cleanup_text import meaning
 from storage_audit.cleanup.field_words import words_for
 from storage_audit.cleanup.models import CleanupItem, CleanupOperation
-from storage_audit.concurrency import Full, place
+from storage_audit.concurrency import Busy, place
 from storage_audit.findings.models import Finding
 from storage_audit.formats import amount
 from storage_audit.lookup import live_check
@@ -117,7 +117,7 @@ def look(request: HttpRequest, objects: Sequence[Facts]) -> tuple[Sequence[Facts
     try:
         with place():
             return live_check.seen(objects, seconds=SECONDS), ""
-    except Full as full:
+    except Busy as full:
         return objects, str(full)
 
 

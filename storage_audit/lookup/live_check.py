@@ -14,7 +14,7 @@ from storage_audit.bucket.listing import nfc, storable
 from storage_audit.clocks import monotonic
 from storage_audit.lookup.facts import Facts, Seen
 from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.redaction import redact
 
 
@@ -35,7 +35,7 @@ def seen_in(bucket: str, facts: list[Facts], until: float) -> list[Facts]:
             keys = [one.named.key for one in facts if storable(one.named.key)]
             there = listing.find(bucket, keys, identity)
             bucket_marker.see_marker(bucket)
-    except (StoreError, Mismatch) as error:
+    except (StoreError, CannotConclude) as error:
         return [replace(one, seen=Seen(now, trouble=redact(str(error)))) for one in facts]
     if identity is nfc:
         facts = [one.folded() for one in facts]

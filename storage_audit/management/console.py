@@ -27,7 +27,7 @@ from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, Clean
 from storage_audit.conf import conf
 from storage_audit.models import validate_project_id
 from storage_audit.origin import Origin, acting_as
-from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.redaction import redact, visible
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
@@ -44,7 +44,7 @@ def asked_from_shell() -> Iterator[None]:
     with counted(), acting_as(Origin(login_name(), f"command on {socket.gethostname()}")):
         try:
             yield
-        except (Mismatch, StoreError) as error:
+        except (CannotConclude, StoreError) as error:
             if getattr(error, "code", "") == "NoSuchBucket":
                 raise CommandError(
                     f"The store has no bucket {visible(conf().bucket)}. Create it, or correct the"

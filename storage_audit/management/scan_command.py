@@ -31,7 +31,7 @@ from storage_audit.management.scan_processes import beside
 from storage_audit.redaction import visible
 from storage_audit.scan.models import BucketScan, Sighting
 from storage_audit.scan.models.scan import FIGURES
-from storage_audit.scan.start import Cost, TooCostly, cost_of, estimate, share, start_scan
+from storage_audit.scan.start import Cost, ScanTooExpensive, cost_of, estimate, share, start_scan
 from storage_audit.scan.worker import work_on_scan
 
 SAMPLES = 20
@@ -111,7 +111,7 @@ class ScanCommand(DocumentedCommand):
     def begun(self, **how: Any) -> BucketScan:
         try:
             return start_scan(purpose=self.purpose, **how)
-        except TooCostly as error:
+        except ScanTooExpensive as error:
             raise CommandError(f"{error} Add --ceiling.", returncode=WRONG_USE) from error
 
     def resumed(self, pk: UUID, **how: Any) -> BucketScan:

@@ -21,7 +21,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit.bucket import frame, multipart, s3, wrangler
-from storage_audit.bucket.errors import Broken, StoreError
+from storage_audit.bucket.errors import InvalidResponse, StoreError
 from storage_audit.bucket.listing import Identity, exact, nfc, pages, pages_in_any_order
 from storage_audit.bucket.s3 import Listed
 from storage_audit.conf import conf
@@ -36,7 +36,7 @@ MACHINE_ID = Path("/etc/machine-id")
 AGAIN = gettext_lazy("Then force-delete this operation.")
 
 
-class Mismatch(Exception):
+class CannotConclude(Exception):
     """This database and this bucket do not belong together; the message says what to do."""
 
 
@@ -96,7 +96,7 @@ def check(bucket: str) -> Traits:
     """The bucket's traits, once it and the database are seen to belong together, and the marker
     is seen in a listing too.
 
-    Raises Mismatch when they do not, StoreError when the bucket cannot be asked.
+    Raises CannotConclude when they do not, StoreError when the bucket cannot be asked.
     """
     recorded = recorded_marker(bucket)
     traits = identify(bucket)
@@ -110,7 +110,7 @@ def see_marker(bucket: str) -> str:
     """Call after a listing, before it is believed. Returns a text that names the marker seen.
 
     Only the marker that `claim` wrote is accepted, at its ETag and time: that of a copied bucket
-    has another time. Raises Mismatch and StoreError, as `check`.
+    has another time. Raises CannotConclude and StoreError, as `check`.
     """
     listed, recorded = find_marker(bucket), recorded_marker(bucket)
     if listed is None:
@@ -121,26 +121,26 @@ def see_marker(bucket: str) -> str:
             "Bucket %s is being claimed. Its listings are used once that is done. If nobody runs"
             " manage.py claim_bucket now, run it again."
         )
-        raise Broken(text % bucket)
+        raise InvalidResponse(text % bucket)
     if not recorded:
         text = _(
             "Bucket %s was claimed before we recorded how its listing shows the marker. So its"
             " listings are not used. Run: manage.py claim_bucket"
         )
-        raise Mismatch(text % bucket)
+        raise CannotConclude(text % bucket)
     if name_marker(listed) != recorded:
         text = _(
             "Bucket %s shows another marker than the one that claim_bucket wrote: it may be a copy"
             " of the bucket, or one restored from a backup. So its listings are not used. If it is"
             " the right bucket, run: manage.py claim_bucket"
         )
-        raise Mismatch(text % bucket)
+        raise CannotConclude(text % bucket)
     return recorded
 
 
-def claimed_again(bucket: str) -> Broken:
+def claimed_again(bucket: str) -> InvalidResponse:
     text = _("Bucket %s was claimed again while we looked. What was seen before is not used.")
-    return Broken(text % bucket)
+    return InvalidResponse(text % bucket)
 
 
 def find_marker(bucket: str) -> Listed | None:
@@ -180,8 +180,8 @@ def is_intact(bucket: str) -> bool:
     return listed is not None and name_marker(listed) == recorded_marker(bucket)
 
 
-def unlisted(bucket: str) -> Broken:
-    return Broken(
+def unlisted(bucket: str) -> InvalidResponse:
+    return InvalidResponse(
         _("Listings of bucket %s do not show the marker that is in it: none of them is believed.")
         % bucket
     )
@@ -190,9 +190,11 @@ def unlisted(bucket: str) -> Broken:
 def identify(bucket: str) -> Traits:
     installation = Installation.objects.first()
     if installation is None:
-        raise Mismatch(_("This database has claimed no bucket yet. Run: manage.py claim_bucket"))
+        raise CannotConclude(
+            _("This database has claimed no bucket yet. Run: manage.py claim_bucket")
+        )
     if installation.fingerprint != fingerprint():
-        raise Mismatch(
+        raise CannotConclude(
             _(
                 "This database is a copy of the one that claimed the bucket, or it has moved. If"
                 " the other is gone for good, run: manage.py claim_bucket --take-over"
@@ -200,7 +202,7 @@ def identify(bucket: str) -> Traits:
         )
     content = read_marker(bucket)
     if content is None:
-        raise Mismatch(
+        raise CannotConclude(
             _(
                 "Bucket %s holds no marker of this installation: it is empty, new, or not the"
                 " one that was claimed. If it is the right one, run: manage.py claim_bucket"
@@ -209,7 +211,7 @@ def identify(bucket: str) -> Traits:
         )
     expected = marker(bucket, installation)
     if any(content.get(name) != value for name, value in expected.items()):
-        raise Mismatch(
+        raise CannotConclude(
             _(
                 "Bucket %s belongs to another installation, or was copied from another bucket."
                 " If it is the right one, run: manage.py claim_bucket --take-over"
@@ -253,13 +255,13 @@ def read_marker(bucket: str) -> dict[str, object] | None:
 
 
 def refuse_empty_table(then: str | Promise = AGAIN) -> None:
-    """Who lives is asked of the table of projects, so that it must tell. Raises Mismatch when it
-    cannot be read, and when it is empty though nobody said that its projects are deleted; `then`
+    """Who lives is asked of the table of projects, so that it must tell. Raises CannotConclude when
+    it cannot be read, and when it is empty though nobody said that its projects are deleted; `then`
     is what to do once that is mended."""
     try:
         stranded = KnownProject.objects.stranded().count()
     except DatabaseError as error:
-        raise Mismatch(
+        raise CannotConclude(
             _(
                 "The table of projects cannot be read, so nothing is concluded and nothing is"
                 " deleted. Mend that. %(then)s The database says: %(error)s"
@@ -267,7 +269,7 @@ def refuse_empty_table(then: str | Promise = AGAIN) -> None:
             % {"then": then, "error": redact(str(error))}
         ) from error
     if stranded:
-        raise Mismatch(
+        raise CannotConclude(
             _(
                 "The table of projects is empty, though of %(stranded)s projects nobody said that"
                 " they are deleted. So nothing is concluded and nothing is deleted. Restore the"
@@ -281,16 +283,16 @@ def refuse_empty_table(then: str | Promise = AGAIN) -> None:
 def claim(bucket: str, *, take_over: bool = False) -> Traits:
     """Make the bucket this database's own: write the marker, learn the store's traits.
 
-    Raises Mismatch when another installation has it, or this database was copied, unless
+    Raises CannotConclude when another installation has it, or this database was copied, unless
     `take_over`; StoreError when the bucket cannot be read and written.
     """
     content, mine = read_marker(bucket), fingerprint()
     installation = Installation.objects.first() or Installation(fingerprint=mine)
     if not take_over:
         if installation.fingerprint != mine:
-            raise Mismatch(_("This database is a copy, or it has moved: use --take-over."))
+            raise CannotConclude(_("This database is a copy, or it has moved: use --take-over."))
         if content is not None and content.get("installation") != str(installation.pk):
-            raise Mismatch(_("Bucket %s belongs to another installation.") % bucket)
+            raise CannotConclude(_("Bucket %s belongs to another installation.") % bucket)
     if installation.fingerprint != mine:
         # The original keeps its id; with a new one here its own marker check stops it.
         Installation.objects.all().delete()
@@ -329,7 +331,9 @@ def probe(bucket: str) -> Traits:
             ask_in_all_ways(bucket, name)
             echoes = learned()
         if len(listed) not in (3, 4):
-            raise Broken(_("Listings of bucket %s do not show what was just written.") % bucket)
+            raise InvalidResponse(
+                _("Listings of bucket %s do not show what was just written.") % bucket
+            )
         return Traits(
             folds_unicode=len(listed) - len(in_order) == 1,
             lists_in_key_order=[key for key in listed if key in in_order] == in_order,
@@ -353,13 +357,13 @@ def ask_in_all_ways(bucket: str, name: str) -> None:
 
 
 def see_marker_by_wrangler(bucket: str, *, until: float, ran: wrangler.Ran) -> None:
-    """Raises Mismatch when wrangler, told an account and a jurisdiction, looks into another bucket
-    of this name than S3, told an address. Raises StoreError."""
+    """Raises CannotConclude when wrangler, told an account and a jurisdiction, looks into another
+    bucket of this name than S3, told an address. Raises StoreError."""
     theirs = wrangler.read(bucket, MARKER, until=until, ran=ran) or ""
     ours = (s3.read(bucket, MARKER) or b"").strip()
     # Some versions say there that they use a proxy: https://github.com/cloudflare/workers-sdk/issues/13411
     if not ours or ours not in theirs.encode():
-        raise Mismatch(
+        raise CannotConclude(
             _(
                 "wrangler does not show the marker of bucket %s as S3 does: it would delete in"
                 " another bucket of that name. Correct R2_ACCOUNT_ID, R2_JURISDICTION or"

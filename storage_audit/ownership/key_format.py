@@ -27,7 +27,7 @@ class TooManyWays(ValueError):
     """The key could be read in more ways than are looked at."""
 
 
-class LayoutError(ValueError):
+class KeyFormatError(ValueError):
     """The layouts as configured cannot be used; the text names the part and says what to do."""
 
 
@@ -87,7 +87,7 @@ class Layout:
 
     A field ends where the literal behind it first appears; only `{ext}` is found from the end.
 
-    Raises LayoutError when the template cannot be parsed back or listed by project.
+    Raises KeyFormatError when the template cannot be parsed back or listed by project.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Layout:
     ) -> None:
         problem = next(_problems(template, kinds), None)
         if problem:
-            raise LayoutError(f"layout {name!r} ({template}): {problem}")
+            raise KeyFormatError(f"layout {name!r} ({template}): {problem}")
         before, after = template.split("{project}")
         literals, fields = _split(after)
         self.name = name

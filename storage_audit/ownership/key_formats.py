@@ -6,8 +6,8 @@ from unicodedata import is_normalized
 
 from storage_audit.ownership.key_format import (
     MOST_WAYS,
+    KeyFormatError,
     Layout,
-    LayoutError,
     Reading,
     Readings,
     TooManyWays,
@@ -39,8 +39,8 @@ class Layouts:
     """The configured layouts: all of them are read and listed, only `current` is written, which
     is the first when it is empty.
 
-    Raises LayoutError for a bad template, id pattern or name, and for a `current` that is unknown
-    or would put a second prefix before ids.
+    Raises KeyFormatError for a bad template, id pattern or name, and for a `current` that is
+    unknown or would put a second prefix before ids.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Layouts:
     ) -> None:
         for name in templates:
             if len(name) > LONGEST_NAME:
-                raise LayoutError(
+                raise KeyFormatError(
                     f"layout {name!r} has {len(name)} characters; use at most {LONGEST_NAME}"
                 )
         self._project_id = _compile_id(project_id)
@@ -58,7 +58,7 @@ class Layouts:
         }
         current = current or next(iter(templates))
         if current not in self._layouts:
-            raise LayoutError(f"no layout {current!r} to be current; have {listed(templates)}")
+            raise KeyFormatError(f"no layout {current!r} to be current; have {listed(templates)}")
         self._current = self._layouts[current]
         self._prefix = prefix = _literal_start(project_id)
         self._doubled = {
@@ -67,7 +67,7 @@ class Layouts:
             if prefix and any(head.endswith(prefix) for head in layout.heads)
         }
         if current in self._doubled:
-            raise LayoutError(
+            raise KeyFormatError(
                 f"layout {current!r} ({templates[current]}) would double the prefix {prefix} "
                 "of ids; such a layout can be read but not be the current one"
             )
@@ -176,9 +176,9 @@ def _compile_id(pattern: str) -> re.Pattern[str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise LayoutError(f"project id pattern {pattern!r} is not valid: {error}") from error
+        raise KeyFormatError(f"project id pattern {pattern!r} is not valid: {error}") from error
     if compiled.fullmatch(""):
-        raise LayoutError(f"project id pattern {pattern!r} matches the empty text; ask for more")
+        raise KeyFormatError(f"project id pattern {pattern!r} matches the empty text; ask for more")
     return compiled
 
 

@@ -67,7 +67,7 @@ def _layouts(settings: Conf) -> Layouts:
 
 
 def layouts() -> Layouts:
-    """The configured key grammar. Raises LayoutError when the settings make none."""
+    """The configured key grammar. Raises KeyFormatError when the settings make none."""
     return _layouts(conf())
 
 

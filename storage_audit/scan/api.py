@@ -35,7 +35,7 @@ RENAMED = {"scan_id": "pk", "message": "error"}
 MADE = ("status_url", "over", "differences")
 
 
-SPOKEN[requests.TooCostly] = "refused"
+SPOKEN[requests.ScanTooExpensive] = "refused"
 
 Purpose = Annotated[BucketScan.Purpose, choices(BucketScan.Purpose)]
 ScanStatus = Annotated[BucketScan.Status, choices(BucketScan.Status)]

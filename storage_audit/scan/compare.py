@@ -12,7 +12,7 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from storage_audit import project_model
-from storage_audit.bucket.errors import Broken
+from storage_audit.bucket.errors import InvalidResponse
 from storage_audit.bucket.listing import Identity
 from storage_audit.bucket.s3 import listed
 from storage_audit.cleanup.models.states import LeaseLost
@@ -48,7 +48,7 @@ def record(
     witness: Witness,
 ) -> None:
     """Compare with the table, and write down once the marker was seen. Raises LeaseLost, PassBroken
-    and Mismatch, and StoreError from looking at the marker and at new objects again."""
+    and CannotConclude, and StoreError from looking at the marker and at new objects again."""
     witness.look()
     while True:
         compared = compare(scan, token, stretches, identity, witness)
@@ -223,7 +223,7 @@ def note_keys(scan: BucketScan, keys: Iterable[str]) -> int:
 
 
 def note_each_once(scan: BucketScan, stretches: Sequence[Stretch]) -> None:
-    """Raises Broken when the store lists a key again, in whatever order it does."""
+    """Raises InvalidResponse when the store lists a key again, in whatever order it does."""
     keys = [key_of(line) for stretch in stretches for line in stretch.lines]
     if (noted := note_keys(scan, keys)) < len(keys):
-        raise Broken(_("The store lists %s keys twice.") % (len(keys) - noted))
+        raise InvalidResponse(_("The store lists %s keys twice.") % (len(keys) - noted))

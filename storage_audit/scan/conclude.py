@@ -26,7 +26,7 @@ from storage_audit.fields import starts_with_any
 from storage_audit.findings.models import OF_NO_OBJECT, Difference, Finding, FindingQuerySet, Kind
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.scan import sightings
 from storage_audit.scan.compare import note_keys
 from storage_audit.scan.models import BucketScan, ListedKey, ScanShard, Sighting
@@ -76,8 +76,8 @@ WHERE (finding.last_seen_at < excluded.last_seen_at OR finding.last_seen_at > %s
 
 
 def end(scan: BucketScan, identity: Identity) -> None:
-    """Believe the scan, and say what it saw. Raises Mismatch and StoreError when it is not to be
-    believed, as when it found too little, and PassBroken when it has to start again."""
+    """Believe the scan, and say what it saw. Raises CannotConclude and StoreError when it is not to
+    be believed, as when it found too little, and PassBroken when it has to start again."""
     # Others may have counted more since, or ended it.
     scan.refresh_from_db()
     if scan.status != BucketScan.Status.RUNNING:
@@ -109,20 +109,20 @@ def end(scan: BucketScan, identity: Identity) -> None:
 
 
 def refuse_undated(scan: BucketScan) -> None:
-    """Raises Mismatch when nothing can be older or newer than the scan."""
+    """Raises CannotConclude when nothing can be older or newer than the scan."""
     if scan.started_at > clocks.latest():
         text = _("The clock was ahead when this scan began, so its result is not used. Scan again.")
-        raise Mismatch(text)
+        raise CannotConclude(text)
 
 
 def refuse_overtaken(scan: BucketScan) -> None:
-    """Raises Mismatch when a later scan of the same keys was complete."""
+    """Raises CannotConclude when a later scan of the same keys was complete."""
     same = Q(prefix=scan.prefix, project_id=scan.project_id) | Q(prefix="", project_id=None)
     later = BucketScan.objects.complete().filter(
         same, after("started_at", scan.started_at), bucket=scan.bucket, since=None
     )
     if later.exists():
-        raise Mismatch(_("A later scan is complete, and knows more than this one."))
+        raise CannotConclude(_("A later scan is complete, and knows more than this one."))
 
 
 def note_unfinished(scan: BucketScan) -> None:

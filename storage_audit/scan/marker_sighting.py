@@ -32,7 +32,8 @@ class Witness:
 
     def vouch(self) -> str:
         """Wait until the marker was seen that was asked for last, and give the text that names it.
-        What had arrived before it was asked for may be believed. Raises Mismatch and StoreError."""
+        What had arrived before it was asked for may be believed. Raises CannotConclude and
+        StoreError."""
         name = self._answer.result()
         return name if name == self.marker else bucket_marker.see_marker(self.bucket)
 

@@ -27,7 +27,7 @@ CHUNK = 1000
 def look_up(
     scan: BucketScan, shard: ScanShard, token: UUID, identity: Identity, witness: Witness
 ) -> None:
-    """The next rows of the shard. Raises LeaseLost, PassBroken, Mismatch and StoreError."""
+    """The next rows of the shard. Raises LeaseLost, PassBroken, CannotConclude and StoreError."""
     left = CHUNK if scan.ceiling is None else scan.ceiling - scan.requests
     keys, asked = next_keys(scan, shard, min(CHUNK, left)), timezone.now()
     figures = Counter[str]()

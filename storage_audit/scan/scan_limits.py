@@ -8,16 +8,16 @@ from storage_audit.cleanup.objects_in_hand import exclude_in_hand
 from storage_audit.clocks import after
 from storage_audit.fields import starts_with_any
 from storage_audit.models import R2Object
-from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.scan.models import BucketScan
 
 
 def refuse_shrunken(scan: BucketScan) -> None:
-    """Raises Mismatch when the scan found far less than there must be."""
+    """Raises CannotConclude when the scan found far less than there must be."""
     expected = expected_objects(scan)
     if is_reasonable(expected - scan.listed, expected):
         return
-    raise Mismatch(
+    raise CannotConclude(
         _(
             "The listing shows %(listed)s objects where about %(expected)s should be. If more than"
             " %(few)s objects and %(share)s %% are missing, it is rather the listing or the bucket"

@@ -35,7 +35,7 @@ RESUMED = {
 }
 
 
-class TooCostly(Exception):
+class ScanTooExpensive(Exception):
     """The scan would take more requests than it may unasked; the message says what to do."""
 
 
@@ -77,8 +77,8 @@ def start_scan(
     prefix: str = "", *, ceiling: int | None = None, accept_fewer: bool = False, **scope: Any
 ) -> BucketScan:
     """A scan that any number of workers can take part in from now on; the scope as for `create`.
-    Without a ceiling that of the settings holds. Raises TooCostly, and ValueError for what is no
-    project id."""
+    Without a ceiling that of the settings holds. Raises ScanTooExpensive, and ValueError for what
+    is no project id."""
     scan = create(prefix, **scope)
     scan.accept_fewer = accept_fewer
     scan.ceiling = conf().scan_ceiling if ceiling is None else ceiling
@@ -134,7 +134,7 @@ def refuse_beside_another(scan: BucketScan) -> None:
 
 def refuse_costly(scan: BucketScan) -> None:
     if scan.ceiling is not None and (wanted := cost_of(scan)).requests > scan.ceiling:
-        raise TooCostly(
+        raise ScanTooExpensive(
             _(
                 "%(objects)s objects take %(requests)s requests, about $%(dollars).2f; a scan may"
                 " take %(ceiling)s. If it is worth it, ask for it with a higher ceiling."

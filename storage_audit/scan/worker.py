@@ -9,11 +9,11 @@ from uuid import UUID, uuid4
 from django.utils.translation import gettext as _
 
 from storage_audit.bucket.errors import StoreError
-from storage_audit.bucket.listing import OutOfOrder, entry_pages, pages_in_any_order
+from storage_audit.bucket.listing import ListingOutOfOrder, entry_pages, pages_in_any_order
 from storage_audit.cleanup.models.states import LeaseLost
 from storage_audit.conf import conf
 from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.bucket_marker import Mismatch, Traits
+from storage_audit.ownership.bucket_marker import CannotConclude, Traits
 from storage_audit.scan.compare import record
 from storage_audit.scan.conclude import end
 from storage_audit.scan.fetchers import Lanes
@@ -44,7 +44,7 @@ def work_on_scan(scan: BucketScan, *, seconds: float = inf) -> Steps:
         traits = bucket_marker.identify(scan.bucket)
         with Witness(scan.bucket) as witness:
             yield from take_part(scan, traits, witness, monotonic() + seconds)
-    except (Mismatch, StoreError) as error:
+    except (CannotConclude, StoreError) as error:
         scan.fail(str(error))
     except (KeyboardInterrupt, GeneratorExit):
         scan.stop(_("Interrupted. What was written stays; resume it to go on."))
@@ -70,7 +70,7 @@ def take_part(scan: BucketScan, traits: Traits, witness: Witness, deadline: floa
         except PassBroken as error:
             logger.warning("Scan %s starts again: %s", scan.pk, error)
             scan.start_again()
-        except OutOfOrder:
+        except ListingOutOfOrder:
             if traits.lists_in_key_order or not scan.in_key_order:
                 raise
             logger.warning("Scan %s starts again: the store has an order of its own.", scan.pk)
@@ -88,7 +88,7 @@ def take_part(scan: BucketScan, traits: Traits, witness: Witness, deadline: floa
 
 def list_shards(scan: BucketScan, traits: Traits, witness: Witness, deadline: float) -> Steps:
     """As long as there is something for this worker, and none has begun again in another order.
-    Raises LeaseLost, PassBroken, Mismatch and StoreError."""
+    Raises LeaseLost, PassBroken, CannotConclude and StoreError."""
     token, in_key_order = uuid4(), scan.in_key_order
     pages = entry_pages if in_key_order else pages_in_any_order
     try:

@@ -12,7 +12,13 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.bucket import listing, s3
-from storage_audit.bucket.errors import Refused, StoreError, TooLate, Unavailable, leaves_open
+from storage_audit.bucket.errors import (
+    DeadlinePassed,
+    Refused,
+    StoreError,
+    Unavailable,
+    leaves_open,
+)
 from storage_audit.cleanup.delete_batches import proof_ends
 from storage_audit.cleanup.models import CleanupItem, CleanupOperation, Row
 from storage_audit.cleanup.models.cleanup import CALL_LASTS
@@ -78,7 +84,7 @@ class Deletion:
         return find() or durably(find)
 
     def carry_out(self) -> None:
-        """Raises StoreError and Mismatch. The row stays where the call was refused."""
+        """Raises StoreError and CannotConclude. The row stays where the call was refused."""
         until, operation = proof_ends(), durably(self._request)
         # An upload writes its row first and reads our item then.
         if durably(self.rows.filter(under_way()).exists):
@@ -90,7 +96,7 @@ class Deletion:
         try:
             with s3.sent_until(until):
                 s3.delete_single(self.bucket, self.key)
-        except (Refused, TooLate):
+        except (Refused, DeadlinePassed):
             durably(partial(self._withdraw, operation))
             raise
         except StoreError as error:

@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit.bucket.listing import (
     Identity,
-    OutOfOrder,
+    ListingOutOfOrder,
     before,
     entry_pages_from,
     find,
@@ -216,7 +216,7 @@ def look_again(
         there = set(map(identity, at_a_glance(bucket, keys, after_page)))
         left = [key for key in keys if identity(key) not in there]
         return there.union(find(bucket, left, identity, after_page)) if left else there
-    except OutOfOrder:
+    except ListingOutOfOrder:
         # The store has an order of its own.
         return find_in_any_order(bucket, keys, identity, after_page).keys()
 

@@ -15,16 +15,22 @@ from ninja.errors import HttpError
 from pytest_django import Settings
 
 from storage_audit.api import problems
-from storage_audit.bucket.errors import Barred, Broken, Overloaded, TooLate, Unavailable
+from storage_audit.bucket.errors import (
+    BucketForbidden,
+    DeadlinePassed,
+    InvalidResponse,
+    Overloaded,
+    Unavailable,
+)
 from storage_audit.cleanup import api as deletions
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.cleanup.requests import StillAlive
+from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.conf import conf
-from storage_audit.findings.action_result import Refusal
-from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.findings.action_result import ActionRefused
+from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.redaction import HIDDEN
-from storage_audit.scan.start import TooCostly
+from storage_audit.scan.start import ScanTooExpensive
 from tests.api_client import API, PROBLEM, Program, program, refused
 from tests.forms import TOKEN
 from tests.paths import ROOT
@@ -61,17 +67,17 @@ ERRORS: list[tuple[Exception, int, str]] = [
     (SuspiciousOperation("planted"), 400, "bad-request"),
     (HttpError(400, "planted"), 400, "bad-request"),
     (Http404("planted"), 404, "not-found"),
-    (Mismatch("told"), 503, "bucket-not-ours"),
-    (StillAlive("told"), 409, "project-exists"),
+    (CannotConclude("told"), 503, "bucket-not-ours"),
+    (ProjectExists("told"), 409, "project-exists"),
     (IllegalTransition("told"), 409, "wrong-state"),
-    (Refusal("told"), 409, "refused"),
-    (TooCostly("told"), 409, "refused"),
+    (ActionRefused("told"), 409, "refused"),
+    (ScanTooExpensive("told"), 409, "refused"),
     (ValidationError("told"), 422, "invalid-values"),
     (Unavailable("told"), 503, "store-unavailable"),
     (Overloaded("told"), 503, "store-unavailable"),
-    (Barred("told"), 502, "store-refused"),
-    (Broken("told"), 502, "store-refused"),
-    (TooLate("planted"), 504, "too-slow"),
+    (BucketForbidden("told"), 502, "store-refused"),
+    (InvalidResponse("told"), 502, "store-refused"),
+    (DeadlinePassed("planted"), 504, "too-slow"),
 ]
 
 
@@ -105,7 +111,7 @@ def test_with_debug_on_it_is_told_no_more(
 
 
 def test_a_secret_in_a_message_for_people_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = failing(monkeypatch, Mismatch(f"told {conf().secret_access_key}"))
+    answer = failing(monkeypatch, CannotConclude(f"told {conf().secret_access_key}"))
     assert refused(answer, 503, "bucket-not-ours")["detail"] == f"told {HIDDEN}"
 
 

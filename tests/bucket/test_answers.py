@@ -14,7 +14,7 @@ from hypothesis import strategies as some
 from devtools.faults.matching import is_delete_batch, keys_sent, on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from storage_audit.bucket import answers, deleters, s3
-from storage_audit.bucket.errors import Broken
+from storage_audit.bucket.errors import InvalidResponse
 from tests.real_bucket import Bucket
 
 HEAD = '<?xml version="1.0" encoding="UTF-8"?>\n<DeleteResult xmlns="http://s3.amazonaws.com/doc/">'
@@ -107,7 +107,7 @@ def bodies_sent() -> Iterator[list[bytes]]:
 
     def keep(request: Any, **kwargs: Any) -> None:
         bodies.append(request.body)
-        raise Broken("enough")
+        raise InvalidResponse("enough")
 
     events = s3.client(attempts=1).meta.events
     events.register("before-send.s3.DeleteObjects", keep)
@@ -121,14 +121,17 @@ def bodies_sent() -> Iterator[list[bytes]]:
 def test_request_is_the_one_that_botocore_writes(keys: list[str]) -> None:
     with bodies_sent() as bodies:
         for plainly in (True, False):
-            with pytest.raises(Broken), patch.object(answers, "asks_plainly", return_value=plainly):
+            with (
+                pytest.raises(InvalidResponse),
+                patch.object(answers, "asks_plainly", return_value=plainly),
+            ):
                 s3.delete_batch("tests", keys)
     assert bodies[0] == bodies[1]
     assert b"<Quiet>false</Quiet>" in bodies[0]
 
 
 def test_key_that_is_no_text_is_not_sent() -> None:
-    with bodies_sent() as bodies, pytest.raises(Broken):
+    with bodies_sent() as bodies, pytest.raises(InvalidResponse):
         s3.delete_batch("tests", ["a", "b\udcff"])
     assert not bodies
 
@@ -187,5 +190,5 @@ def test_answer_that_names_a_key_twice_is_no_answer(store: FaultyStore, told: st
 )
 def test_answer_of_another_form_is_refused(store: FaultyStore, body: str) -> None:
     store.rules.append(on(is_delete_batch, Reply(200, body.encode())))
-    with pytest.raises(Broken):
+    with pytest.raises(InvalidResponse):
         s3.delete_batch("tests", ["a", "b"])

@@ -20,7 +20,14 @@ from devtools.faults.matching import (
 from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, Rule
 from devtools.local_r2 import LocalR2
 from storage_audit.bucket import s3
-from storage_audit.bucket.errors import LOCKED, Barred, Overloaded, Refused, StoreError, Unavailable
+from storage_audit.bucket.errors import (
+    LOCKED,
+    BucketForbidden,
+    Overloaded,
+    Refused,
+    StoreError,
+    Unavailable,
+)
 from storage_audit.cleanup.models import CleanupOperation, OperationEvent
 from storage_audit.clocks import monotonic
 from storage_audit.ownership import bucket_marker
@@ -74,9 +81,9 @@ ANSWERS: list[tuple[Reply, type[StoreError]]] = [
     (Reply(403, error("NotEntitled")), Refused),
     (Reply(403, error("ObjectLockedByBucketPolicy")), Refused),
     (Reply(403), Refused),
-    (Reply(401, error("Unauthorized")), Barred),
-    (Reply(401), Barred),
-    (Reply(404, error("NoSuchBucket")), Barred),
+    (Reply(401, error("Unauthorized")), BucketForbidden),
+    (Reply(401), BucketForbidden),
+    (Reply(404, error("NoSuchBucket")), BucketForbidden),
     (Reply(400, error("MalformedXML")), StoreError),
     (Reply(404), StoreError),
     (Reply(501, error("NotImplemented")), StoreError),

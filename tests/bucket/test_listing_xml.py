@@ -17,9 +17,9 @@ from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from devtools.local_r2 import LocalR2
 from devtools.seaweedfs import SeaweedFS
 from storage_audit.bucket import frame, listing_xml, s3
-from storage_audit.bucket.errors import Broken, StoreError
+from storage_audit.bucket.errors import InvalidResponse, StoreError
 from storage_audit.bucket.listing import (
-    OutOfOrder,
+    ListingOutOfOrder,
     as_bytes,
     entry_pages,
     pages,
@@ -72,7 +72,14 @@ def read(body: bytes, cut: Cut) -> list[Listed] | None:
         answer = parser.parse({"body": rest, "headers": {}, "status_code": 200}, shape)
         answer |= {"Entries": entries, "Frame": rest}
         return [s3.listed(entry) for entry in s3.page_in(answer, "tests", ASKED, s3.PAGE).objects]
-    except (AttributeError, Broken, KeyError, TypeError, ValueError, parsers.ResponseParserError):
+    except (
+        AttributeError,
+        InvalidResponse,
+        KeyError,
+        TypeError,
+        ValueError,
+        parsers.ResponseParserError,
+    ):
         return None
 
 
@@ -255,7 +262,7 @@ def test_page_of_another_request_or_form_is_refused(
     store: FaultyStore, three: Bucket, monkeypatch: pytest.MonkeyPatch, cut: Cut, form: str
 ) -> None:
     monkeypatch.setattr(listing_xml, "cut", cut)
-    with pytest.raises(Broken):
+    with pytest.raises(InvalidResponse):
         read_spoiled(store, form)
 
 
@@ -266,7 +273,7 @@ def test_impossible_keys_on_a_page_in_any_order_are_refused(
 ) -> None:
     monkeypatch.setattr(listing_xml, "cut", cut)
     store.rules[:] = [on(is_listing, changed(FORMS[form]))]
-    with pytest.raises(Broken):
+    with pytest.raises(InvalidResponse):
         list(pages_in_any_order(three.name, "a/"))
 
 
@@ -277,7 +284,7 @@ def test_later_page_of_another_request_is_refused(
     monkeypatch.setattr(listing_xml, "cut", cut)
     monkeypatch.setattr(s3, "PAGE", 2)
     store.rules[:] = [on(is_later_page, changed(without_continuation))]
-    with pytest.raises(Broken):
+    with pytest.raises(InvalidResponse):
         list(pages("tests", "a/"))
 
 
@@ -296,7 +303,7 @@ def test_unknown_store_need_not_repeat_the_request(
         if form in SILENT:
             assert read_spoiled(store, form) == []
         else:
-            with pytest.raises(Broken):
+            with pytest.raises(InvalidResponse):
                 read_spoiled(store, form)
 
 
@@ -309,7 +316,7 @@ def test_process_that_has_not_read_the_marker_knows_what_the_store_sends(
 ) -> None:
     """Such as a web process, which sees the marker only in a listing, after the page."""
     frame.forget(three.name)
-    with pytest.raises(Broken, match="which this store always sends"):
+    with pytest.raises(InvalidResponse, match="which this store always sends"):
         read_spoiled(store, form)
     store.rules.clear()
     assert is_listed(three.name, "a/1")
@@ -319,13 +326,13 @@ def test_bucket_whose_store_sends_less_than_before_can_be_claimed_again(
     store: FaultyStore, three: Bucket
 ) -> None:
     store.rules[:] = [on(is_listing, changed(without_count))]
-    with pytest.raises(Broken, match="lacks ListBucketResult.KeyCount"):
+    with pytest.raises(InvalidResponse, match="lacks ListBucketResult.KeyCount"):
         is_listed(three.name, "a/1")
     sent_before = frame.expected(three.name)
     assert "ListBucketResult.KeyCount" not in bucket_marker.claim(three.name).echoes
     assert is_listed(three.name, "a/1")
     frame.expect(three.name, sent_before)  # In a process that read the marker before.
-    with pytest.raises(Broken):
+    with pytest.raises(InvalidResponse):
         is_listed(three.name, "a/1")
     assert is_listed(three.name, "a/1")
 
@@ -410,7 +417,7 @@ def test_entries_out_of_order_break_the_listing(store: FaultyStore, keys: tuple[
     """By their bytes, also where these are no text."""
     body = page(*(USUAL.replace("a%2Fb", key) for key in keys))
     store.rules[:] = [on(is_listing, Reply(200, body))]
-    with pytest.raises(OutOfOrder):
+    with pytest.raises(ListingOutOfOrder):
         next(entry_pages("tests", ""))
 
 

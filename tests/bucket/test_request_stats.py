@@ -17,7 +17,7 @@ from devtools.faults.matching import is_anything, is_delete_batch, is_listing, o
 from devtools.faults.proxy import FaultyStore, Reply
 from storage_audit import tasks
 from storage_audit.bucket import request_stats, s3
-from storage_audit.bucket.errors import StoreError, TooLate
+from storage_audit.bucket.errors import DeadlinePassed, StoreError
 from storage_audit.bucket.models import StoreCalls
 from storage_audit.cleanup import runner
 from storage_audit.cleanup.models import CleanupOperation
@@ -85,7 +85,7 @@ def test_what_botocore_tries_again_counts_before_what_comes_of_it(
 
 def test_what_was_not_sent_does_not_count(bucket: Bucket) -> None:
     waiting()
-    with s3.sent_until(0), pytest.raises(TooLate):
+    with s3.sent_until(0), pytest.raises(DeadlinePassed):
         s3.delete_batch("tests", ["k"])
     assert waiting() == {}
 

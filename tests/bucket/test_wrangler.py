@@ -22,12 +22,12 @@ from devtools.local_r2 import WRANGLER
 from storage_audit.bucket import wrangler, wrangler_errors
 from storage_audit.bucket.errors import (
     LOCKED,
-    Barred,
-    Broken,
+    BucketForbidden,
+    DeadlinePassed,
+    InvalidResponse,
     Overloaded,
     Refused,
     StoreError,
-    TooLate,
     Unavailable,
 )
 from storage_audit.bucket.s3 import DELETED, Answer
@@ -147,7 +147,7 @@ def test_a_key_that_would_mean_another_object_is_refused(
     assert HOSTILE[key] in wrangler.objection(key)
     with pytest.raises(Refused, match=HOSTILE[key]) as caught:
         delete(key, ran)
-    assert caught.value.answered and not isinstance(caught.value, Barred)
+    assert caught.value.answered and not isinstance(caught.value, BucketForbidden)
     assert not ran and not cloudflare_api.requests
 
 
@@ -375,7 +375,7 @@ def program(tmp_path: Path, settings: Settings) -> FakeWrangler:
 
 def test_the_local_simulator_is_not_believed(program: FakeWrangler, ran: list[Command]) -> None:
     program.does("echo 'Resource location: local '; echo 'Delete complete.'")
-    with pytest.raises(Broken, match="simulator"):
+    with pytest.raises(InvalidResponse, match="simulator"):
         delete("k", ran)
     assert ran[0].exit_code == 0 and "local" in ran[0].stdout
 
@@ -542,7 +542,7 @@ def test_it_is_not_started_when_it_could_not_end_in_time(
     program: FakeWrangler, ran: list[Command]
 ) -> None:
     wrangler.version()
-    with pytest.raises(TooLate):
+    with pytest.raises(DeadlinePassed):
         delete("k", ran, until=monotonic() + 1)
     assert not ran
     assert delete("k", ran, until=monotonic() + 3) == DELETED

@@ -27,10 +27,10 @@ from storage_audit.certificate import evidence
 from storage_audit.certificate.certificate_file import (
     FORMS,
     Certificate,
-    Changed,
+    CertificateOutdated,
     Ending,
-    Misshapen,
-    NoCertificate,
+    MalformedCertificate,
+    NotACertificate,
     issued,
     signed,
 )
@@ -155,7 +155,7 @@ def verdict(path: Path, *options: str) -> tuple[Facts, int]:
 def found_in(path: Path) -> list[str]:
     try:
         return list(flaws(opened(path)))
-    except (Misshapen, NoCertificate) as error:
+    except (MalformedCertificate, NotACertificate) as error:
         return [str(error)]
 
 
@@ -351,7 +351,7 @@ def test_what_changes_while_it_is_written_gives_a_file_without_an_end(
 ) -> None:
     path, pieces = tmp_path / "cut.json", list[str]()
     coming = issued(certified, "json")
-    with pytest.raises(Changed):
+    with pytest.raises(CertificateOutdated):
         for piece in coming:
             pieces.append(piece)
             certified.items.filter(key=TWO).delete()

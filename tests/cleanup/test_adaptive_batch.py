@@ -13,7 +13,7 @@ from devtools.faults.kinds import error, per_key
 from devtools.faults.matching import is_delete_batch, is_listing_under, keys_sent, on, then
 from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, Rule
 from storage_audit.bucket import s3
-from storage_audit.bucket.errors import TooLate
+from storage_audit.bucket.errors import DeadlinePassed
 from storage_audit.cleanup import adaptive_batch, delete_batches, runner
 from storage_audit.cleanup.adaptive_batch import Pace
 from storage_audit.cleanup.delete_pipeline import Proof
@@ -332,7 +332,7 @@ def test_nothing_leaves_when_its_time_is_over(store: FaultyStore, bucket: Bucket
         lambda: s3.delete_batch("tests", keys),
         lambda: s3.delete_single("tests", keys[0]),
     ):
-        with pytest.raises(TooLate), s3.sent_until(monotonic() - 1):
+        with pytest.raises(DeadlinePassed), s3.sent_until(monotonic() - 1):
             call()
     assert not store.seen
     assert bucket.keys() == set(keys)
@@ -351,7 +351,7 @@ def test_nothing_leaves_after_the_machine_was_suspended(
 
     with s3.sent_until(monotonic() + 30):
         monkeypatch.setattr("storage_audit.clocks.clock_gettime", after_a_minute)
-        with pytest.raises(TooLate):
+        with pytest.raises(DeadlinePassed):
             s3.delete_batch("tests", keys)
     assert not store.seen
 

@@ -17,19 +17,19 @@ from devtools.local_r2 import LocalR2
 from storage_audit.bucket import cloudflare_api as cloudflare
 from storage_audit.bucket import listing, s3
 from storage_audit.bucket.errors import (
-    Barred,
-    Broken,
+    BucketForbidden,
+    DeadlinePassed,
+    InvalidResponse,
     Overloaded,
     Refused,
     StoreError,
-    TooLate,
     Unavailable,
 )
 from storage_audit.cleanup import cloudflare_crosscheck, requests
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.clocks import monotonic
 from storage_audit.models import R2Object
-from storage_audit.ownership.bucket_marker import MARKER, Mismatch
+from storage_audit.ownership.bucket_marker import MARKER, CannotConclude
 from tests.promises import (
     FLAT,
     HIERARCHICAL,
@@ -206,17 +206,23 @@ def test_an_answer_that_cannot_be_believed_is_an_error(
     assert listed(two_objects) == {"p/1", "p/2"}
     monkeypatch.setattr(cloudflare, "PAGE", 2)
     rest.rules.append(on(is_asked("p/"), LIES[lie]))
-    with pytest.raises(Broken):
+    with pytest.raises(InvalidResponse):
         listed(two_objects, "p/")
 
 
 @pytest.mark.parametrize(
     ("reply", "kind"),
     [
-        (Reply(401, b'{"errors": [{"code": 10000, "message": "Authentication error"}]}'), Barred),
+        (
+            Reply(401, b'{"errors": [{"code": 10000, "message": "Authentication error"}]}'),
+            BucketForbidden,
+        ),
         (Reply(403, b'{"errors": [{"code": 10000, "message": "Authentication error"}]}'), Refused),
-        (Reply(400, b'{"errors": [{"code": 6003, "message": "Invalid headers"}]}'), Barred),
-        (Reply(404, b'{"errors": [{"code": 10006, "message": "No bucket"}]}'), Barred),
+        (
+            Reply(400, b'{"errors": [{"code": 6003, "message": "Invalid headers"}]}'),
+            BucketForbidden,
+        ),
+        (Reply(404, b'{"errors": [{"code": 10006, "message": "No bucket"}]}'), BucketForbidden),
         (Reply(429, b"{}", (("Retry-After", "300"),)), Overloaded),
         (Reply(503, b'{"errors": "none"}'), Overloaded),
         (Reply(500, b"<html>"), Unavailable),
@@ -241,7 +247,7 @@ def test_the_token_and_the_jurisdiction_are_sent_and_no_other_credentials(
     monkeypatch.setenv("CLOUDFLARE_API_KEY", "k")
     monkeypatch.setenv("CLOUDFLARE_EMAIL", "e@example.com")
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"JURISDICTION": "eu"}
-    with pytest.raises(Barred, match="R2_JURISDICTION"):
+    with pytest.raises(BucketForbidden, match="R2_JURISDICTION"):
         listed(two_objects)
     headers = {name.lower(): value for name, value in rest.seen[0].headers.items()}
     assert headers["authorization"] == f"Bearer {settings.STORAGE_AUDIT['API_TOKEN']}"
@@ -578,10 +584,10 @@ def test_what_remains_is_what_a_cleanup_would_take(bucket: Bucket, rest: FaultyS
     track(bucket, "odd/gone", "proj_1")
     assert set(remaining(bucket)) == {HIERARCHICAL, FLAT, "odd/key"}
     assert remaining(bucket, "proj_2") == []
-    with pytest.raises(Mismatch):
+    with pytest.raises(CannotConclude):
         remaining(bucket, "no project id")
     rest.rules.append(on(is_asked(MARKER), HIDES))
-    with pytest.raises(Broken, match="another bucket"):
+    with pytest.raises(InvalidResponse, match="another bucket"):
         remaining(bucket)
 
 
@@ -590,7 +596,7 @@ def test_a_listing_that_is_empty_from_now_on_shows_not_that_nothing_remains(
 ) -> None:
     bucket.put(HIERARCHICAL)
     rest.rules.append(on(is_asked(MARKER), lambda request, forward: forward(), HIDES))
-    with pytest.raises(Broken, match="does not show the marker"):
+    with pytest.raises(InvalidResponse, match="does not show the marker"):
         remaining(bucket)
 
 
@@ -601,7 +607,7 @@ def test_when_the_time_is_over_nothing_more_is_asked(
         """How often S3 and the API were asked."""
         store.seen.clear()
         rest.seen.clear()
-        with pytest.raises(TooLate):
+        with pytest.raises(DeadlinePassed):
             remaining(bucket, seconds=seconds)
         return len(store.seen), len(rest.seen)
 

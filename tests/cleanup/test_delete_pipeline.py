@@ -22,9 +22,9 @@ from storage_audit.cleanup import adaptive_batch, delete_batches, delete_pipelin
 from storage_audit.cleanup.adaptive_batch import Pace
 from storage_audit.cleanup.delete_pipeline import Planned, Proof
 from storage_audit.cleanup.models import CleanupItem, CleanupOperation
-from storage_audit.cleanup.turn import OutOfTime, Reborn, Undecided, Work
+from storage_audit.cleanup.turn import OwnerChanging, ProjectRecreated, TurnOver, Work
 from storage_audit.clocks import monotonic
-from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.ownership.bucket_marker import CannotConclude
 from tests.bucket.store_replies import BUSY
 from tests.promises import Status, check, fill_project, outcomes, requested, run
 from tests.real_bucket import Bucket
@@ -259,7 +259,13 @@ def test_nothing_is_sent_on_a_look_that_grew_old_behind_the_batch_before(
 
 @pytest.mark.parametrize(
     "error",
-    [Undecided("wait"), Reborn(), Mismatch("no"), Unavailable("busy"), ZeroDivisionError()],
+    [
+        OwnerChanging("wait"),
+        ProjectRecreated(),
+        CannotConclude("no"),
+        Unavailable("busy"),
+        ZeroDivisionError(),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_answers_count_also_when_the_next_look_fails(
@@ -298,7 +304,7 @@ def run_while_the_next_look_fails(
     def fail() -> None:
         wait_for(4, left)
         has_failed.set()
-        raise Undecided("wait")
+        raise OwnerChanging("wait")
 
     def late(request: Request, forward: Forward) -> Reply:
         left.release()
@@ -499,7 +505,7 @@ def test_pause_that_the_store_asks_for_is_kept_at_the_end_of_a_turn(
 def end_while_deleting(work: Work) -> None:
     if work.operation.step == CleanupOperation.Step.DELETE:
         work.deadline = 0
-        raise OutOfTime
+        raise TurnOver
 
 
 def test_turn_ends_with_the_answers_of_what_was_sent(
@@ -518,7 +524,13 @@ def test_turn_ends_with_the_answers_of_what_was_sent(
 
 @pytest.mark.parametrize(
     "error",
-    [KeyboardInterrupt(), SystemExit(), Reborn(), Mismatch("no"), ZeroDivisionError()],
+    [
+        KeyboardInterrupt(),
+        SystemExit(),
+        ProjectRecreated(),
+        CannotConclude("no"),
+        ZeroDivisionError(),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_what_is_broken_off_makes_no_further_call(

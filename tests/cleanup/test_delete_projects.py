@@ -15,7 +15,7 @@ from pytest_django import Settings
 from storage_audit.cleanup import delete_projects as project_deletion
 from storage_audit.cleanup.delete_projects import delete_project, delete_projects
 from storage_audit.cleanup.models import CleanupOperation, Job
-from storage_audit.cleanup.requests import StillAlive
+from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.models import Project
 from storage_audit.origin import Origin, acting_as
 from storage_audit.projects.admin.projects import OwnerAdmin, ProjectAdmin
@@ -196,7 +196,7 @@ def test_row_that_restricts_one_project_goes_with_another_selected_one(
 @pytest.mark.only_on("sqlite")
 def test_row_that_no_id_finds_is_not_called_deleted() -> None:
     Project.objects.bulk_create([Project(pk="proj\0")])
-    with pytest.raises(StillAlive, match="cannot be found by this id"):
+    with pytest.raises(ProjectExists, match="cannot be found by this id"):
         delete_project(Project.objects.get())
     deletion = delete_projects(Project.objects.all(), list)
     assert (len(deletion.kept), deletion.deleted) == (1, [])
@@ -363,7 +363,7 @@ def test_action_of_the_site_with_the_name_of_one_of_our_steps_is_no_step(
 def test_own_step_that_deletes_selected_rows_deletes_all_or_none(own: Any) -> None:
     alive("proj_1", "proj_2")
     own(proj_2=keep)
-    with pytest.raises(StillAlive, match="proj_2 was not deleted"):
+    with pytest.raises(ProjectExists, match="proj_2 was not deleted"):
         ProjectAdmin(Project, admin.site).delete_queryset(HttpRequest(), Project.objects.all())
     assert list_projects() == ["proj_1", "proj_2"] and not CleanupOperation.objects.exists()
 

@@ -27,7 +27,7 @@ from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.turn import Work
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.storage import KeyBeingDeleted
 from storage_audit.tracking import rows
 from tests.api_client import program, refused
@@ -399,7 +399,7 @@ def test_uploads_are_barred_while_a_deletion_may_be_under_way(
 
 def test_blocked_operation_bars_no_uploads(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     key = bucket.upload("proj_1")
-    fails(monkeypatch, verify, "verify", Mismatch("another bucket"))
+    fails(monkeypatch, verify, "verify", CannotConclude("another bucket"))
     assert delete("proj_1").status == Status.BLOCKED
     alive("proj_1")
     with default_storage.open(key, "w") as file:

@@ -31,7 +31,7 @@ from storage_audit.cleanup.turn import Work
 from storage_audit.findings.models import Finding
 from storage_audit.models import Installation, KnownProject, Project, R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.bucket_marker import MARKER, Mismatch
+from storage_audit.ownership.bucket_marker import MARKER, CannotConclude
 from storage_audit.scan.models import BucketScan
 from storage_audit.scan.scan_limits import expected_objects
 from storage_audit.scan.start import start_scan
@@ -745,7 +745,7 @@ def test_release_holds_for_the_plan_that_was_shown(
 
 
 def another_bucket(operation: CleanupOperation) -> Work:
-    raise Mismatch("another bucket")
+    raise CannotConclude("another bucket")
 
 
 def test_page_before_a_release_shows_the_figures(too_large: CleanupOperation) -> None:
@@ -829,7 +829,7 @@ def test_release_lifts_no_limit_of_a_plan_that_was_not_held_against_it(
     operation = requested("proj_1")
 
     def other_bucket(operation: CleanupOperation) -> None:
-        raise Mismatch("Another bucket.")
+        raise CannotConclude("Another bucket.")
 
     with monkeypatch.context() as patch:
         patch.setattr(limits, "objections", other_bucket)
@@ -1112,7 +1112,7 @@ def test_copy_that_disowns_the_bucket_is_blocked_though_it_cannot_be_told_from_t
         operation = delete("proj_1")
         assert operation.status == Status.BLOCKED
         assert "belongs to another installation" in operation.error
-        with pytest.raises(Mismatch):
+        with pytest.raises(CannotConclude):
             bucket_marker.claim(bucket.name)
         assert Installation.objects.count() == 1
     assert bucket.keys() == {HIERARCHICAL}

@@ -45,7 +45,7 @@ from storage_audit.bucket import multipart, s3
 from storage_audit.bucket.multipart import Upload
 from storage_audit.cleanup import delete_batches, delete_pipeline, open_decisions, requests, runner
 from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.cleanup.turn import OutOfTime, Work
+from storage_audit.cleanup.turn import TurnOver, Work
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object
@@ -870,7 +870,7 @@ def test_what_is_looked_at_anew_is_counted_anew(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ends(work: Work) -> None:
-        raise OutOfTime
+        raise TurnOver
 
     alive("proj_1")
     fill(bucket)
@@ -885,7 +885,7 @@ def test_what_is_looked_at_anew_is_counted_anew(
 
 @pytest.mark.parametrize(
     ("how", "age"),
-    [(SystemExit, LONG), (SystemExit, -timedelta(days=365)), (OutOfTime, LONG)],
+    [(SystemExit, LONG), (SystemExit, -timedelta(days=365)), (TurnOver, LONG)],
     ids=["dead", "dead, with a clock that was ahead", "out of time"],
 )
 def test_a_verification_that_no_worker_had_for_long_looks_anew(

@@ -25,7 +25,7 @@ from storage_audit.clocks import monotonic
 from storage_audit.conf import conf
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.bucket_marker import MARKER, Mismatch
+from storage_audit.ownership.bucket_marker import MARKER, CannotConclude
 from tests.bucket.store_replies import BROKEN, BUSY
 from tests.promises import (
     FLAT,
@@ -369,7 +369,7 @@ def test_wrangler_deletes_nothing_in_an_account_that_s3_does_not_look_into(
 
 def test_no_marker_is_not_the_same_marker(cloudflare_api: CloudflareApi, bucket: Bucket) -> None:
     bucket.r2.remove(MARKER)
-    with pytest.raises(Mismatch, match="does not show the marker"):
+    with pytest.raises(CannotConclude, match="does not show the marker"):
         bucket_marker.see_marker_by_wrangler(
             bucket.name, until=monotonic() + 30, ran=lambda command: None
         )

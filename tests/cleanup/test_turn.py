@@ -7,7 +7,7 @@ from time import sleep
 
 import pytest
 
-from storage_audit.bucket.errors import Broken
+from storage_audit.bucket.errors import InvalidResponse
 from storage_audit.bucket.s3 import Listed
 from storage_audit.cleanup.turn import AHEAD, ahead
 
@@ -67,10 +67,10 @@ def test_pages_before_a_failure_are_given_and_then_it_is_raised() -> None:
     def listing() -> Iterator[list[Listed]]:
         for number in (1, 2, 3):
             yield page(number)
-        raise Broken("cut short")
+        raise InvalidResponse("cut short")
 
     given = []
-    with pytest.raises(Broken):
+    with pytest.raises(InvalidResponse):
         for each in ahead(listing()):
             given.append(each)
     assert keys(given) == keys([page(n) for n in (1, 2, 3)])

@@ -23,8 +23,8 @@ from storage_audit.cleanup import runner as cleanup
 from storage_audit.cleanup.cloudflare_crosscheck import SecondLook
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.cleanup.requests import StillAlive
-from storage_audit.cleanup.turn import OutOfTime, Work
+from storage_audit.cleanup.requests import ProjectExists
+from storage_audit.cleanup.turn import TurnOver, Work
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.tracking.upload import Upload
 from tests.keys import NFC, NFD
@@ -228,7 +228,7 @@ def test_verification_that_takes_several_turns_takes_over_nothing_twice(
     def ask_later(look: SecondLook) -> str:
         turns.append(None)
         if len(turns) == 1:
-            raise OutOfTime
+            raise TurnOver
         return take(look)
 
     monkeypatch.setattr(SecondLook, "take", ask_later)
@@ -463,7 +463,7 @@ def test_plan_of_a_live_project_is_refused(bucket: Bucket) -> None:
     alive("proj_1")
     bucket.put(*KEYS)
     plan = dry_run("proj_1")
-    with pytest.raises(StillAlive):
+    with pytest.raises(ProjectExists):
         requests.force_delete_operation(plan)
     plan.execute("me")
     assert run(plan).status == Status.SUPERSEDED
@@ -506,7 +506,7 @@ def test_declared_project_is_cleaned_up(bucket: Bucket) -> None:
 
 def test_only_project_ids_that_are_not_alive_can_be_declared_deleted(bucket: Bucket) -> None:
     alive("proj_1")
-    with pytest.raises(StillAlive):
+    with pytest.raises(ProjectExists):
         requests.declare_deleted("proj_1")
     for wrong in ("proj", "proj_", "proj_proj_1", "", "projects", "proj_1/"):
         with pytest.raises(ValidationError):

@@ -358,7 +358,7 @@ def test_those_who_come_at_once_have_the_same_places(
                 got_one.append(True)
                 for _other in range(3):
                     refused_ones.acquire(timeout=5)
-        except concurrency.Full:
+        except concurrency.Busy:
             refused_ones.release()
 
     threads = [Thread(target=come) for _number in range(4)]

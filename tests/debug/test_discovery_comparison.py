@@ -16,14 +16,14 @@ from devtools.faults.kinds import KINDS
 from devtools.faults.matching import is_listing_under, on
 from devtools.faults.proxy import FaultyStore
 from storage_audit.bucket import listing, s3
-from storage_audit.bucket.errors import StoreError, TooLate
+from storage_audit.bucket.errors import DeadlinePassed, StoreError
 from storage_audit.bucket.s3 import Listed
 from storage_audit.debug import admin as comparison_page
 from storage_audit.debug import discovery_comparison
 from storage_audit.debug.discovery_comparison import Comparison, Keys, Way, Why, buckets_of, compare
 from storage_audit.models import Project, R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.ownership.bucket_marker import CannotConclude
 from tests.admin_client import page, person, text_of
 from tests.database import dump_everything
 from tests.keys import NFC, NFD
@@ -227,15 +227,15 @@ def test_a_look_that_fails_anywhere_says_nothing(
 
 
 def test_it_takes_no_longer_than_it_may(bucket: Bucket) -> None:
-    with pytest.raises(TooLate):
+    with pytest.raises(DeadlinePassed):
         compare("proj_1", seconds=-1)
 
 
 def test_a_bucket_of_somebody_else_is_not_compared(bucket: Bucket) -> None:
     bucket.r2.remove(bucket_marker.MARKER, bucket.name)
-    with pytest.raises(Mismatch, match="no marker"):
+    with pytest.raises(CannotConclude, match="no marker"):
         compare("proj_1")
-    with pytest.raises(Mismatch, match="is no project id"):
+    with pytest.raises(CannotConclude, match="is no project id"):
         compare("p/../q")
 
 

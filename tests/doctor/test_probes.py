@@ -35,7 +35,7 @@ from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, Rule
 from devtools.seaweedfs import SeaweedFS
 from storage_audit.bucket import cloudflare_api as api
 from storage_audit.bucket import wrangler
-from storage_audit.bucket.errors import Barred
+from storage_audit.bucket.errors import BucketForbidden
 from storage_audit.conf import conf
 from storage_audit.doctor import (
     cloudflare_probes,
@@ -216,7 +216,7 @@ def test_an_account_that_cannot_be(
     told = examined()
     assert with_status(told) == {"login": text, "API": text}
     assert "R2_ACCOUNT_ID" in told["API"]["advice"]
-    with pytest.raises(Barred):
+    with pytest.raises(BucketForbidden):
         api.list_page(conf().bucket, "")
 
 

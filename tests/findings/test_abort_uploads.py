@@ -23,7 +23,7 @@ from devtools.faults.pages import (
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from devtools.seaweedfs import SeaweedFS
 from storage_audit.bucket import frame, multipart, s3
-from storage_audit.bucket.errors import Broken, StoreError
+from storage_audit.bucket.errors import InvalidResponse, StoreError
 from storage_audit.bucket.listing import is_too_long
 from storage_audit.bucket.multipart import Upload
 from storage_audit.cleanup import delete_batches
@@ -34,7 +34,7 @@ from storage_audit.findings import abort_uploads
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.scan import unfinished_uploads
 from storage_audit.scan.models import BucketScan, Sighting
 from storage_audit.scan.start import start_scan
@@ -196,7 +196,7 @@ def test_listing_that_does_not_get_on_is_no_listing(tree: Bucket, proxy: FaultyS
 </NextKeyMarker><NextUploadIdMarker>u</NextUploadIdMarker></ListMultipartUploadsResult>"""
     frame.expect(tree.name, ())
     proxy.rules.append(on(is_uploads_listing, Reply(200, body.encode())))
-    with pytest.raises(Broken):
+    with pytest.raises(InvalidResponse):
         sighted(tree)
 
 
@@ -229,7 +229,7 @@ def test_page_of_another_request_is_no_listing(tree: Bucket, proxy: FaultyStore)
     believed = []
     for name, change in FOREIGN.items():
         proxy.rules[:] = [on(is_uploads_listing, changed(change))]
-        with suppress(Broken):
+        with suppress(InvalidResponse):
             sighted(tree, "a/")
             believed.append(name)
     assert believed == []
@@ -249,7 +249,7 @@ def test_uploads_of_several_pages_are_in_order(
         <NextUploadIdMarker>u</NextUploadIdMarker>{entries}</ListMultipartUploadsResult>"""
     frame.expect(tree.name, ())
     proxy.rules.append(on(is_uploads_listing, Reply(200, body.encode())))
-    with pytest.raises(Broken, match="order"):
+    with pytest.raises(InvalidResponse, match="order"):
         multipart.page_of("tests", "", {"KeyMarker": "a", "UploadIdMarker": "u"})
 
 
@@ -436,7 +436,7 @@ def test_empty_copy_of_the_bucket_resolves_nothing(
         return None
 
     proxy.rules.append(copy)
-    with pytest.raises(Broken):
+    with pytest.raises(InvalidResponse):
         aborted(*found)
     proxy.rules.clear()
     assert not Finding.objects.filter(state="resolved").exists()
@@ -447,7 +447,7 @@ def test_nothing_is_aborted_in_another_bucket(tree: Bucket, old: None) -> None:
     begin(tree, KEY)
     found = findings(tree)
     tree.r2.remove(bucket_marker.MARKER, tree.name)
-    with pytest.raises(Mismatch):
+    with pytest.raises(CannotConclude):
         aborted(*found)
     assert there(tree) == [KEY]
 

@@ -16,18 +16,18 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from storage_audit.bucket import listing
-from storage_audit.bucket.errors import Broken
+from storage_audit.bucket.errors import InvalidResponse
 from storage_audit.cleanup import delete_batches, delete_pipeline, open_decisions, requests
 from storage_audit.cleanup import turn as work
 from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.cleanup.open_decisions import why_covered
 from storage_audit.cleanup.turn import Work
 from storage_audit.findings import action_result, orphans, track_files
-from storage_audit.findings.action_result import Decision, Refusal
+from storage_audit.findings.action_result import ActionRefused, Decision
 from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.origin import Origin, acting_as
-from storage_audit.ownership.bucket_marker import MARKER, Mismatch
+from storage_audit.ownership.bucket_marker import MARKER, CannotConclude
 from tests.admin_client import confirm, page, person, superuser
 from tests.builders import LONG_AGO, create_findings, create_orphans, list_ids, read_states
 from tests.findings.orphans import delete_orphans, request_deletion
@@ -81,7 +81,7 @@ def test_an_acknowledgement_says_who_when_and_why_and_can_be_taken_back(bucket: 
 
 def test_an_acknowledgement_without_a_note_is_refused(bucket: Bucket) -> None:
     found = create_orphans(bucket, KEY)
-    with pytest.raises(Refusal, match="Say in a note"):
+    with pytest.raises(ActionRefused, match="Say in a note"):
         action_result.acknowledge(list_ids(found), " ")
     assert read_states() == {KEY: "open"}
 
@@ -284,7 +284,7 @@ def test_of_several_projects_and_buckets_each_bucket_has_one_operation(
     other.wipe()
     local_r2.plant(MARKER, b"{}", "other")
     create_findings(other, KEY, size=1, etag="e", last_modified=timezone.now())
-    with pytest.raises(Mismatch, match="another installation"):
+    with pytest.raises(CannotConclude, match="another installation"):
         orphans.delete_orphans(Finding.objects.all())
     assert not CleanupOperation.objects.exists()
     operation = request_deletion(Finding.objects.filter(bucket=bucket.name))
@@ -603,7 +603,7 @@ def test_a_dry_run_freezes_a_plan_of_which_a_part_is_deleted_later(bucket: Bucke
 def test_a_plan_of_a_project_that_lives_again_is_not_run(bucket: Bucket) -> None:
     operation = run(request_deletion(create_orphans(bucket, KEY), dry_run=True))
     alive("proj_9")
-    with pytest.raises(requests.StillAlive):
+    with pytest.raises(requests.ProjectExists):
         requests.force_delete_operation(operation)
 
 
@@ -681,7 +681,7 @@ def test_trouble_of_the_store_deletes_nothing_and_resolves_nothing(
     found = create_orphans(bucket, KEY)
 
     def broken(*args: object) -> None:
-        raise Broken("out of order")
+        raise InvalidResponse("out of order")
 
     with monkeypatch.context() as patch:
         patch.setattr(listing, "find", broken)
@@ -799,7 +799,7 @@ def test_a_backfilled_row_is_given_too_and_one_of_a_live_upload_is_not(bucket: B
 def test_no_object_is_given_to_a_project_that_is_not_there(bucket: Bucket, project_id: str) -> None:
     deleted("proj_9")
     found = create_orphans(bucket, KEY)
-    with pytest.raises(Refusal, match="Only an existing project"):
+    with pytest.raises(ActionRefused, match="Only an existing project"):
         track_files.adopt(list_ids(found), project_id)
     assert not R2Object.objects.exists()
 
@@ -815,7 +815,7 @@ def test_a_project_that_goes_meanwhile_is_given_nothing(
         return original(*args)
 
     monkeypatch.setattr(track_files, "give", give)
-    with pytest.raises(Refusal, match="Only an existing project"):
+    with pytest.raises(ActionRefused, match="Only an existing project"):
         track_files.adopt(list_ids(found), "proj_1")
     assert not R2Object.objects.filter(source=Source.ADOPTED).exists()
     assert read_states() == {KEY: "open"}
@@ -1062,7 +1062,7 @@ def test_no_row_is_forgotten_on_a_listing_that_shows_nothing(
         return {}
 
     monkeypatch.setattr(track_files, "find", empty)
-    with pytest.raises(Mismatch):
+    with pytest.raises(CannotConclude):
         track_files.untrack(list_ids(found))
     assert R2Object.objects.exists()
 

@@ -14,14 +14,14 @@ from devtools.faults.proxy import FaultyStore, Reply, Request
 from devtools.local_r2 import LocalR2
 from storage_audit.bucket import frame, s3
 from storage_audit.bucket.deleters import Sent
-from storage_audit.bucket.errors import Broken
+from storage_audit.bucket.errors import InvalidResponse
 from storage_audit.cleanup import delete_batches, delete_pipeline, requests
 from storage_audit.cleanup.delete_pipeline import Planned
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.turn import Work
 from storage_audit.models import Installation, Project, R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.bucket_marker import MARKER, Mismatch, Traits
+from storage_audit.ownership.bucket_marker import MARKER, CannotConclude, Traits
 from tests.bucket.store_replies import list_uploads
 from tests.database import copy_database
 from tests.promises import (
@@ -136,7 +136,7 @@ def test_marker_that_differs_blocks(tracked: Bucket, changes: dict[str, str]) ->
     assert "--take-over" in operation.error
     assert len(tracked.keys()) == 2
     if "installation" in changes:
-        with pytest.raises(Mismatch):
+        with pytest.raises(CannotConclude):
             bucket_marker.claim(tracked.name)
     tracked.set_marker(**right)
     healed(tracked, operation)
@@ -198,7 +198,7 @@ def test_sighting_names_the_marker_of_its_bucket(bucket: Bucket, local_r2: Local
 def test_marker_that_is_garbled_blocks(tracked: Bucket, content: bytes) -> None:
     tracked.r2.plant(MARKER, content, tracked.name)
     blocked(tracked, delete("proj_1"))
-    with pytest.raises(Mismatch):
+    with pytest.raises(CannotConclude):
         bucket_marker.claim(tracked.name)
 
 
@@ -297,7 +297,7 @@ def test_copy_of_the_database_is_blocked_and_after_a_take_over_the_original_is(
         operation = blocked(tracked, delete("proj_1"))
         assert "copy" in operation.error
         assert len(tracked.keys()) == 2
-        with pytest.raises(Mismatch):
+        with pytest.raises(CannotConclude):
             bucket_marker.claim(tracked.name)
         before = Installation.objects.get().pk
         bucket_marker.claim(tracked.name, take_over=True)
@@ -388,7 +388,7 @@ def test_store_whose_listings_lack_what_was_just_written_is_not_claimed(
         return is_listing(request) and "/probe-" in request.query["prefix"]
 
     store.rules.append(on(has_probes, changed(empty)))
-    with pytest.raises(Broken, match="do not show what was just written"):
+    with pytest.raises(InvalidResponse, match="do not show what was just written"):
         bucket_marker.claim(bucket.name)
 
 
@@ -402,5 +402,5 @@ def test_traits_of_the_marker_before_are_refused(
         return original(name)
 
     monkeypatch.setattr(bucket_marker, "see_marker", claim_first)
-    with pytest.raises(Broken, match="claimed again"):
+    with pytest.raises(InvalidResponse, match="claimed again"):
         bucket_marker.check(bucket.name)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from storage_audit.bucket.listing import nfc
 from storage_audit.conf import Conf
 from storage_audit.models import R2Object
-from storage_audit.ownership.key_format import MAX_KEY_BYTES, Layout, LayoutError, Reading
+from storage_audit.ownership.key_format import MAX_KEY_BYTES, KeyFormatError, Layout, Reading
 from storage_audit.ownership.key_formats import DEFAULT_KINDS, DEFAULT_TEMPLATES, Layouts
 
 # What it asks is no database.
@@ -523,7 +523,7 @@ def test_listing_one_id_never_shows_a_longer_number() -> None:
     ],
 )
 def test_a_bad_template_is_refused_by_name_and_with_advice(template: str, message: str) -> None:
-    with pytest.raises(LayoutError, match=message) as refusal:
+    with pytest.raises(KeyFormatError, match=message) as refusal:
         layouts(template)
     assert str(refusal.value).startswith(f"layout 'custom' ({template}): ")
 
@@ -537,18 +537,18 @@ def test_a_bad_template_is_refused_by_name_and_with_advice(template: str, messag
     ],
 )
 def test_kinds_that_make_a_key_ambiguous_are_refused(kinds: tuple[str, ...], message: str) -> None:
-    with pytest.raises(LayoutError, match=message):
+    with pytest.raises(KeyFormatError, match=message):
         Layout("custom", "{kind}_{project}/{filename}", re.compile("[a-z_]+"), kinds)
 
 
 @pytest.mark.parametrize("current", ["hierarchical_double", "content_double", "flat_double"])
 def test_new_keys_never_double_the_prefix(current: str) -> None:
-    with pytest.raises(LayoutError, match="would double the prefix proj_ of ids"):
+    with pytest.raises(KeyFormatError, match="would double the prefix proj_ of ids"):
         layouts("x/{project}/{filename}", current=current)
 
 
 def test_a_kind_cannot_double_the_prefix_either() -> None:
-    with pytest.raises(LayoutError, match="would double the prefix"):
+    with pytest.raises(KeyFormatError, match="would double the prefix"):
         layouts("{kind}_{project}/{filename}", kinds=("audio", "proj"))
 
 
@@ -563,7 +563,7 @@ def test_a_kind_cannot_double_the_prefix_either() -> None:
 def test_a_configuration_that_cannot_work_is_refused(
     refused: Callable[[], Layouts], message: str
 ) -> None:
-    with pytest.raises(LayoutError, match=message):
+    with pytest.raises(KeyFormatError, match=message):
         refused()
 
 
@@ -575,7 +575,7 @@ def test_a_name_that_no_row_can_hold_is_refused() -> None:
         return Layouts({name: "x/{project}/"}, project_id="[a-z]+", kinds=(), current="")
 
     assert named(fits).readings("x/a/")[0].layout == fits
-    with pytest.raises(LayoutError, match="has 61 characters; use at most 60"):
+    with pytest.raises(KeyFormatError, match="has 61 characters; use at most 60"):
         named(too_long)
 
 

@@ -27,7 +27,7 @@ from storage_audit.lookup.search import explain, look_up
 from storage_audit.models import Project, R2Object
 from storage_audit.origin import Origin, acting_as
 from storage_audit.ownership import references
-from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.ownership.references import Used, uses_of_keys
 from storage_audit.reading import read_within
 from storage_audit.storage import TrackedStorage
@@ -549,7 +549,7 @@ def test_what_rows_named_outlasts_a_plan_that_was_stopped(
     key = still("proj_1")
 
     def refuse(work: Work) -> None:
-        raise Mismatch("another bucket")
+        raise CannotConclude("another bucket")
 
     with monkeypatch.context() as patch:
         patch.setattr(runner, "look_for_uploads", refuse)

@@ -23,7 +23,7 @@ from pytest_django import Settings
 from storage_audit import roles, signals
 from storage_audit.cleanup import bulk
 from storage_audit.cleanup.models import CleanupOperation, Job
-from storage_audit.cleanup.requests import StillAlive
+from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.models import Project, R2Object
 from storage_audit.origin import Origin, acting_as
 from storage_audit.projects.admin.columns import with_storage
@@ -236,7 +236,7 @@ def test_own_delete_of_a_proxy_is_called_from_the_admin_of_the_model_below(
         pages.delete_selection(asking, confirmed(film))
         [said] = asking._messages
         assert "Project 1 was not deleted" in str(said)
-        with pytest.raises(StillAlive):
+        with pytest.raises(ProjectExists):
             pages.delete_model(asking, film.objects.get())
         assert film.objects.exists()
     forget_model(Legal)

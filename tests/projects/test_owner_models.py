@@ -15,7 +15,7 @@ from storage_audit import project_model
 from storage_audit.cleanup.delete_projects import delete_project_by_id
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.findings import track_files
-from storage_audit.findings.action_result import Refusal
+from storage_audit.findings.action_result import ActionRefused
 from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project
 from storage_audit.projects.admin.columns import with_storage
@@ -183,7 +183,7 @@ def test_id_with_other_case_names_no_project(ignoring_case: Any) -> None:
     ignoring_case.objects.create(id="Alpha")
     answer = program().ask("DELETE", "/projects/alpha")
     assert answer.status_code == 404
-    with pytest.raises(Refusal, match="There is no project alpha"):
+    with pytest.raises(ActionRefused, match="There is no project alpha"):
         track_files.adopt(Finding.objects.none(), "alpha")
     with transaction.atomic():
         assert project_model.lock("alpha") is None

@@ -247,7 +247,7 @@ def test_a_model_that_keeps_its_row_when_it_is_deleted_cannot_be_forced(
     shown = confirm(superuser(), "project", "force_delete", "proj_1")
     assert "proj_1 was not deleted" in shown
     assert not LogEntry.objects.exists()
-    with pytest.raises(requests.StillAlive, match="proj_1 was not deleted"):
+    with pytest.raises(requests.ProjectExists, match="proj_1 was not deleted"):
         delete_project(project)
 
 

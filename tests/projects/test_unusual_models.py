@@ -8,7 +8,7 @@ from django.db.models.query_utils import DeferredAttribute
 from pytest_django import Settings
 
 from storage_audit.cleanup.delete_projects import delete_project, delete_projects
-from storage_audit.cleanup.requests import StillAlive
+from storage_audit.cleanup.requests import ProjectExists
 from tests.owner_models import create_table
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
@@ -100,7 +100,7 @@ def test_row_of_a_child_model_that_is_gone_keeps_its_project(works: Any) -> None
     work, film, _song = works
     row = film.objects.create()
     film.objects.get().delete(keep_parents=True)
-    with pytest.raises(StillAlive, match="was not deleted: it is no longer a film."):
+    with pytest.raises(ProjectExists, match="was not deleted: it is no longer a film."):
         delete_project(row)
     assert work.objects.exists()
 

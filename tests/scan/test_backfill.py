@@ -16,7 +16,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from storage_audit.bucket import s3
-from storage_audit.bucket.errors import Broken, Unavailable
+from storage_audit.bucket.errors import InvalidResponse, Unavailable
 from storage_audit.bucket.listing import entry_pages
 from storage_audit.bucket.listing_xml import Entries, Entry
 from storage_audit.bucket.s3 import Listed
@@ -328,7 +328,7 @@ def test_a_listing_that_breaks_off_fails_the_scan_and_resolves_nothing(
 
     def broken(bucket: str, prefix: str, after: str) -> Iterator[Entries]:
         yield from entry_pages(bucket, prefix, after)
-        raise Broken("The listing does not get on.")
+        raise InvalidResponse("The listing does not get on.")
 
     listing_as(monkeypatch, broken)
     found = backfill()

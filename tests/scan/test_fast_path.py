@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pytest_django import Settings
 
 from storage_audit.bucket import listing
-from storage_audit.bucket.errors import Broken
+from storage_audit.bucket.errors import InvalidResponse
 from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject, R2Object
@@ -231,7 +231,7 @@ def test_a_store_that_is_a_tree_of_folders_betrays_itself(monkeypatch: pytest.Mo
     Listing(PLAIN, FOLDERS[3] + "/a.mp4", page=10).use(monkeypatch)
 
     def see_in(bucket: str, folder: str) -> None:
-        raise Broken(folder)
+        raise InvalidResponse(folder)
 
     monkeypatch.setattr(listing, "see_in", see_in)
     assert backfill().error == FOLDERS[3]

@@ -7,7 +7,7 @@ from unicodedata import normalize
 import pytest
 from django.utils import timezone
 
-from storage_audit.bucket.errors import Broken, Unavailable
+from storage_audit.bucket.errors import InvalidResponse, Unavailable
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.objects_in_hand import find_in_hand
 from storage_audit.conf import conf
@@ -352,7 +352,7 @@ def test_a_scan_of_a_project_says_nothing_of_others(listing: Listing) -> None:
 
 
 @pytest.mark.parametrize("page", [1, 2, 3])
-@pytest.mark.parametrize("error", [Unavailable("down"), Broken("unreadable")], ids=repr)
+@pytest.mark.parametrize("error", [Unavailable("down"), InvalidResponse("unreadable")], ids=repr)
 def test_a_scan_that_fails_says_nothing_and_one_that_goes_on_says_all(
     listing: Listing, page: int, error: Exception
 ) -> None:

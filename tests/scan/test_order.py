@@ -8,8 +8,8 @@ import pytest
 from devtools.faults.proxy import FaultyStore
 from devtools.seaweedfs import SeaweedFS
 from storage_audit.bucket import s3
-from storage_audit.bucket.errors import Broken
-from storage_audit.bucket.listing import OutOfOrder, as_bytes, entry_pages
+from storage_audit.bucket.errors import InvalidResponse
+from storage_audit.bucket.listing import ListingOutOfOrder, as_bytes, entry_pages
 from storage_audit.bucket.listing_xml import Entries
 from storage_audit.bucket.s3 import Page
 from storage_audit.findings.models import Finding
@@ -117,7 +117,7 @@ def test_a_scan_in_any_order_that_fails_says_nothing_and_goes_on(
 
     def fail(number: int) -> None:
         if number >= page:
-            raise Broken("unreadable")
+            raise InvalidResponse("unreadable")
 
     listing.before_page = fail
     found = reconcile()
@@ -200,7 +200,7 @@ def test_one_page_out_of_order_makes_a_scan_start_again_and_be_right(
     def backwards(*args: str) -> Iterator[Entries]:
         for number, page in enumerate(real(*args)):
             if number == 5:
-                raise OutOfOrder("backwards")
+                raise ListingOutOfOrder("backwards")
             yield page
 
     monkeypatch.setattr(worker, "entry_pages", backwards)

@@ -16,7 +16,7 @@ from storage_audit import tasks
 from storage_audit.cleanup import requests
 from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.cleanup.requests import StillAlive
+from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.models import Project, R2Object
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
@@ -191,7 +191,7 @@ class Play:
         requests.verify_operation(operation)
 
     def declare_deleted(self, project: str) -> None:
-        with suppress(StillAlive):
+        with suppress(ProjectExists):
             requests.declare_deleted(project)
             self.model.said_deleted(project)
 
@@ -201,7 +201,7 @@ class Play:
         self.sweep()
         operation.refresh_from_db()
         before = operation.status
-        with suppress(IllegalTransition, StillAlive):
+        with suppress(IllegalTransition, ProjectExists):
             requests.force_delete_operation(operation)
             self.watch.decided.add(operation.pk)
             says_so = before in (Status.BLOCKED, Status.PLANNED)

@@ -25,7 +25,7 @@ from storage_audit import tasks
 from storage_audit.alerts import alert_rules, lateness
 from storage_audit.alerts.models import Incident
 from storage_audit.bucket import s3
-from storage_audit.bucket.errors import Refused, StoreError, TooLate, Unavailable
+from storage_audit.bucket.errors import DeadlinePassed, Refused, StoreError, Unavailable
 from storage_audit.certificate.evidence import items_of
 from storage_audit.cleanup import policies, requests
 from storage_audit.cleanup.attention import select_keeping_files
@@ -109,10 +109,10 @@ def test_key_is_barred_during_the_deletion_of_a_file_without_a_row(
     def write(*args: str) -> None:
         with pytest.raises(KeyBeingDeleted):
             default_storage.open(NAME, "w")
-        raise TooLate("not sent")
+        raise DeadlinePassed("not sent")
 
     monkeypatch.setattr(s3, "delete_single", write)
-    with pytest.raises(TooLate):
+    with pytest.raises(DeadlinePassed):
         default_storage.delete(NAME)
     assert not R2Object.objects.exists()
 

@@ -27,7 +27,7 @@ from devtools.faults.kinds import error
 from devtools.faults.matching import is_delete_single, on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from storage_audit.bucket import s3
-from storage_audit.bucket.errors import Broken, StoreError, TooLate, Unavailable
+from storage_audit.bucket.errors import DeadlinePassed, InvalidResponse, StoreError, Unavailable
 from storage_audit.cleanup import delete_batches, runner
 from storage_audit.cleanup import settle as settling
 from storage_audit.cleanup.models import CleanupItem, CleanupOperation
@@ -217,7 +217,7 @@ def test_upload_is_not_confirmed_by_an_answer_that_cannot_be_stored(
         return replace(reply, headers=(*others, *([(name, value)] if value else [])))
 
     store.rules.append(on(lambda request: request.method == "HEAD", change))
-    with pytest.raises(Broken, match="The store's answer is unreadable"):
+    with pytest.raises(InvalidResponse, match="The store's answer is unreadable"):
         overwriting().save(NAME, ContentFile(b"content"))
     assert read_row().state == State.UPLOAD_FAILED
     assert bucket.keys() == {NAME}
@@ -917,7 +917,7 @@ def test_a_process_that_slept_before_its_deletion_left_deletes_nothing(
 ) -> None:
     put()
     monkeypatch.setattr(delete_batches, "PROOF_LASTS", -1.0)
-    with pytest.raises(TooLate):
+    with pytest.raises(DeadlinePassed):
         default_storage.delete(NAME)
     assert_row_matches_object(bucket, NAME)
 

@@ -205,7 +205,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
                 released = requests.force_delete_operation(operation)
                 self.log_change(request, operation, _("Force-deleted."))
                 requests.enqueue_on_commit(released)
-        except (IllegalTransition, requests.StillAlive, ValidationError) as refusal:
+        except (IllegalTransition, requests.ProjectExists, ValidationError) as refusal:
             text = refusal.messages[0] if isinstance(refusal, ValidationError) else str(refusal)
             self.message_user(request, visible(text), messages.ERROR)
             return []
@@ -279,7 +279,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
                 for operation in operations:
                     self.log_addition(request, operation, _("Project declared deleted."))
                 requests.enqueue_on_commit(operations)
-        except requests.StillAlive as refusal:
+        except requests.ProjectExists as refusal:
             form.add_error("project_id", str(refusal))
             return None
         text = _("A cleanup is queued. It looks for what the project left behind and deletes it.")

@@ -11,7 +11,7 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.cleanup.admin.forms import ProjectIdForm
 from storage_audit.findings import action_result, actions, track_files
-from storage_audit.findings.action_result import Decision, Left
+from storage_audit.findings.action_result import Decision, Skipped
 from storage_audit.findings.admin.note_form import NoteForm
 from storage_audit.findings.models import Finding, FindingQuerySet, Kind
 from storage_audit.findings.orphans import delete_orphans, would_delete
@@ -66,7 +66,7 @@ def digest_of(facts: Sequence[object]) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def staying(left: list[Left], count: int) -> dict[str, Any]:
+def staying(left: list[Skipped], count: int) -> dict[str, Any]:
     title = ngettext("%d stays as it is", "%d stay as they are", count) % count
     rows: list[tuple[Any, ...]] = [(shown_key(key), visible(reason)) for key, reason in left]
     return {"left_title": title, "left": rows + more(count - len(left))}

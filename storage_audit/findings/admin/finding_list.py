@@ -17,15 +17,15 @@ from django.views.decorators.http import require_GET
 from storage_audit.bucket.errors import StoreError
 from storage_audit.cleanup.admin.deleting import announce
 from storage_audit.cleanup.requests import enqueue_on_commit
-from storage_audit.concurrency import Full, place
-from storage_audit.findings.action_result import Decision, Refusal, refuse_many
+from storage_audit.concurrency import Busy, place
+from storage_audit.findings.action_result import ActionRefused, Decision, refuse_many
 from storage_audit.findings.admin import action_pages
 from storage_audit.findings.admin import leftover_pages as left_behind
 from storage_audit.findings.admin.action_pages import Act, size_of
 from storage_audit.findings.finding_text import of_finding
 from storage_audit.findings.models import Finding, FindingQuerySet
 from storage_audit.formats import placed_key, shown_key, told, with_lines
-from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.redaction import redact, visible
 from storage_audit.ui.confirm import ConfirmingAdmin, Selection
 from storage_audit.ui.keyset_list import BucketFilter
@@ -207,7 +207,7 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
                 if not form.is_valid():
                     return self.ask(request, selection, act, form)
                 decision = act.decide(selection.rows, **form.cleaned_data)
-        except (Refusal, Mismatch, StoreError, Full) as trouble:
+        except (ActionRefused, CannotConclude, StoreError, Busy) as trouble:
             self.message_user(request, visible(redact(str(trouble))), messages.ERROR)
             return None
         return self.tell(request, act, decision)

@@ -10,7 +10,7 @@ from storage_audit.cleanup import requests, runner
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.modes import MODES, Mode, usual
-from storage_audit.cleanup.requests import StillAlive
+from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.conf import DISCOVERIES, STRATEGIES, conf
 from storage_audit.management.console import (
     SHOWN,
@@ -175,7 +175,7 @@ class Command(DocumentedCommand):
                         operations = requests.declare_deleted(project, mode)
                 if enqueue:
                     requests.enqueue_on_commit(operations)
-        except (StillAlive, IllegalTransition) as error:
+        except (ProjectExists, IllegalTransition) as error:
             raise CommandError(str(error), returncode=WRONG_USE) from error
         return operations
 

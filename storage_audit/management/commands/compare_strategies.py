@@ -10,7 +10,7 @@ from storage_audit.bucket import prices
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.conf import STRATEGIES, conf
 from storage_audit.debug import strategy_benchmark
-from storage_audit.debug.strategy_benchmark import CannotTry, Run
+from storage_audit.debug.strategy_benchmark import BenchmarkImpossible, Run
 from storage_audit.management.console import (
     FAILED,
     INTERRUPTED,
@@ -117,7 +117,7 @@ class Command(DocumentedCommand):
                 self.announce(runs, objects)
                 for run in strategy_benchmark.try_all(runs):
                     self.stderr.write(f"{run.strategy}: over.", style_func=str)
-            except CannotTry as error:
+            except BenchmarkImpossible as error:
                 raise CommandError(visible(str(error)), returncode=WRONG_USE) from error
             except KeyboardInterrupt as error:
                 text = f"Interrupted. {what_remains(runs)}"

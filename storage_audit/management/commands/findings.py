@@ -15,7 +15,7 @@ from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.conf import conf
 from storage_audit.exports import csv_lines
 from storage_audit.findings import action_result, actions, track_files
-from storage_audit.findings.action_result import Decision, Refusal
+from storage_audit.findings.action_result import ActionRefused, Decision
 from storage_audit.findings.models import FindingQuerySet
 from storage_audit.findings.orphans import delete_orphans
 from storage_audit.management.console import (
@@ -172,7 +172,7 @@ class Command(DocumentedCommand):
         with asked_from_shell():
             try:
                 return act(chosen)
-            except Refusal as error:
+            except ActionRefused as error:
                 raise CommandError(visible(str(error)), returncode=WRONG_USE) from error
 
     def run_plan(self, plan: UUID, ask: bool) -> list[CleanupOperation]:
@@ -188,7 +188,7 @@ class Command(DocumentedCommand):
         with asked_from_shell():
             try:
                 return requests.force_delete_operation(operation)
-            except (requests.StillAlive, IllegalTransition) as error:
+            except (requests.ProjectExists, IllegalTransition) as error:
                 raise CommandError(visible(str(error)), returncode=WRONG_USE) from error
 
     def finish(self, decision: Decision, here: bool, as_json: bool) -> None:

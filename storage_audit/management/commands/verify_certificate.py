@@ -9,7 +9,11 @@ from django.core.management.base import CommandError
 
 from storage_audit.bucket.errors import StoreError
 from storage_audit.certificate import check_file
-from storage_audit.certificate.certificate_file import Certificate, Misshapen, NoCertificate
+from storage_audit.certificate.certificate_file import (
+    Certificate,
+    MalformedCertificate,
+    NotACertificate,
+)
 from storage_audit.management.console import (
     FAILED,
     SHOWN,
@@ -17,7 +21,7 @@ from storage_audit.management.console import (
     DocumentedCommand,
     asked_from_shell,
 )
-from storage_audit.ownership.bucket_marker import Mismatch
+from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.redaction import redact, visible
 
 
@@ -66,7 +70,7 @@ class Command(DocumentedCommand):
         try:
             certificate.read()
             told = verdict(certificate, bucket)
-        except Misshapen as error:
+        except MalformedCertificate as error:
             if as_json:
                 self.stdout.write(json.dumps(unread(certificate, error)))
             whose = certificate.head.get("deletion_id", "an unknown deletion")
@@ -85,11 +89,11 @@ class Command(DocumentedCommand):
 def opened(file: Path) -> Certificate:
     try:
         return Certificate(file)
-    except (OSError, NoCertificate) as error:
+    except (OSError, NotACertificate) as error:
         raise CommandError(visible(f"{file}: {error}"), returncode=WRONG_USE) from error
 
 
-def unread(certificate: Certificate, error: Misshapen) -> dict[str, Any]:
+def unread(certificate: Certificate, error: MalformedCertificate) -> dict[str, Any]:
     """The verdict of a file that could not be read to its end."""
     return {
         "deletion_id": certificate.head.get("deletion_id"),
@@ -132,7 +136,7 @@ def looked(certificate: Certificate, believed: bool) -> dict[str, Any]:
     with asked_from_shell():
         try:
             found, more = first(check_file.back(certificate))
-        except (Mismatch, StoreError) as error:
+        except (CannotConclude, StoreError) as error:
             return {"unknown": redact(str(error))}
     back = [
         {

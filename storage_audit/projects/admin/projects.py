@@ -25,7 +25,7 @@ from storage_audit.cleanup.admin.deleting import DeletingAdmin, announce
 from storage_audit.cleanup.bulk import enqueue_job_on_commit
 from storage_audit.cleanup.delete_projects import REFUSALS, Deletion, reason_of
 from storage_audit.cleanup.models import Job
-from storage_audit.cleanup.requests import StillAlive, enqueue_on_commit
+from storage_audit.cleanup.requests import ProjectExists, enqueue_on_commit
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField, starts_with
 from storage_audit.formats import told
@@ -150,7 +150,7 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
             return super().delete_view(request, object_id, extra_context)
         except REFUSALS as refusal:
             reason, text = reason_of(refusal), _("The project was not deleted. %s")
-            shown = reason if isinstance(refusal, StillAlive) else text % reason
+            shown = reason if isinstance(refusal, ProjectExists) else text % reason
             self.message_user(request, shown, messages.ERROR)
             return redirect(request.get_full_path())
         except AlreadyGone:
@@ -221,7 +221,7 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
 
     @stock_deletion
     def delete_model(self, request: HttpRequest, obj: M) -> None:
-        """Raises StillAlive for a row that its model keeps."""
+        """Raises ProjectExists for a row that its model keeps."""
         if is_copy(rows := self.get_queryset(request)):
             # A router may know no other database than the default one.
             obj.delete(using=rows.db)
@@ -231,7 +231,7 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
 
     @stock_deletion
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[M]) -> None:
-        """All or none, as a site's own steps that call this expect. Raises StillAlive for a row
+        """All or none, as a site's own steps that call this expect. Raises ProjectExists for a row
         that its model keeps."""
         if type(queryset).delete is QuerySet.delete and not is_copy(queryset):
             delete_projects.delete_together(queryset.order_by("pk"))

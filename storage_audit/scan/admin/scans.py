@@ -30,7 +30,7 @@ from storage_audit.scan.models.scan import BucketScanQuerySet
 from storage_audit.scan.scan_text import of_scan
 from storage_audit.scan.start import (
     RESUMED,
-    TooCostly,
+    ScanTooExpensive,
     estimate,
     refuse_beside_another,
     share,
@@ -138,7 +138,7 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
                 scan = start_scan(ceiling=form.cleaned_data["ceiling"], **form.scope)
                 refuse_beside_another(scan)
                 self.log_addition(request, scan, _("Scan requested."))
-        except TooCostly as error:
+        except ScanTooExpensive as error:
             form.add_error("ceiling", str(error))
             return None
         except IllegalTransition as error:

@@ -1,6 +1,7 @@
 """What the documents name and quote is there."""
 
 import ast
+import pkgutil
 import re
 import shlex
 from collections.abc import Iterator
@@ -121,6 +122,15 @@ def test_the_troubleshooting_guide_names_addresses_that_there_are() -> None:
     named = re.findall(r"`(GET|POST|DELETE) (/api/v1/\S+?)`", TROUBLESHOOTING.read_text())
     assert len(named) > 5
     assert [(m, path) for m, path in named if m.lower() not in paths.get(path, {})] == []
+
+
+def test_paths_for_adopters_can_be_imported() -> None:
+    page = (ROOT / "docs" / "adopting.md").read_text()
+    paths = re.findall(r"^\| `(storage_audit[\w.]*)` \| [^|]*\|$", page, re.M)
+    paths = [path for path in paths if not re.search(r"\.[EW]\d+$", path)]
+    assert "storage_audit.storage.TrackedStorage" in paths
+    for path in paths:
+        pkgutil.resolve_name(path)
 
 
 @each_page

@@ -2,8 +2,8 @@
 
 import tracemalloc
 from collections.abc import Callable
+from cProfile import Profile
 from datetime import UTC, datetime
-from time import thread_time
 
 import pytest
 from django.core.files.base import ContentFile
@@ -159,24 +159,28 @@ def test_thousands_of_such_keys_take_little_memory(
     assert peak < 100 / 3_000 * MANY * 2**20
 
 
+def count_calls(work: Callable[[], object]) -> int:
+    """Of functions and methods, also of Python's own: as many on a busy machine as on an idle
+    one."""
+    profile = Profile()
+    profile.runcall(work)
+    return sum(entry.callcount for entry in profile.getstats())
+
+
 @pytest.mark.parametrize("make", [beyond, at_the_bound, unread])
-def test_such_a_key_is_read_in_about_a_millisecond(make: Callable[[int], str]) -> None:
-    began = thread_time()
-    for n in range(MANY):
-        layouts().readings(make(n))
-    assert thread_time() - began < 0.01 * MANY
+def test_such_a_key_is_read_in_a_few_calls_for_each_way(make: Callable[[int], str]) -> None:
+    grammar = layouts()
+    assert count_calls(lambda: grammar.readings(make(0))) < 10 * MOST_WAYS
 
 
 @pytest.mark.django_db
-def test_cleanup_of_one_of_too_many_owners_is_found_in_microseconds_for_each_project() -> None:
-    # Enough for a pause of the garbage collector not to count.
-    count = 100_000
+def test_cleanup_of_one_of_too_many_owners_is_found_in_a_few_calls_for_each_project() -> None:
+    # Enough for the calls that the queries take not to count.
+    count = 20_000
     ids = [f"proj_{n}" for n in range(count)]
     create_cleanup("blocked", kind="vanished", cursor={"projects": ids})
     owners = {beyond(0): Owners(set(), too_many=True)}
-    began = thread_time()
-    find_covering("tests", owners)
-    assert thread_time() - began < 8e-6 * count
+    assert count_calls(lambda: find_covering("tests", owners)) < 5 * count
 
 
 @pytest.mark.django_db

@@ -83,9 +83,9 @@ class Listing:
 
     def use(self, patch: pytest.MonkeyPatch, traits: Traits | None = None) -> None:
         """Instead of the store; the bucket is claimed."""
-        for place in ("bucket.r2", "bucket.listing", "audit.scan.shards"):
+        for place in ("bucket.s3", "bucket.listing", "scan.shards"):
             patch.setattr(f"storage_audit.{place}.list_entries", self.page)
-        for place in ("bucket.r2", "audit.scan.shards"):
+        for place in ("bucket.s3", "scan.shards"):
             patch.setattr(f"storage_audit.{place}.PAGE", self.size)
         known = traits or Traits(folds_unicode=False, lists_in_key_order=True)
         patch.setattr(bucket_marker, "identify", lambda bucket: known)
@@ -209,7 +209,7 @@ def now() -> datetime:
 
 def page_size(patch: pytest.MonkeyPatch, size: int) -> None:
     """Of a real store."""
-    for place in ("bucket.r2", "audit.scan.shards", "audit.scan.requests"):
+    for place in ("bucket.s3", "scan.shards", "scan.start"):
         patch.setattr(f"storage_audit.{place}.PAGE", size)
 
 

@@ -177,7 +177,7 @@ def test_a_key_twice_on_a_page_in_any_order_is_not_believed(
         found = Listing.page(listing, *args, **options)
         return Page(found.objects + found.objects[-1:], found.next_token)
 
-    for place in ("bucket.r2", "bucket.listing"):
+    for place in ("bucket.s3", "bucket.listing"):
         monkeypatch.setattr(f"storage_audit.{place}.list_entries", page)
     found = reconcile()
     assert (found.status, "twice" in found.error) == ("failed", True)

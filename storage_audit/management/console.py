@@ -7,16 +7,12 @@ import sys
 from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
-from inspect import cleandoc
 from typing import Any
 from uuid import UUID
 
 from django.core.exceptions import ValidationError
 from django.core.management.base import (
-    BaseCommand,
     CommandError,
-    CommandParser,
-    DjangoHelpFormatter,
     OutputWrapper,
 )
 
@@ -177,21 +173,3 @@ def facts_of(operation: CleanupOperation) -> dict[str, Any]:
         "would_delete": [item.key for item in would_delete[:SHOWN]],
         "staying": list(staying(operation).values("key", "outcome", "reason")[:SHOWN]),
     }
-
-
-class HelpFormatter(DjangoHelpFormatter):
-    """Keeps the lines of an epilog; a description of one line is wrapped as ever."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return cleandoc(text) if "\n" in text else super()._fill_text(text, width, indent)
-
-
-class DocumentedCommand(BaseCommand):
-    """A command whose --help ends with examples, exit codes and what to do next."""
-
-    epilog: str
-
-    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        return super().create_parser(
-            prog_name, subcommand, formatter_class=HelpFormatter, epilog=self.epilog, **kwargs
-        )

@@ -22,11 +22,11 @@ from storage_audit.management.console import (
     FAILED,
     INTERRUPTED,
     WRONG_USE,
-    DocumentedCommand,
     asked_from_shell,
     project_id,
     stored_text,
 )
+from storage_audit.management.documented import DocumentedCommand
 from storage_audit.management.scan_processes import beside
 from storage_audit.redaction import visible
 from storage_audit.scan.models import BucketScan, Sighting

@@ -273,7 +273,8 @@ def test_a_hangup_does_not_stop_what_nohup_runs(tmp_path: Path) -> None:
 
 
 def test_killing_the_command_ends_all_it_started(tmp_path: Path) -> None:
-    command, _ = start_command(tmp_path)
+    command, printed = start_command(tmp_path)
+    assert "R2_BUCKET_NAME" in printed
     command.kill()
     command.wait(60)
     wait_until_gone(tmp_path)

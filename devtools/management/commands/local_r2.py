@@ -9,7 +9,7 @@ from devtools import wrangler
 from devtools.cloudflare_api import cloudflare_api
 from devtools.local_r2 import LocalR2
 from devtools.processes import StartError, stop_on_signals
-from storage_audit.management.console import DocumentedCommand
+from storage_audit.management.documented import DocumentedCommand
 
 
 def port(text: str) -> int:

@@ -1,7 +1,8 @@
 from argparse import ArgumentParser
 
 from storage_audit.conf import conf
-from storage_audit.management.console import DocumentedCommand, asked_from_shell
+from storage_audit.management.console import asked_from_shell
+from storage_audit.management.documented import DocumentedCommand
 from storage_audit.models import Installation
 from storage_audit.ownership import bucket_marker
 

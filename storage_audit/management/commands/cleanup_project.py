@@ -15,7 +15,6 @@ from storage_audit.conf import DISCOVERIES, STRATEGIES, conf
 from storage_audit.management.console import (
     SHOWN,
     WRONG_USE,
-    DocumentedCommand,
     asked_from_shell,
     deletion_id,
     facts_of,
@@ -24,6 +23,7 @@ from storage_audit.management.console import (
     lines_of_result,
     project_id,
 )
+from storage_audit.management.documented import DocumentedCommand
 from storage_audit.models import KnownProject
 
 Status = CleanupOperation.Status

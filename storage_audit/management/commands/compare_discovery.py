@@ -12,7 +12,8 @@ from storage_audit.debug.discovery_comparison import (
     Difference,
     compare_everywhere,
 )
-from storage_audit.management.console import FAILED, DocumentedCommand, asked_from_shell, project_id
+from storage_audit.management.console import FAILED, asked_from_shell, project_id
+from storage_audit.management.documented import DocumentedCommand
 from storage_audit.redaction import visible
 
 

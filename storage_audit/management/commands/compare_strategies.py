@@ -11,13 +11,8 @@ from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.conf import STRATEGIES, conf
 from storage_audit.debug import strategy_benchmark
 from storage_audit.debug.strategy_benchmark import BenchmarkImpossible, Run
-from storage_audit.management.console import (
-    FAILED,
-    INTERRUPTED,
-    WRONG_USE,
-    DocumentedCommand,
-    asked_from_shell,
-)
+from storage_audit.management.console import FAILED, INTERRUPTED, WRONG_USE, asked_from_shell
+from storage_audit.management.documented import DocumentedCommand
 from storage_audit.redaction import redact, visible
 
 USUAL, MOST = 50, 10_000

@@ -17,10 +17,10 @@ from storage_audit.management.console import (
     FAILED,
     INTERRUPTED,
     WRONG_USE,
-    DocumentedCommand,
     deletion_id,
     for_a_reader,
 )
+from storage_audit.management.documented import DocumentedCommand
 from storage_audit.reading import read_in_steps
 from storage_audit.redaction import visible
 

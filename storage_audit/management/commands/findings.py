@@ -22,7 +22,6 @@ from storage_audit.management.console import (
     FAILED,
     SHOWN,
     WRONG_USE,
-    DocumentedCommand,
     asked_from_shell,
     confirm,
     deletion_id,
@@ -33,6 +32,7 @@ from storage_audit.management.console import (
     lines_of_result,
     stored_text,
 )
+from storage_audit.management.documented import DocumentedCommand
 from storage_audit.management.finding_filters import (
     COLUMNS,
     add_choices,

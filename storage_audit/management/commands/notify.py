@@ -5,7 +5,8 @@ from django.core.management.base import CommandError
 from storage_audit.alerts import alert_rules, deliver
 from storage_audit.alerts.models import Incident
 from storage_audit.dashboard import daily_figures
-from storage_audit.management.console import FAILED, WRONG_USE, DocumentedCommand
+from storage_audit.management.console import FAILED, WRONG_USE
+from storage_audit.management.documented import DocumentedCommand
 from storage_audit.redaction import visible
 
 NOBODY = "Nobody is told: set NOTIFY_EMAILS or NOTIFY_WEBHOOK_URL, and run manage.py notify --test"

@@ -9,7 +9,8 @@ from django.utils import timezone
 from storage_audit.cleanup import retention
 from storage_audit.cleanup.models import CleanupItem, CleanupOperation, OperationEvent
 from storage_audit.conf import conf
-from storage_audit.management.console import FAILED, WRONG_USE, DocumentedCommand
+from storage_audit.management.console import FAILED, WRONG_USE
+from storage_audit.management.documented import DocumentedCommand
 from storage_audit.redaction import visible
 
 

@@ -11,7 +11,8 @@ from storage_audit.doctor.compare_processes import Comparison, Problem, await_wo
 from storage_audit.doctor.models import Diagnosis
 from storage_audit.doctor.probe_result import Status
 from storage_audit.doctor.run_checks import examine_everywhere
-from storage_audit.management.console import FAILED, DocumentedCommand
+from storage_audit.management.console import FAILED
+from storage_audit.management.documented import DocumentedCommand
 
 
 class Command(DocumentedCommand):

@@ -7,13 +7,8 @@ from django.db import transaction
 from storage_audit.cleanup import requests
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.management.console import (
-    FAILED,
-    WRONG_USE,
-    DocumentedCommand,
-    asked_from_shell,
-    deletion_id,
-)
+from storage_audit.management.console import FAILED, WRONG_USE, asked_from_shell, deletion_id
+from storage_audit.management.documented import DocumentedCommand
 from storage_audit.redaction import visible
 
 

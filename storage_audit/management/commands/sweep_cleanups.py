@@ -8,7 +8,8 @@ from django.utils import timezone
 from storage_audit import logs, tasks
 from storage_audit.cleanup import runner, vanished_projects
 from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.management.console import FAILED, DocumentedCommand, asked_from_shell
+from storage_audit.management.console import FAILED, asked_from_shell
+from storage_audit.management.documented import DocumentedCommand
 from storage_audit.redaction import visible
 
 logger = logging.getLogger(__name__)

@@ -14,13 +14,8 @@ from storage_audit.certificate.certificate_file import (
     MalformedCertificate,
     NotACertificate,
 )
-from storage_audit.management.console import (
-    FAILED,
-    SHOWN,
-    WRONG_USE,
-    DocumentedCommand,
-    asked_from_shell,
-)
+from storage_audit.management.console import FAILED, SHOWN, WRONG_USE, asked_from_shell
+from storage_audit.management.documented import DocumentedCommand
 from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.redaction import redact, visible
 

@@ -14,13 +14,13 @@ from storage_audit.management.console import (
     FAILED,
     SHOWN,
     WRONG_USE,
-    DocumentedCommand,
     asked_from_shell,
     facts_of,
     lines_of,
     staying,
     stored_text,
 )
+from storage_audit.management.documented import DocumentedCommand
 from storage_audit.models import KnownProject, R2Object
 from storage_audit.redaction import visible
 

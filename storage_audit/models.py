@@ -344,7 +344,7 @@ class R2Object(models.Model):
     # scan finds another object, it sets one.
     upload_id = models.UUIDField(_("last upload"), null=True, editable=False)
     # The version of the layouts under which the key has one reading and a good name, so that only
-    # its project's end can make a finding of it; see audit/scan/.
+    # its project's end can make a finding of it; see scan/diff_lines.py.
     plain_under = models.IntegerField(null=True, editable=False)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
     updated_at = models.DateTimeField(_("changed"), default=timezone.now)

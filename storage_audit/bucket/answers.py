@@ -1,7 +1,7 @@
 """Deletions of many objects as they go over the wire, and the store's answers to them.
 
-botocore takes 40 µs for each key of a DeleteObjects call, and this takes one. As in wire.py, what
-is not exactly as expected is left for botocore to write, or to read.
+botocore takes 40 µs for each key of a DeleteObjects call, and this takes one. As in listing_xml.py,
+what is not exactly as expected is left for botocore to write, or to read.
 """
 
 import re

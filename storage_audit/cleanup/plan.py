@@ -210,7 +210,7 @@ def verdicts(
     bucket: str, page: Sequence[Listed], project: Deleted, identity: Identity, asking: Q
 ) -> Iterator[tuple[Listed, Sequence[Row], Verdict]]:
     """Of each listed object its tracking rows, as `to_judge` gives them, and whether it is the
-    project's; `asking` are cleanups that keep nothing from this look, see covering.py."""
+    project's; `asking` are cleanups that keep nothing from this look, see open_decisions.py."""
     readings = layouts().readings_of(listed.key for listed in page)
     rows = to_judge(R2Object.objects.in_bucket(bucket), readings, identity)
     alive = alive_among(readings.values(), named_in(chain.from_iterable(rows.values())))

@@ -16,8 +16,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit import logs, project_model, queue
 from storage_audit.bucket.listing import storable
-from storage_audit.cleanup import named_files, runner, succession
-from storage_audit.cleanup import vanished_projects as vanished
+from storage_audit.cleanup import named_files, runner, succession, vanished_projects
 from storage_audit.cleanup.models import CleanupOperation, Row
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.modes import Mode, usual
@@ -129,7 +128,7 @@ def force_delete_operation(operation: CleanupOperation) -> list[CleanupOperation
     user = current_origin().user or "command"
     refuse_look(operation)
     if operation.kind == Kind.VANISHED:
-        return vanished.release(operation, user)
+        return vanished_projects.release(operation, user)
     # Before the operation's own row, as who deletes the project does.
     KnownProject.objects.hold(operation.project_id)
     step = "run" if operation.status == Status.PLANNED else "force"

@@ -19,8 +19,7 @@ from django.db import transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from storage_audit.bucket import prices, s3, wrangler
-from storage_audit.bucket import request_stats as calls
+from storage_audit.bucket import prices, request_stats, s3, wrangler
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import pages
 from storage_audit.bucket.request_stats import Calls
@@ -75,7 +74,7 @@ class Run:
     @property
     def errors(self) -> int:
         """Calls that failed. What the store says that it cannot do at all is no failure."""
-        fine = (calls.OK, "NotImplemented")
+        fine = (request_stats.OK, "NotImplemented")
         return sum(n for (_kind, result), n in self.calls.items() if result not in fine)
 
     @property
@@ -156,10 +155,10 @@ def try_one(run: Run) -> None:
         write(operation.bucket, keys_of(run.project_id, run.objects))
     finally:
         operation.make_due()
-    before, started = calls.total(), monotonic()
+    before, started = request_stats.total(), monotonic()
     run.operation = run_to_its_end(operation)
     run.seconds = monotonic() - started
-    run.calls = calls.total() - before
+    run.calls = request_stats.total() - before
     run.left = count_left(operation.bucket, run.project_id)
     if run.left:
         run.cleared_by = run_to_its_end(record(run.project_id, Strategy.BATCH, timedelta(0)))

@@ -24,7 +24,7 @@ from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.key_formats import OWN_PREFIX
 
 BODY = b"Written by r2_doctor to see whether it can be read, listed and deleted. It may go.\n"
-# Ours, by the names that are made here and in installation.probe. Of those that are older nobody
+# Ours, by the names that are made here and in bucket_marker.probe. Of those that are older nobody
 # is at work any more.
 OURS = re.compile(
     re.escape(OWN_PREFIX) + r"(doctor|probe)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"

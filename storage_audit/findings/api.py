@@ -223,7 +223,7 @@ def rename(request: HttpRequest, asked: DryRunnable) -> Decided:
     100 at once; asked again, it goes on. Needs the permissions view_finding and
     change_r2object."""
     require_all(request, TRACK)
-    return look(asked, actions.rename, dry_run=asked.dry_run)
+    return look(asked, actions.rename_objects, dry_run=asked.dry_run)
 
 
 @router.post("/actions/abort-uploads", response=LOOKS)

@@ -23,8 +23,7 @@ from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.concurrency import Busy, place
 from storage_audit.findings.models import Finding
 from storage_audit.formats import amount
-from storage_audit.lookup import live_check
-from storage_audit.lookup import project_rules as projects
+from storage_audit.lookup import live_check, project_rules
 from storage_audit.lookup.facts import Facts, Sentence, Sight, Standing
 from storage_audit.lookup.parse_query import TooMuch, without_secrets
 from storage_audit.lookup.project_rules import ProjectFacts
@@ -142,7 +141,7 @@ def shown_project(request: HttpRequest, facts: ProjectFacts) -> dict[str, Any]:
     project_id = facts.standing.project_id
     return {
         "id": visible(project_id),
-        "why": shown_sentence(request, projects.why(facts)),
+        "why": shown_sentence(request, project_rules.why(facts)),
         "life": facts.standing.life.label,
         "tracked": amount(facts.objects, facts.bytes) if facts.sight.rows else "",
         "operations": facts.operations,

@@ -10,8 +10,7 @@ from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.conf import conf
 from storage_audit.fields import buckets_in
 from storage_audit.findings.models import Finding
-from storage_audit.lookup import project_rules as project
-from storage_audit.lookup import rules_gone, rules_present
+from storage_audit.lookup import project_rules, rules_gone, rules_present
 from storage_audit.lookup.facts import ALL, Answer, Facts, Sentence, Sight, facts_of
 from storage_audit.lookup.parse_query import Understood, understand
 from storage_audit.lookup.project_rules import ProjectFacts
@@ -79,7 +78,9 @@ def look_up(text: str, sight: Sight = ALL) -> LookedUp:
     buckets = buckets_for(sight)
     understood = understand(text, buckets)
     operation = operation_of(understood)
-    of_project = understood.project_id and project.facts_of(understood.project_id, buckets, sight)
+    of_project = understood.project_id and project_rules.facts_of(
+        understood.project_id, buckets, sight
+    )
     objects = facts_of(understood.keys, buckets, sight) if understood.keys else []
     told = LookedUp(understood, False, operation, of_project or None, objects)
     known = only_known(told)

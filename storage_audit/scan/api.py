@@ -23,7 +23,7 @@ from storage_audit.conf import conf
 from storage_audit.findings.models import Kind
 from storage_audit.ownership.owner import layouts
 from storage_audit.redaction import visible
-from storage_audit.scan import start as requests
+from storage_audit.scan import start
 from storage_audit.scan.models import BucketScan
 from storage_audit.scan.start import RESUMED, share
 
@@ -35,7 +35,7 @@ RENAMED = {"scan_id": "pk", "message": "error"}
 MADE = ("status_url", "over", "differences")
 
 
-SPOKEN[requests.ScanTooExpensive] = "refused"
+SPOKEN[start.ScanTooExpensive] = "refused"
 
 Purpose = Annotated[BucketScan.Purpose, choices(BucketScan.Purpose)]
 ScanStatus = Annotated[BucketScan.Status, choices(BucketScan.Status)]
@@ -147,7 +147,7 @@ def start_scan(
         raise Problem("not-found", _("%s is no id of a project.") % visible(asked.project_id))
     others = BucketScan.objects.running().filter(bucket=conf().bucket).count()
     with transaction.atomic():
-        scan = requests.start_scan(**{**asked.dict(), "prefix": asked.prefix or ""})
+        scan = start.start_scan(**{**asked.dict(), "prefix": asked.prefix or ""})
         auth.log(request, scan, ADDITION, _("Scan requested."))
     text = _("A worker takes it up next.")
     if others:

@@ -27,12 +27,11 @@ from storage_audit.findings.models import OF_NO_OBJECT, Difference, Finding, Fin
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import CannotConclude
-from storage_audit.scan import sightings
+from storage_audit.scan import sightings, unfinished_uploads
 from storage_audit.scan.compare import note_keys
 from storage_audit.scan.models import BucketScan, ListedKey, ScanShard, Sighting
 from storage_audit.scan.models.parts import IN_HAND
 from storage_audit.scan.scan_limits import refuse_shrunken
-from storage_audit.scan.unfinished_uploads import sightings as sightings_of_uploads
 from storage_audit.tracking.rows import find_each, find_in_any_order, still_there
 
 State = Finding.State
@@ -127,7 +126,7 @@ def refuse_overtaken(scan: BucketScan) -> None:
 
 def note_unfinished(scan: BucketScan) -> None:
     """Multipart uploads that were begun long ago, which no listing of objects shows."""
-    found = sightings_of_uploads(scan, scan.prefixes, conf().upload_timeout)
+    found = unfinished_uploads.sightings(scan, scan.prefixes, conf().upload_timeout)
     scan.uploads_looked_for = found is not None
     scan.save(update_fields=["uploads_looked_for"])
     while chunk := list(islice(found or (), CHUNK)):

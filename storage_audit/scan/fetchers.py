@@ -48,7 +48,7 @@ Find = Callable[[str, ScanShard, Callable[[], None]], str | None]
 class PageRead:
     """A page of a shard, asked for at that time; the `last` one ends it, and may be empty.
 
-    As lines, which take half the memory that entries do; see `sides`.
+    As lines, which take half the memory that entries do; see diff_lines.py.
     """
 
     shard: ScanShard

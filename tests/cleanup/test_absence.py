@@ -7,8 +7,7 @@ import pytest
 from devtools.faults.matching import is_delete_batch, on
 from devtools.faults.proxy import FaultyStore, Reply
 from storage_audit.bucket.deleters import Sent
-from storage_audit.cleanup import delete_batches, delete_pipeline
-from storage_audit.cleanup import verify as verification
+from storage_audit.cleanup import delete_batches, delete_pipeline, verify
 from storage_audit.cleanup.delete_pipeline import Flight, Planned, Proof
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.turn import Work
@@ -120,13 +119,13 @@ def test_key_that_no_call_can_name_is_not_called_deleted(
     alive("proj_1")
     key = "projects/proj_1/scenes/s1/media/../a\x01.mp4"
     bucket.put(key)
-    verify = verification.verify
+    original = verify.verify
 
     def remove_first(work: Work) -> None:
         bucket.r2.remove(key, bucket.name)
-        verify(work)
+        original(work)
 
-    monkeypatch.setattr(verification, "verify", remove_first)
+    monkeypatch.setattr(verify, "verify", remove_first)
     operation = delete("proj_1")
     item = operation.items.get()
     assert (item.outcome, item.tries, item.calls) == ("already_absent", 1, 0)

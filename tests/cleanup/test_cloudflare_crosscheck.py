@@ -14,8 +14,8 @@ from devtools.cloudflare_api import CloudflareApi
 from devtools.faults.matching import is_anything, is_listing_under, on, then
 from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, Rule, faulty_store
 from devtools.local_r2 import LocalR2
-from storage_audit.bucket import cloudflare_api as cloudflare
 from storage_audit.bucket import listing, s3
+from storage_audit.bucket.cloudflare_api import pages
 from storage_audit.bucket.errors import (
     BucketForbidden,
     DeadlinePassed,
@@ -128,7 +128,7 @@ HIDES = altered(lambda content: content["result"].clear())
 
 
 def listed(bucket: Bucket, prefix: str = "") -> set[str]:
-    return {o.key for page in cloudflare.pages(bucket.name, prefix) for o in page}
+    return {o.key for page in pages(bucket.name, prefix) for o in page}
 
 
 def told(operation: CleanupOperation) -> str:
@@ -143,8 +143,8 @@ def test_a_listing_is_complete_and_the_same_as_over_s3(
     bucket: Bucket, rest: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket.put(*STRANGE)
-    monkeypatch.setattr(cloudflare, "PAGE", 3)
-    ours = [o for page in cloudflare.pages(bucket.name, "") for o in page]
+    monkeypatch.setattr("storage_audit.bucket.cloudflare_api.PAGE", 3)
+    ours = [o for page in pages(bucket.name, "") for o in page]
     assert ours == [o for page in listing.pages(bucket.name, "") for o in page]
     assert {o.key for o in ours} == {*STRANGE, MARKER}
     assert len(rest.seen) == 5
@@ -204,7 +204,7 @@ def test_an_answer_that_cannot_be_believed_is_an_error(
     two_objects: Bucket, rest: FaultyStore, monkeypatch: pytest.MonkeyPatch, lie: str
 ) -> None:
     assert listed(two_objects) == {"p/1", "p/2"}
-    monkeypatch.setattr(cloudflare, "PAGE", 2)
+    monkeypatch.setattr("storage_audit.bucket.cloudflare_api.PAGE", 2)
     rest.rules.append(on(is_asked("p/"), LIES[lie]))
     with pytest.raises(InvalidResponse):
         listed(two_objects, "p/")

@@ -12,7 +12,6 @@ from django.db.models.signals import post_delete, pre_delete
 from django.http import HttpRequest
 from pytest_django import Settings
 
-from storage_audit.cleanup import delete_projects as project_deletion
 from storage_audit.cleanup.delete_projects import delete_project, delete_projects
 from storage_audit.cleanup.models import CleanupOperation, Job
 from storage_audit.cleanup.requests import ProjectExists
@@ -280,7 +279,7 @@ def test_delete_button_of_a_project_that_is_already_gone_logs_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     alive("proj_1")
-    monkeypatch.setattr(project_deletion, "lock_row", lambda owner: None)
+    monkeypatch.setattr("storage_audit.cleanup.delete_projects.lock_row", lambda owner: None)
     answer = superuser().post(page("project", "delete", "proj_1"), {"post": "yes"}, follow=True)
     assert "Nothing was done: the project is already gone." in text_of(answer)
     assert "deleted successfully" not in text_of(answer) and not list_logged()

@@ -11,8 +11,7 @@ from storage_audit.bucket import s3
 from storage_audit.bucket.listing import pages_alike
 from storage_audit.bucket.listing_xml import Entries
 from storage_audit.bucket.s3 import Page
-from storage_audit.cleanup import plan, runner
-from storage_audit.cleanup import turn as work
+from storage_audit.cleanup import plan, runner, turn
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import R2Object
 from tests.promises import Status, alive, check, give, outcomes, requested, track
@@ -32,7 +31,7 @@ def large(bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch) -
     bucket.put(MINE, *OTHERS)
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SLICE": timedelta(0)}
     monkeypatch.setattr(s3, "PAGE", 1)
-    monkeypatch.setattr(work, "SLOW", 0.0)
+    monkeypatch.setattr(turn, "SLOW", 0.0)
     return bucket
 
 
@@ -51,7 +50,7 @@ def listings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def turn(operation: CleanupOperation) -> None:
+def take_turn(operation: CleanupOperation) -> None:
     CleanupOperation.objects.filter(pk=operation.pk).update(next_attempt_at=timezone.now())
     runner.run_slice(operation.pk)
     operation.refresh_from_db()
@@ -68,7 +67,7 @@ def test_absent_key_is_looked_for_in_all_of_the_bucket_turn_after_turn(
     operation, most = requested("proj_1"), 0
     while is_open(operation):
         listings.clear()
-        turn(operation)
+        take_turn(operation)
         # At the key's place, and among all that start alike.
         most = max(most, listings.count(""))
     assert operation.status == Status.CLEAN
@@ -84,7 +83,7 @@ def test_file_that_an_earlier_turn_saw_in_another_spelling_is_not_forgotten(
     give(large, LISTED, "proj_1", spelled=TRACKED)
     operation = requested("proj_1")
     while is_open(operation):
-        turn(operation)
+        take_turn(operation)
         check(large)
     assert outcomes(operation) == {MINE: "deleted", LISTED: "deleted"}
     assert large.keys() == set(OTHERS)
@@ -99,12 +98,12 @@ def test_look_for_other_keys_does_not_go_on_from_this_one(
     give(large, LISTED, "proj_1", spelled=TRACKED)
     operation = requested("proj_1")
     while operation.cursor.get("alike", {}).get("after", "") < LISTED:
-        turn(operation)
+        take_turn(operation)
     # The first of the two is looked for no more.
     R2Object.objects.filter(pk=other.pk).delete()
     CleanupOperation.objects.exclude(pk=operation.pk).delete()
     while is_open(operation):
-        turn(operation)
+        take_turn(operation)
         check(large)
     assert outcomes(operation) == {MINE: "deleted", LISTED: "deleted"}
 
@@ -116,10 +115,10 @@ def test_second_look_at_the_same_key_begins_at_the_beginning(
     track(large, TRACKED, "proj_1", "adopted", etag="x", size=1)
     operation = requested("proj_1")
     while "again_at" not in operation.cursor:
-        turn(operation)
+        take_turn(operation)
     large.put(LISTED)
     while is_open(operation):
-        turn(operation)
+        take_turn(operation)
     assert outcomes(operation) == {MINE: "deleted", TRACKED: "failed"}
     assert R2Object.objects.get().key == TRACKED
 

@@ -27,8 +27,7 @@ from storage_audit import tasks
 from storage_audit.bucket import listing, s3
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.s3 import Listed
-from storage_audit.cleanup import progress, runner, verify
-from storage_audit.cleanup import turn as work
+from storage_audit.cleanup import progress, runner, turn, verify
 from storage_audit.cleanup.delete_batches import NOT_LISTED
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.turn import AHEAD, Work, gather
@@ -197,7 +196,7 @@ def test_deleted_file_is_left_to_its_cleanup_unless_the_marker_is_listed(
 def test_listings_that_take_long_say_of_empty_prefixes_what_others_say(
     filled: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work, "GATHERING", 0.0)
+    monkeypatch.setattr(turn, "GATHERING", 0.0)
     assert delete("proj_1").status == Status.CLEAN
 
 

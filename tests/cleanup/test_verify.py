@@ -17,9 +17,7 @@ from devtools.faults.pages import with_contents
 from devtools.faults.proxy import FaultyStore
 from storage_audit.bucket import s3
 from storage_audit.bucket.listing import escape
-from storage_audit.cleanup import limits, requests
-from storage_audit.cleanup import plan as discovery
-from storage_audit.cleanup import runner as cleanup
+from storage_audit.cleanup import limits, plan, requests, runner
 from storage_audit.cleanup.cloudflare_crosscheck import SecondLook
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition
@@ -93,7 +91,7 @@ def test_object_that_is_changing_is_not_called_missing(bucket: Bucket, state: st
 def test_upload_that_ends_while_the_bucket_is_listed_is_not_called_missing(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = discovery.discover_tracked
+    original = plan.discover_tracked
 
     def discover_tracked(work: Work, span: int) -> None:
         if work.operation.ranges[span].startswith("projects/proj_1/"):
@@ -101,7 +99,7 @@ def test_upload_that_ends_while_the_bucket_is_listed_is_not_called_missing(
         original(work, span)
 
     alive("proj_1")
-    monkeypatch.setattr(discovery, "discover_tracked", discover_tracked)
+    monkeypatch.setattr(plan, "discover_tracked", discover_tracked)
     assert verify_project("proj_1").error == "1 in step, 0 missing, 0 untracked."
 
 
@@ -139,14 +137,14 @@ LATE = "projects/proj_1/scenes/s1/media/late.mp4"
 
 def behind_the_listing(patch: pytest.MonkeyPatch, *effects: Callable[[], object]) -> None:
     """Let these happen once, after the prefix of the project was listed."""
-    original, todo = discovery.discover_tracked, list(effects)
+    original, todo = plan.discover_tracked, list(effects)
 
     def discover_tracked(work: Work, span: int) -> None:
         while todo and work.operation.ranges[span].startswith("projects/proj_1/"):
             todo.pop(0)()
         original(work, span)
 
-    patch.setattr(discovery, "discover_tracked", discover_tracked)
+    patch.setattr(plan, "discover_tracked", discover_tracked)
 
 
 def test_file_of_an_upload_that_ends_behind_the_listing_is_not_called_absent(
@@ -338,7 +336,7 @@ def test_verification_by_a_worker_that_lost_its_lease_takes_nothing_over(
         return ""
 
     monkeypatch.setattr(limits, "missing", sleep)
-    assert cleanup.run_slice(operation.pk) is None
+    assert runner.run_slice(operation.pk) is None
     assert not operation.items.exists()
 
 
@@ -397,16 +395,16 @@ def test_dry_run_freezes_a_plan_and_deletes_nothing(bucket: Bucket) -> None:
     alive("proj_1", "proj_1_x")
     bucket.put(*KEYS, "proj_1_x_s1_media.mp4")
     track(bucket, KEYS[0], "proj_1")
-    plan = dry_run("proj_1")
-    assert plan.status == Status.PLANNED
-    assert len(plan.plan_digest) == 64
-    assert plan.ranges
-    assert plan.next_attempt_at is None
-    assert plan.items.planned().count() == len(KEYS)
-    assert reason(plan, "proj_1_x_s1_media.mp4")
+    preview = dry_run("proj_1")
+    assert preview.status == Status.PLANNED
+    assert len(preview.plan_digest) == 64
+    assert preview.ranges
+    assert preview.next_attempt_at is None
+    assert preview.items.planned().count() == len(KEYS)
+    assert reason(preview, "proj_1_x_s1_media.mp4")
     assert len(bucket.keys()) == 5
     assert R2Object.objects.get().state == "stored"
-    assert not plan.children.exists()
+    assert not preview.children.exists()
 
 
 def test_plan_that_the_timeline_cannot_tell_of_is_not_frozen(
@@ -415,7 +413,7 @@ def test_plan_that_the_timeline_cannot_tell_of_is_not_frozen(
     bucket.upload("proj_1")
     [operation] = requests.dry_run("proj_1")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(cleanup, "record_plan", lambda operation: 1 / 0)
+        patch.setattr(runner, "record_plan", lambda operation: 1 / 0)
         run(operation)
     operation = again(operation)
     assert operation.events.filter(message__startswith="Found 1 objects").count() == 1
@@ -434,14 +432,14 @@ def test_digest_tells_plans_apart(bucket: Bucket) -> None:
 def test_running_a_plan_deletes_a_subset_and_says_why_the_rest_stays(bucket: Bucket) -> None:
     deleted("proj_1")
     bucket.put(*KEYS)
-    plan = dry_run("proj_1")
-    digest, planned = plan.plan_digest, set(outcomes(plan))
+    preview = dry_run("proj_1")
+    digest, planned = preview.plan_digest, set(outcomes(preview))
     late = "projects/proj_1/scenes/s1/media/late.mp4"
     bucket.put(late, KEYS[0])
     bucket.put(KEYS[1], body=b"other content")
     bucket.r2.remove(KEYS[2])
-    requests.force_delete_operation(plan)
-    operation = run(plan)
+    requests.force_delete_operation(preview)
+    operation = run(preview)
     assert operation.status == Status.CLEAN_WITH_PROTECTED
     assert outcomes(operation) == {
         KEYS[0]: "protected",
@@ -462,11 +460,11 @@ def test_running_a_plan_deletes_a_subset_and_says_why_the_rest_stays(bucket: Buc
 def test_plan_of_a_live_project_is_refused(bucket: Bucket) -> None:
     alive("proj_1")
     bucket.put(*KEYS)
-    plan = dry_run("proj_1")
+    preview = dry_run("proj_1")
     with pytest.raises(ProjectExists):
-        requests.force_delete_operation(plan)
-    plan.execute("me")
-    assert run(plan).status == Status.SUPERSEDED
+        requests.force_delete_operation(preview)
+    preview.execute("me")
+    assert run(preview).status == Status.SUPERSEDED
     assert bucket.keys() == set(KEYS)
     check(bucket)
 
@@ -476,10 +474,10 @@ def test_plan_whose_project_is_born_while_it_runs_deletes_nothing(
 ) -> None:
     deleted("proj_1")
     bucket.put(*KEYS)
-    plan = dry_run("proj_1")
-    plan.execute("me")
+    preview = dry_run("proj_1")
+    preview.execute("me")
     between_plan_and_batch(monkeypatch, lambda: alive("proj_1"))
-    assert run(plan).status == Status.SUPERSEDED
+    assert run(preview).status == Status.SUPERSEDED
     assert bucket.keys() == set(KEYS)
 
 
@@ -487,9 +485,9 @@ def test_dry_run_larger_than_the_limit_says_so(bucket: Bucket, settings: Setting
     settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "LIMIT_OBJECTS": 3}
     alive("proj_1")
     bucket.put(*KEYS)
-    plan = dry_run("proj_1")
-    assert plan.status == Status.PLANNED
-    assert "4 objects" in plan.error
+    preview = dry_run("proj_1")
+    assert preview.status == Status.PLANNED
+    assert "4 objects" in preview.error
 
 
 # Files left behind before this was installed

@@ -11,10 +11,10 @@ from django_q.models import OrmQ
 from pytest_django import Settings
 
 from storage_audit.bucket.listing import Identity
-from storage_audit.cleanup import plan as discovery
 from storage_audit.cleanup import runner, vanished_projects
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.plan import discover
 from storage_audit.management import scan_command
 from storage_audit.models import Installation, KnownProject, Project, R2Object
 from storage_audit.ownership import bucket_marker
@@ -488,12 +488,11 @@ def test_sweep_goes_on_after_an_operation_that_breaks(
     for project_id in ("proj_1", "proj_2"):
         bucket.upload(project_id)
         delete(project_id)
-    really = discovery.discover
 
     def breaks_on_the_first(work: Any) -> None:
         if work.operation.project_id == "proj_1":
             raise RuntimeError
-        really(work)
+        discover(work)
 
     monkeypatch.setattr(runner, "discover", breaks_on_the_first)
     out, err, code = run_command("sweep_cleanups", "--sync")

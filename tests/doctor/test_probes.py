@@ -33,8 +33,8 @@ from devtools.faults.matching import (
 from devtools.faults.pages import with_contents
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, Rule
 from devtools.seaweedfs import SeaweedFS
-from storage_audit.bucket import cloudflare_api as api
 from storage_audit.bucket import wrangler
+from storage_audit.bucket.cloudflare_api import list_page
 from storage_audit.bucket.errors import BucketForbidden
 from storage_audit.conf import conf
 from storage_audit.doctor import (
@@ -217,7 +217,7 @@ def test_an_account_that_cannot_be(
     assert with_status(told) == {"login": text, "API": text}
     assert "R2_ACCOUNT_ID" in told["API"]["advice"]
     with pytest.raises(BucketForbidden):
-        api.list_page(conf().bucket, "")
+        list_page(conf().bucket, "")
 
 
 def test_a_token_that_may_only_read(

@@ -18,9 +18,8 @@ from pytest_django import Settings
 
 from storage_audit import tasks
 from storage_audit.doctor import compare_processes, run_checks, store_probes
-from storage_audit.doctor import environment as variables
 from storage_audit.doctor.compare_processes import WORKER_ANSWERS_WITHIN, Comparison
-from storage_audit.doctor.environment import environment
+from storage_audit.doctor.environment import Variable, environment, variables
 from storage_audit.doctor.models import Diagnosis
 from storage_audit.doctor.probe_result import Result, Status
 from storage_audit.doctor.run_checks import examine, examine_everywhere
@@ -166,10 +165,10 @@ def test_a_variable_says_where_it_comes_from(folder: Path, monkeypatch: pytest.M
     assert str(found["R2_BUCKET_NAME"]) == "media (env file)"
     assert str(found["CLEANUP_LIMIT_SHARE"]) == "0.1 (set by the program)"
     assert str(found["R2_JURISDICTION"]) == "not set (default)"
-    assert found["PATH"] == variables.Variable(True, os.environ["PATH"], "environment")
+    assert found["PATH"] == Variable(True, os.environ["PATH"], "environment")
     assert not found["CLOUDFLARE_ACCOUNT_ID"].is_set
     assert "OTHER" not in found
-    result = variables.variables()
+    result = variables()
     assert result.status == Status.WARNING
     assert f"{folder}/.env sets what this process does not have: CLOUDFLARE_AC" in result.summary
     assert "Restart the process" in result.advice and "in another folder" in result.advice
@@ -184,7 +183,7 @@ def test_what_a_file_leaves_empty_is_as_if_it_were_not_in_it(
     found = environment()
     for name in ("CLOUDFLARE_API_TOKEN", "R2_ACCOUNT_ID"):
         assert str(found[name]) == "not set (default)"
-    assert variables.variables().status == Status.OK
+    assert variables().status == Status.OK
 
 
 @pytest.mark.parametrize(
@@ -219,7 +218,7 @@ def test_a_proxy_keeps_its_password(
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ENDPOINT_URL": "https://r2.example.com"}
     monkeypatch.setenv("HTTPS_PROXY", f"{scheme}{user}@proxy:3128")
-    for result in (variables.variables(), store_probes.network()):
+    for result in (variables(), store_probes.network()):
         kept = str(result.stored("environment"))
         assert "@proxy:3128" in kept
         assert "hid" not in kept

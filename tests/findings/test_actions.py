@@ -17,8 +17,7 @@ from pytest_django import Settings
 
 from storage_audit.bucket import listing
 from storage_audit.bucket.errors import InvalidResponse
-from storage_audit.cleanup import delete_batches, delete_pipeline, open_decisions, requests
-from storage_audit.cleanup import turn as work
+from storage_audit.cleanup import delete_batches, delete_pipeline, open_decisions, requests, turn
 from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.cleanup.open_decisions import why_covered
 from storage_audit.cleanup.turn import Work
@@ -718,7 +717,7 @@ def test_a_deletion_that_a_person_forced_of_a_project_has_its_own_late_checks(
 def test_neighbours_are_looked_at_together_and_cost_few_queries(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work, "LONE_KEYS", 10)
+    monkeypatch.setattr(turn, "LONE_KEYS", 10)
     monkeypatch.setattr(Work, "together", 10)
     monkeypatch.setattr(Work.__init__, "__defaults__", (0, 10, False))
     keys = [f"{FOLDER}{n:03}" for n in range(400)]
@@ -737,8 +736,8 @@ def test_keys_that_are_no_neighbours_are_looked_at_fewer_at_a_time(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = create_orphans(bucket, *(f"{FOLDER}{n}" for n in range(6)))
-    monkeypatch.setattr(work, "LONE_KEYS", 2)
-    monkeypatch.setattr(work, "SLOW", -1.0)
+    monkeypatch.setattr(turn, "LONE_KEYS", 2)
+    monkeypatch.setattr(turn, "SLOW", -1.0)
     operation = delete_orphans(found)
     assert (operation.status, operation.deleted) == (Status.CLEAN, 6)
     batches = operation.events.filter(message__startswith="Batch of")

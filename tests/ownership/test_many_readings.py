@@ -19,10 +19,17 @@ from storage_audit.cleanup.open_decisions import Owners, find_covering, of_proje
 from storage_audit.cleanup.plan import verdicts
 from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, R2Object
-from storage_audit.ownership import owner as ownership
 from storage_audit.ownership.key_format import MOST_WAYS
 from storage_audit.ownership.key_formats import DEFAULT_KINDS, Layouts
-from storage_audit.ownership.owner import Deleted, alive_of, judge, known_among, layouts
+from storage_audit.ownership.owner import (
+    Claim,
+    Deleted,
+    alive_of,
+    evidence_of,
+    judge,
+    known_among,
+    layouts,
+)
 from storage_audit.tracking.recognise import recognise
 from tests.builders import create_cleanup, create_findings
 from tests.findings.orphans import delete_orphans
@@ -69,7 +76,7 @@ def test_a_key_is_read_in_so_many_ways_and_no_more() -> None:
 def test_such_a_key_is_kept_with_the_reason(project_id: str) -> None:
     project, readings = Deleted(project_id, timezone.now()), layouts().readings(beyond(0))
     verdict = judge(project, readings, (), OLDER, set())
-    assert verdict.claim is ownership.Claim.PROTECTED
+    assert verdict.claim is Claim.PROTECTED
     assert "too many possible owners" in verdict.reason
 
 
@@ -79,7 +86,7 @@ def test_stored_evidence_is_short() -> None:
     verdict = judge(Deleted("proj_1", timezone.now()), readings, (), OLDER, readings.owners)
     assert max(len(verdict.evidence), len(verdict.reason)) < 3_000
     short = layouts().readings(f"proj_{'a_' * 20}b_media.mp4")
-    assert ownership.evidence_of(short).endswith("; 10 more")
+    assert evidence_of(short).endswith("; 10 more")
 
 
 def test_cleanup_and_scans_keep_such_keys_and_go_on(bucket: Bucket) -> None:

@@ -31,7 +31,7 @@ from storage_audit.scan.fetchers import Lanes, PageRead, Stretch
 from storage_audit.scan.models import BucketScan
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
-from storage_audit.tracking import rows as rows_of_scans
+from storage_audit.tracking import rows
 from tests import promises
 from tests.real_bucket import Bucket
 from tests.scan import listing_in_memory
@@ -57,7 +57,7 @@ def figures(found: BucketScan) -> tuple[int, int, int, int]:
     return found.listed, found.added, found.updated, found.unchanged
 
 
-def rows() -> list[dict[str, Any]]:
+def stored_rows() -> list[dict[str, Any]]:
     return [dict(row) for row in R2Object.objects.order_by("key").values()]
 
 
@@ -171,9 +171,9 @@ def test_a_repeat_writes_no_row(bucket: Bucket) -> None:
     bucket.upload("proj_1")
     bucket.put(KEY, FLAT, "README.txt")
     assert figures(backfill()) == (4, 3, 0, 1)
-    before, seen = rows(), Finding.objects.count()
+    before, seen = stored_rows(), Finding.objects.count()
     assert figures(backfill()) == (4, 0, 0, 4)
-    assert rows() == before
+    assert stored_rows() == before
     assert Finding.objects.count() == seen
 
 
@@ -207,9 +207,9 @@ def test_an_upload_row_decides_over_any_reading_of_its_key(bucket: Bucket) -> No
         project_id="proj_2", source=Source.UPLOAD, plain_under=version()
     )
     R2Object.objects.filter(key=KEY).update(project_id=None, source=Source.UPLOAD)
-    before = rows()
+    before = stored_rows()
     assert figures(backfill()) == (2, 0, 0, 2)
-    assert rows() == before
+    assert stored_rows() == before
     assert kinds() == {}
 
 
@@ -228,9 +228,9 @@ def test_rows_that_an_upload_or_a_cleanup_has_in_hand_are_left_alone(
     bucket.upload("proj_1")
     R2Object.objects.update(state=state, size=1)
     Project.objects.all().delete()
-    before = rows()
+    before = stored_rows()
     assert figures(backfill()) == (1, 0, 0, 1)
-    assert rows() == before
+    assert stored_rows() == before
     assert kinds() == {}
 
 
@@ -238,10 +238,10 @@ def test_a_row_that_changed_after_it_was_read_is_not_written(bucket: Bucket) -> 
     bucket.upload("proj_1")
     stale = R2Object.objects.get()
     R2Object.objects.update(state=State.DELETING, updated_at=timezone.now())
-    before = rows()
+    before = stored_rows()
     stale.size = 1
-    assert rows_of_scans.update([stale]) == 0
-    assert rows() == before
+    assert rows.update([stale]) == 0
+    assert stored_rows() == before
 
 
 def test_an_object_deleted_between_the_listing_and_the_writing_gets_no_row_again(
@@ -258,7 +258,7 @@ def test_an_object_deleted_between_the_listing_and_the_writing_gets_no_row_again
 
     after_listing(monkeypatch, delete)
     assert figures(backfill()) == (2, 1, 0, 1)
-    assert [row["key"] for row in rows()] == [kept]
+    assert [row["key"] for row in stored_rows()] == [kept]
     assert kinds() == {}
 
 
@@ -271,7 +271,7 @@ def test_an_object_that_a_cleanup_is_deleting_gets_no_row(bucket: Bucket) -> Non
     long_ago = timezone.now() - STALE_CALL
     CleanupItem.objects.update(changed_at=long_ago)
     assert figures(backfill()) == (1, 0, 0, 1)
-    assert rows() == []
+    assert stored_rows() == []
     # A cleanup that is over sends nothing more.
     CleanupOperation.objects.update(status="superseded", next_attempt_at=None)
     CleanupItem.objects.update(changed_at=timezone.now())
@@ -312,10 +312,10 @@ def test_rows_whose_second_look_failed_are_taken_back(
     def unreachable(*args: object, **kwargs: object) -> dict[str, Listed]:
         raise Unavailable("The store cannot be reached.")
 
-    monkeypatch.setattr(rows_of_scans, "look_again", unreachable)
+    monkeypatch.setattr(rows, "look_again", unreachable)
     found = backfill()
     assert (found.status, found.error) == ("failed", "The store cannot be reached.")
-    assert rows() == []
+    assert stored_rows() == []
 
 
 def test_a_listing_that_breaks_off_fails_the_scan_and_resolves_nothing(
@@ -351,7 +351,7 @@ def test_a_bucket_that_is_not_this_installations_fails_the_scan(
     found = backfill()
     assert found.status == "failed"
     assert "claim_bucket" in found.error
-    assert rows() == []
+    assert stored_rows() == []
 
 
 def test_keys_that_no_row_can_name_become_findings_and_stop_nothing(
@@ -363,7 +363,7 @@ def test_keys_that_no_row_can_name_become_findings_and_stop_nothing(
     found = backfill()
     assert found.status == "complete"
     assert (found.listed, found.added, found.unrecognised, found.unstorable) == (11, 7, 7, 4)
-    assert {row["key"] for row in rows()} == set(hostile)
+    assert {row["key"] for row in stored_rows()} == set(hostile)
     escaped = Finding.objects.filter(kind="unstorable").values_list("key", "escaped")
     names = ["nul\\x00", "bytes\\xff", "\\xff\\x00", "\\\\xff\\x00"]
     assert set(escaped) == {(name, True) for name in names}
@@ -376,7 +376,7 @@ def test_where_spellings_are_one_object_the_row_has_the_spelling_of_uploads(
     bucket.set_marker(folds_unicode=True)
     bucket.put("e\u0301")
     assert figures(backfill()) == (1, 1, 0, 0)
-    assert [row["key"] for row in rows()] == ["é"]
+    assert [row["key"] for row in stored_rows()] == ["é"]
     assert figures(backfill()) == (1, 0, 0, 1)
 
 
@@ -427,9 +427,9 @@ def test_a_dry_run_counts_the_same_and_writes_nothing(bucket: Bucket) -> None:
     bucket.upload("proj_1")
     R2Object.objects.update(size=1)
     bucket.put(KEY, "README.txt")
-    before = rows()
+    before = stored_rows()
     dry = backfill(dry_run=True)
-    assert rows() == before
+    assert stored_rows() == before
     assert not Finding.objects.exists()
     real = backfill()
     assert figures(dry) == figures(real) == (3, 2, 1, 0)
@@ -492,7 +492,7 @@ def test_queries_do_not_grow_with_a_page(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"KINDS": ["audio", "images"]}
-    monkeypatch.setattr(rows_of_scans, "look_again", lambda bucket, keys, **how: keys)
+    monkeypatch.setattr(rows, "look_again", lambda bucket, keys, **how: keys)
     found, token = start_scan(), uuid4()
     found.shards.claim(token, 1)
     found.shards.update(

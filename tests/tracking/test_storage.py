@@ -28,8 +28,7 @@ from devtools.faults.matching import is_delete_single, on
 from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
 from storage_audit.bucket import s3
 from storage_audit.bucket.errors import DeadlinePassed, InvalidResponse, StoreError, Unavailable
-from storage_audit.cleanup import delete_batches, runner
-from storage_audit.cleanup import settle as settling
+from storage_audit.cleanup import delete_batches, runner, settle
 from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.models import Project, R2Object, R2ObjectQuerySet
 from storage_audit.ownership import bucket_marker
@@ -894,7 +893,7 @@ def test_row_of_a_later_upload_stays_though_the_process_died_that_deleted_the_fi
     """Behind the last look, its outcome unknown: the row has the facts of the file before."""
     put()
     delete_and_die(monkeypatch)
-    settle = settling.settle
+    original = settle.settle
 
     def upload_and_settle(*args: Any) -> None:
         if is_confirmed:
@@ -903,9 +902,9 @@ def test_row_of_a_later_upload_stays_though_the_process_died_that_deleted_the_fi
             # On a machine whose clock is behind.
             died_at = CleanupItem.objects.get().unanswered_at
             R2Object.objects.update(state="upload_failed", updated_at=died_at)
-        settle(*args)
+        original(*args)
 
-    monkeypatch.setattr(settling, "settle", upload_and_settle)
+    monkeypatch.setattr(settle, "settle", upload_and_settle)
     operation = CleanupOperation.objects.get()
     operation.make_due()
     assert outcomes(run(operation)) == {NAME: "protected"}

@@ -19,9 +19,7 @@ from devtools.faults.matching import is_delete_batch, on
 from devtools.faults.proxy import FaultyStore
 from storage_audit.bucket import s3
 from storage_audit.bucket.multipart import Upload
-from storage_audit.cleanup import delete_batches, named_files, requests, runner
-from storage_audit.cleanup import policies as named
-from storage_audit.cleanup import verify as verification
+from storage_audit.cleanup import delete_batches, named_files, policies, requests, runner, verify
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.named_files import Named
 from storage_audit.cleanup.turn import Work
@@ -245,14 +243,14 @@ def test_file_is_not_called_deleted_when_the_store_was_found_to_tell_spellings_a
     alive("proj_1")
     folding.put(NFD)
     store.rules.append(on(is_delete_batch, lies))
-    look, todo = verification.look, [partial(folding.set_marker, folds_unicode=False)]
+    look, todo = verify.look, [partial(folding.set_marker, folds_unicode=False)]
 
     def learn_first(work: Work) -> None:
         while todo:
             todo.pop()()
         look(work)
 
-    monkeypatch.setattr(verification, "look", learn_first)
+    monkeypatch.setattr(verify, "look", learn_first)
     operation = again(delete("proj_1"))
     check(folding)
     assert list(operation.items.values_list("key", "outcome")) == [(NFD, "failed")]
@@ -441,7 +439,7 @@ def test_two_files_are_two_items_once_the_bucket_tells_their_spellings_apart(
 
 def test_items_are_merged_some_at_a_time(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """The spelling that is an item may come in an earlier piece, or in a later one, or in none."""
-    monkeypatch.setattr(named, "TOGETHER", 1)
+    monkeypatch.setattr(policies, "TOGETHER", 1)
     bucket.set_marker(folds_unicode=True)
     alive("proj_1")
     operation = requested("proj_1")

@@ -209,7 +209,7 @@ UNTRACK = Act(
 )
 RENAME = Act(
     "rename",
-    actions.rename,
+    actions.rename_objects,
     gettext_lazy("Rename misnamed objects?"),
     gettext_lazy("renamed"),
     (
@@ -222,7 +222,7 @@ RENAME = Act(
     ),
     gettext_lazy("Yes, rename"),
     looks=True,
-    foresee=planned(actions.rename),
+    foresee=planned(actions.rename_objects),
     kinds=[Kind.MISNAMED],
 )
 ABORT = Act(

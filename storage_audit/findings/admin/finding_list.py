@@ -19,8 +19,7 @@ from storage_audit.cleanup.admin.deleting import announce
 from storage_audit.cleanup.requests import enqueue_on_commit
 from storage_audit.concurrency import Busy, place
 from storage_audit.findings.action_result import ActionRefused, Decision, refuse_many
-from storage_audit.findings.admin import action_pages
-from storage_audit.findings.admin import leftover_pages as left_behind
+from storage_audit.findings.admin import action_pages, leftover_pages
 from storage_audit.findings.admin.action_pages import Act, size_of
 from storage_audit.findings.finding_text import of_finding
 from storage_audit.findings.models import Finding, FindingQuerySet
@@ -99,10 +98,10 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         return [name for name in super().get_fields(request, obj) if name not in silent]
 
     def left_behind(self, request: HttpRequest) -> HttpResponse:
-        return left_behind.view(request, self)
+        return leftover_pages.view(request, self)
 
     def left_behind_file(self, request: HttpRequest, form: str) -> StreamingHttpResponse:
-        return left_behind.download(request, form)
+        return leftover_pages.download(request, form)
 
     @admin.display(description=gettext_lazy("key"), ordering="key")
     def found(self, finding: Finding) -> SafeString:

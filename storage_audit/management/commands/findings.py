@@ -266,7 +266,7 @@ def act_of(options: dict[str, Any], dry_run: bool) -> Callable[[FindingQuerySet]
         "adopt": partial(track_files.adopt, project_id=options["adopt"]),
         "track": track_files.track,
         "untrack": track_files.untrack,
-        "rename": partial(actions.rename, dry_run=dry_run),
+        "rename": partial(actions.rename_objects, dry_run=dry_run),
         "abort_uploads": partial(actions.abort_uploads, dry_run=dry_run),
     }
     # An empty note, or id, was given all the same.

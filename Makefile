@@ -35,13 +35,17 @@ help:
 	@:
 
 # `exec`, so that a signal that make hands on reaches Python and not a shell.
-demo test test-crash test-mutants screenshots:
+demo test test-mutants screenshots:
 	@$(PYTHON) -m devtools.install $(VENV)
 	@exec $(VENV)/bin/python -m devtools.$(@:test-%=%) $(ARGS)
 
 check test-fast:
 	@$(PYTHON) -m devtools.install $(VENV)
 	@exec $(VENV)/bin/python -m devtools.test --only $(@:test-%=%) $(ARGS)
+
+test-crash:
+	@$(PYTHON) -m devtools.install $(VENV)
+	@exec $(VENV)/bin/python -m tests.crash $(ARGS)
 
 bench:
 	@$(PYTHON) -m devtools.install $(VENV)

@@ -20,7 +20,7 @@ from time import monotonic
 from typing import Any
 from urllib.parse import parse_qs, unquote, unquote_to_bytes
 
-from devtools.faults.proxy import Reply
+from devtools.http_reply import Reply
 from devtools.local_r2 import LocalR2
 
 ROOT = "/client/v4"

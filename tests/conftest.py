@@ -30,7 +30,6 @@ from pytest_django import DjangoDbBlocker, Settings
 from devtools import wrangler
 from devtools.cloudflare_api import CloudflareApi
 from devtools.cloudflare_api import cloudflare_api as running_api
-from devtools.faults.proxy import FaultyStore, faulty_store
 from devtools.local_r2 import LocalR2
 from devtools.processes import stop_on_signals
 from devtools.seaweedfs import SeaweedFS
@@ -47,6 +46,7 @@ from storage_audit.ownership import bucket_marker
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
 from tests import leftovers
+from tests.faults.proxy import FaultyStore, faulty_store
 from tests.keys import KEY_OF_PROJ_10
 from tests.network import faulty_network
 from tests.real_bucket import BUCKETS, Bucket

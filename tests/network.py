@@ -7,8 +7,8 @@ from django.conf import settings
 from django.db import connections
 from django.test import override_settings
 
-from devtools.faults.proxy import FaultyStore, faulty_store
 from devtools.store import Store
+from tests.faults.proxy import FaultyStore, faulty_store
 
 
 @contextmanager

@@ -12,10 +12,6 @@ import pytest
 from django.db import transaction
 from django.utils import timezone
 
-from devtools.faults.kinds import changed
-from devtools.faults.matching import is_delete_batch, is_listing, keys_sent, on
-from devtools.faults.pages import contents, with_contents
-from devtools.faults.proxy import FaultyStore
 from storage_audit.bucket import deleters, listing
 from storage_audit.bucket.deleters import Sent
 from storage_audit.cleanup import delete_batches, requests, retention, runner, verify
@@ -25,6 +21,10 @@ from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.cleanup.turn import Work
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.origin import Origin, acting_as
+from tests.faults.kinds import changed
+from tests.faults.matching import is_delete_batch, is_listing, keys_sent, on
+from tests.faults.pages import contents, with_contents
+from tests.faults.proxy import FaultyStore
 from tests.real_bucket import Bucket
 
 Status = CleanupOperation.Status

@@ -7,14 +7,15 @@ from threading import Event
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from devtools.faults.matching import is_delete_batch, on
-from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, faulty_store
+from devtools.http_reply import Reply
 from devtools.local_r2 import LocalR2
 from storage_audit.cleanup import bulk, runner
 from storage_audit.cleanup.models import CleanupOperation, Job
 from storage_audit.models import Project
 from tests.admin_client import page as path
 from tests.browser.staff import GONE, come_as_superuser
+from tests.faults.matching import is_delete_batch, on
+from tests.faults.proxy import FaultyStore, Forward, Request, faulty_store
 from tests.queue.clusters import Cluster
 from tests.real_bucket import Bucket
 

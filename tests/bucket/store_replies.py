@@ -1,8 +1,9 @@
 """Answers of a store in trouble, and rules that give them."""
 
-from devtools.faults.kinds import error
-from devtools.faults.matching import is_uploads_listing, on
-from devtools.faults.proxy import Forward, Reply, Request, Rule
+from devtools.http_reply import Reply
+from tests.faults.kinds import error
+from tests.faults.matching import is_uploads_listing, on
+from tests.faults.proxy import Forward, Request, Rule
 
 UPLOADS = """<ListMultipartUploadsResult><IsTruncated>false</IsTruncated>
 <EncodingType>url</EncodingType>{}

@@ -11,10 +11,11 @@ from botocore.parsers import ResponseParserError, RestXMLParser
 from hypothesis import given
 from hypothesis import strategies as some
 
-from devtools.faults.matching import is_delete_batch, keys_sent, on
-from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
+from devtools.http_reply import Reply
 from storage_audit.bucket import answers, deleters, s3
 from storage_audit.bucket.errors import InvalidResponse
+from tests.faults.matching import is_delete_batch, keys_sent, on
+from tests.faults.proxy import FaultyStore, Forward, Request
 from tests.real_bucket import Bucket
 
 HEAD = '<?xml version="1.0" encoding="UTF-8"?>\n<DeleteResult xmlns="http://s3.amazonaws.com/doc/">'

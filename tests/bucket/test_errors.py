@@ -9,15 +9,7 @@ from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
-from devtools.faults.kinds import HTML, elsewhere, error
-from devtools.faults.matching import (
-    is_anything,
-    is_delete_batch,
-    is_listing_under,
-    keys_sent,
-    on,
-)
-from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, Rule
+from devtools.http_reply import Reply
 from devtools.local_r2 import LocalR2
 from storage_audit.bucket import s3
 from storage_audit.bucket.errors import (
@@ -31,6 +23,15 @@ from storage_audit.bucket.errors import (
 from storage_audit.cleanup.models import CleanupOperation, OperationEvent
 from storage_audit.clocks import monotonic
 from storage_audit.ownership import bucket_marker
+from tests.faults.kinds import HTML, elsewhere, error
+from tests.faults.matching import (
+    is_anything,
+    is_delete_batch,
+    is_listing_under,
+    keys_sent,
+    on,
+)
+from tests.faults.proxy import RESET, FaultyStore, Forward, Request, Rule
 from tests.network import faulty_network
 from tests.promises import Status, again, alive, check, delete, outcomes, reason, send
 from tests.real_bucket import Bucket

@@ -10,10 +10,7 @@ from botocore import handlers, parsers
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from devtools.faults.kinds import changed
-from devtools.faults.matching import is_later_page, is_listing, on
-from devtools.faults.pages import FORMS, without_field
-from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
+from devtools.http_reply import Reply
 from devtools.local_r2 import LocalR2
 from devtools.seaweedfs import SeaweedFS
 from storage_audit.bucket import frame, listing_xml, s3
@@ -29,6 +26,10 @@ from storage_audit.bucket.listing_xml import NONE, Entries, Entry
 from storage_audit.bucket.s3 import Listed
 from storage_audit.ownership import bucket_marker
 from storage_audit.storage import is_listed
+from tests.faults.kinds import changed
+from tests.faults.matching import is_later_page, is_listing, on
+from tests.faults.pages import FORMS, without_field
+from tests.faults.proxy import FaultyStore, Forward, Request
 from tests.network import faulty_network
 from tests.real_bucket import Bucket
 

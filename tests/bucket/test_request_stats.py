@@ -12,9 +12,7 @@ import pytest
 from django.core.signals import request_finished
 from django.db import OperationalError, connection, transaction
 
-from devtools.faults.kinds import KINDS, changed
-from devtools.faults.matching import is_anything, is_delete_batch, is_listing, on
-from devtools.faults.proxy import FaultyStore, Reply
+from devtools.http_reply import Reply
 from storage_audit import tasks
 from storage_audit.bucket import request_stats, s3
 from storage_audit.bucket.errors import DeadlinePassed, StoreError
@@ -22,6 +20,9 @@ from storage_audit.bucket.models import StoreCalls
 from storage_audit.cleanup import runner
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import Project
+from tests.faults.kinds import KINDS, changed
+from tests.faults.matching import is_anything, is_delete_batch, is_listing, on
+from tests.faults.proxy import FaultyStore
 from tests.network import close_connections
 from tests.real_bucket import Bucket
 from tests.run_command import run_command

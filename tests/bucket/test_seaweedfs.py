@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from devtools.faults.matching import is_delete_batch
-from devtools.faults.proxy import FaultyStore
 from devtools.seaweedfs import SeaweedFS
 from storage_audit.bucket import s3
 from storage_audit.bucket.errors import InvalidResponse
 from storage_audit.bucket.listing import as_bytes, exact, find, pages
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
+from tests.faults.matching import is_delete_batch
+from tests.faults.proxy import FaultyStore
 from tests.network import faulty_network
 from tests.promises import Status, again, alive, check, delete, outcomes, track
 from tests.real_bucket import Bucket

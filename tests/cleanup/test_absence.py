@@ -4,14 +4,15 @@ from contextlib import suppress
 
 import pytest
 
-from devtools.faults.matching import is_delete_batch, on
-from devtools.faults.proxy import FaultyStore, Reply
+from devtools.http_reply import Reply
 from storage_audit.bucket.deleters import Sent
 from storage_audit.cleanup import delete_batches, delete_pipeline, verify
 from storage_audit.cleanup.delete_pipeline import Flight, Planned, Proof
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.cleanup.turn import Work
 from storage_audit.models import R2Object
+from tests.faults.matching import is_delete_batch, on
+from tests.faults.proxy import FaultyStore
 from tests.promises import (
     alive,
     check,

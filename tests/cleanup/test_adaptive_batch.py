@@ -9,9 +9,7 @@ import pytest
 from django.conf import settings
 from django.test import override_settings
 
-from devtools.faults.kinds import error, per_key
-from devtools.faults.matching import is_delete_batch, is_listing_under, keys_sent, on, then
-from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, Rule
+from devtools.http_reply import Reply
 from storage_audit.bucket import s3
 from storage_audit.bucket.errors import DeadlinePassed
 from storage_audit.cleanup import adaptive_batch, delete_batches, runner
@@ -20,6 +18,9 @@ from storage_audit.cleanup.delete_pipeline import Proof
 from storage_audit.cleanup.models import CleanupItem, CleanupOperation
 from storage_audit.clocks import monotonic
 from tests.bucket.store_replies import BROKEN, BUSY
+from tests.faults.kinds import error, per_key
+from tests.faults.matching import is_delete_batch, is_listing_under, keys_sent, on, then
+from tests.faults.proxy import RESET, FaultyStore, Forward, Request, Rule
 from tests.promises import (
     Status,
     again,

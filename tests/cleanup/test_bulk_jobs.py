@@ -24,8 +24,6 @@ from django.utils import timezone
 from django_q.models import OrmQ
 from pytest_django import Settings
 
-from devtools.faults.matching import is_anything, on
-from devtools.faults.proxy import RESET, FaultyStore
 from storage_audit import tasks
 from storage_audit.cleanup import bulk, requests
 from storage_audit.cleanup.bulk import enqueue_job, enqueue_job_on_commit
@@ -36,6 +34,8 @@ from storage_audit.projects.admin.projects import ProjectAdmin
 from tests.admin_client import act, page, person, signed_in, superuser, text_of, yes_to
 from tests.builders import track_keys
 from tests.database import Rollback
+from tests.faults.matching import is_anything, on
+from tests.faults.proxy import RESET, FaultyStore
 from tests.owner_models import create_table
 from tests.queue.clusters import list_enqueued_ids
 from tests.real_bucket import Bucket

@@ -11,8 +11,7 @@ import pytest
 from pytest_django import Settings
 
 from devtools.cloudflare_api import CloudflareApi
-from devtools.faults.matching import is_anything, is_listing_under, on, then
-from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, Rule, faulty_store
+from devtools.http_reply import Reply
 from devtools.local_r2 import LocalR2
 from storage_audit.bucket import listing, s3
 from storage_audit.bucket.cloudflare_api import pages
@@ -30,6 +29,8 @@ from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.clocks import monotonic
 from storage_audit.models import R2Object
 from storage_audit.ownership.bucket_marker import MARKER, CannotConclude
+from tests.faults.matching import is_anything, is_listing_under, on, then
+from tests.faults.proxy import RESET, FaultyStore, Forward, Request, Rule, faulty_store
 from tests.promises import (
     FLAT,
     HIERARCHICAL,

@@ -14,8 +14,7 @@ from django.conf import settings
 from django.db import connection
 from django.test import override_settings
 
-from devtools.faults.matching import is_delete_batch, is_delete_single, keys_sent, on, then
-from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
+from devtools.http_reply import Reply
 from storage_audit.bucket import deleters
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.cleanup import adaptive_batch, delete_batches, delete_pipeline, runner
@@ -26,6 +25,8 @@ from storage_audit.cleanup.turn import OwnerChanging, ProjectRecreated, TurnOver
 from storage_audit.clocks import monotonic
 from storage_audit.ownership.bucket_marker import CannotConclude
 from tests.bucket.store_replies import BUSY
+from tests.faults.matching import is_delete_batch, is_delete_single, keys_sent, on, then
+from tests.faults.proxy import FaultyStore, Forward, Request
 from tests.promises import Status, check, fill_project, outcomes, requested, run
 from tests.real_bucket import Bucket
 

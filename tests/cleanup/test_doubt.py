@@ -10,9 +10,7 @@ from django.test import override_settings
 from django.utils import timezone
 from pytest_django import Settings
 
-from devtools.faults.kinds import error, for_other_keys, per_key
-from devtools.faults.matching import is_delete_batch, on
-from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, Rule
+from devtools.http_reply import Reply
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.cleanup import (
     delete_batches,
@@ -31,6 +29,9 @@ from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.storage import KeyBeingDeleted
 from storage_audit.tracking import rows
 from tests.api_client import program, refused
+from tests.faults.kinds import error, for_other_keys, per_key
+from tests.faults.matching import is_delete_batch, on
+from tests.faults.proxy import FaultyStore, Forward, Request, Rule
 from tests.keys import AMBIGUOUS, NFC, NFD
 from tests.promises import again, alive, delete, outcomes, requested, run, take_over_lease
 from tests.real_bucket import Bucket, fold_unicode

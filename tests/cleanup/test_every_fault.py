@@ -13,9 +13,16 @@ from typing import TYPE_CHECKING
 import pytest
 from botocore.retries.standard import ExponentialBackoff
 
-from devtools.faults import kinds
-from devtools.faults.kinds import KINDS, lies
-from devtools.faults.matching import (
+from devtools.http_reply import Reply
+from devtools.store import Store
+from storage_audit.bucket import s3
+from storage_audit.cleanup import adaptive_batch
+from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.conf import conf
+from storage_audit.ownership import bucket_marker
+from tests.faults import kinds
+from tests.faults.kinds import KINDS, lies
+from tests.faults.matching import (
     Matches,
     is_abort,
     is_delete_batch,
@@ -26,13 +33,7 @@ from devtools.faults.matching import (
     keys_sent,
     on,
 )
-from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
-from devtools.store import Store
-from storage_audit.bucket import s3
-from storage_audit.cleanup import adaptive_batch
-from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.conf import conf
-from storage_audit.ownership import bucket_marker
+from tests.faults.proxy import FaultyStore, Forward, Request
 from tests.network import faulty_network
 from tests.promises import Status, again, alive, check, late_check, outcomes, requested, run
 from tests.real_bucket import Bucket

@@ -12,16 +12,7 @@ from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 from pytest_django import Settings
 
-from devtools.faults.kinds import changed, lies
-from devtools.faults.matching import (
-    is_anything,
-    is_delete_batch,
-    is_listing,
-    is_listing_under,
-    on,
-)
-from devtools.faults.pages import with_contents
-from devtools.faults.proxy import FaultyStore, Reply, Request
+from devtools.http_reply import Reply
 from storage_audit import tasks
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.cleanup import limits, requests, runner, vanished_projects
@@ -38,6 +29,16 @@ from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
 from tests.admin_client import act, confirm, page, superuser, text_of
 from tests.database import copy_database
+from tests.faults.kinds import changed, lies
+from tests.faults.matching import (
+    is_anything,
+    is_delete_batch,
+    is_listing,
+    is_listing_under,
+    on,
+)
+from tests.faults.pages import with_contents
+from tests.faults.proxy import FaultyStore, Request
 from tests.promises import (
     FLAT,
     HIERARCHICAL,

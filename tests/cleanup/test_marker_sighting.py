@@ -12,16 +12,7 @@ from django.utils import timezone
 from django_q.models import OrmQ
 from pytest_django import Settings
 
-from devtools.faults.kinds import changed
-from devtools.faults.matching import (
-    is_delete_batch,
-    is_delete_single,
-    is_listing,
-    is_listing_under,
-    on,
-)
-from devtools.faults.pages import contents, with_contents
-from devtools.faults.proxy import FaultyStore, Reply, Request
+from devtools.http_reply import Reply
 from devtools.local_r2 import LocalR2
 from storage_audit import tasks
 from storage_audit.bucket import listing, s3
@@ -35,6 +26,16 @@ from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import MARKER
 from storage_audit.ownership.key_formats import DEFAULT_TEMPLATES
+from tests.faults.kinds import changed
+from tests.faults.matching import (
+    is_delete_batch,
+    is_delete_single,
+    is_listing,
+    is_listing_under,
+    on,
+)
+from tests.faults.pages import contents, with_contents
+from tests.faults.proxy import FaultyStore, Request
 from tests.promises import (
     FLAT,
     HIERARCHICAL,

@@ -17,7 +17,13 @@ from django.core.management import call_command
 from django.db import transaction
 from django.test import override_settings
 
-from devtools.faults.matching import (
+from storage_audit.cleanup import requests, runner, vanished_projects
+from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.models import Project, R2Object
+from storage_audit.storage import KeyBeingDeleted, TrackedStorage, key_for
+from tests.database import SECONDS, meanwhile, on_own_connection, wait_until_somebody_waits_for_us
+from tests.faults.matching import (
     Matches,
     is_delete_batch,
     is_listing,
@@ -25,13 +31,7 @@ from devtools.faults.matching import (
     on,
     then,
 )
-from devtools.faults.proxy import FaultyStore, Request
-from storage_audit.cleanup import requests, runner, vanished_projects
-from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.models import Project, R2Object
-from storage_audit.storage import KeyBeingDeleted, TrackedStorage, key_for
-from tests.database import SECONDS, meanwhile, on_own_connection, wait_until_somebody_waits_for_us
+from tests.faults.proxy import FaultyStore, Request
 from tests.owner_models import ON_POSTGRESQL, assert_cleanup_waits
 from tests.promises import (
     Status,

@@ -7,9 +7,6 @@ import pytest
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from devtools.faults.kinds import lies
-from devtools.faults.matching import is_delete_batch, on
-from devtools.faults.proxy import FaultyStore
 from storage_audit.alerts.models import Incident
 from storage_audit.cleanup import delete_pipeline, runner, settle, used_files, verify
 from storage_audit.cleanup.models import CleanupItemQuerySet, CleanupOperation
@@ -17,6 +14,9 @@ from storage_audit.cleanup.position import OLD_AFTER
 from storage_audit.cleanup.turn import Work
 from storage_audit.models import R2Object
 from storage_audit.tracking.upload import Upload
+from tests.faults.kinds import lies
+from tests.faults.matching import is_delete_batch, on
+from tests.faults.proxy import FaultyStore
 from tests.promises import (
     Status,
     again,

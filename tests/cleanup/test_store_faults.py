@@ -16,8 +16,21 @@ from django.db.models import F
 from django.utils import timezone
 from pytest_django import Settings
 
-from devtools.faults.kinds import HTML, changed, does_it_and_breaks, each_key_fails, error, lies
-from devtools.faults.matching import (
+from devtools.http_reply import Reply
+from storage_audit.bucket import multipart, s3
+from storage_audit.bucket.multipart import Upload
+from storage_audit.cleanup import delete_batches, delete_pipeline, open_decisions, requests, runner
+from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.turn import TurnOver, Work
+from storage_audit.conf import conf
+from storage_audit.findings.models import Finding
+from storage_audit.models import Project, R2Object
+from storage_audit.ownership import bucket_marker
+from storage_audit.ownership.bucket_marker import Traits
+from storage_audit.scan.models import BucketScan
+from tests.bucket.store_replies import UPLOADS, list_uploads
+from tests.faults.kinds import HTML, changed, does_it_and_breaks, each_key_fails, error, lies
+from tests.faults.matching import (
     Matches,
     is_abort,
     is_anything,
@@ -31,7 +44,7 @@ from devtools.faults.matching import (
     on,
     then,
 )
-from devtools.faults.pages import (
+from tests.faults.pages import (
     backwards,
     contents,
     of_another_bucket,
@@ -40,19 +53,7 @@ from devtools.faults.pages import (
     with_token,
     without_token,
 )
-from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request, Rule
-from storage_audit.bucket import multipart, s3
-from storage_audit.bucket.multipart import Upload
-from storage_audit.cleanup import delete_batches, delete_pipeline, open_decisions, requests, runner
-from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.cleanup.turn import TurnOver, Work
-from storage_audit.conf import conf
-from storage_audit.findings.models import Finding
-from storage_audit.models import Project, R2Object
-from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.bucket_marker import Traits
-from storage_audit.scan.models import BucketScan
-from tests.bucket.store_replies import UPLOADS, list_uploads
+from tests.faults.proxy import RESET, FaultyStore, Forward, Request, Rule
 from tests.promises import (
     Status,
     again,

@@ -15,8 +15,6 @@ from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.utils import timezone
 
-from devtools.faults.kinds import changed
-from devtools.faults.matching import is_listing, on
 from devtools.seaweedfs import SeaweedFS
 from storage_audit.bucket.listing import escape
 from storage_audit.cleanup import retention
@@ -26,6 +24,8 @@ from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.redaction import visible
 from tests.admin_client import page, superuser
+from tests.faults.kinds import changed
+from tests.faults.matching import is_listing, on
 from tests.network import faulty_network
 from tests.promises import (
     again,

@@ -14,8 +14,7 @@ from django.test import override_settings
 
 from devtools.cloudflare_api import CloudflareApi
 from devtools.cloudflare_api import cloudflare_api as running_api
-from devtools.faults.matching import is_anything, is_delete_batch, is_delete_single, on
-from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
+from devtools.http_reply import Reply
 from devtools.local_r2 import LocalR2
 from storage_audit.bucket import wrangler
 from storage_audit.cleanup import delete_batches, requests
@@ -27,6 +26,8 @@ from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import MARKER, CannotConclude
 from tests.bucket.store_replies import BROKEN, BUSY
+from tests.faults.matching import is_anything, is_delete_batch, is_delete_single, on
+from tests.faults.proxy import FaultyStore, Forward, Request
 from tests.promises import (
     FLAT,
     HIERARCHICAL,

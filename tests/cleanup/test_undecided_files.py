@@ -9,8 +9,7 @@ from django.core.files.storage import default_storage
 from django.utils import timezone
 from pytest_django import Settings
 
-from devtools.faults.matching import is_abort, on
-from devtools.faults.proxy import FaultyStore, Reply
+from devtools.http_reply import Reply
 from storage_audit.alerts.alert_rules import find_overdue
 from storage_audit.cleanup import cleanup_text, delete_batches, requests, vanished_projects
 from storage_audit.cleanup.models import CleanupOperation
@@ -22,6 +21,8 @@ from storage_audit.ownership.key_format import MOST_WAYS
 from storage_audit.ownership.owner import layouts
 from tests.bucket.store_replies import list_uploads
 from tests.builders import create_cleanup, create_findings, list_ids
+from tests.faults.matching import is_abort, on
+from tests.faults.proxy import FaultyStore
 from tests.keys import AMBIGUOUS
 from tests.promises import (
     Status,

@@ -11,10 +11,6 @@ from django.core.files.storage import default_storage
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from devtools.faults.kinds import changed
-from devtools.faults.matching import is_listing_at, on
-from devtools.faults.pages import with_contents
-from devtools.faults.proxy import FaultyStore
 from storage_audit.bucket import s3
 from storage_audit.bucket.listing import escape
 from storage_audit.cleanup import limits, plan, requests, runner
@@ -25,6 +21,10 @@ from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.cleanup.turn import TurnOver, Work
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.tracking.upload import Upload
+from tests.faults.kinds import changed
+from tests.faults.matching import is_listing_at, on
+from tests.faults.pages import with_contents
+from tests.faults.proxy import FaultyStore
 from tests.keys import NFC, NFD
 from tests.promises import (
     FLAT,

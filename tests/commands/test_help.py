@@ -11,13 +11,13 @@ from django.core.management import find_commands, load_command_class
 from django.core.management.base import CommandError, DjangoHelpFormatter
 
 import benchmarks.__main__
-import devtools.crash.__main__
 import devtools.demo.__main__
-import devtools.faults.__main__
 import devtools.install
 import devtools.mutants
 import devtools.screenshots
 import devtools.test
+import tests.crash.__main__
+import tests.faults.__main__
 from tests.paths import ROOT
 
 # What it asks is no database.
@@ -38,9 +38,9 @@ PARSERS: dict[str, ArgumentParser] = {
     "make demo": devtools.demo.__main__.command_line(),
     "make bench": benchmarks.__main__.command_line(),
     "make test": devtools.test.command_line(),
-    "make test-crash": devtools.crash.__main__.command_line(),
+    "make test-crash": tests.crash.__main__.command_line(),
     "make test-mutants": devtools.mutants.command_line(),
-    "-m devtools.faults": devtools.faults.__main__.command_line(),
+    "-m tests.faults": tests.faults.__main__.command_line(),
     "-m devtools.install": devtools.install.command_line(),
     "make screenshots": devtools.screenshots.command_line(),
 }

@@ -14,8 +14,6 @@ from django.utils import timezone
 from django_q.models import OrmQ
 from pytest_django import Settings
 
-from devtools.faults.matching import is_listing, is_listing_at, on, then
-from devtools.faults.proxy import FaultyStore
 from storage_audit.bucket import s3
 from storage_audit.cleanup import limits
 from storage_audit.findings.models import Finding
@@ -24,6 +22,8 @@ from storage_audit.ownership import bucket_marker
 from storage_audit.scan.models import BucketScan, ScanShard, Sighting
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
+from tests.faults.matching import is_listing, is_listing_at, on, then
+from tests.faults.proxy import FaultyStore
 from tests.processes import Command
 from tests.real_bucket import Bucket
 from tests.run_command import run_command, run_json

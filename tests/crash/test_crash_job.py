@@ -10,15 +10,15 @@ from typing import Any, cast
 
 import pytest
 
-from devtools.crash.__main__ import parts
-from devtools.crash.chaos import Chaos
-from devtools.crash.observer import Observer
-from devtools.crash.people import Person
-from devtools.crash.services import Cluster, Program, insist
-from devtools.crash.verdict import Verdict
-from devtools.crash.world import World
 from devtools.processes import Child, StartError
 from storage_audit.models import Project
+from tests.crash.__main__ import parts
+from tests.crash.chaos import Chaos
+from tests.crash.observer import Observer
+from tests.crash.people import Person
+from tests.crash.services import Cluster, Program, insist
+from tests.crash.verdict import Verdict
+from tests.crash.world import World
 from tests.paths import ROOT
 from tests.promises import alive, delete, late_check
 from tests.real_bucket import Bucket
@@ -58,7 +58,7 @@ def test_what_does_not_start_at_first_is_started_again(monkeypatch: pytest.Monke
         if error := next(outcomes):
             raise error
 
-    monkeypatch.setattr("devtools.crash.services.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("tests.crash.services.time.sleep", lambda seconds: None)
     insist(cast(Any, SimpleNamespace(start=start)))
     assert not list(outcomes)
 

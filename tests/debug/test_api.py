@@ -15,9 +15,7 @@ from django_q.models import OrmQ
 from pytest_django import Settings
 
 from devtools.cloudflare_api import CloudflareApi
-from devtools.faults.kinds import error
-from devtools.faults.matching import is_listing, on, then
-from devtools.faults.proxy import FaultyStore, Reply
+from devtools.http_reply import Reply
 from storage_audit import concurrency
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.conf import Conf, conf
@@ -31,6 +29,9 @@ from tests.admin_client import page, superuser, text_of
 from tests.api_client import API, program, refused, staff, told
 from tests.bucket.fake_wrangler import FakeWrangler
 from tests.database import lock_table
+from tests.faults.kinds import error
+from tests.faults.matching import is_listing, on, then
+from tests.faults.proxy import FaultyStore
 from tests.promises import FLAT, deleted, run, track
 from tests.real_bucket import BUCKETS, Bucket
 

@@ -12,9 +12,6 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from devtools.faults.kinds import KINDS
-from devtools.faults.matching import is_listing_under, on
-from devtools.faults.proxy import FaultyStore
 from storage_audit.bucket import listing, s3
 from storage_audit.bucket.errors import DeadlinePassed, StoreError
 from storage_audit.bucket.s3 import Listed
@@ -26,6 +23,9 @@ from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import CannotConclude
 from tests.admin_client import page, person, text_of
 from tests.database import dump_everything
+from tests.faults.kinds import KINDS
+from tests.faults.matching import is_listing_under, on
+from tests.faults.proxy import FaultyStore
 from tests.keys import NFC, NFD
 from tests.promises import FLAT, HIERARCHICAL, alive, delete, deleted, track
 from tests.real_bucket import Bucket, fold_unicode

@@ -10,9 +10,6 @@ from django.db import connection, transaction
 from pytest_django import Settings
 
 from devtools.cloudflare_api import CloudflareApi
-from devtools.faults.kinds import KINDS
-from devtools.faults.matching import is_delete_single, on
-from devtools.faults.proxy import FaultyStore
 from storage_audit.bucket import prices, s3
 from storage_audit.cleanup import delete_batches
 from storage_audit.cleanup.models import CleanupOperation
@@ -24,6 +21,9 @@ from storage_audit.models import KnownProject
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.key_formats import DEFAULT_TEMPLATES
 from storage_audit.ownership.owner import layouts
+from tests.faults.kinds import KINDS
+from tests.faults.matching import is_delete_single, on
+from tests.faults.proxy import FaultyStore
 from tests.promises import Status, again, check, make_due
 from tests.real_bucket import Bucket
 from tests.run_command import run_command, run_json

@@ -20,18 +20,7 @@ from django_q.models import OrmQ, Schedule
 from pytest_django import Settings
 
 from devtools.cloudflare_api import CloudflareApi
-from devtools.faults.kinds import HTML, changed, error
-from devtools.faults.matching import (
-    Matches,
-    is_delete_single,
-    is_listing,
-    is_listing_under,
-    is_plain,
-    is_read,
-    on,
-)
-from devtools.faults.pages import with_contents
-from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, Rule
+from devtools.http_reply import Reply
 from devtools.seaweedfs import SeaweedFS
 from storage_audit.bucket import wrangler
 from storage_audit.bucket.cloudflare_api import list_page
@@ -52,6 +41,18 @@ from storage_audit.doctor.run_checks import examine
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.key_formats import OWN_PREFIX
 from tests.database import LATEST_MIGRATION, lock_table
+from tests.faults.kinds import HTML, changed, error
+from tests.faults.matching import (
+    Matches,
+    is_delete_single,
+    is_listing,
+    is_listing_under,
+    is_plain,
+    is_read,
+    on,
+)
+from tests.faults.pages import with_contents
+from tests.faults.proxy import FaultyStore, Forward, Request, Rule
 from tests.network import faulty_network
 from tests.queue.clusters import Cluster
 from tests.real_bucket import Bucket

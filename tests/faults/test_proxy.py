@@ -16,19 +16,20 @@ import pytest
 from botocore.exceptions import ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as NoConnection
 
-from devtools.faults import kinds
-from devtools.faults.kinds import KINDS
-from devtools.faults.matching import (
+from devtools.http_reply import Reply
+from devtools.seaweedfs import SeaweedFS
+from devtools.store import Store
+from tests.faults import kinds
+from tests.faults.kinds import KINDS
+from tests.faults.matching import (
     is_delete_batch,
     is_listing,
     is_plain,
     keys_sent,
     on,
 )
-from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, faulty_store
-from devtools.faults.seeded import Seeded
-from devtools.seaweedfs import SeaweedFS
-from devtools.store import Store
+from tests.faults.proxy import FaultyStore, Forward, Request, faulty_store
+from tests.faults.seeded import Seeded
 from tests.real_bucket import BUCKETS
 
 # What it asks is no database.
@@ -135,7 +136,7 @@ def forge(request: Any, **kwargs: Any) -> None:
 def test_bodies_larger_than_what_is_kept_pass_both_ways(
     origin: Store, proxy: FaultyStore, client: "S3Client", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("devtools.faults.proxy.KEPT_BODY", 1 << 20)
+    monkeypatch.setattr("tests.faults.proxy.KEPT_BODY", 1 << 20)
     body = bytes(range(256)) * (3 << 12)
     client.put_object(Bucket=BUCKET, Key="large", Body=body)
     received = client.get_object(Bucket=BUCKET, Key="large")["Body"].read()
@@ -423,7 +424,7 @@ def test_impossible_rates_are_refused(rates: dict[str, float]) -> None:
 
 
 def command(*argv: str) -> list[str]:
-    return [sys.executable, "-m", "devtools.faults", *argv]
+    return [sys.executable, "-m", "tests.faults", *argv]
 
 
 def test_by_hand_it_lists_the_faults() -> None:

@@ -9,18 +9,7 @@ import pytest
 from django.utils import timezone
 from pytest_django import Settings
 
-from devtools.faults.kinds import changed, error
-from devtools.faults.matching import is_abort, is_listing, is_uploads_listing, on
-from devtools.faults.pages import (
-    empty,
-    first,
-    of_another_bucket,
-    of_another_prefix,
-    with_field,
-    with_text,
-    without_field,
-)
-from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
+from devtools.http_reply import Reply
 from devtools.seaweedfs import SeaweedFS
 from storage_audit.bucket import frame, multipart, s3
 from storage_audit.bucket.errors import InvalidResponse, StoreError
@@ -39,6 +28,18 @@ from storage_audit.scan import unfinished_uploads
 from storage_audit.scan.models import BucketScan, Sighting
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
+from tests.faults.kinds import changed, error
+from tests.faults.matching import is_abort, is_listing, is_uploads_listing, on
+from tests.faults.pages import (
+    empty,
+    first,
+    of_another_bucket,
+    of_another_prefix,
+    with_field,
+    with_text,
+    without_field,
+)
+from tests.faults.proxy import FaultyStore, Forward, Request
 from tests.network import faulty_network
 from tests.promises import alive, deleted, track
 from tests.real_bucket import Bucket

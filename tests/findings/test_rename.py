@@ -16,9 +16,7 @@ from django.db import connections
 from django.utils import timezone
 from pytest_django import Settings
 
-from devtools.faults.kinds import error
-from devtools.faults.matching import is_delete_batch, is_listing, on, then
-from devtools.faults.proxy import RESET, FaultyStore, Forward, Reply, Request
+from devtools.http_reply import Reply
 from devtools.seaweedfs import SeaweedFS
 from storage_audit.bucket import copies, s3
 from storage_audit.bucket.errors import StoreError
@@ -31,6 +29,9 @@ from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
 from tests.builders import create_findings
+from tests.faults.kinds import error
+from tests.faults.matching import is_delete_batch, is_listing, on, then
+from tests.faults.proxy import RESET, FaultyStore, Forward, Request
 from tests.findings.renamings import (
     A_NEW,
     NEW,

@@ -17,9 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest_django import Settings
 
-from devtools.faults.kinds import KINDS
-from devtools.faults.matching import is_listing, on
-from devtools.faults.proxy import FaultyStore
 from storage_audit.cleanup.models import CleanupOperation, OperationEvent
 from storage_audit.concurrency import place
 from storage_audit.conf import conf
@@ -40,6 +37,9 @@ from tests.admin_client import (
     words,
 )
 from tests.builders import add_items, create_cleanup, create_finding, create_row
+from tests.faults.kinds import KINDS
+from tests.faults.matching import is_listing, on
+from tests.faults.proxy import FaultyStore
 from tests.keys import ESCAPED, HOSTILE
 from tests.promises import alive, delete, deleted, requested, track
 from tests.real_bucket import Bucket

@@ -7,10 +7,7 @@ from typing import Any
 
 import pytest
 
-from devtools.faults.kinds import changed
-from devtools.faults.matching import is_abort, is_listing, is_uploads_listing, on
-from devtools.faults.pages import empty
-from devtools.faults.proxy import FaultyStore, Reply, Request
+from devtools.http_reply import Reply
 from devtools.local_r2 import LocalR2
 from storage_audit.bucket import frame, s3
 from storage_audit.bucket.deleters import Sent
@@ -24,6 +21,10 @@ from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import MARKER, CannotConclude, Traits
 from tests.bucket.store_replies import list_uploads
 from tests.database import copy_database
+from tests.faults.kinds import changed
+from tests.faults.matching import is_abort, is_listing, is_uploads_listing, on
+from tests.faults.pages import empty
+from tests.faults.proxy import FaultyStore, Request
 from tests.promises import (
     HIERARCHICAL,
     Status,

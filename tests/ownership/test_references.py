@@ -14,8 +14,7 @@ from django.db import IntegrityError, OperationalError, connection
 from pytest_django import Settings
 from storages.backends.s3 import S3Storage
 
-from devtools.faults.matching import is_anything, on
-from devtools.faults.proxy import FaultyStore, Reply
+from devtools.http_reply import Reply
 from storage_audit import tasks
 from storage_audit.alerts import alert_rules
 from storage_audit.alerts.models import Incident
@@ -33,6 +32,8 @@ from storage_audit.reading import read_within
 from storage_audit.storage import TrackedStorage
 from tests.admin_client import DASHBOARD, act, page, superuser, text_of
 from tests.builders import create_orphans
+from tests.faults.matching import is_anything, on
+from tests.faults.proxy import FaultyStore
 from tests.findings.orphans import delete_orphans
 from tests.keys import KEY, OTHER_KEY
 from tests.owner_models import drop_library_table, library_rows

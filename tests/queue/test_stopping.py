@@ -17,8 +17,6 @@ from django.utils import timezone
 from django_q.models import OrmQ, Task
 
 from devtools.environment import made_up_environment
-from devtools.faults.matching import Matches, is_delete_batch, is_listing, is_marker, on, then
-from devtools.faults.proxy import FaultyStore, Request, faulty_store
 from devtools.local_r2 import LocalR2
 from devtools.processes import Child, free_port
 from storage_audit import tasks
@@ -26,6 +24,8 @@ from storage_audit.cleanup import runner
 from storage_audit.cleanup.models import CleanupItem, CleanupOperation, OperationEvent
 from storage_audit.conf import conf
 from storage_audit.models import Project
+from tests.faults.matching import Matches, is_delete_batch, is_listing, is_marker, on, then
+from tests.faults.proxy import FaultyStore, Request, faulty_store
 from tests.keys import KEY_OF_PROJ_10
 from tests.paths import ROOT
 from tests.processes import fetch, read_service

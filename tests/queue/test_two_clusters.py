@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from devtools.faults.proxy import FaultyStore, faulty_store
 from devtools.local_r2 import LocalR2
 from storage_audit.cleanup.models import CleanupOperation, OperationEvent
 from storage_audit.cleanup.requests import enqueue
 from storage_audit.models import Project
+from tests.faults.proxy import FaultyStore, faulty_store
 from tests.keys import KEY_OF_PROJ_10
 from tests.promises import Status, check, count_sent
 from tests.queue.clusters import Cluster, print_log_on_failure

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from devtools.faults.matching import is_listing_under, on, then
-from devtools.faults.proxy import FaultyStore
 from storage_audit.bucket import s3
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
 from storage_audit.scan.models import BucketScan, ScanShard
 from storage_audit.scan.start import start_scan
+from tests.faults.matching import is_listing_under, on, then
+from tests.faults.proxy import FaultyStore
 from tests.paths import ROOT
 from tests.processes import database_url
 from tests.real_bucket import Bucket

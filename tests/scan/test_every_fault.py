@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from botocore.retries.standard import ExponentialBackoff
 
-from devtools.faults import kinds
-from devtools.faults.kinds import KINDS
-from devtools.faults.matching import is_listing_under
-from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
+from devtools.http_reply import Reply
 from storage_audit.bucket import s3
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.scan.models import BucketScan, Sighting
+from tests.faults import kinds
+from tests.faults.kinds import KINDS
+from tests.faults.matching import is_listing_under
+from tests.faults.proxy import FaultyStore, Forward, Request
 from tests.real_bucket import Bucket
 from tests.scan import listing_in_memory
 from tests.scan.listing_in_memory import (

@@ -13,15 +13,7 @@ import pytest
 from botocore.retries.standard import ExponentialBackoff
 from django.utils import timezone
 
-from devtools.faults.kinds import KINDS
-from devtools.faults.matching import (
-    is_listing,
-    is_listing_at,
-    is_listing_under,
-    is_uploads_listing,
-    on,
-)
-from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
+from devtools.http_reply import Reply
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.bucket.s3 import Listed
 from storage_audit.findings.models import Finding
@@ -34,6 +26,15 @@ from storage_audit.scan.models import BucketScan, Sighting
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
 from storage_audit.tracking import rows
+from tests.faults.kinds import KINDS
+from tests.faults.matching import (
+    is_listing,
+    is_listing_at,
+    is_listing_under,
+    is_uploads_listing,
+    on,
+)
+from tests.faults.proxy import FaultyStore, Forward, Request
 from tests.real_bucket import Bucket
 from tests.scan import listing_in_memory
 from tests.scan.listing_in_memory import Listing, a, alive, complete, findings, resume, track

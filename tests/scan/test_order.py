@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from devtools.faults.proxy import FaultyStore
 from devtools.seaweedfs import SeaweedFS
 from storage_audit.bucket import s3
 from storage_audit.bucket.errors import InvalidResponse
@@ -19,6 +18,7 @@ from storage_audit.ownership.bucket_marker import Traits
 from storage_audit.scan import worker
 from storage_audit.scan.models import BucketScan, ListedKey, Sighting
 from storage_audit.scan.start import start_scan
+from tests.faults.proxy import FaultyStore
 from tests.network import faulty_network
 from tests.real_bucket import Bucket
 from tests.scan import listing_in_memory

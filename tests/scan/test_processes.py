@@ -11,11 +11,11 @@ from django.db.models import Sum
 from django.utils import timezone
 from pytest_django import Settings
 
-from devtools.faults.matching import is_listing, is_listing_at, is_listing_under, on, then
-from devtools.faults.proxy import FaultyStore
 from storage_audit.bucket.models import StoreCalls
 from storage_audit.management.scan_processes import beside
 from storage_audit.scan.models import BucketScan
+from tests.faults.matching import is_listing, is_listing_at, is_listing_under, on, then
+from tests.faults.proxy import FaultyStore
 from tests.processes import Command
 from tests.real_bucket import Bucket
 from tests.run_command import run_command

@@ -16,13 +16,13 @@ from django.utils import timezone
 from django_q.models import OrmQ, Schedule
 from pytest_django import Settings
 
-from devtools.faults.matching import is_listing_under, on, then
-from devtools.faults.proxy import FaultyStore
 from storage_audit import queue, tasks
 from storage_audit.findings.models import Finding
 from storage_audit.ownership import bucket_marker
 from storage_audit.scan.models import BucketScan, ScanShard
 from storage_audit.scan.start import share, start_scan
+from tests.faults.matching import is_listing_under, on, then
+from tests.faults.proxy import FaultyStore
 from tests.queue.clusters import Cluster, list_enqueued_ids, list_results, print_log_on_failure
 from tests.real_bucket import Bucket
 from tests.scan.listing_in_memory import begin_in_four_parts

@@ -12,8 +12,7 @@ from django.db.models import F, Model, Value
 from django.utils import timezone
 from pytest_django import Settings
 
-from devtools.faults.matching import is_listing
-from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
+from devtools.http_reply import Reply
 from storage_audit import tasks
 from storage_audit.alerts import lateness
 from storage_audit.alerts.alert_rules import find_overdue
@@ -30,6 +29,8 @@ from storage_audit.storage import key_for
 from storage_audit.tracking import upload
 from storage_audit.tracking.upload import Upload, is_barred
 from tests.builders import create_lost_cleanup
+from tests.faults.matching import is_listing
+from tests.faults.proxy import FaultyStore, Forward, Request
 from tests.promises import (
     acquire_lease,
     again,

@@ -27,10 +27,7 @@ from pytest_django import Settings
 
 from autoshorts import urls
 from devtools.environment import made_up_environment
-from devtools.faults import matching
-from devtools.faults.kinds import error, per_key
-from devtools.faults.matching import Matches, is_anything, on
-from devtools.faults.proxy import FaultyStore, Forward, Reply, Request, Rule
+from devtools.http_reply import Reply
 from storage_audit.bucket.errors import StoreError
 from storage_audit.cleanup import requests, retention
 from storage_audit.cleanup.models import CleanupItem, CleanupOperation, OperationEvent
@@ -39,6 +36,10 @@ from storage_audit.ownership.bucket_marker import MARKER
 from storage_audit.redaction import HIDDEN
 from tests.admin_client import superuser
 from tests.database import list_stored_values
+from tests.faults import matching
+from tests.faults.kinds import error, per_key
+from tests.faults.matching import Matches, is_anything, on
+from tests.faults.proxy import FaultyStore, Forward, Request, Rule
 from tests.network import faulty_network
 from tests.paths import ROOT
 from tests.promises import again, requested

@@ -22,13 +22,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from devtools.faults.kinds import KINDS
-from devtools.faults.matching import is_delete_batch, on, then
-from devtools.faults.proxy import FaultyStore
 from devtools.local_r2 import LocalR2
 from storage_audit.bucket import s3
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import Installation
+from tests.faults.kinds import KINDS
+from tests.faults.matching import is_delete_batch, on, then
+from tests.faults.proxy import FaultyStore
 from tests.network import faulty_network
 from tests.real_bucket import Bucket
 from tests.stateful.end import come_to_rest

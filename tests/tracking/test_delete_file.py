@@ -12,15 +12,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from pytest_django import Settings
 
-from devtools.faults.kinds import error
-from devtools.faults.matching import (
-    is_delete_batch,
-    is_delete_single,
-    is_listing,
-    is_marker,
-    on,
-)
-from devtools.faults.proxy import FaultyStore, Reply
+from devtools.http_reply import Reply
 from storage_audit import tasks
 from storage_audit.alerts import alert_rules, lateness
 from storage_audit.alerts.models import Incident
@@ -35,6 +27,15 @@ from storage_audit.storage import KeyBeingDeleted
 from storage_audit.tracking.delete_file import Deletion
 from storage_audit.tracking.upload import Upload, intend
 from tests.database import Rollback
+from tests.faults.kinds import error
+from tests.faults.matching import (
+    is_delete_batch,
+    is_delete_single,
+    is_listing,
+    is_marker,
+    on,
+)
+from tests.faults.proxy import FaultyStore
 from tests.keys import NFC, NFD
 from tests.promises import delete, list_facts, outcomes, reason, run, track
 from tests.real_bucket import Bucket

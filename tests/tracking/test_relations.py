@@ -11,14 +11,15 @@ from django.core.files.storage import default_storage
 from django.db import connection, models, transaction
 from django.http import HttpRequest
 
-from devtools.faults.kinds import error
-from devtools.faults.matching import is_delete_single, on
-from devtools.faults.proxy import FaultyStore, Reply
+from devtools.http_reply import Reply
 from storage_audit import locking
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import R2Object
 from storage_audit.ui.model_admin import ModelAdmin
 from tests.admin_client import confirm, person, superuser, text_of
+from tests.faults.kinds import error
+from tests.faults.matching import is_delete_single, on
+from tests.faults.proxy import FaultyStore
 from tests.promises import run
 from tests.real_bucket import Bucket
 

@@ -23,9 +23,7 @@ from django.utils import timezone
 from psycopg2.extensions import ISOLATION_LEVEL_REPEATABLE_READ
 from pytest_django import Settings
 
-from devtools.faults.kinds import error
-from devtools.faults.matching import is_delete_single, on
-from devtools.faults.proxy import FaultyStore, Forward, Reply, Request
+from devtools.http_reply import Reply
 from storage_audit.bucket import s3
 from storage_audit.bucket.errors import DeadlinePassed, InvalidResponse, StoreError, Unavailable
 from storage_audit.cleanup import delete_batches, runner, settle
@@ -36,6 +34,9 @@ from storage_audit.storage import KeyBeingDeleted, TrackedStorage, key_for
 from storage_audit.tracking.upload import Upload
 from storage_audit.tracking.upload_rows import durably
 from tests.database import Rollback
+from tests.faults.kinds import error
+from tests.faults.matching import is_delete_single, on
+from tests.faults.proxy import FaultyStore, Forward, Request
 from tests.promises import delete, outcomes, reason, run
 from tests.real_bucket import Bucket
 from tests.times import STALE_CALL

@@ -14,9 +14,6 @@ from django.db import transaction
 from django.utils import timezone
 from pytest_django import Settings
 
-from devtools.faults.kinds import lies
-from devtools.faults.matching import is_delete_batch, on
-from devtools.faults.proxy import FaultyStore
 from storage_audit.bucket import s3
 from storage_audit.bucket.multipart import Upload
 from storage_audit.cleanup import delete_batches, named_files, policies, requests, runner, verify
@@ -29,6 +26,9 @@ from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.tracking.untrack import kept_by_rows
 from tests.builders import create_findings, list_ids
+from tests.faults.kinds import lies
+from tests.faults.matching import is_delete_batch, on
+from tests.faults.proxy import FaultyStore
 from tests.findings.orphans import request_deletion
 from tests.keys import NFC, NFD
 from tests.promises import (

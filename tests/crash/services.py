@@ -15,8 +15,8 @@ from devtools.demo.browser import Browser
 from devtools.postgres import Server
 from devtools.processes import Child, StartError, free_port
 from devtools.store import Store
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 WEB_READY = "/health/"
 READY_WITHIN = 90.0  # seconds
 START_ATTEMPTS = 5

@@ -13,7 +13,12 @@ from urllib.parse import quote
 import django
 from django.core.management import call_command
 
-from devtools.crash.services import (
+from devtools.demo.site import BUCKET, USER, replace_environment
+from devtools.environment import WITHOUT_ENV_FILE
+from devtools.local_r2 import LocalR2
+from devtools.postgres import running_server
+from devtools.seaweedfs import SeaweedFS
+from tests.crash.services import (
     Cluster,
     ObjectStore,
     PostgreSQL,
@@ -22,12 +27,7 @@ from devtools.crash.services import (
     Web,
     insist,
 )
-from devtools.demo.site import BUCKET, USER, replace_environment
-from devtools.environment import WITHOUT_ENV_FILE
-from devtools.faults.proxy import FaultyStore, faulty_store
-from devtools.local_r2 import LocalR2
-from devtools.postgres import running_server
-from devtools.seaweedfs import SeaweedFS
+from tests.faults.proxy import FaultyStore, faulty_store
 
 STORES = {"r2": LocalR2, "seaweedfs": SeaweedFS}
 
@@ -104,7 +104,7 @@ def environment(store: dict[str, str], network: str, database: str) -> dict[str,
         **WITHOUT_ENV_FILE,
         **store,
         "R2_ENDPOINT_URL": network,
-        "DJANGO_SETTINGS_MODULE": "devtools.crash.settings",
+        "DJANGO_SETTINGS_MODULE": "tests.crash.settings",
         "SECRET_KEY": secrets.token_urlsafe(50),
         "ALLOWED_HOSTS": "127.0.0.1",
         "HTTPS": "false",

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from random import Random
 from threading import Lock
 
-from devtools.faults.kinds import KINDS
-from devtools.faults.proxy import Forward, Reply, Request
+from devtools.http_reply import Reply
+from tests.faults.kinds import KINDS
+from tests.faults.proxy import Forward, Request
 
 
 class Seeded:

@@ -8,15 +8,15 @@ from io import StringIO
 from random import Random
 from typing import TYPE_CHECKING
 
-from devtools.crash.services import ROOT
-from devtools.crash.site import STORES, Site, running_site
 from devtools.demo.site import BUCKET
-from devtools.faults.seeded import Seeded
 from devtools.processes import stop_on_signals
 from devtools.seaweedfs import SeaweedFS
+from tests.crash.site import STORES, Site, running_site
+from tests.faults.seeded import Seeded
+from tests.paths import ROOT
 
 if TYPE_CHECKING:
-    from devtools.crash.world import World
+    from tests.crash.world import World
 
 # Kept until the next run, for whoever asks why something went wrong.
 FOLDER = ROOT / ".local" / "crash"
@@ -82,11 +82,11 @@ def main() -> None:
 def play(site: Site, kills: int, seed: int, title: str) -> int:
     """Returns the exit code."""
     # Their models can be imported only now that Django is set up.
-    from devtools.crash import verdict
-    from devtools.crash.chaos import Chaos
-    from devtools.crash.observer import Observer
-    from devtools.crash.people import Person
-    from devtools.crash.world import World
+    from tests.crash import verdict
+    from tests.crash.chaos import Chaos
+    from tests.crash.observer import Observer
+    from tests.crash.people import Person
+    from tests.crash.world import World
 
     logging.disable(logging.WARNING)
     world = World(seed, has_folders=isinstance(site.store.objects, SeaweedFS))

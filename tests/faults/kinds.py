@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from time import sleep
 from xml.sax.saxutils import escape
 
-from devtools.faults import pages
-from devtools.faults.matching import (
+from devtools.http_reply import Reply
+from tests.faults import pages
+from tests.faults.matching import (
     Matches,
     is_anything,
     is_delete_batch,
@@ -16,8 +17,8 @@ from devtools.faults.matching import (
     is_uploads_listing,
     keys_sent,
 )
-from devtools.faults.pages import backwards, with_token, without_token
-from devtools.faults.proxy import RESET, Forward, Reply, Request, Rule
+from tests.faults.pages import backwards, with_token, without_token
+from tests.faults.proxy import RESET, Forward, Request, Rule
 
 DELAY = 2.0  # seconds
 HANG = 15.0  # seconds; longer than the application waits

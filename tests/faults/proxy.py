@@ -25,6 +25,8 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import unescape
 
+from devtools.http_reply import Reply
+
 # More than a call that deletes 1,000 keys. What is larger goes through in pieces.
 KEPT_BODY = 8 << 20
 PIECE = 1 << 16
@@ -33,21 +35,6 @@ STORE_TIMEOUT = 60.0  # seconds
 # What makes the place where a listing begins unlike all others.
 NONCE = re.compile("\U0010ffff[0-9a-f]{16}")
 OF_ONE_CONNECTION = {"connection", "keep-alive", "proxy-connection"}
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer of the store; `status` 0 stands for a connection that breaks without one, and
-    `announced` for a Content-Length that promises more than `body`, before it breaks."""
-
-    status: int
-    body: bytes = b""
-    headers: tuple[tuple[str, str], ...] = (("Content-Type", "application/xml"),)
-    announced: int | None = None
-
-    @property
-    def text(self) -> str:
-        return self.body.decode()
 
 
 RESET = Reply(0)

@@ -8,16 +8,16 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from threading import Event
 
-from devtools.faults.kinds import KINDS
-from devtools.faults.proxy import faulty_store
-from devtools.faults.seeded import Seeded
 from devtools.processes import Stopped, stop_on_signals
+from tests.faults.kinds import KINDS
+from tests.faults.proxy import faulty_store
+from tests.faults.seeded import Seeded
 
 EPILOG = """\
 examples:
-  python -m devtools.faults --list
-  python -m devtools.faults --upstream http://127.0.0.1:9000 --fault 'slow-down 0.1'
-  python -m devtools.faults --upstream http://127.0.0.1:9000 --seed 7 --fault 'kept 0.02'
+  python -m tests.faults --list
+  python -m tests.faults --upstream http://127.0.0.1:9000 --fault 'slow-down 0.1'
+  python -m tests.faults --upstream http://127.0.0.1:9000 --seed 7 --fault 'kept 0.02'
 
 exit codes:
   0  with --list
@@ -31,7 +31,7 @@ Next: set R2_ENDPOINT_URL to the address that it prints.
 
 def command_line() -> ArgumentParser:
     parser = ArgumentParser(
-        prog="python -m devtools.faults",
+        prog="python -m tests.faults",
         description=__doc__,
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,

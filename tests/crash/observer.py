@@ -4,9 +4,10 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from threading import Lock
 
-from devtools.crash.world import World
-from devtools.faults.matching import is_delete_batch, is_delete_single, keys_sent
-from devtools.faults.proxy import Reply, Request
+from devtools.http_reply import Reply
+from tests.crash.world import World
+from tests.faults.matching import is_delete_batch, is_delete_single, keys_sent
+from tests.faults.proxy import Request
 
 # In place of a project, for deletions that follow those of tracking rows.
 ROWS = "rows"

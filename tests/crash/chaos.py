@@ -13,11 +13,11 @@ from uuid import UUID
 
 from django.db.models import QuerySet
 
-from devtools.crash.people import Person, retried
-from devtools.crash.services import Cluster, Program, Service, one_of
-from devtools.crash.site import Site
-from devtools.crash.world import World
 from storage_audit.cleanup.models import CleanupOperation
+from tests.crash.people import Person, retried
+from tests.crash.services import Cluster, Program, Service, one_of
+from tests.crash.site import Site
+from tests.crash.world import World
 
 RESUMES_WITHIN = 120.0  # seconds
 # So long that its lease is over and another worker goes on with the work.
@@ -213,7 +213,7 @@ class Chaos:
         person = self.person
         ids = [person.relative(), *person.victims[-2:], *person.reborn[-2:]]
         lives = {id: self.world.lives(id) for id in ids}
-        upload = self.site.program("uploads", "-m", "devtools.crash.uploads", *ids)
+        upload = self.site.program("uploads", "-m", "tests.crash.uploads", *ids)
         time.sleep(self.random.uniform(2, 6))
         if upload.running:
             upload.kill()

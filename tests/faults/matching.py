@@ -5,7 +5,8 @@ from collections.abc import Callable
 from threading import Lock
 from xml.sax.saxutils import unescape
 
-from devtools.faults.proxy import Forward, Reply, Request, Rule
+from devtools.http_reply import Reply
+from tests.faults.proxy import Forward, Request, Rule
 
 Matches = Callable[[Request], bool]
 

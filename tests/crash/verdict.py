@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 from django.db.models import F, Sum
 
-from devtools.crash.chaos import RESUMES_WITHIN, Chaos, unfinished
-from devtools.crash.observer import ROWS, Observer
-from devtools.crash.world import UPLOADED, World
 from devtools.demo.report import shown
 from storage_audit.cleanup.adaptive_batch import MOST
 from storage_audit.cleanup.models import CleanupItem, CleanupOperation, OperationEvent
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject, Project
 from storage_audit.ownership.bucket_marker import MARKER
+from tests.crash.chaos import RESUMES_WITHIN, Chaos, unfinished
+from tests.crash.observer import ROWS, Observer
+from tests.crash.world import UPLOADED, World
 
 DELETIONS = ("deleted", "forced")
 # Of each of these one worker may have had one batch under way.

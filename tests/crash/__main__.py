@@ -7,8 +7,8 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 
-from devtools.crash.services import ROOT
 from devtools.processes import Child, StartError, stop_on_signals
+from tests.paths import ROOT
 
 KEYS = 1_000_000
 
@@ -63,7 +63,7 @@ def parts(seed: int, kills: int) -> Iterator[tuple[str, list[str]]]:
 
     def crash(store: str, database: str, kills: int, strategy: str = "batch") -> list[str]:
         where = ["--store", store, "--database", database, "--strategy", strategy]
-        return ["-m", "devtools.crash.scenario", *where, "--kills", str(kills), "--seed", str(seed)]
+        return ["-m", "tests.crash.scenario", *where, "--kills", str(kills), "--seed", str(seed)]
 
     yield "r2-postgresql", crash("r2", "postgresql", kills - 2 * (kills // 5))
     yield "seaweedfs-postgresql", crash("seaweedfs", "postgresql", kills // 5)

@@ -12,12 +12,12 @@ from django.contrib.admin.utils import quote
 from django.db import DatabaseError, close_old_connections
 from django.urls import reverse
 
-from devtools.crash.site import Site
-from devtools.crash.world import World
 from devtools.demo.browser import Browser, Refused
 from devtools.demo.site import USER
 from storage_audit.cleanup.models import CleanupOperation
 from storage_audit.models import Project, R2Object
+from tests.crash.site import Site
+from tests.crash.world import World
 
 OPEN_AT_ONCE = 6
 PATIENCE = 90.0  # seconds

@@ -23,7 +23,7 @@ class StorageAuditConfig(AppConfig):
     def ready(self) -> None:
         # tasks also where no task is run: its receivers hear of the site's own, and the doctor's
         # modules note what code this process has loaded.
-        from storage_audit import checks, signals
+        from storage_audit import checks, signals, tasks  # noqa: F401
         from storage_audit.alerts import alert_rules
         from storage_audit.cleanup import open_decisions, settle, used_files
         from storage_audit.findings import ignored, orphans

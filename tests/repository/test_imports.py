@@ -69,13 +69,14 @@ django.setup()
 """
 
 
-def test_each_command_knows_what_people_keep() -> None:
-    """No cleanup deletes without it: those of a cluster's workers are in tests/queue."""
+def test_each_command_knows_what_people_keep_and_hears_of_tasks() -> None:
+    """No cleanup deletes without the first: those of a cluster's workers are in tests/queue."""
     asked = "from storage_audit.cleanup.open_decisions import ask_keeper as a; print(a().__name__)"
+    asked += "; from django_q.signals import pre_execute; print(pre_execute.has_listeners())"
     settings = ["--settings", "devtools.check_settings"]
     command = [sys.executable, "manage.py", "shell", *settings, "--command", asked]
     ran = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert ran.stdout.splitlines()[-1] == "storage_audit.findings.ignored"
+    assert ran.stdout.splitlines()[-2:] == ["storage_audit.findings.ignored", "True"]
 
 
 def test_all_tables_are_loaded_when_another_app_imports_one_of_them_first(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ class StorageAuditConfig(AppConfig):
 
         checks.register_checks()
         signals.connect()
-        # Cleanups know neither findings nor incidents.
+        # Cleanups import neither findings nor alerts, which lie above them.
         open_decisions.register_keeper(ignored)
         settle.objects_gone.connect(orphans.resolve_gone)
         used_files.files_lost.connect(alert_rules.begin_lost)

@@ -1,1 +1,1 @@
-"""What is late or needs a person, and who hears of it: e-mail and webhook."""
+"""Tells people by e-mail and webhook what is late or needs them."""
